@@ -1,0 +1,196 @@
+"""digits-m: real handwritten digits on real photographs, built from what scikit-learn ships, so nothing is downloaded.
+
+After MNIST-M (Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016), each image is
+
+    | photo crop − digit |        per channel, 32 x 32 RGB
+
+with the 8 x 8 digits of ``sklearn.datasets.load_digits`` at a random size and position, over crops of random place,
+scale and channel order from the two photographs of ``load_sample_images``. Each digit appears on several photographs.
+
+Nothing leaks from train to test: a digit belongs to one split, and so does every photograph pixel (train crops lie left
+of column 400, test crops right of it). Digits have a handedness: recipes for this data must not flip images.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssole.errors import DataError
+
+Split = Literal["train", "test"]
+Images = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+VERSION = 1  # part of the cache key: raise it whenever the bytes below would change
+SIDE = 32
+CLASSES = [str(digit) for digit in range(10)]
+SPLIT_COLUMN = 400  # photographs are 427 x 640; both have objects and plain background on either side of this column
+TEST_DIGITS = 400  # of 1,797
+BLENDS: dict[str, int] = {"train": 8, "test": 4}  # photographs per digit: 1,397 x 8 = 11,176 and 400 x 4 = 1,600 images
+DIGIT_SIDES = (16, 26)  # pixels, both ends included
+CROP_SIDES = (32, 112)
+TRIES = 4  # crops drawn per image, of which the first that leaves the digit visible is used
+VISIBLE = 72  # grey levels, of 255, by which the strokes must differ from the photograph they cover
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What goes into each of the N images of a split: enough to prove that nothing is shared between splits."""
+
+    digit: NDArray[np.int64]  # (N,) index into load_digits
+    side: NDArray[np.int64]  # (N,) of the digit, in pixels
+    corner: NDArray[np.int64]  # (N, 2) of the digit: top, left
+    photo: NDArray[np.int64]  # (N, TRIES)
+    box: NDArray[np.int64]  # (N, TRIES, 4) of the crop: left, top, right, bottom in photograph pixels
+    channels: NDArray[np.int64]  # (N, 3) a permutation
+
+
+class _Blend(NamedTuple):
+    image: Images
+    contrast: float
+
+
+def digits_m(split: Split = "train", *, seed: int = 0, cache: bool = True) -> tuple[Images, Labels]:
+    """Build, or read from the cache, one split of digits-m.
+
+    Args:
+        split: "train" (11,176 images of 1,397 digits) or "test" (1,600 images of 400 other digits).
+        seed: Chooses the split of digits and every random choice; the same seed gives the same bytes.
+        cache: Keep the result under ``$SSOLE_CACHE`` (default: the platform's cache folder, ``~/.cache/ssole``).
+            A damaged cache is built anew and an unwritable one is done without.
+
+    Returns:
+        images (N, 32, 32, 3) uint8 and labels (N,) int64 in 0..9, in an order that says nothing about the labels.
+
+    Raises:
+        DataError: for any other split, or a seed that is not a non-negative integer.
+    """
+    if split not in BLENDS:
+        raise DataError(f"digits-m has the splits 'train' and 'test', not {split!r}.")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise DataError(f"The seed of digits-m must be an integer of at least 0; got {seed!r}.")
+    path = cache_folder() / f"digits-m-v{VERSION}-seed{seed}-{split}.npz"
+    built = _read_cache(path, split) if cache else None
+    if built is None:
+        built = _build(split, int(seed))
+        if cache:
+            _write_cache(path, *built)
+    return built
+
+
+def plan(split: Split, seed: int, labels_count: int = 1797) -> Plan:
+    """Draw every random choice of a split, from one generator per (seed, split)."""
+    digits = _random(seed, 0).permutation(labels_count)
+    digits = digits[:TEST_DIGITS] if split == "test" else digits[TEST_DIGITS:]
+    random = _random(seed, 1 if split == "train" else 2)
+    digit = random.permutation(np.repeat(digits, BLENDS[split]))
+    n = len(digit)
+    side = random.integers(*DIGIT_SIDES, size=n, endpoint=True)
+    corner = random.integers(0, SIDE - side[:, None], size=(n, 2), endpoint=True)
+    crop = random.integers(*CROP_SIDES, size=(n, TRIES), endpoint=True)
+    start, stop = (0, SPLIT_COLUMN) if split == "train" else (SPLIT_COLUMN, 640)
+    left = random.integers(start, stop - crop, endpoint=True)
+    top = random.integers(0, 427 - crop, endpoint=True)
+    return Plan(
+        digit=digit,
+        side=side,
+        corner=corner,
+        photo=random.integers(0, 2, size=(n, TRIES)),
+        box=np.stack([left, top, left + crop, top + crop], axis=-1),
+        channels=random.permuted(np.tile(np.arange(3), (n, 1)), axis=1),
+    )
+
+
+def _random(seed: int, use: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64([seed, use]))
+
+
+def _build(split: Split, seed: int) -> tuple[Images, Labels]:
+    from PIL import Image
+    from sklearn.datasets import load_digits, load_sample_images
+
+    digits = load_digits()
+    tiles = [Image.fromarray(tile) for tile in (digits.images * (255 / 16)).round().astype(np.uint8)]
+    photos = [Image.fromarray(photo) for photo in load_sample_images().images]
+    todo = plan(split, seed, len(tiles))
+    images = np.empty((len(todo.digit), SIDE, SIDE, 3), np.uint8)
+    for i, digit in enumerate(todo.digit):
+        stroke = _place(tiles[digit], int(todo.side[i]), todo.corner[i])
+        best = _Blend(images[i], -1.0)
+        for photo, box in zip(todo.photo[i], todo.box[i], strict=True):
+            crop = photos[photo].resize((SIDE, SIDE), Image.Resampling.BOX, box=tuple(box.tolist()))
+            best = max(best, _blend(np.asarray(crop), stroke), key=lambda blend: blend.contrast)
+            if best.contrast >= VISIBLE:
+                break
+        images[i] = best.image[..., todo.channels[i]]
+    return images, np.asarray(digits.target[todo.digit], dtype=np.int64)
+
+
+def _place(tile: Any, side: int, corner: NDArray[np.int64]) -> NDArray[np.int16]:
+    """Enlarge an 8 x 8 digit to ``side`` and set it on black: (32, 32) int16 in 0..255, in integer steps throughout."""
+    from PIL import Image
+
+    large = np.asarray(tile.resize((side, side), Image.Resampling.BICUBIC), dtype=np.int16)
+    stroke = np.zeros((SIDE, SIDE), np.int16)
+    top, left = corner
+    # The scan's 16 grey levels enlarge to a blur; a steeper ramp gives strokes back their edge.
+    stroke[top : top + side, left : left + side] = np.clip((large - 64) * 2, 0, 255)
+    return stroke
+
+
+def _blend(crop: Images, stroke: NDArray[np.int16]) -> _Blend:
+    """MNIST-M's |photo − digit|, and how far the strokes stand out from what they cover (mid-grey would hide them)."""
+    image = np.abs(crop.astype(np.int16) - stroke[..., None])
+    change = np.abs(image - crop).mean(axis=-1)[stroke > 127]
+    return _Blend(image.astype(np.uint8), float(change.mean()) if change.size else 0.0)
+
+
+def cache_folder() -> Path:
+    """Where downloads and built data are kept: ``$SSOLE_CACHE``, else ``ssole`` in the platform's cache folder."""
+    if given := os.environ.get("SSOLE_CACHE"):
+        return Path(given).expanduser()
+    if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "ssole"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssole"
+
+
+def _read_cache(path: Path, split: Split) -> tuple[Images, Labels] | None:
+    try:
+        with np.load(path, allow_pickle=False) as stored:  # reading checks the archive's CRC-32
+            images, labels = stored["images"], stored["labels"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        _log.warning("Rebuilding digits-m: its cache %s is damaged (%s).", path, error)
+        return None
+    if images.dtype != np.uint8 or images.shape != (len(labels), SIDE, SIDE, 3) or labels.dtype != np.int64:
+        _log.warning("Rebuilding digits-m: its cache %s holds %s %s.", path, images.dtype, images.shape)
+        return None
+    return images, labels
+
+
+def _write_cache(path: Path, images: Images, labels: Labels) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, images=images, labels=labels)
+            os.replace(temporary, path)  # atomic, so a reader in another process never sees half a file
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    except OSError as error:
+        _log.warning("digits-m was built but not cached in %s (%s); set SSOLE_CACHE to a writable folder.", path, error)
