@@ -1,0 +1,62 @@
+# make demo    install, train on digits-m, print the table        make lint    ruff and mypy
+# make test    install, run the tests                             make clean   remove caches and builds
+#
+# PYTHON names the interpreter that .venv is made with: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+DEMO := runs/demo
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format wheel clean distclean
+
+help:
+	@echo "make demo     train on digits-m (about 4 minutes on 2 cores) and print the table; FRESH=1 trains again"
+	@echo "make test     run the tests"
+	@echo "make lint     ruff and mypy --strict; 'make format' rewrites"
+	@echo "make wheel    build the package into dist/"
+	@echo "make clean    remove caches and builds; 'make distclean' also $(VENV). Runs are never removed"
+
+install:
+	@scripts/install.sh
+
+# Safe to run twice: a finished run is only judged again, an interrupted one goes on where it stopped.
+demo: install
+	@if [ -n "$(FRESH)" ]; then rm -rf "$(DEMO)"; fi
+	@if [ -f "$(DEMO)/backbone.safetensors" ]; then \
+		echo "$(DEMO) is trained already (make demo FRESH=1 trains it again)"; \
+	elif [ -n "$$(ls -A "$(DEMO)/checkpoints" 2> /dev/null)" ]; then \
+		echo "$(DEMO) was interrupted: going on with it"; \
+		$(VENV)/bin/ssole pretrain --resume "$(DEMO)"; \
+	else \
+		rm -rf "$(DEMO)"; \
+		$(VENV)/bin/ssole pretrain --out "$(DEMO)"; \
+	fi
+	@$(VENV)/bin/ssole eval "$(DEMO)"
+
+test:
+	@scripts/install.sh test
+	@$(VENV)/bin/python -m pytest
+
+lint:
+	@scripts/install.sh dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format:
+	@scripts/install.sh dev
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+wheel:
+	@scripts/install.sh dev
+	$(VENV)/bin/python -m build --outdir dist
+
+clean:
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)

@@ -1,0 +1,48 @@
+"""What every test stands on: two threads, fixed seeds, a cache of its own, no downloads."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+# Read by the thread pools and by matplotlib when they are first imported, which is after this file.
+os.environ["OMP_NUM_THREADS"] = "2"
+os.environ["MKL_NUM_THREADS"] = "2"
+os.environ["MPLBACKEND"] = "Agg"
+# A test that would download fails instead, everywhere alike.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+# The same examples on every machine and run, and no limit on time: machines that run tests are busy machines.
+hypothesis.settings.register_profile("ssole", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("ssole")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """`SSOLE_CACHE` in a temporary folder, so that tests neither find nor leave anything in the user's own cache.
+
+    One for the session: digits-m takes seconds to build and is the same for everyone.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSOLE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    """Fixed seeds before each test; torch's global switches back to their defaults after it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - libraries under test may draw from the global state
+    torch.manual_seed(0)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_default_dtype(torch.float32)
+    torch.set_num_threads(2)
