@@ -1,0 +1,1 @@
+"""Backbones from timm, the projector, and loading what a run has learned."""

@@ -1,0 +1,83 @@
+"""Randomness without state: every draw is a pure function of (seed, epoch, image, view, use).
+
+A counter-based generator: the five coordinates are folded one after the other through the SplitMix64 finaliser
+(Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). Nothing is remembered between
+calls, so a view is the same whatever the batch, worker, process or interruption, and the same on CPU and GPU: the
+arithmetic is 64-bit integers, which wrap identically everywhere.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive counters land far apart
+_MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+class Use(IntEnum):
+    """What a draw is for. Values are part of the format: changing one changes every run."""
+
+    ORDER = 0
+    CROP = 1
+    HFLIP = 2
+    VFLIP = 3
+    JITTER = 4
+    GREY = 5
+    BLUR = 6
+    SOLARIZE = 7
+
+
+def _signed(value: int) -> int:
+    value &= _MASK
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+    # int64 shifts copy the sign bit down; the mask makes the shift logical
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    x = (x ^ _shift_right(x, 30)) * _signed(_MIX1)
+    x = (x ^ _shift_right(x, 27)) * _signed(_MIX2)
+    return x ^ _shift_right(x, 31)
+
+
+def _fold(key: torch.Tensor, word: torch.Tensor | int) -> torch.Tensor:
+    if isinstance(word, int):
+        return _mix((key ^ _signed(word)) + _signed(_GOLDEN))
+    return _mix((key ^ word) + _signed(_GOLDEN))
+
+
+def bits(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int, n: int) -> torch.Tensor:
+    """64 random bits for each (image, view, draw).
+
+    Args:
+        seed, epoch: any Python integers (taken modulo 2^64).
+        ids: int64 (B,), the images' indices in their data set.
+        views: int64 (V,), the views' numbers, on the same device.
+        use: a :class:`Use`.
+        n: draws for each image and view.
+
+    Returns:
+        int64 (B, V, n).
+    """
+    key = torch.zeros((), dtype=torch.int64, device=ids.device)
+    key = _fold(_fold(key, seed), epoch)
+    key = _fold(_fold(key, ids)[:, None], views[None, :])
+    return _fold(_fold(key, use)[..., None], torch.arange(n, device=ids.device))
+
+
+def uniforms(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int, n: int) -> torch.Tensor:
+    """Uniform draws in [0, 1): float32 (B, V, n). Arguments as in :func:`bits`."""
+    # the top 24 bits fill a float32 mantissa exactly, so 1.0 cannot come out
+    return _shift_right(bits(seed, epoch, ids, views, use, n), 40).to(torch.float32) * 2.0**-24
+
+
+def epoch_order(seed: int, epoch: int, n: int) -> torch.Tensor:
+    """The order in which epoch `epoch` visits `n` images: an int64 permutation (n,), a function of its arguments."""
+    keys = bits(seed, epoch, torch.arange(n), torch.zeros(1, dtype=torch.int64), Use.ORDER, 1).flatten()
+    return torch.sort(keys, stable=True).indices

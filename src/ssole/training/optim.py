@@ -1,0 +1,47 @@
+"""Optimizers by name, with weight decay on weights of two or more dimensions only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssole.config import OptimConfig
+
+Groups = list[dict[str, Any]]
+
+
+def _sgd(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+
+
+def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+    from timm.optim import Lars
+
+    optimizer: torch.optim.Optimizer = Lars(groups, lr=config.lr, momentum=config.momentum)
+    return optimizer
+
+
+def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = {"sgd": _sgd, "lars": _lars, "adamw": _adamw}
+
+
+def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of a config. Biases and norm scales (1-d parameters) get no weight decay."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups: Groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return OPTIMIZERS[config.name](groups, config)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of all parameter groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
