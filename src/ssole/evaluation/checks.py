@@ -1,0 +1,46 @@
+"""What every judge asks of the features and labels it is handed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_finite(features: Tensor, what: str) -> None:
+    """Refuse anything but a non-empty, finite, floating-point (N, F) tensor; ``what`` names it in the message.
+
+    Raises:
+        ValueError: says what arrived; for NaN or infinity, how many rows are affected and the first of them.
+    """
+    if features.ndim != 2 or not features.is_floating_point():
+        raise ValueError(
+            f"{what} have shape {tuple(features.shape)} and dtype {features.dtype}; a floating-point (N, F) is needed"
+        )
+    if not features.numel():
+        raise ValueError(f"{what} have shape {tuple(features.shape)}: there is nothing to judge")
+    if torch.isfinite(features).all():
+        return
+    bad = (~torch.isfinite(features).all(1)).nonzero()[:, 0]
+    raise ValueError(
+        f"{what} hold NaN or infinity in {len(bad)} of {len(features)} rows, the first being row {bad[0].item()}: "
+        "the model's weights have diverged, or its input was not normalised as in training"
+    )
+
+
+def check_labels(labels: Tensor, length: int, num_classes: int | None) -> tuple[Tensor, int]:
+    """Give ``labels`` as int64 and the number of classes; refuse what cannot be the labels of ``length`` images.
+
+    Raises:
+        ValueError: for another length, a floating-point dtype, or a label outside [0, num_classes).
+    """
+    if labels.shape != (length,) or labels.is_floating_point():
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; one integer for each of the {length} "
+            "images is needed"
+        )
+    labels = labels.long()
+    lowest, highest = labels.min().item(), labels.max().item()
+    classes = num_classes if num_classes is not None else int(highest) + 1
+    if lowest < 0 or highest >= classes:
+        raise ValueError(f"labels range from {lowest} to {highest}; they must be in [0, {classes})")
+    return labels, classes

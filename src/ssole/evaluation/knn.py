@@ -1,0 +1,145 @@
+"""Weighted nearest-neighbour classification of frozen features.
+
+The protocol of Wu et al. 2018 (arXiv:1805.01978, section 3.4), as used by DINO (Caron et al. 2021): cosine similarity s
+to the training images, the k nearest vote for their class with weight exp(s / tau). Exact search, no index.
+
+Shape suffixes: N training images, Q queries, K neighbours, C classes, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssole.evaluation.checks import check_finite, check_labels
+
+SIMILARITY_BYTES = 256 * 2**20
+"""Bound on one block of the query x train similarity matrix."""
+
+
+def knn_classify(
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    *,
+    k: Sequence[int] = (20, 10),
+    tau: float = 0.07,
+    num_classes: int | None = None,
+) -> dict[int, Tensor]:
+    """Class scores of each query, for each number of neighbours in ``k``: {k: (Q, C) float32 on the features' device}.
+
+    score_c = sum over the k nearest of class c of exp(s / tau), divided by the sum over all classes, so that rows sum
+    to 1; a class no neighbour belongs to has exactly 0. ``argmax(1)`` is the prediction (the lowest class wins a tie).
+    The neighbours are searched once, for max(k). Equally similar training images are taken in order of their index,
+    so the outcome does not depend on the search routine.
+
+    Args:
+        train_features: (N, F), floating point, finite; need not be normalised. A zero row has similarity 0 to all.
+        train_labels: (N,) integers in [0, C).
+        test_features: (Q, F), on the same device.
+        k: numbers of neighbours, each in [1, N].
+        tau: temperature > 0.
+        num_classes: C; by default the largest label + 1.
+
+    Raises:
+        ValueError: for mismatched shapes, non-finite features, labels out of range, k > N, or tau <= 0.
+    """
+    labels_N, classes = check_labels(train_labels, len(train_features), num_classes)
+    _check(train_features, test_features, k, tau)
+    similarity_QK, index_QK = nearest(train_features, test_features, max(k))
+    votes_QK = labels_N.to(index_QK.device)[index_QK]
+    # Dividing every weight by the nearest one's leaves the shares as they are and cannot overflow for a small tau.
+    weight_QK = torch.exp((similarity_QK - similarity_QK[:, :1]) / tau)
+    scores_QC = torch.zeros(len(test_features), classes, device=index_QK.device)
+    result = {}
+    for j in range(max(k)):  # one neighbour at a time: the order of summation is fixed, and one pass serves every k
+        scores_QC.scatter_add_(1, votes_QK[:, j : j + 1], weight_QK[:, j : j + 1])
+        if j + 1 in k:
+            result[j + 1] = scores_QC / scores_QC.sum(1, keepdim=True)
+    return {one: result[one] for one in k}
+
+
+def nearest(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k most cosine-similar training rows of each query, best first: (Q, k) float32 similarities, int64 indices.
+
+    Memory beyond the features and the result is bounded by a few times ``SIMILARITY_BYTES``.
+    """
+    similarities, indices = [], []
+    with _exact_float32(train_features.device):
+        train_NF = F.normalize(train_features.float(), dim=1)
+        test_QF = F.normalize(test_features.float(), dim=1)
+        rows = max(1, SIMILARITY_BYTES // (4 * len(train_NF)))
+        for block_QF in torch.split(test_QF, rows):
+            similarity_QN = block_QF @ train_NF.T
+            index_QK = _top(similarity_QN, k)
+            indices.append(index_QK)
+            similarities.append(similarity_QN.gather(1, index_QK))
+    return torch.cat(similarities), torch.cat(indices)
+
+
+def accuracy(scores: Tensor, labels: Tensor, *, top: int = 1) -> float:
+    """Share of rows whose label is among the ``top`` best scores of (Q, C); equal scores rank by class index.
+
+    A class with a score of 0 is no prediction, and so never counts as right.
+    """
+    label_Q1 = labels.to(scores.device).long()[:, None]
+    own_Q1 = scores.gather(1, label_Q1)
+    earlier = torch.arange(scores.shape[1], device=scores.device) < label_Q1
+    rank_Q = ((scores > own_Q1) | ((scores == own_Q1) & earlier)).sum(1)
+    return int(((rank_Q < top) & (own_Q1[:, 0] > 0)).sum()) / len(labels)
+
+
+def _top(similarity_QN: Tensor, k: int) -> Tensor:
+    """Indices (Q, k) of the k largest per row, descending; among equals the lowest index first."""
+    extra = min(k + 1, similarity_QN.shape[1])
+    value_QK, index_QK = similarity_QN.topk(extra, dim=1)
+    index_QK = index_QK[:, :k]
+    if extra > k:
+        # topk leaves open which of several equals at the edge it takes; the (k + 1)-th value tells where that matters.
+        tied = (value_QK[:, k - 1] == value_QK[:, k]).nonzero()[:, 0]
+        if len(tied):
+            index_QK = index_QK.index_copy(0, tied, _first_at_the_edge(similarity_QN[tied], value_QK[tied, k - 1], k))
+    index_QK = index_QK.sort(dim=1).values
+    order = similarity_QN.gather(1, index_QK).sort(dim=1, descending=True, stable=True).indices
+    return index_QK.gather(1, order)
+
+
+def _first_at_the_edge(similarity_RN: Tensor, edge_R: Tensor, k: int) -> Tensor:
+    """Indices (R, k), ascending, of all above the edge value and the first ones equal to it."""
+    above = similarity_RN > edge_R[:, None]
+    equal = similarity_RN == edge_R[:, None]
+    room_R1 = k - above.sum(1, keepdim=True)
+    return (above | (equal & (equal.cumsum(1) <= room_R1))).nonzero()[:, 1].view(-1, k)
+
+
+@contextmanager
+def _exact_float32(device: torch.device) -> Iterator[None]:
+    """Full float32 products whatever the caller set: TF32 or bfloat16 similarities would reorder close neighbours."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _check(train_features: Tensor, test_features: Tensor, k: Sequence[int], tau: float) -> None:
+    check_finite(train_features, "train features")
+    check_finite(test_features, "test features")
+    if train_features.shape[1] != test_features.shape[1]:
+        raise ValueError(
+            f"train features have shape {tuple(train_features.shape)} and test features {tuple(test_features.shape)}; "
+            "the last dimensions must be equal: use the same model for both"
+        )
+    if not tau > 0:
+        raise ValueError(f"tau is {tau}; it must be above 0 (0.07 is the usual choice)")
+    if not k or min(k) < 1 or max(k) > len(train_features):
+        raise ValueError(
+            f"k is {tuple(k)} and there are {len(train_features)} training images; each k must be between 1 and that "
+            "number: pass a smaller k or more training images"
+        )
