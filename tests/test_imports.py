@@ -80,7 +80,7 @@ def imported_parts(path: Path) -> Iterator[tuple[int, str]]:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for line, imported in imported_names(ast.parse(path.read_text(encoding="utf-8")), package):
         if imported.split(".")[0] == "ssole":
-            part = (imported.split(".") + [""])[1]
+            part = imported.partition(".")[2].partition(".")[0]
             is_part = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file()
             yield line, part if part and is_part else "__init__"
 
