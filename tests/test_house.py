@@ -1,0 +1,151 @@
+"""What the repository says about itself is true: versions, shipped files, links, commands."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ROOT / "src" / "ssole"
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md")]
+
+
+def text_files() -> list[Path]:
+    """Files of the project, where there may be no git to ask."""
+    folders = [ROOT / name for name in ("src", "tests", "benchmarks", "docs", "scripts", ".ci")]
+    files = [path for folder in folders for path in folder.rglob("*")] + list(ROOT.glob("*.*")) + [ROOT / "Makefile"]
+    texts = {".py", ".md", ".toml", ".yaml", ".json", ".jsonl", ".cff", ".sh", ".html", ""}
+    return [path for path in files if path.is_file() and path.suffix in texts and "__pycache__" not in path.parts]
+
+
+def find(pattern: str, path: Path) -> str:
+    match = re.search(pattern, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert match, f"{path.name} has no match for {pattern!r}"
+    return match[1]
+
+
+def test_one_version_everywhere() -> None:
+    import ssole
+
+    declared = find(r'^version = "(.+)"', ROOT / "pyproject.toml")
+    assert ssole.__version__ == declared
+    assert find(r"^version: (.+)$", ROOT / "CITATION.cff") == declared
+    assert find(r"^## (\S+)", ROOT / "CHANGELOG.md") == declared
+
+
+def test_the_wheel_ships_recipes_and_types(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (wheel,) = tmp_path.glob("*.whl")
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    package = {path.relative_to(ROOT / "src").as_posix() for path in SOURCES.rglob("*") if path.is_file()}
+    assert {name for name in package if "__pycache__" not in name} <= shipped
+    assert {"ssole/py.typed", "ssole/recipes/digits-m.yaml"} <= shipped
+    assert not [name for name in shipped if not name.startswith(("ssole/", "ssole-"))]
+
+
+def test_recipes_are_those_promised() -> None:
+    from ssole.config import recipe_names
+
+    promised = {"digits-m", "cifar10-cpu", "cifar10", "imagenet100", "imagenet1k"}
+    assert promised <= set(recipe_names())
+    assert {path.stem for path in (ROOT / "recipes").glob("*.yaml")} == set(recipe_names())
+    listed = set(re.findall(r"^\| `([\w-]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert listed == set(recipe_names()), "the README's table of recipes"
+
+
+def test_no_path_of_someones_machine() -> None:
+    somewhere = re.compile(r"(?<![\w.~/$}-])/" + r"(?:home|root|Users|work)/[\w.-]+")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {match[0]}"
+        for path in text_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+        if (match := somewhere.search(line))
+    ]
+    assert not found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
+    local = [target for target in targets if not target.startswith(("http://", "https://"))]
+    assert [target for target in local if not (page.parent / target).exists()] == []
+
+
+def test_make_targets_that_the_pages_name_exist() -> None:
+    named = {target for page in PAGES for target in re.findall(r"\bmake ([a-z]+)\b", fences_and_code(page))}
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
+
+
+def fences_and_code(page: Path) -> str:
+    text = page.read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL) + re.findall(r"`([^`\n]+)`", text))
+
+
+def test_commands_of_the_readme_are_understood() -> None:
+    """Every `ssole COMMAND --flag` in the README has a command of that name, with a flag of that name."""
+    commands = re.findall(r"^ssole (\w+)(.*)$", fences_and_code(ROOT / "README.md"), flags=re.MULTILINE)
+    assert {"pretrain", "eval"} <= {name for name, _ in commands}
+    program = "import sys; from ssole.cli import main; sys.argv[0] = 'ssole'; main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "200"}
+    for name in sorted({name for name, _ in commands}):
+        asked = [sys.executable, "-c", program, name, "--help"]
+        help_page = subprocess.run(asked, env=environment, capture_output=True, text=True, timeout=120)
+        assert help_page.returncode == 0, help_page.stderr
+        flags = {flag for other, rest in commands if other == name for flag in re.findall(r"--[\w.-]+", rest)}
+        assert {flag for flag in flags if not re.search(rf"{re.escape(flag)}\b", help_page.stdout)} == set()
+
+
+def test_the_loss_example_of_the_readme_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    (example,) = [block for block in blocks if "SSOLELoss(" in block]
+    names: dict[str, object] = {}
+    exec(example, names)  # noqa: S102 - our own text
+    assert names["z"].grad.isfinite().all()  # type: ignore[attr-defined]
+
+
+def install(tmp_path: Path, python: str) -> subprocess.CompletedProcess[str]:
+    """Run scripts/install.sh in an empty checkout with the interpreter `python`."""
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(ROOT / "scripts" / "install.sh", tmp_path / "scripts")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    command = ["sh", str(tmp_path / "scripts" / "install.sh")]
+    return subprocess.run(command, env={**os.environ, "PYTHON": python}, capture_output=True, text=True, timeout=60)
+
+
+def fake_python(tmp_path: Path, body: str) -> str:
+    path = tmp_path / "fake-python"
+    path.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_install_says_that_python_is_missing(tmp_path: Path) -> None:
+    done = install(tmp_path, "no-such-python")
+    assert done.returncode == 1
+    assert "'no-such-python' was not found" in done.stderr
+    assert "apt-get install -y python3 python3-venv" in done.stderr
+
+
+def test_install_says_that_python_is_too_old(tmp_path: Path) -> None:
+    # answers 3.8 when asked for its version, and no to being new enough
+    done = install(tmp_path, fake_python(tmp_path, 'case "$2" in *print*) echo 3.8;; *) exit 1;; esac'))
+    assert done.returncode == 1
+    assert "is Python 3.8, but 3.10 or newer is needed" in done.stderr
+
+
+def test_install_says_that_venv_is_missing(tmp_path: Path) -> None:
+    # as Debian's python3 without python3-venv: runs, but has no ensurepip
+    body = f'case "$2" in *ensurepip*) exit 1;; *) exec {sys.executable} "$@";; esac'
+    done = install(tmp_path, fake_python(tmp_path, body))
+    assert done.returncode == 1
+    assert f"apt-get install -y python{sys.version_info[0]}.{sys.version_info[1]}-venv" in done.stderr
+    assert not (tmp_path / ".venv").exists()
