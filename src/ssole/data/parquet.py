@@ -1,0 +1,193 @@
+"""Images in parquet files, as Hugging Face stores them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssole.errors import DataError
+
+_IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes")
+_LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
+_BATCH_ROWS = 1024  # small batches keep each Arrow array below the 2 GiB at which nested columns cannot be read
+
+
+class ParquetSource:
+    """Rows of parquet files that share a schema; a :class:`~ssole.data.sources.Source`.
+
+    The image column holds encoded images: a struct with `bytes` (Hugging Face's ``Image``), or binary. The label
+    column, if any, holds integers or strings; a null label is −1. Class names are read from Hugging Face's
+    ``ClassLabel`` when present, else from the strings. Encoded bytes stay in Arrow's buffers, whole in memory, and
+    `read` copies one image out.
+
+    Args:
+        files: One or more parquet files; rows follow the order given.
+        root: An image's id is ``path:row`` with the file's path below this folder (default: the file's name alone).
+        image_column, label_column: Which columns to use; found by type and name when not given.
+
+    Raises:
+        DataError: where a file is not parquet, schemas differ, no image or named column is found, or there are no rows.
+    """
+
+    def __init__(
+        self,
+        files: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+        *,
+        root: str | os.PathLike[str] | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+    ) -> None:
+        import pyarrow as pa
+
+        paths = [Path(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
+        if not paths:
+            raise DataError("No parquet file was given.")
+        schema = _open(paths[0]).schema_arrow
+        features = _features(schema)
+        image = _image_column(schema, features, image_column, paths[0])
+        label = _label_column(schema, features, label_column, paths[0])
+        self.name = paths[0].stem if len(paths) == 1 else f"{paths[0].stem} and {len(paths) - 1} more"
+        self._files = [path.relative_to(root).as_posix() if root is not None else path.name for path in paths]
+        parts = [_read(path, image, label) for path in paths]
+        self._images = pa.chunked_array([chunk for images, _ in parts for chunk in images])
+        self._starts = np.cumsum([0] + [sum(map(len, images)) for images, _ in parts])
+        if len(self._images) == 0:
+            raise DataError(f"{_names(paths)} holds no rows.")
+        self.labels, self.classes = None, None
+        if label is not None:
+            self.labels, self.classes = _labels([chunk for _, labels in parts for chunk in labels], label)
+            self.classes = features.get(label, {}).get("names") or self.classes
+
+    labels: NDArray[np.int64] | None
+    classes: list[str] | None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def id(self, i: int) -> str:
+        file = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return f"{self._files[file]}:{i - int(self._starts[file])}"
+
+    def read(self, i: int) -> bytes:
+        """The encoded bytes of row i; `DataError` where they are null."""
+        data: bytes | None = self._images[i].as_py()
+        if data is None:
+            raise DataError(f"{self.id(i)}: the row has no image bytes (null).")
+        return data
+
+
+def image_column(file: Path) -> str | None:
+    """The column that holds a file's images, or None."""
+    try:
+        schema = _open(file).schema_arrow
+        return _image_column(schema, _features(schema), None, file)
+    except DataError:
+        return None
+
+
+def _open(path: Path) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.ParquetFile(path, memory_map=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"Cannot read {path} as parquet: {error}") from error
+
+
+def _read(path: Path, image: str, label: str | None) -> tuple[list[Any], list[Any]]:
+    """Arrow arrays of the encoded images and of the labels."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    file = _open(path)
+    wanted = [image] if label is None else [image, label]
+    if missing := [name for name in wanted if name not in file.schema_arrow.names]:
+        raise DataError(f"{path} lacks the column {missing[0]!r} of the first file; it has {file.schema_arrow.names}.")
+    images, labels = [], []
+    try:
+        for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
+            column = batch.column(image)
+            column = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
+            images.append(column.cast(pa.large_binary()) if pa.types.is_binary(column.type) else column)
+            labels += [batch.column(label)] if label is not None else []
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is damaged: {error}") from error
+    return images, labels
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """Hugging Face's description of the columns, kept as JSON in the schema's metadata; empty where there is none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError):
+        return {}
+    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+
+
+def _image_column(schema: Any, features: dict[str, Any], given: str | None, path: Path) -> str:
+    import pyarrow as pa
+
+    def holds_images(kind: Any) -> bool:
+        if pa.types.is_struct(kind):
+            index = kind.get_field_index("bytes")
+            if index < 0:
+                return False
+            kind = kind.field(index).type
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    possible = [field.name for field in schema if holds_images(field.type)]
+    named = [name for name in possible if features.get(name, {}).get("_type") == "Image"]
+    named += [name for name in _IMAGE_NAMES if name in possible]
+    columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
+    if given is not None and given not in possible:
+        raise DataError(f"{path}: the column {given!r} does not hold encoded images. Columns: {columns}.")
+    if given is None and not named and len(possible) != 1:
+        problem = f"several columns may hold images: {possible}; choose image_column" if possible else "no image column"
+        raise DataError(f"{path}: {problem}. Expected a struct with `bytes`, or binary. Columns: {columns}.")
+    return given or (named or possible)[0]
+
+
+def _label_column(schema: Any, features: dict[str, Any], given: str | None, path: Path) -> str | None:
+    import pyarrow.types as types
+
+    def holds_labels(kind: Any) -> bool:
+        kind = kind.value_type if types.is_dictionary(kind) else kind
+        text = types.is_string(kind) or types.is_large_string(kind)
+        return bool(text or types.is_integer(kind) or types.is_boolean(kind))
+
+    possible = [field.name for field in schema if holds_labels(field.type)]
+    if given is not None and given not in possible:
+        raise DataError(f"{path}: there is no column {given!r} of integers or strings. Columns: {schema.names}.")
+    named = [name for name in _LABEL_NAMES if name in possible]
+    named += [name for name in possible if features.get(name, {}).get("_type") == "ClassLabel"]
+    return given or (named[0] if named else None)
+
+
+def _labels(chunks: list[Any], name: str) -> tuple[NDArray[np.int64], list[str] | None]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    column = pa.chunked_array(chunks)
+    if types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if types.is_string(column.type) or types.is_large_string(column.type):
+        classes = sorted(pc.unique(column.drop_null()).to_pylist())
+        numbers = pc.index_in(column, value_set=pa.array(classes, type=column.type))
+    else:
+        classes, numbers = None, column
+    try:
+        return pc.fill_null(numbers.cast(pa.int64()), -1).to_numpy().astype(np.int64), classes
+    except pa.ArrowInvalid as error:
+        raise DataError(f"The labels in column {name!r} do not fit 64-bit integers: {error}") from error
+
+
+def _names(paths: list[Path]) -> str:
+    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
