@@ -1,0 +1,95 @@
+"""Rank, world size, and collectives that gradients flow through. The only user of torch.distributed.
+
+Without a process group every function here is the identity of one process, so nothing needs to be initialised to run on one.
+
+Both collectives have their true adjoint as backward: with one loss L_r on each process r, a gradient is that of sum_r L_r. When all
+processes compute the same loss, that is world_size times the gradient wanted, and the averaging of DistributedDataParallel divides it
+out again exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+
+def _initialised() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Index of this process, 0 without a process group."""
+    return dist.get_rank() if _initialised() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 without a process group."""
+    return dist.get_world_size() if _initialised() else 1
+
+
+def gather(x: Tensor) -> Tensor:
+    """Concatenate `x` over all processes along dimension 0, in the order of rank.
+
+    Args:
+        x: (n, ...); n may differ between processes (0 too), the other dimensions and the dtype may not.
+
+    Returns:
+        (sum of n, ...) on every process. The gradient of `x` is the sum over processes of the gradients of its slice.
+
+    Raises:
+        ValueError: the processes' shapes do not fit together.
+    """
+    return x if world_size() == 1 else _Gather.apply(x, _lengths(x))
+
+
+def all_reduce(x: Tensor) -> Tensor:
+    """Sum of `x` over all processes; the gradient is summed over all processes too."""
+    return x if world_size() == 1 else _AllReduce.apply(x)
+
+
+def _lengths(x: Tensor) -> list[int]:
+    """Length of `x` on each process, having checked that all other dimensions agree."""
+    shape = torch.tensor(x.shape, device=x.device)
+    shapes = [torch.empty_like(shape) for _ in range(world_size())]
+    dist.all_gather(shapes, shape)
+    listed: list[list[int]] = torch.stack(shapes).tolist()
+    if any(other[1:] != listed[0][1:] for other in listed):
+        raise ValueError(f"gather needs equal shapes beyond the first dimension, got {listed} on ranks 0 to {len(listed) - 1}")
+    return [other[0] for other in listed]
+
+
+class _Gather(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lengths: list[int]) -> Tensor:
+        ctx.lengths = lengths
+        longest = max(lengths)
+        padded = x.new_zeros(longest, *x.shape[1:])  # gloo and NCCL gather equal shapes
+        padded[: len(x)] = x
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        start = sum(ctx.lengths[: rank()])
+        return total[start : start + ctx.lengths[rank()]], None
+
+
+class _AllReduce(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total

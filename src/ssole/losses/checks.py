@@ -1,0 +1,56 @@
+"""What a loss asks of its embeddings. Every refusal quotes what arrived."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Below this length the gradient with respect to a row, which grows as 1 / length, would overflow float32.
+_ZERO_LENGTH = 1e-36
+_NAMED = 3
+
+
+def check_embeddings(z: Tensor) -> None:
+    """Raise a ValueError unless `z` is a non-empty floating-point tensor (B, V, D) with V >= 2."""
+    if not isinstance(z, Tensor):
+        raise ValueError(f"embeddings must be a torch.Tensor, got {type(z).__name__}")
+    shape = tuple(z.shape)
+    if z.ndim != 3:
+        raise ValueError(f"embeddings must have shape (B images, V views, D dimensions), got {shape}; stack views with torch.stack(..., dim=1)")
+    if not z.is_floating_point():
+        raise ValueError(f"embeddings must be of a floating-point dtype, got {z.dtype}; convert them with .float()")
+    if z.numel() == 0:
+        raise ValueError(f"embeddings are empty: got shape {shape}")
+    if shape[1] < 2:
+        raise ValueError(f"embeddings need at least 2 views of each image, got {shape[1]} (shape {shape})")
+
+
+def check_rows(z: Tensor, sizes: Tensor, *, zero_is_error: bool) -> None:
+    """Raise a ValueError naming rows of `z` (..., D) that are not finite, or zero when that is an error.
+
+    `sizes` (...) is any figure at hand that is NaN or infinite when a row is, and otherwise grows with its length: it makes the usual,
+    clean case cheap. Does nothing while torch.compile traces.
+    """
+    if torch.compiler.is_compiling():
+        return
+    with torch.no_grad():
+        clean = torch.isfinite(sizes) & (sizes > _ZERO_LENGTH) if zero_is_error else torch.isfinite(sizes)
+        if bool(clean.all()):
+            return
+        bad = ~torch.isfinite(z)
+        if bool(bad.any()):
+            what = f"{int(torch.isnan(z).sum())} NaN and {int(torch.isinf(z).sum())} infinite values"
+            raise ValueError(f"embeddings of shape {tuple(z.shape)} hold {what}, at {_where(bad)}; look for the step that made them")
+        if zero_is_error:
+            zero = torch.linalg.vector_norm(z.double(), dim=-1) <= _ZERO_LENGTH
+            if bool(zero.any()):
+                raise ValueError(
+                    f"{int(zero.sum())} of {zero.numel()} embeddings are zero vectors and cannot be normalized, at {_where(zero)}; "
+                    "use normalize=False, or look for a dead projector"
+                )
+
+
+def _where(bad: Tensor) -> str:
+    indices = bad.nonzero()
+    named = ", ".join(str(tuple(index)) for index in indices[:_NAMED].tolist())
+    return f"index {named}" + (f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else "")

@@ -1,0 +1,72 @@
+"""OLE, the ancestor of SSOLE: low rank within each class, high rank over all rows."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from ssole import distributed
+from ssole.losses.checks import check_rows
+from ssole.losses.nuclear import nuclear_norm
+
+
+class OLELoss(nn.Module):
+    r"""Orthogonal low-rank embedding: (sum_c max(margin, ||Z_c||_*) - ||Z||_*) / rows, with exact gradients.
+
+    Z is every row and Z_c the rows of class c. It is 0 or more up to the margin, and smallest when classes lie in orthogonal subspaces.
+    Source: Lezama, Qiu, Muse and Sapiro, "OLE: Orthogonal Low-rank Embedding, A Plug and Play Geometric Loss for Deep Learning" (CVPR
+    2018). Rows are taken as they are. In a process group, Z is the global batch.
+
+    Without labels each image is its own class: the self-supervised baseline that fails, and so motivates SSOLE.
+
+    Args:
+        margin: a class's norm is not pushed below this; finite and at least 0.
+        check_input: look for NaN and infinity, which waits for an accelerator.
+    """
+
+    def __init__(self, margin: float = 1.0, *, check_input: bool = True) -> None:
+        super().__init__()
+        if not (math.isfinite(margin) and margin >= 0):
+            raise ValueError(f"margin must be finite and at least 0, got {margin}")
+        self.margin = margin
+        self.check_input = check_input
+
+    def extra_repr(self) -> str:
+        return f"margin={self.margin}"
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The loss, a scalar in float32, or float64 for float64.
+
+        Args:
+            z: (N, D) with labels, or (B, V, D): V rows of each of B images. Any floating dtype.
+            labels: (N,) or (B,) integers, any values; None takes each image as its own class and needs (B, V, D).
+
+        Raises:
+            ValueError: wrong shape or dtype, NaN or infinity.
+        """
+        self._check(z, labels)
+        with torch.autocast(z.device.type, enabled=False):
+            z = distributed.gather(z if z.dtype == torch.float64 else z.float())
+            if labels is None:
+                class_norms = nuclear_norm(z)
+            else:
+                labels = distributed.gather(labels)
+                # One class at a time: their sizes differ.
+                class_norms = torch.stack([nuclear_norm(z[labels == label].flatten(0, -2)) for label in labels.unique()])
+            rows_ND = z.flatten(0, -2)
+            return (class_norms.clamp(min=self.margin).sum() - nuclear_norm(rows_ND)) / len(rows_ND)
+
+    def _check(self, z: Tensor, labels: Tensor | None) -> None:
+        shape = tuple(z.shape)
+        if z.ndim not in (2, 3) or z.numel() == 0:
+            raise ValueError(f"embeddings must be non-empty, of shape (N rows, D) or (B images, V views, D), got {shape}")
+        if not z.is_floating_point():
+            raise ValueError(f"embeddings must be of a floating-point dtype, got {z.dtype}; convert them with .float()")
+        if labels is None and z.ndim == 2:
+            raise ValueError(f"without labels each image is its own class, which needs (B images, V views, D dimensions), got {shape}")
+        if labels is not None and (labels.shape != z.shape[:1] or labels.is_floating_point() or labels.is_complex()):
+            raise ValueError(f"labels must be integers of shape ({shape[0]},), got {labels.dtype} of shape {tuple(labels.shape)}")
+        if self.check_input:
+            check_rows(z, z.detach().abs().amax(-1), zero_is_error=False)

@@ -1,0 +1,236 @@
+"""The SSOLE loss: views of one image share a line, images spread over all directions.
+
+Shape suffixes: B images, V views, D embedding dimensions, C = V - 1 contrasts.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssole import distributed
+from ssole.losses.checks import check_embeddings, check_rows
+from ssole.losses.nuclear import all_modes_norm, gram, grams_of_views_and_images, nuclear_norm, trace_root
+
+
+class SSOLETerms(NamedTuple):
+    """The loss and what it is made of; scalar tensors, differentiable."""
+
+    total: Tensor
+    """low_rank + high_rank_weight * high_rank: the loss."""
+    low_rank: Tensor
+    """Alignment of an image's views; 0 when they are equal, 1 when orthogonal (cosine form)."""
+    high_rank: Tensor
+    """Collapse of the batch; 0 for orthonormal embeddings, 1 when all are equal (cosine form)."""
+    mean_low_nuclear: Tensor
+    """Mean over images of the nuclear norm of the low-rank features."""
+    mean_high_nuclear: Tensor
+    """Mean over views of the nuclear norm of the batch of embeddings."""
+
+
+class SSOLELoss(nn.Module):
+    r"""Self-supervised orthogonal low-rank embedding, in float64 inside and with exact gradients.
+
+    With unit rows, Z_i the (V, D) views of image i, Z^(v) the (B, D) batch in view v, and ||.||_* the nuclear norm:
+
+        n_i = ||Z_i - mean over views||_*         low_rank  = mean_i (n_i / (V - 1))^2
+        r_v = ||Z^(v)||_*                         high_rank = mean_v [gamma c1(r_v) + (1 - gamma) c2(r_v)]
+        c1(r) = (B^2 / r^2 - 1) / (B - 1)
+        c2(r) = (B cos^2(asin(r / B) - asin(1 / sqrt(B))) - 1) / (B - 1)
+        total = low_rank + high_rank_weight * high_rank
+
+    Views at one common cosine c give low_rank = 1 - c. The two terms are decoupled: low rank within an image only, high rank within a view
+    only. Source: SSOLE (Self-Supervised Orthogonal Low-rank Embedding), after OLE (Lezama et al. 2018).
+
+    In a process group B is the global batch: the value is the same on every process and equals that of one process holding the
+    concatenated batch, and so does the gradient once averaged over processes, as DistributedDataParallel does. Local batches may differ.
+
+    Args:
+        high_rank_weight: weight of the high-rank term, finite and at least 0.
+        gamma: share of c1 against c2, in [0, 1].
+        normalize: scale every embedding to unit length first. Without it rows are taken as they are; the formulas assume unit length.
+        form: "cosine" as above, or "raw": mean_i n_i - high_rank_weight * mean_v r_v (`gamma` then has no effect).
+        low_rank_features: "deviations" as above, or "raw" for n_i = ||Z_i||_*, which cannot tell z, z from z, -z. Its cosine form is
+            (n_i^2 - V) / (V^2 - V): 0 for equal views, 1 for orthogonal ones, as above.
+        detach_mean: treat the mean over views as a constant. The exact gradient of n_i is orthogonal to the mean, so this changes nothing
+            unless `gradient="reference"`, which implies it.
+        coupled: take the high-rank term once over all B V rows, as OLE does, instead of view by view.
+        gradient: "exact", or "reference", AN ABLATION ONLY. It reproduces a defect of the published code: the mean over views is
+            detached and every mode of an SVD is kept, including the deviations' null mode, whose vectors are arbitrary. That adds a
+            random unit rank-one matrix to the gradient of each n_i (an error of 100 % at V = 2, of 1 / sqrt(3) at V = 4).
+        check_input: look for NaN, infinity and zero vectors. It reads results on the host, so on an accelerator it waits for the
+            device; False keeps a training step free of synchronization (check the loss value later instead). Skipped by torch.compile.
+    """
+
+    def __init__(
+        self,
+        high_rank_weight: float = 0.6,
+        gamma: float = 0.5,
+        normalize: bool = True,
+        *,
+        form: Literal["cosine", "raw"] = "cosine",
+        low_rank_features: Literal["deviations", "raw"] = "deviations",
+        detach_mean: bool = False,
+        coupled: bool = False,
+        gradient: Literal["exact", "reference"] = "exact",
+        check_input: bool = True,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(high_rank_weight) and high_rank_weight >= 0):
+            raise ValueError(f"high_rank_weight must be finite and at least 0, got {high_rank_weight}")
+        if not 0 <= gamma <= 1:
+            raise ValueError(f"gamma must be in [0, 1], got {gamma}")
+        for name, value, allowed in (
+            ("form", form, ("cosine", "raw")),
+            ("low_rank_features", low_rank_features, ("deviations", "raw")),
+            ("gradient", gradient, ("exact", "reference")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        self.high_rank_weight = high_rank_weight
+        self.gamma = gamma
+        self.normalize = normalize
+        self.form = form
+        self.low_rank_features = low_rank_features
+        self.detach_mean = detach_mean or gradient == "reference"
+        self.coupled = coupled
+        self.gradient = gradient
+        self.check_input = check_input
+        self._told = False
+
+    def extra_repr(self) -> str:
+        names = ("high_rank_weight", "gamma", "normalize", "form", "low_rank_features", "detach_mean", "coupled", "gradient")
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The loss of embeddings `z`, (B, V, D) with B, V >= 2, of any floating dtype; a scalar in float32, or float64 for float64.
+
+        Raises:
+            ValueError: wrong shape or dtype, NaN or infinity, a zero vector when normalizing.
+        """
+        return self.terms(z).total
+
+    def terms(self, z: Tensor) -> SSOLETerms:
+        """As `forward`, with the terms by name."""
+        with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
+            check_embeddings(z)
+            dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
+            terms = self._terms(z.to(dtype))
+        return SSOLETerms(*(term.to(dtype) for term in terms))
+
+    def _terms(self, z_BVD: Tensor) -> SSOLETerms:
+        batch_BVD = distributed.gather(z_BVD)
+        images, views, dims = batch_BVD.shape
+        if images < 2:
+            raise ValueError(f"SSOLELoss needs at least 2 images in the batch, got {images} (shape {tuple(z_BVD.shape)})")
+        rows = images * views if self.coupled else images
+        self._tell_if_too_many_rows(rows, dims)
+        plain = not self.coupled and not self.detach_mean and z_BVD.dtype != torch.float64
+        if plain and rows <= dims and distributed.world_size() == 1:
+            n_B, r_V = self._norms_from_grams(z_BVD)
+        else:
+            n_B, r_V = self._low_norms(z_BVD), self._high_norms(batch_BVD)
+
+        if self.form == "raw":
+            low_B, high_V = n_B, -r_V
+        else:
+            low_B = (n_B / (views - 1)) ** 2 if self.low_rank_features == "deviations" else (n_B**2 - views) / (views**2 - views)
+            high_V = collapse(r_V, rows, self.gamma)
+        low = distributed.all_reduce(low_B.sum()) / images
+        high = high_V.mean()
+        with torch.no_grad():
+            mean_n = distributed.all_reduce(n_B.sum()) / images
+        return SSOLETerms(low + self.high_rank_weight * high, low, high, mean_n, r_V.mean())
+
+    def _norms_from_grams(self, z_BVD: Tensor) -> tuple[Tensor, Tensor]:
+        """n_i and r_v by the usual and quickest way: beyond small float64 Gram matrices, nothing is computed, not even unit rows."""
+        g_VBB, g_BVV = grams_of_views_and_images(z_BVD)
+        squares_VB = g_VBB.diagonal(dim1=1, dim2=2)
+        if self.check_input:
+            check_rows(z_BVD, squares_VB.T, zero_is_error=self.normalize)
+        if self.normalize:
+            inverse_VB = squares_VB.rsqrt()
+            g_VBB = g_VBB * inverse_VB[:, :, None] * inverse_VB[:, None, :]
+            g_BVV = g_BVV * inverse_VB.T[:, :, None] * inverse_VB.T[:, None, :]
+        if self.low_rank_features == "deviations":
+            h_CV = helmert(z_BVD)
+            g_BVV = h_CV @ g_BVV @ h_CV.T
+        return trace_root(g_BVV), trace_root(g_VBB)
+
+    def _low_norms(self, z_BVD: Tensor) -> Tensor:
+        """n_i of this process's images, (B,), in the general way: any ablation, any number of rows and processes."""
+        if self.check_input:
+            check_rows(z_BVD, z_BVD.detach().abs().amax(-1), zero_is_error=self.normalize)
+        x_BVD = self._unit_rows(z_BVD)
+        if self.low_rank_features == "deviations":
+            x_BVD = x_BVD - x_BVD.mean(1, keepdim=True).detach() if self.detach_mean else helmert(x_BVD) @ x_BVD
+        return self._norm(x_BVD, z_BVD.dtype)
+
+    def _high_norms(self, batch_BVD: Tensor) -> Tensor:
+        """r_v of the global batch, (V,), or (1,) when coupled."""
+        if self.coupled:
+            return self._norm(self._unit_rows(batch_BVD).flatten(0, 1)[None], batch_BVD.dtype)
+        # Each process takes every world_size-th view; the sum over processes puts them together.
+        mine = slice(distributed.rank(), None, distributed.world_size())
+        r_V = batch_BVD.new_zeros(batch_BVD.shape[1], dtype=torch.float64)
+        x_VBD = self._unit_rows(batch_BVD[:, mine]).transpose(0, 1)
+        return distributed.all_reduce(r_V.index_add(0, torch.arange(len(r_V))[mine], self._norm(x_VBD, batch_BVD.dtype).double()))
+
+    def _unit_rows(self, z_BVD: Tensor) -> Tensor:
+        if self.gradient == "exact":
+            z_BVD = z_BVD.double()
+        if not self.normalize:
+            return z_BVD
+        # The largest entry first, a constant: squares of finite numbers may overflow or vanish.
+        z_BVD = z_BVD / z_BVD.detach().abs().amax(-1, keepdim=True)
+        return z_BVD / torch.linalg.vector_norm(z_BVD, dim=-1, keepdim=True)
+
+    def _norm(self, x_Nmn: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.gradient == "reference":
+            return all_modes_norm(x_Nmn)
+        # Rows that came as float32 deserve float64 products but no SVD, which is several times as slow.
+        return nuclear_norm(x_Nmn) if dtype == torch.float64 else trace_root(gram(x_Nmn))
+
+    def _tell_if_too_many_rows(self, rows: int, dims: int) -> None:
+        if rows <= dims or self._told or torch.compiler.is_compiling():
+            return
+        self._told = True
+        warnings.warn(
+            f"The high-rank term has {rows} rows but only {dims} dimensions, so it cannot reach 0: r is at most sqrt(rows * dimensions). "
+            "The formula is kept. Use a wider projector or a smaller batch to avoid this.",
+            stacklevel=4,
+        )
+
+
+def helmert(like: Tensor) -> Tensor:
+    """Orthonormal (V - 1, V) contrasts of the views of `like` (B, V, D), in float64.
+
+    Row i - 1 sets views 0 to i - 1 against view i. All rows are orthogonal to the constant vector, so ||H Z||_* is the nuclear norm of
+    the deviations from the mean, without their exact zero mode.
+    """
+    views = like.shape[1]
+    i_C1 = torch.arange(1, views, dtype=torch.float64, device=like.device)[:, None]
+    j_V = torch.arange(views, dtype=torch.float64, device=like.device)
+    return ((j_V < i_C1).double() - i_C1 * (j_V == i_C1)) / (i_C1 * (i_C1 + 1)).sqrt()
+
+
+def collapse(r: Tensor, rows: int, gamma: float) -> Tensor:
+    """gamma c1 + (1 - gamma) c2 for nuclear norms `r` of unit-row matrices: 1 at r = sqrt(rows), 0 at r = rows, finite with finite slope
+    for every finite r.
+
+    c2 is written without asin: with s = r / rows, cos(asin(s) - asin(1 / sqrt(rows))) = sqrt(1 - s^2) sqrt(1 - 1 / rows) + s / sqrt(rows).
+    """
+    s = r.double() / rows
+    # Unit rows have s >= 1 / sqrt(rows). Without normalization s may be 0, where c1 is infinite: hold it where 1 / s^3 fits in float32.
+    c1 = (s.clamp(min=1e-12) ** -2 - 1) / (rows - 1)
+    # sqrt(1 - s^2) has infinite slope at s = 1, the optimum. s carries a rounding error of a few eps, so closer than that it counts as
+    # reached: c2 is 0 there and beyond, with slope 0, which is the minimum-norm subgradient of the cone c2 has at its tip.
+    short = (1 - s) * (1 + s)
+    below = short > 16 * torch.finfo(torch.float64).eps
+    cosine = torch.where(below, short, 1).sqrt() * math.sqrt(1 - 1 / rows) + s / math.sqrt(rows)
+    c2 = torch.where(below, (rows * cosine**2 - 1) / (rows - 1), 0)
+    return gamma * c1 + (1 - gamma) * c2
