@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -145,6 +146,18 @@ def test_nothing_is_looked_up_by_a_dotted_string_or_evaluated(path: Path) -> Non
     names = {ast.unparse(call.func): call.lineno for call in calls}
     banned = {"eval", "exec", "__import__", "import_module", "importlib.import_module", "torch.load", "pickle.load"}
     assert not banned & set(names), f"{module_name(path)}: {names}"
+
+
+def test_what_is_imported_is_declared() -> None:
+    """Dependencies are the packages that the code itself imports, neither fewer nor more."""
+    pyproject = (PACKAGE.parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    block = pyproject.partition("\ndependencies = [")[2].partition("\n]")[0]
+    declared = set(re.findall(r'"([\w-]+)', block))
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in MODULES]
+    imported = {name.split(".")[0] for tree in trees for _, name in imported_names(tree, "ssole")}
+    distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+    third_party = {distributions.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"ssole"}}
+    assert third_party - {"tensorboard", "matplotlib", "lightly"} == declared
 
 
 def run_python(code: str, *arguments: str) -> str:
