@@ -149,3 +149,36 @@ def test_install_says_that_venv_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"apt-get install -y python{sys.version_info[0]}.{sys.version_info[1]}-venv" in done.stderr
     assert not (tmp_path / ".venv").exists()
+
+
+def demo(checkout: Path, *arguments: str) -> list[str]:
+    """What `make demo` asks of the ssole command; here that only notes its arguments and leaves the files it would."""
+    shutil.copy(ROOT / "Makefile", checkout)
+    command = checkout / ".venv" / "bin" / "ssole"
+    command.parent.mkdir(parents=True, exist_ok=True)
+    body = """echo "$@" >> calls
+    if [ "$1" = pretrain ]; then
+        mkdir -p runs/demo/checkpoints
+        touch runs/demo/checkpoints/1 runs/demo/backbone.safetensors
+    fi"""
+    command.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
+    command.chmod(0o755)
+    calls = checkout / "calls"
+    calls.unlink(missing_ok=True)
+    environment = {name: value for name, value in os.environ.items() if name not in {"MAKEFLAGS", "MAKELEVEL", "FRESH"}}
+    make = ["make", "-o", "install", "demo", *arguments]  # -o: without installing
+    subprocess.run(make, cwd=checkout, env=environment, check=True, capture_output=True, timeout=60)
+    return calls.read_text(encoding="utf-8").splitlines()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_demo_can_run_again(tmp_path: Path) -> None:
+    trains, resumes = "pretrain --out runs/demo", "pretrain --resume runs/demo"
+    assert demo(tmp_path) == [trains, "eval runs/demo"]
+    assert demo(tmp_path) == ["eval runs/demo"]  # finished: only judged again
+    (tmp_path / "runs/demo/backbone.safetensors").unlink()
+    assert demo(tmp_path) == [resumes, "eval runs/demo"]  # interrupted
+    assert demo(tmp_path, "FRESH=1") == [trains, "eval runs/demo"]
+    (tmp_path / "runs/demo/backbone.safetensors").unlink()
+    (tmp_path / "runs/demo/checkpoints/1").unlink()
+    assert demo(tmp_path) == [trains, "eval runs/demo"]  # interrupted before its first checkpoint
