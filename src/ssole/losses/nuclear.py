@@ -196,7 +196,7 @@ def _root_eigh(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     # The root of the inverse root, so that one product of a matrix with its own transpose gives a result symmetric to the last bit.
     quarter_Nk = torch.where(nonzero_Nk, values_Nk, math.inf) ** -0.25
     half_Nkk = vectors_Nkk * quarter_Nk[:, None, :]
-    return values_Nk.clamp(min=0).sqrt().sum(-1), half_Nkk @ half_Nkk.mT
+    return torch.where(nonzero_Nk, values_Nk, 0).sqrt().sum(-1), half_Nkk @ half_Nkk.mT
 
 
 def gram_product(x_Nmn: Tensor) -> Tensor:

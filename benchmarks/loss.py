@@ -1,0 +1,202 @@
+"""Forward + backward of SSOLELoss against a textbook version: torch.linalg.svdvals and plain autograd.
+
+    python benchmarks/loss.py                       # the whole grid on 2 threads; needs a few minutes and an idle machine
+    python benchmarks/loss.py --shape 256 8 4096    # one shape
+
+Prints a table and saves it to benchmarks/results/ as JSON. Times are medians of interleaved runs. Errors are relative to the gradient of the
+textbook version in float64.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ssole.losses import SSOLELoss
+
+# (B, V, D), then the speedup asked for.
+GRID: dict[tuple[int, int, int], float] = {
+    (8, 2, 16): 1.0,
+    (32, 2, 128): 1.0,
+    (64, 4, 128): 1.0,
+    (64, 12, 256): 1.0,
+    (128, 2, 512): 1.0,
+    (128, 3, 1024): 1.0,
+    (128, 4, 4096): 5.0,
+    (256, 2, 128): 1.0,
+    (256, 2, 512): 1.0,
+    (256, 2, 2048): 6.0,
+    (256, 8, 4096): 8.0,
+    (512, 2, 128): 1.0,
+    (512, 4, 512): 2.0,
+    (1024, 2, 512): 1.5,
+}
+
+
+def textbook(z: Tensor) -> Tensor:
+    """SSOLE as one would write it down: svdvals of the deviations and of the views, differentiated by autograd."""
+    z = torch.nn.functional.normalize(z, dim=-1)
+    n_images, n_views, _ = z.shape
+    low = (torch.linalg.svdvals(z - z.mean(1, keepdim=True)).sum(-1) / (n_views - 1)).square().mean()
+    r = torch.linalg.svdvals(z.transpose(0, 1)).sum(-1)
+    c1 = (n_images**2 / r**2 - 1) / (n_images - 1)
+    # Held off r = B, where this form of the formula has no gradient.
+    angle = torch.asin((r / n_images).clamp(max=1 - 1e-6)) - math.asin(1 / math.sqrt(n_images))
+    c2 = (n_images * torch.cos(angle) ** 2 - 1) / (n_images - 1)
+    return low + 0.6 * (0.5 * c1 + 0.5 * c2).mean()
+
+
+def embeddings(shape: tuple[int, int, int], seed: int = 0) -> Tensor:
+    """Views of an image at a cosine of about 0.8, images in random directions."""
+    n_images, n_views, dims = shape
+    generator = torch.Generator().manual_seed(seed)
+    common = torch.randn(n_images, 1, dims, generator=generator)
+    return common + 0.5 * torch.randn(n_images, n_views, dims, generator=generator)
+
+
+def gradient(loss: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    leaf = z.clone().requires_grad_()
+    loss(leaf).backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+def oracle(z: Tensor) -> Tensor:
+    """float64 gradient, independent of the package: polar factors from an SVD, null modes dropped, the rest by autograd."""
+    return gradient(lambda x: textbook_with_polar(x), z.double())
+
+
+def textbook_with_polar(z: Tensor) -> Tensor:
+    """`textbook` with svdvals replaced by tr(P^T A), P the polar factor held constant: the same gradient without 0 / 0."""
+
+    def norm(a: Tensor) -> Tensor:
+        with torch.no_grad():
+            u, s, vh = torch.linalg.svd(a, full_matrices=False)
+            polar = (u * (s > 1e-12 * s[..., :1])[..., None, :]) @ vh
+        return (polar * a).sum((-2, -1))
+
+    z = torch.nn.functional.normalize(z, dim=-1)
+    n_images, n_views, _ = z.shape
+    low = (norm(z - z.mean(1, keepdim=True)) / (n_views - 1)).square().mean()
+    r = norm(z.transpose(0, 1))
+    c1 = (n_images**2 / r**2 - 1) / (n_images - 1)
+    angle = torch.asin(r / n_images) - math.asin(1 / math.sqrt(n_images))
+    c2 = (n_images * torch.cos(angle) ** 2 - 1) / (n_images - 1)
+    return low + 0.6 * (0.5 * c1 + 0.5 * c2).mean()
+
+
+def seconds(loss: Callable[[Tensor], Tensor], z: Tensor) -> float:
+    leaf = z.detach().requires_grad_()
+    start = time.perf_counter()
+    loss(leaf).backward()
+    return time.perf_counter() - start
+
+
+def interleaved_medians(losses: dict[str, Callable[[Tensor], Tensor]], z: Tensor, budget: float) -> dict[str, tuple[float, int]]:
+    """Median seconds and number of runs of each, taking turns so that a slow spell of the machine hits all alike."""
+    first = {name: min(seconds(loss, z), seconds(loss, z)) for name, loss in losses.items()}
+    repeats = int(min(200, max(5, budget / sum(first.values()))))
+    times: dict[str, list[float]] = {name: [] for name in losses}
+    for _ in range(repeats):
+        for name, loss in losses.items():
+            times[name].append(seconds(loss, z))
+    return {name: (statistics.median(values), repeats) for name, values in times.items()}
+
+
+def peak_extra_bytes(loss: Callable[[Tensor], Tensor], z: Tensor) -> int:
+    """Most bytes held at once beyond the input, the resident size sampled each millisecond."""
+    status, page = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
+
+    def resident() -> int:
+        return int(status.read_text().split()[1]) * page
+
+    if not status.exists():
+        return -1
+    done = threading.Event()
+    base = highest = resident()
+
+    def watch() -> None:
+        nonlocal highest
+        while not done.wait(1e-3):
+            highest = max(highest, resident())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    seconds(loss, z)
+    done.set()
+    watcher.join()
+    return highest - base
+
+
+def measure(shape: tuple[int, int, int], target: float, budget: float) -> dict[str, object]:
+    z = embeddings(shape)
+    exact = oracle(z)
+    losses: dict[str, Callable[[Tensor], Tensor]] = {"textbook": textbook, "ssole": SSOLELoss()}
+    row: dict[str, object] = {"shape": shape, "target": target}
+    for name, loss in losses.items():
+        row[f"{name}_gradient_error"] = float((gradient(loss, z).double() - exact).norm() / exact.norm())
+        row[f"{name}_peak_extra_mb"] = peak_extra_bytes(loss, z) / 1e6
+    for name, (median, repeats) in interleaved_medians(losses, z, budget).items():
+        row[f"{name}_ms"] = 1e3 * median
+        row["repeats"] = repeats
+    row["speedup"] = row["textbook_ms"] / row["ssole_ms"]  # type: ignore[operator]
+    return row
+
+
+def hardware() -> dict[str, object]:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", type=int, nargs=3, metavar=("B", "V", "D"), help="this shape only; nothing is saved unless --out is given")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--budget", type=float, default=12.0, help="seconds of timing for each shape")
+    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/loss.json for the whole grid)")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    grid = {tuple(args.shape): GRID.get(tuple(args.shape), 1.0)} if args.shape else GRID
+
+    print("| B, V, D | textbook ms | SSOLELoss ms | speedup | asked | gradient error: textbook | SSOLELoss | extra MB: textbook | SSOLELoss |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    rows = []
+    for shape, target in grid.items():
+        row = measure(shape, target, args.budget)
+        rows.append(row)
+        print(
+            f"| {', '.join(map(str, shape))} | {row['textbook_ms']:.2f} | {row['ssole_ms']:.2f} | {row['speedup']:.1f}x | {target:g}x "
+            f"| {row['textbook_gradient_error']:.1e} | {row['ssole_gradient_error']:.1e} "
+            f"| {row['textbook_peak_extra_mb']:.0f} | {row['ssole_peak_extra_mb']:.0f} |",
+            flush=True,
+        )
+    out = args.out or (None if args.shape else Path(__file__).parent / "results" / "loss.json")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps({**hardware(), "rows": rows}, indent=1) + "\n")
+        print(f"saved {out}")
+
+
+if __name__ == "__main__":
+    main()
