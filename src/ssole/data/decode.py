@@ -80,7 +80,7 @@ def _decode_bytes(data: bytes, where: str) -> NDArray[np.uint8]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation. ``ImageOps.exif_transpose`` also rewrites the EXIF block, and fails on damaged ones."""
+    """Apply the EXIF orientation; ``ImageOps.exif_transpose`` would rewrite the EXIF too, and fail on damaged ones."""
     from PIL.Image import Transpose
 
     turns = {
@@ -95,8 +95,7 @@ def _upright(image: Image.Image) -> Image.Image:
     image.load()  # first, since PNG keeps its EXIF after the pixels; and so that an error below is the EXIF's alone
     try:
         turn = turns.get(image.getexif().get(_EXIF_ORIENTATION, 1))
-    except Exception as error:  # noqa: BLE001 - the EXIF block is damaged in some way; like any viewer, show the pixels
-        image.info["unreadable_exif"] = repr(error)
+    except Exception:  # noqa: BLE001 - a damaged EXIF block, in any of many ways: like every viewer, show the pixels
         turn = None
     return image if turn is None else image.transpose(turn)
 
@@ -116,7 +115,7 @@ def _rgb(image: Image.Image, where: str) -> Image.Image:
         return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         return _over_white(image.convert("RGBA"))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _over_white(image: Image.Image) -> Image.Image:

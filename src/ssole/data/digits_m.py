@@ -13,11 +13,10 @@ of column 400, test crops right of it). Digits have a handedness: recipes for th
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -35,7 +34,8 @@ VERSION = 1  # part of the cache key: raise it whenever the bytes below would ch
 SIDE = 32
 CLASSES = [str(digit) for digit in range(10)]
 SPLIT_COLUMN = 400  # photographs are 427 x 640; both have objects and plain background on either side of this column
-TEST_DIGITS = 400  # of 1,797
+DIGITS = 1797  # in load_digits
+TEST_DIGITS = 400
 BLENDS: dict[str, int] = {"train": 8, "test": 4}  # photographs per digit: 1,397 x 8 = 11,176 and 400 x 4 = 1,600 images
 DIGIT_SIDES = (16, 26)  # pixels, both ends included
 CROP_SIDES = (32, 112)
@@ -81,8 +81,8 @@ def digits_m(split: Split = "train", *, seed: int = 0, cache: bool = True) -> tu
         raise DataError(f"digits-m has the splits 'train' and 'test', not {split!r}.")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise DataError(f"The seed of digits-m must be an integer of at least 0; got {seed!r}.")
-    path = cache_folder() / f"digits-m-v{VERSION}-seed{seed}-{split}.npz"
-    built = _read_cache(path, split) if cache else None
+    path = cache_folder() / f"digits-m-v{VERSION}-seed{seed}-{split}.bin"
+    built = _read_cache(path, _images_in(split)) if cache else None
     if built is None:
         built = _build(split, int(seed))
         if cache:
@@ -90,13 +90,13 @@ def digits_m(split: Split = "train", *, seed: int = 0, cache: bool = True) -> tu
     return built
 
 
-def plan(split: Split, seed: int, labels_count: int = 1797) -> Plan:
+def plan(split: Split, seed: int) -> Plan:
     """Draw every random choice of a split, from one generator per (seed, split)."""
-    digits = _random(seed, 0).permutation(labels_count)
+    digits = _random(seed, 0).permutation(DIGITS)
     digits = digits[:TEST_DIGITS] if split == "test" else digits[TEST_DIGITS:]
     random = _random(seed, 1 if split == "train" else 2)
     digit = random.permutation(np.repeat(digits, BLENDS[split]))
-    n = len(digit)
+    n = _images_in(split)
     side = random.integers(*DIGIT_SIDES, size=n, endpoint=True)
     corner = random.integers(0, SIDE - side[:, None], size=(n, 2), endpoint=True)
     crop = random.integers(*CROP_SIDES, size=(n, TRIES), endpoint=True)
@@ -113,6 +113,10 @@ def plan(split: Split, seed: int, labels_count: int = 1797) -> Plan:
     )
 
 
+def _images_in(split: Split) -> int:
+    return BLENDS[split] * (TEST_DIGITS if split == "test" else DIGITS - TEST_DIGITS)
+
+
 def _random(seed: int, use: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, use]))
 
@@ -124,7 +128,7 @@ def _build(split: Split, seed: int) -> tuple[Images, Labels]:
     digits = load_digits()
     tiles = [Image.fromarray(tile) for tile in (digits.images * (255 / 16)).round().astype(np.uint8)]
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    todo = plan(split, seed, len(tiles))
+    todo = plan(split, seed)
     images = np.empty((len(todo.digit), SIDE, SIDE, 3), np.uint8)
     for i, digit in enumerate(todo.digit):
         stroke = _place(tiles[digit], int(todo.side[i]), todo.corner[i])
@@ -166,31 +170,31 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssole"
 
 
-def _read_cache(path: Path, split: Split) -> tuple[Images, Labels] | None:
+def _read_cache(path: Path, images: int) -> tuple[Images, Labels] | None:
+    """The cache is a SHA-256 digest, the images and the labels, one after the other."""
     try:
-        with np.load(path, allow_pickle=False) as stored:  # reading checks the archive's CRC-32
-            images, labels = stored["images"], stored["labels"]
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        _log.warning("Rebuilding digits-m: its cache %s is damaged (%s).", path, error)
+    except OSError as error:
+        _log.warning("Rebuilding digits-m: cannot read its cache %s (%s).", path, error)
         return None
-    if images.dtype != np.uint8 or images.shape != (len(labels), SIDE, SIDE, 3) or labels.dtype != np.int64:
-        _log.warning("Rebuilding digits-m: its cache %s holds %s %s.", path, images.dtype, images.shape)
+    pixels = images * SIDE * SIDE * 3
+    body = memoryview(data)[32:]
+    if len(body) != pixels + images * 8 or hashlib.sha256(body).digest() != data[:32]:
+        _log.warning("Rebuilding digits-m: its cache %s is damaged.", path)
         return None
-    return images, labels
+    flat = np.frombuffer(body, np.uint8, count=pixels)
+    labels = np.frombuffer(body, "<i8", offset=pixels)
+    return flat.reshape(images, SIDE, SIDE, 3).copy(), labels.astype(np.int64)  # copies can be written to
 
 
 def _write_cache(path: Path, images: Images, labels: Labels) -> None:
+    body = images.tobytes() + labels.astype("<i8").tobytes()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, images=images, labels=labels)
-            os.replace(temporary, path)  # atomic, so a reader in another process never sees half a file
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
+            file.write(hashlib.sha256(body).digest() + body)
+        os.replace(file.name, path)  # atomic, so a reader in another process never sees half a file
     except OSError as error:
         _log.warning("digits-m was built but not cached in %s (%s); set SSOLE_CACHE to a writable folder.", path, error)

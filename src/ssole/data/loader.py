@@ -104,7 +104,7 @@ class ImageStore:
         return torch.stack(images) if same else images
 
     def prefetch(self, indices: torch.Tensor | Sequence[int]) -> None:
-        """Begin to decode the batch that will be asked for next. All but the last two prefetched batches are dropped."""
+        """Begin to decode the batch that will be asked for next. Only the last two batches prefetched are kept."""
         if self.images is None:
             self._ahead.append(self._submit(self._check(indices)))
 

@@ -1,0 +1,277 @@
+"""Every kind of image, made in memory with known pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssole.data.decode import decode
+from ssole.errors import DataError
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+ALPHA = np.array([[0, 51, 102, 153, 204, 229, 255]] * 5, dtype=np.uint8)
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def decoded(data) -> np.ndarray:
+    """Back to (H, W, 3), after checking what decode promises of every result."""
+    tensor = decode(data, where="here")
+    assert tensor.dtype == torch.uint8
+    assert tensor.shape[0] == 3
+    assert tensor.is_contiguous()
+    return tensor.permute(1, 2, 0).numpy()
+
+
+def over_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    share = alpha[..., None] / 255
+    return colour * share + 255 * (1 - share)
+
+
+def grey3(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[..., None], 3, axis=-1)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "TGA", "WEBP", "PCX", "SGI"])
+def test_lossless_rgb(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert np.array_equal(decoded(encode(Image.fromarray(RGB), kind, **options)), RGB)
+
+
+def test_jpeg_is_close():
+    smooth = np.tile(np.linspace(30, 220, 32, dtype=np.uint8)[:, None, None], (1, 32, 3))
+    assert np.abs(decoded(encode(Image.fromarray(smooth), "JPEG", quality=95)).astype(int) - smooth).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(kind, orientation):
+    """The stored pixels are turned so that the EXIF standard's rule turns them back."""
+    upright = np.zeros((16, 24, 3), np.uint8)
+    upright[:8, :8] = (255, 0, 0)
+    upright[8:, :8] = (0, 255, 0)
+    upright[:8, 16:] = (0, 0, 255)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: upright.transpose(1, 0, 2)[::-1],
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: upright.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    data = encode(Image.fromarray(np.ascontiguousarray(stored)), kind, exif=exif, **options)
+    assert decoded(data).shape == upright.shape
+    assert np.abs(decoded(data).astype(int) - upright).max() <= 10
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0junk", b"Exif\0\0MM\0*\xff\xff\xff\xff", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"]
+)
+def test_damaged_exif_does_not_hide_the_pixels(exif):
+    assert np.array_equal(decoded(encode(Image.fromarray(RGB), exif=exif)), RGB)
+
+
+def test_palette():
+    image = Image.fromarray(RGB).quantize(35)
+    assert np.array_equal(decoded(encode(image)), np.asarray(image.convert("RGB")))
+    assert np.array_equal(decoded(encode(image, "GIF")), np.asarray(image.convert("RGB")))
+
+
+def test_palette_with_a_transparent_entry():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    assert decoded(encode(image, transparency=1)).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+    assert decoded(encode(image, transparency=bytes([255, 51]))).tolist() == [[[10, 20, 30], [212, 214, 216]]]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
+def test_grey(kind):
+    flat = np.full((8, 8), 77, np.uint8)
+    assert np.array_equal(decoded(encode(Image.fromarray(flat), kind)), grey3(flat))
+
+
+def test_grey_with_alpha():
+    image = Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)])
+    assert np.abs(decoded(encode(image)) - over_white(grey3(GREY), ALPHA)).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
+def test_rgba_is_laid_over_white(kind):
+    image = Image.fromarray(np.concatenate([RGB, ALPHA[..., None]], axis=-1))
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    assert np.abs(decoded(encode(image, kind, **options)) - over_white(RGB, ALPHA)).max() <= 1
+
+
+def test_one_transparent_colour():
+    image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
+    assert decoded(encode(image, transparency=(4, 5, 6))).tolist() == [[[1, 2, 3], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "JPEG"])
+def test_cmyk(kind):
+    """JPEG from Pillow is Adobe's inverted CMYK. A pure cyan and a half black, each (255 - ink) (1 - black)."""
+    ink = np.zeros((16, 32, 4), np.uint8)
+    ink[:, :16] = (255, 0, 0, 0)
+    ink[:, 16:] = (0, 0, 0, 128)
+    out = decoded(encode(Image.fromarray(ink, "CMYK"), kind)).astype(int)
+    assert np.abs(out[:, :16] - (0, 255, 255)).max() <= 4
+    assert np.abs(out[:, 16:] - 127).max() <= 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_one_bit(kind):
+    bits = np.array([[True, False, True], [False, False, True]])
+    assert np.array_equal(decoded(encode(Image.fromarray(bits), kind)), grey3(bits * np.uint8(255)))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_grey_uses_its_full_range(kind):
+    values = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
+    expected = grey3(np.round(values * (255 / 65535)).astype(np.uint8))
+    assert np.array_equal(decoded(encode(Image.fromarray(values), kind)), expected)
+
+
+def test_16_bit_big_endian_tiff():
+    image = Image.frombytes("I;16B", (3, 1), struct.pack(">3H", 0, 257 * 9, 65535))
+    assert decoded(encode(image, "TIFF"))[0, :, 0].tolist() == [0, 9, 255]
+
+
+def test_16_bit_rgb_png():
+    """Written by hand, since Pillow does not write them."""
+    row = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257, 514, 771)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert decoded(data).tolist() == [[[0, 100, 255], [1, 2, 3]]]
+
+
+def test_integer_image_within_16_bits():
+    image = Image.fromarray(np.array([[0, 257 * 7, 65535]], np.int32))
+    assert decoded(encode(image, "TIFF"))[0, :, 0].tolist() == [0, 7, 255]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "said"),
+    [
+        (np.array([[0, 70_000]], np.int32), "70000"),
+        (np.array([[-1, 5]], np.int32), "-1"),
+        (np.array([[0.5]], np.float32), "float"),
+    ],
+)
+def test_pixels_without_an_agreed_range(pixels, said):
+    with pytest.raises(DataError, match=f"^here: .*{said}"):
+        decode(encode(Image.fromarray(pixels), "TIFF"), where="here")
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_an_animation(kind):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ((200, 0, 0), (0, 200, 0), (0, 0, 200))]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.n_frames == 3
+    assert (decoded(data) == (200, 0, 0)).all()
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+def test_arrays(channels):
+    array = {None: GREY, 1: GREY[..., None], 3: RGB, 4: np.concatenate([RGB, ALPHA[..., None]], axis=-1)}[channels]
+    expected = {None: grey3(GREY), 1: grey3(GREY), 3: RGB, 4: over_white(RGB, ALPHA)}[channels]
+    array = array.copy()
+    array.flags.writeable = False
+    assert np.abs(decoded(array) - expected).max() <= (1 if channels == 4 else 0)
+    assert np.array_equal(decoded(np.asfortranarray(array)), decoded(array))
+    before = array.copy()
+    decode(array, where="here").zero_()  # the result is a copy
+    assert np.array_equal(array, before)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4), np.float32),
+        np.zeros((4, 4, 2), np.uint8),
+        np.zeros((2, 4, 4, 3), np.uint8),
+        np.zeros(4, np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_arrays_that_are_no_image(array):
+    with pytest.raises(DataError) as raised:
+        decode(array, where="here")
+    assert "here: " in str(raised.value)
+    assert str(array.dtype) in str(raised.value)
+    assert str(array.shape) in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "0 bytes"),
+        (b"  \n<!DOCTYPE html><html><body>404</body></html>", "HTML"),
+        (b"\xef\xbb\xbf<HTML>", "HTML"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\0\1\2 not an image", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "JFIF|damaged|not an image"),
+    ],
+)
+def test_what_is_no_image_says_what_it_is(data, reason):
+    with pytest.raises(DataError, match=rf"^here: (?s:.*)({reason})"):
+        decode(data, where="here")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_truncated(kind):
+    """Half of the file is missing."""
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encode(Image.fromarray(noise), kind)
+    with pytest.raises(DataError, match=r"^here: "):
+        decode(data[: len(data) // 2], where="here")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP"])
+def test_damage_anywhere_gives_an_image_or_a_data_error(kind):
+    random = np.random.default_rng(2)
+    data = encode(Image.fromarray(random.integers(0, 256, (12, 12, 3), dtype=np.uint8)), kind)
+    outcomes = set()
+    for _ in range(300):
+        damaged = bytearray(data)
+        for position in random.integers(0, len(data), 3):
+            damaged[position] = random.integers(0, 256)
+        try:
+            outcomes.add(decode(bytes(damaged), where="here").shape[0])
+        except DataError as error:
+            outcomes.add(str(error)[:6])
+    assert outcomes <= {3, "here: "}
+    assert "here: " in outcomes
+
+
+def test_decompression_bomb(monkeypatch):
+    """A small file that claims more pixels than Pillow's limit; far above it, whatever the warning filter says."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    data = encode(Image.new("RGB", (50, 41)))
+    with pytest.raises(DataError, match=r"^here: .*2050 pixels.*MAX_IMAGE_PIXELS"):
+        decode(data, where="here")
