@@ -55,7 +55,7 @@ class ParquetSource:
         self.name = paths[0].stem if len(paths) == 1 else f"{paths[0].stem} and {len(paths) - 1} more"
         self._files = [path.relative_to(root).as_posix() if root is not None else path.name for path in paths]
         parts = [_read(path, image, label) for path in paths]
-        self._images = pa.chunked_array([chunk for images, _ in parts for chunk in images])
+        self._images = pa.chunked_array([chunk for images, _ in parts for chunk in images], pa.large_binary())
         self._starts = np.cumsum([0] + [sum(map(len, images)) for images, _ in parts])
         if len(self._images) == 0:
             raise DataError(f"{_names(paths)} holds no rows.")
@@ -115,7 +115,7 @@ def _read(path: Path, image: str, label: str | None) -> tuple[list[Any], list[An
         for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
             column = batch.column(image)
             column = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
-            images.append(column.cast(pa.large_binary()) if pa.types.is_binary(column.type) else column)
+            images.append(column.cast(pa.large_binary()))
             labels += [batch.column(label)] if label is not None else []
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged: {error}") from error

@@ -186,7 +186,7 @@ def _open_images(root: Path, split: Split) -> FolderSource:
         if split == "test" and not tests:
             raise DataError(f"{root} has train/ but no test split; expected one of {', '.join(TEST_NAMES)} beside it.")
         return FolderSource(root, inside="train" if split == "train" else tests[0])
-    if split == "test" and _split_of(root.name) != "test":
+    if split == "test" and _split_word(root.name) not in TEST_NAMES:
         raise DataError(
             f"{root} is not divided into splits, so it has no test images. Put them into {root / 'train'} and "
             f"{root / 'test'}, or name a folder of test images."
@@ -199,25 +199,27 @@ def _open_parquet(files: list[Path], root: Path | None, split: Split) -> Parquet
     for file in files:
         if not file.is_file():
             raise DataError(f"There is no file {file}.")
-    splits = [_split_of((file.relative_to(root) if root else Path(file.name)).as_posix()) for file in files]
-    if split == "train" and len(set(splits)) > 1:
-        files = [file for file, found in zip(files, splits, strict=True) if found != "test"]
-    elif split == "test":
-        files = [file for file, found in zip(files, splits, strict=True) if found == "test"]
+    words = [_split_word((file.relative_to(root) if root else Path(file.name)).as_posix()) for file in files]
+    tests = [name for name in TEST_NAMES if name in words]
+    if split == "test" and not tests:
+        found = ", ".join(sorted({word or "no such word" for word in words}))
+        raise DataError(
+            f"No test split in {root or ', '.join(map(str, files[:3]))}: expected parquet files with one of "
+            f"{', '.join(TEST_NAMES)} in their path; found {found}."
+        )
+    if split == "test":
+        files = [file for file, word in zip(files, words, strict=True) if word == tests[0]]
+    elif len(set(words)) > 1:  # a lone test file is opened when asked for by name
+        files = [file for file, word in zip(files, words, strict=True) if word not in TEST_NAMES]
         if not files:
-            raise DataError(
-                f"No test split in {root or 'the parquet files given'}: expected file or folder names with one of "
-                f"{', '.join(TEST_NAMES)}; found {sorted({*(found or 'no split name' for found in splits)})}."
-            )
-        words = [_WORD.findall(file.as_posix().lower()) for file in files]
-        first = next(name for name in TEST_NAMES if any(name in found for found in words))
-        files = [file for file, found in zip(files, words, strict=True) if first in found]
+            raise DataError(f"No training split among the parquet files: they are named {', '.join(tests)}.")
     return ParquetSource(files, root=root)
 
 
-def _split_of(path: str) -> Split | None:
+def _split_word(path: str) -> str | None:
+    """The last word of a path that names a split."""
     words = [word for word in _WORD.findall(path.lower()) if word == "train" or word in TEST_NAMES]
-    return None if not words else "train" if words[-1] == "train" else "test"
+    return words[-1] if words else None
 
 
 def _hidden(relative: Path) -> bool:
