@@ -275,3 +275,23 @@ def test_decompression_bomb(monkeypatch):
     data = encode(Image.new("RGB", (50, 41)))
     with pytest.raises(DataError, match=r"^here: .*2050 pixels.*MAX_IMAGE_PIXELS"):
         decode(data, where="here")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_shrinking_keeps_proportions_and_colours(kind, orientation):
+    """Of a large image of four flat quarters, turned by its EXIF or not; a small one is left alone."""
+    large = np.zeros((400, 600, 3), np.uint8)
+    large[:200, :300], large[:200, 300:], large[200:, :300] = (250, 0, 0), (0, 250, 0), (0, 0, 250)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(large), kind, exif=exif)
+    whole = decoded(data)
+    for side in (40, 64, 199, 300):
+        small = decode(data, where="here", shrink_to=side).permute(1, 2, 0).numpy()
+        assert small.shape == ((side, round(1.5 * side), 3) if orientation == 1 else (round(1.5 * side), side, 3))
+        for y, x in ((1, 1), (1, 3), (3, 1), (3, 3)):
+            near, far = (im[y * im.shape[0] // 4, x * im.shape[1] // 4].astype(int) for im in (small, whole))
+            assert np.abs(near - far).max() <= 4
+    for side in (400, 1000):
+        assert torch.equal(decode(data, where="here", shrink_to=side), decode(data, where="here"))

@@ -11,7 +11,8 @@ import torch
 from sklearn.datasets import load_digits, load_sample_images
 
 from ssole.data import digits_m as module
-from ssole.data.digits_m import BLENDS, CROP_SIDES, DIGIT_SIDES, cache_folder, digits_m, plan
+from ssole.data.digits_m import BLENDS, CROP_SIDES, DIGIT_SIDES, digits_m, plan
+from ssole.data.host import cache_folder
 from ssole.errors import DataError
 
 

@@ -270,6 +270,13 @@ def test_parquet_that_is_damaged_empty_or_missing(tmp_path):
         ParquetSource([write(path, [1]), other])
 
 
+def test_parquet_that_does_not_fit_into_memory(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.parquet", range(100))
+    monkeypatch.setattr("ssole.data.parquet.total_memory", lambda: 4000)
+    with pytest.raises(DataError, match=r"x\.parquet holds .* GiB .*80 % of the memory"):
+        open_source(path)
+
+
 def test_images_beside_parquet(tmp_path):
     """A table of other things does not matter; a second set of images does."""
     tree(tmp_path, "1.png")

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.host import cache_folder
 from ssole.errors import DataError
 
 Split = Literal["train", "test"]
@@ -159,15 +160,6 @@ def _blend(crop: Images, stroke: NDArray[np.int16]) -> _Blend:
     image = np.abs(crop.astype(np.int16) - stroke[..., None])
     change = np.abs(image - crop).mean(axis=-1)[stroke > 127]
     return _Blend(image.astype(np.uint8), float(change.mean()) if change.size else 0.0)
-
-
-def cache_folder() -> Path:
-    """Where downloads and built data are kept: ``$SSOLE_CACHE``, else ``ssole`` in the platform's cache folder."""
-    if given := os.environ.get("SSOLE_CACHE"):
-        return Path(given).expanduser()
-    if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "ssole"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssole"
 
 
 def _read_cache(path: Path, images: int) -> tuple[Images, Labels] | None:

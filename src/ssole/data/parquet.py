@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.host import total_memory
 from ssole.errors import DataError
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes")
@@ -32,7 +33,8 @@ class ParquetSource:
         image_column, label_column: Which columns to use; found by type and name when not given.
 
     Raises:
-        DataError: where a file is not parquet, schemas differ, no image or named column is found, or there are no rows.
+        DataError: where a file is not parquet, schemas differ, no image or named column is found, there are no rows, or
+            the encoded images would not fit into memory.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ParquetSource:
         label = _label_column(schema, features, label_column, paths[0])
         self.name = paths[0].stem if len(paths) == 1 else f"{paths[0].stem} and {len(paths) - 1} more"
         self._files = [path.relative_to(root).as_posix() if root is not None else path.name for path in paths]
+        _check_memory(paths, image)
         parts = [_read(path, image, label) for path in paths]
         self._images = pa.chunked_array([chunk for images, _ in parts for chunk in images], pa.large_binary())
         self._starts = np.cumsum([0] + [sum(map(len, images)) for images, _ in parts])
@@ -99,6 +102,22 @@ def _open(path: Path) -> Any:
         return pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"Cannot read {path} as parquet: {error}") from error
+
+
+def _check_memory(paths: list[Path], image: str) -> None:
+    """Better an error now than a process that the system kills while it loads."""
+    size = 0
+    for path in paths:
+        metadata = _open(path).metadata
+        groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
+        columns = (group.column(column) for group in groups for column in range(metadata.num_columns))
+        size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == image)
+    if size > (limit := int(0.8 * total_memory())):
+        raise DataError(
+            f"{_names(paths)} holds {size / 2**30:.1f} GiB of encoded images, more than 80 % of the memory "
+            f"({limit / 2**30:.1f} GiB). Give fewer files, or unpack them into a folder of images, which is read file "
+            "by file."
+        )
 
 
 def _read(path: Path, image: str, label: str | None) -> tuple[list[Any], list[Any]]:
