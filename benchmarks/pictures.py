@@ -117,8 +117,9 @@ def curve(runs: Sequence[Path], raw_pixels: float | None, untrained: float | Non
             note(right, value, f"{label}  {value:.0f} %", "#57606a")
     right.set_title("kNN accuracy on test images, %")
     right.set_ylim(0, 100)
-    for axes in (left, right):
-        axes.set_xlabel("step" if len(runs) == 1 else f"step   (thin: {len(runs)} seeds, thick: their mean)")
+    minutes = np.mean([max(line.get("seconds", 0.0) for line in run) for run in lines]) / 60
+    left.set_xlabel("step" if len(runs) == 1 else f"step   (thin: {len(runs)} seeds, thick: their mean)")
+    right.set_xlabel(f"step   ({minutes:.1f} minutes of training in all)" if minutes else "step")
     return figure
 
 

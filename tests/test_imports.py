@@ -15,37 +15,26 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "src" / "ssole"
 
 # Each part of the package and the parts it may import, besides itself and `errors`. A new part needs a line here.
-EVERYTHING = {
-    "config",
-    "rng",
-    "precision",
-    "distributed",
-    "losses",
-    "views",
-    "data",
-    "models",
-    "training",
-    "evaluation",
-}
+LEAVES = {"config", "rng", "precision", "files", "distributed"}
+BELOW_API = LEAVES | {"losses", "views", "data", "models", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
-    "config": set(),
-    "rng": set(),
-    "precision": set(),
-    "distributed": set(),
+    **{leaf: set() for leaf in LEAVES},
     "losses": {"distributed"},
     "views": {"rng", "config"},
     "data": {"config", "rng"},
     "models": {"config"},
-    "training": EVERYTHING - {"evaluation"},  # evaluators come in as callables
-    "evaluation": {"data", "models", "config", "distributed", "precision"},
+    "training": BELOW_API - {"evaluation"},  # evaluators come in as callables
+    "evaluation": {"data", "models", "config", "distributed", "precision", "files"},
     "report": set(),  # reads run folders
-    "cli": EVERYTHING | {"report", "__init__"},
-    "__init__": EVERYTHING | {"report"},
+    "api": BELOW_API,
+    "cli": BELOW_API | {"report", "api"},
+    "__init__": BELOW_API | {"report", "api"},
     "__main__": {"cli"},
 }
 
-# Packages that take long to import: functions that need one import it themselves.
+# Packages that take long to import: functions that need one import it themselves. (`cli` is not imported by `ssole`,
+# and may have the one that makes it.)
 HEAVY = {
     "lightly", "matplotlib", "pandas", "pyarrow", "pydantic", "rich", "scipy", "sklearn", "tensorboard", "timm",
     "torchvision", "tyro",
@@ -80,7 +69,7 @@ def imported_parts(path: Path) -> Iterator[tuple[int, str]]:
     name = module_name(path)
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     for line, imported in imported_names(ast.parse(path.read_text(encoding="utf-8")), package):
-        if imported.split(".")[0] == "ssole":
+        if imported.split(".")[0] == "ssole" and imported != "ssole.__version__":
             part = imported.partition(".")[2].partition(".")[0]
             is_part = (PACKAGE / part).is_dir() or (PACKAGE / f"{part}.py").is_file()
             yield line, part if part and is_part else "__init__"
@@ -132,6 +121,7 @@ def test_importing_a_module_does_nothing_else(path: Path) -> None:
     for node in statements_run_on_import(tree.body):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             packages = {name.split(".")[0] for _, name in imported_names(node, "ssole")}
+            packages -= {"tyro"} if part_of(path) == "cli" else set()
             wrong += [f"line {node.lineno}: imports {name} before it is needed" for name in sorted(packages & HEAVY)]
         elif isinstance(node, (ast.For, ast.While, ast.With, ast.Delete)):
             wrong.append(f"line {node.lineno}: runs code")
@@ -143,9 +133,9 @@ def test_importing_a_module_does_nothing_else(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=module_name)
 def test_nothing_is_looked_up_by_a_dotted_string_or_evaluated(path: Path) -> None:
     calls = [n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)]
-    names = {ast.unparse(call.func): call.lineno for call in calls}
+    names = {ast.unparse(call.func) for call in calls}
     banned = {"eval", "exec", "__import__", "import_module", "importlib.import_module", "torch.load", "pickle.load"}
-    assert not banned & set(names), f"{module_name(path)}: {names}"
+    assert not banned & names
 
 
 def test_what_is_imported_is_declared() -> None:
