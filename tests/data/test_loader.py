@@ -163,6 +163,15 @@ def test_save_unreadable(tmp_path: Path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_an_unreadable_image_takes_the_label_of_its_stand_in():
+    items = [b"broken" if i in (3, 4, 999) else image for i, image in enumerate(IMAGES)]
+    source = Listed(items)
+    source.labels = np.arange(1000)
+    store = ImageStore(source)
+    assert store.labels.tolist() == [0, 1, 2, 5, 5, *range(5, 999), 0]
+    assert source.labels.tolist() == list(range(1000))
+
+
 def test_ids_and_labels():
     store = ImageStore(ArraySource(IMAGES, np.arange(1000), name="a"))
     assert store.labels.tolist() == list(range(1000))

@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.host import cache_folder
+from ssole.data.host import cache_folder, write_whole
 from ssole.errors import DataError
 
 Split = Literal["train", "test"]
@@ -185,8 +183,6 @@ def _write_cache(path: Path, images: Images, labels: Labels) -> None:
     body = images.tobytes() + labels.astype("<i8").tobytes()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
-            file.write(hashlib.sha256(body).digest() + body)
-        os.replace(file.name, path)  # atomic, so a reader in another process never sees half a file
+        write_whole(path, hashlib.sha256(body).digest() + body)
     except OSError as error:
         _log.warning("digits-m was built but not cached in %s (%s); set SSOLE_CACHE to a writable folder.", path, error)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 import threading
 import time
 from collections import deque
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.data.decode import decode
-from ssole.data.host import total_memory
+from ssole.data.host import total_memory, write_whole
 from ssole.data.sources import Source
 from ssole.errors import DataError
 
@@ -36,15 +35,15 @@ class ImageStore:
 
     An image that cannot be read is listed in `.unreadable` with the reason, and the next readable one, by index and
     round the end, comes in its place, so that a batch stays a pure function of its indices. In a store that is not
-    uniform this is known only once the image has been asked for. `.labels` stay those of the source: whoever judges by
-    labels leaves out the images of `.unreadable`.
+    uniform this is known only once the image has been asked for. `.labels` are those of the source, save that in a
+    uniform store such an image has the label of the one in its place.
 
     Args:
         source: Where the images come from.
         memory_limit: Bytes that decoded images may take; by default a quarter of the machine's (or container's) memory.
         workers: Decoding threads; by default one per CPU, up to 8.
-        shrink_to: On decoding, reduce images whose shorter side is longer than this to it. A photograph of 12 megapixels
-            takes 36 MB decoded; at twice the size of a crop or so it takes little, and is decoded much faster.
+        shrink_to: On decoding, reduce images whose shorter side is longer than this to it. A photograph of 12
+            megapixels takes 36 MB otherwise; twice the size of a crop is plenty, and much faster to decode.
         max_unreadable: Share of the images, rounded up to whole images, that may be unreadable.
         progress: Show a bar on a terminal if decoding everything takes more than two seconds.
 
@@ -80,6 +79,8 @@ class ImageStore:
         self._ahead: deque[dict[int, Future[torch.Tensor]]] = deque(maxlen=2)  # the batch in use, and the next
         limit = total_memory() // 4 if memory_limit is None else memory_limit
         self.images = self._decode_all(limit, progress)
+        if self.images is not None:
+            self._replace_unreadable(self.images)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -117,11 +118,9 @@ class ImageStore:
 
     def save_unreadable(self, path: str | os.PathLike[str]) -> None:
         """Write `.unreadable` as JSON lines {"index", "id", "reason"}, replacing the file atomically."""
-        path = Path(path)
         rows = [{"index": i, "id": name, "reason": reason} for i, name, reason in self.unreadable]
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)  # ASCII, even where a file name is no valid text
-        os.replace(file.name, path)
+        lines = "".join(json.dumps(row) + "\n" for row in rows)  # ASCII, even where a file name is no valid text
+        write_whole(Path(path), lines.encode("ascii"))
 
     def _check(self, indices: torch.Tensor | Sequence[int]) -> list[int]:
         array = np.asarray(indices, dtype=np.int64 if len(indices) == 0 else None)
@@ -133,7 +132,7 @@ class ImageStore:
         return numbers
 
     def _submit(self, wanted: Iterable[int]) -> dict[int, Future[torch.Tensor]]:
-        known = {i: future for batch in self._ahead for i, future in batch.items()}
+        known = {i: future for batch in list(self._ahead) for i, future in batch.items()}
         return {i: known.get(i) or self._pool.submit(self._readable, i) for i in dict.fromkeys(wanted)}
 
     def _readable(self, i: int) -> torch.Tensor:
@@ -179,8 +178,6 @@ class ImageStore:
         finally:
             for task in tasks:
                 task.cancel()
-        for i in sorted(self._failures, reverse=True):  # backwards, so that the next image is already filled in
-            images[i] = images[self._next_readable(i)]
         return images
 
     def _decode_chunk(self, images: torch.Tensor, start: int) -> bool:
@@ -193,8 +190,15 @@ class ImageStore:
                 images[i] = image
         return True
 
-    def _next_readable(self, i: int) -> int:
-        return next(j % len(self) for j in range(i + 1, i + len(self)) if j % len(self) not in self._failures)
+    def _replace_unreadable(self, images: torch.Tensor) -> None:
+        """Put the next readable image, and its label, in the place of each unreadable one."""
+        self.labels = self.labels if self.labels is None or not self._failures else self.labels.copy()
+        for i in self._failures:
+            after = range(i + 1, i + len(self))
+            stand_in = next(j % len(self) for j in after if j % len(self) not in self._failures)
+            images[i] = images[stand_in]
+            if self.labels is not None:
+                self.labels[i] = self.labels[stand_in]
 
 
 def _with_progress(tasks: list[Future[bool]], images: int, show: bool) -> Iterable[Future[bool]]:

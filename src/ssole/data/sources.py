@@ -162,15 +162,13 @@ def _open_path(text: str, split: Split) -> Source:
 
 
 def _open_folder(root: Path, split: Split) -> Source:
-    parquet = sorted(file for file in root.rglob("*.parquet") if not _hidden(file.relative_to(root)))
-    parquet = parquet if parquet and image_column(parquet[0]) is not None else []
     try:
         images = _open_images(root, split)
     except DataError:
-        if not parquet:
+        if not (parquet := _parquet_below(root)):
             raise
         return _open_parquet(parquet, root, split)
-    if parquet:
+    if ".parquet" in images.ignored and (parquet := _parquet_below(root)) and image_column(parquet[0]) is not None:
         raise DataError(
             f"{root} holds both {len(images)} image files and {len(parquet)} parquet files of images, such as "
             f"{parquet[0].relative_to(root)}. Name the sub-folder or the files you mean."
@@ -222,8 +220,9 @@ def _split_word(path: str) -> str | None:
     return words[-1] if words else None
 
 
-def _hidden(relative: Path) -> bool:
-    return any(part.startswith(".") for part in relative.parts)
+def _parquet_below(root: Path) -> list[Path]:
+    files = (file for file in root.rglob("*.parquet") if file.is_file())
+    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts))
 
 
 def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str] | None]:
