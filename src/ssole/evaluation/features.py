@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssole.evaluation.checks import check_finite
+from ssole.files import write_atomically
 from ssole.precision import Precision, resolve_precision
 
 if TYPE_CHECKING:
@@ -140,7 +146,7 @@ def as_store(images: Images | Source) -> Images:
         return cast("Images", images)
     from ssole.data.loader import ImageStore
 
-    return cast("Images", ImageStore(cast("Source", images)))
+    return cast("Images", ImageStore(images))
 
 
 def _batches(store: Images, size: int, *, progress: bool) -> Iterator[tuple[int, Tensor | list[Tensor]]]:
@@ -178,3 +184,63 @@ def _as_rows(output: object) -> Tensor:
 def _home(model: nn.Module) -> torch.device:
     """The device of the model's parameters (the CPU for a model without any)."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
+    """Frozen features of images, row by row with their ids."""
+
+    array: NDArray[np.float32]
+    """(N, F)."""
+    ids: list[str]
+    """N names, stable between runs: the path of each image below the data's root, or ``file:row``."""
+    labels: NDArray[np.int64] | None = None
+    """(N,), -1 where unknown; or None."""
+    classes: list[str] | None = None
+    """Names of the labels 0, 1, ..., where known."""
+
+    def __post_init__(self) -> None:
+        if self.array.ndim != 2 or len(self.ids) != len(self.array):
+            raise ValueError(f"an array of shape {self.array.shape} with {len(self.ids)} ids; (N, F) and N are needed")
+        if self.labels is not None and self.labels.shape != (len(self.array),):
+            raise ValueError(f"labels have shape {self.labels.shape}; ({len(self.array)},) is needed")
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write to ``.npz`` (keys array, ids, labels, classes) or ``.parquet`` (columns id, embedding, label, class).
+
+        The file appears whole or not at all. Neither form needs pickle to be read.
+
+        Raises:
+            ValueError: for another ending.
+        """
+        path = Path(path)
+        writers = {".npz": self._write_npz, ".parquet": self._write_parquet}
+        if path.suffix not in writers:
+            raise ValueError(f"cannot write embeddings to {path.name!r}: end the name in {' or '.join(writers)}")
+        write_atomically(path, writers[path.suffix])
+        return path
+
+    def _write_npz(self, path: Path) -> None:
+        columns: dict[str, NDArray[np.generic]] = {"array": self.array, "ids": np.array(self.ids, dtype=np.str_)}
+        if self.labels is not None:
+            columns["labels"] = self.labels
+        if self.classes is not None:
+            columns["classes"] = np.array(self.classes, dtype=np.str_)
+        with path.open("wb") as file:  # given a name, numpy would append .npz to it
+            np.savez(file, allow_pickle=False, **columns)
+
+    def _write_parquet(self, path: Path) -> None:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        flat = pa.array(np.ascontiguousarray(self.array).ravel())
+        columns = {"id": pa.array(self.ids), "embedding": pa.FixedSizeListArray.from_arrays(flat, self.array.shape[1])}
+        if self.labels is not None:
+            columns["label"] = pa.array(self.labels)
+            if self.classes is not None:
+                names = np.array([*self.classes, None], dtype=object)  # -1, an unknown label, has no name
+                columns["class"] = pa.array(names[self.labels], type=pa.string())
+        parquet.write_table(pa.table(columns), path)

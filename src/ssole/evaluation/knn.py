@@ -8,14 +8,14 @@ Shape suffixes: N training images, Q queries, K neighbours, C classes, F feature
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ssole.evaluation.checks import check_finite, check_labels
+from ssole.evaluation.numerics import exact_float32
 
 SIMILARITY_BYTES = 256 * 2**20
 """Bound on one block of the query x train similarity matrix."""
@@ -69,7 +69,7 @@ def nearest(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tens
     Memory beyond the features and the result is bounded by a few times ``SIMILARITY_BYTES``.
     """
     similarities, indices = [], []
-    with _exact_float32(train_features.device):
+    with exact_float32(train_features.device):
         train_NF = F.normalize(train_features.float(), dim=1)
         test_QF = F.normalize(test_features.float(), dim=1)
         rows = max(1, SIMILARITY_BYTES // (4 * len(train_NF)))
@@ -114,18 +114,6 @@ def _first_at_the_edge(similarity_RN: Tensor, edge_R: Tensor, k: int) -> Tensor:
     equal = similarity_RN == edge_R[:, None]
     room_R1 = k - above.sum(1, keepdim=True)
     return (above | (equal & (equal.cumsum(1) <= room_R1))).nonzero()[:, 1].view(-1, k)
-
-
-@contextmanager
-def _exact_float32(device: torch.device) -> Iterator[None]:
-    """Full float32 products whatever the caller set: TF32 or bfloat16 similarities would reorder close neighbours."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _check(train_features: Tensor, test_features: Tensor, k: Sequence[int], tau: float) -> None:

@@ -1,0 +1,125 @@
+"""What features tell about themselves when there are no labels.
+
+None of these is an accuracy: they tell a collapsed or degenerate representation from a live one, and rank runs of one
+method on one dataset, no more.
+
+Shape suffixes: N images, F features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssole.evaluation.checks import check_finite
+from ssole.evaluation.numerics import exact_float32
+
+SAMPLE = 25_600
+"""Images used at most by the ranks: the number that Garrido et al. found enough for ImageNet."""
+PAIRS_SAMPLE = 10_000
+"""Images used at most by uniformity, whose cost is quadratic."""
+
+
+def rankme(features: Tensor, *, eps: float = 1e-7, seed: int = 0) -> float:
+    """RankMe: exp of the entropy of the normalised singular values of the features as they are, in [1, min(N, F)].
+
+        p_k = sigma_k / |sigma|_1 + eps        RankMe = exp(- sum_k p_k log p_k)
+
+    Garrido et al. 2023 (arXiv:2210.02885), eq. 1-2; with features rather than embeddings, see their section 3.3. A
+    common mean is part of the spectrum; :func:`effective_rank` leaves it out.
+
+    Args:
+        features: (N, F), floating point, finite. More than 25,600 rows: a random choice of that many by ``seed``.
+        eps: as published; it keeps the logarithm finite, and adds less than 2e-6 F to the entropy.
+
+    Raises:
+        ValueError: for anything but a finite (N, F).
+    """
+    return _entropy_rank(_sample(features, SAMPLE, seed), eps)
+
+
+def effective_rank(features: Tensor, *, seed: int = 0) -> float:
+    """Effective rank of the spread of the features: as :func:`rankme`, of the features less their mean, with eps = 0.
+
+    Roy and Vetterli, "The effective rank", EUSIPCO 2007. It is 0 when all features are equal: nothing is spread.
+    """
+    features = _sample(features, SAMPLE, seed)
+    centred = features.double() - features.double().mean(0)
+    # Equal features leave the rounding of their mean behind, which is not a spread.
+    if centred.abs().max() <= 1e-6 * features.abs().max():
+        return 0.0
+    return _entropy_rank(centred, 0.0)
+
+
+def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
+    """Mean distance between unit features of two views of the same images; 0 is perfect, sqrt(2)^alpha is chance.
+
+        mean_n |x_n - y_n|^alpha,   x and y scaled to unit length
+
+    Wang and Isola 2020 (arXiv:2005.10242), eq. 1.
+
+    Args:
+        first, second: (N, F), row n of each from one image.
+        alpha: power of the distance, above 0.
+
+    Raises:
+        ValueError: for unequal shapes, or features that are not a finite (N, F).
+    """
+    check_finite(first, "features of the first view")
+    check_finite(second, "features of the second view")
+    if first.shape != second.shape:
+        raise ValueError(f"features of two views have shapes {tuple(first.shape)} and {tuple(second.shape)}: not equal")
+    difference = F.normalize(first.double(), dim=1) - F.normalize(second.double(), dim=1)
+    return float(difference.norm(dim=1).pow(alpha).mean())
+
+
+def uniformity(features: Tensor, *, t: float = 2.0, seed: int = 0) -> float:
+    """How evenly unit features cover the sphere: 0 when all are equal, towards -2 t for a high-dimensional uniform.
+
+        log mean_{n < m} exp(- t |x_n - x_m|²),   x scaled to unit length
+
+    Wang and Isola 2020 (arXiv:2005.10242), eq. 2.
+
+    Args:
+        features: (N, F) with N >= 2. More than 10,000 rows: a random choice of that many by ``seed``.
+        t: above 0.
+
+    Raises:
+        ValueError: for fewer than two rows, or features that are not a finite (N, F).
+    """
+    features = _sample(features, PAIRS_SAMPLE, seed)
+    count = len(features)
+    if count < 2:
+        raise ValueError(f"uniformity compares images and got {count}")
+    with exact_float32(features.device):
+        unit_NF = F.normalize(features.float(), dim=1)
+        total = torch.zeros((), dtype=torch.float64, device=unit_NF.device)
+        for start in range(0, count, 1024):
+            kernel = torch.exp(-t * (2 - 2 * unit_NF[start : start + 1024] @ unit_NF.T).clamp_min(0))
+            kernel.diagonal(offset=start).zero_()  # an image with itself is no pair
+            total += kernel.sum(dtype=torch.float64)
+    return float((total / (count * (count - 1))).log())
+
+
+def _entropy_rank(features_NF: Tensor, eps: float) -> float:
+    """exp of the entropy of the normalised singular values, from the smaller Gram matrix in float64.
+
+    Its rounding shows in singular values below 1e-8 of the largest, which weigh nothing here.
+    """
+    wide_NF = features_NF.double()
+    if wide_NF.shape[0] < wide_NF.shape[1]:
+        wide_NF = wide_NF.T
+    sigma = torch.linalg.eigvalsh(wide_NF.T @ wide_NF).clamp_min(0).sqrt()
+    if sigma.sum() == 0:
+        return 0.0
+    share = sigma / sigma.sum() + eps
+    return float(torch.special.entr(share).sum().exp())
+
+
+def _sample(features: Tensor, limit: int, seed: int) -> Tensor:
+    check_finite(features, "features")
+    if len(features) <= limit:
+        return features.detach()
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:limit]
+    return features.detach()[chosen.to(features.device)]

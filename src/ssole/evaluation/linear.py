@@ -1,0 +1,205 @@
+"""Linear probe: how well a linear classifier does on frozen features.
+
+Multinomial logistic regression with an l2 penalty, the objective of scikit-learn's ``LogisticRegression``: over weights
+W (F, C) and biases b (C,), with c the inverse penalty (their ``C``) and x standardised,
+
+    mean_n [ logsumexp(x_n W + b) - (x_n W + b)_{y_n} ]  +  |W|² / (2 N c)
+
+Convex, so there is one answer; L-BFGS finds it. Features of a network are strongly correlated, which costs plain L-BFGS
+hundreds of steps, so it works in coordinates in which the objective is nearly round: the principal axes of x, each
+divided by the square root of an estimate of the curvature along it. The objective, and so the answer, is unchanged.
+
+Shape suffixes: N images, F features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssole.evaluation.checks import check_finite, check_labels
+from ssole.evaluation.numerics import exact_float32
+from ssole.evaluation.splits import stratified_split
+
+C_GRID = tuple(10.0 ** (power / 2) for power in range(-10, 5))
+"""Inverse penalties tried by default: 1e-5 to 100 in half decades."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """A fitted probe; ``weight`` and ``bias`` apply to features as they are (standardisation is folded in)."""
+
+    weight: Tensor
+    """(C, F) float64. The row of a class without training images is zero."""
+    bias: Tensor
+    """(C,) float64, -inf for a class without training images."""
+    c: float
+    """Inverse penalty of the fit."""
+    converged: bool
+    """Whether the gradient fell below the tolerance before the limit on iterations, in the final fit."""
+    iterations: int
+    """L-BFGS iterations, the sweep included."""
+    validation: dict[float, float]
+    """Accuracy on the held-out part of train, for each inverse penalty tried; empty when only one was given."""
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Class probabilities (N, C), float64, of features (N, F)."""
+        check_finite(features, "features")
+        return _logits(features, self.weight, self.bias).softmax(1)
+
+
+def linear_probe(
+    train_features: Tensor,
+    train_labels: Tensor,
+    *,
+    c: float | Sequence[float] = C_GRID,
+    num_classes: int | None = None,
+    validation_share: float = 0.1,
+    seed: int = 0,
+    tolerance: float = 1e-4,
+    max_iterations: int = 1000,
+) -> LinearProbe:
+    """Fit the probe, choosing the inverse penalty on a part of train that is held out for it.
+
+    The values of ``c`` are tried in ascending order, each fit starting from the last, on 1 - ``validation_share`` of
+    every class; the most accurate on the rest is taken (the smallest of equals) and fitted on all of train. Test images
+    are not an argument.
+
+    Args:
+        train_features: (N, F), floating point, finite; the fit runs on their device, in float32 (float64 if they are).
+        train_labels: (N,) integers in [0, C), of at least two classes.
+        c: inverse penalties to choose from, or a single one.
+        num_classes: C; by default the largest label + 1.
+        validation_share: of each class, held out for the choice.
+        seed: of that split, a stratified one.
+        tolerance: largest entry of the gradient, in the preconditioned coordinates, to call converged. There the
+            curvature is near 1, so the objective is within about F C tolerance² / 2 of its minimum.
+        max_iterations: limit for each fit.
+
+    Raises:
+        ValueError: for mismatched shapes, non-finite features, labels of one class only, or an inverse penalty <= 0.
+    """
+    check_finite(train_features, "train features")
+    labels_N, classes = check_labels(train_labels, len(train_features), num_classes)
+    grid = (float(c),) if isinstance(c, (int, float)) else tuple(sorted(c))
+    if not grid or min(grid) <= 0:
+        raise ValueError(f"inverse penalties are {grid}; they must be above 0")
+    present, labels_N = labels_N.to(train_features.device).unique(return_inverse=True)
+    if len(present) < 2:
+        raise ValueError(f"all {len(labels_N)} labels are {present.item()}: a classifier needs at least two classes")
+
+    validation: dict[float, float] = {}
+    iterations = 0
+    if len(grid) > 1:
+        fit, held = (part.to(labels_N.device) for part in stratified_split(labels_N, validation_share, seed=seed))
+        trial = _Logistic(train_features[fit], labels_N[fit])
+        for value in grid:
+            iterations += trial.solve(value, tolerance, max_iterations)
+            validation[value] = trial.accuracy(train_features[held], labels_N[held])
+    best = max(grid, key=lambda value: (validation.get(value, 0.0), -value))
+    final = _Logistic(train_features, labels_N)
+    iterations += final.solve(best, tolerance, max_iterations)
+    weight_CF, bias_C = final.classifier()
+    return LinearProbe(
+        weight=weight_CF.new_zeros(classes, weight_CF.shape[1]).index_copy(0, present, weight_CF),
+        bias=bias_C.new_full((classes,), -torch.inf).index_copy(0, present, bias_C),
+        c=best,
+        converged=final.converged,
+        iterations=iterations,
+        validation=validation,
+    )
+
+
+class _Logistic:
+    """The objective on some images, and the best weights found so far: in principal axes, ``solution_GC`` (F + 1, C).
+
+    The last row is the bias.
+    """
+
+    def __init__(self, features_NF: Tensor, labels_N: Tensor) -> None:
+        with exact_float32(features_NF.device):
+            self.mean_F, self.std_F = _moments(features_NF)
+            standard_NF = (features_NF - self.mean_F.to(features_NF.dtype)) / self.std_F.to(features_NF.dtype)
+            variance_F, self.axes_FF = torch.linalg.eigh((standard_NF.T @ standard_NF).double() / len(labels_N))
+            self.inputs_NF = standard_NF @ self.axes_FF.to(standard_NF.dtype)
+        self.labels_N1 = labels_N[:, None]
+        self.variance_G = torch.cat([variance_F.clamp_min(0), variance_F.new_ones(1)])  # 1: the bias's constant input
+        self.classes = int(labels_N.max()) + 1
+        # Columns are padded to a multiple of 16, at which products with so few of them run 2 to 4 times as fast.
+        self.padded = -(-self.classes // 16) * 16
+        self.solution_GC = variance_F.new_zeros(len(self.variance_G), self.classes)
+        self.converged = False
+
+    def solve(self, c: float, tolerance: float, max_iterations: int) -> int:
+        """Move the solution to the minimum for inverse penalty ``c``; gives the number of iterations."""
+        from scipy.optimize import minimize
+
+        penalty_G1 = torch.full_like(self.variance_G, 1 / (len(self.labels_N1) * c))[:, None]
+        penalty_G1[-1] = 0
+        # The Hessian is about (mean of p (1 - p)) x variance + penalty on the diagonal. The floor under the mean, one
+        # undecided image in a million, keeps the scale of the bias finite.
+        probability_NC = self._forward(self.solution_GC)[1]
+        curvature_C = (probability_NC * (1 - probability_NC)).mean(0, dtype=torch.float64).clamp_min(1e-6)
+        scale_GC = (self.variance_G[:, None] * curvature_C + penalty_G1).rsqrt()
+
+        def objective(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            weight_GC = torch.from_numpy(flat).to(scale_GC.device).view_as(scale_GC) * scale_GC
+            loss, gradient_GC = self._loss(weight_GC)
+            loss += (penalty_G1 * weight_GC.square()).sum() / 2
+            gradient_GC += penalty_G1 * weight_GC
+            return loss.item(), (gradient_GC * scale_GC).flatten().cpu().numpy()
+
+        start = (self.solution_GC / scale_GC).flatten().cpu().numpy()
+        options = {"maxiter": max_iterations, "gtol": tolerance, "ftol": 0.0, "maxcor": 20}
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+        self.solution_GC = torch.from_numpy(found.x).to(scale_GC.device).view_as(scale_GC) * scale_GC
+        self.converged = bool(np.abs(found.jac).max() <= tolerance)
+        return int(found.nit)
+
+    def classifier(self) -> tuple[Tensor, Tensor]:
+        """Weights (C, F) and biases (C,) for features as they are, float64."""
+        weight_CF = (self.axes_FF @ self.solution_GC[:-1]).T / self.std_F
+        return weight_CF, self.solution_GC[-1] - weight_CF @ self.mean_F
+
+    def accuracy(self, features: Tensor, labels: Tensor) -> float:
+        """Share of other images that the present solution classifies right."""
+        return int((_logits(features, *self.classifier()).argmax(1) == labels).sum()) / len(labels)
+
+    def _forward(self, weight_GC: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy (float64 scalar) and class probabilities (N, C) of weights (F + 1, C)."""
+        with exact_float32(weight_GC.device):
+            padded_GP = F.pad(weight_GC, (0, self.padded - self.classes)).to(self.inputs_NF.dtype)
+            logits_NC = torch.addmm(padded_GP[-1], self.inputs_NF, padded_GP[:-1])[:, : self.classes]
+            log_NC = logits_NC.log_softmax(1)
+            return -log_NC.gather(1, self.labels_N1).mean(dtype=torch.float64), log_NC.exp_()
+
+    def _loss(self, weight_GC: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy, and its gradient (F + 1, C), both float64."""
+        loss, residual_NC = self._forward(weight_GC)
+        residual_NC.scatter_add_(1, self.labels_N1, residual_NC.new_full((1, 1), -1.0).expand_as(self.labels_N1))
+        with exact_float32(weight_GC.device):
+            padded_NP = F.pad(residual_NC, (0, self.padded - self.classes))
+            gradient_FC = (padded_NP.T @ self.inputs_NF)[: self.classes].T
+        gradient_GC = torch.cat([gradient_FC.double(), residual_NC.sum(0, dtype=torch.float64)[None]])
+        return loss, gradient_GC / len(residual_NC)
+
+
+def _logits(features_NF: Tensor, weight_CF: Tensor, bias_C: Tensor) -> Tensor:
+    """(N, C) float64, in blocks that bound the memory of the wider copy."""
+    blocks = [torch.addmm(bias_C, block.double(), weight_CF.T) for block in torch.split(features_NF, 8192)]
+    return torch.cat(blocks)
+
+
+def _moments(features_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each feature; the latter is 1 where the feature is constant."""
+    mean_F = features_NF.mean(0, dtype=torch.float64)
+    std_F = (features_NF - mean_F.to(features_NF.dtype)).square().mean(0, dtype=torch.float64).sqrt()
+    # Below this, what varies is the rounding of a constant.
+    rounding = 8 * torch.finfo(features_NF.dtype).eps * mean_F.abs()
+    return mean_F, std_F.where(std_F > rounding, 1.0)

@@ -1,0 +1,111 @@
+"""What a judgement came to."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssole.files import write_text_atomically
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One figure and how far to trust it."""
+
+    value: float
+    """The figure: of one run, or the mean over several."""
+    std: float | None
+    """For several runs, the standard deviation between them (n - 1 in the denominator). For the accuracy of one run,
+    the binomial standard error that ``n`` test images leave, sqrt(a (1 - a) / n): it covers the choice of test images
+    and not that of the seed. None for a label-free figure of one run."""
+    n: int
+    """Images the figure was measured on."""
+    runs: int = 1
+
+    @classmethod
+    def accuracy(cls, value: float, n: int) -> Score:
+        """Of one run on ``n`` test images."""
+        return cls(value=value, std=math.sqrt(value * (1 - value) / n), n=n)
+
+    @classmethod
+    def over_runs(cls, scores: Sequence[Score]) -> Score:
+        """Mean and standard deviation of the same figure of several runs; a single score is returned as it is."""
+        if len(scores) == 1:
+            return scores[0]
+        values = [score.value for score in scores]
+        return cls(value=statistics.fmean(values), std=statistics.stdev(values), n=scores[0].n, runs=len(scores))
+
+
+METRICS = {
+    "knn20": "kNN k=20",
+    "knn10": "kNN k=10",
+    "linear": "linear probe",
+    "knn20_top5": "kNN k=20, top 5",
+    "knn10_top5": "kNN k=10, top 5",
+    "linear_top5": "linear probe, top 5",
+    "effective_rank": "effective rank",
+    "rankme": "RankMe",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+}
+"""Headings of the figures. Those of accuracies are shares in [0, 1], shown in per cent."""
+LABEL_FREE = ("effective_rank", "rankme", "alignment", "uniformity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """Figures by row (what was judged) and by metric (how); both in the order to show them."""
+
+    rows: dict[str, dict[str, Score]]
+    train: str
+    """Where the images that classifiers learned from came from, and how many."""
+    test: str | None
+    """Likewise of the test images; None when nothing was classified."""
+    classes: int | None = None
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know: a hold-out split, missing labels, images left out, a probe that did not converge."""
+    probes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Of each row's linear probes, one a run: the chosen ``c``, ``converged``, ``iterations``, and ``validation``."""
+
+    def table(self) -> Table:
+        """For ``rich.print``."""
+        from rich.table import Table
+
+        where = f"test: {self.test}" if self.test is not None else f"images: {self.train}"
+        shown = [name for name in METRICS if any(name in row for row in self.rows.values())]
+        shown = [name for name in shown if not name.endswith("_top5") or (self.classes or 0) >= 100]
+        table = Table(title=f"Frozen features; {where}", caption="\n".join(self.notes) or None, caption_justify="left")
+        table.add_column("")
+        for name in shown:
+            table.add_column(METRICS[name], justify="right")
+        for row, scores in self.rows.items():
+            table.add_row(row, *(_cell(name, scores.get(name)) for name in shown))
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return asdict(self)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write :meth:`to_dict` as JSON; the file appears whole or not at all."""
+        path = Path(path)
+        write_text_atomically(path, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        return path
+
+
+def _cell(name: str, score: Score | None) -> str:
+    if score is None:
+        return "-"
+    if name in LABEL_FREE:
+        digits = 1 if "rank" in name else 3
+        return f"{score.value:.{digits}f}" + (f" ± {score.std:.{digits}f}" if score.std is not None else "")
+    return f"{100 * score.value:.1f} %" + (f" ± {100 * score.std:.1f}" if score.std is not None else "")
