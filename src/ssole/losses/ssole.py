@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ssole import distributed
 from ssole.losses.checks import check_embeddings, check_rows
-from ssole.losses.nuclear import all_modes_norm, gram, grams_of_views_and_images, nuclear_norm, trace_root
+from ssole.losses.fused import view_and_image_norms
+from ssole.losses.nuclear import all_modes_norm, gram, nuclear_norm, trace_root
 
 
 class SSOLETerms(NamedTuple):
@@ -131,7 +132,8 @@ class SSOLELoss(nn.Module):
         self._tell_if_too_many_rows(rows, dims)
         plain = not self.coupled and not self.detach_mean and z_BVD.dtype != torch.float64
         if plain and rows <= dims and distributed.world_size() == 1:
-            n_B, r_V = self._norms_from_grams(z_BVD)
+            contrasts = helmert(z_BVD) if self.low_rank_features == "deviations" else None
+            r_V, n_B = view_and_image_norms(z_BVD, contrasts, normalize=self.normalize, check=self.check_input)
         else:
             n_B, r_V = self._low_norms(z_BVD), self._high_norms(batch_BVD)
 
@@ -145,21 +147,6 @@ class SSOLELoss(nn.Module):
         with torch.no_grad():
             mean_n = distributed.all_reduce(n_B.sum()) / images
         return SSOLETerms(low + self.high_rank_weight * high, low, high, mean_n, r_V.mean())
-
-    def _norms_from_grams(self, z_BVD: Tensor) -> tuple[Tensor, Tensor]:
-        """n_i and r_v by the usual and quickest way: beyond small float64 Gram matrices, nothing is computed, not even unit rows."""
-        g_VBB, g_BVV = grams_of_views_and_images(z_BVD)
-        squares_VB = g_VBB.diagonal(dim1=1, dim2=2)
-        if self.check_input:
-            check_rows(z_BVD, squares_VB.T, zero_is_error=self.normalize)
-        if self.normalize:
-            inverse_VB = squares_VB.rsqrt()
-            g_VBB = g_VBB * inverse_VB[:, :, None] * inverse_VB[:, None, :]
-            g_BVV = g_BVV * inverse_VB.T[:, :, None] * inverse_VB.T[:, None, :]
-        if self.low_rank_features == "deviations":
-            h_CV = helmert(z_BVD)
-            g_BVV = h_CV @ g_BVV @ h_CV.T
-        return trace_root(g_BVV), trace_root(g_VBB)
 
     def _low_norms(self, z_BVD: Tensor) -> Tensor:
         """n_i of this process's images, (B,), in the general way: any ablation, any number of rows and processes."""
