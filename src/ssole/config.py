@@ -45,7 +45,9 @@ class Crop:
     def __post_init__(self) -> None:
         _check(self.count >= 1, f"crop count must be at least 1, got {self.count}")
         _check(self.size >= 4, f"crop size must be at least 4 pixels, got {self.size}")
-        _check(0 < self.scale[0] <= self.scale[1] <= 1, f"crop scale must satisfy 0 < min <= max <= 1, got {self.scale}")
+        _check(
+            0 < self.scale[0] <= self.scale[1] <= 1, f"crop scale must satisfy 0 < min <= max <= 1, got {self.scale}"
+        )
         _check(0 < self.ratio[0] <= self.ratio[1], f"crop ratio must satisfy 0 < min <= max, got {self.ratio}")
 
 
@@ -89,7 +91,10 @@ class ViewRecipe:
         for name in ("brightness", "contrast", "saturation"):
             _check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
         _check(0 <= self.hue <= 0.5, f"hue must be in [0, 0.5], got {self.hue}")
-        _check(0 < self.blur_sigma[0] <= self.blur_sigma[1], f"blur_sigma must satisfy 0 < min <= max, got {self.blur_sigma}")
+        _check(
+            0 < self.blur_sigma[0] <= self.blur_sigma[1],
+            f"blur_sigma must satisfy 0 < min <= max, got {self.blur_sigma}",
+        )
         _check(min(self.std) > 0, f"std must be positive, got {self.std}")
 
     @property
@@ -175,14 +180,14 @@ class OptimConfig:
 class PretrainConfig:
     """Everything that defines a pretraining run."""
 
-    data: str = "digits-m"
+    data: str | tuple[str, ...] = "digits-m"
     """`digits-m`, a folder of images, Hugging Face style parquet (file or folder), or a torchvision name such as `cifar10`."""
     epochs: int = 100
     """Passes over the images. The schedule's length, unless `steps` is given."""
     steps: int | None = None
     """Optimizer steps in all; overrides `epochs`."""
     batch_size: int = 256
-    """Images in a step (each gives several views), over all processes."""
+    """Images in a step (each gives several views)."""
     seed: int = 0
     """Initial weights, order of images and views are functions of it."""
     device: str = "auto"
@@ -195,6 +200,9 @@ class PretrainConfig:
     """Also save a checkpoint every so many steps (one is saved after every epoch in any case)."""
     log_every: int = 10
     """Write a line of metrics every so many steps."""
+    knn_every: int | None = None
+    """Every so many steps, measure kNN accuracy on the data's own test split, if it has one and labels. Training is
+    unaffected: it never sees a label."""
     augment: ViewRecipe = field(default_factory=ViewRecipe)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -203,10 +211,18 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         _check(self.steps is None or self.steps >= 1, f"steps must be at least 1, got {self.steps}")
-        _check(self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}: SSOLE spreads images apart")
-        _check(self.checkpoint_every is None or self.checkpoint_every >= 1, f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
+        _check(
+            self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}: SSOLE spreads images apart"
+        )
+        _check(
+            self.checkpoint_every is None or self.checkpoint_every >= 1,
+            f"checkpoint_every must be at least 1, got {self.checkpoint_every}",
+        )
         _check(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")
-        _check(self.augment.views >= 2, f"at least 2 views of each image are needed, the recipe makes {self.augment.views}")
+        _check(self.knn_every is None or self.knn_every >= 1, f"knn_every must be at least 1, got {self.knn_every}")
+        _check(
+            self.augment.views >= 2, f"at least 2 views of each image are needed, the recipe makes {self.augment.views}"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -240,9 +256,12 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
 
     Args:
         overrides: dotted field names to values (``{"optim.lr": 1.0, "epochs": 5}``). ``views`` is short for the count of
-            the first crop group. A dict value replaces only the fields it names.
+            the first crop group. A dict value replaces only the fields it names. ``epochs`` without ``steps`` clears the
+            recipe's own ``steps``, which would otherwise win.
     """
     values = to_dict(config)
+    if "epochs" in overrides:
+        values["steps"] = None
     for name, value in overrides.items():
         if name == "views":
             values["augment"]["crops"][0]["count"] = value
@@ -259,7 +278,9 @@ def load_recipe(name: str) -> dict[str, Any]:
     if path.suffix not in {".yaml", ".yml"}:
         path = _recipe_folder() / f"{name}.yaml"
     if not path.is_file():
-        raise ConfigError(f"no recipe {name!r}{_did_you_mean(name, recipe_names())} Shipped: {', '.join(recipe_names())}.")
+        raise ConfigError(
+            f"no recipe {name!r}{_did_you_mean(name, recipe_names())} Shipped: {', '.join(recipe_names())}."
+        )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -289,7 +310,9 @@ def _merge(values: dict[str, Any], parts: list[str], value: Any, name: str) -> N
     for depth, part in enumerate(parts[:-1]):
         if not isinstance(here.get(part), dict):
             known = [path for path, _ in field_paths(PretrainConfig)]
-            raise ConfigError(f"unknown setting {name!r}: {'.'.join(parts[: depth + 1])!r} is no group.{_did_you_mean(name, known)}")
+            raise ConfigError(
+                f"unknown setting {name!r}: {'.'.join(parts[: depth + 1])!r} is no group.{_did_you_mean(name, known)}"
+            )
         here = here[part]
     if isinstance(value, Mapping) and isinstance(here.get(parts[-1]), dict) and parts[-1] != "backbone_args":
         for key, inner in value.items():

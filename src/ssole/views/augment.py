@@ -52,7 +52,11 @@ def make_views(
     for crop in recipe.crops:
         numbers = torch.arange(first, first + crop.count, device=device)
         params = sample_params(recipe, crop, ids, numbers, sizes, seed=seed, epoch=epoch)
-        x_NCSS = _crop_uniform(images, crop, params) if isinstance(images, torch.Tensor) else _crop_list(images, crop, params)
+        x_NCSS = (
+            _crop_uniform(images, crop, params)
+            if isinstance(images, torch.Tensor)
+            else _crop_list(images, crop, params)
+        )
         _photometric(x_NCSS, recipe, params)
         groups.append(x_NCSS.unflatten(0, (len(ids), crop.count)))
         first += crop.count
@@ -124,7 +128,10 @@ def _photometric(x_NCSS: torch.Tensor, recipe: ViewRecipe, params: ViewParams) -
     """Colour jitter, grey, blur, solarize and normalisation, in place, chunk by chunk."""
     mean = torch.tensor(recipe.mean, device=x_NCSS.device)[:, None, None]
     std = torch.tensor(recipe.std, device=x_NCSS.device)[:, None, None]
-    flat = {name: getattr(params, name).flatten(0, 1) for name in ("jitter", "order", "factors", "grey", "sigma", "solarize")}
+    flat = {
+        name: getattr(params, name).flatten(0, 1)
+        for name in ("jitter", "order", "factors", "grey", "sigma", "solarize")
+    }
     # views that share an order of operations are neighbours after sorting, so a chunk needs few masked operations
     chunk = max(1, _CHUNK_FLOATS // x_NCSS[0].numel()) if x_NCSS.device.type == "cpu" else len(x_NCSS)
     for start in range(0, len(x_NCSS), chunk):
@@ -159,7 +166,11 @@ def _colour_jitter(x: torch.Tensor, chosen: torch.Tensor, order: torch.Tensor, f
     y, order, factors = x[rows], order[rows], factors[rows]
     for place in range(4):
         for number, operation in enumerate(_JITTER):
-            _on_subset(y, order[:, place] == number, lambda z, at, op=operation, k=number: op(z, factors[at, k].view(-1, 1, 1, 1)))
+            _on_subset(
+                y,
+                order[:, place] == number,
+                lambda z, at, op=operation, k=number: op(z, factors[at, k].view(-1, 1, 1, 1)),
+            )
     x[rows] = y
 
 
@@ -193,7 +204,9 @@ def _hue(x: torch.Tensor, shift: torch.Tensor) -> None:
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
     safe = chroma.clamp(min=1e-8)  # grey pixels have no hue; their chroma of 0 removes whatever this gives
     hue = torch.where(
-        value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
     hue += 6 * shift[:, 0]
     for channel, offset in ((red, 5), (green, 3), (blue, 1)):

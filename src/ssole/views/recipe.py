@@ -37,7 +37,14 @@ class ViewParams:
 
 
 def sample_params(
-    recipe: ViewRecipe, crop: Crop, ids: torch.Tensor, views: torch.Tensor, sizes: torch.Tensor, *, seed: int, epoch: int
+    recipe: ViewRecipe,
+    crop: Crop,
+    ids: torch.Tensor,
+    views: torch.Tensor,
+    sizes: torch.Tensor,
+    *,
+    seed: int,
+    epoch: int,
 ) -> ViewParams:
     """Draw the parameters of the views of one crop group.
 

@@ -1,0 +1,35 @@
+"""Self-supervised orthogonal low-rank embedding: good image representations from unlabeled images, on modest hardware."""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+from ssole.api import pretrain, resume
+from ssole.config import ConfigError, Crop, PretrainConfig, ViewRecipe
+from ssole.errors import DataError
+from ssole.evaluation.features import Embeddings
+from ssole.evaluation.protocols import embed, evaluate
+from ssole.losses import OLELoss, SSOLELoss, nuclear_norm
+from ssole.models.load import load, untrained
+from ssole.training.checkpoint import Run
+from ssole.views import make_views
+
+__all__ = [
+    "ConfigError",
+    "Crop",
+    "DataError",
+    "Embeddings",
+    "OLELoss",
+    "PretrainConfig",
+    "Run",
+    "SSOLELoss",
+    "ViewRecipe",
+    "embed",
+    "evaluate",
+    "load",
+    "make_views",
+    "nuclear_norm",
+    "pretrain",
+    "resume",
+    "untrained",
+]

@@ -1,0 +1,119 @@
+"""From a run, or its weights alone, to a backbone ready for use."""
+
+from __future__ import annotations
+
+import json
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssole.config import ConfigError, ModelConfig, PretrainConfig, from_dict, to_dict
+from ssole.models.backbone import create_backbone
+from ssole.models.encoder import create_encoder
+
+_KEY = "ssole"  # entry of the weight file's metadata that describes the network
+
+
+class LoadedBackbone(nn.Module):
+    """A backbone and how to feed it.
+
+    Calling it maps normalised float images (B, 3, S, S) to float32 features (B, F).
+
+    Attributes:
+        backbone: the timm model.
+        image_size: S, in pixels.
+        mean, std: of the three channels, for images in [0, 1].
+        config: the run's settings as far as the weight file holds them.
+    """
+
+    def __init__(self, backbone: nn.Module, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.image_size: int = config["image_size"]
+        self.mean: tuple[float, ...] = tuple(config["mean"])
+        self.std: tuple[float, ...] = tuple(config["std"])
+        self.config = config
+
+    @property
+    def num_features(self) -> int:
+        """F, the features of an image."""
+        return int(self.backbone.num_features)  # type: ignore[arg-type]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.backbone(images)
+        return features.float()
+
+
+def backbone_metadata(config: PretrainConfig) -> dict[str, str]:
+    """What goes into the header of `backbone.safetensors`: enough to rebuild the network without its run folder."""
+    augment = config.augment
+    description = {
+        "model": to_dict(config.model),
+        "image_size": augment.image_size,
+        "mean": augment.mean,
+        "std": augment.std,
+        "seed": config.seed,
+    }
+    return {"format": "pt", _KEY: json.dumps(description, sort_keys=True)}
+
+
+def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
+    """The learned backbone, in evaluation mode on the CPU.
+
+    Args:
+        run: a run folder, a `backbone.safetensors`, or the :class:`Run` that pretraining gave.
+
+    Raises:
+        ConfigError: nothing there, an unfinished run, or a weight file that ssole did not write.
+    """
+    from safetensors.torch import load_file
+
+    path = _weights_path(run)
+    description = _read_description(path)
+    model = create_backbone(_model_config(description), description["image_size"])
+    model.load_state_dict(load_file(path), strict=True)
+    return LoadedBackbone(model, description).eval()
+
+
+def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
+    """The same network at the weights it started from: the baseline that shows what training added."""
+    description = _read_description(_weights_path(run))
+    encoder = create_encoder(_model_config(description), description["image_size"], seed=description["seed"])
+    return LoadedBackbone(encoder.backbone, description).eval()
+
+
+def _weights_path(run: str | PathLike[str] | Any) -> Path:
+    path = Path(getattr(run, "path", run))
+    if path.is_file():
+        return path
+    weights = path / "backbone.safetensors"
+    if weights.is_file():
+        return weights
+    if (path / "config.yaml").is_file():
+        raise ConfigError(
+            f"{path} is not finished, so it has no backbone yet: go on with ssole pretrain --resume {path}"
+        )
+    if not path.exists():
+        raise ConfigError(f"there is no {path}: give a run folder or its backbone.safetensors")
+    raise ConfigError(f"{path} is not a run folder: it has neither config.yaml nor backbone.safetensors")
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
+    if _KEY not in metadata:
+        raise ConfigError(f"{path} was not written by ssole pretrain: its header does not describe the network")
+    description: dict[str, Any] = json.loads(metadata[_KEY])
+    return description
+
+
+def _model_config(description: dict[str, Any]) -> ModelConfig:
+    return from_dict({"model": description["model"]}).model

@@ -1,0 +1,121 @@
+"""Settings: typed, checked once, and helpful when mistyped."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from ssole.config import (
+    ConfigError,
+    Crop,
+    LossConfig,
+    OptimConfig,
+    PretrainConfig,
+    ViewRecipe,
+    apply_overrides,
+    from_dict,
+    load_recipe,
+    recipe_names,
+    to_dict,
+)
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_a_valid_config_and_survives_a_round_trip(name: str) -> None:
+    config = from_dict(load_recipe(name))
+    assert from_dict(to_dict(config)) == config
+
+
+def test_imagenet100_is_the_released_configuration() -> None:
+    config = from_dict(load_recipe("imagenet100"))
+    (crop,) = config.augment.crops
+    assert (crop.count, crop.size, crop.scale) == (4, 224, (0.14, 1.0))
+    assert (config.model.projector_dim, config.model.projector_layers, config.model.projector_norm) == (4096, 3, "none")
+    assert config.loss == LossConfig(high_rank_weight=0.6, gamma=0.5)
+    assert config.optim == OptimConfig(name="sgd", lr=2.0, final_lr=0.002, weight_decay=1e-5)
+    assert (config.batch_size, config.epochs) == (128, 100)
+
+
+def test_digits_are_never_flipped() -> None:
+    augment = from_dict(load_recipe("digits-m")).augment
+    assert augment.hflip == augment.vflip == 0
+
+
+def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
+    config = apply_overrides(PretrainConfig(), {"optim.lr": 1, "views": 6, "loss": {"gamma": 0.25}, "epochs": 3})
+    assert config.optim == dataclasses.replace(OptimConfig(), lr=1.0)
+    assert config.augment.crops[0].count == 6
+    assert config.loss == LossConfig(gamma=0.25)
+    assert config.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("learning_rate", 1.0, ["learning_rate"]),
+        ("lr", 1.0, ["'lr'", "optim.lr"]),
+        ("optim.learning_rat", 1.0, ["optim.learning_rat"]),
+        ("batchsize", 8, ["batch_size"]),
+        ("optim.weigth_decay", 0.1, ["optim.weight_decay"]),
+        ("loss", {"gama": 0.5}, ["loss.gama", "loss.gamma"]),
+        ("augment", {"crops": [{"cuont": 2}]}, ["crops.0.cuont"]),
+        ("optimizer.lr", 1.0, ["optimizer"]),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_one_meant(key: str, value: object, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        apply_overrides(PretrainConfig(), {key: value})
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("epochs", "ten", ["epochs", "integer", "'ten'"]),
+        ("epochs", 1.5, ["epochs", "1.5"]),
+        ("epochs", 0, ["epochs", "got 0"]),
+        ("optim.lr", "1.0", ["optim.lr", "'1.0'"]),
+        ("optim.lr", -1.0, ["lr must be positive", "-1.0"]),
+        ("optim.name", "adam", ["optim.name", "adamw", "'adam'"]),
+        ("deterministic", "yes", ["deterministic", "'yes'"]),
+        ("batch_size", 1, ["batch_size", "got 1"]),
+        ("views", 1, ["2 views", "makes 1"]),
+        ("loss.gamma", 1.5, ["gamma", "1.5"]),
+        ("augment.hflip", 2.0, ["hflip", "2.0"]),
+        ("augment.hue", 0.7, ["hue", "0.7"]),
+    ],
+)
+def test_a_wrong_value_is_quoted(key: str, value: object, words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        apply_overrides(PretrainConfig(), {key: value})
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_views_are_counted_over_crop_groups() -> None:
+    recipe = ViewRecipe(crops=(Crop(count=2, size=224), Crop(count=6, size=96)))
+    assert recipe.views == 8
+    assert recipe.image_size == 224
+
+
+def test_recipe_files(tmp_path: Path) -> None:
+    good = tmp_path / "mine.yaml"
+    good.write_text("epochs: 3\noptim: {lr: 0.5}\n")
+    assert from_dict(load_recipe(str(good))).optim.lr == 0.5
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("epochs: [3\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_recipe(str(bad))
+    bad.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="mapping"):
+        load_recipe(str(bad))
+    with pytest.raises(ConfigError, match="Did you mean 'cifar10'"):
+        load_recipe("cifar-10")
+
+
+def test_configs_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PretrainConfig().epochs = 3  # type: ignore[misc]

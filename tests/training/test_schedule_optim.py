@@ -1,0 +1,62 @@
+"""Learning rates by hand, decay where it belongs, and health in closed cases."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ssole.config import OptimConfig
+from ssole.training.health import effective_rank
+from ssole.training.optim import OPTIMIZERS, create_optimizer, set_learning_rate
+from ssole.training.schedule import learning_rate
+
+
+def test_warmup_then_cosine() -> None:
+    rates = [learning_rate(step, total=110, warmup=10, lr=2.0, final_lr=0.2) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.2 * (k + 1) for k in range(10)])
+    assert rates[10] == pytest.approx(2.0)
+    assert rates[-1] == pytest.approx(0.2)
+    assert rates[10 + 33] == pytest.approx(0.2 + 0.9 * (1 + math.cos(math.pi / 3)))
+    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+
+
+def test_a_run_of_one_step_and_one_that_is_all_warmup() -> None:
+    assert learning_rate(0, total=1, warmup=0, lr=2.0, final_lr=0.1) == 2.0
+    assert learning_rate(4, total=5, warmup=10, lr=2.0, final_lr=0.1) == 1.0
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_decay_shrinks_weights_and_leaves_biases_and_norms(name: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    nn.init.ones_(model[3].bias)  # type: ignore[arg-type]
+    before = {key: value.clone() for key, value in model.named_parameters()}
+    optimizer = create_optimizer(model, OptimConfig(name=name, lr=0.1, weight_decay=0.5))  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for key, value in model.named_parameters():
+        if value.ndim >= 2:
+            assert value.norm() < before[key].norm()
+        else:
+            assert torch.equal(value, before[key])
+
+
+def test_every_parameter_is_in_one_group_and_gets_the_rate() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
+    optimizer = create_optimizer(model, OptimConfig())
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
+    set_learning_rate(optimizer, 0.125)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.125}
+
+
+def test_effective_rank_of_known_spectra() -> None:
+    assert effective_rank(torch.eye(12, 40)) == pytest.approx(12)
+    assert effective_rank(torch.ones(12, 40)) == pytest.approx(1, abs=1e-4)
+    assert effective_rank(torch.eye(6).repeat(5, 1)) == pytest.approx(6)
+    x = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    singular = torch.linalg.svdvals(nn.functional.normalize(x, dim=1).double())
+    p = singular / singular.sum()
+    assert effective_rank(x) == pytest.approx(math.exp(-(p * p.log()).sum()))
