@@ -45,8 +45,8 @@ def check_rows(z: Tensor, sizes: Tensor, *, zero_is_error: bool) -> None:
             zero = torch.linalg.vector_norm(z.double(), dim=-1) <= _ZERO_LENGTH
             if bool(zero.any()):
                 raise ValueError(
-                    f"{int(zero.sum())} of {zero.numel()} embeddings are zero vectors and cannot be normalized, at {_where(zero)}; "
-                    "use normalize=False, or look for a dead projector"
+                    f"{int(zero.sum())} of {zero.numel()} embeddings are zero vectors (shorter than {_ZERO_LENGTH}) and cannot be "
+                    f"normalized, at {_where(zero)}; use normalize=False, or look for a dead projector"
                 )
 
 

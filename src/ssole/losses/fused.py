@@ -42,7 +42,10 @@ class _Norms(Function):
         s_VB = squares_VB.rsqrt() if normalize else torch.ones_like(squares_VB)
         views = _differentiate(g_VBB, s_VB, squares_VB, None, normalize)
         images = _differentiate(g_BVV, s_VB.T, squares_VB.T, contrasts, normalize)
-        ctx.dtypes = product_dtype(z_BVD, views.noise, views.size), product_dtype(z_BVD, images.noise, images.size)
+        ctx.dtypes = [
+            product_dtype(z_BVD, noise=half.noise, size=half.size, squares=squares_VB)
+            for half in (views, images)
+        ]
         ctx.save_for_backward(z_BVD, s_VB, views.half, images.half)
         return views.norms, images.norms
 
@@ -55,7 +58,7 @@ class _Norms(Function):
             by_view = z_BVD.transpose(0, 1)
             multiply_into(out_BVD.transpose(0, 1), views_VBB, by_view, columns_Nk=columns_VB, dtype=ctx.dtypes[0])
             multiply_into(out_BVD, images_BVV, z_BVD, columns_Nk=columns_BV, dtype=ctx.dtypes[1], accumulate=True)
-        return first_order_only(out_BVD, grad_V), None, None, None
+        return first_order_only(out_BVD, grad_V, grad_B, z_BVD), None, None, None
 
 
 class _Differentiated(NamedTuple):

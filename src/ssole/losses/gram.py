@@ -53,17 +53,19 @@ def multiply_into(
             out.copy_(torch.bmm(left, right))
 
 
-def product_dtype(x: Tensor, noise: Tensor, size: Tensor) -> torch.dtype:
+def product_dtype(x: Tensor, *, noise: Tensor, size: Tensor, squares: Tensor) -> torch.dtype:
     """float32 when G' A survives it, else float64.
 
-    Rounding G' and the sums to float32 leaves an error of about eps sqrt(noise), with noise = ||G' diag(row lengths of A)||_F^2, where the
-    result has length sqrt(size). The ratio grows with the condition number of A. Reading it would make an accelerator wait, so only the
-    CPU does.
+    Rounding G' and the sums to float32 leaves an error of about eps sqrt(noise), with noise = ||G' diag(row lengths
+    of A)||_F^2, where the result has length sqrt(size). Their ratio grows with the condition number of A. `squares` are the
+    squared row lengths of A: where they are extreme, entries of G' leave the range of float32. Reading all this would make
+    an accelerator wait, so only the CPU does.
     """
     if x.device.type != "cpu" or x.dtype == torch.float64 or torch.compiler.is_compiling():
         return torch.float64
-    eps = torch.finfo(torch.float32).eps
-    return torch.float32 if eps**2 * float(noise) <= _SINGLE_PRECISION_NOISE**2 * float(size) else torch.float64
+    noise_allowed = (_SINGLE_PRECISION_NOISE / torch.finfo(torch.float32).eps) ** 2 * size
+    moderate = ((squares > 1e-20) & (squares < 1e20)) | (squares == 0)
+    return torch.float32 if bool((noise <= noise_allowed) & moderate.all()) else torch.float64
 
 
 def _chunk(x_Nmn: Tensor) -> int:

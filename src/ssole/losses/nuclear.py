@@ -81,13 +81,13 @@ class _TraceRoot(Function):
     @staticmethod
     def forward(ctx: Any, g_Nkk: Tensor) -> Tensor:
         value_N, inverse_root_Nkk = inverse_root(g_Nkk)
-        ctx.save_for_backward(inverse_root_Nkk)
+        ctx.save_for_backward(g_Nkk, inverse_root_Nkk)
         return value_N
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> Tensor:
-        (inverse_root_Nkk,) = ctx.saved_tensors
-        return first_order_only(grad_N[:, None, None] * inverse_root_Nkk / 2, grad_N)
+        g_Nkk, inverse_root_Nkk = ctx.saved_tensors
+        return first_order_only(grad_N[:, None, None] * inverse_root_Nkk / 2, grad_N, g_Nkk)
 
 
 class _Gram(Function):
@@ -102,10 +102,13 @@ class _Gram(Function):
         x_Nmn, g_Nkk = ctx.saved_tensors
         with torch.no_grad(), torch.autocast(x_Nmn.device.type, enabled=False):
             a_Nkk = grad_Nkk + grad_Nkk.mT
-            noise = (a_Nkk.square() * g_Nkk.diagonal(dim1=1, dim2=2)[:, None, :]).sum()
+            squares_Nk = g_Nkk.diagonal(dim1=1, dim2=2)
+            noise = (a_Nkk.square() * squares_Nk[:, None, :]).sum()
+            size = ((a_Nkk @ g_Nkk) * a_Nkk).sum()
+            dtype = product_dtype(x_Nmn, noise=noise, size=size, squares=squares_Nk)
             out_Nmn = torch.empty_like(x_Nmn)
-            multiply_into(out_Nmn, a_Nkk, x_Nmn, dtype=product_dtype(x_Nmn, noise, size=((a_Nkk @ g_Nkk) * a_Nkk).sum()))
-        return first_order_only(out_Nmn, grad_Nkk)
+            multiply_into(out_Nmn, a_Nkk, x_Nmn, dtype=dtype)
+        return first_order_only(out_Nmn, grad_Nkk, x_Nmn)
 
 
 class _SvdNorm(Function):
@@ -116,18 +119,23 @@ class _SvdNorm(Function):
             # The usual numerical rank (as in LAPACK, NumPy and torch.linalg.matrix_rank).
             cutoff_N1 = s_Nk[:, :1] * max(x_Nmn.shape[-2:]) * torch.finfo(s_Nk.dtype).eps
             u_Nmk = u_Nmk * (s_Nk > cutoff_N1)[:, None, :]
-        ctx.save_for_backward(u_Nmk @ vh_Nkn)
+        ctx.save_for_backward(x_Nmn, u_Nmk @ vh_Nkn)
         return s_Nk.sum(-1)
 
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
-        (polar_Nmn,) = ctx.saved_tensors
-        return first_order_only(grad_N[:, None, None] * polar_Nmn, grad_N), None
+        x_Nmn, polar_Nmn = ctx.saved_tensors
+        return first_order_only(grad_N[:, None, None] * polar_Nmn, grad_N, x_Nmn), None
+
+
+def first_order_only(gradient: Tensor, *sources: Tensor) -> Tensor:
+    """`gradient`, a function of `sources`, as it is; but differentiating it raises instead of treating it as a constant."""
+    return _FirstOrderOnly.apply(gradient, *sources) if torch.is_grad_enabled() else gradient  # type: ignore[no-any-return]
 
 
 class _FirstOrderOnly(Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, source: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod
@@ -136,8 +144,3 @@ class _FirstOrderOnly(Function):
             "The nuclear norm supports first derivatives only, and this differentiates its gradient. "
             "Call backward() or torch.autograd.grad() without create_graph=True, or detach the gradient."
         )
-
-
-def first_order_only(gradient: Tensor, source: Tensor) -> Tensor:
-    """`gradient` as it is, but differentiating it raises instead of treating it as a constant."""
-    return _FirstOrderOnly.apply(gradient, source) if torch.is_grad_enabled() else gradient

@@ -131,7 +131,7 @@ class SSOLELoss(nn.Module):
         rows = images * views if self.coupled else images
         self._tell_if_too_many_rows(rows, dims)
         plain = not self.coupled and not self.detach_mean and z_BVD.dtype != torch.float64
-        if plain and rows <= dims and distributed.world_size() == 1:
+        if plain and max(images, views) <= dims and distributed.world_size() == 1:
             contrasts = helmert(z_BVD) if self.low_rank_features == "deviations" else None
             r_V, n_B = view_and_image_norms(z_BVD, contrasts, normalize=self.normalize, check=self.check_input)
         else:
@@ -163,9 +163,10 @@ class SSOLELoss(nn.Module):
             return self._norm(self._unit_rows(batch_BVD).flatten(0, 1)[None], batch_BVD.dtype)
         # Each process takes every world_size-th view; the sum over processes puts them together.
         mine = slice(distributed.rank(), None, distributed.world_size())
-        r_V = batch_BVD.new_zeros(batch_BVD.shape[1], dtype=torch.float64)
-        x_VBD = self._unit_rows(batch_BVD[:, mine]).transpose(0, 1)
-        return distributed.all_reduce(r_V.index_add(0, torch.arange(len(r_V))[mine], self._norm(x_VBD, batch_BVD.dtype).double()))
+        r_mine = self._norm(self._unit_rows(batch_BVD[:, mine]).transpose(0, 1), batch_BVD.dtype)
+        r_V = r_mine.new_zeros(batch_BVD.shape[1])
+        r_V[mine] = r_mine
+        return distributed.all_reduce(r_V)
 
     def _unit_rows(self, z_BVD: Tensor) -> Tensor:
         if self.gradient == "exact":

@@ -1,0 +1,131 @@
+"""Two gloo processes give the value and the gradient of one, also when their batches differ in size."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssole import distributed
+from ssole.losses import OLELoss, SSOLELoss
+
+B, D_IN, D = 7, 6, 12
+SPLITS = {"equal": (0, 4, 8), "unequal": (0, 2, 7), "one image": (0, 1, 7)}
+
+
+def batch(split: str, views: int) -> torch.Tensor:
+    n = SPLITS[split][-1]
+    return torch.randn(n, views, D_IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Linear:
+    torch.manual_seed(2)
+    return nn.Linear(D_IN, D).to(dtype)
+
+
+def run_two(work: Callable[..., dict[str, torch.Tensor]], folder: Path, *args: object) -> list[dict[str, torch.Tensor]]:
+    mp.spawn(_process, args=(work, folder, args), nprocs=2)
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
+
+
+def _process(rank: int, work: Callable[..., dict[str, torch.Tensor]], folder: Path, args: tuple[object, ...]) -> None:
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2, timeout=timeout)
+    try:
+        result = work(rank, *args)
+    finally:
+        dist.destroy_process_group()
+    save_file({name: tensor.detach().contiguous() for name, tensor in result.items()}, folder / f"{rank}.safetensors")
+
+
+LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "ssole": SSOLELoss,
+    "coupled": lambda: SSOLELoss(coupled=True, form="raw"),
+    "ole": OLELoss,
+}
+# (name, split, views, dtype): fewer views than processes is impossible, odd numbers of them are not
+CASES = [
+    ("ssole", "equal", 2, "float64"),
+    ("ssole", "unequal", 3, "float64"),
+    ("ssole", "unequal", 4, "float32"),
+    ("ssole", "one image", 2, "float32"),
+    ("coupled", "unequal", 2, "float64"),
+    ("ole", "unequal", 3, "float64"),
+]
+
+
+def all_cases(rank: int) -> dict[str, torch.Tensor]:
+    result = {}
+    for name, split, views, dtype_name in CASES:
+        dtype = getattr(torch, dtype_name)
+        start, stop = SPLITS[split][rank : rank + 2]
+        x = batch(split, views)[start:stop].to(dtype)
+        model = DistributedDataParallel(network(dtype))
+        z = model(x)
+        z.retain_grad()
+        loss = LOSSES[name]()(z)
+        loss.backward()
+        key = f"{name} {split} {views} {dtype_name}"
+        result |= {f"{key} value": loss, f"{key} weight": model.module.weight.grad, f"{key} z": z.grad}
+    return result
+
+
+@pytest.mark.filterwarnings("ignore:The high-rank term has")
+def test_loss_and_gradient_under_ddp_equal_one_process(tmp_path):
+    ranks = run_two(all_cases, tmp_path)
+    for name, split, views, dtype_name in CASES:
+        key, dtype = f"{name} {split} {views} {dtype_name}", getattr(torch, dtype_name)
+        model = network(dtype)
+        z = model(batch(split, views).to(dtype))
+        z.retain_grad()
+        loss = LOSSES[name]()(z)
+        loss.backward()
+        tolerance = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
+        for rank in ranks:
+            torch.testing.assert_close(rank[f"{key} value"], loss.detach(), **tolerance)
+            torch.testing.assert_close(rank[f"{key} weight"], model.weight.grad, **tolerance)
+        # Before the averaging each process holds world_size times its share.
+        torch.testing.assert_close(torch.cat([rank[f"{key} z"] for rank in ranks]) / 2, z.grad, **tolerance)
+
+
+def collectives(rank: int) -> dict[str, torch.Tensor]:
+    x = torch.arange(6.0).reshape(3, 2)[: rank + 1 if rank else 0].clone().requires_grad_()  # 0 rows and 2 rows
+    gathered = distributed.gather(x)
+    y = torch.tensor([1.0 + rank, 10.0], requires_grad=True)
+    total = distributed.all_reduce(y)
+    # Different on each process: the gradients must be those of the sum over processes.
+    ((rank + 1) * gathered.square().sum() + (rank + 3) * total.square().sum()).backward()
+    try:
+        distributed.gather(torch.ones(2, 3 + rank))
+        message = "nothing raised"
+    except ValueError as error:
+        message = str(error)
+    assert "[[2, 3], [2, 4]]" in message
+    place = torch.tensor([distributed.rank(), distributed.world_size()])
+    return {"gathered": gathered, "x": x.grad, "total": total, "y": y.grad, "place": place}
+
+
+def test_collectives_have_true_adjoints(tmp_path):
+    for rank, result in enumerate(run_two(collectives, tmp_path)):
+        x = torch.arange(4.0).reshape(2, 2)
+        assert result["place"].tolist() == [rank, 2]
+        assert torch.equal(result["gathered"], x)
+        assert torch.equal(result["x"], (1 + 2) * 2 * x if rank else torch.zeros(0, 2))
+        assert torch.equal(result["total"], torch.tensor([3.0, 20.0]))
+        assert torch.equal(result["y"], (3 + 4) * 2 * torch.tensor([3.0, 20.0]))
+
+
+def test_without_a_process_group_there_is_one_process():
+    x = torch.ones(2, 3)
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+    assert distributed.gather(x) is x
+    assert distributed.all_reduce(x) is x
