@@ -1,4 +1,4 @@
-"""Self-supervised orthogonal low-rank embedding: good image representations from unlabeled images, on modest hardware."""
+"""Self-supervised orthogonal low-rank embedding: good image features from unlabeled images, on modest hardware."""
 
 from __future__ import annotations
 

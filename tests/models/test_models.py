@@ -43,7 +43,7 @@ def test_stems(stem: str, size: int, kernel: tuple[int, int], stride: tuple[int,
 
 
 def test_auto_leaves_other_networks_alone_and_a_small_stem_for_them_is_refused() -> None:
-    vit = dict(backbone="vit_tiny_patch16_224", backbone_args={"img_size": 32, "patch_size": 8, "depth": 1})
+    vit = {"backbone": "vit_tiny_patch16_224", "backbone_args": {"img_size": 32, "patch_size": 8, "depth": 1}}
     model = create_backbone(ModelConfig(**vit), 32)  # type: ignore[arg-type]
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 192)
     with pytest.raises(ConfigError, match="VisionTransformer"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -20,7 +21,7 @@ def test_warmup_then_cosine() -> None:
     assert rates[10] == pytest.approx(2.0)
     assert rates[-1] == pytest.approx(0.2)
     assert rates[10 + 33] == pytest.approx(0.2 + 0.9 * (1 + math.cos(math.pi / 3)))
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
 def test_a_run_of_one_step_and_one_that_is_all_warmup() -> None:

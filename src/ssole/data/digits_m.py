@@ -22,8 +22,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.host import cache_folder, write_whole
+from ssole.data.host import cache_folder
 from ssole.errors import DataError
+from ssole.files import write_bytes_atomically
 
 Split = Literal["train", "test"]
 Images = NDArray[np.uint8]
@@ -183,6 +184,6 @@ def _write_cache(path: Path, images: Images, labels: Labels) -> None:
     body = images.tobytes() + labels.astype("<i8").tobytes()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, hashlib.sha256(body).digest() + body)
+        write_bytes_atomically(path, hashlib.sha256(body).digest() + body)
     except OSError as error:
         _log.warning("digits-m was built but not cached in %s (%s); set SSOLE_CACHE to a writable folder.", path, error)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 
@@ -29,16 +28,3 @@ def total_memory() -> int:
         if text.isdigit():
             amounts.append(int(text))
     return min(amounts, default=8 << 30)  # where the system does not say, as on Windows: a common size
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that no reader ever sees a part of it."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)  # mkstemp's files can be read by their owner alone
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -18,9 +18,10 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.data.decode import decode
-from ssole.data.host import total_memory, write_whole
+from ssole.data.host import total_memory
 from ssole.data.sources import Source
 from ssole.errors import DataError
+from ssole.files import write_text_atomically
 
 _CHUNK = 256  # images a thread decodes per task: enough to make the pool's own cost vanish
 _PROBES = 32  # images, spread over the set, that must share a size before everything is decoded
@@ -120,7 +121,7 @@ class ImageStore:
         """Write `.unreadable` as JSON lines {"index", "id", "reason"}, replacing the file atomically."""
         rows = [{"index": i, "id": name, "reason": reason} for i, name, reason in self.unreadable]
         lines = "".join(json.dumps(row) + "\n" for row in rows)  # ASCII, even where a file name is no valid text
-        write_whole(Path(path), lines.encode("ascii"))
+        write_text_atomically(Path(path), lines)
 
     def _check(self, indices: torch.Tensor | Sequence[int]) -> list[int]:
         array = np.asarray(indices, dtype=np.int64 if len(indices) == 0 else None)

@@ -16,7 +16,7 @@ def create_backbone(config: ModelConfig, image_size: int) -> nn.Module:
     """The timm backbone of a config: images (B, 3, image_size, image_size) to pooled features (B, F).
 
     Raises:
-        ConfigError: an unknown timm name (with close ones), or a small-image stem asked of a model without a ResNet's stem.
+        ConfigError: an unknown timm name (with close ones), or a small-image stem for a model without a ResNet's stem.
     """
     import timm
 
@@ -47,7 +47,8 @@ def small_stem(model: nn.Module, kernel: int = 3) -> nn.Module:
     """
     if not has_resnet_stem(model):
         raise ConfigError(
-            f"stem '{kernel}x{kernel}' needs a ResNet with timm's 7x7 stem, {type(model).__name__} has another; use stem 'timm'"
+            f"stem '{kernel}x{kernel}' needs a ResNet with timm's 7x7 stem, and {type(model).__name__} has another: "
+            "use stem 'timm'"
         )
     old: nn.Conv2d = model.conv1  # type: ignore[assignment]
     stride, padding = (1, 1) if kernel == 3 else (2, 1)

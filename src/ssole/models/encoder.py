@@ -45,7 +45,7 @@ def create_projector(config: ModelConfig, features: int) -> nn.Module:
 
 
 def create_encoder(config: ModelConfig, image_size: int, *, seed: int) -> Encoder:
-    """The encoder of a config at its initial weights, a function of the seed. The global torch generator is left as it was."""
+    """The encoder of a config at its initial weights, a function of the seed. Torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = create_backbone(config, image_size)

@@ -9,7 +9,8 @@ import torch
 def effective_rank(embeddings: torch.Tensor) -> torch.Tensor:
     """Effective rank of a batch: the exponential of the entropy of its normalised singular values.
 
-    1 means collapse to one direction; min(B, D) means evenly spread. Roy and Vetterli, "The effective rank", EUSIPCO 2007.
+    1 means collapse to one direction; min(B, D) means evenly spread. Source: Roy and Vetterli, "The effective rank",
+    EUSIPCO 2007.
 
     Args:
         embeddings: (B, D); rows are scaled to unit length first.

@@ -18,7 +18,7 @@ def _sgd(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    from timm.optim import Lars
+    from timm.optim.lars import Lars
 
     optimizer: torch.optim.Optimizer = Lars(groups, lr=config.lr, momentum=config.momentum)
     return optimizer

@@ -26,7 +26,7 @@ def make_views(
 ) -> list[torch.Tensor]:
     """Make the views of a batch of images.
 
-    Every random parameter is a pure function of (seed, epoch, id, view), so an image's views do not depend on its batch.
+    Every random parameter is a pure function of (seed, epoch, id, view): an image's views do not depend on its batch.
 
     Args:
         images: uint8 (B, 3, H, W), or B tensors uint8 (3, h, w) of different sizes.
@@ -35,8 +35,8 @@ def make_views(
         seed, epoch: any integers.
 
     Returns:
-        For each crop group a float32 tensor (B, V_g, 3, S_g, S_g), normalised by the recipe's mean and std, on the device
-        of `images`.
+        For each crop group a float32 tensor (B, V_g, 3, S_g, S_g), normalised by the recipe's mean and std, on the
+        device of `images`.
 
     Raises:
         ValueError: images of another dtype or shape, or as many ids as there are no images.
@@ -70,7 +70,7 @@ def _check_images(images: torch.Tensor | Sequence[torch.Tensor], ids: torch.Tens
     dims = 4 if isinstance(images, torch.Tensor) else 3
     if one.dtype != torch.uint8 or one.dim() != dims or one.shape[-3] != 3:
         raise ValueError(
-            f"images must be uint8 (B, 3, H, W) or a list of uint8 (3, h, w), got {one.dtype} of shape {tuple(one.shape)}"
+            f"images must be uint8 (B, 3, H, W) or a list of uint8 (3, h, w), got {one.dtype} {tuple(one.shape)}"
         )
 
 
@@ -97,7 +97,8 @@ def _apply_separable(x_NCHW: torch.Tensor, rows_NSH: torch.Tensor, columns_NSW: 
     """rows @ x @ columns^T for every view and channel: (N, C, S, S)."""
     n, c, h, w = x_NCHW.shape
     x = x_NCHW.reshape(n, c * h, w) @ columns_NSW.mT
-    return rows_NSH[:, None] @ x.unflatten(1, (c, h))
+    out: torch.Tensor = rows_NSH[:, None] @ x.unflatten(1, (c, h))
+    return out
 
 
 def _crop_uniform(images: torch.Tensor, crop: Crop, params: ViewParams) -> torch.Tensor:
@@ -110,7 +111,8 @@ def _crop_uniform(images: torch.Tensor, crop: Crop, params: ViewParams) -> torch
     v, s = crop.count, crop.size
     tall = rows.view(len(images), 1, v * s, height) @ x  # (B, C, V*S, W)
     tall = tall.unflatten(2, (v, s)).transpose(1, 2).reshape(len(images) * v, 3 * s, width)
-    return (tall @ columns.mT).unflatten(1, (3, s))
+    views: torch.Tensor = (tall @ columns.mT).unflatten(1, (3, s))
+    return views
 
 
 def _crop_list(images: Sequence[torch.Tensor], crop: Crop, params: ViewParams) -> torch.Tensor:
@@ -143,7 +145,7 @@ def _photometric(x_NCSS: torch.Tensor, recipe: ViewRecipe, params: ViewParams) -
             _on_subset(x, flat["grey"][part], lambda y, _: y.copy_(_luma(y).expand_as(y)))
         if recipe.blur > 0:
             sigma = flat["sigma"][part]
-            _on_subset(x, sigma > 0, lambda y, rows, sigma=sigma: y.copy_(_blur(y, sigma[rows])))  # type: ignore[misc]
+            _on_subset(x, sigma > 0, lambda y, rows, sigma=sigma: y.copy_(_blur(y, sigma[rows])))
         if recipe.solarize > 0:
             _on_subset(x, flat["solarize"][part], lambda y, _: y.copy_(torch.where(y >= 128 / 255, 1 - y, y)))
         x.sub_(mean).div_(std)
@@ -218,7 +220,7 @@ _JITTER = (_brightness, _contrast, _saturation, _hue)
 
 
 def _blur(x_NCSS: torch.Tensor, sigma_N: torch.Tensor) -> torch.Tensor:
-    """Gaussian blur with reflected borders, each view with its own sigma, as one matrix per view on rows and columns."""
+    """Gaussian blur with reflected borders, each view with its own sigma: one matrix per view on rows and columns."""
     size = x_NCSS.shape[-1]
     radius = min(size - 1, int(3 * float(sigma_N.max()) + 0.5) or 1)
     offsets = torch.arange(-radius, radius + 1, device=x_NCSS.device)
