@@ -27,7 +27,7 @@ class ViewParams:
     vflip: torch.Tensor
     jitter: torch.Tensor
     order: torch.Tensor
-    """int64 (B, V, 4): the jitter operation that runs first, second, ...: 0 brightness, 1 contrast, 2 saturation, 3 hue."""
+    """int64 (B, V, 4): which jitter operation runs first, second, ... (0 brightness, 1 contrast, 2 saturation, 3 hue)"""
     factors: torch.Tensor
     """float32 (B, V, 4): brightness, contrast, saturation factors and hue shift (in turns)."""
     grey: torch.Tensor
@@ -77,7 +77,7 @@ def sample_params(
 
 
 def _boxes(crop: Crop, u: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Random resized crops: the first of ten tries that fits the image, else its largest centre crop within the ratio."""
+    """Random resized crops: the first of ten tries that fits, else the largest centre crop within the ratio."""
     height, width = sizes[:, None, None, 0], sizes[:, None, None, 1]
     area = height * width * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * u[..., :_CROP_TRIES])
     log_low, log_high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
