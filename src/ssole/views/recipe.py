@@ -27,7 +27,7 @@ class ViewParams:
     vflip: torch.Tensor
     jitter: torch.Tensor
     order: torch.Tensor
-    """int64 (B, V, 4): which jitter operation runs first, second, ... (0 brightness, 1 contrast, 2 saturation, 3 hue)"""
+    """int64 (B, V, 4): jitter operations in the order they run: 0 brightness, 1 contrast, 2 saturation, 3 hue."""
     factors: torch.Tensor
     """float32 (B, V, 4): brightness, contrast, saturation factors and hue shift (in turns)."""
     grey: torch.Tensor
