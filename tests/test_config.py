@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ssole.config import (
@@ -44,9 +45,10 @@ def test_digits_are_never_flipped() -> None:
 
 
 def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
-    config = apply_overrides(PretrainConfig(), {"optim.lr": 1, "views": 6, "loss": {"gamma": 0.25}, "epochs": 3})
+    overrides = {"optim.lr": 1, "views": 6, "loss": {"gamma": 0.25}, "epochs": 3, "augment.crops.0.size": 48}
+    config = apply_overrides(PretrainConfig(), overrides)
+    assert config.augment.crops == (Crop(count=6, size=48),)
     assert config.optim == dataclasses.replace(OptimConfig(), lr=1.0)
-    assert config.augment.crops[0].count == 6
     assert config.loss == LossConfig(gamma=0.25)
     assert config.epochs == 3
 
@@ -62,6 +64,10 @@ def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
         ("loss", {"gama": 0.5}, ["loss.gama", "loss.gamma"]),
         ("augment", {"crops": [{"cuont": 2}]}, ["crops.0.cuont"]),
         ("optimizer.lr", 1.0, ["optimizer"]),
+        ("clip", 1.0, ["optim.clip_grad_norm"]),
+        ("epochs.first", 1, ["epochs.first", "no group 'epochs'"]),
+        ("augment.crops.1.size", 32, ["augment.crops.1.size", "0 to 0"]),
+        ("augment.crops.size", 32, ["augment.crops.size", "'size' should be a number"]),
     ],
 )
 def test_an_unknown_key_is_named_with_the_one_meant(key: str, value: object, words: list[str]) -> None:
@@ -86,6 +92,13 @@ def test_an_unknown_key_is_named_with_the_one_meant(key: str, value: object, wor
         ("loss.gamma", 1.5, ["gamma", "1.5"]),
         ("augment.hflip", 2.0, ["hflip", "2.0"]),
         ("augment.hue", 0.7, ["hue", "0.7"]),
+        ("optim.lr", float("inf"), ["lr must be positive and finite"]),
+        ("optim.lr", "1e-4", ["optim.lr", "1.0e-4"]),
+        ("optim.betas", [0.9, 1.0], ["betas", "1.0"]),
+        ("optim.clip_grad_norm", 0.0, ["clip_grad_norm", "0.0"]),
+        ("loss.high_rank_weight", float("nan"), ["high_rank_weight", "nan"]),
+        ("data", 3, ["data must be a name, a path", "3"]),
+        ("seed", object(), ["object"]),
     ],
 )
 def test_a_wrong_value_is_quoted(key: str, value: object, words: list[str]) -> None:
@@ -93,6 +106,19 @@ def test_a_wrong_value_is_quoted(key: str, value: object, words: list[str]) -> N
         apply_overrides(PretrainConfig(), {key: value})
     for word in words:
         assert word in str(error.value)
+
+
+def test_values_may_be_numpy_numbers_paths_or_configs() -> None:
+    given = {"batch_size": np.int64(8), "optim.lr": np.float32(0.5), "data": Path("a"), "loss": LossConfig(gamma=0.25)}
+    config = apply_overrides(PretrainConfig(), given)
+    assert (config.batch_size, config.optim.lr, config.data, config.loss.gamma) == (8, 0.5, "a", 0.25)
+
+
+def test_epochs_replace_the_steps_of_a_recipe_unless_both_are_given() -> None:
+    recipe = PretrainConfig(steps=700)
+    assert apply_overrides(recipe, {"epochs": 3}).steps is None
+    assert apply_overrides(recipe, {"epochs": 3, "steps": 9}).steps == 9
+    assert apply_overrides(recipe, {"seed": 1}).steps == 700
 
 
 def test_views_are_counted_over_crop_groups() -> None:

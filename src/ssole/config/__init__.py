@@ -1,0 +1,39 @@
+"""Every setting of a run, checked once, and never changed.
+
+A recipe (YAML) fills a :class:`PretrainConfig`; the command line and Python override single fields by their dotted
+names (``optim.lr``). The config of a run is written to its folder and is all that is needed to go on with it.
+"""
+
+from __future__ import annotations
+
+from ssole.config.recipes import load_recipe, recipe_names
+from ssole.config.schema import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ConfigError,
+    Crop,
+    LossConfig,
+    ModelConfig,
+    OptimConfig,
+    PretrainConfig,
+    ViewRecipe,
+)
+from ssole.config.settings import apply_overrides, field_paths, from_dict, to_dict
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ConfigError",
+    "Crop",
+    "LossConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "PretrainConfig",
+    "ViewRecipe",
+    "apply_overrides",
+    "field_paths",
+    "from_dict",
+    "load_recipe",
+    "recipe_names",
+    "to_dict",
+]
