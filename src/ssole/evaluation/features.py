@@ -85,20 +85,25 @@ def extract(
     return features
 
 
-def raw_pixels(images: Images | Source, image_size: int = RAW_PIXEL_SIZE, *, progress: bool = False) -> Tensor:
-    """The baseline that learns nothing: (N, 3 * S * S) float32 pixels, S = min(image_size, 32).
+def raw_pixels(
+    images: Images | Source,
+    image_size: int = RAW_PIXEL_SIZE,
+    *,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
+    progress: bool = False,
+) -> Tensor:
+    """The baseline that learns nothing: (N, 3 * S * S) float32, S = min(image_size, 32).
 
-    Images are centre-cropped and shrunk as for a model, then each has its own mean subtracted and is divided by its
-    own standard deviation (an image of a single colour gives zeros). So a cosine between two is the correlation of
-    their pixels, blind to brightness and contrast: the stronger form of this baseline.
+    What a model would be given, shrunk to 32 pixels if larger: cropped, scaled to [0, 1], less ``mean`` and divided by
+    ``std``, and flattened. Nothing is done to an image by itself; taking out each one's own brightness and contrast is
+    feature engineering, and can make a stronger baseline (61 % instead of 57 % by kNN, k = 20, on digits-m).
     """
     store = as_store(images)
     size = min(image_size, RAW_PIXEL_SIZE)
-    rows = [center_crop(batch, size).flatten(1) for _, batch in _batches(store, 1024, progress=progress)]
-    pixels = torch.cat(rows)
-    pixels -= pixels.mean(1, keepdim=True)
-    # Half a grey level: an image flatter than that holds only rounding noise, which must not be blown up.
-    return pixels / pixels.std(1, keepdim=True).clamp_min(0.5 / 255)
+    scale, shift = _affine(mean, std, torch.device("cpu"))
+    parts = _batches(store, 1024, progress=progress)
+    return torch.cat([torch.addcmul(shift, center_crop(batch, size), scale).flatten(1) for _, batch in parts])
 
 
 def center_crop(batch: Tensor | Sequence[Tensor], size: int, *, device: torch.device | str | None = None) -> Tensor:

@@ -22,7 +22,7 @@ NEIGHBOURS = (20, 10)
 VIEWED = 10_000
 """Images whose views are compared at most."""
 Views = Callable[[Tensor | list[Tensor], Tensor], Sequence[Tensor]]
-"""(uint8 images, their indices) -> for each crop group, (B, V, 3, S, S) float32 ready for the model; V >= 2 in the first.
+"""(uint8 images, their indices) -> for each crop group, (B, V, 3, S, S) float32 for the model, V >= 2 in the first.
 Such as ``functools.partial(ssole.make_views, recipe=..., seed=0, epoch=0)``."""
 
 
@@ -39,8 +39,8 @@ class Judge:
     def models(self, row: str, subjects: Sequence[Subject]) -> dict[str, Score]:
         return _over_runs([self._row(row, subject.features, subject) for subject in subjects])
 
-    def pixels(self, side: int) -> dict[str, Score]:
-        return self._row(f"raw pixels ({side}x{side})", lambda part: raw_pixels(part, side), None)
+    def pixels(self, row: str, side: int, mean: Sequence[float], std: Sequence[float]) -> dict[str, Score]:
+        return self._row(row, lambda part: raw_pixels(part, side, mean=mean, std=std), None)
 
     def _row(self, row: str, features_of: Callable[[Part], Tensor], subject: Subject | None) -> dict[str, Score]:
         train, train_labels = self._features(self.judged.train, features_of)

@@ -82,8 +82,10 @@ def evaluate(
     name = "trained" if len(trained) == 1 else f"trained ({len(trained)} runs)"
     rows = {name: judge.models(name, trained)}
     if baselines:
-        side = min(trained[0].image_size, RAW_PIXEL_SIZE)
-        rows[f"raw pixels ({side}x{side})"] = judge.pixels(side)
+        first = trained[0]
+        side = min(first.image_size, RAW_PIXEL_SIZE)
+        raw = f"raw pixels ({side}x{side})"
+        rows[raw] = judge.pixels(raw, side, first.mean, first.std)
         runs = [one for one in given if not isinstance(one, nn.Module)]
         if runs:
             rows["untrained"] = judge.models("untrained", [subject(load_untrained(one)) for one in runs])

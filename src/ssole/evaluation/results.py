@@ -84,9 +84,9 @@ class EvaluationResult:
         shown = [name for name in METRICS if any(name in row for row in self.rows.values())]
         shown = [name for name in shown if not name.endswith("_top5") or (self.classes or 0) >= 100]
         table = Table(title=f"Frozen features; {where}", caption="\n".join(self.notes) or None, caption_justify="left")
-        table.add_column("")
+        table.add_column("", no_wrap=True)
         for name in shown:
-            table.add_column(METRICS[name], justify="right")
+            table.add_column(METRICS[name], justify="right", no_wrap=name not in LABEL_FREE)
         for row, scores in self.rows.items():
             table.add_row(row, *(_cell(name, scores.get(name)) for name in shown))
         return table

@@ -1,0 +1,189 @@
+"""Feature extraction: preprocessing, order, and leaving the model as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ssole.data.loader import ImageStore
+from ssole.data.sources import ArraySource
+from ssole.evaluation.features import Embeddings, center_crop, extract, raw_pixels
+from ssole.precision import resolve_precision
+
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+
+
+class Images:
+    """Differently sized images, as a store gives them."""
+
+    def __init__(self, images: list[torch.Tensor]) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def get(self, indices: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        chosen = [self.images[i] for i in indices.tolist()]
+        return torch.stack(chosen) if len({image.shape for image in chosen}) == 1 else chosen
+
+
+def random_images(*sizes: tuple[int, int]) -> Images:
+    return Images([torch.randint(256, (3, *size), dtype=torch.uint8) for size in sizes])
+
+
+def test_images_of_the_right_size_pass_untouched() -> None:
+    images = random_images(*[(8, 8)] * 70)
+    features = extract(nn.Flatten(), images, image_size=8, batch_size=16, precision="float32", **HALF)
+    expected = (torch.stack(images.images).double() / 255 - 0.5) / 0.25
+    assert features.dtype == torch.float32
+    np.testing.assert_allclose(features, expected.flatten(1), atol=1e-6)
+
+
+def test_sizes_may_differ_and_order_is_kept() -> None:
+    images = random_images((8, 8), (20, 9), (8, 30), (8, 8), (40, 40), (5, 6))
+    together = extract(nn.Flatten(), images, image_size=8, batch_size=4, precision="float32", **HALF)
+    for row, image in zip(together, images.images, strict=True):
+        alone = extract(nn.Flatten(), Images([image]), image_size=8, precision="float32", **HALF)
+        torch.testing.assert_close(row, alone[0])
+
+
+@pytest.mark.parametrize("size", [(50, 37), (32, 64), (20, 24), (33, 33)])
+def test_resizing_and_cropping_are_torchvisions(size: tuple[int, int]) -> None:
+    from torchvision.transforms import v2
+
+    image = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
+    steps = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Resize(32, antialias=True)])
+    resized = steps(image)
+    top, left = ((side - 32) // 2 for side in resized.shape[-2:])
+    expected = resized[..., top : top + 32, left : left + 32]
+    crop = center_crop(image, 32)
+    assert crop.shape == (2, 3, 32, 32)
+    # The long side is rounded here and cut off there, which may shift pixels by less than one.
+    if min(size) * max(32 * max(size) / min(size) % 1, 0) == 0:
+        torch.testing.assert_close(crop, expected, rtol=0, atol=1e-5)
+    else:
+        assert (crop - expected).abs().mean() < 0.05
+
+
+def test_a_source_is_read_through_a_store() -> None:
+    array = np.random.default_rng(0).integers(256, size=(10, 8, 8, 3), dtype=np.uint8)
+    from_source, from_store = (
+        extract(nn.Flatten(), images, image_size=8, **HALF)
+        for images in (ArraySource(array), ImageStore(ArraySource(array)))
+    )
+    assert torch.equal(from_source, from_store)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model[1].eval()  # a frozen layer inside a training model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = random_images(*[(8, 8)] * 6)
+    once, again = (extract(model, images, image_size=8, **HALF) for _ in range(2))
+    assert torch.equal(once, again)
+    assert [layer.training for layer in model] == [True, False, True, True, True]
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    (once * nn.Parameter(torch.ones(4))).sum().backward()  # usable by autograd afterwards
+
+
+def test_the_model_is_left_as_it_was_when_it_fails() -> None:
+    class Broken(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("out of order")
+
+    model = Broken()
+    with pytest.raises(RuntimeError, match="out of order"):
+        extract(model, random_images((8, 8)), image_size=8, **HALF)
+    assert model.training
+    assert torch.is_grad_enabled()
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = random_images(*[(8, 8)] * 6)
+    narrow, wide = (
+        extract(model, images, image_size=8, precision=precision, **HALF) for precision in ("bfloat16", "float32")
+    )
+    assert narrow.dtype == torch.float32
+    assert not torch.equal(narrow, wide)
+    torch.testing.assert_close(narrow, wide, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Identity(), r"the model gave shape \(1, 3, 8, 8\)"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(192, 2).requires_grad_(False)), "NaN or infinity in 1 of 1 rows"),
+    ],
+)
+def test_features_that_are_none_are_refused(model: nn.Module, message: str) -> None:
+    if isinstance(model, nn.Sequential):
+        model[1].weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match=message):
+        extract(model, random_images((8, 8)), image_size=8, **HALF)
+
+
+def test_bad_input_is_named() -> None:
+    with pytest.raises(ValueError, match="there are no images"):
+        extract(nn.Flatten(), Images([]), image_size=8, **HALF)
+    with pytest.raises(ValueError, match=r"mean is \(0.5,\)"):
+        extract(nn.Flatten(), random_images((8, 8)), image_size=8, mean=(0.5,), std=(1.0, 1.0, 1.0))
+
+
+def test_raw_pixels_are_the_normalised_pixels_shrunk_to_32() -> None:
+    images = random_images((16, 16), (64, 64), (48, 40))
+    assert raw_pixels(images, 16).shape == (3, 3 * 16 * 16)
+    assert raw_pixels(images, 224).shape == (3, 3 * 32 * 32)
+    expected = (images.images[0].double() / 255 - 0.5) / 0.25
+    np.testing.assert_allclose(raw_pixels(images, 16, **HALF)[0], expected.flatten(), atol=1e-6)
+
+
+def test_precision_is_resolved() -> None:
+    assert resolve_precision("float32", "cpu") is None
+    assert resolve_precision("bfloat16", torch.device("cpu")) == torch.bfloat16
+    assert resolve_precision("auto", "cpu") in (None, torch.bfloat16)
+    assert resolve_precision("auto", "mps") is None
+    with pytest.raises(ValueError, match="precision is 'half'"):
+        resolve_precision("half", "cpu")  # type: ignore[arg-type]
+
+
+def test_precision_without_a_capability_query_reads_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ssole import precision
+
+    answer = precision._cpu_multiplies_bfloat16()
+    if not Path("/proc/cpuinfo").exists() or not hasattr(torch.cpu, "get_capabilities"):
+        pytest.skip("there is one way only to ask this machine")
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    precision._cpu_multiplies_bfloat16.cache_clear()
+    try:
+        assert precision._cpu_multiplies_bfloat16() == answer
+    finally:
+        precision._cpu_multiplies_bfloat16.cache_clear()
+
+
+def test_embeddings_are_saved_whole(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    array = np.arange(6, dtype=np.float32).reshape(3, 2)
+    names = ["a/ü.png", "b.png", "c.png"]
+    kept = Embeddings(array=array, ids=names, labels=np.array([1, -1, 0]), classes=["cat", "dog"])
+    with np.load(kept.save(tmp_path / "e.npz")) as file:
+        assert np.array_equal(file["array"], array)
+        assert file["ids"].tolist() == names
+        assert file["labels"].tolist() == [1, -1, 0]
+        assert file["classes"].tolist() == ["cat", "dog"]
+    rows = parquet.read_table(kept.save(tmp_path / "e.parquet")).to_pylist()
+    assert rows[0] == {"id": "a/ü.png", "embedding": [0.0, 1.0], "label": 1, "class": "dog"}
+    assert [row["class"] for row in rows] == ["dog", None, "cat"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["e.npz", "e.parquet"]
+    bare = parquet.read_table(Embeddings(array=array, ids=names).save(tmp_path / "f.parquet"))
+    assert bare.column_names == ["id", "embedding"]
+    with pytest.raises(ValueError, match=r"'e.pt': end the name in .npz or .parquet"):
+        kept.save(tmp_path / "e.pt")
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) with 1 ids"):
+        Embeddings(array=array, ids=["a"])
