@@ -11,6 +11,8 @@ from torch import Tensor
 # Elements converted to float64 at a time (8 MB). One small reused buffer: a whole float64 copy of A would cost more in page faults
 # than the products do.
 _CHUNK = 1 << 20
+# Smaller blocks than this multiply too slowly for `symmetric_product` to gain.
+_BLOCK = 48
 # G' A runs in float32 while its rounding error is estimated to stay below this share of the result, in float64 otherwise.
 _SINGLE_PRECISION_NOISE = 1e-5
 
@@ -25,10 +27,25 @@ def gram_product(x_Nmn: Tensor) -> Tensor:
     g_Nkk = x_Nmn.new_empty(n_matrices, k, k, dtype=torch.float64)
     buffer = x_Nmn.new_empty(min(chunk, n_matrices), m, n, dtype=torch.float64)
     for start in range(0, n_matrices, chunk):
-        part = x_Nmn[start : start + chunk]
-        x = buffer[: len(part)].copy_(part)
-        torch.bmm(*((x, x.mT) if m <= n else (x.mT, x)), out=g_Nkk[start : start + chunk])
+        part = slice(start, start + chunk)
+        x = buffer[: len(g_Nkk[part])].copy_(x_Nmn[part])
+        symmetric_product(x if m <= n else x.mT, g_Nkk[part])
     return g_Nkk
+
+
+def symmetric_product(a_Nkn: Tensor, out_Nkk: Tensor | None = None) -> Tensor:
+    """A A^T. For large k only the blocks on and below the diagonal are multiplied, about 5/8 of the work."""
+    k = a_Nkn.shape[1]
+    if k < 4 * _BLOCK or a_Nkn.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.bmm(a_Nkn, a_Nkn.mT) if out_Nkk is None else torch.bmm(a_Nkn, a_Nkn.mT, out=out_Nkk)
+    out_Nkk = a_Nkn.new_empty(len(a_Nkn), k, k) if out_Nkk is None else out_Nkk
+    step = -(-k // 4)
+    for a, out in zip(a_Nkn, out_Nkk, strict=True):
+        for start in range(0, k, step):
+            rows, done = slice(start, start + step), slice(0, min(start + step, k))
+            torch.mm(a[rows], a[done].T, out=out[rows, done])
+            out[:start, rows] = out[rows, :start].T
+    return out_Nkk
 
 
 def multiply_into(

@@ -16,8 +16,8 @@ amplified by no more than that slope: 1e-16 * 2e6 in Y Z and in G^(-1/2) A.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +35,7 @@ def polar_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     bound_N11 = torch.where(bound_N11 > 0, bound_N11, 1)
     y_Nkk = g_Nkk / bound_N11
     z_Nkk = torch.eye(g_Nkk.shape[-1], dtype=g_Nkk.dtype, device=g_Nkk.device).expand_as(g_Nkk)
-    for a, b, c in quintics(_SMALLEST):
+    for a, b, c in _STEPS:
         r_Nkk = z_Nkk @ y_Nkk
         t_Nkk = torch.baddbmm(r_Nkk, r_Nkk, r_Nkk, beta=b, alpha=c)  # T - a I: the products below add a times their other factor
         y_Nkk, z_Nkk = torch.baddbmm(y_Nkk, y_Nkk, t_Nkk, beta=a), torch.baddbmm(z_Nkk, t_Nkk, z_Nkk, beta=a)
@@ -44,7 +44,6 @@ def polar_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     return trace_N, (z_Nkk + z_Nkk.mT) / (2 * root_N11)
 
 
-@lru_cache(maxsize=8)
 def quintics(smallest: float) -> tuple[tuple[float, float, float], ...]:
     """Coefficients (a, b, c) of the successive quintics that bring [smallest, 1] to 1 within `_CONVERGED`."""
     steps, low, high = [], smallest, 1.0
@@ -65,13 +64,15 @@ def best_quintic(low: float, high: float) -> tuple[float, float, float, float]:
         return 15 / 8, -10 / 8, 3 / 8, 4 * (high - 1) ** 3
     inner, outer = (3 * low + high) / 4, (low + 3 * high) / 4
     for _ in range(100):
-        points = torch.tensor([low, inner, outer, high], dtype=torch.float64)
-        signs = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
-        system = torch.stack([points, points**3, points**5, signs], 1)
-        a, b, c, error = torch.linalg.solve(system, torch.ones(4, dtype=torch.float64)).tolist()
+        points = zip((low, inner, outer, high), (1, -1, 1, -1), strict=True)
+        system = np.array([[s, s**3, s**5, sign] for s, sign in points])
+        a, b, c, error = np.linalg.solve(system, np.ones(4)).tolist()
         spread = math.sqrt(9 * b * b - 20 * a * c)
         last = inner, outer
         inner, outer = math.sqrt((-3 * b - spread) / (10 * c)), math.sqrt((-3 * b + spread) / (10 * c))
         if abs(inner - last[0]) + abs(outer - last[1]) < 1e-14 * high:
             break
     return a, b, c, error
+
+
+_STEPS = quintics(_SMALLEST)  # a constant of a few milliseconds; computed here because torch.compile cannot trace it

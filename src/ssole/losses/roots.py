@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
+from ssole.losses.gram import symmetric_product
 from ssole.losses.polar import polar_root
 
 # A mode counts as zero when its eigenvalue in G is below k * RANK_TOLERANCE * (largest eigenvalue): rounding in a float64 Gram matrix
 # alone lifts exact zeros to about k * 1e-16, so nothing smaller can be told from zero. In singular values: 3e-8 sqrt(k).
 RANK_TOLERANCE = 4 * torch.finfo(torch.float64).eps
+
+_LARGE = 128  # from this size on an eigendecomposition takes longer than starting a thread for it
 
 
 def inverse_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,8 +51,24 @@ def _root_2x2(g_N22: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root_eigh(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
+    """By eigendecomposition, matrices side by side when large: LAPACK itself gains little from threads, and loses a lot
+    of time waiting for them when other processes (the workers of a data loader, say) keep the cores busy."""
+    if len(g_Nkk) < 2 or g_Nkk.shape[-1] < _LARGE or torch.compiler.is_compiling():
+        return _root_eigh_here(g_Nkk)
+    threads = torch.get_num_threads()
+    workers = min(threads, len(g_Nkk))
+    root_Nkk = torch.empty_like(g_Nkk)
+    # A pool for each call: one kept would be a trap in forked processes, and threads start within 0.1 ms.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+        parts = list(pool.map(_root_eigh_here, g_Nkk.chunk(workers), root_Nkk.chunk(workers)))
+    torch.set_num_threads(threads)  # the workers' setting is also that of threads yet to come
+    return torch.cat([trace for trace, _ in parts]), root_Nkk
+
+
+def _root_eigh_here(g_Nkk: Tensor, out_Nkk: Tensor | None = None) -> tuple[Tensor, Tensor]:
     values_Nk, vectors_Nkk = torch.linalg.eigh(g_Nkk)
     nonzero_Nk = values_Nk > g_Nkk.shape[-1] * RANK_TOLERANCE * values_Nk[:, -1:]
-    # Half the power on each side: one product of a matrix with its own transpose then gives a result symmetric to the last bit.
+    # Half the power on each side: one product of a matrix with its own transpose then gives a symmetric result.
     half_Nkk = vectors_Nkk.mul_((torch.where(nonzero_Nk, values_Nk, math.inf) ** -0.25)[:, None, :])
-    return torch.where(nonzero_Nk, values_Nk, 0).sqrt().sum(-1), half_Nkk @ half_Nkk.mT
+    root_Nkk = symmetric_product(half_Nkk, out_Nkk)
+    return torch.where(nonzero_Nk, values_Nk, 0).sqrt().sum(-1), root_Nkk

@@ -1,0 +1,139 @@
+"""Measurements that need a CUDA GPU, piece by piece.
+
+    python benchmarks/gpu_suite.py loss --out benchmarks/results/loss-h200.json
+
+Runs from a checkout too (PYTHONPATH=src), with torch, torchvision and timm alone. Each piece prints a table and returns what is saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from loss import GRID, embeddings, gradient, hardware, oracle, textbook
+from torch import Tensor
+
+from ssole.losses import SSOLELoss
+
+
+def loss_piece() -> dict[str, Any]:
+    """SSOLELoss, forward + backward, against the textbook version; the goal is 100x and under 2 ms at (256, 8, 4096)."""
+    print("| B, V, D | textbook ms | SSOLELoss ms | of it on the device | speedup | gradient error: textbook | SSOLELoss | extra MB |")
+    print("|---|---|---|---|---|---|---|---|")
+    rows = []
+    for shape in GRID:
+        z = embeddings(shape).cuda()
+        exact = oracle(z)
+        loss = SSOLELoss(check_input=False)
+        ours = gradient(loss, z)
+        row = {
+            "shape": shape,
+            "textbook_gradient_error": relative(gradient(textbook, z), exact),
+            "ssole_gradient_error": relative(ours, exact),
+            "ssole_peak_extra_mb": peak_extra_bytes(loss, z) / 1e6,
+            "synchronizes": synchronizes(loss, z),
+            "textbook_ms": milliseconds(textbook, z, repeats=5),
+            "ssole_ms": milliseconds(loss, z, repeats=50),
+            "ssole_back_to_back_ms": back_to_back_milliseconds(loss, z),
+        }
+        row["speedup"] = row["textbook_ms"] / row["ssole_ms"]
+        rows.append(row)
+        print(
+            f"| {', '.join(map(str, shape))} | {row['textbook_ms']:.2f} | {row['ssole_ms']:.3f} | {row['ssole_back_to_back_ms']:.3f} "
+            f"| {row['speedup']:.0f}x | {row['textbook_gradient_error']:.1e} | {row['ssole_gradient_error']:.1e} "
+            f"| {row['ssole_peak_extra_mb']:.0f} |" + (" SYNCHRONIZES" if row["synchronizes"] else ""),
+            flush=True,
+        )
+    return {"rows": rows}
+
+
+def step(loss: Callable[[Tensor], Tensor], z: Tensor) -> None:
+    loss(z.detach().requires_grad_()).backward()
+
+
+def milliseconds(loss: Callable[[Tensor], Tensor], z: Tensor, *, repeats: int) -> float:
+    """Median of single steps, from an idle device to an idle device: what a step costs, launching included."""
+    times = []
+    for _ in range(repeats + 2):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        start.record()
+        step(loss, z)
+        end.record()
+        torch.cuda.synchronize()
+        times.append(start.elapsed_time(end))
+    return statistics.median(times[2:])
+
+
+def back_to_back_milliseconds(loss: Callable[[Tensor], Tensor], z: Tensor, repeats: int = 50) -> float:
+    """Mean over steps captured in one CUDA graph: what the device itself is busy for."""
+    leaf = z.detach().requires_grad_()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            torch.autograd.grad(loss(leaf), leaf)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        torch.autograd.grad(loss(leaf), leaf)
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    graph.replay()
+    torch.cuda.synchronize()
+    start.record()
+    for _ in range(repeats):
+        graph.replay()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / repeats
+
+
+def synchronizes(loss: Callable[[Tensor], Tensor], z: Tensor) -> bool:
+    step(loss, z)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(loss, z)
+    except RuntimeError as error:
+        print(error)
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
+def peak_extra_bytes(loss: Callable[[Tensor], Tensor], z: Tensor) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    step(loss, z)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def relative(actual: Tensor, expected: Tensor) -> float:
+    return float((actual.double() - expected).norm() / expected.norm())
+
+
+PIECES: dict[str, Callable[[], dict[str, Any]]] = {"loss": loss_piece}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("piece", choices=sorted(PIECES))
+    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("no CUDA GPU is available to torch")
+    result = {"piece": args.piece, "gpu": torch.cuda.get_device_name(), **hardware(), **PIECES[args.piece]()}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"saved {args.out}")
+
+
+if __name__ == "__main__":
+    main()
