@@ -11,7 +11,7 @@ from ssole.evaluation.features import Embeddings
 from ssole.evaluation.protocols import embed, evaluate
 from ssole.losses import OLELoss, SSOLELoss, nuclear_norm
 from ssole.models.load import load, untrained
-from ssole.training.checkpoint import Run
+from ssole.training.run import Run
 from ssole.views import make_views
 
 __all__ = [

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
+import glob
+import math
+import sys
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
+from ssole.data.loader import ImageStore
+from ssole.data.sources import open_source
+from ssole.data.torchvision_sets import KNOWN
 from ssole.errors import DataError
+from ssole.evaluation.protocols import knn_evaluator
+from ssole.models.backbone import create_backbone
+from ssole.training.loop import train
+from ssole.training.plan import make_plan
+from ssole.training.run import Run, create_run
+from ssole.training.torch_state import resolve_device
 
 if TYPE_CHECKING:
     from ssole.data.sources import Spec
-    from ssole.training.checkpoint import Run
     from ssole.training.monitor import Evaluator
 
 DEFAULT_RECIPE = "digits-m"
+_IN_MEMORY = "in memory: "  # begins `config.data` of a run whose images no name or path leads back to
 
 
 def pretrain(
@@ -33,15 +48,15 @@ def pretrain(
         model = ssole.load(run)
 
     Args:
-        data: `digits-m`, a folder of images, Hugging Face style parquet (a file, several, or a folder), a torchvision name
-            such as `cifar10`, a uint8 array (N, H, W, C), or any :class:`ssole.data.sources.Source`. By default what the
-            recipe names. Labels are never needed, and never seen by training.
+        data: `digits-m`, a folder of images, Hugging Face style parquet (a file, several, or a folder), a torchvision
+            name such as `cifar10`, a uint8 array (N, H, W, C), or any :class:`ssole.data.sources.Source`. By default
+            what the recipe names. Labels are never needed, and never used by training.
         recipe: a shipped recipe's name or the path of a YAML file.
-        out: the run folder, by default `runs/RECIPE`, numbered when that is taken.
-        evaluators: {steps: f}; every so many steps f(backbone) gives figures for metrics.jsonl. By default, with the
-            recipe's `knn_every`, a kNN accuracy on the data's own test split where it has labels.
+        out: the run folder, by default `runs/RECIPE`, numbered when that is taken. Nothing is ever overwritten.
+        evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. By
+            default, with the recipe's `knn_every`, a kNN accuracy on the data's own test split where it has labels.
         progress: show a progress bar.
-        overrides: settings by name (`epochs=5`, `views=4`) or dotted name (`**{"optim.lr": 1.0}`), or a group as a dict.
+        overrides: settings by name (`epochs=5`, `views=4`), dotted name (`**{"optim.lr": 1.0}`), or a group as a dict.
 
     Returns:
         The finished :class:`Run`.
@@ -49,42 +64,35 @@ def pretrain(
     Raises:
         ConfigError, DataError: a setting or the data are not usable; the message says what to do.
         NonFiniteLossError: training diverged at the step it names.
+        Interrupted: Ctrl-C or SIGTERM arrived, and a checkpoint was written; :func:`resume` goes on with it.
     """
-    if data is not None:
-        overrides["data"] = _data_name(data)
     config = apply_overrides(from_dict(load_recipe(str(recipe))), overrides)
-    source = config.data if data is None else data
-    return start(
-        config,
-        out or free_folder(Path("runs"), Path(recipe).stem),
-        data=source,
-        evaluators=evaluators,
-        progress=progress,
-    )
+    folder = Path(out) if out is not None else free_folder(Path("runs"), Path(recipe).stem)
+    return start(config, folder, data=data, evaluators=evaluators, progress=progress)
 
 
 def start(
     config: PretrainConfig,
-    out: str | PathLike[str],
+    out: Path,
     *,
     data: Spec | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
 ) -> Run:
     """Train a complete config in a new run folder. `data` replaces `config.data` where the images are not on disk."""
-    from ssole.training.checkpoint import create_run
-    from ssole.training.loop import make_plan, resolve_device, train
-
-    resolve_device(config.device)  # before the data, which may take a while
-    store = _open_store(config, data, progress)
+    resolve_device(config.device)  # the quick checks first: data may take a while to open
+    _try_backbone(config)
+    data = config.data if data is None else data
+    config = dataclasses.replace(config, data=_describe(data))
+    store = _open(config, data, "train", progress)
     make_plan(config, len(store))
-    _try_model(config)
-    run = create_run(Path(out), config)  # only now, so that a refused config leaves no folder behind
-    return train(run, store, evaluators=_evaluators(config, evaluators, progress), progress=progress)
+    evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
+    run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
+    return train(run, store, evaluators=evaluators, progress=progress)
 
 
 def resume(
-    run: str | PathLike[str],
+    run: Run | str | PathLike[str],
     *,
     data: Spec | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
@@ -92,17 +100,23 @@ def resume(
 ) -> Run:
     """Go on with an interrupted run from its newest checkpoint; a finished one is returned as it is.
 
-    `data` is needed only when the run was started on images in memory.
-    """
-    from ssole.training.checkpoint import Run
-    from ssole.training.loop import train
+    Args:
+        run: the run, or its folder.
+        data: the images, needed only when the run was started on images in memory.
+        evaluators, progress: as for :func:`pretrain`.
 
-    found = Run(Path(run))
+    Raises:
+        As :func:`pretrain`; and ConfigError when this is no run folder or none of its checkpoints can be read.
+    """
+    found = run if isinstance(run, Run) else Run(Path(run))
     config = found.config
     if found.finished:
         return found
-    store = _open_store(config, data, progress)
-    return train(found, store, evaluators=_evaluators(config, evaluators, progress), progress=progress)
+    if data is None and _in_memory(config):
+        raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
+    store = _open(config, config.data if data is None else data, "train", progress)
+    evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
+    return train(found, store, evaluators=evaluators, progress=progress)
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -113,51 +127,68 @@ def free_folder(parent: Path, name: str) -> Path:
     return path
 
 
-def _data_name(data: Spec) -> Any:
-    if isinstance(data, (str, PathLike)):
-        return str(data)
-    name = getattr(data, "name", None)
-    if isinstance(name, str):
-        return name
+def _describe(data: Spec) -> str | tuple[str, ...]:
+    """What stands for the images in a config. Paths become absolute, so that a run can be resumed from any folder."""
     if isinstance(data, (list, tuple)):
-        return [str(part) for part in data]
-    return "array"
+        return tuple(str(_describe(part)) for part in data)
+    if isinstance(data, (str, PathLike)):
+        text, path = str(data), Path(data).expanduser()
+        is_name = text == "digits-m" or text.lower() in KNOWN
+        return str(path.absolute()) if not is_name and (path.exists() or glob.has_magic(text)) else text
+    return _IN_MEMORY + str(getattr(data, "name", f"{type(data).__name__} {getattr(data, 'shape', '')}".strip()))
 
 
-def _open_store(config: PretrainConfig, data: Spec | None, progress: bool) -> Any:
-    from ssole.data.loader import ImageStore
-    from ssole.data.sources import open_source
-
-    return ImageStore(open_source(config.data if data is None else data, split="train"), progress=progress)
+def _in_memory(config: PretrainConfig) -> bool:
+    return isinstance(config.data, str) and config.data.startswith(_IN_MEMORY)
 
 
-def _try_model(config: PretrainConfig) -> None:
-    """Build the backbone once, so that an unknown name or argument is told before a run folder exists."""
-    from ssole.models.backbone import create_backbone
-
-    try:
-        create_backbone(config.model, config.augment.image_size)
-    except TypeError as error:  # timm passes unknown arguments on to the model's constructor
-        raise ConfigError(f"model.backbone_args do not fit {config.model.backbone}: {error}") from None
+def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool) -> ImageStore:
+    return ImageStore(open_source(data, split=split), shrink_to=_useful_size(config), progress=progress)
 
 
-def _evaluators(
-    config: PretrainConfig, given: Mapping[int, Evaluator] | None, progress: bool
-) -> Mapping[int, Evaluator] | None:
-    if given is not None or config.knn_every is None:
-        return given
-    from ssole.data.loader import ImageStore
-    from ssole.data.sources import open_source
-    from ssole.evaluation.protocols import knn_evaluator
+def _useful_size(config: PretrainConfig) -> int:
+    """The shorter side beyond which an image has no detail that a crop could use, in pixels.
 
-    try:
-        splits = [ImageStore(open_source(config.data, split=split), progress=progress) for split in ("train", "test")]  # type: ignore[arg-type]
-    except DataError:
-        return None
-    if any(store.labels is None for store in splits):
-        return None
+    It is that of an image whose smallest and narrowest crop has as many pixels as the view made of it. Photographs of
+    many megapixels are reduced to this, for a batch of them would take gigabytes.
+    """
+    crops = config.augment.crops
+    return max(math.ceil(c.size / math.sqrt(c.scale[0] * min(c.ratio[0], 1 / c.ratio[1]))) for c in crops)
+
+
+@torch.no_grad()
+def _try_backbone(config: PretrainConfig) -> None:
+    """Run the backbone once, so that what it does not take is told before there is a run folder."""
+    name = config.model.backbone
+    with torch.random.fork_rng(devices=[]):
+        try:
+            backbone = create_backbone(config.model, config.augment.image_size).eval()
+        except (TypeError, AssertionError, RuntimeError) as error:  # timm hands arguments on to the model's constructor
+            raise ConfigError(f"model.backbone_args do not fit {name}: {error}") from None
+        for crop in config.augment.crops:
+            try:
+                backbone(torch.zeros(1, 3, crop.size, crop.size))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise ConfigError(
+                    f"{name} does not take images of {crop.size} x {crop.size} pixels: {error}. Choose another "
+                    "augment.crops.N.size, or what the model needs in model.backbone_args (such as img_size)"
+                ) from None
+
+
+def _default_evaluators(config: PretrainConfig, store: ImageStore, progress: bool) -> Mapping[int, Evaluator]:
+    """kNN accuracy on the data's own test split, if the recipe asks for it and the data have what it takes."""
+    if config.knn_every is None:
+        return {}
     augment = config.augment
-    evaluator = knn_evaluator(
-        *splits, image_size=augment.image_size, mean=augment.mean, std=augment.std, precision=config.precision
-    )
-    return {config.knn_every: evaluator}
+    feeding: dict[str, Any] = {"image_size": augment.image_size, "mean": augment.mean, "std": augment.std}
+    try:
+        if _in_memory(config):
+            raise DataError("images in memory have no test split")
+        test = _open(config, config.data, "test", progress)
+        if test.ids == store.ids:  # a folder that is itself called test
+            raise DataError("the test images are those of training")
+        return {config.knn_every: knn_evaluator(store, test, precision=config.precision, **feeding)}
+    except ValueError as error:
+        if progress:
+            print(f"no kNN accuracy while training: {error}", file=sys.stderr)
+        return {}

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import difflib
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 import tyro
 
-from ssole import __version__
-from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
-
-if TYPE_CHECKING:
-    from ssole.training.checkpoint import Run
+from ssole import __version__, api
+from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe, recipe_names
+from ssole.training.monitor import duration
+from ssole.training.run import Run
 
 USAGE = """usage: ssole COMMAND [OPTIONS]
 
@@ -26,22 +27,26 @@ USAGE = """usage: ssole COMMAND [OPTIONS]
 
 ssole COMMAND --help tells more. With no options, ssole pretrain learns from the built-in digits-m images in minutes."""
 
+PRETRAIN = """Learn a representation from unlabeled images.
+
+  ssole pretrain                                        the built-in digits-m images, in minutes
+  ssole pretrain --data photos/ --recipe imagenet100    your own images
+  ssole pretrain --resume runs/digits-m                 go on after an interruption
+
+Recipes: {recipes}. Every setting of a recipe can be overridden; the defaults below are those of {recipe}. Ctrl-C saves
+a checkpoint first."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainArgs:
-    """Learn a representation from unlabeled images.
-
-    Any setting of the recipe can be overridden. Ctrl-C saves a checkpoint; --resume RUN goes on from the newest.
-    """
-
-    recipe: str = "digits-m"
-    """Shipped recipe or path of a YAML file; the settings below are then its own."""
+    recipe: str = api.DEFAULT_RECIPE
+    """A recipe's name, or the path of a YAML file."""
     out: Path | None = None
     """Run folder; by default runs/RECIPE, numbered when that is taken."""
     resume: Path | None = None
     """Go on with this interrupted run. Its settings are kept, so nothing else may be given."""
     views: int | None = None
-    """Views of each image in the first crop group."""
+    """Views of each image; short for --augment.crops.0.count."""
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
 
 
@@ -50,13 +55,13 @@ class EvalArgs:
     """Judge a run: accuracy of weighted kNN and of a linear probe on frozen features, beside raw pixels and the same
     network untrained. Without labels, label-free figures."""
 
-    run: Annotated[Path, "positional"]
+    run: tyro.conf.Positional[Path]
     """Run folder, or its backbone.safetensors."""
     data: tuple[str, ...] = ()
     """Labelled images: a folder, parquet, or data set name. By default the data of the run."""
     test: tuple[str, ...] = ()
     """Images to test on; by default the data's own test split, else a held-out part."""
-    protocol: tuple[Literal["knn", "linear"], ...] = ("knn", "linear")
+    protocol: tuple[Literal["knn", "linear", "label_free"], ...] = ("knn", "linear")
     """What to measure."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -68,52 +73,52 @@ class EvalArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedArgs:
-    """Write the features of images, their ids and their labels (if any) to one NumPy .npz file."""
+    """Write the features of images, their ids and their labels (if any) to a file."""
 
-    run: Annotated[Path, "positional"]
+    run: tyro.conf.Positional[Path]
     """Run folder, or its backbone.safetensors."""
     data: tuple[str, ...] = ()
     """Images: a folder, parquet, or data set name. By default the data of the run."""
     out: Path = Path("embeddings.npz")
-    """File to write."""
+    """File to write: .npz (array, ids, labels, classes) or .parquet (id, embedding, label, class)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
 
 def pretrain(argv: Sequence[str]) -> int:
-    from ssole import api
-
     args, given = _parse_pretrain(argv)
     if args.resume is not None:
-        if given - {"--resume"}:
-            raise ConfigError(
-                f"--resume goes on with the run's own settings; leave out {', '.join(sorted(given - {'--resume'}))}"
-            )
-        run = api.resume(args.resume)
-    else:
-        config = args.config if args.views is None else apply_overrides(args.config, {"views": args.views})
-        if "--epochs" in given and "--steps" not in given:
-            config = apply_overrides(config, {"epochs": config.epochs})  # the recipe's own steps no longer hold
-        stem = Path(args.recipe).stem
-        run = api.start(config, args.out or api.free_folder(Path("runs"), stem))
-    _print_finished(run)
+        if others := sorted(given - {"--resume"}):
+            raise ConfigError(f"--resume goes on with the run's own settings; leave out {', '.join(others)}")
+        _resume(args.resume)
+        return 0
+    config = args.config if args.views is None else apply_overrides(args.config, {"views": args.views})
+    if "--epochs" in given and "--steps" not in given:
+        config = apply_overrides(config, {"epochs": config.epochs})  # the recipe's own steps no longer hold
+    _print_finished(api.start(config, args.out or api.free_folder(Path("runs"), Path(args.recipe).stem)))
     return 0
+
+
+def _resume(path: Path) -> None:
+    run = Run(path)
+    if run.finished:
+        print(f"{path} has finished already: there is nothing to go on with.")
+    _print_finished(api.resume(run))
 
 
 def _parse_pretrain(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
     """The arguments, with the recipe's values as defaults, and the names of the options that were given."""
-    given = {word.split("=", 1)[0] for word in argv if word.startswith("--")}
-    recipe = _option(argv, "--recipe") or "digits-m"
-    config = from_dict(load_recipe(recipe))
-    default = PretrainArgs(recipe=recipe, config=config)
-    args = tyro.cli(PretrainArgs, default=default, args=list(argv), prog="ssole pretrain")
-    return args, given
+    given = {word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")}
+    recipe = _option(argv, "--recipe") or api.DEFAULT_RECIPE
+    default = PretrainArgs(recipe=recipe, config=from_dict(load_recipe(recipe)))
+    about = PRETRAIN.format(recipes=", ".join(recipe_names()), recipe=recipe)
+    return tyro.cli(PretrainArgs, default=default, args=list(argv), prog="ssole pretrain", description=about), given
 
 
 def _option(argv: Sequence[str], name: str) -> str | None:
     """The value of an option, before the full parser that depends on it exists."""
     for word, following in zip(argv, [*argv[1:], None], strict=True):
-        if word == name:
+        if word == name and following is not None and not following.startswith("--"):
             return following
         if word.startswith(f"{name}="):
             return word.split("=", 1)[1]
@@ -157,8 +162,6 @@ def embed(argv: Sequence[str]) -> int:
 
 def _run_config(path: Path) -> PretrainConfig | None:
     """The settings of a run folder; None for a weight file alone."""
-    from ssole.training.checkpoint import Run
-
     return Run(path).config if (path / "config.yaml").is_file() else None
 
 
@@ -180,15 +183,18 @@ def _print_finished(run: Run) -> None:
     rows = [row for row in run.metrics if "loss" in row]
     if rows:
         last = rows[-1]
-        print(
-            f"{last['step']} steps in {last['seconds'] / 60:.1f} min, loss {last['loss']:.4f}, effective rank {last['effective_rank']:.0f}"
-        )
+        time, rank = duration(last["seconds"]), last["effective_rank"]
+        print(f"{last['step']} steps in {time}, loss {last['loss']:.4f}, effective rank {rank:.0f}")
+    if unreadable := run.unreadable:
+        first = unreadable[0]
+        print(f"{len(unreadable)} unreadable images were left out, such as {first['id']}: {first['reason']}")
+        print(f"all of them: {run.path / 'unreadable.jsonl'}")
     print(f"weights: {run.backbone_path}")
     print(f"judge them: ssole eval {run.path}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; exits with 0, 1 for a failed run, 2 for wrong input, 130 after Ctrl-C."""
+    """Run the command line; exits with 0, 1 for a failed run, 2 for wrong input, 128 + N after signal N."""
     sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -202,19 +208,35 @@ def _main(argv: list[str]) -> int:
     command = COMMANDS.get(argv[0])
     if command is None:
         close = difflib.get_close_matches(argv[0], list(COMMANDS), n=1)
-        print(
-            f"error: no command {argv[0]!r}{f', did you mean {close[0]!r}?' if close else ''}\n\n{USAGE}",
-            file=sys.stderr,
-        )
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        print(f"error: no command {argv[0]!r}{hint}\n\n{USAGE}", file=sys.stderr)
         return 2
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _run(command, argv[1:])
+
+
+def _run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run a command; what a user can put right is told in a line, without a traceback."""
     try:
-        return command(argv[1:])
+        return command(argv)
     except ValueError as error:  # ConfigError and DataError among them: their messages say what to do
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except FloatingPointError as error:
+    except (FloatingPointError, OSError) as error:  # a loss that is not finite; a full disk
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except torch.OutOfMemoryError as error:
+        reason = str(error).split(". ")[0]
+        print(f"error: {reason}. Lower --batch-size, --views or --augment.crops.0.size", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 128 + int(getattr(error, "signal_number", 2))
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """A warning in a line, without the place in the code that a user cannot do anything about."""
+    print(f"warning: {message}", file=sys.stderr)

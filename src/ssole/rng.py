@@ -28,6 +28,7 @@ class Use(IntEnum):
     GREY = 5
     BLUR = 6
     SOLARIZE = 7
+    LAYERS = 8
 
 
 def _signed(value: int) -> int:

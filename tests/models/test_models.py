@@ -15,7 +15,8 @@ from ssole.config import ConfigError, ModelConfig, PretrainConfig
 from ssole.models.backbone import create_backbone, small_stem
 from ssole.models.encoder import create_encoder, create_projector
 from ssole.models.load import backbone_metadata, load, untrained
-from ssole.training.checkpoint import Run, create_run, save_backbone
+from ssole.training.checkpoint import save_backbone
+from ssole.training.run import Run, create_run
 
 TINY = ModelConfig(
     backbone="resnet18",

@@ -34,6 +34,12 @@ def create_backbone(config: ModelConfig, image_size: int) -> nn.Module:
     return model
 
 
+def feature_dim(backbone: nn.Module) -> int:
+    """F, the features that a timm model without its classifier gives of an image."""
+    # MobileNets and others have a layer between pooling and classifier, which stays; `num_features` is before it
+    return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
+
+
 def has_resnet_stem(model: nn.Module) -> bool:
     """Whether the model starts as timm's ResNets do: one 7x7 convolution `conv1`, then `maxpool`."""
     conv = getattr(model, "conv1", None)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ssole.config import ModelConfig
-from ssole.models.backbone import create_backbone
+from ssole.models.backbone import create_backbone, feature_dim
 
 
 class Encoder(nn.Module):
@@ -49,4 +49,4 @@ def create_encoder(config: ModelConfig, image_size: int, *, seed: int) -> Encode
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = create_backbone(config, image_size)
-        return Encoder(backbone, create_projector(config, int(backbone.num_features)))  # type: ignore[arg-type]
+        return Encoder(backbone, create_projector(config, feature_dim(backbone)))

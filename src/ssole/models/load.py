@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, from_dict, to_dict
-from ssole.models.backbone import create_backbone
+from ssole.models.backbone import create_backbone, feature_dim
 from ssole.models.encoder import create_encoder
 
 _KEY = "ssole"  # entry of the weight file's metadata that describes the network
@@ -40,7 +40,7 @@ class LoadedBackbone(nn.Module):
     @property
     def num_features(self) -> int:
         """F, the features of an image."""
-        return int(self.backbone.num_features)  # type: ignore[arg-type]
+        return feature_dim(self.backbone)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.backbone(images)

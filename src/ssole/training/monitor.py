@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,8 +15,9 @@ import torch
 from torch import nn
 
 from ssole.losses.ssole import SSOLETerms
-from ssole.training.checkpoint import Progress, Run
+from ssole.training.checkpoint import Progress
 from ssole.training.health import effective_rank
+from ssole.training.run import Run
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 """From the backbone to named figures, such as {"knn20": 0.83}."""
@@ -27,44 +30,28 @@ class Monitor:
 
     Args:
         run: whose folder the logs go to.
+        title: what is going on, shown once.
         total: steps of the whole run.
         done: where this sitting starts.
         progress: whether to show anything.
     """
 
-    def __init__(self, run: Run, total: int, done: Progress, progress: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        self._run, self._total, self._show = run, total, progress
-        self._before, self._start = done.seconds, time.perf_counter()
-        self._first, self._images, self._paused = done.step, 0, 0.0
-        self._console = Console(stderr=True)
-        columns = (
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        self._bar = Bar(*columns, console=self._console, disable=not (progress and self._console.is_terminal))
-        self._task = self._bar.add_task("", total=total, completed=done.step, note="")
-        self._notes: dict[str, str] = {}
-        self._last_line = float("-inf")
-        self._step = done.step
+    def __init__(self, run: Run, title: str, *, total: int, done: Progress, progress: bool) -> None:
+        self._run, self._title, self._done = run, title, done
+        self._step, self._images, self._paused = done.step, 0, 0.0
+        self._screen = _Screen(total, done.step, progress)
 
     def __enter__(self) -> Monitor:
-        self._file = open(self._run.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed in __exit__
-        self._board = _tensorboard(self._run)
-        self._bar.start()
+        self._file = open(self._run.path / "metrics.jsonl", "a", encoding="utf-8")
+        self._board = _tensorboard(self._run.path / "tensorboard", self._done.step)
+        self._screen.start(self._title)
         self._start = time.perf_counter()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        self._screen.stop()
         self._file.close()
         if self._board is not None:
             self._board.close()
@@ -72,72 +59,125 @@ class Monitor:
     @property
     def seconds(self) -> float:
         """Training time over all sittings, without evaluation."""
-        return self._before + time.perf_counter() - self._start - self._paused
+        return self._done.seconds + self._trained
+
+    @property
+    def _trained(self) -> float:
+        return time.perf_counter() - self._start - self._paused
 
     def advance(self, images: int) -> None:
         """Count a step."""
         self._step += 1
         self._images += images
-        self._bar.update(self._task, completed=self._step)
+        self._screen.advance(self._step)
 
     @torch.no_grad()
-    def log(self, step: int, epoch: int, lr: float, terms: SSOLETerms, z_BVD: torch.Tensor) -> None:
+    def log(self, epoch: int, lr: float, terms: SSOLETerms, z_BVD: torch.Tensor) -> None:
         """Write a line of metrics: the loss and its terms, and the effective rank of the first view's embeddings."""
-        rate = self._images / max(1e-9, time.perf_counter() - self._start - self._paused)
+        rate = self._images / max(1e-9, self._trained)
+        loss, low, high = (float(term) for term in (terms.total, terms.low_rank, terms.high_rank))
         row = {
-            "step": step,
+            "step": self._step,
             "epoch": epoch,
-            "loss": float(terms.total),
-            "low_rank": float(terms.low_rank),
-            "high_rank": float(terms.high_rank),
+            "loss": loss,
+            "low_rank": low,
+            "high_rank": high,
             "effective_rank": float(effective_rank(z_BVD[:, 0])),
             "lr": lr,
             "images_per_second": round(rate, 1),
             "seconds": round(self.seconds, 3),
         }
         self._write(row)
-        self._notes["loss"] = (
-            f"{rate:,.0f} images/s  loss {row['loss']:.3f} = low {row['low_rank']:.3f} + w x high {row['high_rank']:.3f}"
-            f"  effective rank {row['effective_rank']:.0f}"
-        )
-        self._show_notes(step)
+        figures = f"loss {loss:.3f} (low rank {low:.3f}, high rank {high:.3f})"
+        self._screen.note("loss", f"{rate:,.0f} images/s  {figures}  effective rank {row['effective_rank']:.0f}")
 
-    def evaluate(self, step: int, evaluator: Evaluator, backbone: nn.Module) -> None:
+    def evaluate(self, evaluator: Evaluator, backbone: nn.Module) -> None:
         """Run an evaluator and write its figures. Its time is not counted as training."""
         begin = time.perf_counter()
         figures = evaluator(backbone)
         self._paused += time.perf_counter() - begin
-        self._write({"step": step, "seconds": round(self.seconds, 3), **figures})
-        self._notes["evaluation"] = "  ".join(f"{name} {value:.1%}" for name, value in figures.items())
-        self._show_notes(step)
+        self._write({"step": self._step, "seconds": round(self.seconds, 3), **figures})
+        self._screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+
+    def tell_stopping(self) -> None:
+        """Show that a signal was heard, without printing."""
+        self._screen.tell_stopping()
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
         self._file.flush()
         if self._board is not None:
-            for name, value in row.items():
-                if name not in ("step", "epoch"):
-                    self._board.add_scalar(name, value, row["step"])
-
-    def _show_notes(self, step: int) -> None:
-        note = "  ".join(self._notes.values())
-        self._bar.update(self._task, note=note)
-        due = time.perf_counter() - self._last_line > _PLAIN_EVERY or step == self._total
-        if self._show and not self._console.is_terminal and due:
-            self._last_line = time.perf_counter()
-            left = self._remaining(step)
-            self._console.print(f"step {step}/{self._total}  {note}  {left}", soft_wrap=True, highlight=False)
-
-    def _remaining(self, step: int) -> str:
-        spent = time.perf_counter() - self._start
-        seconds = spent / max(1, step - self._first) * (self._total - step)
-        return f"{seconds / 60:.1f} min left" if seconds >= 60 else f"{seconds:.0f} s left"
+            for name in row.keys() - {"step", "epoch"}:
+                self._board.add_scalar(name, row[name], row["step"])
 
 
-def _tensorboard(run: Run) -> Any:
-    """A TensorBoard writer into the run folder, or None when TensorBoard is not installed."""
+class _Screen:
+    """A progress bar with a line of figures below it on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, total: int, done: int, show: bool) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.text import Text
+
+        console = Console(stderr=True)
+        self._console, self._total, self._first, self._step = console, total, done, done
+        self._show, self._live = show, show and console.is_terminal
+        left = (TimeRemainingColumn(), TextColumn("left"))
+        self._bar = Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(), *left, console=console)
+        self._task = self._bar.add_task("", total=total, completed=done)
+        self._notes: dict[str, str] = {}
+        self._text = Text()
+        self._display = Live(Group(self._bar, self._text), console=console, refresh_per_second=4)
+        self._start = self._last_line = time.perf_counter()
+
+    def start(self, title: str) -> None:
+        self._start = time.perf_counter()
+        if self._show:
+            self._print(title)
+        if self._live:
+            self._display.start()
+
+    def stop(self) -> None:
+        if self._live:
+            self._display.stop()
+
+    def advance(self, step: int) -> None:
+        self._step = step
+        self._bar.update(self._task, completed=step)
+
+    def tell_stopping(self) -> None:
+        if self._live:  # the display's own thread draws it
+            self._text.plain = "stopping after this step; Ctrl-C again to stop at once"
+        elif self._show:
+            os.write(2, b"stopping after this step\n")
+
+    def note(self, kind: str, text: str) -> None:
+        """Show the newest text of its kind."""
+        self._notes[kind] = text
+        self._text.plain = note = "  ".join(self._notes.values())
+        now = time.perf_counter()
+        if self._show and not self._live and (now - self._last_line > _PLAIN_EVERY or self._step == self._total):
+            self._last_line = now
+            left = (now - self._start) / max(1, self._step - self._first) * (self._total - self._step)
+            self._print(f"step {self._step}/{self._total}  {note}" + (f"  {duration(left)} left" if left else ""))
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds, minutes or hours, as one would say it."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _tensorboard(folder: Path, done: int) -> Any:
+    """A TensorBoard writer, or None when TensorBoard is not installed. What it showed after step `done` is dropped."""
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(run.path / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)

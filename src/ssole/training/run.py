@@ -1,0 +1,154 @@
+"""The run folder: settings, environment and metrics, each file written whole or not at all.
+
+NAME/  config.yaml · environment.json · metrics.jsonl · checkpoints/ · backbone.safetensors · unreadable.jsonl if any
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
+from ssole.files import remove_leftovers, write_text_atomically
+
+
+@dataclass(frozen=True)
+class Run:
+    """A pretraining run on disk."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))  # so that Run("runs/mine") will do
+
+    @property
+    def config(self) -> PretrainConfig:
+        """The settings the run was started with.
+
+        Raises:
+            ConfigError: not a run folder, or its config.yaml was damaged.
+        """
+        import yaml
+
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{file} is not valid YAML: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{file} must hold a mapping of settings, found {type(values).__name__}")
+        return from_dict(values)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def backbone_path(self) -> Path:
+        """The final weights, loadable with timm."""
+        return self.path / "backbone.safetensors"
+
+    @property
+    def finished(self) -> bool:
+        """Whether training ran to its end."""
+        return self.backbone_path.is_file()
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl."""
+        return _read_lines(self.path / "metrics.jsonl")
+
+    @property
+    def unreadable(self) -> list[dict[str, Any]]:
+        """Images that could not be read and were left out: {"index", "id", "reason"} each."""
+        return _read_lines(self.path / "unreadable.jsonl")
+
+
+def create_run(path: Path, config: PretrainConfig) -> Run:
+    """Make the folder of a new run.
+
+    Raises:
+        ConfigError: the folder holds a run or anything else already, or cannot be made.
+    """
+    import yaml
+
+    if (path / "config.yaml").exists():
+        raise ConfigError(
+            f"{path} already holds a run: go on with it (--resume {path}), or choose another folder (--out)"
+        )
+    try:
+        if path.exists() and any(path.iterdir()):
+            raise ConfigError(f"{path} is not empty, and nothing is overwritten: choose another folder (--out)")
+        run = Run(path)
+        run.checkpoints.mkdir(parents=True)
+        write_text_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
+        # last, because a folder with a config is a run
+        write_text_atomically(path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+    except OSError as error:
+        raise ConfigError(f"cannot make the run folder {path}: {error}") from None
+    return run
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for the record."""
+    import timm
+
+    from ssole import __version__
+
+    return {
+        "ssole": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": sys.argv,
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def rewind(run: Run, step: int) -> None:
+    """Bring the folder back to its checkpoint at `step`: a resumed run will write the later metrics again."""
+    remove_leftovers(run.path)
+    remove_leftovers(run.checkpoints)
+    _write_lines(run.path / "metrics.jsonl", [row for row in run.metrics if row["step"] <= step])
+
+
+def note_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:
+    """Add images (index, id, reason) to unreadable.jsonl; a resumed run need not meet all of them again."""
+    rows = {row["index"]: row for row in run.unreadable}
+    new = {index: {"index": index, "id": name, "reason": reason} for index, name, reason in found}
+    if new.keys() - rows.keys():
+        _write_lines(run.path / "unreadable.jsonl", [row for _, row in sorted((rows | new).items())])
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    # a kill may have cut the last line short: only what ends in a newline is whole
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
