@@ -91,6 +91,17 @@ def test_many_matrices_go_through_in_parts(monkeypatch):
     torch.testing.assert_close(gradient(lambda y: nuclear_norm(y).sum(), x), its_gradient)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(3, 200, 230), (3, 230, 200), (1, 130, 400)])
+def test_large_matrices(shape, threads):
+    """Multiplied by blocks and factored side by side."""
+    torch.set_num_threads(threads)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(8))
+    assert relative(gradient(lambda y: nuclear_norm(y).sum(), x), polar_factor(x.double())) < 1e-5
+    torch.testing.assert_close(nuclear_norm(x).double(), torch.linalg.svdvals(x.double()).sum(-1), rtol=1e-6, atol=0)
+    assert torch.get_num_threads() == threads
+
+
 def test_autocast_changes_nothing():
     x = torch.randn(6, 10, generator=torch.Generator().manual_seed(7))
     leaf = x.clone().requires_grad_()

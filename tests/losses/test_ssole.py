@@ -88,6 +88,13 @@ def test_central_differences(shape, options):
     assert relative(gradient(loss, z.float()), gradient(loss, z)) < 1e-5
 
 
+@too_many_rows
+@pytest.mark.parametrize("shape", [(200, 2, 256), (200, 3, 150)])
+def test_large_batch_against_the_oracle(shape):
+    z = embeddings(*shape, dtype=torch.float32)
+    assert relative(gradient(SSOLELoss(), z), gradient(lambda x: oracle_terms(x)["total"], z.double())) < 1e-5
+
+
 @pytest.mark.parametrize("kappa", [1.0, 1e2, 1e4])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_float32_gradient_holds_up_to_condition_1e4(kappa, normalize):

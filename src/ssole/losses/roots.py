@@ -65,6 +65,7 @@ def _root_eigh(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([trace for trace, _ in parts]), root_Nkk
 
 
+@torch.no_grad()  # said here because a new thread records gradients whatever its parent does
 def _root_eigh_here(g_Nkk: Tensor, out_Nkk: Tensor | None = None) -> tuple[Tensor, Tensor]:
     values_Nk, vectors_Nkk = torch.linalg.eigh(g_Nkk)
     nonzero_Nk = values_Nk > g_Nkk.shape[-1] * RANK_TOLERANCE * values_Nk[:, -1:]
