@@ -86,7 +86,9 @@ class EvaluationResult:
         table = Table(title=f"Frozen features; {where}", caption="\n".join(self.notes) or None, caption_justify="left")
         table.add_column("", no_wrap=True)
         for name in shown:
-            table.add_column(METRICS[name], justify="right", no_wrap=name not in LABEL_FREE)
+            table.add_column(
+                METRICS[name], justify="right", overflow="fold", min_width=7 if name in LABEL_FREE else None
+            )
         for row, scores in self.rows.items():
             table.add_row(row, *(_cell(name, scores.get(name)) for name in shown))
         return table
