@@ -84,13 +84,14 @@ class EvaluationResult:
         shown = [name for name in METRICS if any(name in row for row in self.rows.values())]
         shown = [name for name in shown if not name.endswith("_top5") or (self.classes or 0) >= 100]
         table = Table(title=f"Frozen features; {where}", caption="\n".join(self.notes) or None, caption_justify="left")
-        table.add_column("", no_wrap=True)
-        for name in shown:
-            table.add_column(
-                METRICS[name], justify="right", overflow="fold", min_width=7 if name in LABEL_FREE else None
-            )
-        for row, scores in self.rows.items():
-            table.add_row(row, *(_cell(name, scores.get(name)) for name in shown))
+        cells = [["", *self.rows]]
+        cells += [[METRICS[name], *(_cell(name, row.get(name)) for row in self.rows.values())] for name in shown]
+        if len(shown) <= 4:  # beyond that, columns would not fit a terminal: the figures then go down the page
+            cells = [list(line) for line in zip(*cells, strict=True)]
+        for heading in cells[0]:
+            table.add_column(heading, justify="right" if heading else "left")
+        for line in cells[1:]:
+            table.add_row(*line)
         return table
 
     def to_dict(self) -> dict[str, Any]:
