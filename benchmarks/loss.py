@@ -10,13 +10,13 @@ textbook version in float64.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
-import os
 import platform
 import statistics
-import threading
 import time
+import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -75,7 +75,7 @@ def gradient(loss: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 
 def oracle(z: Tensor) -> Tensor:
     """float64 gradient, independent of the package: polar factors from an SVD, null modes dropped, the rest by autograd."""
-    return gradient(lambda x: textbook_with_polar(x), z.double())
+    return gradient(textbook_with_polar, z.double())
 
 
 def textbook_with_polar(z: Tensor) -> Tensor:
@@ -115,29 +115,21 @@ def interleaved_medians(losses: dict[str, Callable[[Tensor], Tensor]], z: Tensor
     return {name: (statistics.median(values), repeats) for name, values in times.items()}
 
 
-def peak_extra_bytes(loss: Callable[[Tensor], Tensor], z: Tensor) -> int:
-    """Most bytes held at once beyond the input, the resident size sampled each millisecond."""
-    status, page = Path("/proc/self/statm"), os.sysconf("SC_PAGE_SIZE")
+def peak_extra_bytes(loss: Callable[[Tensor], Tensor], z: Tensor) -> int | None:
+    """Most memory held at once beyond what was there before, by the kernel's own high-water mark; Linux with glibc only."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
 
-    def resident() -> int:
-        return int(status.read_text().split()[1]) * page
+    def kilobytes(field: str) -> int:
+        return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(field)))
 
-    if not status.exists():
-        return -1
-    done = threading.Event()
-    base = highest = resident()
-
-    def watch() -> None:
-        nonlocal highest
-        while not done.wait(1e-3):
-            highest = max(highest, resident())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     seconds(loss, z)
-    done.set()
-    watcher.join()
-    return highest - base
+    ctypes.CDLL(None).malloc_trim(0)  # memory kept from earlier runs would be used again unseen
+    reset.write_text("5")
+    before = kilobytes("VmRSS")
+    seconds(loss, z)
+    return 1024 * (kilobytes("VmHWM") - before)
 
 
 def measure(shape: tuple[int, int, int], target: float, budget: float) -> dict[str, object]:
@@ -147,7 +139,8 @@ def measure(shape: tuple[int, int, int], target: float, budget: float) -> dict[s
     row: dict[str, object] = {"shape": shape, "target": target}
     for name, loss in losses.items():
         row[f"{name}_gradient_error"] = float((gradient(loss, z).double() - exact).norm() / exact.norm())
-        row[f"{name}_peak_extra_mb"] = peak_extra_bytes(loss, z) / 1e6
+        extra = peak_extra_bytes(loss, z)
+        row[f"{name}_peak_extra_mb"] = math.nan if extra is None else extra / 1e6
     for name, (median, repeats) in interleaved_medians(losses, z, budget).items():
         row[f"{name}_ms"] = 1e3 * median
         row["repeats"] = repeats
@@ -177,9 +170,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/loss.json for the whole grid)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", "The high-rank term has")
     grid = {tuple(args.shape): GRID.get(tuple(args.shape), 1.0)} if args.shape else GRID
 
-    print("| B, V, D | textbook ms | SSOLELoss ms | speedup | asked | gradient error: textbook | SSOLELoss | extra MB: textbook | SSOLELoss |")
+    print(
+        "| B, V, D | textbook ms | SSOLELoss ms | speedup | asked "
+        "| gradient error: textbook | SSOLELoss | extra MB: textbook | SSOLELoss |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     rows = []
     for shape, target in grid.items():

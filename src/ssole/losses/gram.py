@@ -17,11 +17,11 @@ _BLOCK = 48
 _SINGLE_PRECISION_NOISE = 1e-5
 
 
-def gram_product(x_Nmn: Tensor) -> Tensor:
-    """Float64 Gram matrices of the smaller side, (N, k, k): A A^T when m <= n, else A^T A."""
+def gram_product(x_Nmn: Tensor, rows_Nm: Tensor | None = None) -> Tensor:
+    """Float64 Gram matrices of the smaller side, (N, k, k): A A^T when m <= n, else A^T A; rows multiplied by `rows_Nm` first."""
     n_matrices, m, n = x_Nmn.shape
     if x_Nmn.device.type != "cpu" or torch.compiler.is_compiling():
-        x_Nmn = x_Nmn.double()
+        x_Nmn = x_Nmn.double() if rows_Nm is None else x_Nmn * rows_Nm[..., None].double()
         return x_Nmn @ x_Nmn.mT if m <= n else x_Nmn.mT @ x_Nmn
     k, chunk = min(m, n), _chunk(x_Nmn)
     g_Nkk = x_Nmn.new_empty(n_matrices, k, k, dtype=torch.float64)
@@ -29,6 +29,8 @@ def gram_product(x_Nmn: Tensor) -> Tensor:
     for start in range(0, n_matrices, chunk):
         part = slice(start, start + chunk)
         x = buffer[: len(g_Nkk[part])].copy_(x_Nmn[part])
+        if rows_Nm is not None:
+            x.mul_(rows_Nm[part, :, None])
         symmetric_product(x if m <= n else x.mT, g_Nkk[part])
     return g_Nkk
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from ssole import distributed
 from ssole.losses.checks import check_embeddings, check_rows
-from ssole.losses.fused import view_and_image_norms
-from ssole.losses.nuclear import all_modes_norm, gram, nuclear_norm, trace_root
+from ssole.losses.nuclear import all_modes_norm, nuclear_norm
+from ssole.losses.unit import unit_norms, view_and_image_norms
 
 
 class SSOLETerms(NamedTuple):
@@ -130,10 +130,10 @@ class SSOLELoss(nn.Module):
             raise ValueError(f"SSOLELoss needs at least 2 images in the batch, got {images} (shape {tuple(z_BVD.shape)})")
         rows = images * views if self.coupled else images
         self._tell_if_too_many_rows(rows, dims)
-        plain = not self.coupled and not self.detach_mean and z_BVD.dtype != torch.float64
-        if plain and max(images, views) <= dims and distributed.world_size() == 1:
+        if self._by_gram(z_BVD) and not self.coupled and max(images, views) <= dims and distributed.world_size() == 1:
             contrasts = helmert(z_BVD) if self.low_rank_features == "deviations" else None
-            r_V, n_B = view_and_image_norms(z_BVD, contrasts, normalize=self.normalize, check=self.check_input)
+            options = {"normalize": self.normalize, "check": self.check_input}
+            r_V, n_B = view_and_image_norms(z_BVD, contrasts=contrasts, **options)
         else:
             n_B, r_V = self._low_norms(z_BVD), self._high_norms(batch_BVD)
 
@@ -149,39 +149,51 @@ class SSOLELoss(nn.Module):
         return SSOLETerms(low + self.high_rank_weight * high, low, high, mean_n, r_V.mean())
 
     def _low_norms(self, z_BVD: Tensor) -> Tensor:
-        """n_i of this process's images, (B,), in the general way: any ablation, any number of rows and processes."""
+        """n_i of this process's images, (B,)."""
+        deviations = self.low_rank_features == "deviations"
+        if self._by_gram(z_BVD) and z_BVD.shape[1] <= z_BVD.shape[2]:
+            contrasts = helmert(z_BVD) if deviations else None
+            return unit_norms(z_BVD, normalize=self.normalize, contrasts=contrasts, check=self.check_input)
         if self.check_input:
             check_rows(z_BVD, z_BVD.detach().abs().amax(-1), zero_is_error=self.normalize)
         x_BVD = self._unit_rows(z_BVD)
-        if self.low_rank_features == "deviations":
-            x_BVD = x_BVD - x_BVD.mean(1, keepdim=True).detach() if self.detach_mean else helmert(x_BVD) @ x_BVD
-        return self._norm(x_BVD, z_BVD.dtype)
+        if deviations and self.detach_mean:
+            x_BVD = x_BVD - x_BVD.mean(1, keepdim=True).detach()
+        elif deviations:
+            x_BVD = helmert(x_BVD) @ x_BVD
+        return self._norm(x_BVD)
 
     def _high_norms(self, batch_BVD: Tensor) -> Tensor:
         """r_v of the global batch, (V,), or (1,) when coupled."""
         if self.coupled:
-            return self._norm(self._unit_rows(batch_BVD).flatten(0, 1)[None], batch_BVD.dtype)
+            return self._matrix_norms(batch_BVD.flatten(0, 1)[None])
         # Each process takes every world_size-th view; the sum over processes puts them together.
         mine = slice(distributed.rank(), None, distributed.world_size())
-        r_mine = self._norm(self._unit_rows(batch_BVD[:, mine]).transpose(0, 1), batch_BVD.dtype)
+        r_mine = self._matrix_norms(batch_BVD[:, mine].transpose(0, 1))
         r_V = r_mine.new_zeros(batch_BVD.shape[1])
         r_V[mine] = r_mine
         return distributed.all_reduce(r_V)
 
-    def _unit_rows(self, z_BVD: Tensor) -> Tensor:
-        if self.gradient == "exact":
-            z_BVD = z_BVD.double()
-        if not self.normalize:
-            return z_BVD
-        # The largest entry first, a constant: squares of finite numbers may overflow or vanish.
-        z_BVD = z_BVD / z_BVD.detach().abs().amax(-1, keepdim=True)
-        return z_BVD / torch.linalg.vector_norm(z_BVD, dim=-1, keepdim=True)
+    def _matrix_norms(self, x_Nmn: Tensor) -> Tensor:
+        if self._by_gram(x_Nmn):
+            return unit_norms(x_Nmn, normalize=self.normalize)
+        return self._norm(self._unit_rows(x_Nmn))
 
-    def _norm(self, x_Nmn: Tensor, dtype: torch.dtype) -> Tensor:
-        if self.gradient == "reference":
-            return all_modes_norm(x_Nmn)
-        # Rows that came as float32 deserve float64 products but no SVD, which is several times as slow.
-        return nuclear_norm(x_Nmn) if dtype == torch.float64 else trace_root(gram(x_Nmn))
+    def _by_gram(self, x: Tensor) -> bool:
+        """Whether to take the quick route of Gram matrices. Otherwise rows are scaled and centred as the formulas say."""
+        return not self.detach_mean and not (x.dtype == torch.float64 and x.device.type == "cpu")
+
+    def _unit_rows(self, x: Tensor) -> Tensor:
+        if self.gradient == "exact":
+            x = x.double()
+        if not self.normalize:
+            return x
+        # The largest entry first, a constant: squares of finite numbers may overflow or vanish.
+        x = x / x.detach().abs().amax(-1, keepdim=True)
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+
+    def _norm(self, x_Nmn: Tensor) -> Tensor:
+        return all_modes_norm(x_Nmn) if self.gradient == "reference" else nuclear_norm(x_Nmn)
 
     def _tell_if_too_many_rows(self, rows: int, dims: int) -> None:
         if rows <= dims or self._told or torch.compiler.is_compiling():
@@ -207,18 +219,18 @@ def helmert(like: Tensor) -> Tensor:
 
 
 def collapse(r: Tensor, rows: int, gamma: float) -> Tensor:
-    """gamma c1 + (1 - gamma) c2 for nuclear norms `r` of unit-row matrices: 1 at r = sqrt(rows), 0 at r = rows, finite with finite slope
-    for every finite r.
+    """gamma c1 + (1 - gamma) c2 of nuclear norms `r` of unit-row matrices: 1 at r = sqrt(rows), 0 at r = rows.
 
-    c2 is written without asin: with s = r / rows, cos(asin(s) - asin(1 / sqrt(rows))) = sqrt(1 - s^2) sqrt(1 - 1 / rows) + s / sqrt(rows).
+    Value and slope are finite for every finite r. With s = r / rows and q = 1 - s^2 the formulas become
+
+        c1 = q / (s^2 (rows - 1))        c2 = q (rows - 2) / (rows - 1) + 2 s sqrt(q / (rows - 1))
     """
     s = r.double() / rows
-    # Unit rows have s >= 1 / sqrt(rows). Without normalization s may be 0, where c1 is infinite: hold it where 1 / s^3 fits in float32.
-    c1 = (s.clamp(min=1e-12) ** -2 - 1) / (rows - 1)
-    # sqrt(1 - s^2) has infinite slope at s = 1, the optimum. s carries a rounding error of a few eps, so closer than that it counts as
-    # reached: c2 is 0 there and beyond, with slope 0, which is the minimum-norm subgradient of the cone c2 has at its tip.
-    short = (1 - s) * (1 + s)
-    below = short > 16 * torch.finfo(torch.float64).eps
-    cosine = torch.where(below, short, 1).sqrt() * math.sqrt(1 - 1 / rows) + s / math.sqrt(rows)
-    c2 = torch.where(below, (rows * cosine**2 - 1) / (rows - 1), 0)
-    return gamma * c1 + (1 - gamma) * c2
+    q = (1 - s) * (1 + s)
+    # Unit rows have s >= 1 / sqrt(rows). Without normalization s may be 0: hold c1 where its slope still fits in float32.
+    c1 = q / (s.clamp(min=1e-12).square() * (rows - 1))
+    # sqrt(q) has infinite slope at s = 1, the optimum. s carries a rounding error of a few eps, so closer than that it counts
+    # as reached: c2 is 0 there and beyond, with slope 0, the minimum-norm subgradient at the tip of the cone that c2 is.
+    below = q > 16 * torch.finfo(torch.float64).eps
+    c2 = q * ((rows - 2) / (rows - 1)) + s * (torch.where(below, q, 1).sqrt() * (2 / math.sqrt(rows - 1)))
+    return gamma * c1 + (1 - gamma) * torch.where(below, c2, 0)
