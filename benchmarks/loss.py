@@ -1,10 +1,10 @@
 """Forward + backward of SSOLELoss against a textbook version: torch.linalg.svdvals and plain autograd.
 
-    python benchmarks/loss.py                       # the whole grid on 2 threads; needs a few minutes and an idle machine
-    python benchmarks/loss.py --shape 256 8 4096    # one shape
+    python benchmarks/loss.py                       # the whole grid on 2 threads; needs a few minutes and an idle
+    machine python benchmarks/loss.py --shape 256 8 4096    # one shape
 
-Prints a table and saves it to benchmarks/results/ as JSON. Times are medians of interleaved runs. Errors are relative to the gradient of the
-textbook version in float64.
+Prints a table and saves it to benchmarks/results/ as JSON. Times are medians of interleaved runs. Errors are relative
+to the gradient of the textbook version in float64.
 """
 
 from __future__ import annotations
@@ -74,12 +74,14 @@ def gradient(loss: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 
 
 def oracle(z: Tensor) -> Tensor:
-    """float64 gradient, independent of the package: polar factors from an SVD, null modes dropped, the rest by autograd."""
+    """float64 gradient, independent of the package: polar factors from an SVD, null modes dropped, the rest by
+    autograd.
+    """
     return gradient(textbook_with_polar, z.double())
 
 
 def textbook_with_polar(z: Tensor) -> Tensor:
-    """`textbook` with svdvals replaced by tr(P^T A), P the polar factor held constant: the same gradient without 0 / 0."""
+    """`textbook` with svdvals replaced by tr(P^T A), P the polar factor held constant: the same gradient."""
 
     def norm(a: Tensor) -> Tensor:
         with torch.no_grad():
@@ -104,7 +106,9 @@ def seconds(loss: Callable[[Tensor], Tensor], z: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def interleaved_medians(losses: dict[str, Callable[[Tensor], Tensor]], z: Tensor, budget: float) -> dict[str, tuple[float, int]]:
+def interleaved_medians(
+    losses: dict[str, Callable[[Tensor], Tensor]], z: Tensor, budget: float
+) -> dict[str, tuple[float, int]]:
     """Median seconds and number of runs of each, taking turns so that a slow spell of the machine hits all alike."""
     first = {name: min(seconds(loss, z), seconds(loss, z)) for name, loss in losses.items()}
     repeats = int(min(200, max(5, budget / sum(first.values()))))
@@ -116,7 +120,9 @@ def interleaved_medians(losses: dict[str, Callable[[Tensor], Tensor]], z: Tensor
 
 
 def peak_extra_bytes(loss: Callable[[Tensor], Tensor], z: Tensor) -> int | None:
-    """Most memory held at once beyond what was there before, by the kernel's own high-water mark; Linux with glibc only."""
+    """Most memory held at once beyond what was there before, by the kernel's own high-water mark; Linux with glibc
+    only.
+    """
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
@@ -152,7 +158,10 @@ def hardware() -> dict[str, object]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
+        cpu = next(
+            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            cpu,
+        )
     return {
         "cpu": cpu,
         "threads": torch.get_num_threads(),
@@ -164,7 +173,13 @@ def hardware() -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", type=int, nargs=3, metavar=("B", "V", "D"), help="this shape only; nothing is saved unless --out is given")
+    parser.add_argument(
+        "--shape",
+        type=int,
+        nargs=3,
+        metavar=("B", "V", "D"),
+        help="this shape only; saved only with --out",
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget", type=float, default=12.0, help="seconds of timing for each shape")
     parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/loss.json for the whole grid)")
@@ -183,7 +198,8 @@ def main() -> None:
         row = measure(shape, target, args.budget)
         rows.append(row)
         print(
-            f"| {', '.join(map(str, shape))} | {row['textbook_ms']:.2f} | {row['ssole_ms']:.2f} | {row['speedup']:.1f}x | {target:g}x "
+            f"| {', '.join(map(str, shape))} | {row['textbook_ms']:.2f} | {row['ssole_ms']:.2f} "
+            f"| {row['speedup']:.1f}x | {target:g}x "
             f"| {row['textbook_gradient_error']:.1e} | {row['ssole_gradient_error']:.1e} "
             f"| {row['textbook_peak_extra_mb']:.0f} | {row['ssole_peak_extra_mb']:.0f} |",
             flush=True,

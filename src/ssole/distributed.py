@@ -1,10 +1,10 @@
 """Rank, world size, and collectives that gradients flow through. The only user of torch.distributed.
 
-Without a process group every function here is the identity of one process, so nothing needs to be initialised to run on one.
+Without a process group there is one process, and nothing needs to be initialised.
 
-Both collectives have their true adjoint as backward: with one loss L_r on each process r, a gradient is that of sum_r L_r. When all
-processes compute the same loss, that is world_size times the gradient wanted, and the averaging of DistributedDataParallel divides it
-out again exactly.
+Both collectives have their true adjoint as backward: with one loss L_r on each process r, a gradient is that of sum_r
+L_r. When all processes compute the same loss, that is world_size times the gradient wanted, and the averaging of
+DistributedDataParallel divides it out again exactly.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def _lengths(x: Tensor) -> list[int]:
     dist.all_gather(shapes, shape)
     listed: list[list[int]] = torch.stack(shapes).tolist()
     if any(other[1:] != listed[0][1:] for other in listed):
-        raise ValueError(f"gather needs equal shapes beyond the first dimension, got {listed} on ranks 0 to {len(listed) - 1}")
+        raise ValueError(
+            f"gather needs equal shapes beyond the first dimension, got {listed} on ranks 0 to {len(listed) - 1}"
+        )
     return [other[0] for other in listed]
 
 

@@ -48,7 +48,9 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected.double()).norm() / expected.double().norm())
 
 
-def embeddings(b: int, v: int, d: int, *, seed: int = 0, spread: float = 0.5, dtype: torch.dtype = torch.float64) -> Tensor:
+def embeddings(
+    b: int, v: int, d: int, *, seed: int = 0, spread: float = 0.5, dtype: torch.dtype = torch.float64
+) -> Tensor:
     """Not normalized: images in random directions, views around them."""
     g = torch.Generator().manual_seed(seed)
     common = torch.randn(b, 1, d, generator=g, dtype=torch.float64)

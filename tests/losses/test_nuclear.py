@@ -6,13 +6,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from oracle import gradient, polar_factor, relative, with_condition
+
 from ssole import losses
 from ssole.losses import nuclear_norm
 from ssole.losses.nuclear import gram, trace_root
 
 SHAPES = [(1, 5), (5, 1), (2, 7), (7, 2), (3, 3), (4, 9), (9, 4), (10, 10)]
+
+
+@pytest.fixture(autouse=True, params=["small", "large"])
+def products(request, monkeypatch):
+    """Every test runs twice: as small input goes, and with the choice of precision that only large input gets
+    otherwise.
+    """
+    if request.param == "large":
+        monkeypatch.setattr(losses.gram, "_SMALL", 0)
 
 
 def by_gram(x: torch.Tensor) -> torch.Tensor:
@@ -137,11 +146,19 @@ def test_bad_input_is_quoted(x, message):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 2**31), st.sampled_from([1.0, 1e-20, 1e20, 1e-35]), st.booleans())
+@given(
+    st.integers(1, 6),
+    st.integers(1, 6),
+    st.integers(0, 2**31),
+    st.sampled_from([1.0, 1e-20, 1e20, 1e-35]),
+    st.booleans(),
+)
 def test_scaling_and_triangle_inequality(m, n, seed, scale, double):
     generator = torch.Generator().manual_seed(seed)
     a, b = (torch.randn(m, n, generator=generator, dtype=torch.float64 if double else torch.float32) for _ in range(2))
     assert nuclear_norm(a + b) <= nuclear_norm(a) + nuclear_norm(b) + 1e-5
     assert nuclear_norm(a) >= a.norm() * (1 - 1e-6)
-    torch.testing.assert_close(nuclear_norm(a * scale), torch.linalg.svdvals((a * scale).double()).sum().to(a.dtype), rtol=1e-5, atol=1e-44)
+    torch.testing.assert_close(
+        nuclear_norm(a * scale), torch.linalg.svdvals((a * scale).double()).sum().to(a.dtype), rtol=1e-5, atol=1e-44
+    )
     assert gradient(nuclear_norm, a * scale).isfinite().all()

@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-
 from oracle import embeddings, gradient, norm, relative
+
 from ssole.losses import OLELoss
 
 
@@ -33,7 +33,9 @@ def test_each_image_its_own_class():
 
 def test_orthogonal_classes_reach_zero_and_gradcheck():
     basis = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64)).Q
-    z = torch.stack([torch.randn(3, 4, dtype=torch.float64) @ basis[:4], torch.randn(3, 4, dtype=torch.float64) @ basis[4:]])
+    z = torch.stack(
+        [torch.randn(3, 4, dtype=torch.float64) @ basis[:4], torch.randn(3, 4, dtype=torch.float64) @ basis[4:]]
+    )
     assert OLELoss()(z).item() == pytest.approx(0, abs=1e-12)
     assert torch.autograd.gradcheck(OLELoss(), (embeddings(3, 2, 8).requires_grad_(),))
 

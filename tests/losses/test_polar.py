@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 import torch
-
 from oracle import gradient, polar_factor, relative, with_condition
+
 from ssole import losses
 from ssole.losses import SSOLELoss
 from ssole.losses.polar import best_quintic, polar_root, quintics

@@ -16,7 +16,10 @@ def check_embeddings(z: Tensor) -> None:
         raise ValueError(f"embeddings must be a torch.Tensor, got {type(z).__name__}")
     shape = tuple(z.shape)
     if z.ndim != 3:
-        raise ValueError(f"embeddings must have shape (B images, V views, D dimensions), got {shape}; stack views with torch.stack(..., dim=1)")
+        raise ValueError(
+            f"embeddings must have shape (B images, V views, D dimensions), got {shape}; "
+            "stack views with torch.stack(..., dim=1)"
+        )
     if not z.is_floating_point():
         raise ValueError(f"embeddings must be of a floating-point dtype, got {z.dtype}; convert them with .float()")
     if z.numel() == 0:
@@ -28,8 +31,8 @@ def check_embeddings(z: Tensor) -> None:
 def check_rows(z: Tensor, sizes: Tensor, *, zero_is_error: bool) -> None:
     """Raise a ValueError naming rows of `z` (..., D) that are not finite, or zero when that is an error.
 
-    `sizes` (...) is any figure at hand that is NaN or infinite when a row is, and otherwise grows with its length: it makes the usual,
-    clean case cheap. Does nothing while torch.compile traces.
+    `sizes` (...) is any figure at hand that is NaN or infinite when a row is, and otherwise grows with its length: it
+    makes the usual, clean case cheap. Does nothing while torch.compile traces.
     """
     if torch.compiler.is_compiling():
         return
@@ -40,13 +43,15 @@ def check_rows(z: Tensor, sizes: Tensor, *, zero_is_error: bool) -> None:
         bad = ~torch.isfinite(z)
         if bool(bad.any()):
             what = f"{int(torch.isnan(z).sum())} NaN and {int(torch.isinf(z).sum())} infinite values"
-            raise ValueError(f"embeddings of shape {tuple(z.shape)} hold {what}, at {_where(bad)}; look for the step that made them")
+            raise ValueError(
+                f"embeddings of shape {tuple(z.shape)} hold {what}, at {_where(bad)}; look for the step that made them"
+            )
         if zero_is_error:
             zero = torch.linalg.vector_norm(z.double(), dim=-1) <= _ZERO_LENGTH
             if bool(zero.any()):
                 raise ValueError(
-                    f"{int(zero.sum())} of {zero.numel()} embeddings are zero vectors (shorter than {_ZERO_LENGTH}) and cannot be "
-                    f"normalized, at {_where(zero)}; use normalize=False, or look for a dead projector"
+                    f"{int(zero.sum())} of {zero.numel()} embeddings are zero vectors (shorter than {_ZERO_LENGTH}) "
+                    f"and cannot be normalized, at {_where(zero)}; use normalize=False, or look for a dead projector"
                 )
 
 

@@ -5,20 +5,28 @@ Shape suffixes: N any batch, m and n the matrix, k = min(m, n) its smaller side.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-# Elements converted to float64 at a time (8 MB). One small reused buffer: a whole float64 copy of A would cost more in page faults
-# than the products do.
+# Elements converted to float64 at a time (8 MB). One small reused buffer: a whole float64 copy of A would cost more in
+# page faults than the products do.
 _CHUNK = 1 << 20
 # Smaller blocks than this multiply too slowly for `symmetric_product` to gain.
 _BLOCK = 48
-# G' A runs in float32 while its rounding error is estimated to stay below this share of the result, in float64 otherwise.
+# G' A runs in float32 while its rounding error is estimated to stay below this share of the result, in float64
+# otherwise.
 _SINGLE_PRECISION_NOISE = 1e-5
+# Below this many elements float64 is as quick as finding out.
+_SMALL = 1 << 14
 
 
 def gram_product(x_Nmn: Tensor, rows_Nm: Tensor | None = None) -> Tensor:
-    """Float64 Gram matrices of the smaller side, (N, k, k): A A^T when m <= n, else A^T A; rows multiplied by `rows_Nm` first."""
+    """Float64 Gram matrices of the smaller side, (N, k, k): A A^T when m <= n, else A^T A.
+
+    Rows are multiplied by `rows_Nm` first.
+    """
     n_matrices, m, n = x_Nmn.shape
     if x_Nmn.device.type != "cpu" or torch.compiler.is_compiling():
         x_Nmn = x_Nmn.double() if rows_Nm is None else x_Nmn * rows_Nm[..., None].double()
@@ -51,7 +59,13 @@ def symmetric_product(a_Nkn: Tensor, out_Nkk: Tensor | None = None) -> Tensor:
 
 
 def multiply_into(
-    out_Nmn: Tensor, a_Nkk: Tensor, x_Nmn: Tensor, *, columns_Nk: Tensor | None = None, dtype: torch.dtype, accumulate: bool = False
+    out_Nmn: Tensor,
+    a_Nkk: Tensor,
+    x_Nmn: Tensor,
+    *,
+    columns_Nk: Tensor | None = None,
+    dtype: torch.dtype,
+    accumulate: bool = False,
 ) -> None:
     """Write A X for wide X or X A for tall X to `out_Nmn`, or add it there, computing in `dtype`.
 
@@ -72,16 +86,17 @@ def multiply_into(
             out.copy_(torch.bmm(left, right))
 
 
-def product_dtype(x: Tensor, *, noise: Tensor, size: Tensor, squares: Tensor) -> torch.dtype:
-    """float32 when G' A survives it, else float64.
+def product_dtype(x: Tensor, squares: Tensor, noise_and_size: Callable[[], tuple[Tensor, Tensor]]) -> torch.dtype:
+    """float32 when G' A survives it and it pays, else float64.
 
     Rounding G' and the sums to float32 leaves an error of about eps sqrt(noise), with noise = ||G' diag(row lengths
-    of A)||_F^2, where the result has length sqrt(size). Their ratio grows with the condition number of A. `squares` are the
-    squared row lengths of A: where they are extreme, entries of G' leave the range of float32. Reading all this would make
-    an accelerator wait, so only the CPU does.
+    of A)||_F^2, where the result has length sqrt(size). Their ratio grows with the condition number of A. `squares` are
+    the squared row lengths of A: where they are extreme, entries of G' leave the range of float32. Reading all this
+    would make an accelerator wait, so only the CPU does.
     """
-    if x.device.type != "cpu" or x.dtype == torch.float64 or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or x.dtype == torch.float64 or x.numel() < _SMALL or torch.compiler.is_compiling():
         return torch.float64
+    noise, size = noise_and_size()
     noise_allowed = (_SINGLE_PRECISION_NOISE / torch.finfo(torch.float32).eps) ** 2 * size
     moderate = ((squares > 1e-20) & (squares < 1e20)) | (squares == 0)
     return torch.float32 if bool((noise <= noise_allowed) & moderate.all()) else torch.float64

@@ -1,18 +1,20 @@
 """The nuclear norm and its exact minimum-norm subgradient.
 
-Everything here goes through Gram matrices. With A of shape (m, n), k = min(m, n) and G the k x k Gram matrix of its smaller side,
+Everything here goes through Gram matrices. With A of shape (m, n), k = min(m, n) and G the k x k Gram matrix of its
+smaller side,
 
     ||A||_* = tr(G^(1/2))            d||A||_* / dG = G^(-1/2) / 2            dG -> dA:  A' = (G' + G'^T) A
 
-so the gradient is G^(-1/2) A = U V^T, the polar factor of A. G^(-1/2) is the pseudo-inverse root, which makes U V^T run over the
-non-zero modes only: the subgradient of minimum norm (Watson 1992, "Characterization of the subdifferential of some matrix norms").
-Nothing ever differentiates through singular vectors.
+so the gradient is G^(-1/2) A = U V^T, the polar factor of A. G^(-1/2) is the pseudo-inverse root, which makes U V^T run
+over the non-zero modes only: the subgradient of minimum norm (Watson 1992, "Characterization of the subdifferential of
+some matrix norms"). Nothing ever differentiates through singular vectors.
 
-G squares the condition number kappa of A, so it is formed and factored in float64 even when A is float32: the gradient's error is then
-about 1e-16 kappa^2, which reaches 1e-4 only at kappa = 1e6. (With G in float32 that happens at kappa = 40.) For float64 input on the
-CPU the norm comes from an SVD of A itself, which squares nothing.
+G squares the condition number kappa of A, so it is formed and factored in float64 even when A is float32: the
+gradient's error is then about 1e-16 kappa^2, which reaches 1e-4 only at kappa = 1e6. (With G in float32 that happens at
+kappa = 40.) For float64 input on the CPU the norm comes from an SVD of A itself, which squares nothing.
 
-Shape suffixes: N any batch, m and n the matrix, k = min(m, n); B images, V views, D embedding dimensions, C = V - 1 contrasts.
+Shape suffixes: N any batch, m and n the matrix, k = min(m, n); B images, V views, D embedding dimensions, C = V - 1
+contrasts.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ def nuclear_norm(x: Tensor) -> Tensor:
     Returns:
         (...,) in float32 for half-precision and float32 input, in float64 for float64.
 
-    The gradient with respect to `x` is U V^T over the non-zero singular values, in the dtype of `x`. Autocast does not apply inside.
+    The gradient with respect to `x` is U V^T over the non-zero singular values, in the dtype of `x`. Relative to the
+    largest, zero means below 3e-8 sqrt(k) on the CPU (for float64: max(m, n) * eps), and fades out below 1e-6 on
+    accelerators. Autocast does not apply inside.
 
     Raises:
         ValueError: `x` has fewer than two dimensions, is empty, or is not of a floating-point dtype.
@@ -52,7 +56,7 @@ def nuclear_norm(x: Tensor) -> Tensor:
     x_Nmn = x.reshape(-1, *x.shape[-2:])
     with torch.autocast(x.device.type, enabled=False):
         if dtype == torch.float64 and x.device.type == "cpu":
-            value_N = _SvdNorm.apply(x_Nmn, False)
+            value_N: Tensor = _SvdNorm.apply(x_Nmn, False)
         else:
             value_N = trace_root(gram(x_Nmn.to(dtype)))
     return value_N.to(dtype).reshape(x.shape[:-2])
@@ -71,8 +75,9 @@ def trace_root(g_Nkk: Tensor) -> Tensor:
 def all_modes_norm(x_Nmn: Tensor) -> Tensor:
     """ABLATION ONLY. The nuclear norm whose gradient keeps the null modes an SVD happens to return.
 
-    The gradient is U V^T over all k modes. Where a singular value is zero its vectors are arbitrary, and so is what they add: a rank-one
-    term of unit length that is no part of the gradient. `nuclear_norm` is the right one; see `SSOLELoss(gradient=...)`.
+    The gradient is U V^T over all k modes. Where a singular value is zero its vectors are arbitrary, and so is what
+    they add: a rank-one term of unit length that is no part of the gradient. `nuclear_norm` is the right one; see
+    `SSOLELoss(gradient=...)`.
     """
     return _SvdNorm.apply(x_Nmn, True)  # type: ignore[no-any-return]
 
@@ -103,9 +108,11 @@ class _Gram(Function):
         with torch.no_grad(), torch.autocast(x_Nmn.device.type, enabled=False):
             a_Nkk = grad_Nkk + grad_Nkk.mT
             squares_Nk = g_Nkk.diagonal(dim1=1, dim2=2)
-            noise = (a_Nkk.square() * squares_Nk[:, None, :]).sum()
-            size = ((a_Nkk @ g_Nkk) * a_Nkk).sum()
-            dtype = product_dtype(x_Nmn, noise=noise, size=size, squares=squares_Nk)
+
+            def noise_and_size() -> tuple[Tensor, Tensor]:
+                return (a_Nkk.square() * squares_Nk[:, None, :]).sum(), ((a_Nkk @ g_Nkk) * a_Nkk).sum()
+
+            dtype = product_dtype(x_Nmn, squares_Nk, noise_and_size)
             out_Nmn = torch.empty_like(x_Nmn)
             multiply_into(out_Nmn, a_Nkk, x_Nmn, dtype=dtype)
         return first_order_only(out_Nmn, grad_Nkk, x_Nmn)
@@ -114,6 +121,8 @@ class _Gram(Function):
 class _SvdNorm(Function):
     @staticmethod
     def forward(ctx: Any, x_Nmn: Tensor, keep_null_modes: bool) -> Tensor:
+        u_Nmk: Tensor
+        s_Nk: Tensor
         u_Nmk, s_Nk, vh_Nkn = torch.linalg.svd(x_Nmn, full_matrices=False)
         if not keep_null_modes:
             # The usual numerical rank (as in LAPACK, NumPy and torch.linalg.matrix_rank).
@@ -125,12 +134,15 @@ class _SvdNorm(Function):
     @staticmethod
     def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None]:
         x_Nmn, polar_Nmn = ctx.saved_tensors
-        return first_order_only(grad_N[:, None, None] * polar_Nmn, grad_N, x_Nmn), None
+        gradient_Nmn: Tensor = grad_N[:, None, None] * polar_Nmn
+        return first_order_only(gradient_Nmn, grad_N, x_Nmn), None
 
 
 def first_order_only(gradient: Tensor, *sources: Tensor) -> Tensor:
-    """`gradient`, a function of `sources`, as it is; but differentiating it raises instead of treating it as a constant."""
-    return _FirstOrderOnly.apply(gradient, *sources) if torch.is_grad_enabled() else gradient  # type: ignore[no-any-return]
+    """`gradient`, a function of `sources`, as it is; differentiating it raises instead of taking it for a constant."""
+    if not torch.is_grad_enabled():
+        return gradient
+    return _FirstOrderOnly.apply(gradient, *sources)  # type: ignore[no-any-return]
 
 
 class _FirstOrderOnly(Function):

@@ -15,9 +15,10 @@ from ssole.losses.nuclear import nuclear_norm
 class OLELoss(nn.Module):
     r"""Orthogonal low-rank embedding: (sum_c max(margin, ||Z_c||_*) - ||Z||_*) / rows, with exact gradients.
 
-    Z is every row and Z_c the rows of class c. It is 0 or more up to the margin, and smallest when classes lie in orthogonal subspaces.
-    Source: Lezama, Qiu, Muse and Sapiro, "OLE: Orthogonal Low-rank Embedding, A Plug and Play Geometric Loss for Deep Learning" (CVPR
-    2018). Rows are taken as they are. In a process group, Z is the global batch.
+    Z is every row and Z_c the rows of class c. It is 0 or more up to the margin, and smallest when classes lie in
+    orthogonal subspaces.
+    Source: Lezama, Qiu, Muse and Sapiro, "OLE: Orthogonal Low-rank Embedding, A Plug and Play Geometric Loss for Deep
+    Learning" (CVPR 2018). Rows are taken as they are. In a process group, Z is the global batch.
 
     Without labels each image is its own class: the self-supervised baseline that fails, and so motivates SSOLE.
 
@@ -54,19 +55,25 @@ class OLELoss(nn.Module):
             else:
                 labels = distributed.gather(labels)
                 # One class at a time: their sizes differ.
-                class_norms = torch.stack([nuclear_norm(z[labels == label].flatten(0, -2)) for label in labels.unique()])
+                class_norms = torch.stack(
+                    [nuclear_norm(z[labels == label].flatten(0, -2)) for label in labels.unique()]
+                )
             rows_ND = z.flatten(0, -2)
             return (class_norms.clamp(min=self.margin).sum() - nuclear_norm(rows_ND)) / len(rows_ND)
 
     def _check(self, z: Tensor, labels: Tensor | None) -> None:
         shape = tuple(z.shape)
         if z.ndim not in (2, 3) or z.numel() == 0:
-            raise ValueError(f"embeddings must be non-empty, of shape (N rows, D) or (B images, V views, D), got {shape}")
+            raise ValueError(
+                f"embeddings must be non-empty, of shape (N rows, D) or (B images, V views, D), got {shape}"
+            )
         if not z.is_floating_point():
             raise ValueError(f"embeddings must be of a floating-point dtype, got {z.dtype}; convert them with .float()")
         if labels is None and z.ndim == 2:
-            raise ValueError(f"without labels each image is its own class, which needs (B images, V views, D dimensions), got {shape}")
+            raise ValueError(f"without labels each image is its own class: expected (B, V views, D), got {shape}")
         if labels is not None and (labels.shape != z.shape[:1] or labels.is_floating_point() or labels.is_complex()):
-            raise ValueError(f"labels must be integers of shape ({shape[0]},), got {labels.dtype} of shape {tuple(labels.shape)}")
+            raise ValueError(
+                f"labels must be integers of shape ({shape[0]},), got {labels.dtype} of shape {tuple(labels.shape)}"
+            )
         if self.check_input:
             check_rows(z, z.detach().abs().amax(-1), zero_is_error=False)

@@ -1,4 +1,4 @@
-"""tr(G^(1/2)) and the pseudo-inverse root G^(-1/2) of float64 Gram matrices, (N, k, k), by the route that suits shape and device."""
+"""tr(G^(1/2)) and the pseudo-inverse root G^(-1/2) of float64 Gram matrices, by the route that suits them."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 from ssole.losses.gram import symmetric_product
 from ssole.losses.polar import polar_root
 
-# A mode counts as zero when its eigenvalue in G is below k * RANK_TOLERANCE * (largest eigenvalue): rounding in a float64 Gram matrix
-# alone lifts exact zeros to about k * 1e-16, so nothing smaller can be told from zero. In singular values: 3e-8 sqrt(k).
+# A mode counts as zero when its eigenvalue in G is below k * RANK_TOLERANCE * (largest eigenvalue): rounding in a
+# float64 Gram matrix alone lifts exact zeros to about k * 1e-16, so nothing smaller can be told from zero. In singular
+# values: 3e-8 sqrt(k).
 RANK_TOLERANCE = 4 * torch.finfo(torch.float64).eps
 
 _LARGE = 128  # from this size on an eigendecomposition takes longer than starting a thread for it
@@ -35,7 +36,10 @@ def _root_1x1(g_N11: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _root_2x2(g_N22: Tensor) -> tuple[Tensor, Tensor]:
-    """Cayley-Hamilton: with s = sqrt(det G) and t = sqrt(tr G + 2 s), G^(1/2) = (G + s I) / t, whose inverse is (adj G + s I) / (s t)."""
+    """By Cayley-Hamilton: with s = sqrt(det G) and t = sqrt(tr G + 2 s), G^(1/2) = (G + s I) / t.
+
+    Its inverse is (adj G + s I) / (s t).
+    """
     a_N, b_N, c_N = g_N22[:, 0, 0], g_N22[:, 0, 1], g_N22[:, 1, 1]
     trace_N = a_N + c_N
     det_N = a_N * c_N - b_N * b_N

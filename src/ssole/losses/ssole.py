@@ -44,27 +44,32 @@ class SSOLELoss(nn.Module):
         c2(r) = (B cos^2(asin(r / B) - asin(1 / sqrt(B))) - 1) / (B - 1)
         total = low_rank + high_rank_weight * high_rank
 
-    Views at one common cosine c give low_rank = 1 - c. The two terms are decoupled: low rank within an image only, high rank within a view
-    only. Source: SSOLE (Self-Supervised Orthogonal Low-rank Embedding), after OLE (Lezama et al. 2018).
+    Views at one common cosine c give low_rank = 1 - c. The two terms are decoupled: low rank within an image only, high
+    rank within a view only. Source: SSOLE (Self-Supervised Orthogonal Low-rank Embedding), after OLE (Lezama et al.
+    2018).
 
-    In a process group B is the global batch: the value is the same on every process and equals that of one process holding the
-    concatenated batch, and so does the gradient once averaged over processes, as DistributedDataParallel does. Local batches may differ.
+    In a process group B is the global batch: the value is the same on every process and equals that of one process
+    holding the concatenated batch, and so does the gradient once averaged over processes, as DistributedDataParallel
+    does. Local batches may differ.
 
     Args:
         high_rank_weight: weight of the high-rank term, finite and at least 0.
         gamma: share of c1 against c2, in [0, 1].
-        normalize: scale every embedding to unit length first. Without it rows are taken as they are; the formulas assume unit length.
+        normalize: scale every embedding to unit length first. Without it rows are taken as they are; the formulas
+            assume unit length.
         form: "cosine" as above, or "raw": mean_i n_i - high_rank_weight * mean_v r_v (`gamma` then has no effect).
-        low_rank_features: "deviations" as above, or "raw" for n_i = ||Z_i||_*, which cannot tell z, z from z, -z. Its cosine form is
-            (n_i^2 - V) / (V^2 - V): 0 for equal views, 1 for orthogonal ones, as above.
-        detach_mean: treat the mean over views as a constant. The exact gradient of n_i is orthogonal to the mean, so this changes nothing
-            unless `gradient="reference"`, which implies it.
+        low_rank_features: "deviations" as above, or "raw" for n_i = ||Z_i||_*, which cannot tell z, z from z, -z. Its
+            cosine form is (n_i^2 - V) / (V^2 - V): 0 for equal views, 1 for orthogonal ones, as above.
+        detach_mean: treat the mean over views as a constant. The exact gradient of n_i is orthogonal to the mean, so
+            this changes nothing unless `gradient="reference"`, which implies it.
         coupled: take the high-rank term once over all B V rows, as OLE does, instead of view by view.
-        gradient: "exact", or "reference", AN ABLATION ONLY. It reproduces a defect of the published code: the mean over views is
-            detached and every mode of an SVD is kept, including the deviations' null mode, whose vectors are arbitrary. That adds a
-            random unit rank-one matrix to the gradient of each n_i (an error of 100 % at V = 2, of 1 / sqrt(3) at V = 4).
-        check_input: look for NaN, infinity and zero vectors. It reads results on the host, so on an accelerator it waits for the
-            device; False keeps a training step free of synchronization (check the loss value later instead). Skipped by torch.compile.
+        gradient: "exact", or "reference", AN ABLATION ONLY. It reproduces a defect of the published code: the mean over
+            views is detached and every mode of an SVD is kept, including the deviations' null mode, whose vectors are
+            arbitrary. That adds a random unit rank-one matrix to the gradient of each n_i (an error of 100 % at V = 2,
+            of 1 / sqrt(3) at V = 4).
+        check_input: look for NaN, infinity and zero vectors. It reads results on the host, so on an accelerator it
+            waits for the device; False keeps a training step free of synchronization (check the loss value later
+            instead). Skipped by torch.compile.
     """
 
     def __init__(
@@ -104,11 +109,14 @@ class SSOLELoss(nn.Module):
         self._told = False
 
     def extra_repr(self) -> str:
-        names = ("high_rank_weight", "gamma", "normalize", "form", "low_rank_features", "detach_mean", "coupled", "gradient")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        names = ["high_rank_weight", "gamma", "normalize", "form", "low_rank_features", "detach_mean", "coupled"]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in [*names, "gradient"])
 
     def forward(self, z: Tensor) -> Tensor:
-        """The loss of embeddings `z`, (B, V, D) with B, V >= 2, of any floating dtype; a scalar in float32, or float64 for float64.
+        """The loss of embeddings `z` as a scalar, in float32, or in float64 for float64.
+
+        Args:
+            z: (B, V, D), of any floating dtype, B and V at least 2. Views of different crop sizes simply stack along V.
 
         Raises:
             ValueError: wrong shape or dtype, NaN or infinity, a zero vector when normalizing.
@@ -127,7 +135,9 @@ class SSOLELoss(nn.Module):
         batch_BVD = distributed.gather(z_BVD)
         images, views, dims = batch_BVD.shape
         if images < 2:
-            raise ValueError(f"SSOLELoss needs at least 2 images in the batch, got {images} (shape {tuple(z_BVD.shape)})")
+            raise ValueError(
+                f"SSOLELoss needs at least 2 images in the batch, got {images} (shape {tuple(z_BVD.shape)})"
+            )
         rows = images * views if self.coupled else images
         self._tell_if_too_many_rows(rows, dims)
         if self._by_gram(z_BVD) and not self.coupled and max(images, views) <= dims and distributed.world_size() == 1:
@@ -140,7 +150,11 @@ class SSOLELoss(nn.Module):
         if self.form == "raw":
             low_B, high_V = n_B, -r_V
         else:
-            low_B = (n_B / (views - 1)) ** 2 if self.low_rank_features == "deviations" else (n_B**2 - views) / (views**2 - views)
+            low_B = (
+                (n_B / (views - 1)) ** 2
+                if self.low_rank_features == "deviations"
+                else (n_B**2 - views) / (views**2 - views)
+            )
             high_V = collapse(r_V, rows, self.gamma)
         low = distributed.all_reduce(low_B.sum()) / images
         high = high_V.mean()
@@ -180,7 +194,7 @@ class SSOLELoss(nn.Module):
         return self._norm(self._unit_rows(x_Nmn))
 
     def _by_gram(self, x: Tensor) -> bool:
-        """Whether to take the quick route of Gram matrices. Otherwise rows are scaled and centred as the formulas say."""
+        """Whether to take the quick route of Gram matrices; otherwise rows are scaled and centred as written down."""
         return not self.detach_mean and not (x.dtype == torch.float64 and x.device.type == "cpu")
 
     def _unit_rows(self, x: Tensor) -> Tensor:
@@ -190,7 +204,7 @@ class SSOLELoss(nn.Module):
             return x
         # The largest entry first, a constant: squares of finite numbers may overflow or vanish.
         x = x / x.detach().abs().amax(-1, keepdim=True)
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # type: ignore[no-any-return]
 
     def _norm(self, x_Nmn: Tensor) -> Tensor:
         return all_modes_norm(x_Nmn) if self.gradient == "reference" else nuclear_norm(x_Nmn)
@@ -200,8 +214,8 @@ class SSOLELoss(nn.Module):
             return
         self._told = True
         warnings.warn(
-            f"The high-rank term has {rows} rows but only {dims} dimensions, so it cannot reach 0: r is at most sqrt(rows * dimensions). "
-            "The formula is kept. Use a wider projector or a smaller batch to avoid this.",
+            f"The high-rank term has {rows} rows but only {dims} dimensions, so it cannot reach 0: r is at most "
+            "sqrt(rows * dimensions). The formula is kept; a wider projector or a smaller batch avoids this.",
             stacklevel=4,
         )
 
@@ -209,8 +223,8 @@ class SSOLELoss(nn.Module):
 def helmert(like: Tensor) -> Tensor:
     """Orthonormal (V - 1, V) contrasts of the views of `like` (B, V, D), in float64.
 
-    Row i - 1 sets views 0 to i - 1 against view i. All rows are orthogonal to the constant vector, so ||H Z||_* is the nuclear norm of
-    the deviations from the mean, without their exact zero mode.
+    Row i - 1 sets views 0 to i - 1 against view i. All rows are orthogonal to the constant vector, so ||H Z||_* is the
+    nuclear norm of the deviations from the mean, without their exact zero mode.
     """
     views = like.shape[1]
     i_C1 = torch.arange(1, views, dtype=torch.float64, device=like.device)[:, None]
@@ -227,10 +241,12 @@ def collapse(r: Tensor, rows: int, gamma: float) -> Tensor:
     """
     s = r.double() / rows
     q = (1 - s) * (1 + s)
-    # Unit rows have s >= 1 / sqrt(rows). Without normalization s may be 0: hold c1 where its slope still fits in float32.
+    # Unit rows have s >= 1 / sqrt(rows). Without normalization s may be 0: hold c1 where its slope still fits in
+    # float32.
     c1 = q / (s.clamp(min=1e-12).square() * (rows - 1))
-    # sqrt(q) has infinite slope at s = 1, the optimum. s carries a rounding error of a few eps, so closer than that it counts
-    # as reached: c2 is 0 there and beyond, with slope 0, the minimum-norm subgradient at the tip of the cone that c2 is.
+    # sqrt(q) has infinite slope at s = 1, the optimum. s carries a rounding error of a few eps, so closer than that it
+    # counts as reached: c2 is 0 there and beyond, with slope 0, the minimum-norm subgradient at the tip of the cone
+    # that c2 is.
     below = q > 16 * torch.finfo(torch.float64).eps
     c2 = q * ((rows - 2) / (rows - 1)) + s * (torch.where(below, q, 1).sqrt() * (2 / math.sqrt(rows - 1)))
     return gamma * c1 + (1 - gamma) * torch.where(below, c2, 0)

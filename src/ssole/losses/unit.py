@@ -1,15 +1,16 @@
 """Nuclear norms of matrices whose rows are first scaled to unit length, by small Gram matrices, with exact gradients.
 
-With rows z_i, s_i = 1 / |z_i|, u_i = s_i z_i, and A U the gradient of a norm with respect to U, the gradient with respect to z is
+With rows z_i, s_i = 1 / |z_i|, u_i = s_i z_i, and A U the gradient of a norm with respect to U, the gradient with
+respect to z is
 
     S (A U - diag(d) U),        d_i = u_i . (A U)_i
 
-For wide matrices that is S (A - diag(d)) S z with d_i = (A C)_ii, where C = S G S and G is the Gram matrix of the raw rows: then
-normalization touches k x k matrices only, and unit rows are never formed. A = C^(-1/2), or H^T (H C H^T)^(-1/2) H when the norm is
-that of contrasts H U. For tall matrices A U = U (U^T U)^(-1/2).
+For wide matrices that is S (A - diag(d)) S z with d_i = (A C)_ii, where C = S G S and G is the Gram matrix of the raw
+rows: then normalization touches k x k matrices only, and unit rows are never formed. A = C^(-1/2), or H^T (H C
+H^T)^(-1/2) H when the norm is that of contrasts H U. For tall matrices A U = U (U^T U)^(-1/2).
 
-`SSOLELoss` takes the norms of every view, (V, B, D), and of every image, (B, V, D), of one tensor; float32 on any device, or float64 on
-accelerators. Without normalization s = 1 and d = 0.
+`SSOLELoss` takes the norms of every view, (V, B, D), and of every image, (B, V, D), of one tensor; float32 on any
+device, or float64 on accelerators. Without normalization s = 1 and d = 0.
 
 Shape suffixes: N any batch, m rows, n columns; B images, V views, D embedding dimensions, C contrasts.
 """
@@ -29,7 +30,8 @@ from ssole.losses.roots import inverse_root
 
 
 def unit_norms(x_Nmn: Tensor, *, normalize: bool, contrasts: Tensor | None = None, check: bool = False) -> Tensor:
-    """Nuclear norms (N,), in float64, of `x_Nmn` with unit rows, after `contrasts` (C, m) when given, which needs m <= n.
+    """Nuclear norms (N,), in float64, of `x_Nmn` with unit rows, after `contrasts` (C, m) when given, which needs m <=
+    n.
 
     `check` raises as `check_rows` does.
     """
@@ -114,17 +116,18 @@ def _wide_forward(x_Nmn: Tensor, contrasts: Tensor | None, normalize: bool, chec
         rank = len(contrasts)
         norms_N, w_NCC = inverse_root(contrasts @ c_Nmm @ contrasts.T)
         a_Nmm = contrasts.T @ w_NCC @ contrasts
-    size_Nm = torch.full_like(s_Nm, rank / c_Nmm.shape[-1])  # squared length of the rows of A U, on average
+    d_Nm = torch.zeros_like(s_Nm)
     if normalize:
         d_Nm = c_Nmm.mul_(a_Nmm).sum(-1)
         a_Nmm.diagonal(dim1=1, dim2=2).sub_(d_Nm)
         a_Nmm.mul_(s_Nm[:, :, None])
-        size_Nm = (size_Nm - d_Nm.square()).clamp(min=0) * s_Nm.square()
-        noise = torch.linalg.vector_norm(a_Nmm).square()
-    else:
-        noise = (a_Nmm * squares_Nm.sqrt()[:, None, :]).square().sum()
-    dtype = product_dtype(x_Nmn, noise=noise, size=size_Nm.sum(), squares=squares_Nm)
-    return _Half(norms_N, s_Nm, a_Nmm, dtype)
+
+    def noise_and_size() -> tuple[Tensor, Tensor]:
+        noise = (a_Nmm * (s_Nm * squares_Nm.sqrt())[:, None, :]).square().sum()
+        mean_square = rank / c_Nmm.shape[-1]  # of the rows of A U
+        return noise, ((mean_square - d_Nm.square()).clamp(min=0) * s_Nm.square()).sum()
+
+    return _Half(norms_N, s_Nm, a_Nmm, product_dtype(x_Nmn, squares_Nm, noise_and_size))
 
 
 class _Tall(Function):
@@ -136,10 +139,13 @@ class _Tall(Function):
         s_Nm = 1 / lengths_Nm if normalize else torch.ones_like(lengths_Nm)
         g_Nnn = gram_product(x_Nmn, rows_Nm=s_Nm if normalize else None)
         norms_N, w_Nnn = inverse_root(g_Nnn)
-        noise = (w_Nnn.square() * g_Nnn.diagonal(dim1=1, dim2=2)[:, None, :]).sum()
-        # ||U W||_F^2 - sum of d^2: the d of a view average to norm / m
-        size = (x_Nmn.shape[2] - (norms_N.square() / x_Nmn.shape[1] if normalize else 0 * norms_N)).sum()
-        ctx.dtype = product_dtype(x_Nmn, noise=noise, size=size, squares=lengths_Nm.square())
+
+        def noise_and_size() -> tuple[Tensor, Tensor]:
+            noise = (w_Nnn.square() * g_Nnn.diagonal(dim1=1, dim2=2)[:, None, :]).sum()
+            # ||U W||_F^2 = n, less the sum of d^2, d being norm / m on average
+            return noise, (x_Nmn.shape[2] - (norms_N.square() / x_Nmn.shape[1] if normalize else 0 * norms_N)).sum()
+
+        ctx.dtype = product_dtype(x_Nmn, lengths_Nm.square(), noise_and_size)
         ctx.normalize = normalize
         ctx.save_for_backward(x_Nmn, s_Nm, w_Nnn)
         return norms_N
