@@ -9,10 +9,14 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssole.config.schema import ConfigError, Crop, PretrainConfig
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -27,13 +31,13 @@ def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
     Raises:
         ConfigError: an unknown key (with the closest known one), a value of the wrong type or out of range.
     """
-    import pydantic
+    from pydantic import ValidationError
 
     _reject_unknown(values, PretrainConfig, "")
     try:
         # JSON strict mode: no "3" for 3 and no 1.5 for an integer, but lists may fill tuples
-        return pydantic.TypeAdapter(PretrainConfig).validate_json(_to_json(values), strict=True)
-    except pydantic.ValidationError as error:
+        return _adapter().validate_json(_to_json(values), strict=True)
+    except ValidationError as error:
         found = {_explain(item["type"], item["loc"], item["msg"], item["input"]) for item in error.errors()}
         raise ConfigError("; ".join(sorted(found))) from None
 
@@ -56,6 +60,13 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
         path = "augment.crops.0.count" if name == "views" else name
         _merge(values, path.split("."), json.loads(_to_json(value)), name)
     return from_dict(values)
+
+
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[PretrainConfig]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(PretrainConfig)
 
 
 def _to_json(value: Any) -> str:

@@ -57,7 +57,8 @@ def backbone_metadata(config: PretrainConfig) -> dict[str, str]:
         "std": augment.std,
         "seed": config.seed,
     }
-    return {"format": "pt", _KEY: json.dumps(description, sort_keys=True)}
+    # one entry: safetensors writes several in random order, and equal runs should have equal files
+    return {_KEY: json.dumps(description, sort_keys=True)}
 
 
 def load(run: str | PathLike[str] | Any) -> LoadedBackbone:

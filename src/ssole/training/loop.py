@@ -5,6 +5,7 @@ Shape suffixes: B images, V views, D embedding dimensions.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -63,7 +64,7 @@ def train(
 
     with (
         torch_state(deterministic=config.deterministic),
-        Monitor(run, _title(run, plan, device, done), total=plan.total, done=done, progress=progress) as monitor,
+        Monitor(run, _title(config, plan, device, done), total=plan.total, done=done, progress=progress) as monitor,
         stop_signal(monitor.tell_stopping) as stop,
     ):
         for step, epoch, ids, images in feed.batches(plan, done.step):
@@ -88,6 +89,7 @@ def train(
             for every, evaluator in evaluators.items():
                 if last or _due(step, every):
                     monitor.evaluate(evaluator, encoder.backbone)
+                    encoder.train()  # whatever mode the evaluator left
             if last or _due(step, config.checkpoint_every) or plan.ends_epoch(step) or stop.requested:
                 watch.check()
                 require_finite_weights(encoder, step + 1)
@@ -106,14 +108,21 @@ def _go_on(run: Run, encoder: Encoder, optimizer: torch.optim.Optimizer, plan: P
         raise DataError(
             f"the run was started on {done.images} images and the data now hold {plan.images}: resuming needs the same"
         )
+    threads, now = run.environment["threads"], torch.get_num_threads()
+    if run.config.deterministic and done.step and threads != now:
+        warnings.warn(
+            f"the run began with {threads} threads and goes on with {now}, which may change last digits: "
+            f"set OMP_NUM_THREADS={threads} to go on exactly",
+            stacklevel=3,
+        )
     rewind(run, done.step)
     return done
 
 
-def _title(run: Run, plan: Plan, device: torch.device, done: Progress) -> str:
-    views, dtype = run.config.augment.views, resolve_precision(run.config.precision, device) or torch.float32
-    how = f"{plan.total} steps of {plan.batch_size} x {views} views, on {device} in {str(dtype).removeprefix('torch.')}"
-    return f"{run.path}: {plan.images:,} images, {how}" + (f", going on after step {done.step}" if done.step else "")
+def _title(config: PretrainConfig, plan: Plan, device: torch.device, done: Progress) -> str:
+    number = str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch.")
+    title = f"{plan.images:,} images, {plan.total} steps of {plan.batch_size} x {config.augment.views} views"
+    return f"{title}, on {device} in {number}" + (f", going on after step {done.step}" if done.step else "")
 
 
 def embed_views(encoder: Encoder, views: list[torch.Tensor], config: PretrainConfig) -> torch.Tensor:

@@ -30,7 +30,7 @@ class Monitor:
 
     Args:
         run: whose folder the logs go to.
-        title: what is going on, shown once.
+        title: what is going on, shown at the start.
         total: steps of the whole run.
         done: where this sitting starts.
         progress: whether to show anything.
@@ -44,7 +44,7 @@ class Monitor:
     def __enter__(self) -> Monitor:
         self._file = open(self._run.path / "metrics.jsonl", "a", encoding="utf-8")
         self._board = _tensorboard(self._run.path / "tensorboard", self._done.step)
-        self._screen.start(self._title)
+        self._screen.start(f"{self._run.path}: {self._title}")
         self._start = time.perf_counter()
         return self
 

@@ -64,6 +64,12 @@ class Run:
         return self.backbone_path.is_file()
 
     @property
+    def environment(self) -> dict[str, Any]:
+        """Versions and hardware that the run was started with."""
+        found: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        return found
+
+    @property
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl."""
         return _read_lines(self.path / "metrics.jsonl")

@@ -1,0 +1,205 @@
+"""A run that was stopped in any way and resumed ends with the very bytes of one that was not."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from ssole import api
+from ssole.errors import DataError
+from ssole.training.checkpoint import checkpoint_steps
+from ssole.training.run import Run
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(backbone: nn.Module) -> dict[str, float]:
+    raise Crash
+
+
+def figures(run: Run) -> list[dict[str, Any]]:
+    """The metrics, without what a clock says."""
+    clock = {"seconds", "images_per_second"}
+    return [{name: value for name, value in row.items() if name not in clock} for row in run.metrics]
+
+
+VIT = {
+    "backbone": "vit_tiny_patch16_224",
+    "backbone_args": {
+        "img_size": 8,
+        "patch_size": 4,
+        "depth": 2,
+        "embed_dim": 16,
+        "num_heads": 2,
+        "drop_path_rate": 0.5,
+        "proj_drop_rate": 0.3,
+    },
+}
+CASES: dict[str, dict[str, Any]] = {
+    "sgd": {},
+    "lars": {"optim__name": "lars"},
+    "adamw": {"optim__name": "adamw", "optim__lr": 1e-3},
+    "four views": {"views": 4},
+    "two crop sizes": {"augment__crops": [{"count": 2, "size": 8}, {"count": 3, "size": 6, "scale": [0.1, 0.4]}]},
+    "bfloat16": {"precision": "bfloat16"},
+    "batch norm and clipping": {"model__projector_norm": "batch", "optim__clip_grad_norm": 0.1},
+    "dropout": {"model": VIT},
+}
+
+
+@pytest.mark.parametrize("overrides", CASES.values(), ids=CASES)
+def test_a_crash_in_the_middle_of_an_epoch_changes_nothing(tmp_path: Path, overrides: dict[str, Any]) -> None:
+    whole = tiny.start(tmp_path / "whole", **overrides, checkpoint_every=3)
+    with pytest.raises(Crash):
+        tiny.start(tmp_path / "crashed", **overrides, checkpoint_every=3, evaluators={8: crash})
+    crashed = Run(tmp_path / "crashed")
+    assert checkpoint_steps(crashed) == [5, 6]  # of an epoch's end, and of every third step
+    assert [row["step"] for row in crashed.metrics] == list(range(1, 9))  # 7 and 8 will be trained again
+    assert not crashed.finished
+
+    resumed = tiny.resume(crashed)
+    assert resumed.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
+    assert figures(resumed) == figures(whole)
+    assert [row["step"] for row in resumed.metrics] == list(range(1, tiny.STEPS + 1))
+
+
+def test_crash_after_crash_and_before_the_first_checkpoint(tmp_path: Path) -> None:
+    whole = tiny.start(tmp_path / "whole")
+    with pytest.raises(Crash):
+        tiny.start(tmp_path / "crashed", evaluators={3: crash})
+    crashed = Run(tmp_path / "crashed")
+    assert checkpoint_steps(crashed) == []
+    for step in (4, 9, 11):
+        with pytest.raises(Crash):
+            tiny.resume(crashed, evaluators={step: crash})
+    assert checkpoint_steps(crashed) == [5, 10]
+    assert tiny.resume(crashed).backbone_path.read_bytes() == whole.backbone_path.read_bytes()
+
+
+def test_a_crash_between_the_last_checkpoint_and_the_weights(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run")
+    expected, rows = run.backbone_path.read_bytes(), run.metrics
+    run.backbone_path.unlink()
+    assert tiny.resume(run).backbone_path.read_bytes() == expected
+    assert run.metrics == rows
+
+
+class Assorted:
+    """Images of different sizes, decoded one by one; one of them cannot be read."""
+
+    name, labels, classes = "assorted", None, None
+
+    def __len__(self) -> int:
+        return tiny.IMAGES
+
+    def id(self, i: int) -> str:
+        return f"image {i}"
+
+    def read(self, i: int) -> bytes | np.ndarray[Any, Any]:
+        return b"" if i == 13 else tiny.images()[i, : 9 + i % 4]
+
+
+def test_images_of_different_sizes_and_an_unreadable_one(tmp_path: Path) -> None:
+    whole = tiny.start(tmp_path / "whole", data=Assorted())
+    with pytest.raises(Crash):
+        tiny.start(tmp_path / "crashed", data=Assorted(), evaluators={8: crash})
+    resumed = tiny.resume(tmp_path / "crashed", data=Assorted())
+    assert resumed.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
+    assert [row["id"] for row in resumed.unreadable] == ["image 13"]
+
+
+def test_a_finished_run_is_returned_untouched(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run")
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.path.rglob("*") if path.is_file()}
+    assert api.resume(str(run.path)) == run
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_other_data_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        tiny.start(tmp_path / "run", evaluators={7: crash})
+    with pytest.raises(DataError, match="started on 22 images and the data now hold 23"):
+        tiny.resume(tmp_path / "run", data=tiny.images(23))
+
+
+STEPS, BATCH, IMAGES = 124, 4, 124  # long enough to be caught in the middle; 31 steps an epoch
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images in photos/ and a run, whole/, that nobody disturbed."""
+    root = tmp_path_factory.mktemp("signals")
+    tiny.write_folder(root / "photos", IMAGES)
+    assert tiny.main(*arguments(root, "whole")) == 0
+    return root
+
+
+def arguments(root: Path, out: str) -> list[str]:
+    given = ["pretrain", "--recipe", tiny.recipe(root, steps=STEPS), "--data", str(root / "photos")]
+    return [*given, "--out", str(root / out), "--deterministic", "--device", "cpu", "--checkpoint-every", "2"]
+
+
+def caught(photos: Path, out: str, number: signal.Signals) -> tuple[int, str, str]:
+    """Start a run, and send it a signal as soon as it has a checkpoint: exit code, output and errors."""
+    process = tiny.command(*arguments(photos, out), cwd=photos)
+    try:
+        deadline = time.monotonic() + 120
+        while not list((photos / out).glob("checkpoints/*.json")):
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, output, errors
+
+
+def assert_it_goes_on_to_the_same_end(photos: Path, out: str) -> None:
+    run = Run(photos / out)
+    assert not run.finished
+    assert checkpoint_steps(run)[-1] % (IMAGES // BATCH) != 0  # in the middle of an epoch
+    assert tiny.main("pretrain", "--resume", str(run.path)) == 0
+    whole = Run(photos / "whole")
+    assert run.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
+    assert figures(run) == figures(whole)
+    assert [row["step"] for row in run.metrics] == list(range(1, STEPS + 1))
+
+
+def test_kill_9(photos: Path) -> None:
+    code, _, _ = caught(photos, "killed", signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    assert_it_goes_on_to_the_same_end(photos, "killed")
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(photos: Path, number: signal.Signals, expected: int) -> None:
+    code, _, errors = caught(photos, number.name, number)
+    assert code == expected, errors
+    assert "Traceback" not in errors
+    told = re.search(r"stopped after step (\d+); go on with: ssole pretrain --resume (\S+)", errors)
+    assert told, errors
+    assert checkpoint_steps(Run(photos / number.name))[-1] == int(told[1])
+    assert told[2] == str(photos / number.name)
+    assert_it_goes_on_to_the_same_end(photos, number.name)
+
+
+def test_a_path_given_in_one_folder_is_found_from_another(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(photos)
+    with pytest.raises(Crash):
+        tiny.start(Path("moved"), data="photos", evaluators={7: crash})
+    monkeypatch.chdir(photos.parent)
+    torch.set_num_threads(1)
+    assert api.resume(photos / "moved", progress=False).finished
