@@ -1,9 +1,10 @@
 """Measurements that need a CUDA GPU, piece by piece.
 
     python benchmarks/gpu_suite.py loss --out benchmarks/results/loss-h200.json
+    python benchmarks/gpu_suite.py cifar10 --data cifar10-train.parquet --test cifar10-test.parquet --out ...
 
-Runs from a checkout too (PYTHONPATH=src), with torch, torchvision and timm alone. Each piece prints a table and returns
-what is saved.
+Runs from a checkout too (PYTHONPATH=src). `loss` needs torch alone; `cifar10` what the package depends on. Each piece
+stays under 9 minutes, prints a table and returns what is saved.
 """
 
 from __future__ import annotations
@@ -11,14 +12,20 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import ssole
 from loss import GRID, embeddings, gradient, hardware, oracle, textbook
+from ssole.config import PretrainConfig
+from ssole.data.loader import ImageStore
+from ssole.data.sources import open_source
+from ssole.evaluation.protocols import knn_evaluator
 from ssole.losses import SSOLELoss
 
 
@@ -124,17 +131,52 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm())
 
 
-PIECES: dict[str, Callable[[], dict[str, Any]]] = {"loss": loss_piece}
+def cifar10_piece(data: str, test: str, minutes: float, out: Path) -> dict[str, Any]:
+    """The `cifar10` recipe: throughput, and kNN accuracy over a schedule that fits into so many minutes."""
+    probe = ssole.pretrain(data, recipe="cifar10", steps=60, log_every=20, out=out / "probe", evaluators={})
+    rate = timed_rate(probe)
+    batch = probe.config.batch_size
+    steps = int(60 * minutes * rate / batch)
+    knn = cifar10_knn(data, test, probe.config)
+    run = ssole.pretrain(data, recipe="cifar10", steps=steps, out=out / "run", evaluators={max(1, steps // 10): knn})
+    curve = [row for row in run.metrics if "knn20" in row]
+    for row in curve:
+        print(f"step {row['step']}: kNN {row['knn20']:.2%} after {row['seconds']:.0f} s", flush=True)
+    views = run.config.augment.views
+    return {"steps": steps, "images_per_second": timed_rate(run), "views_per_image": views, "curve": curve}
+
+
+def timed_rate(run: ssole.Run) -> float:
+    """Images a second between the first and the last line of metrics: without warming up."""
+    rows = [row for row in run.metrics if "loss" in row]
+    images = (rows[-1]["step"] - rows[0]["step"]) * run.config.batch_size
+    return float(images / (rows[-1]["seconds"] - rows[0]["seconds"]))
+
+
+def cifar10_knn(data: str, test: str, config: PretrainConfig) -> Callable[[nn.Module], dict[str, float]]:
+    stores = [ImageStore(open_source(spec), progress=False) for spec in (data, test)]
+    augment = config.augment
+    return knn_evaluator(*stores, image_size=augment.image_size, mean=augment.mean, std=augment.std)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=sorted(PIECES))
+    parser.add_argument("piece", choices=["loss", "cifar10"])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    parser.add_argument("--data", help="cifar10: parquet file of the training images")
+    parser.add_argument("--test", help="cifar10: parquet file of the test images")
+    parser.add_argument("--minutes", type=float, default=6.0, help="cifar10: training time to aim for")
     args = parser.parse_args()
+    if args.piece == "cifar10" and not (args.data and args.test):
+        parser.error("the cifar10 piece needs --data and --test")
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU is available to torch")
-    result = {"piece": args.piece, "gpu": torch.cuda.get_device_name(), **hardware(), **PIECES[args.piece]()}
+    if args.piece == "loss":
+        figures = loss_piece()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            figures = cifar10_piece(args.data, args.test, args.minutes, Path(folder))
+    result = {"piece": args.piece, "gpu": torch.cuda.get_device_name(), **hardware(), **figures}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"saved {args.out}")
