@@ -1,0 +1,236 @@
+"""`ssole.pretrain` and `ssole.resume`: what comes in, what is refused before anything is made, what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import ssole
+import tiny
+from ssole import api
+from ssole.config import ConfigError
+from ssole.data.sources import ArraySource
+from ssole.errors import DataError
+from ssole.training.run import Run
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs go to runs/ of the current folder unless told otherwise."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    torch.set_num_threads(1)
+
+
+def pretrain(data: Any = None, **given: Any) -> Run:
+    images = tiny.images() if data is None else data
+    return ssole.pretrain(images, recipe=tiny.recipe(Path()), progress=False, **given)
+
+
+def test_pretrain_load_embed_evaluate() -> None:
+    """The tour of the README, on images of two colours."""
+    photos = np.concatenate([tiny.images(40) // 4, tiny.images(40) // 4 + 128])
+    run = pretrain(photos, out="runs/mine", steps=2)
+    assert isinstance(run, Run)
+    assert run.path == Path("runs/mine")
+    assert run.finished
+    assert ssole.load(run)(torch.zeros(3, 3, 8, 8)).shape == (3, 16)
+    embeddings = ssole.embed(run, photos, progress=False)
+    assert embeddings.array.shape == (80, 16)
+    labeled = ArraySource(photos, np.repeat([0, 1], 40))
+    result = ssole.evaluate(run, labeled, test=labeled, protocol=["knn"], progress=False)
+    assert set(result.rows) == {"trained", "raw pixels (8x8)", "untrained"}
+
+
+def test_runs_are_named_after_their_recipe_and_numbered() -> None:
+    runs = [pretrain(steps=1) for _ in range(3)]
+    assert [run.path for run in runs] == [Path("runs/tiny"), Path("runs/tiny-2"), Path("runs/tiny-3")]
+
+
+def test_overrides_by_name_dotted_name_and_group() -> None:
+    dotted: dict[str, Any] = {"optim.lr": 0.5, "augment.crops.0.size": 6}
+    run = pretrain(views=3, steps=2, loss={"gamma": 0.25}, **dotted)
+    config = run.config
+    assert (config.steps, config.optim.lr, config.loss.gamma) == (2, 0.5, 0.25)
+    assert (config.augment.crops[0].count, config.augment.crops[0].size) == (3, 6)
+
+
+def test_epochs_replace_the_steps_of_the_recipe() -> None:
+    assert len(pretrain(epochs=1).metrics) == tiny.STEPS_PER_EPOCH
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"batchsize": 8}, ConfigError, "Did you mean 'batch_size'?"),
+        ({"optim.learning": 1.0}, ConfigError, "optim.learning"),
+        ({"views": 1}, ConfigError, "at least 2 views"),
+        ({"epochs": "many"}, ConfigError, "epochs: .*'many'"),
+        ({"batch_size": 23}, DataError, "batch of 23 .* hold 22: pass --batch-size 22 or less"),
+        ({"device": "tpu"}, ConfigError, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+        ({"device": "mps"}, ConfigError, "device must be auto, cpu, cuda or cuda:N, got 'mps'"),
+        ({"device": "cuda:99"}, ConfigError, r"'cuda:99' was asked for and torch sees \d+ CUDA devices"),
+        ({"model.backbone": "resnet_18"}, ConfigError, "no model 'resnet_18'. Did you mean resnet18"),
+        ({"model.backbone_args": {"layer": [1]}}, ConfigError, "backbone_args do not fit resnet18: .*'layer'"),
+        (
+            {"model": {"backbone": "vit_tiny_patch16_224", "backbone_args": {}}},
+            ConfigError,
+            "does not take images of 8 x 8 pixels: .*img_size",
+        ),
+        ({"model": {"backbone": "convnext_atto", "stem": "3x3", "backbone_args": {}}}, ConfigError, "use stem 'timm'"),
+    ],
+)
+def test_what_is_refused_leaves_no_folder(given: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        pretrain(out="run", **given)
+    assert not Path("run").exists()
+
+
+def test_unknown_recipe_and_data() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe 'cifar-10'\. Did you mean 'cifar10'"):
+        ssole.pretrain(tiny.images(), recipe="cifar-10")
+    with pytest.raises(DataError, match="no dataset, folder or file named 'photo'"):
+        pretrain("photo")
+    Path("empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        pretrain("empty")
+    assert not Path("runs").exists()
+
+
+def test_nothing_is_overwritten() -> None:
+    Path("mine").mkdir()
+    pretrain(out="mine", steps=1)  # an empty folder will do
+    before = sorted(Path("mine").rglob("*"))
+    with pytest.raises(ConfigError, match="mine already holds a run: go on with it"):
+        pretrain(out="mine", steps=1)
+    assert sorted(Path("mine").rglob("*")) == before
+    Path("thesis").mkdir()
+    Path("thesis/chapter.tex").write_text("x")
+    with pytest.raises(ConfigError, match="thesis is not empty, and nothing is overwritten"):
+        pretrain(out="thesis")
+    with pytest.raises(ConfigError, match=r"cannot make the run folder thesis/chapter\.tex"):
+        pretrain(out="thesis/chapter.tex")
+
+
+def test_resuming_images_in_memory_asks_for_them() -> None:
+    run = pretrain()
+    assert run.config.data == "in memory: ndarray (22, 12, 12, 3)"
+    run.backbone_path.unlink()
+    with pytest.raises(DataError, match=r"started on images in memory: pass them, ssole\.resume\(run, data=images\)"):
+        ssole.resume(run)
+    assert ssole.resume(run, data=tiny.images(), progress=False).finished
+
+
+def test_resuming_what_is_no_run() -> None:
+    with pytest.raises(ConfigError, match="nowhere is not a run folder"):
+        ssole.resume("nowhere")
+    Path("config.yaml").write_text("- 1\n")
+    with pytest.raises(ConfigError, match="must hold a mapping"):
+        ssole.resume(".")
+    Path("config.yaml").write_text("[\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        ssole.resume(".")
+
+
+def test_names_stay_and_paths_become_absolute() -> None:
+    tiny.write_folder(Path("photos"))
+    assert pretrain("photos", steps=1).config.data == str(Path("photos").absolute())
+    assert api._describe("digits-m") == "digits-m"
+    assert api._describe("CIFAR10") == "CIFAR10"
+    assert api._describe(["photos", Path("photos/cat")]) == (
+        str(Path("photos").absolute()),
+        str(Path("photos/cat").absolute()),
+    )
+
+
+# Large photographs
+
+
+def test_photographs_are_kept_no_larger_than_crops_can_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    store = api.ImageStore
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        kept.append(store(*arguments, **options))
+        return kept[-1]
+
+    monkeypatch.setattr(api, "ImageStore", spy)
+    crops = [{"count": 2, "size": 8, "scale": [0.25, 1.0], "ratio": [1.0, 1.0]}, {"count": 1, "size": 6}]
+    pretrain(tiny.write_folder(Path("photos"), size=60), steps=1, augment={"crops": crops})
+    # a quarter of the area at 8 pixels needs 16; a fifth at 6, and 3:4, needs 15.5
+    assert kept[0].images.shape == (22, 3, 16, 16)
+    pretrain(tiny.write_folder(Path("small"), size=12), steps=1, augment={"crops": crops})
+    assert kept[1].images.shape == (22, 3, 12, 12)  # smaller ones are never enlarged
+
+
+# kNN while training
+
+
+def folder_with_splits() -> str:
+    for split in ("train", "test"):
+        tiny.write_folder(Path("data") / split, 30)
+    return "data"
+
+
+def test_knn_is_measured_on_the_test_split_and_changes_nothing() -> None:
+    data = folder_with_splits()
+    run = pretrain(data, knn_every=5, steps=7)
+    rows = [row for row in run.metrics if "knn20" in row]
+    assert [row["step"] for row in rows] == [5, 7]
+    assert all(0 <= row["knn20"] <= 1 for row in rows)
+    assert run.backbone_path.read_bytes() == pretrain(data, steps=7).backbone_path.read_bytes()
+
+
+def test_own_evaluators_take_the_place_of_knn() -> None:
+    def answer(backbone: nn.Module) -> dict[str, float]:
+        return {"answer": 42.0}
+
+    run = pretrain(folder_with_splits(), knn_every=5, steps=7, evaluators={3: answer})
+    assert [row["step"] for row in run.metrics if "answer" in row] == [3, 6, 7]
+    assert not [row for row in run.metrics if "knn20" in row]
+
+
+def without_splits() -> str:
+    return str(tiny.write_folder(Path("flat"), 30))
+
+
+def without_labels() -> str:
+    for split in ("train", "test"):
+        tiny.write_folder(Path("plain") / split, 30, classes=(".",))
+    return "plain"
+
+
+def called_test() -> str:
+    return str(tiny.write_folder(Path("test"), 30))
+
+
+def too_few() -> str:
+    for split in ("train", "test"):
+        tiny.write_folder(Path("few") / split, 18)
+    return "few"
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (without_splits, "not divided into splits"),
+        (without_labels, "no labels"),
+        (called_test, "the test images are those of training"),
+        (too_few, "18 training images"),
+        (tiny.images, "images in memory have no test split"),
+    ],
+)
+def test_when_knn_cannot_be_measured_it_is_said_and_training_goes_on(
+    capsys: pytest.CaptureFixture[str], data: Any, reason: str
+) -> None:
+    run = ssole.pretrain(data(), recipe=tiny.recipe(Path()), knn_every=1, steps=2)
+    assert run.finished
+    told = capsys.readouterr().err
+    assert "no kNN accuracy while training: " in told
+    assert reason in told
+    assert not [row for row in run.metrics if "knn20" in row]
