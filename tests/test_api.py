@@ -127,7 +127,7 @@ def test_resuming_images_in_memory_asks_for_them() -> None:
 
 
 def test_resuming_what_is_no_run() -> None:
-    with pytest.raises(ConfigError, match="nowhere is not a run folder"):
+    with pytest.raises(ConfigError, match="there is no nowhere: give a run folder"):
         ssole.resume("nowhere")
     Path("config.yaml").write_text("- 1\n")
     with pytest.raises(ConfigError, match="must hold a mapping"):

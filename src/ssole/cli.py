@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ import tyro
 
 from ssole import __version__, api
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe, recipe_names
+from ssole.models.load import weights_path
 from ssole.training.monitor import duration
 from ssole.training.run import Run
 
@@ -27,25 +29,25 @@ USAGE = """usage: ssole COMMAND [OPTIONS]
 
 ssole COMMAND --help tells more. With no options, ssole pretrain learns from the built-in digits-m images in minutes."""
 
-PRETRAIN = """Learn a representation from unlabeled images.
-
+PRETRAIN = """Learn a representation from unlabeled images:
   ssole pretrain                                        the built-in digits-m images, in minutes
   ssole pretrain --data photos/ --recipe imagenet100    your own images
   ssole pretrain --resume runs/digits-m                 go on after an interruption
 
-Recipes: {recipes}. Every setting of a recipe can be overridden; the defaults below are those of {recipe}. Ctrl-C saves
-a checkpoint first."""
+Recipes: {recipes}.
+
+Every setting of a recipe can be overridden. The defaults below are those of {recipe}."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainArgs:
     recipe: str = api.DEFAULT_RECIPE
     """A recipe's name, or the path of a YAML file."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Run folder; by default runs/RECIPE, numbered when that is taken."""
-    resume: Path | None = None
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN")] = None
     """Go on with this interrupted run. Its settings are kept, so nothing else may be given."""
-    views: int | None = None
+    views: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Views of each image; short for --augment.crops.0.count."""
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
 
@@ -55,11 +57,11 @@ class EvalArgs:
     """Judge a run: accuracy of weighted kNN and of a linear probe on frozen features, beside raw pixels and the same
     network untrained. Without labels, label-free figures."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder, or its backbone.safetensors."""
-    data: tuple[str, ...] = ()
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA")] = ()
     """Labelled images: a folder, parquet, or data set name. By default the data of the run."""
-    test: tuple[str, ...] = ()
+    test: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA")] = ()
     """Images to test on; by default the data's own test split, else a held-out part."""
     protocol: tuple[Literal["knn", "linear", "label_free"], ...] = ("knn", "linear")
     """What to measure."""
@@ -67,7 +69,7 @@ class EvalArgs:
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
     """Of the held-out part, where one must be made, and of the probe's validation split."""
-    save: Path | None = None
+    save: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Also write the result as JSON; by default RUN/evaluation.json when RUN is a folder."""
 
 
@@ -75,11 +77,11 @@ class EvalArgs:
 class EmbedArgs:
     """Write the features of images, their ids and their labels (if any) to a file."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder, or its backbone.safetensors."""
-    data: tuple[str, ...] = ()
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA")] = ()
     """Images: a folder, parquet, or data set name. By default the data of the run."""
-    out: Path = Path("embeddings.npz")
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("embeddings.npz")
     """File to write: .npz (array, ids, labels, classes) or .parquet (id, embedding, label, class)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
@@ -116,13 +118,14 @@ def _parse_pretrain(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
 
 
 def _option(argv: Sequence[str], name: str) -> str | None:
-    """The value of an option, before the full parser that depends on it exists."""
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
-        if word == name and following is not None and not following.startswith("--"):
-            return following
-        if word.startswith(f"{name}="):
-            return word.split("=", 1)[1]
-    return None
+    """The value of an option, the last if it was given twice, before the full parser that depends on it exists."""
+    value = None
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        if word == name and not following.startswith("--"):
+            value = following
+        elif word.startswith(f"{name}="):
+            value = word.split("=", 1)[1]
+    return value
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -161,7 +164,8 @@ def embed(argv: Sequence[str]) -> int:
 
 
 def _run_config(path: Path) -> PretrainConfig | None:
-    """The settings of a run folder; None for a weight file alone."""
+    """The settings of a finished run; None for a weight file alone."""
+    weights_path(path)  # says what is wrong if it is neither
     return Run(path).config if (path / "config.yaml").is_file() else None
 
 
@@ -223,6 +227,9 @@ def _run(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     except ValueError as error:  # ConfigError and DataError among them: their messages say what to do
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read the output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as if SIGPIPE had ended it
     except (FloatingPointError, OSError) as error:  # a loss that is not finite; a full disk
         print(f"error: {error}", file=sys.stderr)
         return 1

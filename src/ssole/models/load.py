@@ -72,7 +72,7 @@ def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
     """
     from safetensors.torch import load_file
 
-    path = _weights_path(run)
+    path = weights_path(run)
     description = _read_description(path)
     model = create_backbone(_model_config(description), description["image_size"])
     model.load_state_dict(load_file(path), strict=True)
@@ -81,12 +81,13 @@ def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
 
 def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
     """The same network at the weights it started from: the baseline that shows what training added."""
-    description = _read_description(_weights_path(run))
+    description = _read_description(weights_path(run))
     encoder = create_encoder(_model_config(description), description["image_size"], seed=description["seed"])
     return LoadedBackbone(encoder.backbone, description).eval()
 
 
-def _weights_path(run: str | PathLike[str] | Any) -> Path:
+def weights_path(run: str | PathLike[str] | Any) -> Path:
+    """The weight file of a run, or of wherever else it may be; raises as :func:`load`."""
     path = Path(getattr(run, "path", run))
     if path.is_file():
         return path

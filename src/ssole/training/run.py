@@ -38,6 +38,8 @@ class Run:
         import yaml
 
         file = self.path / "config.yaml"
+        if not self.path.exists():
+            raise ConfigError(f"there is no {self.path}: give a run folder")
         if not file.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
         try:
