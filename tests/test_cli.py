@@ -82,7 +82,7 @@ def test_help_of_pretrain_shows_recipes_and_explains_every_option(command: Comma
     promised = "--data --recipe --out --epochs --steps --batch-size --views --seed --device --precision --deterministic"
     for option in (promised + " --checkpoint-every --resume").split():
         assert re.search(rf"^[│ ]*{option}\b", said.out, flags=re.MULTILINE), option
-    explained = re.findall(r"^[│ ]+(--[\w.-]+)(?: \S+)*[ │\n]{2,}(\S+)", said.out, flags=re.MULTILINE)
+    explained = re.findall(r"^[│ ]+(--[a-z][\w.-]*)(?: \S+)*[ │\n]{2,}(\S+)", said.out, flags=re.MULTILINE)
     assert len(explained) > 40
     assert [option for option, words in explained if words == "(default:"] == []
 

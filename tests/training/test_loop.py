@@ -26,8 +26,10 @@ from ssole.data.sources import ArraySource
 from ssole.models.backbone import small_stem
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.health import LossWatch, NonFiniteLossError
+from ssole.training.plan import make_plan
 from ssole.training.run import Run
 from ssole.training.schedule import learning_rate
+from ssole.views import make_views
 
 
 def weights(run: Run) -> bytes:
@@ -143,6 +145,20 @@ def test_labels_make_no_difference(plain: Run, tmp_path: Path, labels: np.ndarra
 
 def test_without_labels_training_is_the_same(plain: Run, tmp_path: Path) -> None:
     assert weights(tiny.start(tmp_path / "none", data=Unlabeled())) == weights(plain)
+
+
+def test_every_step_sees_its_images_in_the_views_of_its_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(images: torch.Tensor, ids: torch.Tensor, *, seed: int, epoch: int, **others: Any) -> list[torch.Tensor]:
+        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), tiny.images()[ids])
+        seen.append((seed, epoch, ids.tolist()))
+        return make_views(images, ids, seed=seed, epoch=epoch, **others)
+
+    monkeypatch.setattr("ssole.training.loop.make_views", spy)
+    run = tiny.start(tmp_path / "run", seed=5)
+    plan = make_plan(run.config, tiny.IMAGES)
+    assert seen == [(5, epoch, ids.tolist()) for _, epoch, ids in plan.batches(0)]
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
