@@ -50,9 +50,7 @@ def train(
     Raises:
         NonFiniteLossError, Interrupted, DataError, ConfigError.
     """
-    config, evaluators = run.config, dict(evaluators or {})
-    if any(every < 1 for every in evaluators):
-        raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
+    config, evaluators = run.config, _checked(evaluators or {})
     plan = make_plan(config, len(store))
     device = resolve_device(config.device)
     encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed)
@@ -75,13 +73,9 @@ def train(
             z_BVD = embed_views(encoder, views, config)
             terms = _loss_terms(loss_fn, z_BVD, step)
             watch.add(step + 1, terms.total)
-            optimizer.zero_grad(set_to_none=True)
-            terms.total.backward()
-            if config.optim.clip_grad_norm is not None:
-                nn.utils.clip_grad_norm_(encoder.parameters(), config.optim.clip_grad_norm)
-            optimizer.step()
+            _descend(terms.total, encoder, optimizer, config.optim.clip_grad_norm)
 
-            last = step + 1 == plan.total
+            last, stopping = step + 1 == plan.total, stop.requested
             monitor.advance(len(ids))
             if last or _due(step, config.log_every):
                 watch.check()
@@ -90,15 +84,21 @@ def train(
                 if last or _due(step, every):
                     monitor.evaluate(evaluator, encoder.backbone)
                     encoder.train()  # whatever mode the evaluator left
-            if last or _due(step, config.checkpoint_every) or plan.ends_epoch(step) or stop.requested:
+            if last or _due(step, config.checkpoint_every) or plan.ends_epoch(step) or stopping:
                 watch.check()
                 require_finite_weights(encoder, step + 1)
                 note_unreadable(run, store.unreadable)
                 save_checkpoint(run, encoder, optimizer, Progress(step + 1, len(store), monitor.seconds))
-            if stop.requested and not last:
-                raise Interrupted(run, step + 1, stop.requested)
+            if stopping and not last:
+                raise Interrupted(run, step + 1, stopping)
     save_backbone(run, encoder.backbone, backbone_metadata(config))
     return run
+
+
+def _checked(evaluators: Mapping[int, Evaluator]) -> Mapping[int, Evaluator]:
+    if any(every < 1 for every in evaluators):
+        raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
+    return evaluators
 
 
 def _go_on(run: Run, encoder: Encoder, optimizer: torch.optim.Optimizer, plan: Plan) -> Progress:
@@ -157,6 +157,16 @@ def _loss_terms(loss_fn: SSOLELoss, z_BVD: torch.Tensor, step: int) -> SSOLETerm
         return loss_fn.terms(z_BVD)
     except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
         raise NonFiniteLossError(step + 1, str(error)) from error
+
+
+def _descend(
+    loss: torch.Tensor, encoder: Encoder, optimizer: torch.optim.Optimizer, largest_norm: float | None
+) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    if largest_norm is not None:
+        nn.utils.clip_grad_norm_(encoder.parameters(), largest_norm)
+    optimizer.step()
 
 
 def _step_learning_rate(config: PretrainConfig, plan: Plan, step: int) -> float:
