@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import tiny
 from ssole import api
 from ssole.errors import DataError
 from ssole.training.checkpoint import checkpoint_steps
+from ssole.training.interrupt import Interrupted
 from ssole.training.run import Run
 
 
@@ -194,6 +196,24 @@ def test_a_signal_saves_and_says_how_to_go_on(photos: Path, number: signal.Signa
     assert checkpoint_steps(Run(photos / number.name))[-1] == int(told[1])
     assert told[2] == str(photos / number.name)
     assert_it_goes_on_to_the_same_end(photos, number.name)
+
+
+class LateSignal:
+    """Heard at every other look: as if it came just after a step had decided not to save."""
+
+    looks = 0
+
+    @property
+    def requested(self) -> int:
+        self.looks += 1
+        return 0 if self.looks % 2 else signal.SIGINT
+
+
+def test_a_signal_at_the_worst_moment_is_answered_after_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssole.training.loop.stop_signal", lambda _: nullcontext(LateSignal()))
+    with pytest.raises(Interrupted, match="stopped after step 2"):
+        tiny.start(tmp_path / "run")
+    assert checkpoint_steps(Run(tmp_path / "run")) == [2]
 
 
 def test_a_path_given_in_one_folder_is_found_from_another(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,7 +163,7 @@ def _descend(
     loss: torch.Tensor, encoder: Encoder, optimizer: torch.optim.Optimizer, largest_norm: float | None
 ) -> None:
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     if largest_norm is not None:
         nn.utils.clip_grad_norm_(encoder.parameters(), largest_norm)
     optimizer.step()
