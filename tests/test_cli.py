@@ -367,6 +367,13 @@ def test_wrong_input_to_eval_and_embed(trained: Command, arguments: list[str], w
     assert words in said.err
 
 
+def test_a_run_on_images_in_memory_needs_data_to_be_judged(trained: Command) -> None:
+    tiny.start(Path("array"), steps=1)
+    said = trained("eval", "array")
+    assert said.code == 2
+    assert "array was trained on images in memory: pass --data" in said.err
+
+
 def test_an_interrupted_run_cannot_be_judged_yet(trained: Command) -> None:
     Path("run/backbone.safetensors").unlink()
     said = trained("eval", "run")

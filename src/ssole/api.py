@@ -112,7 +112,7 @@ def resume(
     config = found.config
     if found.finished:
         return found
-    if data is None and _in_memory(config):
+    if data is None and in_memory(config):
         raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
     store = _open(config, config.data if data is None else data, "train", progress)
     evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
@@ -138,7 +138,8 @@ def _describe(data: Spec) -> str | tuple[str, ...]:
     return _IN_MEMORY + str(getattr(data, "name", f"{type(data).__name__} {getattr(data, 'shape', '')}".strip()))
 
 
-def _in_memory(config: PretrainConfig) -> bool:
+def in_memory(config: PretrainConfig) -> bool:
+    """Whether a run was started on images that its settings cannot lead back to."""
     return isinstance(config.data, str) and config.data.startswith(_IN_MEMORY)
 
 
@@ -182,7 +183,7 @@ def _default_evaluators(config: PretrainConfig, store: ImageStore, progress: boo
     augment = config.augment
     feeding: dict[str, Any] = {"image_size": augment.image_size, "mean": augment.mean, "std": augment.std}
     try:
-        if _in_memory(config):
+        if in_memory(config):
             raise DataError("images in memory have no test split")
         test = _open(config, config.data, "test", progress)
         if test.ids == store.ids:  # a folder that is itself called test

@@ -172,6 +172,8 @@ def _run_config(path: Path) -> PretrainConfig | None:
 def _run_data(config: PretrainConfig | None, run: Path) -> Any:
     if config is None:
         raise ConfigError(f"{run} does not say which images to use: pass --data")
+    if api.in_memory(config):
+        raise ConfigError(f"{run} was trained on images in memory: pass --data")
     return config.data
 
 
