@@ -357,6 +357,8 @@ def test_eval_without_labels_says_so(trained: Command) -> None:
         (["eval", "run/backbone.safetensors"], "does not say which images to use: pass --data"),
         (["eval", "run", "--data", "phots"], "'phots'"),
         (["eval", "run", "--protocol", "svm"], "svm"),
+        (["eval", "run", "--device", "tpu"], "auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["embed", "run", "--device", "cuda:99"], "'cuda:99' was asked for"),
         (["embed", "run", "--out", "file.csv"], "file.csv"),
         (["embed", "nowhere"], "there is no nowhere"),
     ],
