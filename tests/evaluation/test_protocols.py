@@ -222,3 +222,17 @@ def test_the_online_evaluator_agrees_with_the_protocol() -> None:
         knn_evaluator(*stores, max_train=5, **how)
     with pytest.raises(DataError, match="have no labels"):
         knn_evaluator(stores[0], ImageStore(ArraySource(test.images), progress=False), **how)
+
+
+def test_a_folder_given_as_test_images_needs_no_special_name(tmp_path: Path) -> None:
+    for place, images in (("photos", coloured(120, seed=0)), ("later", coloured(60, seed=1))):
+        for i in range(len(images)):
+            folder = tmp_path / place / f"class{int(images.labels[i])}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(images.read(i))).save(folder / f"{i}.png")
+    result = evaluate_quietly(
+        MeanColour(), str(tmp_path / "photos"), test=str(tmp_path / "later"), protocol=["knn"], baselines=False
+    )
+    assert result.rows["trained"]["knn20"].n == 60
+    with pytest.raises(DataError, match="nowhere"):
+        evaluate_quietly(MeanColour(), str(tmp_path / "photos"), test=str(tmp_path / "nowhere"))

@@ -135,7 +135,7 @@ def _checked(train: Part, test: Part, names: list[str] | None, notes: list[str])
 def _test_source(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:
     """Where the test images come from, or None and the reason why there are none."""
     if test is not None:
-        return open_source(test, split="test"), ""
+        return _given_test(test), ""
     try:
         other = open_source(data, split="test")
     except DataError as error:
@@ -143,6 +143,14 @@ def _test_source(source: Source, data: Spec, test: Spec | None) -> tuple[Source 
     # Data without splits may open as the same images for both: testing on those would be testing on the training set.
     same = other is source or (len(other) == len(source) and _ids(other) == _ids(source))
     return (None, f"{source.name} is one set of images") if same else (other, "")
+
+
+def _given_test(test: Spec) -> Source:
+    """What was given as test images: its test split, or all of it where it has no splits."""
+    try:
+        return open_source(test, split="test")
+    except DataError:
+        return open_source(test, split="train")
 
 
 def _ids(source: Source) -> list[str]:
