@@ -6,7 +6,7 @@ names (``optim.lr``). The config of a run is written to its folder and is all th
 
 from __future__ import annotations
 
-from ssole.config.recipes import load_recipe, recipe_names
+from ssole.config.recipes import load_recipe, read_settings, recipe_names
 from ssole.config.schema import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -34,6 +34,7 @@ __all__ = [
     "field_paths",
     "from_dict",
     "load_recipe",
+    "read_settings",
     "recipe_names",
     "to_dict",
 ]

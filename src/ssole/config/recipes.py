@@ -15,8 +15,6 @@ def load_recipe(name: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such recipe (with the closest one), or a file that is not a YAML mapping.
     """
-    import yaml
-
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
         path = _recipe_folder() / f"{name}.yaml"
@@ -24,6 +22,17 @@ def load_recipe(name: str) -> dict[str, Any]:
         close = difflib.get_close_matches(path.stem, recipe_names(), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"no recipe {name!r}.{hint} Shipped: {', '.join(recipe_names())}; or give a .yaml file")
+    return read_settings(path)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, a recipe or the config.yaml of a run.
+
+    Raises:
+        ConfigError: not YAML, or not a mapping.
+    """
+    import yaml
+
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

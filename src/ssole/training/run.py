@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
+from ssole.config import ConfigError, PretrainConfig, from_dict, read_settings, to_dict
 from ssole.files import remove_leftovers, write_text_atomically
 
 
@@ -35,20 +35,12 @@ class Run:
         Raises:
             ConfigError: not a run folder, or its config.yaml was damaged.
         """
-        import yaml
-
         file = self.path / "config.yaml"
         if not self.path.exists():
             raise ConfigError(f"there is no {self.path}: give a run folder")
         if not file.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
-        try:
-            values = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{file} is not valid YAML: {error}") from None
-        if not isinstance(values, dict):
-            raise ConfigError(f"{file} must hold a mapping of settings, found {type(values).__name__}")
-        return from_dict(values)
+        return from_dict(read_settings(file))
 
     @property
     def checkpoints(self) -> Path:
