@@ -16,17 +16,18 @@ PACKAGE = Path(__file__).parent.parent / "src" / "ssole"
 
 # Each part of the package and the parts it may import, besides itself, `errors` and `files`. New parts need a line.
 LEAVES = {"config", "rng", "precision", "distributed"}
-BELOW_API = LEAVES | {"losses", "views", "data", "models", "training", "evaluation"}
+BELOW_API = LEAVES | {"device", "losses", "views", "data", "models", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     **{leaf: set() for leaf in LEAVES},
+    "device": {"config"},
     "losses": {"distributed"},
     "views": {"rng", "config"},
     "data": {"config", "rng"},
     "models": {"config"},
     "training": BELOW_API - {"evaluation"},  # evaluators come in as callables
-    "evaluation": {"data", "models", "config", "distributed", "precision"},
+    "evaluation": {"data", "models", "config", "device", "distributed", "precision"},
     "report": set(),  # reads run folders
     "api": BELOW_API,
     "cli": BELOW_API | {"report", "api"},

@@ -17,13 +17,13 @@ from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict
 from ssole.data.loader import ImageStore
 from ssole.data.sources import open_source
 from ssole.data.torchvision_sets import KNOWN
+from ssole.device import resolve_device
 from ssole.errors import DataError
 from ssole.evaluation.protocols import knn_evaluator
 from ssole.models.backbone import create_backbone
 from ssole.training.loop import train
 from ssole.training.plan import make_plan
 from ssole.training.run import Run, create_run
-from ssole.training.torch_state import resolve_device
 
 if TYPE_CHECKING:
     from ssole.data.sources import Spec

@@ -20,7 +20,6 @@ from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict
 from ssole.models.load import weights_path
 from ssole.training.monitor import duration
 from ssole.training.run import Run
-from ssole.training.torch_state import resolve_device
 
 USAGE = """usage: ssole COMMAND [OPTIONS]
 
@@ -144,7 +143,7 @@ def evaluate(argv: Sequence[str]) -> int:
         protocol=args.protocol,
         views=None if config is None else partial(make_views, recipe=config.augment, seed=args.seed, epoch=0),
         seed=args.seed,
-        device=resolve_device(args.device),
+        device=args.device,
     )
     Console().print(result.table())
     save = args.save or (args.run / "evaluation.json" if args.run.is_dir() else None)
@@ -159,7 +158,7 @@ def embed(argv: Sequence[str]) -> int:
 
     args = tyro.cli(EmbedArgs, args=list(argv), prog="ssole embed")
     embeddings = compute(
-        args.run, _spec(args.data) or _run_data(_run_config(args.run), args.run), device=resolve_device(args.device)
+        args.run, _spec(args.data) or _run_data(_run_config(args.run), args.run), device=args.device
     )
     path = embeddings.save(args.out)
     print(f"{len(embeddings.ids)} images, {embeddings.array.shape[1]} features each: {path}")

@@ -52,6 +52,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sgd": {},
     "lars": {"optim__name": "lars"},
     "adamw": {"optim__name": "adamw", "optim__lr": 1e-3},
+    "muon": {"optim__name": "muon", "optim__lr": 1e-2},
     "four views": {"views": 4},
     "two crop sizes": {"augment__crops": [{"count": 2, "size": 8}, {"count": 3, "size": 6, "scale": [0.1, 0.4]}]},
     "bfloat16": {"precision": "bfloat16"},

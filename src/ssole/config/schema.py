@@ -111,6 +111,8 @@ class ModelConfig:
     """Extra arguments of `timm.create_model`, such as `layers` or `channels` of a ResNet."""
     stem: Literal["auto", "timm", "3x3", "4x4"] = "auto"
     """Of a ResNet: timm's 7x7 and pooling, or one small convolution without. `auto` is 3x3 at 64 px or less."""
+    stem_init: Literal["timm", "whitening"] = "timm"
+    """Where the first convolution starts: at timm's random filters, or whitening patches of the first batch's views."""
     projector_dim: int = 4096
     """Embedding dimension D."""
     projector_hidden: int = 4096
@@ -155,8 +157,8 @@ class LossConfig:
 class OptimConfig:
     """Optimizer and learning-rate schedule: linear warmup, then cosine from `lr` to `final_lr`."""
 
-    name: Literal["sgd", "lars", "adamw"] = "sgd"
-    """Optimizer."""
+    name: Literal["sgd", "lars", "adamw", "muon"] = "sgd"
+    """Optimizer. Muon (orthogonalised momentum) learns several times faster in runs of minutes."""
     lr: float = 2.0
     """Peak learning rate."""
     final_lr: float = 0.002
@@ -166,9 +168,9 @@ class OptimConfig:
     weight_decay: float = 1e-5
     """For weights of two or more dimensions only; biases and norm scales are left alone."""
     momentum: float = 0.9
-    """For SGD and LARS."""
+    """For SGD, LARS and Muon."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """For AdamW."""
+    """For AdamW, and for Muon's 1-d parameters."""
     clip_grad_norm: float | None = None
     """Largest norm of the whole gradient; None (null in YAML) switches clipping off."""
 

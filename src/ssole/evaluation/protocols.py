@@ -12,12 +12,13 @@ from torch import nn
 
 from ssole.data.loader import ImageStore
 from ssole.data.sources import open_source
+from ssole.device import resolve_device
 from ssole.evaluation.datasets import Part, match, open_judged
 from ssole.evaluation.features import RAW_PIXEL_SIZE, Embeddings
 from ssole.evaluation.judge import PROTOCOLS, Judge, Protocol, Views, readable
 from ssole.evaluation.knn import accuracy, knn_classify
 from ssole.evaluation.results import EvaluationResult
-from ssole.evaluation.subject import ModelOrRun, Subject, feeding, load_model, load_untrained, resolve_device
+from ssole.evaluation.subject import ModelOrRun, Subject, feeding, load_model, load_untrained
 from ssole.precision import Precision
 
 if TYPE_CHECKING:

@@ -86,10 +86,3 @@ def feeding(
         )
     size = int(cast("int", found["image_size"]))
     return {"image_size": size, "mean": tuple(found["mean"]), "std": tuple(found["std"])}  # type: ignore[arg-type]
-
-
-def resolve_device(device: torch.device | str) -> torch.device:
-    """``"auto"`` is the GPU where there is one, else the CPU; anything else is taken at its word."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)

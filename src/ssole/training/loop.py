@@ -13,11 +13,14 @@ from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.loader import ImageStore
+from ssole.device import resolve_device
 from ssole.errors import DataError
 from ssole.losses import SSOLELoss
 from ssole.losses.ssole import SSOLETerms
+from ssole.models.conv import speed_up_small_maps
 from ssole.models.encoder import Encoder, create_encoder
 from ssole.models.load import backbone_metadata
+from ssole.models.whitening import whiten_stem
 from ssole.precision import resolve_precision
 from ssole.training.checkpoint import Progress, load_checkpoint, save_backbone, save_checkpoint
 from ssole.training.feed import Feed
@@ -28,7 +31,7 @@ from ssole.training.optim import create_optimizer, set_learning_rate
 from ssole.training.plan import Plan, make_plan
 from ssole.training.run import Run, note_unreadable, rewind
 from ssole.training.schedule import learning_rate
-from ssole.training.torch_state import resolve_device, seed_layers, torch_state
+from ssole.training.torch_state import seed_layers, torch_state
 from ssole.views import make_views
 
 
@@ -55,10 +58,16 @@ def train(
     device = resolve_device(config.device)
     encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed)
     encoder = encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if device.type == "cpu":
+        speed_up_small_maps(encoder)
     optimizer = create_optimizer(encoder, config.optim)
     done = _go_on(run, encoder, optimizer, plan)
     loss_fn = _create_loss(config, device)
     feed, watch = Feed(store, device), LossWatch(device)
+    if config.model.stem_init == "whitening" and not done.step:
+        _, epoch, ids, images = next(feed.batches(plan, 0))
+        views = make_views(images, ids, recipe=config.augment, seed=config.seed, epoch=epoch)
+        whiten_stem(encoder.backbone, views[0].flatten(0, 1))
 
     with (
         torch_state(deterministic=config.deterministic),

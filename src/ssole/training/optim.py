@@ -28,10 +28,19 @@ def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
 
 
+def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+    from timm.optim.muon import Muon
+
+    # steps are scaled to the size of AdamW's, which timm takes for what has no matrix to orthogonalise (1-d parameters)
+    optimizer: torch.optim.Optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas)
+    return optimizer
+
+
 OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = {
     "sgd": _sgd,
     "lars": _lars,
     "adamw": _adamw,
+    "muon": _muon,
 }
 
 

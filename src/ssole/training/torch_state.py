@@ -1,4 +1,4 @@
-"""What a run asks of torch, for as long as it lasts: a device, determinism, and random layers that can be resumed."""
+"""What a run asks of torch, for as long as it lasts: determinism, and random layers that can be resumed."""
 
 from __future__ import annotations
 
@@ -8,28 +8,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ssole.config import ConfigError
 from ssole.rng import Use, bits
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` to a device.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ConfigError(f"device {name!r} was asked for and torch sees {count} CUDA devices: use cpu, or auto")
-    return device
 
 
 @contextmanager

@@ -1,0 +1,101 @@
+"""Convolutions over small maps with a fast weight gradient, for training on CPUs.
+
+oneDNN, which PyTorch convolves with on x86, computes the weight gradient of a convolution over a map of a few positions
+at a tenth of the speed of a matrix product (`benchmarks/convolution.py`), and in small-image networks that is the
+largest single cost of a step. The gradient *is* a matrix product, of the output's gradient with the input's patches.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+_input_gradient = torch.ops.aten.convolution_backward  # `torch.nn.grad.conv2d_input` would lose the memory format
+_ONLY_X = [True, False, False]
+SMALL_MAP = 16  # output positions an image (4x4): above it, copying patches costs more than the product saves
+
+
+def speed_up_small_maps(model: nn.Module) -> nn.Module:
+    """Replace, in place, the convolutions that :class:`SmallMapConv2d` can stand in for; names and weights stay."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if _replaceable(child):
+                setattr(module, name, SmallMapConv2d(child))  # type: ignore[arg-type]
+    return model
+
+
+def _replaceable(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.Conv2d  # a subclass may compute something else
+        and module.groups == 1
+        and module.dilation == (1, 1)
+        and module.bias is None
+        and module.padding_mode == "zeros"
+        and not isinstance(module.padding, str)
+    )
+
+
+class SmallMapConv2d(nn.Conv2d):
+    """`conv` with the same weight, output and gradients to rounding; faster to train where the output map is small."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        with torch.device("meta"):  # the weight is taken over, not drawn
+            super().__init__(
+                conv.in_channels,
+                conv.out_channels,
+                conv.kernel_size,  # type: ignore[arg-type]
+                stride=conv.stride,  # type: ignore[arg-type]
+                padding=conv.padding,  # type: ignore[arg-type]
+                bias=False,
+            )
+        self.weight = conv.weight
+        self.train(conv.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Images (N, C, H, W) to (N, C_out, H_out, W_out)."""
+        if not (torch.is_grad_enabled() and x.device.type == "cpu" and self._positions(x) <= SMALL_MAP):
+            return super().forward(x)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        y: torch.Tensor = _Convolve.apply(x.to(dtype), self.weight.to(dtype), self.stride, self.padding)
+        return y
+
+    def _positions(self, x: torch.Tensor) -> int:
+        sizes = zip(x.shape[2:], self.padding, self.kernel_size, self.stride, strict=True)
+        height, width = ((size + 2 * int(p) - k) // s + 1 for size, p, k, s in sizes)
+        return height * width
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, stride=stride, padding=padding)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = _input_gradient(grad, x, weight, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, _ONLY_X)[0]
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(x, weight.shape, grad, ctx.stride, ctx.padding)
+        return grad_x, grad_weight, None, None
+
+
+def _weight_gradient(
+    x: torch.Tensor, shape: torch.Size, grad: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> torch.Tensor:
+    """The sum over images and positions of (output's gradient) x (input's patch), in the weight's shape."""
+    out, channels, height, width = shape
+    x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))  # channels last
+    patches = x.unfold(1, height, stride[0]).unfold(2, width, stride[1]).permute(0, 1, 2, 4, 5, 3)
+    patches = patches.reshape(-1, height * width * channels)
+    product = grad.permute(0, 2, 3, 1).reshape(-1, out).T @ patches
+    return product.view(out, height, width, channels).permute(0, 3, 1, 2)
