@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,18 @@ def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm())
 
 
-def cifar10_piece(data: str, test: str, minutes: float, out: Path) -> dict[str, Any]:
+PROBE_STEPS = 60
+
+
+def cifar10_piece(data: str, test: str, minutes: float, out: Path, **overrides: Any) -> dict[str, Any]:
     """The `cifar10` recipe: throughput, and kNN accuracy over a schedule that fits into so many minutes."""
-    probe = ssole.pretrain(data, recipe="cifar10", steps=60, log_every=20, out=out / "probe", evaluators={})
+    pretrain = partial(ssole.pretrain, data, recipe="cifar10", log_every=20, **overrides)
+    probe = pretrain(steps=PROBE_STEPS, out=out / "probe", evaluators={})
     rate = timed_rate(probe)
     batch = probe.config.batch_size
-    steps = int(60 * minutes * rate / batch)
+    steps = max(PROBE_STEPS, int(60 * minutes * rate / batch))
     knn = cifar10_knn(data, test, probe.config)
-    run = ssole.pretrain(data, recipe="cifar10", steps=steps, out=out / "run", evaluators={max(1, steps // 10): knn})
+    run = pretrain(steps=steps, out=out / "run", evaluators={max(1, steps // 10): knn})
     curve = [row for row in run.metrics if "knn20" in row]
     for row in curve:
         print(f"step {row['step']}: kNN {row['knn20']:.2%} after {row['seconds']:.0f} s", flush=True)

@@ -23,7 +23,7 @@ from ssole.evaluation.protocols import knn_evaluator
 from ssole.models.backbone import create_backbone
 from ssole.training.loop import train
 from ssole.training.plan import make_plan
-from ssole.training.run import Run, create_run
+from ssole.training.run import Run, alone_in, create_run
 
 if TYPE_CHECKING:
     from ssole.data.sources import Spec
@@ -88,7 +88,8 @@ def start(
     make_plan(config, len(store))
     evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
     run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
-    return train(run, store, evaluators=evaluators, progress=progress)
+    with alone_in(run):
+        return train(run, store, evaluators=evaluators, progress=progress)
 
 
 def resume(
@@ -116,7 +117,8 @@ def resume(
         raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
     store = _open(config, config.data if data is None else data, "train", progress)
     evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
-    return train(found, store, evaluators=evaluators, progress=progress)
+    with alone_in(found):
+        return train(found, store, evaluators=evaluators, progress=progress)
 
 
 def free_folder(parent: Path, name: str) -> Path:

@@ -157,9 +157,7 @@ def embed(argv: Sequence[str]) -> int:
     from ssole.evaluation.protocols import embed as compute
 
     args = tyro.cli(EmbedArgs, args=list(argv), prog="ssole embed")
-    embeddings = compute(
-        args.run, _spec(args.data) or _run_data(_run_config(args.run), args.run), device=args.device
-    )
+    embeddings = compute(args.run, _spec(args.data) or _run_data(_run_config(args.run), args.run), device=args.device)
     path = embeddings.save(args.out)
     print(f"{len(embeddings.ids)} images, {embeddings.array.shape[1]} features each: {path}")
     return 0

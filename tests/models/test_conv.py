@@ -53,7 +53,8 @@ def test_bfloat16_gradient_is_as_exact_as_the_ordinary_one() -> None:
         conv.weight.grad = None
         with torch.autocast("cpu", torch.bfloat16):
             module(x).backward(g.bfloat16())
-        assert conv.weight.grad is not None and conv.weight.grad.dtype is torch.float32
+        assert conv.weight.grad is not None
+        assert conv.weight.grad.dtype is torch.float32
         return float((conv.weight.grad - exact).norm() / exact.norm())
 
     assert error(SmallMapConv2d(conv)) < 1.1 * error(conv) < 0.01
@@ -76,7 +77,8 @@ def test_a_network_keeps_its_names_weights_and_gradients() -> None:
     for model in (plain, fast):
         model.train()(x).square().sum().backward()
     for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
-        assert a.grad is not None and b.grad is not None
+        assert a.grad is not None
+        assert b.grad is not None
         assert torch.allclose(a.grad, b.grad, rtol=1e-9, atol=1e-9 * float(a.grad.abs().max())), name
     plain.load_state_dict(fast.state_dict(), strict=True)
 

@@ -52,7 +52,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_run_folder(plain: Run) -> None:
     names = {path.name for path in plain.path.iterdir()}
     board = {"tensorboard"} if importlib.util.find_spec("tensorboard") else set()
-    files = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "backbone.safetensors"}
+    files = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "backbone.safetensors", ".lock"}
     assert names == files | board
     assert checkpoint_steps(plain) == [10, 12]
     assert not [path for path in plain.path.rglob("*") if path.suffix in {".pt", ".pth", ".pkl"}]
@@ -121,6 +121,15 @@ def test_load_gives_what_a_plain_timm_model_with_these_weights_gives(plain: Run)
 def test_equal_runs_give_equal_bytes_and_other_seeds_others(plain: Run, tmp_path: Path) -> None:
     assert weights(tiny.start(tmp_path / "again")) == weights(plain)
     assert weights(tiny.start(tmp_path / "other", seed=1)) != weights(plain)
+
+
+def test_training_starts_from_a_whitened_stem_when_asked(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run", model__stem_init="whitening", steps=1, optim__lr=1e-9)
+    stem = load_file(run.backbone_path)["conv1.weight"]
+    assert torch.allclose(stem[27:54], -stem[:27], atol=1e-6)  # 3x3x3 directions, each with its negative
+    lengths = stem[:27].flatten(1).norm(dim=1)
+    assert (lengths.diff() > -1e-6).all()  # the less a direction varies, the more it is amplified
+    assert not torch.allclose(stem, ssole.untrained(run).backbone.conv1.weight, atol=1e-3)
 
 
 class Unlabeled:

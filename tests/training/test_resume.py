@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import signal
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import nn
 
 import tiny
 from ssole import api
+from ssole.config import ConfigError
 from ssole.errors import DataError
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.interrupt import Interrupted
@@ -53,6 +56,7 @@ CASES: dict[str, dict[str, Any]] = {
     "lars": {"optim__name": "lars"},
     "adamw": {"optim__name": "adamw", "optim__lr": 1e-3},
     "muon": {"optim__name": "muon", "optim__lr": 1e-2},
+    "whitened stem": {"model__stem_init": "whitening"},
     "four views": {"views": 4},
     "two crop sizes": {"augment__crops": [{"count": 2, "size": 8}, {"count": 3, "size": 6, "scale": [0.1, 0.4]}]},
     "bfloat16": {"precision": "bfloat16"},
@@ -224,3 +228,17 @@ def test_a_path_given_in_one_folder_is_found_from_another(photos: Path, monkeypa
     monkeypatch.chdir(photos.parent)
     torch.set_num_threads(1)
     assert api.resume(photos / "moved", progress=False).finished
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        tiny.start(tmp_path / "run", evaluators={7: crash})
+    hold = "import sys, ssole, time\nfrom ssole.training.run import Run, alone_in\n"
+    hold += "with alone_in(Run(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "run")], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="another process is training in"):
+            tiny.resume(Run(tmp_path / "run"))
+        other.kill()
+    assert tiny.resume(Run(tmp_path / "run")).finished  # the lock died with its holder

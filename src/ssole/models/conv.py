@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 _input_gradient = torch.ops.aten.convolution_backward  # `torch.nn.grad.conv2d_input` would lose the memory format
-_ONLY_X = [True, False, False]
 SMALL_MAP = 16  # output positions an image (4x4): above it, copying patches costs more than the product saves
 
 
@@ -56,16 +55,19 @@ class SmallMapConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (N, C, H, W) to (N, C_out, H_out, W_out)."""
-        if not (torch.is_grad_enabled() and x.device.type == "cpu" and self._positions(x) <= SMALL_MAP):
+        differentiated = torch.is_grad_enabled() and x.device.type == "cpu" and x.ndim == 4
+        if not differentiated or self._positions(x) > SMALL_MAP:
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         y: torch.Tensor = _Convolve.apply(x.to(dtype), self.weight.to(dtype), self.stride, self.padding)
         return y
 
     def _positions(self, x: torch.Tensor) -> int:
-        sizes = zip(x.shape[2:], self.padding, self.kernel_size, self.stride, strict=True)
-        height, width = ((size + 2 * int(p) - k) // s + 1 for size, p, k, s in sizes)
-        return height * width
+        positions = 1
+        for dim in (0, 1):
+            padded = x.shape[2 + dim] + 2 * int(self.padding[dim])
+            positions *= (padded - self.kernel_size[dim]) // self.stride[dim] + 1
+        return positions
 
 
 class _Convolve(torch.autograd.Function):
@@ -83,7 +85,8 @@ class _Convolve(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _input_gradient(grad, x, weight, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1, _ONLY_X)[0]
+            like_forward = (ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1)
+            grad_x = _input_gradient(grad, x, weight, None, *like_forward, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(x, weight.shape, grad, ctx.stride, ctx.padding)
         return grad_x, grad_weight, None, None

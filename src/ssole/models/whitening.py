@@ -15,14 +15,14 @@ _NOISE = 0.01  # variance, of normalised pixels, below which a direction is not 
 def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
     """Set the first convolution's weight, in place, so that its outputs on patches of images are white.
 
-    Natural patches are nearly smooth, and a random filter answers to little but their mean. Here the filters are
-    the principal directions of the patches, each divided by its standard deviation, and their negatives (a ReLU follows).
-    Without labels, and without training. After Page, "How to train your ResNet 8" (2019), and Jordan (2024, arXiv
-    2404.00498), who keep it frozen; here it is only where training starts.
+    Natural patches are nearly smooth, and a random filter answers to little but their mean. Here the filters are the
+    principal directions of the patches, each divided by its standard deviation, and their negatives (a ReLU follows).
+    After Page, "How to train your ResNet 8" (2019), and Jordan (2024, arXiv 2404.00498), who keep it frozen; here it is
+    only where training starts.
 
     Args:
         backbone: any model with a convolution of the images; the first in order of definition is taken to be that.
-        images: normalised floats (N, C, H, W); their patches are measured in float64.
+        images: normalised floats (N, C, H, W); a few hundred are plenty.
 
     Raises:
         ConfigError: no convolution over the images' channels.
@@ -33,11 +33,10 @@ def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
             f"stem_init 'whitening' needs a model that starts with a convolution of its {images.shape[1]} channels; "
             f"{type(backbone).__name__} starts with {conv}"
         )
-    # a float32 product of ten thousands of patches at a time, summed in float64
-    covariance = torch.zeros(conv.weight[0].numel(), conv.weight[0].numel(), dtype=torch.float64)
-    count = 0
-    for chunk in images.float().split(64):
-        patches = F.unfold(chunk, conv.kernel_size, stride=conv.stride).transpose(1, 2).flatten(0, 1)  # type: ignore[arg-type]
+    length, count = conv.weight[0].numel(), 0
+    covariance = torch.zeros(length, length, dtype=torch.float64)
+    for chunk in images.float().split(64):  # patches take many times the memory of their images
+        patches = F.unfold(chunk, conv.kernel_size, stride=conv.stride).transpose(1, 2).flatten(0, 1)
         covariance += (patches.T @ patches).double().cpu()
         count += len(patches)
     variance, directions = torch.linalg.eigh(covariance / count)  # ascending

@@ -65,9 +65,7 @@ def train(
     loss_fn = _create_loss(config, device)
     feed, watch = Feed(store, device), LossWatch(device)
     if config.model.stem_init == "whitening" and not done.step:
-        _, epoch, ids, images = next(feed.batches(plan, 0))
-        views = make_views(images, ids, recipe=config.augment, seed=config.seed, epoch=epoch)
-        whiten_stem(encoder.backbone, views[0].flatten(0, 1))
+        _whiten_stem(encoder, feed, plan, config)
 
     with (
         torch_state(deterministic=config.deterministic),
@@ -108,6 +106,13 @@ def _checked(evaluators: Mapping[int, Evaluator]) -> Mapping[int, Evaluator]:
     if any(every < 1 for every in evaluators):
         raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
     return evaluators
+
+
+def _whiten_stem(encoder: Encoder, feed: Feed, plan: Plan, config: PretrainConfig) -> None:
+    """By the views that the first step will see."""
+    _, epoch, ids, images = next(feed.batches(plan, 0))
+    views = make_views(images, ids, recipe=config.augment, seed=config.seed, epoch=epoch)
+    whiten_stem(encoder.backbone, views[0].flatten(0, 1))
 
 
 def _go_on(run: Run, encoder: Encoder, optimizer: torch.optim.Optimizer, plan: Plan) -> Progress:

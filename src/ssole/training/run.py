@@ -1,6 +1,7 @@
 """The run folder: settings, environment and metrics, each file written whole or not at all.
 
-NAME/  config.yaml · environment.json · metrics.jsonl · checkpoints/ · backbone.safetensors · unreadable.jsonl if any
+NAME/  config.yaml · environment.json · metrics.jsonl · checkpoints/ · backbone.safetensors · unreadable.jsonl if any ·
+       .lock, held while a process trains
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,26 @@ def create_run(path: Path, config: PretrainConfig) -> Run:
     except OSError as error:
         raise ConfigError(f"cannot make the run folder {path}: {error}") from None
     return run
+
+
+@contextmanager
+def alone_in(run: Run) -> Iterator[None]:
+    """Hold the run folder for this process; the operating system lets go of it however the process ends.
+
+    Raises:
+        ConfigError: another process is training there.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(run.path / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigError(f"another process is training in {run.path}: wait for it, or stop it first") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def environment() -> dict[str, Any]:
