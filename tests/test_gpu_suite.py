@@ -1,0 +1,70 @@
+"""The GPU measurements, run small on the CPU: what they compute must be right before a GPU is at hand."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def suite(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    return importlib.import_module("gpu_suite")
+
+
+def parquet(path: Path, n: int) -> str:
+    random = np.random.default_rng(n)
+    rows = []
+    for label in range(n):
+        pixels = random.integers(0, 64, (12, 12, 3)) + 190 * (label % 2)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "label": label % 2})
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return str(path)
+
+
+def test_the_cifar10_piece_gives_a_rate_and_a_curve(suite: ModuleType, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    figures = suite.cifar10_piece(
+        parquet(tmp_path / "train.parquet", 40),
+        parquet(tmp_path / "test.parquet", 10),
+        minutes=0.0,
+        out=tmp_path,
+        device="cpu",
+        precision="float32",
+        batch_size=4,
+        **{
+            "augment.crops": [{"count": 2, "size": 8}],
+            "model.backbone_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+            "model.projector_dim": 8,
+            "model.projector_hidden": 8,
+        },
+    )
+    assert figures["steps"] == suite.PROBE_STEPS
+    assert figures["views_per_image"] == 2
+    assert figures["images_per_second"] > 0
+    assert [row["step"] for row in figures["curve"]] == list(range(6, 61, 6))
+    assert figures["curve"][-1]["knn20"] == 1.0  # dark and bright images: any features tell them apart
+
+
+def test_the_suite_says_that_it_needs_a_gpu(
+    suite: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "loss", "--out", "x.json"])
+    with pytest.raises(SystemExit):
+        suite.main()
+    assert "no CUDA GPU" in capsys.readouterr().err
