@@ -93,11 +93,13 @@ def _restore(tensors: Mapping[str, torch.Tensor], encoder: nn.Module, optimizer:
     weights = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
     encoder.load_state_dict(weights, strict=True)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
+    state: dict[int, dict[str, torch.Tensor | bool]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = _laid_out_like(parameters[int(index)], tensor)
+            value = _laid_out_like(parameters[int(index)], tensor)
+            # optimizers keep their flags as plain booleans (Muon's `use_muon`), which were saved as tensors
+            state.setdefault(int(index), {})[key] = bool(value) if value.dtype == torch.bool else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
