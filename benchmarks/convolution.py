@@ -31,7 +31,6 @@ ENCODERS = {
         projector_hidden=1024,
     ),
     "ResNet-18, 3x3 stem": ModelConfig(projector_dim=512, projector_hidden=1024),
-    "ResNet-50, 3x3 stem": ModelConfig(backbone="resnet50", projector_dim=512, projector_hidden=1024),
 }
 
 
