@@ -43,7 +43,8 @@ def main() -> None:
     minutes = [minutes_of(run) for run in runs]
     report = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": f"python benchmarks/accuracy.py {args.recipe}" + "".join(f" --set {item}" for item in args.set),
+        "command": f"python benchmarks/accuracy.py {args.recipe}"
+        + (" --set " + " ".join(args.set) if args.set else ""),
         "recipe": args.recipe,
         "overrides": overrides,
         "seeds": args.seeds,

@@ -17,19 +17,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ssole.config import ModelConfig
+from ssole.config import ModelConfig, from_dict, load_recipe
 from ssole.models.conv import speed_up_small_maps
 from ssole.models.encoder import create_encoder
 from ssole.precision import resolve_precision
 from ssole.training.run import environment
 
 ENCODERS = {
-    "cifar10-cpu": ModelConfig(
-        backbone_args={"layers": [1, 1, 1, 1], "channels": [32, 64, 128, 256]},
-        stem="4x4",
-        projector_dim=512,
-        projector_hidden=1024,
-    ),
+    "cifar10-cpu": from_dict(load_recipe("cifar10-cpu")).model,
     "ResNet-18, 3x3 stem": ModelConfig(projector_dim=512, projector_hidden=1024),
 }
 

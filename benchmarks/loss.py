@@ -1,10 +1,10 @@
 """Forward + backward of SSOLELoss against a textbook version: torch.linalg.svdvals and plain autograd.
 
-    python benchmarks/loss.py                       # the whole grid on 2 threads; needs a few minutes and an idle
-    machine python benchmarks/loss.py --shape 256 8 4096    # one shape
+    python benchmarks/loss.py                       # the whole grid on 2 threads
+    python benchmarks/loss.py --shape 256 8 4096    # one shape
 
-Prints a table and saves it to benchmarks/results/ as JSON. Times are medians of interleaved runs. Errors are relative
-to the gradient of the textbook version in float64.
+The grid needs a few minutes and an idle machine. Prints a table and saves it to benchmarks/results/ as JSON. Times are
+medians of interleaved runs. Errors are relative to the gradient of the textbook version in float64.
 """
 
 from __future__ import annotations

@@ -112,13 +112,11 @@ def alone_in(run: Run) -> Iterator[None]:
 
     lock = FileLock(run.path / ".lock", blocking=False)
     try:
-        lock.acquire()
+        held = lock.acquire()
     except Timeout:
         raise ConfigError(f"another process is training in {run.path}: wait for it, or stop it first") from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def environment() -> dict[str, Any]:
