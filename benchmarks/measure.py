@@ -1,4 +1,4 @@
-"""What the benchmarks of views and steps share: taking turns, data loaders in full swing, memory, records and bars."""
+"""What benchmarks share: taking turns, data loaders in full swing, memory, records and bars."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class UntilStopped:
 def in_full_swing(loader: Any) -> Iterator[Iterator[Any]]:
     """The batches of a DataLoader over :class:`UntilStopped`, its workers started and busy; idle again on leaving."""
     batches = iter(loader)
-    for _ in range(max(1, loader.num_workers)):  # the first of each worker, for which all of them were waited for
+    for _ in range(max(1, loader.num_workers)):  # the first of each worker: from here on all are busy
         next(batches)
     try:
         yield batches
