@@ -100,7 +100,7 @@ def kornia_views(setting: Setting) -> Callable[[int], object]:
     recipe = setting.recipe
     (crop,) = recipe.crops
     operations = [
-        K.RandomResizedCrop((crop.size, crop.size), scale=crop.scale, ratio=crop.ratio),
+        K.RandomResizedCrop((crop.size, crop.size), scale=crop.scale, ratio=crop.ratio, align_corners=False),
         K.RandomHorizontalFlip(p=recipe.hflip),
         K.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue, p=recipe.jitter),
         K.RandomGrayscale(p=recipe.grey),

@@ -64,9 +64,8 @@ def test_without_chance_all_contestants_make_the_same_view(views: ModuleType, na
     ours, theirs = views.ssole_views(some)(0)[0], CONTESTANTS[name](views, some)
     assert theirs.shape == ours.shape == (2, 2, 3, 96, 96)
     assert theirs.dtype == torch.float32
-    inside = (..., slice(8, -8), slice(8, -8))  # the list's images are cut at their ends
-    tolerance = 0.6 if "different sizes" in name or name == "kornia" else 3 / 255 / 0.22
-    assert (theirs[inside] - ours[inside]).abs().mean() < tolerance / 3
+    difference = (theirs - ours).abs().mean() * 0.225 * 255  # of 255; 0.225 is the mean of the recipe's std
+    assert difference < (10 if "different sizes" in name else 2)  # the second image of the list is cut by a pixel
 
 
 @pytest.mark.parametrize("name", CONTESTANTS)

@@ -94,8 +94,11 @@ def test_the_step_piece_has_images_in_memory_and_in_files(suite: ModuleType, tmp
     assert (resnet18.model.backbone, resnet18.augment.image_size, small.shape) == ("resnet18", 32, (3, 32, 32, 3))
     assert (resnet50.model.backbone, resnet50.augment.image_size) == ("resnet50", 224)
     assert 40 % resnet18.log_every == 40 % resnet50.log_every == 0  # the steps of a block
-    sizes = {Image.open(path).size for path in Path(large).iterdir()}
-    assert sizes == {(400 - number, 300 - number) for number in range(4)}
+    sizes = []
+    for path in sorted(Path(large).iterdir()):
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    assert sizes == [(400 - number, 300 - number) for number in range(4)]
 
 
 def test_the_suite_says_that_it_needs_a_gpu(
