@@ -68,12 +68,10 @@ def in_full_swing(loader: Any) -> Iterator[Iterator[Any]]:
     batches = iter(loader)
     for _ in range(max(1, loader.num_workers)):  # the first of each worker: from here on all are busy
         next(batches)
-    try:
-        yield batches
-    finally:
-        loader.batch_sampler.stopped = True
-        for _ in batches:
-            pass
+    yield batches
+    loader.batch_sampler.stopped = True
+    for _ in batches:
+        pass
 
 
 def peak_extra_bytes(run: Callable[[], object]) -> int | None:
