@@ -186,7 +186,7 @@ def views_piece(*, batches: Mapping[int, int], recipe: str = "cifar10", **overri
     rows = []
     for size, batch in batches.items():
         images = photographs(batch, 32, 32, shrink=4) if size <= 32 else photographs(batch, 300, 400)
-        setting = Setting(size=size, views=2, images=images)
+        setting = Setting(size=size, views=2, blur=size > 64, images=images)
         crops = [{"count": setting.views, "size": size}]
         changes = {"batch_size": batch, "augment.crops": crops, **overrides}
         config = apply_overrides(from_dict(load_recipe(recipe)), changes)

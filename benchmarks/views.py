@@ -4,10 +4,10 @@
     python benchmarks/views.py --data cifar10-train.parquet --out ...      32-pixel views of those images
     python benchmarks/views.py --rounds 1 --seconds 0.5                    a quick look
 
-Every contestant makes the same views: SimCLR's random resized crop, flip, colour jitter, grey, Gaussian blur at 224
-pixels, normalisation. Images are decoded beforehand, for decoding costs all of them the same. Blocks of the contestants
-alternate; medians over rounds, and the ratio within each round. A data loader's workers are started and busy before a
-block is timed, and idle while others are.
+Every contestant makes the same views: SimCLR's random resized crop, flip, colour jitter, grey, Gaussian blur (at 32
+pixels, where SimCLR has none, also without), normalisation. Images are decoded beforehand, for decoding costs all of
+them the same. Blocks of the contestants alternate; medians over rounds, and the ratio within each round. A data
+loader's workers are started and busy before a block is timed, and idle while others are.
 Needs an idle machine with 2 cores, and kornia: pip install 'ssole[bench]'.
 """
 
@@ -44,9 +44,9 @@ from measure import (
 from ssole import Crop, ViewRecipe, make_views
 
 WORKERS = 2  # of a data loader, and threads of whoever has none: one for each core that every contestant has
-# Blurs are cut off at three standard deviations in ssole. torchvision and kornia want a size instead, and get that of
-# the largest, not the 23 pixels that SimCLR's authors took at 224: those would be slower.
-BLUR_SIZE = 13
+# torchvision and kornia want the size of a blur: SimCLR's tenth of a large image, but at least what ssole has for small
+# ones, three standard deviations to each side. (In ssole that is all; the rest cannot be seen in 8 bits.)
+BLUR_SIZE = {32: 13, 224: 23}
 LARGE = 8  # batches at once in the call whose memory is measured
 COLOURS = {
     "ssole": "#0072b2",
@@ -63,18 +63,19 @@ class Setting:
 
     size: int
     views: int
+    blur: bool
+    """SimCLR has it for large images and leaves it out for small ones."""
     images: NDArray[np.uint8]
     """(B, H, W, 3): a batch."""
 
     @property
     def name(self) -> str:
-        return f"{self.size} px, {self.views} views"
+        return f"{self.size} px, {self.views} views, {'' if self.blur else 'no '}blur"
 
     @property
     def recipe(self) -> ViewRecipe:
-        """SimCLR's views; blur, as in its paper, only where images are large."""
-        blur = 0.5 if self.size > 64 else 0.0
-        return ViewRecipe(crops=(Crop(count=self.views, size=self.size),), blur=blur)
+        """SimCLR's views."""
+        return ViewRecipe(crops=(Crop(count=self.views, size=self.size),), blur=0.5 * self.blur)
 
 
 def ssole_views(setting: Setting) -> Callable[[int], object]:
@@ -104,7 +105,7 @@ def kornia_views(setting: Setting) -> Callable[[int], object]:
         K.RandomHorizontalFlip(p=recipe.hflip),
         K.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue, p=recipe.jitter),
         K.RandomGrayscale(p=recipe.grey),
-        K.RandomGaussianBlur((BLUR_SIZE, BLUR_SIZE), recipe.blur_sigma, p=recipe.blur),
+        K.RandomGaussianBlur((BLUR_SIZE[crop.size],) * 2, recipe.blur_sigma, p=recipe.blur),
         K.Normalize(mean=torch.tensor(recipe.mean), std=torch.tensor(recipe.std)),
     ]
     if not recipe.blur:
@@ -131,7 +132,11 @@ def torchvision_transform(recipe: ViewRecipe, *, pillow: bool) -> Callable[[Any]
             v2.RandomHorizontalFlip(recipe.hflip),
             v2.RandomApply([jitter], recipe.jitter),
             v2.RandomGrayscale(recipe.grey),
-            *([v2.RandomApply([v2.GaussianBlur(BLUR_SIZE, recipe.blur_sigma)], recipe.blur)] if recipe.blur else []),
+            *(
+                [v2.RandomApply([v2.GaussianBlur(BLUR_SIZE[crop.size], recipe.blur_sigma)], recipe.blur)]
+                if recipe.blur
+                else []
+            ),
             *([v2.PILToTensor()] if pillow else []),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(recipe.mean, recipe.std),
@@ -229,7 +234,13 @@ def measure(setting: Setting, rounds: int, seconds: float) -> dict[str, Any]:
         spread = f"{faster['median']:.1f}x | {faster['least']:.1f}x to {faster['largest']:.1f}x" if faster else " | "
         print(f"| {name} | {statistics.median(values):,.0f} | {spread} |", flush=True)
     height, width = setting.images.shape[1:3]
-    shape = {"size": setting.size, "views": setting.views, "batch": len(setting.images), "images": [height, width]}
+    shape = {
+        "size": setting.size,
+        "views": setting.views,
+        "blur": setting.blur,
+        "batch": len(setting.images),
+        "images": [height, width],
+    }
     return {**shape, "views_per_second": rates, "ssole_is_faster_by": ratios}
 
 
@@ -251,11 +262,12 @@ def main() -> None:
     # 224-pixel views come from photographs of about the size to which those of ImageNet are often reduced
     sources = {32: partial(uniform_images, args.data), 224: partial(photographs, height=300, width=400)}
     images = {size: sources[size](LARGE * batches[size])[: LARGE * batches[size]] for size in args.sizes}
-    large = [Setting(size=size, views=max(args.views), images=images[size]) for size in args.sizes]
+    large = [Setting(size=size, views=max(args.views), blur=size > 64, images=images[size]) for size in args.sizes]
     of_memory = [memory(setting) for setting in large]  # first, before anyone else has taken memory
     settings = [
-        Setting(size=size, views=views, images=images[size][: batches[size]])
+        Setting(size=size, views=views, blur=blur, images=images[size][: batches[size]])
         for size in args.sizes
+        for blur in ((False, True) if size == 32 else (True,))
         for views in args.views
     ]
     rows = {setting.name: measure(setting, args.rounds, args.seconds) for setting in settings}

@@ -79,9 +79,9 @@ def test_all_contestants_make_as_many_views_grey(views: ModuleType, name: str) -
     assert grey.float().mean() == pytest.approx(0.2, abs=0.07)  # 3 standard deviations of 300 views
 
 
-def test_blur_is_for_large_views(views: ModuleType) -> None:
+def test_blur_is_where_it_is_asked_for(views: ModuleType) -> None:
     images = np.zeros((1, 8, 8, 3), np.uint8)
-    recipes = [views.Setting(size=size, views=2, images=images).recipe for size in (32, 224)]
+    recipes = [views.Setting(size=32, views=2, blur=blur, images=images).recipe for blur in (False, True)]
     assert [recipe.blur for recipe in recipes] == [0.0, 0.5]
     transforms = [str(views.torchvision_transform(recipe, pillow=True)) for recipe in recipes]
     assert ["GaussianBlur" in text for text in transforms] == [False, True]
@@ -122,7 +122,8 @@ def test_small_benchmark(views: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setattr(sys, "argv", ["views.py", *small, "--out", str(out), "--plot", str(plot)])
     views.main()
     record = json.loads(out.read_text())
-    assert [(row["size"], row["views"], row["batch"]) for row in record["rows"]] == [(32, 2, 4), (224, 2, 2)]
+    rows = [(row["size"], row["views"], row["blur"], row["batch"]) for row in record["rows"]]
+    assert rows == [(32, 2, False, 4), (32, 2, True, 4), (224, 2, True, 2)]
     for row in record["rows"]:
         assert {"ssole", "torchvision v2, Pillow", "torchvision v2, tensors"} <= set(row["views_per_second"])
         assert all(len(rates) == 1 and rates[0] > 0 for rates in row["views_per_second"].values())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import scipy.stats
@@ -124,7 +125,7 @@ def test_jitter_runs_its_operations_in_each_views_own_order(photos: torch.Tensor
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0, 2.0])
 def test_blur_is_torchvisions(photos: torch.Tensor, sigma: float) -> None:
     square = photos[..., :64]
-    mine = colour.blur(as_float(square), torch.full((len(square),), sigma), radius=6)
+    mine = colour.blur(as_float(square), torch.full((len(square),), sigma), most=6)
     expected = tv.gaussian_blur(as_float(square), kernel_size=[13, 13], sigma=[sigma, sigma])
     torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
     # SimCLR's window, a tenth of 224 px, cuts off less than a value of 8 bits can show
@@ -132,18 +133,19 @@ def test_blur_is_torchvisions(photos: torch.Tensor, sigma: float) -> None:
     assert (mine - as_float(wide)).abs().max() < 2 / 255
 
 
-@pytest.mark.parametrize("size", [56, 57, 130])
-def test_large_views_are_blurred_in_blocks_to_the_same_effect(size: int) -> None:
+@pytest.mark.parametrize("size", [5, 64, 65, 130])
+def test_views_of_any_size_are_blurred_to_the_same_effect(size: int) -> None:
     x = torch.rand(2, 3, size, size, generator=torch.manual_seed(0))
-    mine = colour.blur(x, torch.tensor([0.5, 2.0]), radius=6)
+    mine = colour.blur(x, torch.tensor([0.5, 2.0]), most=6)
     for view, sigma in zip(range(2), (0.5, 2.0), strict=True):
-        expected = tv.gaussian_blur(x[view], kernel_size=[13, 13], sigma=[sigma, sigma])
+        window = min(2 * math.ceil(4 * sigma) + 1, 13, 2 * size - 1)
+        expected = tv.gaussian_blur(x[view], kernel_size=[window, window], sigma=[sigma, sigma])
         torch.testing.assert_close(mine[view], expected, atol=1e-5, rtol=0)
 
 
 def test_blur_with_sigma_0_changes_nothing(photos: torch.Tensor) -> None:
     square = as_float(photos)[..., :64]
-    torch.testing.assert_close(colour.blur(square, torch.zeros(len(square)), radius=6), square, atol=1e-6, rtol=0)
+    torch.testing.assert_close(colour.blur(square, torch.zeros(len(square)), most=6), square, atol=1e-6, rtol=0)
 
 
 def test_grey_solarize_and_normalization(photos: torch.Tensor) -> None:

@@ -9,10 +9,10 @@ Shape suffixes: N views, C channels, S side of the crop, P = S * S pixels.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 
 from ssole.config import ViewRecipe
 from ssole.views.crop import apply_separable
@@ -20,7 +20,7 @@ from ssole.views.recipe import ViewParams
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, the weights of torchvision's rgb_to_grayscale
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # numbers in `ViewParams.order`
-_BLUR_BLOCK = 56  # pixels that are blurred in one product: in larger ones most of the matrix would be zeros
+_SMALL = 64  # pixels of a view up to which a matrix for its blur beats adding up shifted copies on a CPU
 
 
 def photometric(x_NCSS: torch.Tensor, params: ViewParams, recipe: ViewRecipe, hue_at: int | None) -> torch.Tensor:
@@ -38,8 +38,8 @@ def photometric(x_NCSS: torch.Tensor, params: ViewParams, recipe: ViewRecipe, hu
     if recipe.jitter > 0 and hue_at != -1:
         x = colour_jitter(x, params, recipe, hue_at)
     if recipe.blur > 0:
-        radius = int(3 * recipe.blur_sigma[1] + 0.5)
-        x = on_chosen(x, params.sigma > 0, lambda y, rows: blur(y, params.sigma[rows], radius))
+        most = int(3 * recipe.blur_sigma[1] + 0.5)
+        x = on_chosen(x, params.sigma > 0, lambda y, rows: blur(y, params.sigma[rows], most))
     if recipe.solarize > 0:
         x = grey_and_normalised(x, params.grey, (0,) * x.shape[1], (1,) * x.shape[1])
         x = on_chosen(x, params.solarize, lambda y, _: solarize(y))
@@ -115,9 +115,9 @@ def luma_weights(channels: int, device: torch.device) -> torch.Tensor:
 def hue(x_N3P: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
     """Turn the hue by `shift` turns, in HSV, without branches.
 
-    With value v, chroma c and hue h in turns, a channel is v - c clamp(2 - 6 d, 0, 1) = v - 2 c + 6 c clamp(d, 1/6, 1/3),
-    where d is the distance from h + offset to the nearest whole number, and the offset is 1/2, 1/6 or -1/6 for red,
-    green or blue.
+    With value v, chroma c and hue h in turns, a channel is v - c clamp(2 - 6 d, 0, 1), which is
+    v - 2 c + 6 c clamp(d, 1/6, 1/3). Here d is the distance from h + offset to the nearest whole number, and the offset
+    is 1/2, 1/6 or -1/6 for red, green or blue.
     """
     red, green, blue = x_N3P.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
@@ -134,35 +134,38 @@ def hue(x_N3P: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
     return torch.addcmul(value.sub_(chroma, alpha=2)[:, None], chroma[:, None], distance, value=6)
 
 
-def blur(x_NCSS: torch.Tensor, sigma_N: torch.Tensor, radius: int) -> torch.Tensor:
-    """Gaussian blur with reflected borders, each view with its own sigma (0 for none) and a window of 2 radius + 1."""
+def blur(x_NCSS: torch.Tensor, sigma_N: torch.Tensor, most: int) -> torch.Tensor:
+    """Gaussian blur with reflected borders, each view with its own sigma in pixels (0 for none).
+
+    A view's window reaches 4 sigma to each side, beyond which 0.006 % of the weight lies, and at most `most` pixels.
+    """
     size, device = x_NCSS.shape[-1], x_NCSS.device
-    radius = min(radius, size - 1)
+    radius_N = torch.ceil(4 * sigma_N).clamp(max=min(most, size - 1))
+    radius = min(most, size - 1)
     offsets = torch.arange(-radius, radius + 1, device=device)
     # at a sigma of 0.001 the neighbours' weights underflow to 0
-    kernel = torch.exp(-0.5 * (offsets / sigma_N.clamp(min=1e-3)[:, None]) ** 2)
-    kernel /= kernel.sum(dim=-1, keepdim=True)
+    kernel_NK = torch.exp(-0.5 * (offsets / sigma_N.clamp(min=1e-3)[:, None]) ** 2)
+    kernel_NK *= offsets.abs() <= radius_N[:, None]
+    kernel_NK /= kernel_NK.sum(dim=-1, keepdim=True)
+    if device.type == "cpu" and size > _SMALL:
+        views = zip(x_NCSS, kernel_NK.tolist(), radius_N.tolist(), strict=True)
+        return torch.stack([_convolved(_convolved(x, kernel, int(r), 2), kernel, int(r), 1) for x, kernel, r in views])
     source = (torch.arange(size, device=device)[:, None] + offsets).abs()
     source = torch.where(source >= size, 2 * (size - 1) - source, source)
     matrix_NSS = torch.zeros(len(sigma_N), size, size, device=device)
-    matrix_NSS.scatter_add_(2, source.expand(len(sigma_N), -1, -1), kernel[:, None].expand(-1, size, -1))
-    if x_NCSS.device.type == "cpu" and size > _BLUR_BLOCK:
-        return _in_blocks(x_NCSS, matrix_NSS, radius)
+    matrix_NSS.scatter_add_(2, source.expand(len(sigma_N), -1, -1), kernel_NK[:, None].expand(-1, size, -1))
     return apply_separable(x_NCSS, matrix_NSS, matrix_NSS)
 
 
-def _in_blocks(x_NCSS: torch.Tensor, matrix_NSS: torch.Tensor, radius: int) -> torch.Tensor:
-    """`apply_separable` with entries that vanish `radius` away from the diagonal, without most of the zeros."""
-    size = x_NCSS.shape[-1]
-    blocks = [slice(start, start + _BLUR_BLOCK) for start in range(0, size, _BLUR_BLOCK)]
-    reaches = [slice(max(0, block.start - radius), block.stop + radius) for block in blocks]
-    blurred, out = torch.empty_like(x_NCSS[0]), torch.empty_like(x_NCSS)
-    for x_CSS, matrix_SS, out_CSS in zip(x_NCSS, matrix_NSS, out, strict=True):
-        for block, reach in zip(blocks, reaches, strict=True):
-            columns = blurred.flatten(0, 1)[:, block]
-            torch.mm(x_CSS.flatten(0, 1)[:, reach], matrix_SS[block, reach].T, out=columns)
-        for (block, reach), channel in itertools.product(zip(blocks, reaches, strict=True), range(len(x_CSS))):
-            torch.mm(matrix_SS[block, reach], blurred[channel, reach], out=out_CSS[channel, block])
+def _convolved(x_CSS: torch.Tensor, kernel: list[float], radius: int, dim: int) -> torch.Tensor:
+    """x with a kernel, of which `radius` weights to each side of the middle count, along a dimension."""
+    size, middle = x_CSS.shape[dim], len(kernel) // 2
+    padding = (radius, radius, 0, 0) if dim == 2 else (0, 0, radius, radius)
+    padded = F.pad(x_CSS, padding, mode="reflect")
+    out = x_CSS * kernel[middle]
+    for offset in range(1, radius + 1):
+        for start in (radius - offset, radius + offset):
+            out.add_(padded.narrow(dim, start, size), alpha=kernel[middle + offset])
     return out
 
 

@@ -81,6 +81,6 @@ def _one_by_one(
         part = images[image][None, :, top : top + height, left : left + width]
         if dims := [-1] * mirrored + [-2] * upside_down:
             part = part.flip(dims)
-        x = F.interpolate(part.to(torch.float32), (size, size), mode="bilinear", antialias=True)
-        views.append(x.mul_(1 / torch.iinfo(part.dtype).max))
+        x = part.to(torch.float32).mul_(1 / torch.iinfo(part.dtype).max)
+        views.append(F.interpolate(x, (size, size), mode="bilinear", antialias=True))
     return views[0] if len(views) == 1 else torch.cat(views)
