@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+import zipfile
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from ssole.data.host import total_memory
 from ssole.data.pixels import Pixels
 from ssole.data.remote import is_remote
-from ssole.data.storage import name_of, read_bytes
+from ssole.data.storage import name_of, open_binary, read_bytes
 from ssole.errors import DataError
 
 _TRAIN_IMAGES = ("x_train", "train_images", "images", "x", "data", "arr_0")
@@ -102,13 +103,11 @@ def open_npz(location: str, split: Literal["train", "test"], *, whole: bool) -> 
     Raises:
         DataError: where it cannot be read, would not fit into memory, or lacks such arrays.
     """
-    import zipfile
-
     name = name_of(location)
     try:
-        file = io.BytesIO(read_bytes(location, where=name)) if is_remote(location) else location
-        with np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, Mapping):
+        with open_binary(location) as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{location} holds one array, not an archive of them: name it .npy.")
             images, labels = _keys(archive, split, whole, location)
             _check_memory(archive, images, location)

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.data.pixels import Pixels
-from ssole.data.tiff import is_tiff, read_tiff
+from ssole.data.tiff import BIG_TIFF, is_tiff, pillow_keeps_all, read_tiff
 from ssole.errors import DataError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 _EXIF_ORIENTATION = 0x0112
 _PNG_DEPTH = 24  # the byte of a PNG that tells the bits of a channel
-_TIFF_BITS = 258  # the tag that tells those of a TIFF
 # What the first bytes of files that often end up with an image's name tell about them.
 _NOT_IMAGES = {
     b"<!doctype html": "an HTML page, so probably a failed download",
@@ -109,16 +108,11 @@ def _to_8_bits(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _decode_bytes(data: bytes, where: str, shrink_to: int | None, channels: int | None) -> Pixels:
-    from PIL import Image, UnidentifiedImageError
-
     if len(data) == 0:
         raise DataError(f"{where}: the image is empty (0 bytes).")
     try:
-        try:
-            opened = Image.open(io.BytesIO(data))
-        except UnidentifiedImageError:
-            if not is_tiff(data):
-                raise
+        opened = _open(data)
+        if opened is None:
             return _shrunk_array(read_tiff(data, channels, where=where), shrink_to)
         with opened as image:
             return _decode_opened(image, data, where, shrink_to, channels)
@@ -128,12 +122,26 @@ def _decode_bytes(data: bytes, where: str, shrink_to: int | None, channels: int 
         raise DataError(f"{where}: {_reason(data, error)}") from error
 
 
+def _open(data: bytes) -> Image.Image | None:
+    """None for a TIFF that Pillow does not know."""
+    from PIL import Image, UnidentifiedImageError
+
+    if bytes(data[:4]) in BIG_TIFF:
+        return None
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        if is_tiff(data):
+            return None
+        raise
+
+
 def _decode_opened(image: Any, data: bytes, where: str, shrink_to: int | None, channels: int | None) -> Pixels:
     if image.format == "EPS":  # Pillow would hand the file to Ghostscript, a program that it can then steer
         raise DataError(f"{where}: EPS is a program to be run, not an image; convert it to PNG first.")
     if channels is not None and image.format == "PNG" and data[_PNG_DEPTH] == 16 and not image.mode.startswith("I"):
-        return _shrunk_array(_deep_png(data), shrink_to)
-    if channels is not None and image.format == "TIFF" and not _pillow_keeps_all(image):
+        return _shrunk_array(_deep_png(data, where), shrink_to)
+    if channels is not None and image.format == "TIFF" and not pillow_keeps_all(image):
         return _shrunk_array(read_tiff(data, channels, where=where), shrink_to)
     if shrink_to is not None:
         image.draft(image.mode, (shrink_to, shrink_to))  # does nothing unless a JPEG is at least twice as large
@@ -142,20 +150,23 @@ def _decode_opened(image: Any, data: bytes, where: str, shrink_to: int | None, c
     return np.asarray(_shrunk(_rgb(_upright(image), where), shrink_to), dtype=np.uint8)
 
 
-def _pillow_keeps_all(image: Any) -> bool:
-    """Whether a TIFF's only page is of a kind that Pillow reads without loss."""
-    bits = max(image.tag_v2.get(_TIFF_BITS, (1,)))
-    return bool(image.n_frames == 1 and (bits <= 8 or image.mode.startswith("I")))
+def _deep_png(data: bytes, where: str) -> NDArray[np.uint16]:
+    """16 bits of several channels (H, W, C), of which Pillow keeps the upper 8.
 
+    PNG puts the upper byte first, and reading it as if the lower one came first gives the lower 8. (The reader of
+    torchvision knows 16 bits, but damaged files crash it and the whole process.)
+    """
+    from PIL import Image
 
-def _deep_png(data: bytes) -> NDArray[np.uint16]:
-    """16 bits of several channels, of which Pillow keeps 8."""
-    from torchvision.io import ImageReadMode, decode_png
-
-    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    planes = decode_png(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    pixels: NDArray[np.uint16] = planes.numpy().transpose(1, 2, 0)
-    return pixels
+    bytes_of = []
+    for order in ("B", "L"):
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode == "LA":
+                raise DataError(f"{where}: 16 bits of grey with transparency cannot be read: remove the transparency.")
+            codec, extents, offset, _ = image.tile[0]
+            image.tile = [type(image.tile[0])(codec, extents, offset, f"{image.mode};16{order}")]
+            bytes_of.append(np.asarray(_upright(image)).astype(np.uint16))
+    return (bytes_of[0] << 8) | bytes_of[1]
 
 
 def _own_pixels(image: Image.Image, where: str, shrink_to: int | None) -> Pixels:

@@ -60,7 +60,7 @@ def _without_braces(pattern: str) -> list[str]:
             waiting += [text[: match.start()] + option + text[match.end() :] for option in reversed(options)]
         if len(done) + len(waiting) > _MOST:
             raise DataError(f"The braces of {pattern!r} stand for more than {_MOST} files.")
-    return done
+    return list(dict.fromkeys(done))  # of braces in braces, some come twice
 
 
 def _options(inside: str) -> list[str]:

@@ -11,13 +11,21 @@ from numpy.typing import NDArray
 from ssole.data.pixels import Pixels
 from ssole.errors import DataError
 
-_ORIENTATION = 274
-_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # both byte orders, and BigTIFF
+_BITS, _ORIENTATION, _SAMPLES = 258, 274, 277  # numbers of tags
+BIG_TIFF = (b"II+\0", b"MM\0+")  # of which Pillow misreads the second
+_STARTS = (b"II*\0", b"MM\0*", *BIG_TIFF)
 
 
 def is_tiff(data: bytes) -> bool:
     """By its first bytes."""
     return bytes(data[:4]) in _STARTS
+
+
+def pillow_keeps_all(image: Any) -> bool:
+    """Whether this is a TIFF of one page of a kind that Pillow opens without loss."""
+    bits = image.tag_v2.get(_BITS, (1,))
+    deep_enough = max(bits) <= 8 or image.mode.startswith("I")
+    return bool(image.n_frames == 1 and deep_enough and image.tag_v2.get(_SAMPLES, 1) == len(image.getbands()))
 
 
 def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
@@ -38,30 +46,18 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         first = file.pages.first
-        _check_size(first, 1, where)
         if channels in (None, first.samplesperpixel):
-            return _upright(_page(first, where), first)
+            return _upright(_page(first, 1, where), first)
         pages = len(file.pages)
         if first.samplesperpixel == 1 and pages == channels:
-            _check_size(first, pages, where)
-            return _upright(np.concatenate([_page(page, where) for page in file.pages], axis=2), first)
+            return _upright(np.concatenate([_page(page, pages, where) for page in file.pages], axis=2), first)
         found = f"{pages} pages of {first.samplesperpixel}" if pages > 1 else str(first.samplesperpixel)
         raise DataError(f"{where}: the image has {found} channels, and {channels} are asked for.")
 
 
-def _check_size(page: Any, pages: int, where: str) -> None:
-    """As Pillow does, with as many values in all as the largest RGBA image that it opens has."""
-    from PIL import Image
-
-    values = page.imagewidth * page.imagelength * page.samplesperpixel * pages
-    if Image.MAX_IMAGE_PIXELS is not None and values > 4 * 2 * Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"The image has {values} values, which could be a decompression bomb.")
-    if values == 0:
-        raise DataError(f"{where}: the image has no pixels ({page.imagewidth} x {page.imagelength}).")
-
-
-def _page(page: Any, where: str) -> Pixels:
+def _page(page: Any, pages: int, where: str) -> Pixels:
     """(H, W, C) in the byte order of the machine."""
+    _check_size(page.size * pages, where)
     pixels: NDArray[Any] = page.asarray()
     if pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
@@ -76,6 +72,16 @@ def _page(page: Any, where: str) -> Pixels:
     elif page.axes != "YXS":
         raise DataError(f"{where}: a TIFF page with the axes {page.axes} {pixels.shape} is no image.")
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def _check_size(values: int, where: str) -> None:
+    """As Pillow does it, allowing for as many values as the largest RGBA image that it opens has."""
+    from PIL import Image
+
+    if values == 0:
+        raise DataError(f"{where}: the image has no pixels.")
+    if Image.MAX_IMAGE_PIXELS is not None and values > 4 * 2 * Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(f"The image has {values} values, which could be a decompression bomb.")
 
 
 def _upright(pixels: Pixels, page: Any) -> Pixels:
