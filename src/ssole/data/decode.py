@@ -156,17 +156,21 @@ def _deep_png(data: bytes, where: str) -> NDArray[np.uint16]:
     PNG puts the upper byte first, and reading it as if the lower one came first gives the lower 8. (The reader of
     torchvision knows 16 bits, but damaged files crash it and the whole process.)
     """
+
+    upper, lower = (_bytes_of_deep_png(data, order, where).astype(np.uint16) for order in ("B", "L"))
+    pixels: NDArray[np.uint16] = upper << np.uint16(8) | lower
+    return pixels
+
+
+def _bytes_of_deep_png(data: bytes, order: str, where: str) -> NDArray[np.uint8]:
     from PIL import Image
 
-    bytes_of = []
-    for order in ("B", "L"):
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode == "LA":
-                raise DataError(f"{where}: 16 bits of grey with transparency cannot be read: remove the transparency.")
-            codec, extents, offset, _ = image.tile[0]
-            image.tile = [type(image.tile[0])(codec, extents, offset, f"{image.mode};16{order}")]
-            bytes_of.append(np.asarray(_upright(image)).astype(np.uint16))
-    return (bytes_of[0] << 8) | bytes_of[1]
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode == "LA":
+            raise DataError(f"{where}: 16 bits of grey with transparency cannot be read: remove the transparency.")
+        codec, extents, offset, _ = image.tile[0]
+        image.tile = [type(image.tile[0])(codec, extents, offset, f"{image.mode};16{order}")]
+        return np.asarray(_upright(image))
 
 
 def _own_pixels(image: Image.Image, where: str, shrink_to: int | None) -> Pixels:

@@ -45,8 +45,7 @@ def list_images(folder: Path, kept: Path | None = None) -> Listing:
     name are noticed. A file that is overwritten in place is not; its path, which is all that is kept, stays right.
 
     Raises:
-        DataError: where a folder cannot be listed.
-        OSError: where the file cannot be written.
+        DataError: where a folder cannot be listed, or the file cannot be written.
     """
     if kept is None:
         return scan(folder)
@@ -54,7 +53,10 @@ def list_images(folder: Path, kept: Path | None = None) -> Listing:
     if listing is None:
         begin = time.time_ns()
         listing = scan(folder)
-        _save(kept, listing, folder, begin)
+        try:
+            _save(kept, listing, folder, begin)
+        except OSError as error:
+            raise DataError(f"Cannot keep the listing of {folder} in {kept}: {error.strerror or error}.") from error
     return listing
 
 

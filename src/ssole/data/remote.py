@@ -75,9 +75,9 @@ def matches(pattern: str) -> list[str]:
 
 
 def files_below(url: str) -> list[str]:
-    """Sorted URLs of the files below a folder; `DataError` where it cannot be listed."""
+    """Sorted URLs of the files below a folder, whose own ends in no slash; `DataError` where it cannot be listed."""
     fs, path = filesystem(url)
     try:
-        return sorted(fs.unstrip_protocol(file) for file in fs.find(path))
+        return sorted(f"{url}/{file.removeprefix(path).lstrip('/')}" for file in fs.find(path))
     except Exception as error:
         raise DataError(f"Cannot list {url} ({error}). Name the files, as in shard-{{000..099}}.tar.") from error

@@ -84,7 +84,12 @@ def build_index(location: str) -> TarIndex:
                 f"with {command}: images inside hardly take less space for it."
             )
         shard = _Shard()
-        problem = shard.read(file, location)
+        try:
+            problem = shard.read(file, location)
+        except DataError:
+            raise
+        except Exception as error:  # a disk's OSError, or what a client of fsspec raises, such as for want of ranges
+            raise DataError(f"Cannot read {location}: {error}") from error
     samples = [sample for sample in shard.samples.values() if sample.size >= 0]
     table = pa.table(
         {
