@@ -167,8 +167,8 @@ def _bytes_of_deep_png(data: bytes, order: str, where: str) -> NDArray[np.uint8]
     with Image.open(io.BytesIO(data)) as image:
         if image.mode == "LA":
             raise DataError(f"{where}: 16 bits of grey with transparency cannot be read: remove the transparency.")
-        codec, extents, offset, _ = image.tile[0]
-        image.tile = [type(image.tile[0])(codec, extents, offset, f"{image.mode};16{order}")]
+        where_it_lies = image.tile[0][:3]
+        image.tile = [(*where_it_lies, f"{image.mode};16{order}")]  # of a type that differs between versions
         return np.asarray(_upright(image))
 
 
