@@ -37,7 +37,8 @@ def setting(views: ModuleType, recipe: ViewRecipe, n: int = 2, side: int = 48) -
 
     Other.recipe = recipe
     (crop,) = recipe.crops
-    return Other(size=crop.size, views=crop.count, images=blocks.repeat(8, axis=1).repeat(8, axis=2))
+    images = blocks.repeat(8, axis=1).repeat(8, axis=2)
+    return Other(size=crop.size, views=crop.count, blur=recipe.blur > 0, images=images)
 
 
 def items(views: ModuleType, some: Any, *, pillow: bool) -> torch.Tensor:

@@ -16,6 +16,7 @@ from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict
 from ssole.data.loader import ImageStore
 from ssole.data.patterns import has_pattern
 from ssole.data.remote import is_remote
+from ssole.data.folder import FolderSource
 from ssole.data.sources import open_source
 from ssole.data.torchvision_sets import KNOWN
 from ssole.device import resolve_device
@@ -24,7 +25,7 @@ from ssole.evaluation.protocols import knn_evaluator
 from ssole.models.backbone import create_backbone
 from ssole.training.loop import train
 from ssole.training.plan import make_plan
-from ssole.training.run import Run, alone_in, create_run
+from ssole.training.run import LISTING, Run, alone_in, create_run
 
 if TYPE_CHECKING:
     from ssole.data.sources import Spec
@@ -91,6 +92,8 @@ def start(
     config = _measured(config, store)
     evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
     run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
+    if isinstance(store.source, FolderSource):
+        store.source.keep_listing(run.path / LISTING)
     with alone_in(run):
         return train(run, store, evaluators=evaluators, progress=progress)
 
@@ -118,7 +121,7 @@ def resume(
         return found
     if data is None and in_memory(config):
         raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
-    store = _open(config, config.data if data is None else data, "train", progress)
+    store = _open(config, config.data if data is None else data, "train", progress, listing=found.path / LISTING)
     evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
     with alone_in(found):
         return train(found, store, evaluators=evaluators, progress=progress)
@@ -156,10 +159,11 @@ def in_memory(config: PretrainConfig) -> bool:
     return isinstance(config.data, str) and config.data.startswith(_IN_MEMORY)
 
 
-def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool) -> ImageStore:
-    return ImageStore(
-        open_source(data, split=split), shrink_to=_useful_size(config), channels=config.channels, progress=progress
-    )
+def _open(
+    config: PretrainConfig, data: Spec, split: Any, progress: bool, *, listing: Path | None = None
+) -> ImageStore:
+    source = open_source(data, split=split, listing=listing)
+    return ImageStore(source, shrink_to=_useful_size(config), channels=config.channels, progress=progress)
 
 
 def _useful_size(config: PretrainConfig) -> int:

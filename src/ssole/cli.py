@@ -27,7 +27,7 @@ from ssole.config import (
     view_preset,
 )
 from ssole.data.decode import decode
-from ssole.data.folder import image_suffixes
+from ssole.data.listing import image_suffixes
 from ssole.data.sources import open_source
 from ssole.files import write_atomically
 from ssole.models.load import weights_path
@@ -227,8 +227,8 @@ def _some_images(args: ViewsArgs) -> tuple[list[torch.Tensor], torch.Tensor]:
         raise ConfigError(f"--images must be at least 1, got {args.images}")
     paths = [Path(word) for word in args.data]
     if all(path.suffix.lower() in image_suffixes() for path in paths) and all(path.is_file() for path in paths):
-        read, names = [path.read_bytes() for path in paths], [str(path) for path in paths]
-        chosen = range(len(paths))
+        read: list[Any] = [path.read_bytes() for path in paths]
+        names, chosen = [str(path) for path in paths], range(len(paths))
     else:
         source = open_source(_spec(args.data))
         chosen = range(0, len(source), -(-len(source) // min(args.images, len(source))))

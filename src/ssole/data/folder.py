@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.listing import Listing, list_images
+from ssole.data.listing import Listing, keep, list_images
 from ssole.data.paths import Paths
 from ssole.data.storage import read_bytes
 from ssole.errors import DataError
@@ -49,7 +49,7 @@ class FolderSource:
         found = list_images(self._folder, None if listing is None else Path(listing))
         if len(found.paths) == 0:
             raise DataError(_no_images(self._folder, found))
-        self._paths = found.paths
+        self._paths, self._listing = found.paths, found
         self.ignored, self.hidden = found.ignored, found.hidden
         self.labels, self.classes = _labels(found.paths)
 
@@ -62,6 +62,10 @@ class FolderSource:
     def read(self, i: int) -> bytes:
         """The encoded bytes of image i; `DataError` where the file cannot be read."""
         return read_bytes(os.path.join(self._folder, self._paths[i]), where=self.id(i))
+
+    def keep_listing(self, path: Path) -> None:
+        """Write the paths to a file that can be given as `listing` from then on."""
+        keep(self._listing, self._folder, path)
 
 
 def subfolders(folder: Path) -> list[str]:

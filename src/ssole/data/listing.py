@@ -30,12 +30,14 @@ class Listing:
         ignored: How many other visible files there are, by suffix.
         hidden: How many files and folders there are whose name begins with a dot.
         changed: When each folder visited had last changed, in ns since the epoch, just before it was listed.
+        scanned: When the scan began, in ns since the epoch.
     """
 
     paths: Paths
     ignored: Counter[str]
     hidden: int
     changed: dict[str, int]
+    scanned: int
 
 
 def list_images(folder: Path, kept: Path | None = None) -> Listing:
@@ -51,13 +53,17 @@ def list_images(folder: Path, kept: Path | None = None) -> Listing:
         return scan(folder)
     listing = _load(kept, folder)
     if listing is None:
-        begin = time.time_ns()
         listing = scan(folder)
-        try:
-            _save(kept, listing, folder, begin)
-        except OSError as error:
-            raise DataError(f"Cannot keep the listing of {folder} in {kept}: {error.strerror or error}.") from error
+        keep(listing, folder, kept)
     return listing
+
+
+def keep(listing: Listing, folder: Path, kept: Path) -> None:
+    """Write the listing of a folder to a file, for :func:`list_images`; `DataError` where it cannot be written."""
+    try:
+        _save(kept, listing, folder)
+    except OSError as error:
+        raise DataError(f"Cannot keep the listing of {folder} in {kept}: {error.strerror or error}.") from error
 
 
 def scan(folder: Path) -> Listing:
@@ -67,7 +73,7 @@ def scan(folder: Path) -> Listing:
     hidden = 0
     changed: dict[str, int] = {}
     visited: set[tuple[int, int]] = set()
-    waiting = [""]
+    waiting, begin = [""], time.time_ns()
     while waiting:
         here = waiting.pop()
         try:
@@ -89,7 +95,7 @@ def scan(folder: Path) -> Listing:
                 images.append(path)
             else:
                 ignored[suffix] += 1
-    return Listing(paths=Paths(sorted(images)), ignored=ignored, hidden=hidden, changed=changed)
+    return Listing(paths=Paths(sorted(images)), ignored=ignored, hidden=hidden, changed=changed, scanned=begin)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -124,11 +130,15 @@ def _load(kept: Path, folder: Path) -> Listing | None:
         return None
     images = table.slice(0, len(table) - len(folders)).column("path").combine_chunks()
     return Listing(
-        paths=Paths.from_arrow(images), ignored=Counter(facts["ignored"]), hidden=facts["hidden"], changed=changed
+        paths=Paths.from_arrow(images),
+        ignored=Counter(facts["ignored"]),
+        hidden=facts["hidden"],
+        changed=changed,
+        scanned=facts["scanned"],
     )
 
 
-def _save(kept: Path, listing: Listing, folder: Path, scanned: int) -> None:
+def _save(kept: Path, listing: Listing, folder: Path) -> None:
     import pyarrow as pa
 
     folders = Paths(listing.changed).array
@@ -138,7 +148,7 @@ def _save(kept: Path, listing: Listing, folder: Path, scanned: int) -> None:
             [pa.nulls(len(listing.paths), pa.int64()), pa.array(listing.changed.values(), pa.int64())]
         ),
     }
-    facts = {"scanned": scanned, "ignored": listing.ignored, "hidden": listing.hidden}
+    facts = {"scanned": listing.scanned, "ignored": listing.ignored, "hidden": listing.hidden}
     save_table(kept, columns, **_conditions(folder), **facts)
 
 
