@@ -1,0 +1,48 @@
+"""What tells one set of images from another, and from itself after a change."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssole.errors import DataError
+
+if TYPE_CHECKING:
+    from ssole.data.sources import Source
+
+_PROBES = 16  # images whose content stands for all, where the source has no fingerprint of its own
+
+
+def ids_digest(source: Source) -> str:
+    """A hash of the ids, in order."""
+    ids = "\0".join(source.id(i) for i in range(len(source)))
+    return hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()  # file names need not be valid text
+
+
+def fingerprint(source: Source) -> str:
+    """A hash that changes with the images: of their ids, and of what the source says or shows of their content.
+
+    A source may have a method ``fingerprint() -> str``, best made of the sizes and times of its files. Without one, the
+    content of a few images, evenly spread, is looked at; a change of others alone is then not noticed.
+    """
+    own = getattr(source, "fingerprint", None)
+    content = str(own()) if callable(own) else _probed(source)
+    return hashlib.sha256(f"{len(source)} {ids_digest(source)} {content}".encode()).hexdigest()
+
+
+def place(source: Source) -> str:
+    """What stays the same when images are added or changed: the folder they are in, else their ids."""
+    root = getattr(source, "root", None)
+    return str(Path(root).resolve()) if root is not None else ids_digest(source)
+
+
+def _probed(source: Source) -> str:
+    digest, n = hashlib.sha256(), len(source)
+    for i in sorted({k * n // _PROBES for k in range(_PROBES)}):
+        try:
+            data = source.read(i)
+        except DataError as error:
+            data = str(error).encode("utf-8", "surrogatepass")
+        digest.update(data if isinstance(data, bytes) else repr(data.shape).encode() + data.tobytes())
+    return digest.hexdigest()
