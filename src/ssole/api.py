@@ -84,12 +84,12 @@ def start(
     _try_backbone(config)
     data = config.data if data is None else data
     config = dataclasses.replace(config, data=_describe(data))
-    store = _open(config, data, "train", progress)
-    make_plan(config, len(store))
-    evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
-    run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
-    with alone_in(run):
-        return train(run, store, evaluators=evaluators, progress=progress)
+    with _open(config, data, "train", progress) as store:
+        make_plan(config, len(store))
+        evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
+        run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
+        with alone_in(run):
+            return train(run, store, evaluators=evaluators, progress=progress)
 
 
 def resume(
@@ -115,10 +115,10 @@ def resume(
         return found
     if data is None and in_memory(config):
         raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
-    store = _open(config, config.data if data is None else data, "train", progress)
-    evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
-    with alone_in(found):
-        return train(found, store, evaluators=evaluators, progress=progress)
+    with _open(config, config.data if data is None else data, "train", progress) as store:
+        evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
+        with alone_in(found):
+            return train(found, store, evaluators=evaluators, progress=progress)
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -146,7 +146,8 @@ def in_memory(config: PretrainConfig) -> bool:
 
 
 def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool) -> ImageStore:
-    return ImageStore(open_source(data, split=split), shrink_to=_useful_size(config), progress=progress)
+    source = open_source(data, split=split)
+    return ImageStore(source, shrink_to=_useful_size(config), cache=True, progress=progress)
 
 
 def _useful_size(config: PretrainConfig) -> int:

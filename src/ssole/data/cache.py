@@ -54,7 +54,7 @@ def open_cache(
         warnings.warn(
             f"decoded images cannot be kept in {folder} ({error}), so they are decoded in every epoch: name another "
             "folder by the environment variable SSOLE_CACHE",
-            stacklevel=4,
+            stacklevel=2,
         )
         return None
 
@@ -79,6 +79,6 @@ def _remove_others(parent: Path, prefix: str, folder: Path, name: str) -> None:
         warnings.warn(
             f"{name} changed since its decoded images were kept in {other} (or the versions of ssole or Pillow did): "
             "they are removed, and the images are decoded anew",
-            stacklevel=5,
+            stacklevel=2,
         )
         shutil.rmtree(other, ignore_errors=True)  # a run that still reads them has them open

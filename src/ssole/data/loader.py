@@ -177,8 +177,10 @@ class ImageStore:
         return mean.tolist(), (square - mean**2).clamp_min(0).sqrt().tolist()
 
     def advice(self) -> str | None:
-        """What would bring images sooner, in a line; None while the cache is being filled, which will."""
+        """What would bring images sooner, in a line; None while the cache is being filled, which will, or in memory."""
         packed, processors = self.packed, usable_cpus()
+        if self.uniform:
+            return None
         if packed is not None and not packed.full and len(packed) < len(self):
             return None
         if packed is not None and not packed.full:
@@ -253,11 +255,13 @@ def _moments(image: torch.Tensor) -> torch.Tensor:
 
 
 def _tell_if_too_large(packed: PackedImages, source: Source, probes: list[torch.Tensor]) -> None:
-    expected = len(source) * sum(probe.nbytes for probe in probes) / len(probes)
+    from rich.filesize import decimal
+
+    expected = len(source) * sum(probe.nbytes for probe in probes) // len(probes)
     if expected > packed.limit:
         packed.tell(
-            f"the decoded images of {source.name} will take about {expected / 2**30:.3g} GiB, and their cache in "
-            f"{packed.folder} may take {packed.limit / 2**30:.3g} GiB: about {packed.limit / expected:.0%} of them "
-            "are kept, and the others are decoded in every epoch. Make room on the disk, or name a folder on a larger "
-            "one by the environment variable SSOLE_CACHE"
+            f"the decoded images of {source.name} will take about {decimal(expected)}, and their cache in "
+            f"{packed.folder} may take {decimal(packed.limit)}: about {packed.limit / expected:.0%} of them are kept, "
+            "and the others are decoded in every epoch. Make room on the disk, or name a folder on a larger one by the "
+            "environment variable SSOLE_CACHE"
         )

@@ -130,7 +130,7 @@ class PackedImages:
         """Warn of a cache that will not hold every image; once, for the first reason makes the others follow."""
         if not self._told:
             self._told = True
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(message, stacklevel=2)
 
     def close(self) -> None:
         """Close the files. Images that were handed out stay valid, and nothing more is found or kept."""
