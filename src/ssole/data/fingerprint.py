@@ -34,7 +34,9 @@ def fingerprint(source: Source) -> str:
 def place(source: Source) -> str:
     """What stays the same when images are added or changed: the folder they are in, else their ids."""
     root = getattr(source, "root", None)
-    return str(Path(root).resolve()) if root is not None else ids_digest(source)
+    if root is None:
+        return ids_digest(source)
+    return str(root) if "://" in str(root) else str(Path(root).resolve())
 
 
 def _probed(source: Source) -> str:
