@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from pictures import Listed, png, pngs, wait_until_still
+from listed import Listed, png, pngs, wait_until_still
 from ssole.data import reading
 from ssole.data.cache import DISK_SHARE
 from ssole.data.fingerprint import fingerprint

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pictures import Listed, png, wait_until_still
+from listed import Listed, png, wait_until_still
 from ssole.data.loader import ImageStore
 from ssole.data.sources import ArraySource, open_source
 from ssole.errors import DataError

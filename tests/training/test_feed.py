@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny
-from pictures import Listed, png
+from listed import Listed, png
 from ssole.data.loader import AHEAD, ImageStore
 from ssole.data.sources import ArraySource
 from ssole.training.feed import Feed

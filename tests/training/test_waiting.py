@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from pictures import Listed, png
+from listed import Listed, png
 from ssole.losses.ssole import SSOLETerms
 from ssole.training import monitor as module
 from ssole.training.checkpoint import Progress
@@ -108,14 +108,12 @@ def test_no_advice_while_the_cache_is_filled(
     assert "60% of the time is spent waiting for data: use a faster disk" in capsys.readouterr().err
 
 
-def test_a_slow_source_is_waited_for_in_the_first_epoch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_decodes_each_image_once_and_logs_its_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSOLE_CACHE", str(tmp_path / "cache"))
-    source = Listed([png(12 + i % 2, 12, i) for i in range(tiny.IMAGES)], seconds=0.3)
+    source = Listed([png(12 + i % 2, 12, i) for i in range(tiny.IMAGES)], seconds=0.05)
     run = tiny.start(tmp_path / "run", data=source)
-    first, rows = run.metrics[0], run.metrics
-    assert first["data_wait"] > 0.1
-    assert all(0 <= row["data_wait"] <= 1 for row in rows)
-    waited = [row["data_wait"] * row["seconds"] for row in rows]
-    kept = tiny.STEPS_PER_EPOCH + 1  # by the second epoch all images but two are there
-    assert waited[-1] - waited[kept] < 0.3 * tiny.IMAGES / 2
-    assert len(source.reads) <= 16 + 2 * tiny.IMAGES + 32  # fingerprint and probes, and each image once
+    waits = [row["data_wait"] for row in run.metrics]
+    assert 0 < waits[0] <= 1
+    assert all(0 <= wait <= 1 for wait in waits)
+    looked_at = 16 + tiny.IMAGES  # for the fingerprint, and to see whether sizes differ
+    assert len(source.reads) <= looked_at + tiny.IMAGES  # in 2.4 epochs
