@@ -56,7 +56,8 @@ def pretrain(
         evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. By
             default, with the recipe's `knn_every`, a kNN accuracy on the data's own test split where it has labels.
         progress: show a progress bar.
-        overrides: settings by name (`epochs=5`, `views=4`), dotted name (`**{"optim.lr": 1.0}`), or a group as a dict.
+        overrides: settings by name (`epochs=5`, `views=4`, `preset="aerial"`), dotted name (`**{"optim.lr": 1.0}`), or
+            a group as a dict.
 
     Returns:
         The finished :class:`Run`.
@@ -86,6 +87,7 @@ def start(
     config = dataclasses.replace(config, data=_describe(data))
     with _open(config, data, "train", progress) as store:
         make_plan(config, len(store))
+        config = _measured(config, store)
         evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
         run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
         with alone_in(run):
@@ -121,6 +123,14 @@ def resume(
             return train(found, store, evaluators=evaluators, progress=progress)
 
 
+def _measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
+    """With the mean and std of the images where the config leaves them open."""
+    if config.augment.mean is not None:
+        return config
+    mean, std = store.channel_statistics()
+    return apply_overrides(config, {"augment.mean": mean, "augment.std": std})
+
+
 def free_folder(parent: Path, name: str) -> Path:
     """`parent/name`, or with the first free number behind it."""
     path, number = parent / name, 2
@@ -146,8 +156,8 @@ def in_memory(config: PretrainConfig) -> bool:
 
 
 def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool) -> ImageStore:
-    source = open_source(data, split=split)
-    return ImageStore(source, shrink_to=_useful_size(config), cache=True, progress=progress)
+    source, shrink_to = open_source(data, split=split), _useful_size(config)
+    return ImageStore(source, shrink_to=shrink_to, channels=config.channels, cache=True, progress=progress)
 
 
 def _useful_size(config: PretrainConfig) -> int:
@@ -166,12 +176,12 @@ def _try_backbone(config: PretrainConfig) -> None:
     name = config.model.backbone
     with torch.random.fork_rng(devices=[]):
         try:
-            backbone = create_backbone(config.model, config.augment.image_size).eval()
+            backbone = create_backbone(config.model, config.augment.image_size, channels=config.channels or 3).eval()
         except (TypeError, AssertionError, RuntimeError) as error:  # timm hands arguments on to the model's constructor
             raise ConfigError(f"model.backbone_args do not fit {name}: {error}") from None
         for crop in config.augment.crops:
             try:
-                backbone(torch.zeros(1, 3, crop.size, crop.size))
+                backbone(torch.zeros(1, config.channels or 3, crop.size, crop.size))
             except (AssertionError, RuntimeError, ValueError) as error:
                 raise ConfigError(
                     f"{name} does not take images of {crop.size} x {crop.size} pixels: {error}. Choose another "
