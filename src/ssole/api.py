@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import math
 import sys
 from collections.abc import Mapping
@@ -15,6 +14,8 @@ import torch
 
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
 from ssole.data.loader import ImageStore
+from ssole.data.patterns import has_pattern
+from ssole.data.remote import is_remote
 from ssole.data.sources import open_source
 from ssole.data.torchvision_sets import KNOWN
 from ssole.device import resolve_device
@@ -141,12 +142,12 @@ def free_folder(parent: Path, name: str) -> Path:
 
 def _describe(data: Spec) -> str | tuple[str, ...]:
     """What stands for the images in a config. Paths become absolute, so that a run can be resumed from any folder."""
-    if isinstance(data, (list, tuple)):
+    if isinstance(data, (list, tuple)) and all(isinstance(part, (str, PathLike)) for part in data):
         return tuple(str(_describe(part)) for part in data)
     if isinstance(data, (str, PathLike)):
         text, path = str(data), Path(data).expanduser()
-        is_name = text == "digits-m" or text.lower() in KNOWN
-        return str(path.absolute()) if not is_name and (path.exists() or glob.has_magic(text)) else text
+        is_name = text == "digits-m" or text.lower() in KNOWN or is_remote(text)
+        return str(path.absolute()) if not is_name and (path.exists() or has_pattern(text)) else text
     return _IN_MEMORY + str(getattr(data, "name", f"{type(data).__name__} {getattr(data, 'shape', '')}".strip()))
 
 

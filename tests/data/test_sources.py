@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from ssole.data.decode import decode
-from ssole.data.folder import image_suffixes
+from ssole.data.listing import image_suffixes
 from ssole.data.sources import ArraySource, FolderSource, ParquetSource, Source, open_source, shared_labels
 from ssole.errors import DataError
 
@@ -54,6 +54,7 @@ def test_folder_is_recursive_sorted_and_counts_what_it_leaves(tmp_path):
     assert ids(source) == ["a.jpg", "a/deep/er/x.PNG", "b.png"]
     assert [value(source, i) for i in range(3)] == [2, 1, 0]
     assert source.ignored == {".txt": 2, "": 1}
+    assert source.hidden == 2
     assert source.labels is None
     assert source.name == tmp_path.name
 
@@ -259,7 +260,7 @@ def test_parquet_that_is_damaged_empty_or_missing(tmp_path):
         open_source(write(tmp_path / "none.parquet", []))
     with pytest.raises(DataError, match=r"no file .*missing"):
         open_source([path, tmp_path / "missing.parquet"])
-    with pytest.raises(DataError, match="No parquet file"):
+    with pytest.raises(DataError, match="No file"):
         open_source([])
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match=r"x\.parquet as parquet"):
@@ -343,7 +344,7 @@ def test_what_does_not_exist(tmp_path, monkeypatch):
 
 
 def test_specs_of_a_wrong_kind(tmp_path):
-    with pytest.raises(DataError, match=r"is a file, but not \.parquet"):
+    with pytest.raises(DataError, match=r"1\.png cannot be opened.*folder of images.*\.parquet.*got \['\.png'\]"):
         open_source(tree(tmp_path, "1.png") / "1.png")
     with pytest.raises(DataError, match="got int"):
         open_source(3)
