@@ -27,7 +27,7 @@ from ssole.config import (
     view_preset,
 )
 from ssole.data.decode import decode
-from ssole.data.folder import image_suffixes
+from ssole.data.listing import image_suffixes
 from ssole.data.sources import open_source
 from ssole.files import write_atomically
 from ssole.models.load import weights_path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import os
 import subprocess
@@ -13,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from listed import Listed, png, pngs, wait_until_still
-from ssole.data import reading
 from ssole.data.cache import DISK_SHARE
 from ssole.data.fingerprint import fingerprint
 from ssole.data.loader import ImageStore
@@ -252,29 +253,43 @@ def test_a_file_that_could_not_be_read_is_tried_again_by_the_next_run(tmp_path: 
 # Channels
 
 
-def test_channels_are_asked_of_decode_and_sixteen_bits_survive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+def grey16(height: int, width: int, seed: int) -> tuple[bytes, np.ndarray]:
+    """A grey PNG of 16 bits, and its values."""
+    values = np.random.default_rng(seed).integers(0, 65536, (height, width), dtype=np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    return file.getvalue(), values
 
-    def decode(data: bytes, *, where: str, shrink_to: int | None, channels: int | None) -> torch.Tensor:
-        asked.append((shrink_to, channels))
-        return torch.full((5, 4, 3 + len(data) % 2), 40000 + len(where)).to(torch.uint16)
 
-    monkeypatch.setattr(reading, "decode", decode)
-    source = Listed([b"a", b"bb"] * 10)
-    for _ in range(2):
-        with ImageStore(source, cache=tmp_path, channels=5, shrink_to=9) as store:
+def test_sixteen_bits_and_one_channel_survive(tmp_path: Path) -> None:
+    encoded, values = zip(*(grey16(6 + i % 2, 5, i) for i in range(10)), strict=True)
+    for run in range(2):
+        source = Listed(list(encoded))
+        with ImageStore(source, cache=tmp_path, channels=1) as store:
+            source.reads.clear()
             for _ in range(2):
-                found = store.get([3, 4, 13])
-                assert [tuple(image.shape) for image in found] == [(5, 4, 3), (5, 4, 4), (5, 4, 3)]
-                assert all(image.dtype == torch.uint16 for image in found)
-                assert [int(image.to(torch.int64).max()) for image in found] == [40006, 40006, 40007]
-    assert set(asked) == {(9, 5)}
-    uniform = ImageStore(Listed([b"a"] * 10), channels=5, shrink_to=9)
-    assert uniform.images.dtype == torch.uint16
-    assert uniform.images.shape == (10, 5, 4, 4)
-    mean, std = uniform.channel_statistics()
-    assert mean == pytest.approx([40006 / 65535] * 5)
-    assert std == pytest.approx([0] * 5, abs=1e-6)
+                for found, expected in zip(store.get(range(10)), values, strict=True):
+                    assert found.dtype == torch.uint16
+                    assert np.array_equal(found.numpy(), expected[None])
+            assert len(source.reads) == (10 if run == 0 else 0)
+            even = store.get(range(0, 10, 2))
+            assert (even.dtype, even.shape) == (torch.uint16, (5, 1, 6, 5))
+    with ImageStore(Listed(list(encoded)), cache=tmp_path) as store:  # as RGB they are another cache
+        assert store.get([0]).dtype == torch.uint8
+
+
+def test_uniform_images_of_sixteen_bits_and_their_statistics() -> None:
+    encoded, values = zip(*(grey16(6, 5, i) for i in range(10)), strict=True)
+    store = ImageStore(Listed(list(encoded)), channels=1)
+    assert (store.images.dtype, store.images.shape) == (torch.uint16, (10, 1, 6, 5))
+    mean, std = store.channel_statistics()
+    assert mean == [pytest.approx((np.stack(values) / 65535).mean())]
+    assert std == [pytest.approx((np.stack(values) / 65535).std())]
+
+
+def test_images_of_other_channels_than_asked_for_are_unreadable() -> None:
+    with pytest.raises(DataError, match=r"60 images in listed .*at most 1(?s:.*)the image has 3 channels, and 5 are"):
+        ImageStore(Listed(ITEMS), channels=5)
 
 
 # Several processes

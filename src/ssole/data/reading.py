@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Any
 
 import torch
 
@@ -28,7 +27,7 @@ class Reader:
         self.packed: PackedImages | None = None
         self.failures: dict[int, str] = {}
         """{index: reason} of the images found unreadable so far."""
-        self._how: dict[str, Any] = {"shrink_to": shrink_to} | ({} if channels is None else {"channels": channels})
+        self._shrink_to, self._channels = shrink_to, channels
         self._allowed = math.ceil(max_unreadable * len(source))
         self._lock = threading.Lock()
 
@@ -74,7 +73,7 @@ class Reader:
             self._fail(i, _reason(error, name), error)
             return None
         try:
-            image = decode(data, where=name, **self._how)
+            image = decode(data, where=name, shrink_to=self._shrink_to, channels=self._channels)
         except DataError as error:
             if self.packed is not None:
                 self.packed.keep(i, _reason(error, name))
