@@ -11,7 +11,7 @@ import tiny
 from listed import Listed, png
 from ssole.data.loader import AHEAD, ImageStore
 from ssole.data.sources import ArraySource
-from ssole.training.feed import Feed
+from ssole.training.feed import Feed, pack, unpack
 from ssole.training.plan import Plan
 
 CPU = torch.device("cpu")
@@ -76,6 +76,17 @@ def test_images_are_those_of_the_store(uniform: bool) -> None:
             expected = store.get(ids)
             assert len(images) == 4
             assert all(torch.equal(a, b) for a, b in zip(images, expected, strict=True))
+
+
+def test_images_of_any_size_and_depth_travel_together() -> None:
+    images = [
+        torch.arange(3 * 5 * n).view(3, 5, n).to(dtype) for n in (1, 7, 64) for dtype in (torch.uint8, torch.uint16)
+    ]
+    flat, starts = pack(images, pin_memory=False)
+    assert all(start % 64 == 0 for start in starts)
+    for found, image in zip(unpack(flat.clone(), starts, images), images, strict=True):
+        assert found.dtype == image.dtype
+        assert torch.equal(found, image)
 
 
 @pytest.mark.cuda

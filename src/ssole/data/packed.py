@@ -151,9 +151,8 @@ class PackedImages:
             return
         _write(self._pixels, offset, data.data)
         record = np.array([(i, offset, shape, kind, zlib.crc32(data.data))], _RECORD)
-        _write(
-            self._index, self._known, memoryview(record.tobytes())
-        )  # over a part of a record that a killed process may have left
+        # over the part of a record that a killed process may have left at the end
+        _write(self._index, self._known, memoryview(record.tobytes()))
         self._catch_up()
         self._checked[i] = True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 
@@ -89,15 +89,26 @@ class _Upload:
     def _copy(self, load: Callable[[], Images]) -> tuple[torch.Tensor, Images, torch.cuda.Event]:
         batch = load()
         parts = [batch] if isinstance(batch, torch.Tensor) else batch
-        starts = [0, *accumulate(-(-part.nbytes // _ALIGN) * _ALIGN for part in parts)]
-        pinned = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=True)
-        for start, part in zip(starts, parts, strict=False):
-            pinned[start : start + part.nbytes] = part.flatten().view(torch.uint8)
+        pinned, starts = pack(parts, pin_memory=True)
         with torch.cuda.stream(self._stream):
             flat = pinned.to(self._device, non_blocking=True)
             copied = self._stream.record_event()
-        images = [
-            flat[start : start + part.nbytes].view(part.dtype).view(part.shape)
-            for start, part in zip(starts, parts, strict=False)
-        ]
+        images = unpack(flat, starts, parts)
         return flat, images[0] if isinstance(batch, torch.Tensor) else images, copied
+
+
+def pack(parts: Sequence[torch.Tensor], *, pin_memory: bool) -> tuple[torch.Tensor, list[int]]:
+    """The bytes of tensors of any shape and dtype in one, to be copied at once; and where each begins."""
+    *starts, end = [0, *accumulate(-(-part.nbytes // _ALIGN) * _ALIGN for part in parts)]
+    flat = torch.empty(end, dtype=torch.uint8, pin_memory=pin_memory)
+    for start, part in zip(starts, parts, strict=True):
+        flat[start : start + part.nbytes] = part.flatten().view(torch.uint8)
+    return flat, starts
+
+
+def unpack(flat: torch.Tensor, starts: Sequence[int], like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """What :func:`pack` packed, without a copy; `like` has the shapes and dtypes."""
+    return [
+        flat[start : start + part.nbytes].view(part.dtype).view(part.shape)
+        for start, part in zip(starts, like, strict=True)
+    ]
