@@ -132,6 +132,15 @@ def test_blur_is_torchvisions(photos: torch.Tensor, sigma: float) -> None:
     assert (mine - as_float(wide)).abs().max() < 2 / 255
 
 
+@pytest.mark.parametrize("size", [56, 57, 130])
+def test_large_views_are_blurred_in_blocks_to_the_same_effect(size: int) -> None:
+    x = torch.rand(2, 3, size, size, generator=torch.manual_seed(0))
+    mine = colour.blur(x, torch.tensor([0.5, 2.0]), radius=6)
+    for view, sigma in zip(range(2), (0.5, 2.0), strict=True):
+        expected = tv.gaussian_blur(x[view], kernel_size=[13, 13], sigma=[sigma, sigma])
+        torch.testing.assert_close(mine[view], expected, atol=1e-5, rtol=0)
+
+
 def test_blur_with_sigma_0_changes_nothing(photos: torch.Tensor) -> None:
     square = as_float(photos)[..., :64]
     torch.testing.assert_close(colour.blur(square, torch.zeros(len(square)), radius=6), square, atol=1e-6, rtol=0)

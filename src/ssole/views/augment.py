@@ -60,7 +60,7 @@ def make_views(images: Images, ids: torch.Tensor, *, recipe: ViewRecipe, seed: i
         for rows, hue_at in _chunks(params, out, recipe):
             part = params[rows]
             x_NCSS = crop_views(images, rows // crop.count, part, crop.size)
-            out[rows] = photometric(x_NCSS, part, recipe, hue_at)
+            out.index_copy_(0, rows, photometric(x_NCSS, part, recipe, hue_at))
         groups.append(out.unflatten(0, (len(ids), crop.count)))
         first += crop.count
     return groups

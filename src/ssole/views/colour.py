@@ -9,7 +9,8 @@ Shape suffixes: N views, C channels, S side of the crop, P = S * S pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -19,11 +20,14 @@ from ssole.views.recipe import ViewParams
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, the weights of torchvision's rgb_to_grayscale
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # numbers in `ViewParams.order`
-_BLUR_BLOCK = 64  # pixels of a row that are blurred in one product
+_BLUR_BLOCK = 56  # pixels that are blurred in one product: in larger ones most of the matrix would be zeros
 
 
 def photometric(x_NCSS: torch.Tensor, params: ViewParams, recipe: ViewRecipe, hue_at: int | None) -> torch.Tensor:
-    """Everything after the crop, in the order of :class:`~ssole.config.ViewRecipe`. May overwrite its input.
+    """Everything after the crop, to the effect of :class:`~ssole.config.ViewRecipe`'s order. May overwrite its input.
+
+    Grey comes after blur: both are linear, so that their order is free, and it then merges with normalisation. Only
+    solarize, a threshold, has to wait for it.
 
     Args:
         hue_at: the place of hue in the order of all of these views; -1 when none is jittered, None when they differ.
@@ -33,14 +37,18 @@ def photometric(x_NCSS: torch.Tensor, params: ViewParams, recipe: ViewRecipe, hu
         x = on_chosen(x, params.turns % 2 == 1, lambda y, _: y.mT)
     if recipe.jitter > 0 and hue_at != -1:
         x = colour_jitter(x, params, recipe, hue_at)
-    if recipe.grey > 0:
-        x = on_chosen(x, params.grey, lambda y, _: luma(y).repeat(1, 3, 1, 1))
     if recipe.blur > 0:
         radius = int(3 * recipe.blur_sigma[1] + 0.5)
         x = on_chosen(x, params.sigma > 0, lambda y, rows: blur(y, params.sigma[rows], radius))
     if recipe.solarize > 0:
+        x = grey_and_normalised(x, params.grey, (0,) * x.shape[1], (1,) * x.shape[1])
         x = on_chosen(x, params.solarize, lambda y, _: solarize(y))
-    return normalise_(x, recipe)
+        grey = torch.zeros_like(params.grey)
+    else:
+        grey = params.grey
+    assert recipe.mean is not None
+    assert recipe.std is not None
+    return grey_and_normalised(x, grey, recipe.mean, recipe.std)
 
 
 def on_chosen(
@@ -104,17 +112,12 @@ def luma_weights(channels: int, device: torch.device) -> torch.Tensor:
     return torch.tensor(weights, device=device)
 
 
-def luma(x_NCSS: torch.Tensor) -> torch.Tensor:
-    """(N, 1, S, S)."""
-    red, green, blue = x_NCSS.unbind(1)
-    return (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2]).unsqueeze(1)
-
-
 def hue(x_N3P: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
     """Turn the hue by `shift` turns, in HSV, without branches.
 
-    With value v, chroma c and hue h in turns, a channel is v - c * clamp(2 - 6 d, 0, 1), where d is the distance from
-    h + offset to the nearest whole number, and the offset is 1/2, 1/6 or -1/6 for red, green or blue.
+    With value v, chroma c and hue h in turns, a channel is v - c clamp(2 - 6 d, 0, 1) = v - 2 c + 6 c clamp(d, 1/6, 1/3),
+    where d is the distance from h + offset to the nearest whole number, and the offset is 1/2, 1/6 or -1/6 for red,
+    green or blue.
     """
     red, green, blue = x_N3P.unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
@@ -125,11 +128,10 @@ def hue(x_N3P: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:
     turns.lerp_((blue - red).add_(chroma, alpha=2), green.clone().eq_(value))
     turns.lerp_(green - blue, red.clone().eq_(value))
     # grey pixels have no hue; their chroma of 0 removes whatever this gives
-    turns.div_(chroma.clamp(min=1e-8)).mul_(1 / 6).add_(shift_N[:, None])
+    turns = torch.addcdiv(shift_N[:, None], turns, chroma.clamp(min=1e-8), value=1 / 6)
     distance = turns[:, None] + turns.new_tensor([1 / 2, 1 / 6, -1 / 6])[:, None]
-    distance.sub_(distance.round()).abs_()
-    share = distance.mul_(-6).add_(2).clamp_(0, 1)
-    return torch.addcmul(value[:, None], chroma[:, None], share, value=-1)
+    distance.sub_(distance.round()).abs_().clamp_(1 / 6, 1 / 3)
+    return torch.addcmul(value.sub_(chroma, alpha=2)[:, None], chroma[:, None], distance, value=6)
 
 
 def blur(x_NCSS: torch.Tensor, sigma_N: torch.Tensor, radius: int) -> torch.Tensor:
@@ -142,9 +144,26 @@ def blur(x_NCSS: torch.Tensor, sigma_N: torch.Tensor, radius: int) -> torch.Tens
     kernel /= kernel.sum(dim=-1, keepdim=True)
     source = (torch.arange(size, device=device)[:, None] + offsets).abs()
     source = torch.where(source >= size, 2 * (size - 1) - source, source)
-    matrix = torch.zeros(len(sigma_N), size, size, device=device)
-    matrix.scatter_add_(2, source.expand(len(sigma_N), -1, -1), kernel[:, None].expand(-1, size, -1))
-    return apply_separable(x_NCSS, matrix, matrix)
+    matrix_NSS = torch.zeros(len(sigma_N), size, size, device=device)
+    matrix_NSS.scatter_add_(2, source.expand(len(sigma_N), -1, -1), kernel[:, None].expand(-1, size, -1))
+    if x_NCSS.device.type == "cpu" and size > _BLUR_BLOCK:
+        return _in_blocks(x_NCSS, matrix_NSS, radius)
+    return apply_separable(x_NCSS, matrix_NSS, matrix_NSS)
+
+
+def _in_blocks(x_NCSS: torch.Tensor, matrix_NSS: torch.Tensor, radius: int) -> torch.Tensor:
+    """`apply_separable` with entries that vanish `radius` away from the diagonal, without most of the zeros."""
+    size = x_NCSS.shape[-1]
+    blocks = [slice(start, start + _BLUR_BLOCK) for start in range(0, size, _BLUR_BLOCK)]
+    reaches = [slice(max(0, block.start - radius), block.stop + radius) for block in blocks]
+    blurred, out = torch.empty_like(x_NCSS[0]), torch.empty_like(x_NCSS)
+    for x_CSS, matrix_SS, out_CSS in zip(x_NCSS, matrix_NSS, out, strict=True):
+        for block, reach in zip(blocks, reaches, strict=True):
+            columns = blurred.flatten(0, 1)[:, block]
+            torch.mm(x_CSS.flatten(0, 1)[:, reach], matrix_SS[block, reach].T, out=columns)
+        for (block, reach), channel in itertools.product(zip(blocks, reaches, strict=True), range(len(x_CSS))):
+            torch.mm(matrix_SS[block, reach], blurred[channel, reach], out=out_CSS[channel, block])
+    return out
 
 
 def solarize(x: torch.Tensor) -> torch.Tensor:
@@ -153,6 +172,15 @@ def solarize(x: torch.Tensor) -> torch.Tensor:
     return torch.addcmul(x, bright, 1 - 2 * x)
 
 
-def normalise_(x_NCSS: torch.Tensor, recipe: ViewRecipe) -> torch.Tensor:
-    mean, std = (torch.tensor(values, device=x_NCSS.device)[:, None, None] for values in (recipe.mean, recipe.std))
-    return x_NCSS.sub_(mean).div_(std)
+def grey_and_normalised(
+    x_NCSS: torch.Tensor, grey_N: torch.Tensor, mean: Sequence[float], std: Sequence[float]
+) -> torch.Tensor:
+    """(x - mean) / std, of the luma where `grey_N`: one product, since both are linear in a pixel's channels."""
+    channels, device = x_NCSS.shape[1], x_NCSS.device
+    matrix = torch.eye(channels, device=device)
+    if channels == 3:
+        matrix = torch.where(grey_N[:, None, None], luma_weights(3, device).expand(3, 3), matrix)
+    scale = 1 / torch.tensor(std, device=device)[:, None]
+    offset = -torch.tensor(mean, device=device)[:, None] * scale
+    matrix = (matrix * scale).expand(len(x_NCSS), -1, -1)
+    return torch.baddbmm(offset, matrix, x_NCSS.flatten(2)).view_as(x_NCSS)

@@ -30,7 +30,7 @@ def crop_views(images: Images, image_of_N: torch.Tensor, params: ViewParams, siz
     hflip = params.hflip ^ ((params.turns == 1) | (params.turns == 2))
     vflip = params.vflip ^ ((params.turns == 2) | (params.turns == 3))
     if isinstance(images, torch.Tensor) and (images.device.type != "cpu" or images[0, 0].numel() <= _DENSE_PIXELS):
-        return _by_products(images[image_of_N], params.box, hflip, vflip, size)
+        return _by_products(images.index_select(0, image_of_N), params.box, hflip, vflip, size)
     return _one_by_one(images, image_of_N, params.box, hflip, vflip, size)
 
 
@@ -57,7 +57,8 @@ def resize_weights(
     step = (length / size)[:, None]
     centre = start[:, None] + (out + 0.5) * step
     pixel = torch.arange(extent, device=start.device, dtype=torch.float32) + 0.5
-    weights = (pixel - centre[..., None]).abs_().mul_(-1 / step.clamp(min=1)[..., None]).add_(1).clamp_(min=0)
+    slope = -1 / step.clamp(min=1)
+    weights = (pixel - centre[..., None]).abs_().mul_(slope[..., None]).add_(1).clamp_(min=0)
     inside = ((pixel > start[:, None]) & (pixel < (start + length)[:, None])).to(torch.float32)
     weights *= inside[:, None, :]
     return weights.div_(weights.sum(dim=-1, keepdim=True))
