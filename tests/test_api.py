@@ -146,6 +146,9 @@ def test_names_stay_and_paths_become_absolute() -> None:
         str(Path("photos").absolute()),
         str(Path("photos/cat").absolute()),
     )
+    assert api._describe("shard-{00..09}.tar") == str(Path("shard-{00..09}.tar").absolute())
+    assert api._describe("s3://bucket/*.tar") == "s3://bucket/*.tar"
+    assert api._describe([b"an encoded image", b"another"]) == "in memory: list"
 
 
 # Large photographs

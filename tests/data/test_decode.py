@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 
@@ -425,6 +426,15 @@ def test_a_tiff_whose_pages_differ_in_size_is_no_stack():
         writer.write(DEEP[:3, :, 0])
     with pytest.raises(DataError, match=r"^here: "):
         decode(out.getvalue(), where="here", channels=2)
+
+
+def test_a_compression_that_needs_a_package_names_it():
+    if importlib.util.find_spec("imagecodecs") is not None:
+        pytest.skip("imagecodecs is installed")
+    pages = [Image.fromarray(GREY)] * 5
+    data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    with pytest.raises(DataError, match=r"^here: .*LZW.*pip install imagecodecs"):
+        decode(data, where="here", channels=5)
 
 
 def test_ome_tiff_reads_no_other_file(tmp_path, monkeypatch):

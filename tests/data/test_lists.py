@@ -75,7 +75,7 @@ def test_tabs(folder):
     ("text", "said"),
     [
         ("where,label\na.png,1", r"\['where', 'label'\].*path, file"),
-        ("path,label\na.png", r"\['a.png'\].*fewer columns"),
+        ("path,label\na.png", r"line 2: fewer columns than the header \['path', 'label'\]"),
         ("path,label\n,3", "no path"),
         ("path,label\n", "names no files"),
         ("", r"\[\].*path, file"),

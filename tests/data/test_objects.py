@@ -140,6 +140,7 @@ def test_classes_that_do_not_name_the_labels():
     ("item", "said"),
     [
         (torch.rand(3, 4, 4), r"float32 \(3, 4, 4\).*leave the transform out"),
+        (torch.zeros(3, 4, 4, dtype=torch.bfloat16), r"bfloat16 \(3, 4, 4\).*leave the transform out"),
         ((np.zeros((4, 4, 3)), 1), r"float64 \(4, 4, 3\).*leave the transform out"),
         (np.zeros((4, 4, 3), np.int64), r"int64 \(4, 4, 3\)\.$"),
         (np.zeros((2, 4, 4, 3), np.uint8), r"uint8 \(2, 4, 4, 3\)"),
@@ -183,9 +184,9 @@ def test_a_damaged_lazy_image_is_unreadable(tmp_path):
     noise.save(tmp_path / "x.png")
     (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:5000])
     with Image.open(tmp_path / "x.png") as lazy:
-        source = open_source(Items([RGB, lazy]))
-        with pytest.raises(DataError, match=r"^Items:1: the image is damaged"):
-            source.read(1)
+        source = open_source(Items([lazy, RGB]))
+        with pytest.raises(DataError, match=r"^Items:0: the image is damaged"):
+            source.read(0)
 
 
 @pytest.mark.parametrize("thread_safe", [False, True])

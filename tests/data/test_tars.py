@@ -100,6 +100,7 @@ def test_label_names(tmp_path):
         ("1.json", b'{"label": true}'),
         ("1.json", b'{"label": [1]}'),
         ("1.json", b"[" * 100_000),
+        ("1.json", b'{"label": "\\ud800"}'),
         ("1.txt", b"\xff"),
         ("1.txt", b"4" * 100),
         ("1.cls", b""),
@@ -179,6 +180,10 @@ def test_tables_beside_shards_and_tars_beside_images(tmp_path):
     shard(tmp_path / "0.tar", 0)
     pq.write_table(pa.table({"caption": ["x"]}), tmp_path / "0.parquet")
     assert isinstance(open_source(tmp_path), TarSource)
+    pq.write_table(pa.table({"image": [png()]}), tmp_path / "0.parquet")
+    with pytest.raises(DataError, match=r"both 1 parquet files of images and 1 tars"):
+        open_source(tmp_path)
+    pq.write_table(pa.table({"caption": ["x"]}), tmp_path / "0.parquet")
     (tmp_path / "1.png").write_bytes(png())
     source = open_source(tmp_path)
     assert ids(source) == ["1.png"]
@@ -201,6 +206,17 @@ def test_the_index_is_kept_until_the_tar_changes(tmp_path, monkeypatch):
             open_source(path)
     shard(path, 10, 4)
     assert value(open_source(path), 3) == 13
+
+
+def test_only_shards_that_are_new_are_indexed(tmp_path, monkeypatch):
+    shard(tmp_path / "0.tar", 0)
+    open_source(tmp_path)
+    shard(tmp_path / "1.tar", 10)
+    build, built = index_module.build_index, []
+    monkeypatch.setattr(index_module, "build_index", lambda file: built.append(Path(file).name) or build(file))
+    source = open_source(tmp_path)
+    assert built == ["1.tar"]
+    assert [value(source, i) for i in range(6)] == [0, 1, 2, 10, 11, 12]
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", "half"])
@@ -311,6 +327,21 @@ def test_a_damaged_header_in_the_middle(tmp_path):
     path.write_bytes(data)
     with pytest.warns(UserWarning, match="damaged after byte 4096"):
         assert len(open_source(path)) == 2
+
+
+def test_a_member_of_negative_size_does_not_lead_back(tmp_path):
+    """The loop of CVE-2025-8194: a header whose size leads the reader to the header itself again."""
+    path = shard(tmp_path / "x.tar", 0, 3)
+    data = bytearray(path.read_bytes())
+    header = data[2048 : 2048 + 512]
+    header[124:136] = (-512 % 256**12).to_bytes(12, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[2048 : 2048 + 512] = header
+    path.write_bytes(data)
+    with pytest.warns(UserWarning, match=r"breaks off or is damaged"):
+        source = open_source(path)
+    assert ids(source) == ["x.tar:000000.png"]
 
 
 def test_a_tar_that_is_cut_while_it_is_in_use(tmp_path):

@@ -71,7 +71,7 @@ def decode(
 def pillow_pixels(image: Image.Image, where: str) -> Pixels:
     """The upright pixels of a Pillow image as :func:`decode` takes them; `DataError` where they have no agreed range.
 
-    (H, W), (H, W, 3) or (H, W, 4) uint8, or (H, W) uint16.
+    (H, W), (H, W, 3) or (H, W, 4) uint8, or (H, W, 1) uint16.
     """
     image = _upright(image)
     return _own_pixels(image.convert("RGBA") if image.mode == "LA" else image, where, None)
@@ -156,7 +156,6 @@ def _deep_png(data: bytes, where: str) -> NDArray[np.uint16]:
     PNG puts the upper byte first, and reading it as if the lower one came first gives the lower 8. (The reader of
     torchvision knows 16 bits, but damaged files crash it and the whole process.)
     """
-
     upper, lower = (_bytes_of_deep_png(data, order, where).astype(np.uint16) for order in ("B", "L"))
     pixels: NDArray[np.uint16] = upper << np.uint16(8) | lower
     return pixels

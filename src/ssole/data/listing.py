@@ -83,13 +83,20 @@ def scan(folder: Path) -> Listing:
             path = f"{here}/{entry.name}" if here else entry.name
             if entry.name.startswith("."):
                 hidden += 1
-            elif entry.is_dir():
+            elif _is_folder(entry):
                 waiting.append(path)
             elif (suffix := os.path.splitext(entry.name)[1].lower()) in image_suffixes():
                 images.append(path)
             else:
                 ignored[suffix] += 1
     return Listing(paths=Paths(sorted(images)), ignored=ignored, hidden=hidden, changed=changed)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads to itself, which is told like other broken links when it is read
+        return False
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ import csv
 import io
 import os
 import posixpath
+import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import quote
 
@@ -21,6 +22,8 @@ from ssole.errors import DataError
 _TABLES = {".csv": ",", ".tsv": "\t"}
 LIST_SUFFIXES = (".txt", *_TABLES)
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image")
+# Relative, without a protocol or drive, and no part begins with a dot: a path that leads nowhere else, told quickly.
+_PLAIN = re.compile(r"[^/\\.:][^/\\:]*(?:/[^/\\.:][^/\\:]*)*")
 _LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 
@@ -78,23 +81,29 @@ class ListSource:
 
 
 def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[str] | None]:
-    """Paths and labels of a table's rows; rows without a path are an error, for their labels would shift."""
+    """The paths and labels of a table; `DataError` for a row without a path, as labels would shift without it."""
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    entries: list[str] = []
+    labels: list[str] = []
     try:
         header = [name.strip().lower() for name in next(rows, [])]
-        path = _column(header, _PATH_COLUMNS)
-        label = _column(header, _LABEL_COLUMNS)
+        path, label = _column(header, _PATH_COLUMNS), _column(header, _LABEL_COLUMNS)
         if path is None:
             raise DataError(
                 f"{location} begins with {header}; its header must name a column of paths: {', '.join(_PATH_COLUMNS)}."
             )
-        filled = [row for row in rows if row]
+        for row in rows:
+            if row:
+                entries.append(row[path].strip())
+                labels.append(row[label or 0].strip())
+                if not entries[-1]:
+                    raise DataError(f"{location}, line {rows.line_num}: the row {row} has no path.")
     except csv.Error as error:
-        raise DataError(f"{location}, line {rows.line_num}: {error}") from error
-    width = max(path, -1 if label is None else label) + 1
-    if short := next((row for row in filled if len(row) < width or not row[path].strip()), None):
-        raise DataError(f"{location}: the row {short} has no path, or fewer columns than the header {header}.")
-    return [row[path].strip() for row in filled], None if label is None else [row[label].strip() for row in filled]
+        raise DataError(f"{location}, line {rows.line_num}: {error}.") from error
+    except IndexError as error:
+        message = f"{location}, line {rows.line_num}: fewer columns than the header {header}."
+        raise DataError(message) from error
+    return entries, None if label is None else labels
 
 
 def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
@@ -118,7 +127,7 @@ def _below_root(entries: list[str], root: str, location: str) -> Iterator[str]:
     inside = _inside_url if is_remote(root) else _inside_folder
     prefix = root if root.endswith(("/", os.sep)) else root + ("/" if is_remote(root) else os.sep)
     for entry in entries:
-        path = inside(entry, prefix)
+        path = entry if _PLAIN.fullmatch(entry) else inside(entry, prefix)
         if path is None:
             raise DataError(
                 f"{location} names {entry!r}, which is outside of {root}, and a list may only read below the folder it "

@@ -63,9 +63,9 @@ class ObjectSource:
         self._items = items
         given = getattr(items, "name", None)
         self.name = name or (given if isinstance(given, str) else type(items).__name__)
-        plain = isinstance(items, (list, tuple))
-        self._holds_paths = isinstance(items, (list, tuple)) and all(isinstance(x, (str, os.PathLike)) for x in items)
-        self._turn = nullcontext() if plain or thread_safe else threading.Lock()
+        is_list = isinstance(items, (list, tuple))
+        self._holds_paths = is_list and all(isinstance(items[i], (str, os.PathLike)) for i in range(len(items)))
+        self._turn = nullcontext() if is_list or thread_safe else threading.Lock()
         self.labels, self.classes = _labels(items)
         if len(items):
             self._check_first()
@@ -94,29 +94,45 @@ class ObjectSource:
         return item[0] if isinstance(item, (tuple, list)) and item else item
 
     def _check_first(self) -> None:
-        """Better now than after a percent of all images; but one that merely cannot be read is for the count."""
+        """Tell now, not after a percent of all images, that items are of a wrong kind; one may well be unreadable."""
         try:
             item = self._item(0)
         except DataError:
             return
-        if not isinstance(item, (str, os.PathLike)):
-            _image(item, self.id(0))
+        if not _is_opened_later(item):
+            _array(item, self.id(0))
+
+
+def _is_opened_later(item: Any) -> bool:
+    from PIL import Image
+
+    return isinstance(item, (bytes, bytearray, str, os.PathLike, Image.Image))
 
 
 def _image(item: Any, where: str) -> bytes | Pixels:
-    import torch
-    from PIL import Image
-
+    if not _is_opened_later(item):
+        return _array(item, where)
     if isinstance(item, (bytes, bytearray)):
         return bytes(item)
-    if isinstance(item, (str, os.PathLike)):
-        return read_bytes(os.fspath(item), where=where)
-    if isinstance(item, Image.Image):
-        return _pillow(item, where)
+    return read_bytes(os.fspath(item), where=where) if isinstance(item, (str, os.PathLike)) else _pillow(item, where)
+
+
+def _array(item: Any, where: str) -> Pixels:
+    """An array as it is, and a tensor with its channels last."""
+    import torch
+
     is_tensor = isinstance(item, torch.Tensor)
-    array = item.detach().cpu().numpy() if is_tensor else item
-    if not isinstance(array, np.ndarray) or array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3):
-        raise DataError(f"{where}: {_wrong(array, item)}")
+    if not is_tensor and not isinstance(item, np.ndarray):
+        raise DataError(
+            f"{where}: an item must be an image, or a tuple that begins with one; got {type(item).__name__}."
+        )
+    if item.dtype not in (np.uint8, np.uint16, torch.uint8, torch.uint16) or item.ndim not in (2, 3):
+        made = " A transform made it so: leave the transform out, for views are made of whole 8-bit images here."
+        raise DataError(
+            f"{where}: an item must hold uint8 or uint16 pixels of 2 or 3 dimensions; "
+            f"got {item.dtype} {tuple(item.shape)}.{made if 'float' in str(item.dtype) else ''}"
+        )
+    array: Pixels = item.detach().cpu().numpy() if is_tensor else item
     return array.transpose(1, 2, 0) if is_tensor and array.ndim == 3 else array
 
 
@@ -127,15 +143,6 @@ def _pillow(image: Image.Image, where: str) -> Pixels:
         raise
     except Exception as error:  # a file that is decoded only now, and Pillow's decoders raise almost anything
         raise DataError(f"{where}: the image is damaged ({type(error).__name__}: {error}).") from error
-
-
-def _wrong(array: Any, item: Any) -> str:
-    if not isinstance(array, np.ndarray):
-        return f"an item must be an image, or a tuple that begins with one; got {type(item).__name__}."
-    hint = ""
-    if np.issubdtype(array.dtype, np.floating):
-        hint = " A transform made it so: leave the transform out, for views are made of whole 8-bit images here."
-    return f"an item must hold uint8 or uint16 pixels of 2 or 3 dimensions; got {array.dtype} {array.shape}.{hint}"
 
 
 def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:

@@ -192,14 +192,21 @@ def _open_images(root: Path, split: Split, listing: str | os.PathLike[str] | Non
 
 
 def _shards_below(root: Path) -> list[str]:
-    """Parquet files if any holds images, else tars, else what parquet there is: its error says what it lacks.
+    """Parquet files if the first holds images, else tars, else what parquet there is: its error says what it lacks.
 
-    Shards of tars often have tables of captions beside them.
+    Shards of tars often have tables of captions beside them, but images in both are an error.
     """
     visible = [path for path in root.rglob("*") if path.suffix.lower() in (".parquet", ".tar") and path.is_file()]
     visible = [path for path in visible if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     parquet, tars = (sorted(str(p) for p in visible if _kind(str(p)) == kind) for kind in (".parquet", ".tar"))
-    return tars if tars and not (parquet and image_column(parquet[0]) is not None) else parquet
+    if not parquet or not tars:
+        return parquet or tars
+    if image_column(parquet[0]) is None:
+        return tars
+    raise DataError(
+        f"{root} holds both {len(parquet)} parquet files of images and {len(tars)} tars, such as {parquet[0]} and "
+        f"{tars[0]}. Name the files you mean."
+    )
 
 
 def _open_files(files: list[str], root: str | None, split: Split) -> Source:

@@ -141,6 +141,7 @@ class _Shard:
         return f"{location} breaks off or is damaged after byte {min(tar.offset, size)}: what comes after that is lost."
 
     def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
+        """Take in one member, as an image, as a label or as neither."""
         folder, _, name = member.name.rpartition("/")
         key, _, extension = name.partition(".")
         extension = extension.lower()
@@ -152,33 +153,36 @@ class _Shard:
         elif not member.isreg() or member.issparse():  # links name other files; sparse ones are not stored in one piece
             self.ignored["link, device or sparse file"] += 1
         elif suffix in image_suffixes():
-            self.add_image(
-                self.samples.setdefault(f"{folder}/{key}", _Sample()), member, plain=suffix == f".{extension}"
-            )
+            self.add_image(self.samples.setdefault(f"{folder}/{key}", _Sample()), member)
         elif (text := _label(member, extension, file)) is not None:
             self.samples.setdefault(f"{folder}/{key}", _Sample()).labels[extension] = text
         else:
             self.ignored[suffix] += 1
 
-    def add_image(self, sample: _Sample, member: tarfile.TarInfo, *, plain: bool) -> None:
+    def add_image(self, sample: _Sample, member: tarfile.TarInfo) -> None:
         """Of several images with one key (``1.jpg``, ``1.mask.png``) the first without a second dot is the sample's."""
-        held = os.path.basename(sample.name)
-        same = sample.name == member.name  # appended later to replace the first
-        if sample.size < 0 or same or (plain and held.count(".") > 1):
-            self.ignored[os.path.splitext(held)[1].lower()] += sample.size >= 0 and not same
-            sample.name, sample.offset, sample.size = member.name, member.offset_data, member.size
-        else:
-            self.ignored[os.path.splitext(member.name)[1].lower()] += 1
+        if sample.size >= 0 and sample.name != member.name:  # the same name was appended to replace the first
+            better = _dots(member.name) < 2 <= _dots(sample.name)
+            self.ignored[os.path.splitext(sample.name if better else member.name)[1].lower()] += 1
+            if not better:
+                return
+        sample.name, sample.offset, sample.size = member.name, member.offset_data, member.size
+
+
+def _dots(name: str) -> int:
+    return name.rpartition("/")[2].count(".")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The members up to the end, or to where the headers cannot be followed further."""
     while True:
+        here = tar.offset
         try:
             member = tar.next()
         except tarfile.TarError:
             return
-        if member is None:
+        # some versions of tarfile follow a negative size backwards, and round and round
+        if member is None or member.size < 0 or tar.offset < here:
             return
         yield member
         tar.members.clear()  # type: ignore[attr-defined] # it would keep them all
@@ -192,6 +196,7 @@ def _label(member: tarfile.TarInfo, extension: str, file: BinaryIO) -> str | Non
     try:
         text = file.read(member.size).decode("utf-8").strip()
         value = json.loads(text)["label"] if extension == "json" else int(text) if extension == "txt" else text
+        str(value).encode("utf-8")  # JSON can spell halves of surrogate pairs, which are no text
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
     return str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) and value != "" else None

@@ -58,7 +58,12 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
 def _page(page: Any, pages: int, where: str) -> Pixels:
     """(H, W, C) in the byte order of the machine."""
     _check_size(page.size * pages, where)
-    pixels: NDArray[Any] = page.asarray()
+    try:
+        pixels: NDArray[Any] = page.asarray()
+    except (ValueError, KeyError) as error:
+        if "imagecodecs" not in str(error):
+            raise
+        raise DataError(f"{where}: the compression needs a package ({error}): pip install imagecodecs") from error
     if pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
     if pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
