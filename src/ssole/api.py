@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
+from ssole.data.folder import FolderSource
 from ssole.data.loader import ImageStore
 from ssole.data.patterns import has_pattern
 from ssole.data.remote import is_remote
-from ssole.data.folder import FolderSource
 from ssole.data.sources import open_source
 from ssole.data.torchvision_sets import KNOWN
 from ssole.device import resolve_device
@@ -87,15 +87,15 @@ def start(
     _try_backbone(config)
     data = config.data if data is None else data
     config = dataclasses.replace(config, data=_describe(data))
-    store = _open(config, data, "train", progress)
-    make_plan(config, len(store))
-    config = _measured(config, store)
-    evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
-    run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
-    if isinstance(store.source, FolderSource):
-        store.source.keep_listing(run.path / LISTING)
-    with alone_in(run):
-        return train(run, store, evaluators=evaluators, progress=progress)
+    with _open(config, data, "train", progress) as store:
+        make_plan(config, len(store))
+        config = _measured(config, store)
+        evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
+        run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
+        if isinstance(store.source, FolderSource):
+            store.source.keep_listing(run.path / LISTING)
+        with alone_in(run):
+            return train(run, store, evaluators=evaluators, progress=progress)
 
 
 def resume(
@@ -121,10 +121,11 @@ def resume(
         return found
     if data is None and in_memory(config):
         raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
-    store = _open(config, config.data if data is None else data, "train", progress, listing=found.path / LISTING)
-    evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
-    with alone_in(found):
-        return train(found, store, evaluators=evaluators, progress=progress)
+    images = config.data if data is None else data
+    with _open(config, images, "train", progress, listing=found.path / LISTING) as store:
+        evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
+        with alone_in(found):
+            return train(found, store, evaluators=evaluators, progress=progress)
 
 
 def _measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
@@ -132,6 +133,11 @@ def _measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
     if config.augment.mean is not None:
         return config
     mean, std = store.channel_statistics()
+    if min(std) == 0:
+        raise DataError(
+            f"channel {std.index(0)} of {store.source.name} has the same value everywhere, so it cannot be normalised: "
+            "leave it out, or give augment.mean and augment.std"
+        )
     return apply_overrides(config, {"augment.mean": mean, "augment.std": std})
 
 
@@ -159,11 +165,9 @@ def in_memory(config: PretrainConfig) -> bool:
     return isinstance(config.data, str) and config.data.startswith(_IN_MEMORY)
 
 
-def _open(
-    config: PretrainConfig, data: Spec, split: Any, progress: bool, *, listing: Path | None = None
-) -> ImageStore:
+def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool, *, listing: Path | None = None) -> ImageStore:
     source = open_source(data, split=split, listing=listing)
-    return ImageStore(source, shrink_to=_useful_size(config), channels=config.channels, progress=progress)
+    return ImageStore(source, shrink_to=_useful_size(config), channels=config.channels, cache=True, progress=progress)
 
 
 def _useful_size(config: PretrainConfig) -> int:

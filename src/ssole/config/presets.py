@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from typing import Any
 
 from ssole.config.schema import ConfigError, Crop, ViewRecipe
 
 _LARGE, _SMALL = (Crop(count=2, size=224),), (Crop(count=4, size=32),)
 _DIGITS = (Crop(count=4, size=32, scale=(0.5, 1.0)),)  # a smaller part of a character may be another one
-_FLIPS_AND_TURNS = {"hflip": 0.5, "vflip": 0.5, "turn": 0.75}
-_NO_COLOUR = {"saturation": 0.0, "hue": 0.0, "grey": 0.0, "mean": None, "std": None}
+_FLIPS_AND_TURNS: dict[str, Any] = {"hflip": 0.5, "vflip": 0.5, "turn": 0.75}
+_NO_COLOUR: dict[str, Any] = {"saturation": 0.0, "hue": 0.0, "grey": 0.0, "mean": None, "std": None}
 
 PRESETS: dict[str, ViewRecipe] = {
     # SimCLR's (Chen et al. 2020), at the strength that most of its followers use
@@ -24,9 +25,9 @@ PRESETS: dict[str, ViewRecipe] = {
         crops=_LARGE, **_FLIPS_AND_TURNS, brightness=0.3, contrast=0.3, saturation=0.2, hue=0.05, grey=0.1, blur=0.3
     ),
     # one channel, such as X-rays or documents
-    "grey": ViewRecipe(crops=_LARGE, **_NO_COLOUR, blur=0.5),  # type: ignore[arg-type]
+    "grey": ViewRecipe(crops=_LARGE, **_NO_COLOUR, blur=0.5),
     # any number of channels, none of which is red: only what treats all channels alike
-    "channels": ViewRecipe(crops=_LARGE, **_NO_COLOUR, **_FLIPS_AND_TURNS, brightness=0.2, contrast=0.2, blur=0.3),  # type: ignore[arg-type]
+    "channels": ViewRecipe(crops=_LARGE, **_NO_COLOUR, **_FLIPS_AND_TURNS, brightness=0.2, contrast=0.2, blur=0.3),
 }
 
 

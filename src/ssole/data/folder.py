@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.fingerprint import files_digest
 from ssole.data.listing import Listing, keep, list_images
 from ssole.data.paths import Paths
 from ssole.data.storage import read_bytes
@@ -62,6 +63,10 @@ class FolderSource:
     def read(self, i: int) -> bytes:
         """The encoded bytes of image i; `DataError` where the file cannot be read."""
         return read_bytes(os.path.join(self._folder, self._paths[i]), where=self.id(i))
+
+    def fingerprint(self) -> str | None:
+        """Changes when a file gets another size or time; None where the files are remote."""
+        return files_digest(self._folder, self._paths)
 
     def keep_listing(self, path: Path) -> None:
         """Write the paths to a file that can be given as `listing` from then on."""

@@ -13,6 +13,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.fingerprint import files_digest
 from ssole.data.labels import number_texts
 from ssole.data.paths import Paths
 from ssole.data.remote import is_remote
@@ -78,6 +79,10 @@ class ListSource:
             path = quote(path, errors="surrogateescape") if self.root.startswith("http") else path
             return read_bytes(f"{self.root}/{path}", where=self._paths[i])
         return read_bytes(os.path.join(self.root, path), where=path)
+
+    def fingerprint(self) -> str | None:
+        """Changes when a file gets another size or time; None where the files are remote."""
+        return files_digest(self.root, self._paths)
 
 
 def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[str] | None]:

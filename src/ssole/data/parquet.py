@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.fingerprint import files_digest
 from ssole.data.host import total_memory
 from ssole.data.labels import number_labels
 from ssole.data.remote import is_remote
@@ -52,6 +53,7 @@ class ParquetSource:
         paths = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not paths:
             raise DataError("No parquet file was given.")
+        self._located = paths
         schema = _open(paths[0]).schema_arrow
         features = _features(schema)
         image = _image_column(schema, features, image_column, paths[0])
@@ -87,6 +89,10 @@ class ParquetSource:
         if data is None:
             raise DataError(f"{self.id(i)}: the row has no image bytes (null).")
         return data
+
+    def fingerprint(self) -> str | None:
+        """Changes when a file gets another size or time; None where the files are remote."""
+        return files_digest("", self._located)
 
 
 def image_column(file: str) -> str | None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.fingerprint import files_digest
 from ssole.data.folder import kinds
 from ssole.data.labels import number_texts
 from ssole.data.remote import is_remote
@@ -89,6 +90,10 @@ class TarSource:
         """The encoded bytes of image i; `DataError` where they cannot be read."""
         start = int(self._offsets[i])
         return read_bytes(self._files[self._shard(i)], where=self.id(i), start=start, end=start + int(self._sizes[i]))
+
+    def fingerprint(self) -> str | None:
+        """Changes when a file gets another size or time; None where the files are remote."""
+        return files_digest("", self._files)
 
     def _shard(self, i: int) -> int:
         return int(np.searchsorted(self._starts, i, side="right")) - 1

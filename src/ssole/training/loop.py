@@ -69,7 +69,9 @@ def train(
 
     with (
         torch_state(deterministic=config.deterministic),
-        Monitor(run, _title(config, plan, device, done), total=plan.total, done=done, progress=progress) as monitor,
+        Monitor(
+            run, _title(config, plan, device, done), total=plan.total, done=done, feed=feed, progress=progress
+        ) as monitor,
         stop_signal(monitor.tell_stopping) as stop,
     ):
         for step, epoch, ids, images in feed.batches(plan, done.step):

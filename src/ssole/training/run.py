@@ -20,7 +20,6 @@ import torch
 from ssole.config import ConfigError, PretrainConfig, from_dict, read_settings, to_dict
 from ssole.files import remove_leftovers, write_text_atomically
 
-
 LISTING = "listing.arrow"
 
 

@@ -85,7 +85,7 @@ def colour_jitter(x_NCSS: torch.Tensor, params: ViewParams, recipe: ViewRecipe, 
         x = hue(x, params.factors[:, HUE])
     for place in after:
         x = linear(x, params.order[:, place], params.factors, None if idle is None else place <= idle)
-    return x.unflatten(2, x_NCSS.shape[2:])
+    return x.view_as(x_NCSS)
 
 
 def linear(

@@ -53,7 +53,7 @@ def _fitted(image: torch.Tensor, side: int) -> torch.Tensor:
     scale = side / max(x.shape[2:])
     height, width = (max(1, round(length * scale)) for length in x.shape[2:])
     mode = {"mode": "bilinear", "antialias": True} if scale < 1 else {"mode": "nearest"}
-    x = F.interpolate(x, (height, width), **mode)  # type: ignore[arg-type]
+    x = F.interpolate(x, (height, width), **mode)
     top, left = (side - height) // 2, (side - width) // 2
     return F.pad(x[0], (left, side - width - left, top, side - height - top), value=_PAPER / 255)
 
