@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from listed import Listed, png, pngs, wait_until_still
+from pictures import tar
 from ssole.data.cache import DISK_SHARE
 from ssole.data.fingerprint import fingerprint
 from ssole.data.loader import ImageStore
@@ -412,3 +413,32 @@ def test_closing_leaves_what_is_not_yet_decoded(tmp_path: Path) -> None:
     assert wait_until_still(source) < 300
     with pytest.raises(RuntimeError):
         store.get([599])
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "tar", "parquet"])
+def test_any_file_that_changed_is_noticed(tmp_path: Path, kind: str) -> None:
+    """Whatever the kind of source, and wherever in it: not only the images that are looked at by default."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    n, root = 40, tmp_path / "data"
+    root.mkdir()
+    if kind in ("folder", "list"):
+        files = [root / f"{i:02}.png" for i in range(n)]
+        for i, file in enumerate(files):
+            file.write_bytes(png(9, 9, i))
+        (tmp_path / "data.txt").write_text("".join(f"data/{file.name}\n" for file in files))
+    elif kind == "tar":
+        files = [tar(root / f"{i:02}.tar", {"a.png": png(9, 9, i)}) for i in range(n)]
+    else:
+        files = [root / f"{i:02}.parquet" for i in range(n)]
+        for i, file in enumerate(files):
+            pq.write_table(pa.table({"image": [{"bytes": png(9, 9, i), "path": None}]}), file)
+
+    def now() -> str:
+        return fingerprint(open_source(tmp_path / "data.txt" if kind == "list" else root))
+
+    before = now()
+    assert now() == before
+    os.utime(files[17], ns=(0, files[17].stat().st_mtime_ns + 1000))
+    assert now() != before
