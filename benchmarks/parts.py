@@ -69,7 +69,7 @@ def where_time_goes(config: PretrainConfig, images: NDArray[np.uint8], steps: in
         return {}
 
     parts = {
-        "images": (feed.Feed, "_get"),
+        "images": (feed.Feed, "_finish"),
         "views": (loop, "make_views"),
         "forward": (loop, "embed_views"),
         "loss": (loop, "_loss_terms"),

@@ -7,8 +7,8 @@ import zipfile
 
 import numpy as np
 import pytest
+from image_files import ids
 
-from pictures import ids
 from ssole.data.decode import decode
 from ssole.data.sources import ArraySource, Source, open_source
 from ssole.errors import DataError

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from image_files import tar
 from PIL import Image
 
 from listed import Listed, png, pngs, wait_until_still
-from pictures import tar
 from ssole.data.cache import DISK_SHARE
 from ssole.data.fingerprint import fingerprint
 from ssole.data.loader import ImageStore

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from image_files import deep_png
 from PIL import Image
 
-from pictures import deep_png
 from ssole.data.decode import decode
 from ssole.errors import DataError
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_files import ids, png, value
 
-from pictures import ids, png, value
 from ssole.data import listing as module
 from ssole.data.folder import FolderSource
 from ssole.data.listing import Listing, list_images
@@ -165,6 +165,7 @@ def test_a_million_paths_reopen_in_two_seconds(tmp_path, monkeypatch):
         ignored=Counter(),
         hidden=0,
         changed={name: (root / name).stat().st_mtime_ns for name in ("", *names)},
+        scanned=time.time_ns(),
     )
     monkeypatch.setattr(module, "scan", lambda folder: found)
     list_images(root, tmp_path / "kept.arrow")

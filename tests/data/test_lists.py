@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
+from image_files import ids, png, value
 
-from pictures import ids, png, value
 from ssole.data.sources import ListSource, Source, open_source
 from ssole.errors import DataError
 

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from image_files import ids, png, value
 from PIL import Image
 
-from pictures import ids, png, value
 from ssole.data.decode import decode
 from ssole.data.loader import ImageStore
 from ssole.data.sources import ObjectSource, Source, open_source

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_files import ids, png, tar, value
 
-from pictures import ids, png, tar, value
 from ssole.data import remote, tar_index
 from ssole.data.sources import open_source
 from ssole.errors import DataError

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_files import ids, png, value
 from PIL import Image
 
-from pictures import ids, png, value
 from ssole.data.listing import image_suffixes
 from ssole.data.loader import ImageStore
 from ssole.data.sources import ArraySource, FolderSource, ParquetSource, Source, open_source, shared_labels

@@ -13,8 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from image_files import ids, png, tar, value
 
-from pictures import ids, png, tar, value
 from ssole.data import tar_index as index_module
 from ssole.data.sources import Source, TarSource, open_source
 from ssole.errors import DataError

@@ -209,6 +209,10 @@ class PretrainConfig:
     """`digits-m`, a folder of images, parquet (files or a folder), or a torchvision name such as `cifar10`."""
     channels: int | None = None
     """Channels of images that are no photographs, kept at full depth (8 or 16 bits). None: red, green, blue, 8 bits."""
+    max_unreadable: float = 0.01
+    """Share of the images that may turn out to be unreadable before a run stops; each is listed in the run folder."""
+    cache_gb: float | None = None
+    """Largest cache of decoded images on disk, 0 for none. Null (None): up to half of what is free."""
     epochs: int = 100
     """Passes over the images."""
     steps: int | None = None
@@ -247,6 +251,8 @@ class PretrainConfig:
             f"{' and '.join(self.augment.colour_operations)} need red, green and blue, and channels is {wanted}: "
             "set them to 0, or use the preset 'channels'",
         )
+        _check(0 <= self.max_unreadable <= 1, f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
+        _check(self.cache_gb is None or self.cache_gb >= 0, f"cache_gb must be at least 0, got {self.cache_gb}")
         _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         _check(self.steps is None or self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         _check(
