@@ -167,7 +167,15 @@ def in_memory(config: PretrainConfig) -> bool:
 
 def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool, *, listing: Path | None = None) -> ImageStore:
     source = open_source(data, split=split, listing=listing)
-    return ImageStore(source, shrink_to=_useful_size(config), channels=config.channels, cache=True, progress=progress)
+    return ImageStore(
+        source,
+        shrink_to=_useful_size(config),
+        channels=config.channels,
+        max_unreadable=config.max_unreadable,
+        cache=config.cache_gb != 0,
+        cache_limit=None if config.cache_gb is None else int(config.cache_gb * 1e9),
+        progress=progress,
+    )
 
 
 def _useful_size(config: PretrainConfig) -> int:
