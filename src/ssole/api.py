@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import math
 import sys
 from collections.abc import Mapping
 from os import PathLike
@@ -146,17 +145,7 @@ def in_memory(config: PretrainConfig) -> bool:
 
 
 def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool) -> ImageStore:
-    return ImageStore(open_source(data, split=split), shrink_to=_useful_size(config), progress=progress)
-
-
-def _useful_size(config: PretrainConfig) -> int:
-    """The shorter side beyond which an image has no detail that a crop could use, in pixels.
-
-    It is that of an image whose smallest and narrowest crop has as many pixels as the view made of it. Photographs of
-    many megapixels are reduced to this, for a batch of them would take gigabytes.
-    """
-    crops = config.augment.crops
-    return max(math.ceil(c.size / math.sqrt(c.scale[0] * min(c.ratio[0], 1 / c.ratio[1]))) for c in crops)
+    return ImageStore(open_source(data, split=split), shrink_to=config.augment.useful_size, progress=progress)
 
 
 @torch.no_grad()

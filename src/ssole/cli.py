@@ -23,6 +23,7 @@ from ssole.training.run import Run
 
 USAGE = """usage: ssole COMMAND [OPTIONS]
 
+  ssole doctor DATA look at images before hours are spent: damage, copies, and what a run would cost
   ssole pretrain    learn a representation from unlabeled images
   ssole eval RUN    judge a run beside raw pixels and the same network untrained
   ssole embed RUN   write the features of images to a file
@@ -85,6 +86,57 @@ class EmbedArgs:
     """File to write: .npz (array, ids, labels, classes) or .parquet (id, embedding, label, class)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArgs:
+    """Look at images before hours are spent on them: what they are, which cannot be read, which are there twice, which
+    recipe to begin with, and what it would cost on this machine. Nothing is changed.
+
+    Exit code: 0 when a run would go through, 1 when a finding says stop, 2 for wrong input."""
+
+    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")]
+    """Images: a folder, parquet (files or a folder), or a data set name."""
+    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEST")] = ()
+    """Other images, such as those to test on: which of them are among DATA as well?"""
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Estimate the cost of this recipe (a name, or a YAML file); by default, of the one suggested."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; what the suggestion and the estimate are for."""
+    preview: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a picture (.png) of images and the views that the recipe makes of them."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write everything as JSON; - writes it to standard output, and the page to standard error."""
+    limit: Annotated[int, tyro.conf.arg(metavar="INT")] = 100_000
+    """Look at so many images at most, spread evenly over DATA (and over TEST)."""
+    estimate: bool = True
+    """Run a few training steps (about 20 s) to estimate time and memory."""
+
+
+def doctor(argv: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from ssole.doctor import examine
+    from ssole.doctor.page import print_page
+
+    args = tyro.cli(DoctorArgs, args=list(argv), prog="ssole doctor")
+    report = examine(
+        _spec(args.data),
+        against=_spec(args.against),
+        recipe=args.recipe,
+        device=args.device,
+        limit=args.limit,
+        preview=args.preview,
+        measure=args.estimate,
+    )
+    to_stdout = args.json == Path("-")
+    print_page(report, Console(stderr=to_stdout))
+    if to_stdout:
+        print(report.to_json(), end="")
+    elif args.json is not None:
+        report.save(args.json)
+        print(f"\nsaved: {args.json}")
+    return 1 if report.verdict == "stop" else 0
 
 
 def pretrain(argv: Sequence[str]) -> int:
@@ -182,7 +234,12 @@ def _spec(words: tuple[str, ...]) -> Any:
     return None if not words else words[0] if len(words) == 1 else list(words)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"pretrain": pretrain, "eval": evaluate, "embed": embed}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "doctor": doctor,
+    "pretrain": pretrain,
+    "eval": evaluate,
+    "embed": embed,
+}
 
 
 def _print_finished(run: Run) -> None:
