@@ -30,7 +30,7 @@ FEWEST_STEPS, MOST_STEPS = 3, 20
 SMALLEST_BATCH = 4  # images in the first trial step, from which the batch grows
 _SPARE = 0.5  # share of the available memory that a trial step may be expected to take
 _WORKSPACE = 1.15  # what convolutions and temporaries take beside what is counted
-_PROCESS = 600 << 20  # bytes of a Python process with torch, where the system does not say
+_PROCESS = 1 << 30  # bytes of a process that trains, where the system does not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,6 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     """
     plan = make_plan(config, images)
     available = _available(device)
-    process = _process_memory()
     with _explained(config), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         trial = Trial(config, sample, device)
         batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
@@ -90,7 +89,7 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     decode_seconds = min(images, plan.total * config.batch_size) / sample.decode.value
     memory = trial.memory(config.batch_size)
     if device.type == "cpu":
-        memory += process + _held_bytes(sample, contents, images, config.batch_size)
+        memory += _held_bytes(sample, contents, images, config.batch_size)
     return Estimate(
         device=str(device),
         precision=str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch."),
@@ -119,7 +118,8 @@ class Trial:
         self._optimizer = create_optimizer(self._encoder, config.optim)
         set_learning_rate(self._optimizer, 0.0)  # at the recipe's own, without its warmup, the loss might overflow
         self._loss = create_loss(config, device)
-        self._saved: dict[int, int] = {}  # bytes kept for the backward pass, by batch size
+        self._saved: dict[int, int] = {}  # bytes kept for the backward pass, by batch size ...
+        self._used: dict[int, int] = {}  # ... and bytes in use when they are most
         self._begin = time.perf_counter()
 
     def step(self, batch: int) -> tuple[float, float]:
@@ -130,21 +130,22 @@ class Trial:
         views = make_views(images, ids, recipe=self._config.augment, seed=self._config.seed, epoch=0)
         with _counted_bytes(self._encoder) as saved:
             loss = self._loss(embed_views(self._encoder, views, self._config))
+        self._saved[batch] = sum(saved.values()) + sum(view.nbytes for view in views)
+        self._used[batch] = _memory_in_use(self._device)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         wait_for(self._device)
         middle = time.perf_counter()
         self._optimizer.step()
         wait_for(self._device)
-        self._saved[batch] = sum(saved.values()) + sum(view.nbytes for view in views)
         return middle - begin, time.perf_counter() - middle
 
     def grow(self, most: int, *, most_bytes: float) -> int:
         """The batch to measure on: all of `most`, or as much of it as time and memory allow."""
         batch = min(SMALLEST_BATCH, most)
-        self.step(batch)  # the first pays for what later ones find ready
         while batch < most:
-            compute, update = self.step(batch)
+            # of two, since the first pays for what later ones find ready, and either may meet other work
+            compute, update = min(self.step(batch), self.step(batch))
             larger = min(2 * batch, most)
             seconds = (1 + FEWEST_STEPS) * (compute * larger / batch + update)
             if seconds > self._seconds_left or self.memory(larger) > most_bytes:
@@ -165,18 +166,14 @@ class Trial:
         return SECONDS - (time.perf_counter() - self._begin)
 
     def memory(self, batch: int) -> float:
-        """Bytes that a step on so many images takes: weights, gradients, optimizer, and what backward needs."""
-        weights: int = sum(p.nbytes for p in self._encoder.parameters())
-        state: int = sum(x.nbytes for one in self._optimizer.state.values() for x in one.values() if torch.is_tensor(x))
-        return 2 * weights + state + _WORKSPACE * self._saved_bytes(batch)
-
-    def _saved_bytes(self, batch: int) -> float:
-        """Along the straight line through the smallest and the largest batch measured."""
+        """Bytes in use in a step on so many images: measured on the largest batch so far, and on from there along the
+        straight line on which what is kept for the backward pass grows."""
         small, large = min(self._saved), max(self._saved)
         if small == large:
-            return self._saved[small] * batch / small
-        slope = (self._saved[large] - self._saved[small]) / (large - small)
-        return self._saved[small] + slope * (batch - small)
+            slope = self._saved[large] / large
+        else:
+            slope = (self._saved[large] - self._saved[small]) / (large - small)
+        return self._used[large] + _WORKSPACE * slope * (batch - large)
 
 
 @contextmanager
@@ -217,8 +214,10 @@ def _available(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
 
 
-def _process_memory() -> int:
-    """Bytes that this process takes now; training starts from about as much."""
+def _memory_in_use(device: torch.device) -> int:
+    """Bytes of the GPU that tensors take at most, or else of this process: training takes about as much beside them."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     statm = Path("/proc/self/statm")
     if statm.exists():
         return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -11,6 +11,7 @@ from ssole.doctor.estimate import Estimate
 from ssole.doctor.report import Against, Copies, Finding, Level
 from ssole.doctor.sample import Rate
 from ssole.doctor.scan import Unreadable
+from ssole.doctor.words import amount, share
 
 MOST_UNREADABLE = 0.01  # share beyond which training stops: `max_unreadable` of ssole.data.loader.ImageStore
 FEW = 1000  # images
@@ -28,7 +29,7 @@ def about_reading(images: int, examined: int, unreadable: Sequence[Unreadable]) 
     advice = "training leaves them out and goes on; repair them if they matter"
     if count > math.ceil(MOST_UNREADABLE * examined) or count == examined:
         level, advice = "stop", "training stops beyond 1 %: repair or remove them first (--json FILE lists them all)"
-    text = f"{_of(count, examined)} cannot be read"
+    text = f"{share(count, examined)} cannot be read"
     return Finding(level=level, topic="unreadable", text=text, advice=advice)
 
 
@@ -37,14 +38,14 @@ def about_copies(exact: Sequence[Copies], near: Sequence[Copies], examined: int)
     many = sum(len(group.copies) for group in exact)
     if many:
         advice = "training pushes copies apart as if they differed: keep one of each (--json FILE lists them all)"
-        text = f"{_of(many, examined)} are exact copies of others"
+        text = f"{share(many, examined)} are exact copies of others"
         yield Finding(level="look", topic="exact_copies", text=text, advice=advice)
     else:
         yield Finding(level="ok", topic="exact_copies", text="no image is an exact copy of another")
     many = sum(len(group.copies) for group in near)
     if many:
         advice = "look at a few (below), and keep all copies of a picture on one side of a split for testing"
-        text = f"{_of(many, examined)} look the same as others"
+        text = f"{share(many, examined)} look the same as others"
         yield Finding(level="look", topic="near_copies", text=text, advice=advice)
     else:
         yield Finding(level="ok", topic="near_copies", text="no two different images look the same")
@@ -60,7 +61,7 @@ def about_leakage(against: Against) -> Finding:
     return Finding(
         level="stop" if exact else "look",
         topic="leakage",
-        text=f"{_of(len(against.leaked), against.examined)} of {against.name} are here as well ({', '.join(kinds)})",
+        text=f"{share(len(against.leaked), against.examined)} of {against.name} are here as well ({', '.join(kinds)})",
         advice="figures on them would flatter: take them out of one of the two (--json FILE lists them all)",
     )
 
@@ -69,15 +70,15 @@ def about_contents(contents: Contents, examined: int) -> Iterator[Finding]:
     """Oddities that a run would not notice."""
     if count := len(contents.blank):
         advice = "there is nothing to learn from them: remove them, or find out where they come from"
-        text = f"{_of(count, examined)} are of a single colour"
+        text = f"{share(count, examined)} are of a single colour"
         yield Finding(level="look", topic="blank", text=text, advice=advice)
     if count := len(contents.misnamed):
-        text = f"{_of(count, examined)} are not of the format that their names say"
+        text = f"{share(count, examined)} are not of the format that their names say"
         advice = "harmless here, where the bytes decide; other programs may stumble"
         yield Finding(level="look", topic="misnamed", text=text, advice=advice)
     extreme = contents.aspects["tall, beyond 1:2"] + contents.aspects["wide, beyond 2:1"]
     if extreme > _MANY * examined:
-        text = f"{_of(extreme, examined)} are more than twice as long as wide"
+        text = f"{share(extreme, examined)} are more than twice as long as wide"
         advice = "crops show a small part of them: cut them into several images if their parts stand alone"
         yield Finding(level="look", topic="aspect", text=text, advice=advice)
 
@@ -100,12 +101,12 @@ def about_recipe(config: PretrainConfig, name: str, contents: Contents, images: 
 
 def about_estimate(estimate: Estimate, decode: Rate, recipe: str) -> Iterator[Finding]:
     """Whether the recipe fits the machine."""
-    share = estimate.memory_bytes / estimate.memory_available
-    used = f"{recipe} needs about {_gib(estimate.memory_bytes)} of {_gib(estimate.memory_available)} of memory"
-    if share > 1:
+    part = estimate.memory_bytes / estimate.memory_available
+    used = f"{recipe} needs about {amount(estimate.memory_bytes)} of {amount(estimate.memory_available)} of memory"
+    if part > 1:
         advice = "lower --batch-size, --views or --augment.crops.0.size"
         yield Finding(level="stop", topic="memory", text=used, advice=advice)
-    elif share > _TIGHT:
+    elif part > _TIGHT:
         advice = "close other programs, or lower --batch-size"
         yield Finding(level="look", topic="memory", text=used, advice=advice)
     else:
@@ -115,13 +116,3 @@ def about_estimate(estimate: Estimate, decode: Rate, recipe: str) -> Iterator[Fi
         text = f"{decode.value:,.0f} images/s can be decoded and the network takes {wanted:,.0f}"
         advice = "the first epoch waits for them; later ones do not where decoded images fit into memory or the cache"
         yield Finding(level="look", topic="decoding", text=text, advice=advice)
-
-
-def _of(count: int, total: int) -> str:
-    share = 100 * count / total
-    percent = "under 0.1" if share < 0.1 else f"{share:.1f}" if share < 10 else f"{share:.0f}"
-    return f"{count:,} of {total:,} images ({percent} %)"
-
-
-def _gib(amount: float) -> str:
-    return f"{amount / 2**30:.1f} GiB"

@@ -10,6 +10,7 @@ from ssole.doctor.estimate import Estimate
 from ssole.doctor.report import Copies, Finding, Leaked, Level, Report
 from ssole.doctor.scan import Unreadable
 from ssole.doctor.suggest import Suggestion
+from ssole.doctor.words import amount
 from ssole.training.monitor import duration
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
     if about is not None:
         yield "formats", _counts(about.formats)
         yield "colours", _counts(about.modes)
-        yield "size", f"{_bytes(about.total_bytes)} in all"
+        which = "in all" if report.examined == report.images else "in those examined"
+        yield "size", f"{amount(about.total_bytes)} {which}"
         yield "", _ranges(about)
         yield "shape", _bars(about.aspects)
     if report.classes is not None:
@@ -106,7 +108,7 @@ def _ranges(about: Contents) -> Table:
     sides: dict[str, Range] = {"width": about.width, "height": about.height, "shorter side": about.shorter_side}
     for name, side in sides.items():
         table.add_row(name, f"{side.min:,}", f"{side.median:,}", f"{side.max:,} px")
-    table.add_row("bytes each", *(_bytes(value) for value in (about.bytes.min, about.bytes.median, about.bytes.max)))
+    table.add_row("bytes each", *(amount(value) for value in (about.bytes.min, about.bytes.median, about.bytes.max)))
     return table
 
 
@@ -169,7 +171,7 @@ def _cost(cost: Estimate, recipe: str) -> Iterator[tuple[str, str]]:
     yield "recipe", f"{recipe}: {cost.steps:,} steps of {cost.batch_size} images x {cost.views} views"
     yield "machine", f"{cost.device} in {cost.precision}"
     yield "time", f"about {duration(total.median)} (from {duration(total.low)} to {duration(total.high)})"
-    yield "memory", f"about {_bytes(cost.memory_bytes)} at its peak, of {_bytes(cost.memory_available)}"
+    yield "memory", f"about {amount(cost.memory_bytes)} at its peak, of {amount(cost.memory_available)}"
     each = f"{step.median:.3g} s a step ({step.low:.3g} to {step.high:.3g})"
     scaled = "" if cost.batch_measured == cost.batch_size else f" of {cost.batch_measured} images, scaled up"
     yield "measured", f"{each} over {cost.steps_measured} steps{scaled}; other work on the machine makes it slower"
@@ -181,10 +183,3 @@ def _print_suggestion(suggestion: Suggestion, console: Console) -> None:
         console.print(f"  because {reason}", highlight=False, markup=False)
     # neither wrapped nor coloured, so that it can be copied
     console.print(f"\n  {suggestion.command}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _bytes(amount: float) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if amount >= size:
-            return f"{amount / size:.1f} {unit}"
-    return f"{amount:.0f} B"

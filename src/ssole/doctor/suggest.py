@@ -64,11 +64,11 @@ def _choose(data: Spec, side: int, images: int, device: torch.device) -> tuple[s
         return "digits-m", ["the recipe made for these images"]
     gpu = device.type == "cuda"
     if side <= SMALL_IMAGE:
-        size = f"images are small (shorter side {side} px in the middle)"
+        size = f"the images are small (the middle one has {side} px on its shorter side)"
         return ("cifar10", [size, "there is a GPU"]) if gpu else ("cifar10-cpu", [size, "there is no GPU"])
-    size = f"images are large (shorter side {side} px in the middle)"
+    size = f"the images are large (the middle one has {side} px on its shorter side)"
     if not gpu:
-        return "cifar10-cpu", [size, "without a GPU, training on views of 224 px would take weeks"]
+        return "cifar10-cpu", [size, "without a GPU, training on views of 224 px would take far too long"]
     if images >= MANY and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU:
         return "imagenet1k", [size, f"{images:,} images are enough for a ResNet-50", "the GPU's memory is large enough"]
     return "imagenet100", [size, "there is a GPU"]
