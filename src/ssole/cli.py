@@ -23,10 +23,10 @@ from ssole.training.run import Run
 
 USAGE = """usage: ssole COMMAND [OPTIONS]
 
-  ssole doctor DATA look at images before hours are spent: damage, copies, and what a run would cost
-  ssole pretrain    learn a representation from unlabeled images
-  ssole eval RUN    judge a run beside raw pixels and the same network untrained
-  ssole embed RUN   write the features of images to a file
+  ssole doctor DATA   look at images before hours are spent: damage, copies, what a run would cost
+  ssole pretrain      learn a representation from unlabeled images
+  ssole eval RUN      judge a run beside raw pixels and the same network untrained
+  ssole embed RUN     write the features of images to a file
 
 ssole COMMAND --help tells more. With no options, ssole pretrain learns from the built-in digits-m images in minutes."""
 
@@ -92,12 +92,17 @@ class EmbedArgs:
 class DoctorArgs:
     """Look at images before hours are spent on them: what they are, which cannot be read, which are there twice, which
     recipe to begin with, and what it would cost on this machine. Nothing is changed.
+      ssole doctor photos/
+      ssole doctor photos/ --against photos-to-test-on/ --preview views.png
+      ssole doctor photos/ --recipe imagenet100 --json report.json
 
-    Exit code: 0 when a run would go through, 1 when a finding says stop, 2 for wrong input."""
+    Every finding says OK, look at this, or stop. Exit code: 0, or 1 when a finding says stop, or 2 for wrong input."""
 
-    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")]
-    """Images: a folder, parquet (files or a folder), or a data set name."""
-    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEST")] = ()
+    data: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA", help_behavior_hint="(required)")
+    ] = ()
+    """Images: a folder, parquet (files or a folder), or a data set name such as digits-m."""
+    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEST", help_behavior_hint="")] = ()
     """Other images, such as those to test on: which of them are among DATA as well?"""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Estimate the cost of this recipe (a name, or a YAML file); by default, of the one suggested."""
@@ -120,6 +125,8 @@ def doctor(argv: Sequence[str]) -> int:
     from ssole.doctor.page import print_page
 
     args = tyro.cli(DoctorArgs, args=list(argv), prog="ssole doctor")
+    if not args.data:
+        raise ConfigError("which images? For example: ssole doctor photos/ (ssole doctor --help tells more)")
     report = examine(
         _spec(args.data),
         against=_spec(args.against),

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ssole.data.sources import Source
 from ssole.doctor.scan import Seen
 
-# Width over height; the same distances to either side of a square. 2:3 and 3:4, and 4:3 and 3:2, fall apart.
-ASPECTS = (0.0, 0.5, 0.7, 0.9, 1 / 0.9, 1 / 0.7, 2.0, float("inf"))
-ASPECT_NAMES = (
-    "tall, beyond 1:2",
-    "portrait, about 2:3",
-    "portrait, about 3:4",
-    "square",
-    "landscape, about 4:3",
-    "landscape, about 3:2",
-    "wide, beyond 2:1",
-)
+ASPECTS = {
+    "tall": 0.5,
+    "portrait_2_3": 0.7,
+    "portrait_3_4": 0.9,
+    "square": 1 / 0.9,
+    "landscape_4_3": 1 / 0.7,
+    "landscape_3_2": 2.0,
+    "wide": float("inf"),
+}
+"""Shapes of pictures, and up to which width over height; the bounds lie alike on either side of a square."""
 _SAME = {"MPO": "JPEG"}  # cameras write several JPEGs into one file, with the suffix .jpg
 
 
@@ -49,13 +49,13 @@ class Contents:
     bytes: Range
     total_bytes: int
     aspects: dict[str, int]
-    """Images by the shape of the picture, from tall to wide."""
+    """Images by shape, in the order of :data:`ASPECTS`."""
     one_size: bool
     """Whether all images have the same size."""
-    blank: list[int]
-    """Indices of images of a single colour."""
-    misnamed: list[int]
-    """Indices of files whose suffix says another format than their bytes."""
+    blank: list[str]
+    """Ids of images of a single colour."""
+    misnamed: list[str]
+    """Ids of files whose suffix says another format than their bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,10 +83,10 @@ def contents(source: Source, seen: Sequence[Seen]) -> Contents:
         shorter_side=_range(np.minimum(width, height)),
         bytes=_range(size),
         total_bytes=int(size.sum()),
-        aspects=dict(zip(ASPECT_NAMES, np.histogram(width / height, ASPECTS)[0].tolist(), strict=True)),
+        aspects=_aspects(width / height),
         one_size=len(set(zip(width.tolist(), height.tolist(), strict=True))) == 1,
-        blank=[one.index for one in seen if one.blank],
-        misnamed=[one.index for one in seen if _misnamed(source.id(one.index), one.header.format)],
+        blank=[source.id(one.index) for one in seen if one.blank],
+        misnamed=[source.id(one.index) for one in seen if _misnamed(source.id(one.index), one.header.format)],
     )
 
 
@@ -101,11 +101,16 @@ def classes(source: Source) -> Classes | None:
     return Classes(classes=len(counts), smallest=int(counts.min()), largest=int(counts.max()), unlabelled=unlabelled)
 
 
-def _counted(values: object) -> dict[str, int]:
-    return dict(Counter(values).most_common())  # type: ignore[call-overload]
+def _counted(values: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(values).most_common())
 
 
-def _range(values: np.ndarray) -> Range:
+def _aspects(ratios: NDArray[np.float64]) -> dict[str, int]:
+    counts = np.histogram(ratios, [0.0, *ASPECTS.values()])[0]
+    return dict(zip(ASPECTS, counts.tolist(), strict=True))
+
+
+def _range(values: NDArray[np.int64]) -> Range:
     return Range(min=int(values.min()), median=int(np.median(values)), max=int(values.max()))
 
 

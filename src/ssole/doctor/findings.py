@@ -76,7 +76,7 @@ def about_contents(contents: Contents, examined: int) -> Iterator[Finding]:
         text = f"{share(count, examined)} are not of the format that their names say"
         advice = "harmless here, where the bytes decide; other programs may stumble"
         yield Finding(level="look", topic="misnamed", text=text, advice=advice)
-    extreme = contents.aspects["tall, beyond 1:2"] + contents.aspects["wide, beyond 2:1"]
+    extreme = contents.aspects["tall"] + contents.aspects["wide"]
     if extreme > _MANY * examined:
         text = f"{share(extreme, examined)} are more than twice as long as wide"
         advice = "crops show a small part of them: cut them into several images if their parts stand alone"

@@ -21,6 +21,15 @@ _SHOWN = 3  # examples of a finding; the JSON has them all
 _BAR = 24  # characters of the longest bar
 _STYLES: dict[Level, str] = {"ok": "green", "look": "bold yellow", "stop": "bold red"}
 _WORDS: dict[Level, str] = {"ok": "OK", "look": "look at this", "stop": "stop"}
+_SHAPES = {
+    "tall": "tall, beyond 1:2",
+    "portrait_2_3": "portrait, about 2:3",
+    "portrait_3_4": "portrait, about 3:4",
+    "square": "square",
+    "landscape_4_3": "landscape, about 4:3",
+    "landscape_3_2": "landscape, about 3:2",
+    "wide": "wide, beyond 2:1",
+}
 _SUMMARIES: dict[Level, str] = {
     "ok": "nothing speaks against training on these images",
     "look": "a run would go through; look at the points above first",
@@ -122,7 +131,7 @@ def _bars(counts: Mapping[str, int]) -> Table:
     most = max(counts.values())
     for name, count in counts.items():
         if count:
-            table.add_row(name, f"{count:,}", "█" * max(1, round(_BAR * count / most)))
+            table.add_row(_SHAPES[name], f"{count:,}", "█" * max(1, round(_BAR * count / most)))
     return table
 
 
@@ -146,7 +155,10 @@ def _verdicts(report: Report) -> Table:
 
 def _examples(finding: Finding, report: Report) -> list[str]:
     """The first of the images that a finding is about."""
-    found: dict[str, Sequence[Unreadable | Copies | Leaked]] = {
+    contents = report.contents
+    found: dict[str, Sequence[Unreadable | Copies | Leaked | str]] = {
+        "blank": contents.blank if contents is not None else [],
+        "misnamed": contents.misnamed if contents is not None else [],
         "unreadable": report.unreadable,
         "exact_copies": report.exact_copies,
         "near_copies": report.near_copies,
@@ -157,7 +169,9 @@ def _examples(finding: Finding, report: Report) -> list[str]:
     return [_example(one) for one in of[:_SHOWN]] + more
 
 
-def _example(one: Unreadable | Copies | Leaked) -> str:
+def _example(one: Unreadable | Copies | Leaked | str) -> str:
+    if isinstance(one, str):
+        return one
     if isinstance(one, Unreadable):
         return f"{one.id}: {one.reason}"
     if isinstance(one, Leaked):
