@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.doctor.progress import progress_bar
-from ssole.doctor.scan import Seen
+from ssole.doctor.scan import THUMBNAIL, Seen
 
 MOST_BITS = 8
 LEAST_CORRELATION = 0.9
@@ -99,7 +99,7 @@ class Looks:
     def __init__(self, seen: Sequence[Seen]) -> None:
         self.seen = seen
         self._hashes = np.array([one.hash for one in seen], dtype=np.uint64)
-        self._thumbnails = np.array([one.thumbnail for one in seen], dtype=np.uint8).reshape(len(seen), -1)
+        self._thumbnails = np.array([one.thumbnail for one in seen], dtype=np.uint8).reshape(len(seen), THUMBNAIL**2)
 
     def near(self, one: Seen, *, start: int = 0) -> NDArray[np.int64]:
         """Positions, from `start` on, of the images near to `one`, the most alike first."""
