@@ -93,7 +93,7 @@ def test_what_the_page_says(folder: Path) -> None:
         "PNG 14, JPEG 1",
         "landscape, about 4:3",
         "1 .txt: left alone",
-        "look at this  1 of 16 images (6.2 %) cannot be read",
+        "look at this  cannot be read: 1 of 16 images (6.2 %)",
         "[bold]empty.jpg: the image is empty (0 bytes).",
         "00.png: copy of 00.png",
         "verdict       a run would go through",
@@ -170,7 +170,7 @@ def test_nothing_but_broken_files(tmp_path: Path) -> None:
     assert report.verdict == "stop"
     assert report.contents is None
     assert report.estimate is None
-    assert "3 of 3 images (100 %) cannot be read" in page(report)
+    assert "cannot be read: 3 of 3 images (100 %)" in page(report)
     assert json.loads(report.to_json()).keys() == KEYS
 
 

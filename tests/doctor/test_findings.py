@@ -74,8 +74,8 @@ def test_copies_are_worth_a_look() -> None:
     ("leaked", "level", "words"),
     [
         ([], "ok", "no image of test"),
-        ([Leaked("a", "b", False)], "look", "1 of 50 images (2.0 %) of test are here as well (1 nearly)"),
-        ([Leaked("a", "b", False), Leaked("c", "d", True)], "stop", "(1 exactly, 1 nearly)"),
+        ([Leaked("a", "b", False)], "look", "from test, also found here: 1 of 50 images (2.0 %), 1 nearly"),
+        ([Leaked("a", "b", False), Leaked("c", "d", True)], "stop", ", 1 exactly and 1 nearly"),
     ],
 )
 def test_exact_leakage_stops(leaked: list[Leaked], level: str, words: str) -> None:

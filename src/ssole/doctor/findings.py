@@ -28,8 +28,8 @@ def about_reading(images: int, examined: int, unreadable: Sequence[Unreadable]) 
     level: Level = "look"
     advice = "training leaves them out and goes on; repair them if they matter"
     if count > math.ceil(MOST_UNREADABLE * examined) or count == examined:
-        level, advice = "stop", "training stops beyond 1 %: repair or remove them first (--json FILE lists them all)"
-    text = f"{share(count, examined)} cannot be read"
+        level, advice = "stop", "training stops beyond 1 %: repair or remove them first"
+    text = f"cannot be read: {share(count, examined)}"
     return Finding(level=level, topic="unreadable", text=text, advice=advice)
 
 
@@ -37,15 +37,15 @@ def about_copies(exact: Sequence[Copies], near: Sequence[Copies], examined: int)
     """Whether images are there twice."""
     many = sum(len(group.copies) for group in exact)
     if many:
-        advice = "training pushes copies apart as if they differed: keep one of each (--json FILE lists them all)"
-        text = f"{share(many, examined)} are exact copies of others"
+        advice = "training pushes copies apart as if they differed: keep one of each"
+        text = f"exact copies of others: {share(many, examined)}"
         yield Finding(level="look", topic="exact_copies", text=text, advice=advice)
     else:
         yield Finding(level="ok", topic="exact_copies", text="no image is an exact copy of another")
     many = sum(len(group.copies) for group in near)
     if many:
-        advice = "look at a few (below), and keep all copies of a picture on one side of a split for testing"
-        text = f"{share(many, examined)} look the same as others"
+        advice = "look at a few, and keep all copies of a picture on one side of a split for testing"
+        text = f"look the same as others: {share(many, examined)}"
         yield Finding(level="look", topic="near_copies", text=text, advice=advice)
     else:
         yield Finding(level="ok", topic="near_copies", text="no two different images look the same")
@@ -58,11 +58,12 @@ def about_leakage(against: Against) -> Finding:
     if not against.leaked:
         return Finding(level="ok", topic="leakage", text=f"no image of {against.name} is here as well")
     kinds = [f"{exact:,} exactly"] * bool(exact) + [f"{near:,} nearly"] * bool(near)
+    count = share(len(against.leaked), against.examined)
     return Finding(
         level="stop" if exact else "look",
         topic="leakage",
-        text=f"{share(len(against.leaked), against.examined)} of {against.name} are here as well ({', '.join(kinds)})",
-        advice="figures on them would flatter: take them out of one of the two (--json FILE lists them all)",
+        text=f"from {against.name}, also found here: {count}, {' and '.join(kinds)}",
+        advice="figures on them would flatter: take them out of one of the two",
     )
 
 
@@ -70,15 +71,15 @@ def about_contents(contents: Contents, examined: int) -> Iterator[Finding]:
     """Oddities that a run would not notice."""
     if count := len(contents.blank):
         advice = "there is nothing to learn from them: remove them, or find out where they come from"
-        text = f"{share(count, examined)} are of a single colour"
+        text = f"of a single colour: {share(count, examined)}"
         yield Finding(level="look", topic="blank", text=text, advice=advice)
     if count := len(contents.misnamed):
-        text = f"{share(count, examined)} are not of the format that their names say"
+        text = f"of another format than their names say: {share(count, examined)}"
         advice = "harmless here, where the bytes decide; other programs may stumble"
         yield Finding(level="look", topic="misnamed", text=text, advice=advice)
     extreme = contents.aspects["tall"] + contents.aspects["wide"]
     if extreme > _MANY * examined:
-        text = f"{share(extreme, examined)} are more than twice as long as wide"
+        text = f"more than twice as long as wide: {share(extreme, examined)}"
         advice = "crops show a small part of them: cut them into several images if their parts stand alone"
         yield Finding(level="look", topic="aspect", text=text, advice=advice)
 

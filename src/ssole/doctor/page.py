@@ -30,6 +30,16 @@ _SHAPES = {
     "landscape_3_2": "landscape, about 3:2",
     "wide": "wide, beyond 2:1",
 }
+_MODES = {
+    "1": "black and white",
+    "L": "grey",
+    "LA": "grey with alpha",
+    "I": "32-bit or 16-bit grey",
+    "I;16": "16-bit grey",
+    "I;16B": "16-bit grey, big-endian",
+    "P": "palette",
+    "RGBA": "RGB with alpha",
+}
 _SUMMARIES: dict[Level, str] = {
     "ok": "nothing speaks against training on these images",
     "look": "a run would go through; look at the points above first",
@@ -52,7 +62,7 @@ def _blocks(report: Report) -> Iterator[RenderableType]:
     count = f"{report.images:,} images"
     if report.examined < report.images:
         count += f", of which {report.examined:,}, evenly spread, were examined (--limit)"
-    yield Text.assemble((report.name, "bold"), f": {count}; read and compared in {duration(report.seconds)}")
+    yield Text.assemble((report.name, "bold"), f": {count}; read and compared in {report.seconds:.1f} s")
     yield _rows(_facts(report))
     yield _verdicts(report)
     if report.estimate is not None:
@@ -76,7 +86,7 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
     about = report.contents
     if about is not None:
         yield "formats", _counts(about.formats)
-        yield "colours", _counts(about.modes)
+        yield "colours", _counts({_MODES.get(mode, mode): count for mode, count in about.modes.items()})
         which = "in all" if report.examined == report.images else "in those examined"
         yield "size", f"{amount(about.total_bytes)} {which}"
         yield "", _ranges(about)
@@ -165,7 +175,7 @@ def _examples(finding: Finding, report: Report) -> list[str]:
         "leakage": report.against.leaked if report.against is not None else [],
     }
     of = found.get(finding.topic, [])
-    more = [f"and {len(of) - _SHOWN:,} more"] if len(of) > _SHOWN else []
+    more = [f"and {len(of) - _SHOWN:,} more, which --json FILE lists"] if len(of) > _SHOWN else []
     return [_example(one) for one in of[:_SHOWN]] + more
 
 

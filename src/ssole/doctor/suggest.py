@@ -64,9 +64,9 @@ def _choose(data: Spec, side: int, images: int, device: torch.device) -> tuple[s
         return "digits-m", ["the recipe made for these images"]
     gpu = device.type == "cuda"
     if side <= SMALL_IMAGE:
-        size = f"the images are small (the middle one has {side} px on its shorter side)"
+        size = f"the images are small (median shorter side {side} px)"
         return ("cifar10", [size, "there is a GPU"]) if gpu else ("cifar10-cpu", [size, "there is no GPU"])
-    size = f"the images are large (the middle one has {side} px on its shorter side)"
+    size = f"the images are large (median shorter side {side} px)"
     if not gpu:
         return "cifar10-cpu", [size, "without a GPU, training on views of 224 px would take far too long"]
     if images >= MANY and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU:
