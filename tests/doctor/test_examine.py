@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 import tiny
+from ssole.cli import DoctorArgs
 from ssole.config import ConfigError, recipe_names
 from ssole.data.sources import ArraySource
 from ssole.doctor import Report, examine
@@ -210,6 +212,11 @@ def test_a_batch_that_the_images_do_not_fill_stops(folder: Path) -> None:
     assert report.estimate is None
 
 
+def test_a_single_image_is_too_few(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> None:
+    Image.fromarray(pictures[0]).save(tmp_path / "only.png")
+    assert levels(look(tmp_path, measure=True))["too_few"] == "stop"
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -248,6 +255,23 @@ def test_json_on_standard_output_is_alone_there(folder: Path, capsys: pytest.Cap
     said = capsys.readouterr()
     assert json.loads(said.out).keys() == KEYS
     assert "photos: 12 images" in said.err
+
+
+def test_the_command_has_the_limit_of_the_function() -> None:
+    assert DoctorArgs().limit == inspect.signature(examine).parameters["limit"].default
+
+
+def test_progress_is_shown_on_a_terminal_and_on_standard_error_only(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes anything for a terminal
+    examine(folder, device="cpu", measure=False)
+    said = capsys.readouterr()
+    assert said.out == ""
+    for words in ("reading photos", "12/12", "comparing images", "measuring"):
+        assert words in said.err
+    examine(folder, device="cpu", measure=False, progress=False)
+    assert capsys.readouterr().err == ""
 
 
 def test_the_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:

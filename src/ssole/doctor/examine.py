@@ -25,6 +25,7 @@ from ssole.doctor.findings import (
     about_recipe,
 )
 from ssole.doctor.preview import check_preview_name, save_preview
+from ssole.doctor.progress import spinner
 from ssole.doctor.report import Against, Copies, Finding, Leaked, Report
 from ssole.doctor.sample import Rate, Sample, draw_sample, view_rate
 from ssole.doctor.scan import Scan, chosen, scan
@@ -77,7 +78,8 @@ def examine(
     compared = None if other is None else _compare(source, found, other, limit, progress)
     seconds = time.perf_counter() - begin
     about = contents(source, found.seen) if found.seen else None
-    fit = None if about is None else _fit(data, source, found, about, recipe, place, measure)
+    with spinner("measuring decoding, views and training steps", enabled=progress):
+        fit = None if about is None else _fit(data, source, found, about, recipe, place, measure)
     if fit is not None and preview is not None:
         save_preview(preview, fit.sample, fit.config.augment, seed=fit.config.seed)
     return _report(source, found, seconds, (exact, near), about, compared, fit, preview)

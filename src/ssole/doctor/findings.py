@@ -45,7 +45,7 @@ def about_copies(exact: Sequence[Copies], near: Sequence[Copies], examined: int)
     many = sum(len(group.copies) for group in near)
     if many:
         advice = "look at a few, and keep all copies of a picture on one side of a split for testing"
-        text = f"look the same as others: {share(many, examined)}"
+        text = f"near copies, which look the same as others: {share(many, examined)}"
         yield Finding(level="look", topic="near_copies", text=text, advice=advice)
     else:
         yield Finding(level="ok", topic="near_copies", text="no two different images look the same")

@@ -1,4 +1,4 @@
-"""A progress bar with the time left: on a terminal, and gone when the work is done."""
+"""What shows that the work goes on: on a terminal, and gone when it is done."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ def progress_bar(what: str, total: int, *, enabled: bool) -> Iterator[Advance]:
             bar.advance(task, amount)
 
         yield advance
+
+
+@contextmanager
+def spinner(what: str, *, enabled: bool) -> Iterator[None]:
+    """Show that something is going on whose end is not known in images."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not (enabled and console.is_terminal):
+        yield
+        return
+    with console.status(what):
+        yield

@@ -89,8 +89,8 @@ def _length_overrides(config: PretrainConfig, images: int, reasons: list[str]) -
     overrides: dict[str, Any] = {}
     batch = config.batch_size
     if images < 4 * batch:  # at least four different batches an epoch
-        batch = max(2, 1 << max(1, (images // 4).bit_length() - 1))
-        overrides["batch_size"] = min(batch, images)
+        batch = 1 << max(1, (images // 4).bit_length() - 1)  # a power of two, and 2 at least, which the loss needs
+        overrides["batch_size"] = batch
         reasons.append(f"a batch of {config.batch_size} is too large a share of {images:,} images")
     steps = config.steps or config.epochs * max(1, images // batch)
     if steps < FEWEST_STEPS:
