@@ -127,6 +127,9 @@ def doctor(argv: Sequence[str]) -> int:
     args = tyro.cli(DoctorArgs, args=list(argv), prog="ssole doctor")
     if not args.data:
         raise ConfigError("which images? For example: ssole doctor photos/ (ssole doctor --help tells more)")
+    to_stdout = args.json == Path("-")
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {args.json.absolute().parent} for {args.json.name}")
     report = examine(
         _spec(args.data),
         against=_spec(args.against),
@@ -136,7 +139,6 @@ def doctor(argv: Sequence[str]) -> int:
         preview=args.preview,
         measure=args.estimate,
     )
-    to_stdout = args.json == Path("-")
     print_page(report, Console(stderr=to_stdout))
     if to_stdout:
         print(report.to_json(), end="")

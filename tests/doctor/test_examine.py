@@ -212,6 +212,15 @@ def test_a_batch_that_the_images_do_not_fill_stops(folder: Path) -> None:
     assert report.estimate is None
 
 
+def test_a_source_without_images_is_told() -> None:
+    class Nothing(ArraySource):
+        def __len__(self) -> int:
+            return 0
+
+    with pytest.raises(DataError, match="nothing holds no images"):
+        look(Nothing(np.zeros((1, 2, 2), dtype=np.uint8), name="nothing"))
+
+
 def test_a_single_image_is_too_few(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> None:
     Image.fromarray(pictures[0]).save(tmp_path / "only.png")
     assert levels(look(tmp_path, measure=True))["too_few"] == "stop"
@@ -244,6 +253,8 @@ def test_the_command_and_its_exit_codes(
     with Image.open("views.png") as image:
         assert image.format == "PNG"
     assert tiny.main(*fine, "--against", "photos") == 1
+    assert tiny.main(*fine, "--json", "no/report.json") == 2
+    assert "there is no folder" in capsys.readouterr().err
     assert tiny.main("doctor", "photo") == 2
     assert "Did you mean photos?" in capsys.readouterr().err
     assert tiny.main("doctor") == 2

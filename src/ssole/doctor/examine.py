@@ -59,7 +59,7 @@ def examine(
         progress: show progress bars on a terminal.
 
     Raises:
-        DataError: there are no images to look at, or both sets are the same.
+        DataError: there are no images to look at.
         ConfigError: no such recipe or device.
     """
     if limit < 2:
@@ -71,7 +71,9 @@ def examine(
         check_preview_name(preview)
     begin = time.perf_counter()
     source = open_source(data, split="train")
-    other = None if against is None else _second(against, source)
+    other = None if against is None else _second(against)
+    if len(source) == 0:
+        raise DataError(f"{source.name} holds no images.")
     found = scan(source, chosen(len(source), limit), progress=progress)
     exact = _named(source, exact_copies(found.seen))
     near = _named(source, near_copies(found.seen, progress=progress))
@@ -125,7 +127,7 @@ def _fit(
     )
 
 
-def _second(against: Spec, source: Source) -> Source:
+def _second(against: Spec) -> Source:
     """What was given as the second set: its test split, or all of it where it has no splits."""
     try:
         other = open_source(against, split="test")

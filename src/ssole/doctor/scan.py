@@ -76,7 +76,7 @@ class Scan:
 def chosen(images: int, limit: int) -> NDArray[np.int64]:
     """Indices of the images to examine: all of them, or `limit` spread evenly."""
     count = min(images, limit)
-    return np.arange(count, dtype=np.int64) * images // count
+    return np.arange(count, dtype=np.int64) * images // max(1, count)
 
 
 def workers() -> int:
