@@ -2,8 +2,10 @@
 
     python benchmarks/gpu_suite.py loss --out benchmarks/results/loss-h200.json
     python benchmarks/gpu_suite.py cifar10 --data cifar10-train.parquet --test cifar10-test.parquet --out ...
+    python benchmarks/gpu_suite.py views --out ...      views a second, and their share of a training step
+    python benchmarks/gpu_suite.py step --out ...       pretraining against its roofline, ResNet-18 and ResNet-50
 
-Runs from a checkout too (PYTHONPATH=src). `loss` needs torch alone; `cifar10` what the package depends on. Each piece
+Runs from a checkout too (PYTHONPATH=src). `loss` needs torch alone; the others what the package depends on. Each piece
 stays under 9 minutes, prints a table and returns what is saved.
 """
 
@@ -13,7 +15,8 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +26,18 @@ from torch import Tensor, nn
 
 import ssole
 from loss import GRID, embeddings, gradient, hardware, oracle, textbook
-from ssole.config import PretrainConfig
+from measure import photographs, ratio
+from ssole.config import PretrainConfig, apply_overrides, from_dict, load_recipe
 from ssole.data.loader import ImageStore
 from ssole.data.sources import open_source
+from ssole.device import resolve_device
 from ssole.evaluation.protocols import knn_evaluator
 from ssole.losses import SSOLELoss
+from step import Roofline, compete, synchronize
+from views import Setting
+
+REPEATS = 9
+STEPS_AT_ONCE = 10  # timed together, so that launching from the host can run ahead as it does in training
 
 
 def loss_piece() -> dict[str, Any]:
@@ -164,9 +174,107 @@ def cifar10_knn(data: str, test: str, config: PretrainConfig) -> Callable[[nn.Mo
     return knn_evaluator(*stores, image_size=augment.image_size, mean=augment.mean, std=augment.std)
 
 
+def views_piece(*, batches: Mapping[int, int], recipe: str = "cifar10", **overrides: Any) -> dict[str, Any]:
+    """SimCLR's views of images on the device; the goals are 1 M views/s at 32 px and 50 k at 224 px, and views under a
+    tenth of a step of ResNet-18.
+
+    Args:
+        batches: images in a call by size of the views.
+    """
+    print("| size | images | views/s | ms of views | ms of the rest of the step | share of views |")
+    print("|---|---|---|---|---|---|")
+    rows = []
+    for size, batch in batches.items():
+        images = photographs(batch, 32, 32, shrink=4) if size <= 32 else photographs(batch, 300, 400)
+        setting = Setting(size=size, views=2, blur=size > 64, images=images)
+        crops = [{"count": setting.views, "size": size}]
+        changes = {"batch_size": batch, "augment.crops": crops, **overrides}
+        config = apply_overrides(from_dict(load_recipe(recipe)), changes)
+        views_ms = milliseconds_of_views(setting, config)
+        roofline = Roofline(config, batches=1)
+        rest_ms = statistics.median(1e3 * roofline(STEPS_AT_ONCE) / STEPS_AT_ONCE for _ in range(REPEATS))
+        row = {
+            "size": size,
+            "images": batch,
+            "views_per_second": 1e3 * batch * setting.views / views_ms,
+            "views_ms": views_ms,
+            "rest_of_step_ms": rest_ms,
+            "share_of_views": views_ms / (views_ms + rest_ms),
+        }
+        rows.append(row)
+        print(
+            f"| {size} | {batch} | {row['views_per_second']:,.0f} | {views_ms:.3f} | {rest_ms:.2f} "
+            f"| {row['share_of_views']:.1%} |",
+            flush=True,
+        )
+    return {"rows": rows}
+
+
+def milliseconds_of_views(setting: Setting, config: PretrainConfig) -> float:
+    """Median of a call of `make_views` among several, from an idle device to an idle device."""
+    device = resolve_device(config.device)
+    batch = torch.from_numpy(setting.images).permute(0, 3, 1, 2).contiguous().to(device)
+    ids = torch.arange(len(batch), device=device)
+    times = []
+    for repeat in range(REPEATS + 1):
+        synchronize(config)
+        begun = time.perf_counter()
+        for number in range(STEPS_AT_ONCE):
+            ssole.make_views(batch, ids, recipe=setting.recipe, seed=repeat, epoch=number)
+        synchronize(config)
+        times.append(1e3 * (time.perf_counter() - begun) / STEPS_AT_ONCE)
+    return statistics.median(times[1:])
+
+
+def step_piece(configs: Mapping[str, tuple[PretrainConfig, Any]], *, steps: int, blocks: int) -> dict[str, Any]:
+    """Pretraining against its roofline; the goals are 95 % with ResNet-18 at 32 px and 90 % with ResNet-50 at 224 px.
+
+    Args:
+        configs: settings and images by name.
+        steps: in a block; a multiple of `log_every`, for logging is when the host waits for the device.
+    """
+    rows = []
+    print("| encoder | images/s | of the roofline | in single blocks |\n|---|---|---|---|")
+    for name, (config, images) in configs.items():
+        rates = compete(config, images, {"roofline": Roofline(config)}, steps=steps, blocks=blocks)
+        share = ratio(rates["ssole"], rates["roofline"])
+        setting = {"encoder": name, "views": config.augment.views, "batch_size": config.batch_size}
+        rows.append({**setting, "images_per_second": rates, "of_the_roofline": share})
+        print(
+            f"| {name} | {statistics.median(rates['ssole']):,.0f} | {share['median']:.1%} "
+            f"| {share['least']:.1%} to {share['largest']:.1%} |",
+            flush=True,
+        )
+    return {"rows": rows, "steps": steps, "blocks": blocks}
+
+
+def step_configs(folder: Path, *, small: int = 20_000, large: int = 4_000) -> dict[str, tuple[PretrainConfig, Any]]:
+    """So many small images in memory, and so many photographs in files: the first block passes over all of those."""
+    calm = {"optim.lr": 0.01, "optim.final_lr": 0.0, "log_every": 20}  # nothing here depends on learning
+    resnet18 = apply_overrides(from_dict(load_recipe("cifar10")), calm)
+    resnet50 = {"model.backbone": "resnet50", "batch_size": 128, "views": 2}
+    return {
+        "ResNet-18, 32 px": (resnet18, photographs(small, 32, 32, shrink=4)),
+        "ResNet-50, 224 px": (
+            apply_overrides(from_dict(load_recipe("imagenet100")), {**calm, **resnet50}),
+            str(write_photographs(folder, large)),
+        ),
+    }
+
+
+def write_photographs(folder: Path, n: int) -> Path:
+    """JPEGs of different sizes, as photographs have."""
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for number, image in enumerate(photographs(n, 300, 400)):
+        Image.fromarray(image[: 300 - number % 40, : 400 - number % 60]).save(folder / f"{number:05}.jpg", quality=90)
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=["loss", "cifar10"])
+    parser.add_argument("piece", choices=["loss", "cifar10", "views", "step"])
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--data", help="cifar10: parquet file of the training images")
     parser.add_argument("--test", help="cifar10: parquet file of the test images")
@@ -176,11 +284,14 @@ def main() -> None:
         parser.error("the cifar10 piece needs --data and --test")
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU is available to torch")
-    if args.piece == "loss":
-        figures = loss_piece()
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            figures = cifar10_piece(args.data, args.test, args.minutes, Path(folder))
+    with tempfile.TemporaryDirectory() as folder:
+        pieces: dict[str, Callable[[], dict[str, Any]]] = {
+            "loss": loss_piece,
+            "cifar10": lambda: cifar10_piece(args.data, args.test, args.minutes, Path(folder)),
+            "views": lambda: views_piece(batches={32: 2048, 224: 256}, device="cuda"),
+            "step": lambda: step_piece(step_configs(Path(folder) / "photographs"), steps=40, blocks=7),
+        }
+        figures = pieces[args.piece]()
     result = {"piece": args.piece, "gpu": torch.cuda.get_device_name(), **hardware(), **figures}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n")

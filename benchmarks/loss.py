@@ -10,7 +10,6 @@ medians of interleaved runs. Errors are relative to the gradient of the textbook
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import math
 import platform
@@ -19,11 +18,13 @@ import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from measure import peak_extra_bytes
 from ssole.losses import SSOLELoss
 
 # (B, V, D), then the speedup asked for.
@@ -119,25 +120,6 @@ def interleaved_medians(
     return {name: (statistics.median(values), repeats) for name, values in times.items()}
 
 
-def peak_extra_bytes(loss: Callable[[Tensor], Tensor], z: Tensor) -> int | None:
-    """Most memory held at once beyond what was there before, by the kernel's own high-water mark; Linux with glibc
-    only.
-    """
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
-        return None
-
-    def kilobytes(field: str) -> int:
-        return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(field)))
-
-    seconds(loss, z)
-    ctypes.CDLL(None).malloc_trim(0)  # memory kept from earlier runs would be used again unseen
-    reset.write_text("5")
-    before = kilobytes("VmRSS")
-    seconds(loss, z)
-    return 1024 * (kilobytes("VmHWM") - before)
-
-
 def measure(shape: tuple[int, int, int], target: float, budget: float) -> dict[str, object]:
     z = embeddings(shape)
     exact = oracle(z)
@@ -145,7 +127,7 @@ def measure(shape: tuple[int, int, int], target: float, budget: float) -> dict[s
     row: dict[str, object] = {"shape": shape, "target": target}
     for name, loss in losses.items():
         row[f"{name}_gradient_error"] = float((gradient(loss, z).double() - exact).norm() / exact.norm())
-        extra = peak_extra_bytes(loss, z)
+        extra = peak_extra_bytes(partial(seconds, loss, z))
         row[f"{name}_peak_extra_mb"] = math.nan if extra is None else extra / 1e6
     for name, (median, repeats) in interleaved_medians(losses, z, budget).items():
         row[f"{name}_ms"] = 1e3 * median

@@ -146,6 +146,9 @@ def test_names_stay_and_paths_become_absolute() -> None:
         str(Path("photos").absolute()),
         str(Path("photos/cat").absolute()),
     )
+    assert api._describe("shard-{00..09}.tar") == str(Path("shard-{00..09}.tar").absolute())
+    assert api._describe("s3://bucket/*.tar") == "s3://bucket/*.tar"
+    assert api._describe([b"an encoded image", b"another"]) == "in memory: list"
 
 
 # Large photographs
@@ -234,3 +237,41 @@ def test_when_knn_cannot_be_measured_it_is_said_and_training_goes_on(
     assert "no kNN accuracy while training: " in told
     assert reason in told
     assert not [row for row in run.metrics if "knn20" in row]
+
+
+def test_images_of_five_channels_and_sixteen_bits_from_files_to_features(tmp_path: Path) -> None:
+    """Normalised by what was measured, trained on, judged and embedded at full depth."""
+    import tifffile
+
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 100), ("bright", 40_000)):
+        (tmp_path / "stacks" / name).mkdir(parents=True)
+        for number in range(12):
+            stack = level + random.integers(0, 90, (5, 10, 12))
+            file = tmp_path / "stacks" / name / f"{number}.tif"
+            tifffile.imwrite(file, stack.astype(np.uint16), photometric="minisblack")
+    config = {"preset": "channels", "channels": 5, "steps": 2}
+    run = tiny.start(tmp_path / "run", data=str(tmp_path / "stacks"), **config)
+    mean, std = run.config.augment.mean, run.config.augment.std
+    assert mean == pytest.approx([(100 + 40_000 + 2 * 44.5) / 2 / 65535] * 5, rel=1e-3)
+    assert std == pytest.approx([(40_000 - 100) / 2 / 65535] * 5, rel=1e-2)
+
+    model = ssole.load(run)
+    assert model.channels == 5
+    assert model(torch.zeros(2, 5, 8, 8)).shape == (2, 16)
+    embeddings = ssole.embed(run, tmp_path / "stacks", precision="float32")
+    # differences of a few of 65,535 levels survive: in 8 bits all images of a class would be equal
+    assert len(np.unique(embeddings.array, axis=0)) == 24
+    result = ssole.evaluate(run, tmp_path / "stacks", protocol=["linear"], progress=False)
+    assert result.rows["trained"]["linear"].value == 1
+    again = tiny.resume(run, data=str(tmp_path / "stacks"))
+    assert again.finished
+    with pytest.raises(DataError, match="has 3 channels, and 5 are asked for"):
+        tiny.start(tmp_path / "rgb", data=str(tiny.write_folder(tmp_path / "photos")), **config)
+
+
+def test_a_channel_without_content_is_told(tmp_path: Path) -> None:
+    images = np.zeros((12, 10, 10, 2), np.uint8)
+    images[..., 0] = np.arange(12)[:, None, None]
+    with pytest.raises(DataError, match="channel 1 of array has the same value everywhere"):
+        tiny.start(tmp_path / "run", data=images, preset="channels", channels=2)

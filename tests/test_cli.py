@@ -405,3 +405,47 @@ def test_a_warning_is_one_line(trained: Command) -> None:
     (line,) = [line for line in said.err.splitlines() if "warning" in line]
     assert line.startswith("warning: 1 of 61 images cannot be read")
     assert ".py" not in line
+
+
+# Views
+
+
+def test_views_draws_a_row_for_each_image(command: Command) -> None:
+    from PIL import Image
+
+    said = command("views", "photos", "--recipe", "tiny.yaml", "--images", "3", "--out", "some.png")
+    assert said.code == 0
+    assert said.out == "3 images and their views by tiny.yaml: some.png\n"
+    with Image.open("some.png") as sheet:
+        assert sheet.height == 18 + 3 * 100 - 4
+    single = next(Path("photos").rglob("*.png"))
+    assert command("views", str(single), "--recipe", "aerial", "--out", "one.jpg").code == 0
+    with Image.open("one.jpg") as sheet:
+        assert sheet.size == (3 * 228 - 4, 18 + 224)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["photos", "--out", "some.xyz"], "--out names the picture to write, such as views.png; got some.xyz"),
+        (["photos", "--out", "none/some.png"], "there is no folder none"),
+        (["photos", "--images", "0"], "--images must be at least 1, got 0"),
+        (["photos", "--recipe", "aerail"], "no recipe 'aerail'"),
+        (["phots"], "phots"),
+        (["photos", "--channels", "2"], "has 3 channels, and 2 are asked for"),
+    ],
+)
+def test_wrong_input_to_views(command: Command, options: list[str], words: str) -> None:
+    said = command("views", *options)
+    assert said.code == 2
+    assert words in said.err
+    assert not list(Path().glob("*views*"))
+
+
+def test_a_preset_on_the_command_line(command: Command) -> None:
+    options = ("--out", "run", "--preset", "aerial", "--augment.hue", "0.2", "--steps", "1")
+    assert command(*TINY, *options).code == 0
+    augment = Run(Path("run")).config.augment
+    assert (augment.turn, augment.hue) == (0.75, 0.2)
+    assert augment.crops == Run(Path("run")).config.augment.crops
+    assert "no preset 'arial'. Did you mean 'aerial'?" in command(*TINY, "--preset", "arial").err

@@ -20,6 +20,7 @@ from ssole.config import (
     load_recipe,
     recipe_names,
     to_dict,
+    view_preset,
 )
 
 
@@ -145,3 +146,35 @@ def test_recipe_files(tmp_path: Path) -> None:
 def test_configs_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         PretrainConfig().epochs = 3  # type: ignore[misc]
+
+
+def test_a_preset_replaces_augment_but_its_crops() -> None:
+    config = apply_overrides(from_dict(load_recipe("digits-m")), {"preset": "aerial", "views": 3, "augment.hue": 0.2})
+    crop = config.augment.crops[0]
+    assert (crop.count, crop.size, crop.scale) == (3, 32, (0.5, 1.0))
+    assert (config.augment.vflip, config.augment.turn, config.augment.hue) == (0.5, 0.75, 0.2)
+    with pytest.raises(ConfigError, match=r"no preset 'arial'\. Did you mean 'aerial'\?"):
+        apply_overrides(config, {"preset": "arial"})
+
+
+@pytest.mark.parametrize("name", ["digits", "grey", "channels", "aerial"])
+def test_presets_for_images_without_colour_or_upside_do_as_they_say(name: str) -> None:
+    recipe = view_preset(name)
+    if name == "digits":
+        assert (recipe.hflip, recipe.vflip, recipe.turn) == (0, 0, 0)
+    elif name == "aerial":
+        assert (recipe.hflip, recipe.vflip, recipe.turn) == (0.5, 0.5, 0.75)
+    else:
+        assert not recipe.colour_operations
+        assert recipe.mean is None
+
+
+def test_channels_and_their_normalization_must_agree() -> None:
+    config = from_dict({"channels": 5, "augment": to_dict(view_preset("channels"))})
+    assert apply_overrides(config, {"augment.mean": [0.5] * 5, "augment.std": [0.2] * 5}).augment.std == (0.2,) * 5
+    with pytest.raises(ConfigError, match=r"need 5 numbers for channels = 5, got \(0.5, 0.5\)"):
+        apply_overrides(config, {"augment.mean": [0.5] * 2, "augment.std": [0.2] * 2})
+    with pytest.raises(ConfigError, match="saturation and hue and grey need red, green and blue, and channels is 1"):
+        from_dict({"channels": 1, "augment": {"mean": None, "std": None}})
+    with pytest.raises(ConfigError, match="give both mean and std or neither"):
+        from_dict({"augment": {"mean": None}})

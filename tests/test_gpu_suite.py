@@ -15,6 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
+import tiny
+
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -58,6 +60,45 @@ def test_the_cifar10_piece_gives_a_rate_and_a_curve(suite: ModuleType, tmp_path:
     assert figures["images_per_second"] > 0
     assert [row["step"] for row in figures["curve"]] == list(range(6, 61, 6))
     assert figures["curve"][-1]["knn20"] == 1.0  # dark and bright images: any features tell them apart
+
+
+def test_the_views_piece_gives_rates_and_shares(suite: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setattr(suite, "REPEATS", 1)
+    monkeypatch.setattr(suite, "STEPS_AT_ONCE", 2)
+    small_model = {
+        "model.backbone_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+        "model.projector_dim": 8,
+        "model.projector_hidden": 8,
+    }
+    figures = suite.views_piece(batches={8: 6, 40: 2}, device="cpu", precision="float32", **small_model)
+    assert [(row["size"], row["images"]) for row in figures["rows"]] == [(8, 6), (40, 2)]
+    for row in figures["rows"]:
+        assert row["views_per_second"] == pytest.approx(1e3 * row["images"] * 2 / row["views_ms"])
+        assert row["share_of_views"] == pytest.approx(row["views_ms"] / (row["views_ms"] + row["rest_of_step_ms"]))
+        assert 0 < row["share_of_views"] < 1
+
+
+def test_the_step_piece_compares_with_the_roofline(suite: ModuleType) -> None:
+    torch.set_num_threads(1)
+    figures = suite.step_piece({"tiny": (tiny.config(), tiny.images())}, steps=2, blocks=2)
+    (row,) = figures["rows"]
+    assert (row["encoder"], row["views"], row["batch_size"]) == ("tiny", 2, 4)
+    assert len(row["images_per_second"]["ssole"]) == len(row["images_per_second"]["roofline"]) == 2
+    assert 0 < row["of_the_roofline"]["least"] <= row["of_the_roofline"]["median"]
+
+
+def test_the_step_piece_has_images_in_memory_and_in_files(suite: ModuleType, tmp_path: Path) -> None:
+    configs = suite.step_configs(tmp_path / "photographs", small=3, large=4)
+    (resnet18, small), (resnet50, large) = configs.values()
+    assert (resnet18.model.backbone, resnet18.augment.image_size, small.shape) == ("resnet18", 32, (3, 32, 32, 3))
+    assert (resnet50.model.backbone, resnet50.augment.image_size) == ("resnet50", 224)
+    assert 40 % resnet18.log_every == 40 % resnet50.log_every == 0  # the steps of a block
+    sizes = []
+    for path in sorted(Path(large).iterdir()):
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    assert sizes == [(400 - number, 300 - number) for number in range(4)]
 
 
 def test_the_suite_says_that_it_needs_a_gpu(

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from ssole.rng import Use, bits, epoch_order, uniforms
+from ssole.rng import Use, bits, epoch_order, uniforms, uniforms_of_uses
 
 IDS, VIEWS = torch.arange(5000), torch.arange(4)
 
@@ -16,6 +16,14 @@ def test_a_draw_does_not_depend_on_its_batch() -> None:
     whole = uniforms(7, 3, IDS, VIEWS, Use.CROP, 6)
     some = torch.tensor([4999, 17, 0, 17])
     assert torch.equal(uniforms(7, 3, some, VIEWS[1:3], Use.CROP, 2), whole[some][:, 1:3, :2])
+
+
+def test_several_uses_at_once_are_the_same_draws() -> None:
+    draws = {Use.JITTER: 9, Use.CROP: 22, Use.TURN: 1}
+    together = uniforms_of_uses(7, 3, IDS, VIEWS, draws)
+    assert list(together) == list(draws)
+    for use, n in draws.items():
+        assert torch.equal(together[use], uniforms(7, 3, IDS, VIEWS, use, n))
 
 
 def test_the_format_is_pinned() -> None:

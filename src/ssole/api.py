@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import glob
 import sys
 from collections.abc import Mapping
 from os import PathLike
@@ -13,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
+from ssole.data.folder import FolderSource
 from ssole.data.loader import ImageStore
+from ssole.data.patterns import has_pattern
+from ssole.data.remote import is_remote
 from ssole.data.sources import open_source
 from ssole.data.torchvision_sets import KNOWN
 from ssole.device import resolve_device
@@ -22,7 +24,7 @@ from ssole.evaluation.protocols import knn_evaluator
 from ssole.models.backbone import create_backbone
 from ssole.training.loop import train
 from ssole.training.plan import make_plan
-from ssole.training.run import Run, alone_in, create_run
+from ssole.training.run import LISTING, Run, alone_in, create_run
 
 if TYPE_CHECKING:
     from ssole.data.sources import Spec
@@ -55,7 +57,8 @@ def pretrain(
         evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. By
             default, with the recipe's `knn_every`, a kNN accuracy on the data's own test split where it has labels.
         progress: show a progress bar.
-        overrides: settings by name (`epochs=5`, `views=4`), dotted name (`**{"optim.lr": 1.0}`), or a group as a dict.
+        overrides: settings by name (`epochs=5`, `views=4`, `preset="aerial"`), dotted name (`**{"optim.lr": 1.0}`), or
+            a group as a dict.
 
     Returns:
         The finished :class:`Run`.
@@ -83,12 +86,15 @@ def start(
     _try_backbone(config)
     data = config.data if data is None else data
     config = dataclasses.replace(config, data=_describe(data))
-    store = _open(config, data, "train", progress)
-    make_plan(config, len(store))
-    evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
-    run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
-    with alone_in(run):
-        return train(run, store, evaluators=evaluators, progress=progress)
+    with _open(config, data, "train", progress) as store:
+        make_plan(config, len(store))
+        config = _measured(config, store)
+        evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
+        run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
+        if isinstance(store.source, FolderSource):
+            store.source.keep_listing(run.path / LISTING)
+        with alone_in(run):
+            return train(run, store, evaluators=evaluators, progress=progress)
 
 
 def resume(
@@ -114,10 +120,24 @@ def resume(
         return found
     if data is None and in_memory(config):
         raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
-    store = _open(config, config.data if data is None else data, "train", progress)
-    evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
-    with alone_in(found):
-        return train(found, store, evaluators=evaluators, progress=progress)
+    images = config.data if data is None else data
+    with _open(config, images, "train", progress, listing=found.path / LISTING) as store:
+        evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
+        with alone_in(found):
+            return train(found, store, evaluators=evaluators, progress=progress)
+
+
+def _measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
+    """With the mean and std of the images where the config leaves them open."""
+    if config.augment.mean is not None:
+        return config
+    mean, std = store.channel_statistics()
+    if min(std) == 0:
+        raise DataError(
+            f"channel {std.index(0)} of {store.source.name} has the same value everywhere, so it cannot be normalised: "
+            "leave it out, or give augment.mean and augment.std"
+        )
+    return apply_overrides(config, {"augment.mean": mean, "augment.std": std})
 
 
 def free_folder(parent: Path, name: str) -> Path:
@@ -130,12 +150,12 @@ def free_folder(parent: Path, name: str) -> Path:
 
 def _describe(data: Spec) -> str | tuple[str, ...]:
     """What stands for the images in a config. Paths become absolute, so that a run can be resumed from any folder."""
-    if isinstance(data, (list, tuple)):
+    if isinstance(data, (list, tuple)) and all(isinstance(part, (str, PathLike)) for part in data):
         return tuple(str(_describe(part)) for part in data)
     if isinstance(data, (str, PathLike)):
         text, path = str(data), Path(data).expanduser()
-        is_name = text == "digits-m" or text.lower() in KNOWN
-        return str(path.absolute()) if not is_name and (path.exists() or glob.has_magic(text)) else text
+        is_name = text == "digits-m" or text.lower() in KNOWN or is_remote(text)
+        return str(path.absolute()) if not is_name and (path.exists() or has_pattern(text)) else text
     return _IN_MEMORY + str(getattr(data, "name", f"{type(data).__name__} {getattr(data, 'shape', '')}".strip()))
 
 
@@ -144,8 +164,11 @@ def in_memory(config: PretrainConfig) -> bool:
     return isinstance(config.data, str) and config.data.startswith(_IN_MEMORY)
 
 
-def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool) -> ImageStore:
-    return ImageStore(open_source(data, split=split), shrink_to=config.augment.useful_size, progress=progress)
+def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool, *, listing: Path | None = None) -> ImageStore:
+    source = open_source(data, split=split, listing=listing)
+    return ImageStore(
+        source, shrink_to=config.augment.useful_size, channels=config.channels, cache=True, progress=progress
+    )
 
 
 @torch.no_grad()
@@ -154,12 +177,12 @@ def _try_backbone(config: PretrainConfig) -> None:
     name = config.model.backbone
     with torch.random.fork_rng(devices=[]):
         try:
-            backbone = create_backbone(config.model, config.augment.image_size).eval()
+            backbone = create_backbone(config.model, config.augment.image_size, channels=config.channels or 3).eval()
         except (TypeError, AssertionError, RuntimeError) as error:  # timm hands arguments on to the model's constructor
             raise ConfigError(f"model.backbone_args do not fit {name}: {error}") from None
         for crop in config.augment.crops:
             try:
-                backbone(torch.zeros(1, 3, crop.size, crop.size))
+                backbone(torch.zeros(1, config.channels or 3, crop.size, crop.size))
             except (AssertionError, RuntimeError, ValueError) as error:
                 raise ConfigError(
                     f"{name} does not take images of {crop.size} x {crop.size} pixels: {error}. Choose another "

@@ -16,7 +16,20 @@ import torch
 import tyro
 
 from ssole import __version__, api
-from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe, recipe_names
+from ssole.config import (
+    PRESETS,
+    ConfigError,
+    PretrainConfig,
+    apply_overrides,
+    from_dict,
+    load_recipe,
+    recipe_names,
+    view_preset,
+)
+from ssole.data.decode import decode
+from ssole.data.listing import image_suffixes
+from ssole.data.sources import open_source
+from ssole.files import write_atomically
 from ssole.models.load import weights_path
 from ssole.training.monitor import duration
 from ssole.training.run import Run
@@ -27,6 +40,7 @@ USAGE = """usage: ssole COMMAND [OPTIONS]
   ssole pretrain      learn a representation from unlabeled images
   ssole eval RUN      judge a run beside raw pixels and the same network untrained
   ssole embed RUN     write the features of images to a file
+  ssole views DATA    draw what a recipe makes of images
 
 ssole COMMAND --help tells more. With no options, ssole pretrain learns from the built-in digits-m images in minutes."""
 
@@ -50,6 +64,8 @@ class PretrainArgs:
     """Go on with this interrupted run. Its settings are kept, so nothing else may be given."""
     views: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Views of each image; short for --augment.crops.0.count."""
+    preset: Annotated[str | None, tyro.conf.arg(metavar="|".join(PRESETS))] = None
+    """How views of this kind of images are usually made, in place of the recipe's augment settings but its crops."""
     config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
 
 
@@ -148,6 +164,26 @@ def doctor(argv: Sequence[str]) -> int:
     return 1 if report.verdict == "stop" else 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class ViewsArgs:
+    """Draw what a recipe makes of images: a row for each image, first as it is, then its views."""
+
+    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ("digits-m",)
+    """An image, several, or data as for pretraining: a folder, parquet, or data set name."""
+    recipe: str = api.DEFAULT_RECIPE
+    """A recipe's name, the path of a YAML file, or a preset: natural, small, digits, aerial, grey, channels."""
+    out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("views.png")
+    """Picture to write: .png, .jpg or whatever else Pillow writes."""
+    images: int = 6
+    """How many images, spread evenly over the data."""
+    seed: int = 0
+    """The views are those of a run with this seed ..."""
+    epoch: int = 0
+    """... in this epoch."""
+    channels: int | None = None
+    """Channels of images that are not photographs, kept at full depth."""
+
+
 def pretrain(argv: Sequence[str]) -> int:
     args, given = _parse_pretrain(argv)
     if args.resume is not None:
@@ -173,7 +209,10 @@ def _parse_pretrain(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
     """The arguments, with the recipe's values as defaults, and the names of the options that were given."""
     given = {word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")}
     recipe = _option(argv, "--recipe") or api.DEFAULT_RECIPE
-    default = PretrainArgs(recipe=recipe, config=from_dict(load_recipe(recipe)))
+    config, preset = from_dict(load_recipe(recipe)), _option(argv, "--preset")
+    if preset is not None:
+        config = apply_overrides(config, {"preset": preset})
+    default = PretrainArgs(recipe=recipe, preset=preset, config=config)
     about = PRETRAIN.format(recipes=", ".join(recipe_names()), recipe=recipe)
     return tyro.cli(PretrainArgs, default=default, args=list(argv), prog="ssole pretrain", description=about), given
 
@@ -224,6 +263,41 @@ def embed(argv: Sequence[str]) -> int:
     return 0
 
 
+def views(argv: Sequence[str]) -> int:
+    from PIL import Image
+
+    from ssole.views.picture import picture
+
+    args = tyro.cli(ViewsArgs, args=list(argv), prog="ssole views")
+    recipe = view_preset(args.recipe) if args.recipe in PRESETS else from_dict(load_recipe(args.recipe)).augment
+    form = Image.registered_extensions().get(args.out.suffix.lower())
+    if form not in Image.SAVE:
+        raise ConfigError(f"--out names the picture to write, such as views.png; got {args.out}")
+    if not args.out.parent.is_dir():
+        raise ConfigError(f"there is no folder {args.out.parent} to write {args.out.name} to")
+    images, ids = _some_images(args)
+    sheet = picture(images, ids, recipe=recipe, seed=args.seed, epoch=args.epoch)
+    write_atomically(args.out, lambda path: sheet.save(path, format=form))
+    print(f"{len(images)} images and their views by {args.recipe}: {args.out}")
+    return 0
+
+
+def _some_images(args: ViewsArgs) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """The images to draw, and their indices in the data."""
+    if args.images < 1:
+        raise ConfigError(f"--images must be at least 1, got {args.images}")
+    paths = [Path(word) for word in args.data]
+    if all(path.suffix.lower() in image_suffixes() for path in paths) and all(path.is_file() for path in paths):
+        read: list[Any] = [path.read_bytes() for path in paths]
+        names, chosen = [str(path) for path in paths], range(len(paths))
+    else:
+        source = open_source(_spec(args.data))
+        chosen = range(0, len(source), -(-len(source) // min(args.images, len(source))))
+        read, names = [source.read(i) for i in chosen], [source.id(i) for i in chosen]
+    decoded = [decode(data, where=name, channels=args.channels) for data, name in zip(read, names, strict=True)]
+    return decoded, torch.tensor(chosen)
+
+
 def _run_config(path: Path) -> PretrainConfig | None:
     """The settings of a finished run; None for a weight file alone."""
     weights_path(path)  # says what is wrong if it is neither
@@ -248,6 +322,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "pretrain": pretrain,
     "eval": evaluate,
     "embed": embed,
+    "views": views,
 }
 
 

@@ -8,6 +8,7 @@ arithmetic is 64-bit integers, which wrap identically everywhere.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 
 import torch
@@ -29,6 +30,7 @@ class Use(IntEnum):
     BLUR = 6
     SOLARIZE = 7
     LAYERS = 8
+    TURN = 9
 
 
 def _signed(value: int) -> int:
@@ -66,16 +68,35 @@ def bits(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int
     Returns:
         int64 (B, V, n).
     """
-    key = torch.zeros((), dtype=torch.int64, device=ids.device)
-    key = _fold(_fold(key, seed), epoch)
-    key = _fold(_fold(key, ids)[:, None], views[None, :])
+    key = _image_keys(seed, epoch, ids, views)
     return _fold(_fold(key, use)[..., None], torch.arange(n, device=ids.device))
+
+
+def _image_keys(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
+    run = _fold(
+        _fold(torch.zeros((), dtype=torch.int64), seed), epoch
+    ).item()  # on the CPU: two numbers need no kernels
+    return _fold(_fold(ids, int(run))[:, None], views[None, :])
 
 
 def uniforms(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int, n: int) -> torch.Tensor:
     """Uniform draws in [0, 1): float32 (B, V, n). Arguments as in :func:`bits`."""
+    return _unit(bits(seed, epoch, ids, views, use, n))
+
+
+def uniforms_of_uses(
+    seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, draws: Mapping[Use, int]
+) -> dict[Use, torch.Tensor]:
+    """Several :func:`uniforms` at once, with a fraction of their kernels: {use: n} gives {use: (B, V, n)}."""
+    uses = torch.tensor([use for use, n in draws.items() for _ in range(n)]).to(ids.device, non_blocking=True)
+    numbers = torch.tensor([i for n in draws.values() for i in range(n)]).to(ids.device, non_blocking=True)
+    u = _unit(_fold(_fold(_image_keys(seed, epoch, ids, views)[..., None], uses), numbers))
+    return dict(zip(draws, u.split(list(draws.values()), dim=-1), strict=True))
+
+
+def _unit(bits: torch.Tensor) -> torch.Tensor:
     # the top 24 bits fill a float32 mantissa exactly, so 1.0 cannot come out
-    return _shift_right(bits(seed, epoch, ids, views, use, n), 40).to(torch.float32) * 2.0**-24
+    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> torch.Tensor:

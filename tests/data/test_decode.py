@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
+from pictures import deep_png
 from ssole.data.decode import decode
 from ssole.errors import DataError
 
@@ -154,15 +156,8 @@ def test_16_bit_big_endian_tiff():
 
 
 def test_16_bit_rgb_png():
-    """Written by hand, since Pillow does not write them."""
-    row = b"\0" + struct.pack(">6H", 0, 257 * 100, 65535, 257, 514, 771)
-
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
-    assert decoded(data).tolist() == [[[0, 100, 255], [1, 2, 3]]]
+    pixels = np.array([[[0, 257 * 100, 65535], [257, 514, 771]]], np.uint16)
+    assert decoded(deep_png(pixels)).tolist() == [[[0, 100, 255], [1, 2, 3]]]
 
 
 def test_integer_image_within_16_bits():
@@ -295,3 +290,219 @@ def test_shrinking_keeps_proportions_and_colours(kind, orientation):
             assert np.abs(near - far).max() <= 4
     for side in (400, 1000):
         assert torch.equal(decode(data, where="here", shrink_to=side), decode(data, where="here"))
+
+
+# ------------------------------------------------------------------------------- as many channels as there are
+
+DEEP = np.random.default_rng(3).integers(0, 65536, (5, 7, 6), dtype=np.uint16)
+
+
+def own(data, channels: int, **options) -> np.ndarray:
+    """Back to (H, W, C), after checking what decode promises of every result."""
+    tensor = decode(data, where="here", channels=channels, **options)
+    assert tensor.dtype in (torch.uint8, torch.uint16)
+    assert tensor.shape[0] == channels
+    assert tensor.is_contiguous()
+    return tensor.permute(1, 2, 0).numpy()
+
+
+def tiff(pixels: np.ndarray, **options) -> bytes:
+    tifffile.imwrite(out := io.BytesIO(), pixels, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("layout", ["array", "pages", "planes", "pixels", "big-endian pages", "deflated pixels"])
+def test_tiff_and_arrays_of_any_channels(kind, channels, layout):
+    pixels = (DEEP[..., :channels] >> (8 if kind == np.uint8 else 0)).astype(kind)
+    planes = np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    if layout == "array":
+        data = pixels
+    elif layout == "pages":
+        data = tiff(planes, photometric="minisblack")
+    elif layout == "big-endian pages":
+        data = tiff(planes, photometric="minisblack", byteorder=">", bigtiff=True)
+    elif channels == 1:
+        data = tiff(planes[0], photometric="minisblack")
+    elif layout == "planes":
+        data = tiff(planes, photometric="minisblack", planarconfig="separate")
+    else:
+        compression = "zlib" if layout == "deflated pixels" else None
+        data = tiff(pixels, photometric="minisblack", planarconfig="contig", compression=compression)
+    out = own(data, channels)
+    assert out.dtype == kind
+    assert np.array_equal(out, pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_16_bit_png_keeps_its_depth(channels):
+    pixels = DEEP[..., :channels]
+    out = own(deep_png(pixels), channels)
+    assert out.dtype == np.uint16
+    assert np.array_equal(out, pixels)
+
+
+def test_16_bit_tiff_of_colours_is_scaled_for_rgb():
+    """Pillow keeps the upper 8 bits of these; what it does not open is rounded."""
+    assert np.abs(decoded(tiff(DEEP[..., :3], photometric="rgb")).astype(int) - DEEP[..., :3] / 257).max() <= 1
+    assert np.array_equal(decoded(DEEP[..., :3]), np.round(DEEP[..., :3] / 257).astype(np.uint8))
+    assert np.array_equal(decoded(DEEP[..., 0]), grey3(np.round(DEEP[..., 0] / 257).astype(np.uint8)))
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(RGB), RGB),
+        (Image.fromarray(GREY), GREY[..., None]),
+        (Image.fromarray(GREY > 99), ((GREY > 99) * np.uint8(255))[..., None]),
+        (Image.fromarray(np.dstack([RGB, ALPHA])), np.dstack([RGB, ALPHA])),
+        (Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(ALPHA)]), np.dstack([GREY, ALPHA])),
+        (Image.fromarray(RGB).quantize(35), np.asarray(Image.fromarray(RGB).quantize(35).convert("RGB"))),
+        (Image.fromarray(DEEP[..., 0]), DEEP[..., :1]),
+    ],
+)
+def test_own_channels_of_common_images(image, expected):
+    assert np.array_equal(own(encode(image), expected.shape[2]), expected)
+
+
+def test_cmyk_counts_as_rgb():
+    assert own(encode(Image.new("CMYK", (4, 4)), "TIFF"), 3).tolist() == [[[255] * 3] * 4] * 4
+
+
+@pytest.mark.parametrize(
+    ("data", "has"),
+    [
+        (encode(Image.fromarray(RGB)), "3 channels"),
+        (encode(Image.fromarray(GREY), "JPEG"), "1 channels"),
+        (deep_png(DEEP[..., :3]), "3 channels"),
+        (tiff(DEEP.transpose(2, 0, 1).copy(), photometric="minisblack"), "6 pages of 1 channels"),
+        (tiff(DEEP, photometric="minisblack", planarconfig="contig"), "6 channels"),
+        (DEEP, "6 channels"),
+        (GREY, "1 channels"),
+    ],
+)
+def test_other_channels_than_asked_for(data, has):
+    with pytest.raises(DataError, match=rf"^here: the image has {has}, and 5 are asked for"):
+        decode(data, where="here", channels=5)
+
+
+def test_many_channels_are_no_rgb():
+    for data in (DEEP, tiff(DEEP, photometric="minisblack", planarconfig="contig")):
+        with pytest.raises(DataError, match=r"^here: RGB is made of .* has 6 .*channels=6"):
+            decode(data, where="here")
+
+
+def test_channels_below_one():
+    with pytest.raises(ValueError, match=r"at least 1.*got 0"):
+        decode(RGB, where="here", channels=0)
+
+
+def test_pages_are_frames_where_each_has_the_channels():
+    frames = np.random.default_rng(0).integers(0, 256, (4, 5, 7, 3), dtype=np.uint8)
+    assert np.array_equal(own(tiff(frames, photometric="rgb"), 3), frames[0])
+    assert np.array_equal(own(tiff(frames[..., 0], photometric="minisblack"), 1), frames[0, ..., :1])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_a_deep_tiff_is_that_of_a_common_one(orientation):
+    """The oracle is Pillow's turning of the upper bits of the first three channels."""
+    tag = [(274, "H", 1, orientation, True)]
+    common = decoded(tiff((DEEP[..., :3] >> 8).astype(np.uint8), photometric="rgb", extratags=tag))
+    deep = own(tiff(DEEP, photometric="minisblack", planarconfig="contig", extratags=tag), 6)
+    assert np.array_equal(deep[..., :3] >> 8, common)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int16, np.uint32])
+def test_deep_pixels_without_an_agreed_range(kind):
+    with pytest.raises(DataError, match=rf"^here: {np.dtype(kind)} pixels have no agreed range"):
+        decode(tiff(DEEP.astype(kind), photometric="minisblack", planarconfig="contig"), where="here", channels=6)
+
+
+def test_a_tiff_whose_pages_differ_in_size_is_no_stack():
+    out = io.BytesIO()
+    with tifffile.TiffWriter(out) as writer:
+        writer.write(DEEP[..., 0])
+        writer.write(DEEP[:3, :, 0])
+    with pytest.raises(DataError, match=r"^here: "):
+        decode(out.getvalue(), where="here", channels=2)
+
+
+def test_a_compression_that_needs_a_package_names_it():
+    if importlib.util.find_spec("imagecodecs") is not None:
+        pytest.skip("imagecodecs is installed")
+    pages = [Image.fromarray(GREY)] * 5
+    data = encode(pages[0], "TIFF", save_all=True, append_images=pages[1:], compression="tiff_lzw")
+    with pytest.raises(DataError, match=r"^here: .*LZW.*pip install imagecodecs"):
+        decode(data, where="here", channels=5)
+
+
+def test_ome_tiff_reads_no_other_file(tmp_path, monkeypatch):
+    """The description of an OME-TIFF may say that planes lie in other files, which is not followed."""
+    monkeypatch.chdir(tmp_path)
+    tifffile.imwrite("other.tif", np.full((5, 7), 9, np.uint16))
+    ome = (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image ID="Image:0"><Pixels ID="Pixels:0" '
+        'DimensionOrder="XYCZT" Type="uint16" SizeX="7" SizeY="5" SizeC="2" SizeZ="1" SizeT="1">'
+        '<TiffData IFD="0" FirstC="0" PlaneCount="1"/><TiffData IFD="0" FirstC="1" PlaneCount="1">'
+        '<UUID FileName="other.tif">urn:uuid:1</UUID></TiffData></Pixels></Image></OME>'
+    )
+    data = tiff(DEEP[..., 0], description=ome, metadata=None)
+    assert np.array_equal(own(data, 1), DEEP[..., :1])
+    with pytest.raises(DataError, match=r"1 channels, and 2"):
+        decode(data, where="here", channels=2)
+
+
+@pytest.mark.parametrize("data", [deep_png(DEEP[..., :3]), tiff(DEEP, photometric="minisblack", planarconfig="contig")])
+def test_a_deep_image_too_large_to_be_trusted(monkeypatch, data):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DataError, match=r"^here: .*bomb.*MAX_IMAGE_PIXELS"):
+        decode(data, where="here", channels=6)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        deep_png(DEEP[..., :3]),
+        tiff(DEEP[..., :3], photometric="minisblack", planarconfig="contig", compression="zlib"),
+        tiff(DEEP[..., :3].transpose(2, 0, 1).copy(), photometric="minisblack"),
+    ],
+)
+def test_damage_anywhere_in_a_deep_image(data):
+    random = np.random.default_rng(2)
+    with pytest.raises(DataError, match=r"^here: "):
+        decode(data[: len(data) // 2], where="here", channels=3)
+    outcomes = set()
+    for _ in range(200):
+        damaged = bytearray(data)
+        for position in random.integers(0, len(data), 3):
+            damaged[position] = random.integers(0, 256)
+        try:
+            outcomes.add(decode(bytes(damaged), where="here", channels=3).shape[0])
+        except DataError as error:
+            outcomes.add(str(error)[:6])
+    assert outcomes <= {3, "here: "}
+
+
+@pytest.mark.parametrize("channels", [2, 3, 6])
+def test_shrinking_a_deep_image(channels):
+    """Pillow's resizing of each channel as floats is the oracle."""
+    y, x = np.mgrid[0:60, 0:80]
+    waves = [np.sin(x / (4 + c)) + np.cos(y / (5 + c)) for c in range(channels)]
+    pixels = np.stack([(w * 16000 + 32768) for w in waves], axis=-1).astype(np.uint16)
+    data = tiff(pixels, photometric="minisblack", planarconfig="contig")
+    small = own(data, channels, shrink_to=30)
+    assert small.dtype == np.uint16
+    for c in range(channels):
+        plane = Image.fromarray(pixels[..., c].astype(np.float32))
+        expected = np.asarray(plane.resize((40, 30), Image.Resampling.BICUBIC))
+        assert np.abs(small[..., c] - expected).max() < 0.02 * 65535
+    assert np.array_equal(own(data, channels, shrink_to=60), pixels)
+
+
+@pytest.mark.parametrize("channels", [None, 3])
+def test_wrong_suffixes_do_not_matter(channels):
+    """A format is known by its bytes alone; decode is never told the name's suffix."""
+    for kind in ("PNG", "BMP", "TIFF"):
+        tensor = decode(encode(Image.fromarray(RGB), kind), where="photo.jpg", channels=channels)
+        assert np.array_equal(tensor.permute(1, 2, 0).numpy(), RGB)

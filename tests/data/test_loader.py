@@ -4,41 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import threading
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ssole.data.host import total_memory
+from listed import Listed, png, wait_until_still
 from ssole.data.loader import ImageStore
 from ssole.data.sources import ArraySource, open_source
 from ssole.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1000, 6, 5, 3), dtype=np.uint8)
-
-
-class Listed:
-    """A source over a list of arrays or bytes, that counts its reads."""
-
-    name = "listed"
-    labels = None
-    classes = None
-
-    def __init__(self, items):
-        self.items, self.reads, self.lock = items, [], threading.Lock()
-
-    def __len__(self):
-        return len(self.items)
-
-    def id(self, i):
-        return f"item {i}"
-
-    def read(self, i):
-        with self.lock:
-            self.reads.append(i)
-        return self.items[i]
 
 
 def channels_first(images: np.ndarray) -> torch.Tensor:
@@ -215,8 +193,48 @@ def test_silent_when_not_on_a_terminal(capfd):
     assert out == err == ""
 
 
-def test_total_memory_is_plausible():
-    assert 1 << 26 < total_memory() < 1 << 50
+def test_an_interrupt_while_everything_is_decoded_is_heard_at_once():
+    class Interrupting(Listed):
+        def read(self, i):
+            if len(self.reads) == 60:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().read(i)
+
+    source = Interrupting(list(IMAGES), seconds=0.002)
+    with pytest.raises(KeyboardInterrupt):
+        ImageStore(source, workers=2)
+    assert wait_until_still(source) < 500
+
+
+def test_channel_statistics():
+    mean, std = ImageStore(ArraySource(IMAGES)).channel_statistics()
+    assert mean == pytest.approx((IMAGES / 255).mean((0, 1, 2)))
+    assert std == pytest.approx((IMAGES / 255).std((0, 1, 2)))
+    mean, std = ImageStore(ArraySource(IMAGES)).channel_statistics(sample=4)
+    assert mean == pytest.approx((IMAGES[[0, 250, 500, 750]] / 255).mean((0, 1, 2)))
+    with pytest.raises(DataError, match="sample must be at least 1"):
+        ImageStore(ArraySource(IMAGES)).channel_statistics(sample=0)
+
+
+def test_channel_statistics_give_each_image_the_same_weight():
+    dark, bright = np.zeros((2, 2, 3), np.uint8), np.full((40, 40, 3), 255, np.uint8)
+    mean, std = ImageStore(Listed([dark, bright])).channel_statistics()
+    assert (mean, std) == ([0.5] * 3, [0.5] * 3)
+
+
+def test_advice_names_what_is_missing():
+    assert ImageStore(Listed(list(IMAGES))).advice() is None  # in memory
+    assert "cache" in ImageStore(Listed([png(5, 6, 1), png(6, 5, 2)]), workers=999).advice()
+
+
+def test_a_store_is_closed_by_its_with_statement():
+    with ImageStore(Listed([png(5, 6, 1), png(6, 5, 2)])) as store:
+        store.get([0, 1])
+    with pytest.raises(RuntimeError):
+        store.get([0])
+    with ImageStore(Listed(list(IMAGES))) as store:
+        pass
+    assert store.get([3]).shape == (1, 3, 6, 5)  # in memory
 
 
 @pytest.mark.skipif("SSOLE_CIFAR10_PARQUET" not in os.environ, reason="SSOLE_CIFAR10_PARQUET names no parquet file")

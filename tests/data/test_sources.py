@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import os
+import re
 import struct
 from pathlib import Path
 from urllib.error import URLError
@@ -16,20 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from ssole.data.decode import decode
-from ssole.data.folder import image_suffixes
+from pictures import ids, png, value
+from ssole.data.listing import image_suffixes
+from ssole.data.loader import ImageStore
 from ssole.data.sources import ArraySource, FolderSource, ParquetSource, Source, open_source, shared_labels
 from ssole.errors import DataError
-
-
-def png(value: int = 0, size: tuple[int, int] = (4, 4)) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", size, (value, value, value)).save(out, "PNG")
-    return out.getvalue()
-
-
-def value(source: Source, i: int) -> int:
-    return int(decode(source.read(i), where=source.id(i))[0, 0, 0])
 
 
 def tree(root: Path, *paths: str) -> Path:
@@ -38,10 +29,6 @@ def tree(root: Path, *paths: str) -> Path:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_bytes(png(number))
     return root
-
-
-def ids(source: Source) -> list[str]:
-    return [source.id(i) for i in range(len(source))]
 
 
 # ---------------------------------------------------------------------------------------------------- folders
@@ -54,6 +41,7 @@ def test_folder_is_recursive_sorted_and_counts_what_it_leaves(tmp_path):
     assert ids(source) == ["a.jpg", "a/deep/er/x.PNG", "b.png"]
     assert [value(source, i) for i in range(3)] == [2, 1, 0]
     assert source.ignored == {".txt": 2, "": 1}
+    assert source.hidden == 2
     assert source.labels is None
     assert source.name == tmp_path.name
 
@@ -82,6 +70,41 @@ def test_links_are_followed_once(tmp_path):
     assert ids(source) == ["a/1.png", "b/2.png", "gone.png"]
     with pytest.raises(DataError, match=r"gone.png: cannot read the file \(No such file"):
         source.read(2)
+
+
+def test_a_link_to_itself_is_unreadable(tmp_path):
+    (tmp_path / "a.png").symlink_to(tmp_path / "a.png")
+    source = open_source(tmp_path)
+    with pytest.raises(DataError, match=r"^a\.png: cannot read the file \(Too many levels"):
+        source.read(0)
+
+
+def test_every_kind_of_bad_file_is_counted_with_its_reason(tmp_path, monkeypatch):
+    """Through the store, as a run meets them: it goes on, and lists each."""
+    folder = tree(tmp_path / "photos", *(f"{i}.png" for i in range(6)))
+    noise = np.random.default_rng(0).integers(0, 256, (30, 30, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(whole := tmp_path / "whole.jpg")
+    bad = {
+        "bomb.png": (png(size=(70, 70)), "4900 pixels.*MAX_IMAGE_PIXELS"),
+        "empty.png": (b"", "empty"),
+        "folder.png/x.txt": (b"", None),  # a folder with an image's name is a folder
+        "html.jpg": (b"<!DOCTYPE html><html>404</html>", "HTML"),
+        "lfs.png": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        "truncated.jpg": (whole.read_bytes()[:600], "damaged|truncated"),
+        "text.png": (b"hello", "not an image"),
+    }
+    for name, (data, _) in bad.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "gone.png").symlink_to(tmp_path / "nothing")
+    (folder / "wrong-suffix.jpg").write_bytes(png(9))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    store = ImageStore(open_source(folder), max_unreadable=0.6, progress=False)
+    store.get(range(len(store)))
+    reasons = {name: reason for _, name, reason in store.unreadable}
+    expected = {name: reason for name, (_, reason) in bad.items() if reason} | {"gone.png": "No such file"}
+    assert reasons.keys() == expected.keys()
+    assert [name for name in expected if not re.search(expected[name], reasons[name])] == []
 
 
 def test_names_that_are_not_text(tmp_path):
@@ -259,7 +282,7 @@ def test_parquet_that_is_damaged_empty_or_missing(tmp_path):
         open_source(write(tmp_path / "none.parquet", []))
     with pytest.raises(DataError, match=r"no file .*missing"):
         open_source([path, tmp_path / "missing.parquet"])
-    with pytest.raises(DataError, match="No parquet file"):
+    with pytest.raises(DataError, match="No file"):
         open_source([])
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(DataError, match=r"x\.parquet as parquet"):
@@ -343,7 +366,7 @@ def test_what_does_not_exist(tmp_path, monkeypatch):
 
 
 def test_specs_of_a_wrong_kind(tmp_path):
-    with pytest.raises(DataError, match=r"is a file, but not \.parquet"):
+    with pytest.raises(DataError, match=r"1\.png cannot be opened.*folder of images.*\.parquet.*got \['\.png'\]"):
         open_source(tree(tmp_path, "1.png") / "1.png")
     with pytest.raises(DataError, match="got int"):
         open_source(3)

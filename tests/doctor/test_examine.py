@@ -291,3 +291,27 @@ def test_the_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> N
     for option in ("DATA", "--against TEST", "--recipe NAME", "--device", "--preview FILE", "--json FILE", "--limit"):
         assert option in text
     assert "ssole doctor photos/" in text
+
+
+def test_many_channels_at_full_depth(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    images = random.integers(0, 65536, (30, 12, 12, 5), dtype=np.uint16)
+    recipe = tiny.SETTINGS | {
+        "channels": 5,
+        "augment": {
+            "crops": [{"count": 2, "size": 8}],
+            **dict.fromkeys(("saturation", "hue", "grey"), 0.0),
+            "mean": None,
+            "std": None,
+        },
+    }
+    path = tmp_path / "five.yaml"
+    path.write_text(json.dumps(recipe))  # which is YAML
+    images[7] = images[3]
+    report = look(images, recipe=str(path), measure=True)
+    assert report.unreadable == []
+    assert [c.copies for c in report.exact_copies] == [["array:7"]]
+    assert report.statistics is not None
+    assert report.statistics.mean == pytest.approx((images / 65535).mean(axis=(0, 1, 2)).tolist())
+    assert report.estimate is not None
+    assert look(images).verdict == "stop"  # RGB cannot be made of them

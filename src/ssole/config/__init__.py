@@ -6,6 +6,7 @@ names (``optim.lr``). The config of a run is written to its folder and is all th
 
 from __future__ import annotations
 
+from ssole.config.presets import PRESETS, view_preset, with_preset
 from ssole.config.recipes import load_recipe, read_settings, recipe_names
 from ssole.config.schema import (
     IMAGENET_MEAN,
@@ -23,6 +24,7 @@ from ssole.config.settings import apply_overrides, field_paths, from_dict, to_di
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
+    "PRESETS",
     "ConfigError",
     "Crop",
     "LossConfig",
@@ -37,4 +39,6 @@ __all__ = [
     "read_settings",
     "recipe_names",
     "to_dict",
+    "view_preset",
+    "with_preset",
 ]

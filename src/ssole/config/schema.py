@@ -54,6 +54,8 @@ class ViewRecipe:
     """Probability of a left-right flip. 0 where handedness matters (digits, text)."""
     vflip: float = 0.0
     """Probability of an upside-down flip."""
+    turn: float = 0.0
+    """Probability of a turn by 90, 180 or 270 degrees, each as likely. 0.75 where no side is up."""
     jitter: float = 0.8
     """Probability of colour jitter: the four operations below, in random order."""
     brightness: float = 0.4
@@ -72,14 +74,14 @@ class ViewRecipe:
     """Range of the blur's standard deviation, in pixels of the crop."""
     solarize: float = 0.0
     """Probability of inverting all values of 128/255 and more."""
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    """Channel means subtracted at the end (images in [0, 1])."""
-    std: tuple[float, float, float] = IMAGENET_STD
-    """Channel standard deviations divided by at the end."""
+    mean: tuple[float, ...] | None = IMAGENET_MEAN
+    """Channel means subtracted at the end (images in [0, 1]). None: measured on the images when a run starts."""
+    std: tuple[float, ...] | None = IMAGENET_STD
+    """Channel standard deviations divided by at the end. None with `mean`."""
 
     def __post_init__(self) -> None:
         _check(len(self.crops) >= 1, "a view recipe needs at least one crop group")
-        for name in ("hflip", "vflip", "jitter", "grey", "blur", "solarize"):
+        for name in ("hflip", "vflip", "turn", "jitter", "grey", "blur", "solarize"):
             _check(0 <= getattr(self, name) <= 1, f"{name} is a probability in [0, 1], got {getattr(self, name)}")
         for name in ("brightness", "contrast", "saturation"):
             _check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
@@ -88,7 +90,21 @@ class ViewRecipe:
             0 < self.blur_sigma[0] <= self.blur_sigma[1],
             f"blur_sigma must satisfy 0 < min <= max, got {self.blur_sigma}",
         )
-        _check(min(self.std) > 0, f"std must be positive, got {self.std}")
+        _check(
+            (self.mean is None) == (self.std is None), f"give both mean and std or neither, got {self.mean}, {self.std}"
+        )
+        if self.mean is not None and self.std is not None:
+            _check(min(self.std, default=0) > 0, f"std must be positive, got {self.std}")
+            _check(
+                len(self.mean) == len(self.std),
+                f"mean and std need a number for each channel, got {len(self.mean)} and {len(self.std)}",
+            )
+
+    @property
+    def colour_operations(self) -> tuple[str, ...]:
+        """What the recipe does that only red, green and blue allow."""
+        jittered = tuple(name for name in ("saturation", "hue") if self.jitter > 0 and getattr(self, name) > 0)
+        return jittered + (("grey",) if self.grey > 0 else ())
 
     @property
     def views(self) -> int:
@@ -200,6 +216,8 @@ class PretrainConfig:
 
     data: str | tuple[str, ...] = "digits-m"
     """`digits-m`, a folder of images, parquet (files or a folder), or a torchvision name such as `cifar10`."""
+    channels: int | None = None
+    """Channels of images that are no photographs, kept at full depth (8 or 16 bits). None: red, green, blue, 8 bits."""
     epochs: int = 100
     """Passes over the images."""
     steps: int | None = None
@@ -226,6 +244,18 @@ class PretrainConfig:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
+        _check(self.channels is None or self.channels >= 1, f"channels must be at least 1, got {self.channels}")
+        given, wanted = self.augment.mean, self.channels or 3
+        _check(
+            given is None or len(given) == wanted,
+            f"augment.mean and std need {wanted} numbers for channels = {self.channels}, got {given}: "
+            "null has them measured",
+        )
+        _check(
+            wanted == 3 or not self.augment.colour_operations,
+            f"{' and '.join(self.augment.colour_operations)} need red, green and blue, and channels is {wanted}: "
+            "set them to 0, or use the preset 'channels'",
+        )
         _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         _check(self.steps is None or self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         _check(

@@ -13,6 +13,7 @@ from functools import lru_cache
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from ssole.config.presets import with_preset
 from ssole.config.schema import ConfigError, Crop, PretrainConfig
 
 if TYPE_CHECKING:
@@ -47,13 +48,16 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
 
     Args:
         overrides: dotted field names to values (``{"optim.lr": 1.0, "augment.crops.0.size": 64, "epochs": 5}``).
-            ``views`` is short for the count of the first crop group. A dict value replaces only the fields it names.
+            ``views`` is short for the count of the first crop group, and ``preset`` for all of ``augment`` but its
+            crops (see :func:`ssole.config.view_preset`). A dict value replaces only the fields it names.
             ``epochs`` without ``steps`` clears the recipe's own ``steps``, which would otherwise win.
 
     Raises:
         ConfigError: as :func:`from_dict`.
     """
-    values = to_dict(config)
+    values, overrides = to_dict(config), dict(overrides)
+    if "preset" in overrides:  # first, so that single settings given beside it win
+        values["augment"] = to_dict(with_preset(config.augment, overrides.pop("preset")))
     if "epochs" in overrides:
         values["steps"] = None
     for name, value in overrides.items():

@@ -1,20 +1,23 @@
-"""One way from encoded bytes or an array to an RGB tensor, or to an error that says what is wrong with the image."""
+"""One way from encoded bytes or an array to a tensor, or to an error that says what is wrong with the image."""
 
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ssole.data.pixels import Pixels
+from ssole.data.tiff import BIG_TIFF, is_tiff, pillow_keeps_all, read_tiff
 from ssole.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _EXIF_ORIENTATION = 0x0112
+_PNG_DEPTH = 24  # the byte of a PNG that tells the bits of a channel
 # What the first bytes of files that often end up with an image's name tell about them.
 _NOT_IMAGES = {
     b"<!doctype html": "an HTML page, so probably a failed download",
@@ -26,61 +29,160 @@ _NOT_IMAGES = {
 }
 
 
-def decode(data: bytes | NDArray[np.uint8], *, where: str, shrink_to: int | None = None) -> torch.Tensor:
-    """Decode an image to RGB.
+def decode(
+    data: bytes | Pixels, *, where: str, shrink_to: int | None = None, channels: int | None = None
+) -> torch.Tensor:
+    """Decode an image to RGB, or to all of its own channels.
 
     Args:
-        data: An encoded image in any format Pillow opens, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        data: An encoded image in any format Pillow opens, a TIFF of any number of channels, or an array uint8 or
+            uint16, (H, W) or (H, W, C); C is 1, 3 or 4 for RGB.
         where: Names the image in errors.
         shrink_to: Reduce an encoded image whose shorter side is longer than this many pixels to that, keeping its
             proportions. JPEGs are then decoded at a reduced size to begin with, which is several times faster.
+        channels: None for RGB, or the number of channels that every image has.
 
     Returns:
         (3, H, W) uint8, contiguous. EXIF orientation is applied; the first frame is taken of an animation; transparency
-        is laid over white, as a browser shows it; 16-bit grey is scaled by 255/65535 (the full range, not the image's
+        is laid over white, as a browser shows it; 16 bits are scaled by 255/65535 (the full range, not the image's
         own, so that images stay comparable); CMYK, palette, 1-bit and other modes are converted by Pillow.
+
+        With `channels`, (channels, H, W) uint8 or uint16, contiguous: the image's own, at full depth. Grey has 1
+        channel and transparency adds one; palettes, CMYK and other colour spaces count as the RGB they stand for. Of
+        a TIFF it is the first page, or all of them where these are `channels` grey ones. PNG, TIFF and arrays keep 16
+        bits; of other formats Pillow keeps those of grey images.
 
     Raises:
         DataError: where the image is empty, damaged, truncated, not an image, too large to be trusted (Pillow's
-            decompression-bomb limit), or of a kind without an agreed range (32-bit integer, float).
+            decompression-bomb limit), of a kind without an agreed range (32-bit integer, float), or has other channels
+            than asked for.
     """
-    if isinstance(data, np.ndarray):
-        return _from_array(data, where)
-    pixels = _decode_bytes(data, where, shrink_to)
+    if channels is not None and channels < 1:
+        raise ValueError(f"channels must be at least 1, or None for RGB; got {channels}.")
+    pixels = _checked(data, where) if isinstance(data, np.ndarray) else _decode_bytes(data, where, shrink_to, channels)
+    pixels = pixels.reshape(*pixels.shape[:2], -1)
+    if channels is None:
+        pixels = _array_to_rgb(pixels, where)
+    elif pixels.shape[2] != channels:
+        raise DataError(f"{where}: the image has {pixels.shape[2]} channels, and {channels} are asked for.")
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
-def _from_array(array: NDArray[np.uint8], where: str) -> torch.Tensor:
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
+def pillow_pixels(image: Image.Image, where: str) -> Pixels:
+    """The upright pixels of a Pillow image as :func:`decode` takes them; `DataError` where they have no agreed range.
+
+    (H, W), (H, W, 3) or (H, W, 4) uint8, or (H, W, 1) uint16.
+    """
+    image = _upright(image)
+    return _own_pixels(image.convert("RGBA") if image.mode == "LA" else image, where, None)
+
+
+def _checked(array: Pixels, where: str) -> Pixels:
+    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3) or array.size == 0:
         raise DataError(
-            f"{where}: an image array must be uint8 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); "
+            f"{where}: an image array must be uint8 or uint16 of shape (H, W) or (H, W, C); "
             f"got {array.dtype} {array.shape}."
         )
-    if channels == 4:
-        from PIL import Image
-
-        array = np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(array))))
-    planes = array.reshape(*array.shape[:2], -1).transpose(2, 0, 1)
-    return torch.from_numpy(np.array(np.broadcast_to(planes, (3, *planes.shape[1:])), order="C"))
+    return array
 
 
-def _decode_bytes(data: bytes, where: str, shrink_to: int | None) -> NDArray[np.uint8]:
+def _array_to_rgb(array: Pixels, where: str) -> NDArray[np.uint8]:
+    """(H, W, C) of any kind as (H, W, 3) uint8."""
     from PIL import Image
 
+    count = array.shape[2]
+    if count not in (1, 3, 4):
+        raise DataError(
+            f"{where}: RGB is made of 1, 3 or 4 channels, and this image has {count} ({array.dtype} {array.shape}). "
+            f"Set channels={count} to use them as they are."
+        )
+    if array.dtype == np.uint16:
+        array = _to_8_bits(array)
+    if count == 4:
+        return np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(array))))
+    return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def _to_8_bits(array: NDArray[Any]) -> NDArray[np.uint8]:
+    return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def _decode_bytes(data: bytes, where: str, shrink_to: int | None, channels: int | None) -> Pixels:
     if len(data) == 0:
         raise DataError(f"{where}: the image is empty (0 bytes).")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.format == "EPS":  # Pillow would hand the file to Ghostscript, a program that it can then steer
-                raise DataError(f"{where}: EPS is a program to be run, not an image; convert it to PNG first.")
-            if shrink_to is not None:
-                image.draft(image.mode, (shrink_to, shrink_to))  # does nothing unless a JPEG is at least twice as large
-            return np.asarray(_shrunk(_rgb(_upright(image), where), shrink_to), dtype=np.uint8)
+        opened = _open(data)
+        if opened is None:
+            return _shrunk_array(read_tiff(data, channels, where=where), shrink_to)
+        with opened as image:
+            return _decode_opened(image, data, where, shrink_to, channels)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # Pillow's 40 decoders meet damaged input with almost any exception type
         raise DataError(f"{where}: {_reason(data, error)}") from error
+
+
+def _open(data: bytes) -> Image.Image | None:
+    """None for a TIFF that Pillow does not know."""
+    from PIL import Image, UnidentifiedImageError
+
+    if bytes(data[:4]) in BIG_TIFF:
+        return None
+    try:
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        if is_tiff(data):
+            return None
+        raise
+
+
+def _decode_opened(image: Any, data: bytes, where: str, shrink_to: int | None, channels: int | None) -> Pixels:
+    if image.format == "EPS":  # Pillow would hand the file to Ghostscript, a program that it can then steer
+        raise DataError(f"{where}: EPS is a program to be run, not an image; convert it to PNG first.")
+    if channels is not None and image.format == "PNG" and data[_PNG_DEPTH] == 16 and not image.mode.startswith("I"):
+        return _shrunk_array(_deep_png(data, where), shrink_to)
+    if channels is not None and image.format == "TIFF" and not pillow_keeps_all(image):
+        return _shrunk_array(read_tiff(data, channels, where=where), shrink_to)
+    if shrink_to is not None:
+        image.draft(image.mode, (shrink_to, shrink_to))  # does nothing unless a JPEG is at least twice as large
+    if channels is not None:
+        return _own_pixels(_upright(image), where, shrink_to)
+    return np.asarray(_shrunk(_rgb(_upright(image), where), shrink_to), dtype=np.uint8)
+
+
+def _deep_png(data: bytes, where: str) -> NDArray[np.uint16]:
+    """16 bits of several channels (H, W, C), of which Pillow keeps the upper 8.
+
+    PNG puts the upper byte first, and reading it as if the lower one came first gives the lower 8. (The reader of
+    torchvision knows 16 bits, but damaged files crash it and the whole process.)
+    """
+    upper, lower = (_bytes_of_deep_png(data, order, where).astype(np.uint16) for order in ("B", "L"))
+    pixels: NDArray[np.uint16] = upper << np.uint16(8) | lower
+    return pixels
+
+
+def _bytes_of_deep_png(data: bytes, order: str, where: str) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as image:
+        if image.mode == "LA":
+            raise DataError(f"{where}: 16 bits of grey with transparency cannot be read: remove the transparency.")
+        where_it_lies = image.tile[0][:3]
+        image.tile = [(*where_it_lies, f"{image.mode};16{order}")]  # of a type that differs between versions
+        return np.asarray(_upright(image))
+
+
+def _own_pixels(image: Image.Image, where: str, shrink_to: int | None) -> Pixels:
+    """All channels of an upright Pillow image."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _shrunk_array(_integers(image, where)[:, :, None], shrink_to)
+    if image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    if image.mode in ("L", "RGB"):
+        return np.asarray(_shrunk(image, shrink_to))
+    return _shrunk_array(np.asarray(image), shrink_to)  # where Pillow would mix alpha into the colours
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -107,19 +209,24 @@ def _upright(image: Image.Image) -> Image.Image:
 def _rgb(image: Image.Image, where: str) -> Image.Image:
     from PIL import Image
 
-    if image.mode == "F":
-        raise DataError(f"{where}: float pixels have no agreed range; convert the image to 8 or 16 bits per channel.")
-    if image.mode.startswith("I"):  # I;16 and its byte orders; I holds 16-bit images too in some formats and versions
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise DataError(
-                f"{where}: 32-bit integer pixels ({values.min()} to {values.max()}) have no agreed range; "
-                "convert the image to 8 or 16 bits per channel."
-            )
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_to_8_bits(_integers(image, where))).convert("RGB")
     if image.has_transparency_data:
         return _over_white(image.convert("RGBA"))
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _integers(image: Image.Image, where: str) -> NDArray[np.uint16]:
+    """Pixels of I;16 and its byte orders, and of I, which holds 16-bit images too in some formats and versions."""
+    if image.mode == "F":
+        raise DataError(f"{where}: float pixels have no agreed range; convert the image to 8 or 16 bits per channel.")
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(
+            f"{where}: 32-bit integer pixels ({values.min()} to {values.max()}) have no agreed range; "
+            "convert the image to 8 or 16 bits per channel."
+        )
+    return values.astype(np.uint16)
 
 
 def _shrunk(image: Image.Image, shrink_to: int | None) -> Image.Image:
@@ -129,6 +236,18 @@ def _shrunk(image: Image.Image, shrink_to: int | None) -> Image.Image:
         return image
     width, height = (max(shrink_to, round(side * shrink_to / min(image.size))) for side in image.size)
     return image.resize((width, height), Resampling.BICUBIC, reducing_gap=2.0)
+
+
+def _shrunk_array(array: Pixels, shrink_to: int | None) -> Pixels:
+    """As :func:`_shrunk`, for (H, W, C) of any depth and number of channels."""
+    if shrink_to is None or min(array.shape[:2]) <= shrink_to:
+        return array
+    sides = [max(shrink_to, round(side * shrink_to / min(array.shape[:2]))) for side in array.shape[:2]]
+    planes = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32))[None]
+    small = torch.nn.functional.interpolate(planes, sides, mode="bicubic", antialias=True)[0]
+    limits = np.iinfo(array.dtype)  # which cubic weights, some below zero, can overstep
+    pixels: Pixels = small.round().clamp(limits.min, limits.max).numpy().astype(array.dtype).transpose(1, 2, 0)
+    return pixels
 
 
 def _over_white(image: Image.Image) -> Image.Image:

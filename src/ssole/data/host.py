@@ -1,7 +1,8 @@
-"""What the machine offers: memory, and a place to keep files."""
+"""What the machine offers: memory, processors, and a place to keep files."""
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
@@ -28,3 +29,21 @@ def total_memory() -> int:
         if text.isdigit():
             amounts.append(int(text))
     return min(amounts, default=8 << 30)  # where the system does not say, as on Windows: a common size
+
+
+def usable_cpus() -> int:
+    """Processors that this process may use: those it is bound to, or its container's share if that is less."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(bound, _cpu_quota(Path("/sys/fs/cgroup")))))
+
+
+def _cpu_quota(groups: Path) -> float:
+    """Processors' worth of time that the control group grants, in its second or first version; infinity without one."""
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = " ".join((groups / name).read_text() for name in names).split()
+        except (OSError, ValueError):
+            continue  # no such control group here
+        if quota.isdigit() and int(period):  # "max" and -1 stand for no limit
+            return int(quota) / int(period)
+    return math.inf

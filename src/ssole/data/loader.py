@@ -1,51 +1,68 @@
-"""From a source to batches of decoded images: in memory when they fit, else decoded just ahead of their use."""
+"""From a source to batches of decoded images: in memory when they fit, else from a cache or decoded ahead of use."""
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import threading
-import time
+import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssole.data.decode import decode
-from ssole.data.host import total_memory
-from ssole.data.sources import Source
+from ssole.data.cache import open_cache
+from ssole.data.host import total_memory, usable_cpus
+from ssole.data.in_memory import decode_all
+from ssole.data.packed import PackedImages
+from ssole.data.reading import Reader
+from ssole.data.sources import ArraySource, Source
 from ssole.errors import DataError
 from ssole.files import write_text_atomically
 
-_CHUNK = 256  # images a thread decodes per task: enough to make the pool's own cost vanish
+AHEAD = 2
+"""Batches that may be decoded ahead of the one in use."""
+
 _PROBES = 32  # images, spread over the set, that must share a size before everything is decoded
+_MOST_WORKERS = 16
 
 
 class ImageStore:
     """Random access to the decoded images of a source.
 
     If all images have one size and fit into `memory_limit` together, they are decoded once, into the tensor `.images`
-    (N, 3, H, W) uint8, and `.uniform` is true. Otherwise each is decoded when asked for, by a pool of threads that
-    :meth:`prefetch` sets to work ahead of time.
+    (N, C, H, W), and `.uniform` is true. Otherwise each is decoded when asked for, by a pool of threads that
+    :meth:`prefetch` sets to work ahead of time, and with a `cache` is kept, decoded, for the epochs and runs to come.
+
+    The cache is filled by the first epoch that trains, rather than by a pass before it: training begins at once, an
+    epoch that has to decode every image anyway is hardly slower for it, and nothing is decoded that no one asks for.
 
     An image that cannot be read is listed in `.unreadable` with the reason, and the next readable one, by index and
     round the end, comes in its place, so that a batch stays a pure function of its indices. In a store that is not
     uniform this is known only once the image has been asked for. `.labels` are those of the source, save that in a
     uniform store such an image has the label of the one in its place.
 
+    A store has threads and open files: use it in a `with` statement, or call :meth:`close`; what is forgotten is closed
+    when the store is collected.
+
     Args:
         source: Where the images come from.
         memory_limit: Bytes that decoded images may take; by default a quarter of the machine's (or container's) memory.
-        workers: Decoding threads; by default one per CPU, up to 8.
+        workers: Decoding threads; by default one per processor that the process may use, up to 16.
         shrink_to: On decoding, reduce images whose shorter side is longer than this to it. A photograph of 12
             megapixels takes 36 MB otherwise; twice the size of a crop is plenty, and much faster to decode.
+        channels: None for RGB in uint8, or the number of channels that the images have, in uint8 or uint16 as they are.
         max_unreadable: Share of the images, rounded up to whole images, that may be unreadable.
+        cache: Keep decoded images that are not held in memory: in this folder, or (True) in ``packed`` in the cache
+            folder, which the environment variable ``SSOLE_CACHE`` names. The next run on the same images finds them,
+            and a run beside this one shares them. Arrays need no decoding and are never kept.
+        cache_limit: Bytes that the cache may take; by default half of what is free on its disk. When not all images
+            fit, as many as do are kept, with a warning.
         progress: Show a bar on a terminal if decoding everything takes more than two seconds.
 
     Raises:
@@ -59,37 +76,65 @@ class ImageStore:
         memory_limit: int | None = None,
         workers: int | None = None,
         shrink_to: int | None = None,
+        channels: int | None = None,
         max_unreadable: float = 0.01,
+        cache: bool | str | os.PathLike[str] = False,
+        cache_limit: int | None = None,
         progress: bool = True,
     ) -> None:
         if len(source) == 0:
             raise DataError(f"{source.name} holds no images.")
         if not 0 <= max_unreadable <= 1:
             raise DataError(f"max_unreadable is a share of the images, in [0, 1]; got {max_unreadable}.")
-        if workers is not None and workers < 1:
-            raise DataError(f"workers must be at least 1; got {workers}.")
-        if shrink_to is not None and shrink_to < 1:
-            raise DataError(f"shrink_to must be at least 1 pixel; got {shrink_to}.")
+        if cache_limit is not None and cache_limit < 0:
+            raise DataError(f"cache_limit must be at least 0 bytes; got {cache_limit}.")
+        for name, value in (("workers", workers), ("shrink_to", shrink_to), ("channels", channels)):
+            if value is not None and value < 1:
+                raise DataError(f"{name} must be at least 1; got {value}.")
         self.source = source
         self.labels: NDArray[np.int64] | None = source.labels
-        self._shrink_to = shrink_to
-        self._allowed = math.ceil(max_unreadable * len(source))
-        self._failures: dict[int, str] = {}
-        self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1), thread_name_prefix="ssole-decode")
-        self._ahead: deque[dict[int, Future[torch.Tensor]]] = deque(maxlen=2)  # the batch in use, and the next
-        limit = total_memory() // 4 if memory_limit is None else memory_limit
-        self.images = self._decode_all(limit, progress)
+        self.workers = workers or min(_MOST_WORKERS, usable_cpus())
+        self._reader = Reader(source, shrink_to=shrink_to, channels=channels, max_unreadable=max_unreadable)
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="ssole-decode")
+        self._finalizer = weakref.finalize(self, _close, self._pool, self._reader)
+        self._ahead: deque[dict[int, Future[torch.Tensor]]] = deque(maxlen=AHEAD + 1)  # and the batch in use
+
+        probes = [self._reader.readable(i) for i in _spread(len(source), _PROBES)]
+        self.images = self._decode_all(probes, total_memory() // 4 if memory_limit is None else memory_limit, progress)
         if self.images is not None:
             self._replace_unreadable(self.images)
+        elif cache is not False and not isinstance(source, ArraySource):
+            parent = None if cache is True else Path(cache)
+            packed = open_cache(source, parent=parent, shrink_to=shrink_to, channels=channels, limit=cache_limit)
+            self._reader.use(packed)
+            if packed is not None:
+                _tell_if_too_large(packed, source, probes)
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def __enter__(self) -> ImageStore:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the threads and close the files. Images in memory stay; others can no longer be asked for."""
+        self._ahead.clear()
+        self._finalizer()
 
     @property
     def uniform(self) -> bool:
         """Whether all images have one size and are held decoded in `.images`."""
         return self.images is not None
+
+    @property
+    def packed(self) -> PackedImages | None:
+        """The cache, if there is one."""
+        return self._reader.packed
 
     @cached_property
     def ids(self) -> list[str]:
@@ -99,23 +144,60 @@ class ImageStore:
     @property
     def unreadable(self) -> list[tuple[int, str, str]]:
         """(index, id, reason) of every image found unreadable so far, in the order of indices."""
-        with self._lock:
-            return [(i, self.source.id(i), reason) for i, reason in sorted(self._failures.items())]
+        return self._reader.listed()
 
     def get(self, indices: torch.Tensor | Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
-        """Images by index: (B, 3, H, W) uint8 if all of them have one size, else a list of B tensors (3, h, w)."""
+        """Images by index: (B, C, H, W) uint8 (or uint16) if all have one size, else a list of B tensors (C, h, w).
+
+        The list's tensors may be shared with other batches: do not write to them.
+        """
         wanted = self._check(indices)
         if self.images is not None:
             return self.images[torch.tensor(wanted, dtype=torch.int64)]
         futures = self._submit(wanted)
         images = [futures[i].result() for i in wanted]
-        same = len({image.shape for image in images}) == 1
+        same = len({(image.shape, image.dtype) for image in images}) == 1
         return torch.stack(images) if same else images
 
     def prefetch(self, indices: torch.Tensor | Sequence[int]) -> None:
-        """Begin to decode the batch that will be asked for next. Only the last two batches prefetched are kept."""
+        """Begin to decode a batch that will be asked for soon. Only the last three batches prefetched are kept."""
         if self.images is None:
             self._ahead.append(self._submit(self._check(indices)))
+
+    def channel_statistics(self, sample: int = 1000) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, in units of the full range (255, or 65535 for uint16).
+
+        Measured on up to `sample` images, evenly spread, each with the same weight whatever its size.
+        """
+        if sample < 1:
+            raise DataError(f"sample must be at least 1 image; got {sample}.")
+        chosen = _spread(len(self), sample)
+        moments = [m for k in range(0, len(chosen), 64) for m in map(_moments, self.get(chosen[k : k + 64]))]
+        mean, square = torch.stack(moments).mean(0)
+        return mean.tolist(), (square - mean**2).clamp_min(0).sqrt().tolist()
+
+    def advice(self) -> str | None:
+        """What would bring images sooner, in a line; None while the cache is being filled, which will, or in memory."""
+        packed, processors = self.packed, usable_cpus()
+        if self.uniform:
+            return None
+        if packed is not None and not packed.full and len(packed) < len(self):
+            return None
+        if packed is not None and not packed.full:
+            return (
+                f"decoded images are read from {packed.folder}: a faster disk (name a folder there by SSOLE_CACHE) or "
+                "more memory would help"
+            )
+        if self.workers < processors:
+            return f"images are decoded by {self.workers} threads, and {processors} processors are there: use more"
+        if packed is not None:
+            return (
+                f"only {len(packed):,} of {len(self):,} decoded images are kept in {packed.folder}: make room on the "
+                "disk, or name a folder on a larger one by SSOLE_CACHE"
+            )
+        return (
+            "images are decoded anew in every epoch: keep them in a cache, store them smaller, or use more processors"
+        )
 
     def save_unreadable(self, path: str | os.PathLike[str]) -> None:
         """Write `.unreadable` as JSON lines {"index", "id", "reason"}, replacing the file atomically."""
@@ -134,90 +216,52 @@ class ImageStore:
 
     def _submit(self, wanted: Iterable[int]) -> dict[int, Future[torch.Tensor]]:
         known = {i: future for batch in list(self._ahead) for i, future in batch.items()}
-        return {i: known.get(i) or self._pool.submit(self._readable, i) for i in dict.fromkeys(wanted)}
+        return {i: known.get(i) or self._pool.submit(self._reader.readable, i) for i in dict.fromkeys(wanted)}
 
-    def _readable(self, i: int) -> torch.Tensor:
-        """Image i, or the next that can be read."""
-        for step in range(len(self)):
-            image = self._try(i + step if i + step < len(self) else i + step - len(self))
-            if image is not None:
-                return image
-        raise self._too_many()
-
-    def _try(self, i: int) -> torch.Tensor | None:
-        if i in self._failures:
-            return None
-        try:
-            return decode(self.source.read(i), where=self.source.id(i), shrink_to=self._shrink_to)
-        except DataError as error:
-            with self._lock:
-                self._failures[i] = str(error).removeprefix(f"{self.source.id(i)}: ")
-            if len(self._failures) > self._allowed:
-                raise self._too_many() from error
-            return None
-
-    def _too_many(self) -> DataError:
-        first = "".join(f"\n  {name}: {reason}" for _, name, reason in self.unreadable[:5])
-        return DataError(
-            f"{len(self._failures)} of the {len(self)} images in {self.source.name} cannot be read, and at most "
-            f"{min(self._allowed, len(self) - 1)} may be (max_unreadable). The first of them:{first}"
-        )
-
-    def _decode_all(self, limit: int, progress: bool) -> torch.Tensor | None:
+    def _decode_all(self, probes: list[torch.Tensor], limit: int, progress: bool) -> torch.Tensor | None:
         """Every image in one tensor, or None when sizes differ or they would not fit."""
-        n = len(self)
-        probes = [self._readable(i) for i in sorted({k * n // _PROBES for k in range(_PROBES)})]
-        shape = probes[0].shape
-        if any(probe.shape != shape for probe in probes) or n * probes[0].nbytes > limit:
+        first = probes[0]
+        if len({(probe.shape, probe.dtype) for probe in probes}) > 1 or len(self) * first.nbytes > limit:
             return None
-        images = torch.empty((n, *shape), dtype=torch.uint8)
-        tasks = [self._pool.submit(self._decode_chunk, images, start) for start in range(0, n, _CHUNK)]
-        try:
-            for task in _with_progress(tasks, n, progress):
-                if not task.result():
-                    return None
-        finally:
-            for task in tasks:
-                task.cancel()
-        return images
-
-    def _decode_chunk(self, images: torch.Tensor, start: int) -> bool:
-        """Decode images from `start` on into their places; False on meeting another size."""
-        for i in range(start, min(start + _CHUNK, len(self))):
-            image = self._try(i)
-            if image is not None:
-                if image.shape != images.shape[1:]:
-                    return False
-                images[i] = image
-        return True
+        return decode_all(self._reader, self._pool, first.shape, first.dtype, progress=progress)
 
     def _replace_unreadable(self, images: torch.Tensor) -> None:
         """Put the next readable image, and its label, in the place of each unreadable one."""
-        self.labels = self.labels if self.labels is None or not self._failures else self.labels.copy()
-        for i in self._failures:
+        failures = self._reader.failures
+        self.labels = self.labels if self.labels is None or not failures else self.labels.copy()
+        for i in failures:
             after = range(i + 1, i + len(self))
-            stand_in = next(j % len(self) for j in after if j % len(self) not in self._failures)
+            stand_in = next(j % len(self) for j in after if j % len(self) not in failures)
             images[i] = images[stand_in]
             if self.labels is not None:
                 self.labels[i] = self.labels[stand_in]
 
 
-def _with_progress(tasks: list[Future[bool]], images: int, show: bool) -> Iterable[Future[bool]]:
-    """The tasks in turn, behind a progress bar from the moment that two seconds have passed."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _close(pool: ThreadPoolExecutor, reader: Reader) -> None:
+    pool.shutdown(wait=False, cancel_futures=True)  # waiting would be for ever if a thread of the pool collects us
+    if reader.packed is not None:
+        reader.packed.close()
 
-    console = Console(stderr=True)
-    columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
-    begin = time.monotonic()
-    row = bar.add_task("", total=images)
-    try:
-        for done, task in enumerate(tasks):
-            task.exception()  # wait for it; whoever takes the result sees the exception
-            if not bar.live.is_started and time.monotonic() - begin > 2:
-                bar.start()
-            bar.update(row, completed=min((done + 1) * _CHUNK, images))
-            yield task
-    finally:
-        bar.stop()
+
+def _spread(n: int, count: int) -> list[int]:
+    """Up to `count` indices below n, evenly spaced."""
+    return sorted({k * n // count for k in range(count)})
+
+
+def _moments(image: torch.Tensor) -> torch.Tensor:
+    """Mean and mean square of each channel, (2, C) float64."""
+    values = image.flatten(1).double() / (65535 if image.dtype == torch.uint16 else 255)
+    return torch.stack([values.mean(1), values.square().mean(1)])
+
+
+def _tell_if_too_large(packed: PackedImages, source: Source, probes: list[torch.Tensor]) -> None:
+    from rich.filesize import decimal
+
+    expected = len(source) * sum(probe.nbytes for probe in probes) // len(probes)
+    if expected > packed.limit:
+        packed.tell(
+            f"the decoded images of {source.name} will take about {decimal(expected)}, and their cache in "
+            f"{packed.folder} may take {decimal(packed.limit)}: about {packed.limit / expected:.0%} of them are kept, "
+            "and the others are decoded in every epoch. Make room on the disk, or name a folder on a larger one by the "
+            "environment variable SSOLE_CACHE"
+        )

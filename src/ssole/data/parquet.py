@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.fingerprint import files_digest
 from ssole.data.host import total_memory
+from ssole.data.labels import number_labels
+from ssole.data.remote import is_remote
+from ssole.data.storage import name_of, open_binary, relative_to
 from ssole.errors import DataError
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes")
@@ -28,7 +31,7 @@ class ParquetSource:
     `read` copies one image out.
 
     Args:
-        files: One or more parquet files; rows follow the order given.
+        files: One or more parquet files, as paths or URLs; rows follow the order given.
         root: An image's id is ``path:row`` with the file's path below this folder (default: the file's name alone).
         image_column, label_column: Which columns to use; found by type and name when not given.
 
@@ -47,15 +50,17 @@ class ParquetSource:
     ) -> None:
         import pyarrow as pa
 
-        paths = [Path(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
+        paths = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not paths:
             raise DataError("No parquet file was given.")
+        self._located = paths
         schema = _open(paths[0]).schema_arrow
         features = _features(schema)
         image = _image_column(schema, features, image_column, paths[0])
         label = _label_column(schema, features, label_column, paths[0])
-        self.name = paths[0].stem if len(paths) == 1 else f"{paths[0].stem} and {len(paths) - 1} more"
-        self._files = [path.relative_to(root).as_posix() if root is not None else path.name for path in paths]
+        stem = os.path.splitext(name_of(paths[0]))[0]
+        self.name = stem if len(paths) == 1 else f"{stem} and {len(paths) - 1} more"
+        self._files = [name_of(path) if root is None else relative_to(path, os.fspath(root)) for path in paths]
         _check_memory(paths, image)
         parts = [_read(path, image, label) for path in paths]
         self._images = pa.chunked_array([chunk for images, _ in parts for chunk in images], pa.large_binary())
@@ -64,7 +69,8 @@ class ParquetSource:
             raise DataError(f"{_names(paths)} holds no rows.")
         self.labels, self.classes = None, None
         if label is not None:
-            self.labels, self.classes = _labels([chunk for _, labels in parts for chunk in labels], label)
+            column = pa.chunked_array([chunk for _, labels in parts for chunk in labels])
+            self.labels, self.classes = number_labels(column, where=f"The labels in column {label!r}")
             self.classes = features.get(label, {}).get("names") or self.classes
 
     labels: NDArray[np.int64] | None
@@ -84,8 +90,12 @@ class ParquetSource:
             raise DataError(f"{self.id(i)}: the row has no image bytes (null).")
         return data
 
+    def fingerprint(self) -> str | None:
+        """Changes when a file gets another size or time; None where the files are remote."""
+        return files_digest("", self._located)
 
-def image_column(file: Path) -> str | None:
+
+def image_column(file: str) -> str | None:
     """The column that holds a file's images, or None."""
     try:
         schema = _open(file).schema_arrow
@@ -94,17 +104,17 @@ def image_column(file: Path) -> str | None:
         return None
 
 
-def _open(path: Path) -> Any:
+def _open(path: str) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(path, memory_map=True)
+        return pq.ParquetFile(open_binary(path)) if is_remote(path) else pq.ParquetFile(path, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"Cannot read {path} as parquet: {error}") from error
 
 
-def _check_memory(paths: list[Path], image: str) -> None:
+def _check_memory(paths: list[str], image: str) -> None:
     """Better an error now than a process that the system kills while it loads."""
     size = 0
     for path in paths:
@@ -120,7 +130,7 @@ def _check_memory(paths: list[Path], image: str) -> None:
         )
 
 
-def _read(path: Path, image: str, label: str | None) -> tuple[list[Any], list[Any]]:
+def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any]]:
     """Arrow arrays of the encoded images and of the labels."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -150,7 +160,7 @@ def _features(schema: Any) -> dict[str, Any]:
     return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
-def _image_column(schema: Any, features: dict[str, Any], given: str | None, path: Path) -> str:
+def _image_column(schema: Any, features: dict[str, Any], given: str | None, path: str) -> str:
     import pyarrow as pa
 
     def holds_images(kind: Any) -> bool:
@@ -173,7 +183,7 @@ def _image_column(schema: Any, features: dict[str, Any], given: str | None, path
     return given or (named or possible)[0]
 
 
-def _label_column(schema: Any, features: dict[str, Any], given: str | None, path: Path) -> str | None:
+def _label_column(schema: Any, features: dict[str, Any], given: str | None, path: str) -> str | None:
     import pyarrow.types as types
 
     def holds_labels(kind: Any) -> bool:
@@ -189,24 +199,5 @@ def _label_column(schema: Any, features: dict[str, Any], given: str | None, path
     return given or (named[0] if named else None)
 
 
-def _labels(chunks: list[Any], name: str) -> tuple[NDArray[np.int64], list[str] | None]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-    import pyarrow.types as types
-
-    column = pa.chunked_array(chunks)
-    if types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if types.is_string(column.type) or types.is_large_string(column.type):
-        classes = sorted(pc.unique(column.drop_null()).to_pylist())
-        numbers = pc.index_in(column, value_set=pa.array(classes, type=column.type))
-    else:
-        classes, numbers = None, column
-    try:
-        return pc.fill_null(numbers.cast(pa.int64()), -1).to_numpy().astype(np.int64), classes
-    except pa.ArrowInvalid as error:
-        raise DataError(f"The labels in column {name!r} do not fit 64-bit integers: {error}") from error
-
-
-def _names(paths: list[Path]) -> str:
-    return str(paths[0]) if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"
+def _names(paths: list[str]) -> str:
+    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import difflib
-import glob
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.arrays import ArraySource, open_npy, open_npz
 from ssole.data.digits_m import CLASSES as DIGIT_CLASSES
 from ssole.data.digits_m import digits_m
 from ssole.data.folder import FolderSource, subfolders
+from ssole.data.listing import image_suffixes
+from ssole.data.lists import LIST_SUFFIXES, ListSource
+from ssole.data.objects import Indexable, ObjectSource
 from ssole.data.parquet import ParquetSource, image_column
+from ssole.data.patterns import expand, has_pattern
+from ssole.data.pixels import Pixels
+from ssole.data.remote import files_below, is_remote
+from ssole.data.splits import TEST_NAMES, Split, files_of_split, split_word
+from ssole.data.storage import common_folder, name_of, suffix_of
+from ssole.data.tars import TarSource
 from ssole.data.torchvision_sets import KNOWN, torchvision_arrays
 from ssole.errors import DataError
 
-__all__ = ["ArraySource", "FolderSource", "ParquetSource", "Source", "Spec", "open_source", "shared_labels"]
+__all__ = [
+    "ArraySource",
+    "FolderSource",
+    "ListSource",
+    "ObjectSource",
+    "ParquetSource",
+    "Source",
+    "Spec",
+    "TarSource",
+    "open_source",
+    "shared_labels",
+]
 
-Split = Literal["train", "test"]
-TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
-_WORD = re.compile(r"[A-Za-z]+")
+_ONE_FILE = (*LIST_SUFFIXES, ".npy", ".npz")  # kinds of which one file is a whole data set
+_FILES = (".parquet", ".tar", *_ONE_FILE)
 
 
 @runtime_checkable
@@ -40,8 +58,11 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def read(self, i: int) -> bytes | NDArray[np.uint8]:
-        """Image i, encoded or as uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); safe to call from several threads."""
+    def read(self, i: int) -> bytes | Pixels:
+        """Image i, encoded or as an array (H, W) or (H, W, C), uint8 or uint16; safe to call from several threads.
+
+        Raises `DataError`, beginning with the id, where it cannot be had.
+        """
         ...
 
     def id(self, i: int) -> str:
@@ -49,57 +70,10 @@ class Source(Protocol):
         ...
 
 
-Spec: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | NDArray[np.uint8] | Source"
+Spec: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Pixels | Indexable | Source"
 
 
-class ArraySource:
-    """Images already in memory.
-
-    Args:
-        images: uint8 (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, H, W, 4).
-        labels: (N,) integers, or None.
-        classes: Names of the labels 0, 1, ...
-        name: Begins the ids, ``name:row``.
-    """
-
-    labels: NDArray[np.int64] | None
-
-    def __init__(
-        self,
-        images: NDArray[np.uint8],
-        labels: NDArray[np.integer] | None = None,
-        *,
-        classes: Sequence[str] | None = None,
-        name: str = "array",
-    ) -> None:
-        images = np.asarray(images)
-        right_shape = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3, 4))
-        if images.dtype != np.uint8 or not right_shape or images.size == 0:
-            hint = " Move the channels last." if images.ndim == 4 and images.shape[1] in (1, 3, 4) else ""
-            raise DataError(
-                "An array of images must be uint8 of shape (N, H, W) or (N, H, W, C) with C = 1, 3 or 4; "
-                f"got {images.dtype} {images.shape}.{hint}"
-            )
-        if labels is not None:
-            labels = np.asarray(labels)
-            if labels.shape != (len(images),) or not np.issubdtype(labels.dtype, np.integer):
-                raise DataError(f"{len(images)} images need as many integer labels; got {labels.dtype} {labels.shape}.")
-        self.name, self.images = name, images
-        self.labels = None if labels is None else labels.astype(np.int64)
-        self.classes = None if classes is None else list(classes)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def id(self, i: int) -> str:
-        return f"{self.name}:{i}"
-
-    def read(self, i: int) -> NDArray[np.uint8]:
-        image: NDArray[np.uint8] = self.images[i]
-        return image
-
-
-def open_source(spec: Spec, *, split: Split = "train") -> Source:
+def open_source(spec: Spec, *, split: Split = "train", listing: str | os.PathLike[str] | None = None) -> Source:
     """Open what a user gave as data.
 
     Args:
@@ -108,18 +82,28 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
             * ``"digits-m"``, the dataset that comes with ssole;
             * a torchvision name: cifar10, cifar100, stl10, stl10-unlabeled, mnist, fashion-mnist, kmnist, svhn
               (downloaded once; a folder of the same name needs ``./`` before it);
-            * a folder of images, at any depth;
-            * a parquet file, several, a folder of them, or a pattern such as ``"data/*.parquet"``;
-            * a uint8 array (N, H, W, C);
-            * any :class:`Source`, which is returned as is, as is an array, whatever the split.
+            * a folder of images, at any depth (:class:`FolderSource`);
+            * a list of image files, ``.txt``, ``.csv`` or ``.tsv`` (:class:`ListSource`);
+            * a parquet file (:class:`ParquetSource`) or tar shard (:class:`TarSource`), several, a folder of them, or a
+              pattern such as ``"data/*.parquet"`` or ``"shard-{0000..0099}.tar"``;
+            * a NumPy file, ``.npy`` or ``.npz`` (:func:`~ssole.data.arrays.open_npy`,
+              :func:`~ssole.data.arrays.open_npz`);
+            * any of these files behind a URL that fsspec reads, such as ``s3://``, ``gs://``, ``hf://``, ``https://``;
+            * several image files;
+            * an array (N, H, W) or (N, H, W, C), uint8 or uint16;
+            * any object with ``__len__`` and ``__getitem__``, such as a torch dataset (:class:`ObjectSource`);
+            * any :class:`Source`, which is returned as is, as are arrays and objects, whatever the split.
         split: For a folder with ``train/`` beside ``test/`` (or ``val/``, ``valid/``, ``validation/``, the first there
-            is), the sub-folder; likewise for parquet files with these words in their paths. A folder or files without
-            such names are all "train", and asking them for "test" is an error, so that nothing is tested on what it was
-            trained on unawares. One folder or file that is itself named after a test split is opened for either.
+            is), the sub-folder; likewise for files with these words in their paths, and for arrays of a ``.npz`` named
+            after them. A folder or files without such names are all "train", and asking them for "test" is an error, so
+            that nothing is tested on what it was trained on unawares. One folder or file that is itself named after a
+            test split is opened for either.
+        listing: A file, for instance in the run folder, to keep the paths of a folder of images in; it then opens
+            again without being looked through (:class:`FolderSource`). Other kinds have no need of it.
 
     Raises:
-        DataError: where nothing of that name exists (it suggests close names), no image is found, or the split is
-            missing.
+        DataError: where nothing of that name exists (it suggests close names), no image is found, the split is missing,
+            or reading a URL needs a package that is missing.
     """
     if split not in ("train", "test"):
         raise DataError(f"The split must be 'train' or 'test', not {split!r}.")
@@ -128,9 +112,9 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
     if isinstance(spec, Source):
         return spec
     if isinstance(spec, (list, tuple)) and all(isinstance(file, (str, os.PathLike)) for file in spec):
-        return _open_parquet([Path(file) for file in spec], None, split)
+        return _open_files([os.fspath(file) for file in spec], None, split)
     if not isinstance(spec, (str, os.PathLike)):
-        raise DataError(f"Data must be a name, a path, a uint8 array or a Source; got {type(spec).__name__}.")
+        return ObjectSource(spec)  # which says so if it is none
     text = os.fspath(spec)
     if text == "digits-m":
         images, labels = digits_m(split)
@@ -138,22 +122,17 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
     if (known := text.lower()) in KNOWN:
         arrays = torchvision_arrays(known, split)
         return ArraySource(arrays.images, arrays.labels, classes=arrays.classes, name=f"{known}/{split}")
-    return _open_path(text, split)
+    return _open_url(text, split) if is_remote(text) else _open_path(text, split, listing)
 
 
-def _open_path(text: str, split: Split) -> Source:
+def _open_path(text: str, split: Split, listing: str | os.PathLike[str] | None) -> Source:
     path = Path(text).expanduser()
     if path.is_dir():
-        return _open_folder(path, split)
+        return _open_folder(path, split, listing)
     if path.is_file():
-        if path.suffix.lower() != ".parquet":
-            raise DataError(f"{path} is a file, but not .parquet. Give a folder of images, or parquet files.")
-        return _open_parquet([path], None, split)
-    if glob.has_magic(text):
-        files = sorted(Path(file) for file in glob.glob(str(path), recursive=True))
-        if not files:
-            raise DataError(f"No file matches the pattern {text!r}.")
-        return _open_parquet(files, None, split)
+        return _open_files([str(path)], None, split)
+    if has_pattern(text):
+        return _open_files(expand(text), None, split)
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings)]
     close += difflib.get_close_matches(text.lower(), ["digits-m", *KNOWN])
@@ -161,68 +140,104 @@ def _open_path(text: str, split: Split) -> Source:
     raise DataError(f"There is no dataset, folder or file named {text!r} (looked in {path.parent.absolute()}).{hint}")
 
 
-def _open_folder(root: Path, split: Split) -> Source:
+def _open_url(url: str, split: Split) -> Source:
+    if has_pattern(url):
+        return _open_files(expand(url), None, split)
+    if _kind(url) in _FILES:
+        return _open_files([url], None, split)
+    root = url.rstrip("/")
+    files = files_below(root)
+    for kind in (".parquet", ".tar"):
+        if chosen := [file for file in files if _kind(file) == kind]:
+            return _open_files(chosen, root, split)
+    raise DataError(
+        f"There are no .parquet or .tar files below {url}, only {len(files)} others. Images behind a URL are read from "
+        "such files, or from a list of them (.txt or .csv) that lies there."
+    )
+
+
+def _open_folder(root: Path, split: Split, listing: str | os.PathLike[str] | None) -> Source:
     try:
-        images = _open_images(root, split)
+        images = _open_images(root, split, listing)
     except DataError:
-        if not (parquet := _parquet_below(root)):
+        if not (files := _shards_below(root)):
             raise
-        return _open_parquet(parquet, root, split)
-    if ".parquet" in images.ignored and (parquet := _parquet_below(root)) and image_column(parquet[0]) is not None:
+        return _open_files(files, str(root), split)
+    # Tars beside images are mostly what these were unpacked from; parquet files may be tables of anything.
+    parquet = (
+        [file for file in _shards_below(root) if _kind(file) == ".parquet"] if ".parquet" in images.ignored else []
+    )
+    if parquet and image_column(parquet[0]) is not None:
         raise DataError(
             f"{root} holds both {len(images)} image files and {len(parquet)} parquet files of images, such as "
-            f"{parquet[0].relative_to(root)}. Name the sub-folder or the files you mean."
+            f"{Path(parquet[0]).relative_to(root)}. Name the sub-folder or the files you mean."
         )
     return images
 
 
-def _open_images(root: Path, split: Split) -> FolderSource:
+def _open_images(root: Path, split: Split, listing: str | os.PathLike[str] | None) -> FolderSource:
     names = subfolders(root)
     tests = [name for name in TEST_NAMES if name in names]
     # A dataset may well have a *class* called train; with a test folder, or nothing else, beside it, it is a split.
     if "train" in names and (tests or len(names) == 1):
         if split == "test" and not tests:
             raise DataError(f"{root} has train/ but no test split; expected one of {', '.join(TEST_NAMES)} beside it.")
-        return FolderSource(root, inside="train" if split == "train" else tests[0])
-    if split == "test" and _split_word(root.name) not in TEST_NAMES:
+        return FolderSource(root, inside="train" if split == "train" else tests[0], listing=listing)
+    if split == "test" and split_word(root.name) not in TEST_NAMES:
         raise DataError(
             f"{root} is not divided into splits, so it has no test images. Put them into {root / 'train'} and "
             f"{root / 'test'}, or name a folder of test images."
         )
-    return FolderSource(root)
+    return FolderSource(root, listing=listing)
 
 
-def _open_parquet(files: list[Path], root: Path | None, split: Split) -> ParquetSource:
-    """Those of the files that belong to the split, by the last split name in each one's path."""
-    for file in files:
-        if not file.is_file():
-            raise DataError(f"There is no file {file}.")
-    words = [_split_word((file.relative_to(root) if root else Path(file.name)).as_posix()) for file in files]
-    tests = [name for name in TEST_NAMES if name in words]
-    if split == "test" and not tests:
-        found = ", ".join(sorted({word or "no such word" for word in words}))
+def _shards_below(root: Path) -> list[str]:
+    """Parquet files if the first holds images, else tars, else what parquet there is: its error says what it lacks.
+
+    Shards of tars often have tables of captions beside them, but images in both are an error.
+    """
+    visible = [path for path in root.rglob("*") if path.suffix.lower() in (".parquet", ".tar") and path.is_file()]
+    visible = [path for path in visible if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    parquet, tars = (sorted(str(p) for p in visible if _kind(str(p)) == kind) for kind in (".parquet", ".tar"))
+    if not parquet or not tars:
+        return parquet or tars
+    if image_column(parquet[0]) is None:
+        return tars
+    raise DataError(
+        f"{root} holds both {len(parquet)} parquet files of images and {len(tars)} tars, such as {parquet[0]} and "
+        f"{tars[0]}. Name the files you mean."
+    )
+
+
+def _open_files(files: list[str], root: str | None, split: Split) -> Source:
+    if not files:
+        raise DataError("No file was given.")
+    if missing := next((file for file in files if not is_remote(file) and not os.path.isfile(file)), None):
+        raise DataError(f"There is no file {missing}.")
+    kinds = {_kind(file) for file in files}
+    if kinds <= image_suffixes() and len(files) > 1 and split == "train":
+        return ObjectSource(files, name=f"{len(files)} files")
+    if len(kinds) > 1 or not kinds <= set(_FILES):
         raise DataError(
-            f"No test split in {root or ', '.join(map(str, files[:3]))}: expected parquet files with one of "
-            f"{', '.join(TEST_NAMES)} in their path; found {found}."
+            f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''} cannot be opened as one data set: "
+            f"expected a folder of images, or files of one kind among {', '.join(_FILES)}; got {sorted(kinds)}."
         )
-    if split == "test":
-        files = [file for file, word in zip(files, words, strict=True) if word == tests[0]]
-    elif len(set(words)) > 1:  # a lone test file is opened when asked for by name
-        files = [file for file, word in zip(files, words, strict=True) if word not in TEST_NAMES]
-        if not files:
-            raise DataError(f"No training split among the parquet files: they are named {', '.join(tests)}.")
-    return ParquetSource(files, root=root)
+    root = common_folder(files) if root is None else root
+    kind = kinds.pop()
+    if kind == ".npz" and len(files) == 1:
+        return open_npz(files[0], split, whole=split_word(name_of(files[0])) in TEST_NAMES)
+    files = files_of_split(files, root, split)
+    if kind in _ONE_FILE:
+        if len(files) > 1:
+            raise DataError(f"Name one {kind} file; {files[0]} and {len(files) - 1} more were given.")
+        return open_npy(files[0]) if kind == ".npy" else ListSource(files[0])
+    return ParquetSource(files, root=root) if kind == ".parquet" else TarSource(files, root=root)
 
 
-def _split_word(path: str) -> str | None:
-    """The last word of a path that names a split."""
-    words = [word for word in _WORD.findall(path.lower()) if word == "train" or word in TEST_NAMES]
-    return words[-1] if words else None
-
-
-def _parquet_below(root: Path) -> list[Path]:
-    files = (file for file in root.rglob("*.parquet") if file.is_file())
-    return sorted(file for file in files if not any(part.startswith(".") for part in file.relative_to(root).parts))
+def _kind(file: str) -> str:
+    """The suffix; .tar for compressed tars too, which only then get an error of their own."""
+    name = name_of(file).lower()
+    return ".tar" if ".tar." in name or name.endswith(".tgz") else suffix_of(file)
 
 
 def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str] | None]:

@@ -111,7 +111,9 @@ class Trial:
 
     def __init__(self, config: PretrainConfig, sample: Sample, device: torch.device) -> None:
         self._config, self._sample, self._device = config, sample, device
-        encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed)
+        encoder = create_encoder(
+            config.model, config.augment.image_size, seed=config.seed, channels=config.channels or 3
+        )
         self._encoder = encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         if device.type == "cpu":
             speed_up_small_maps(self._encoder)

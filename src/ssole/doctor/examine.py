@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ssole.config import ConfigError, PretrainConfig, from_dict, load_recipe
+from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
 from ssole.data.sources import Source, Spec, open_source
 from ssole.device import resolve_device
 from ssole.doctor.alike import Group, exact_copies, leaks, near_copies
@@ -65,8 +65,7 @@ def examine(
     if limit < 2:
         raise ConfigError(f"limit is a number of images, at least 2; got {limit}")
     place = resolve_device(device)
-    if recipe is not None:
-        from_dict(load_recipe(recipe))  # a wrong name is told now, not after minutes
+    channels = None if recipe is None else from_dict(load_recipe(recipe)).channels
     if preview is not None:
         check_preview_name(preview)
     begin = time.perf_counter()
@@ -74,10 +73,10 @@ def examine(
     other = None if against is None else _second(against)
     if len(source) == 0:
         raise DataError(f"{source.name} holds no images.")
-    found = scan(source, chosen(len(source), limit), progress=progress)
+    found = scan(source, chosen(len(source), limit), progress=progress, channels=channels)
     exact = _named(source, exact_copies(found.seen))
     near = _named(source, near_copies(found.seen, progress=progress))
-    compared = None if other is None else _compare(source, found, other, limit, progress)
+    compared = None if other is None else _compare(source, found, other, limit, channels, progress)
     seconds = time.perf_counter() - begin
     about = contents(source, found.seen) if found.seen else None
     with spinner("measuring decoding, views and training steps", enabled=progress):
@@ -112,9 +111,12 @@ def _fit(
     images = len(source)
     suggestion = suggest(data, about, images, device)
     config = suggestion.config if recipe is None else from_dict(load_recipe(recipe))
-    sample = draw_sample(source, found.seen, shrink_to=config.augment.useful_size)
+    sample = draw_sample(source, found.seen, shrink_to=config.augment.useful_size, channels=config.channels)
     suggestion = suggest(data, about, images, device, sample.statistics)  # what it sees may change the colours only
     config = suggestion.config if recipe is None else config
+    if config.augment.mean is None:  # as a run does, with the images' own; blank ones have no deviation to divide by
+        std = [max(value, 0.001) for value in sample.statistics.std]
+        config = apply_overrides(config, {"augment.mean": sample.statistics.mean, "augment.std": std})
     name = recipe or suggestion.recipe
     findings = list(about_recipe(config, name, about, images))
     cost = None
@@ -136,8 +138,8 @@ def _second(against: Spec) -> Source:
     return other
 
 
-def _compare(source: Source, found: Scan, other: Source, limit: int, progress: bool) -> Against:
-    second = scan(other, chosen(len(other), limit), progress=progress)
+def _compare(source: Source, found: Scan, other: Source, limit: int, channels: int | None, progress: bool) -> Against:
+    second = scan(other, chosen(len(other), limit), progress=progress, channels=channels)
     leaked = leaks(found.seen, second.seen, progress=progress)
     return Against(
         name=other.name,

@@ -22,7 +22,7 @@ SECONDS = 4.0  # for each of the measurements
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelStatistics:
-    """Mean and standard deviation of red, green and blue in [0, 1], each image counting alike."""
+    """Mean and standard deviation of each channel in [0, 1], each image counting alike."""
 
     mean: list[float]
     std: list[float]
@@ -45,7 +45,7 @@ class Sample:
     """Decoded images, and what decoding them told."""
 
     images: list[torch.Tensor]
-    """uint8 (3, h, w), at most 32."""
+    """uint8 (3, h, w), at most 32; of a recipe with channels, uint8 or uint16 (C, h, w)."""
     ids: torch.Tensor
     """int64, their indices in the source."""
     statistics: ChannelStatistics
@@ -59,14 +59,14 @@ class Sample:
         return (torch.stack(images) if same else images), torch.arange(size)
 
 
-def draw_sample(source: Source, seen: Sequence[Seen], *, shrink_to: int) -> Sample:
+def draw_sample(source: Source, seen: Sequence[Seen], *, shrink_to: int, channels: int | None = None) -> Sample:
     """Decode images spread over the set, with as many threads as training, until there are 256 or time is up."""
     count = min(MOST_IMAGES, len(seen))
     spread = [seen[k * len(seen) // count].index for k in range(count)]
     wanted = [i for first in range(8) for i in spread[first::8]]  # covers the set however early the time is up
 
     def decoded(i: int) -> torch.Tensor:
-        return decode(source.read(i), where=source.id(i), shrink_to=shrink_to)
+        return decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels)
 
     kept: list[torch.Tensor] = []
     moments: list[torch.Tensor] = []
@@ -92,7 +92,7 @@ def draw_sample(source: Source, seen: Sequence[Seen], *, shrink_to: int) -> Samp
 
 def _moments(image: torch.Tensor) -> torch.Tensor:
     """Mean and mean square of each channel in [0, 1]: float64 (2, C)."""
-    x = image.flatten(1).to(torch.float64) / 255
+    x = image.flatten(1).to(torch.float64) / torch.iinfo(image.dtype).max
     return torch.stack([x.mean(dim=1), x.square().mean(dim=1)])
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.decode import decode
+from ssole.data.host import usable_cpus
+from ssole.data.pixels import Pixels
 from ssole.data.sources import Source
 from ssole.doctor.progress import progress_bar
 from ssole.errors import DataError
@@ -81,16 +82,22 @@ def chosen(images: int, limit: int) -> NDArray[np.int64]:
 
 def workers() -> int:
     """Decoding threads: as many as training uses."""
-    return min(8, os.cpu_count() or 1)
+    return min(16, usable_cpus())
 
 
-def scan(source: Source, indices: Sequence[int] | NDArray[np.int64], *, progress: bool) -> Scan:
-    """Look at the images of these indices, on several threads; Ctrl-C ends it within a few images."""
+def scan(
+    source: Source, indices: Sequence[int] | NDArray[np.int64], *, progress: bool, channels: int | None = None
+) -> Scan:
+    """Look at the images of these indices, on several threads; Ctrl-C ends it within a few images.
+
+    Args:
+        channels: None for images that training decodes to RGB, else how many all of them must have.
+    """
     import imagehash  # noqa: F401 - imported once, before threads do it at the same time
 
     found: list[Seen | Unreadable] = []
     with progress_bar(f"reading {source.name}", len(indices), enabled=progress) as advance:
-        for part in _in_threads(source, [int(i) for i in indices]):
+        for part in _in_threads(source, [int(i) for i in indices], channels):
             found += part
             advance(len(part))
     return Scan(
@@ -99,11 +106,11 @@ def scan(source: Source, indices: Sequence[int] | NDArray[np.int64], *, progress
     )
 
 
-def _in_threads(source: Source, indices: list[int]) -> Iterator[list[Seen | Unreadable]]:
+def _in_threads(source: Source, indices: list[int], channels: int | None = None) -> Iterator[list[Seen | Unreadable]]:
     stop = threading.Event()
 
     def look_at_some(part: list[int]) -> list[Seen | Unreadable]:
-        return [look_at(source, i) for i in part if not stop.is_set()]
+        return [look_at(source, i, channels) for i in part if not stop.is_set()]
 
     pool = ThreadPoolExecutor(workers(), thread_name_prefix="ssole-doctor")
     try:
@@ -115,24 +122,24 @@ def _in_threads(source: Source, indices: list[int]) -> Iterator[list[Seen | Unre
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def look_at(source: Source, i: int) -> Seen | Unreadable:
+def look_at(source: Source, i: int, channels: int | None = None) -> Seen | Unreadable:
     """Read, decode and fingerprint image i."""
     where = source.id(i)
     try:
         data = source.read(i)
-        pixels = decode(data, where=where, shrink_to=SMALL)
+        pixels = decode(data, where=where, shrink_to=SMALL, channels=channels)
     except DataError as error:
         return Unreadable(i, where, str(error).removeprefix(f"{where}: "))
     header = _header(data)
     height, width = pixels.shape[1:]
     if (width > height) != (header.width > header.height) and width != height:  # turned by its EXIF orientation
         header = header._replace(width=header.height, height=header.width)
-    image = _image(pixels.numpy())
+    image = _grey(pixels.numpy())
     blank = bool((pixels == pixels[:, :1, :1]).all())
     return Seen(i, header, _digest(data), _perceptual_hash(image), _thumbnail(image), blank)
 
 
-def _header(data: bytes | NDArray[np.uint8]) -> Header:
+def _header(data: bytes | Pixels) -> Header:
     from PIL import Image
 
     if isinstance(data, np.ndarray):
@@ -142,7 +149,7 @@ def _header(data: bytes | NDArray[np.uint8]) -> Header:
         return Header(image.format or "unknown", image.mode, image.width, image.height, len(data))
 
 
-def _digest(data: bytes | NDArray[np.uint8]) -> bytes:
+def _digest(data: bytes | Pixels) -> bytes:
     hasher = hashlib.blake2b(digest_size=16)
     if isinstance(data, np.ndarray):
         hasher.update(f"{data.dtype} {data.shape}".encode())  # 2 x 8 and 4 x 4 pixels may have the same bytes
@@ -152,9 +159,13 @@ def _digest(data: bytes | NDArray[np.uint8]) -> bytes:
     return hasher.digest()
 
 
-def _image(pixels_CHW: NDArray[np.uint8]) -> Image:
+def _grey(pixels_CHW: Pixels) -> Image:
+    """What fingerprints are taken of: luma, or the mean of channels that are no colours, in 8 bits."""
     from PIL import Image
 
+    if len(pixels_CHW) != 3 or pixels_CHW.dtype != np.uint8:
+        full = np.iinfo(pixels_CHW.dtype).max
+        return Image.fromarray((pixels_CHW.mean(axis=0) * (255 / full)).round().astype(np.uint8))
     return Image.fromarray(np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0))).convert("L")
 
 

@@ -103,10 +103,10 @@ def _colour_overrides(
     config: PretrainConfig, contents: Contents, statistics: ChannelStatistics | None, reasons: list[str]
 ) -> dict[str, Any]:
     """The images' own normalisation, where the recipe's is far from it."""
-    if statistics is None:
+    mean, std = config.augment.mean, config.augment.std
+    if statistics is None or mean is None or std is None or len(statistics.mean) != len(mean):
         return {}
-    measured = [*statistics.mean, *statistics.std]
-    given = [*config.augment.mean, *config.augment.std]
+    measured, given = [*statistics.mean, *statistics.std], [*mean, *std]
     if max(abs(a - b) for a, b in zip(measured, given, strict=True)) <= _FAR or min(statistics.std) < 0.01:
         return {}
     reasons.append("colours are far from the recipe's mean and deviation")

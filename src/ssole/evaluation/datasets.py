@@ -63,20 +63,35 @@ class Judged:
     notes: list[str] = field(default_factory=list)
 
 
-def open_judged(data: Spec, test: Spec | None, *, seed: int, progress: bool = True) -> Judged:
+def open_judged(
+    data: Spec,
+    test: Spec | None,
+    *,
+    seed: int,
+    progress: bool = True,
+    shrink_to: int | None = None,
+    channels: int | None = None,
+) -> Judged:
     """Open ``data`` and its test images: those given, or its own test split, or else a stratified hold-out by ``seed``.
+
+    Args:
+        shrink_to, channels: as for :class:`~ssole.data.loader.ImageStore`.
 
     Raises:
         DataError: where either cannot be opened, only one has labels, or test has classes that train lacks.
     """
+
+    def store(source: Source) -> ImageStore:
+        return ImageStore(source, shrink_to=shrink_to, channels=channels, progress=progress)
+
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
         note = f"{source.name} has no labels: only label-free figures, which are no accuracies."
-        return Judged(train=_whole(_store(source, progress)), test=None, notes=[note])
+        return Judged(train=_whole(store(source)), test=None, notes=[note])
     other, why_not = _test_source(source, data, test)
-    train_store = _store(source, progress)
+    train_store = store(source)
     if other is not None:
-        return match(train_store, _store(other, progress))
+        return match(train_store, store(other))
     part, notes = labelled(train_store, source.labels)
     assert part.labels is not None
     kept, held = stratified_split(part.labels, HELD_OUT, seed=seed)
@@ -155,10 +170,6 @@ def _given_test(test: Spec) -> Source:
 
 def _ids(source: Source) -> list[str]:
     return [source.id(i) for i in range(len(source))]
-
-
-def _store(source: Source, progress: bool) -> ImageStore:
-    return ImageStore(source, progress=progress)
 
 
 def _whole(store: ImageStore) -> Part:

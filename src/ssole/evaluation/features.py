@@ -54,10 +54,10 @@ def extract(
     and the model stays on its device.
 
     Args:
-        model: maps (B, 3, S, S) float32 to (B, F), or to (B, F, 1, 1).
+        model: maps (B, C, S, S) float32 to (B, F), or to (B, F, 1, 1).
         images: an ImageStore, or a Source to make one of.
         image_size: S, the side of the square given to the model.
-        mean, std: of the three channels, for images in [0, 1].
+        mean, std: of each of the C channels (three for red, green and blue), for images in [0, 1].
         batch_size: images in a forward pass. In evaluation mode it bears on speed and memory only.
         device: where to run; by default where the model's parameters are.
         precision: of the model's convolutions and products; see :func:`ssole.precision.resolve_precision`.
@@ -93,7 +93,7 @@ def raw_pixels(
     std: Sequence[float] = (0.5, 0.5, 0.5),
     progress: bool = False,
 ) -> Tensor:
-    """The baseline that learns nothing: (N, 3 * S * S) float32, S = min(image_size, 32).
+    """The baseline that learns nothing: (N, C * S * S) float32, S = min(image_size, 32).
 
     What a model would be given, shrunk to 32 pixels if larger: cropped, scaled to [0, 1], less ``mean`` and divided by
     ``std``, and flattened. Nothing is done to an image by itself; taking out each one's own brightness and contrast is
@@ -107,14 +107,14 @@ def raw_pixels(
 
 
 def center_crop(batch: Tensor | Sequence[Tensor], size: int, *, device: torch.device | str | None = None) -> Tensor:
-    """uint8 (B, 3, H, W), or B of any (3, h, w), to float32 (B, 3, size, size) in [0, 1].
+    """uint8 or uint16 (B, C, H, W), or B of any (C, h, w), to float32 (B, C, size, size) in [0, 1].
 
     The short side is resized to ``size`` (bilinear, antialiased) and the middle square is kept; images already of that
     size pass untouched.
     """
     if not isinstance(batch, Tensor):
         return torch.cat([center_crop(image[None], size, device=device) for image in batch])
-    images = batch.to(device, non_blocking=True).float() / 255
+    images = batch.to(device, non_blocking=True).float() / torch.iinfo(batch.dtype).max
     height, width = images.shape[-2:]
     if min(height, width) != size:
         short = min(height, width)
@@ -169,10 +169,13 @@ def _batches(store: Images, size: int, *, progress: bool) -> Iterator[tuple[int,
 
 
 def _affine(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
-    """(scale, shift), each (3, 1, 1), with x * scale + shift = (x - mean) / std."""
-    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
-        raise ValueError(f"mean is {tuple(mean)} and std {tuple(std)}; three numbers each are needed, std above 0")
-    mean_C11, std_C11 = (torch.tensor(list(three), device=device).view(3, 1, 1) for three in (mean, std))
+    """(scale, shift), each (C, 1, 1), with x * scale + shift = (x - mean) / std."""
+    if not len(mean) == len(std) >= 1 or min(std) <= 0:
+        raise ValueError(
+            f"mean is {tuple(mean)} and std {tuple(std)}; a number for each channel is needed (three for red, green "
+            "and blue), std above 0"
+        )
+    mean_C11, std_C11 = (torch.tensor(list(values), device=device).view(-1, 1, 1) for values in (mean, std))
     return 1 / std_C11, -mean_C11 / std_C11
 
 

@@ -22,7 +22,7 @@ NEIGHBOURS = (20, 10)
 VIEWED = 10_000
 """Images whose views are compared at most."""
 Views = Callable[[Tensor | list[Tensor], Tensor], Sequence[Tensor]]
-"""(uint8 images, their indices) -> for each crop group, (B, V, 3, S, S) float32 for the model, V >= 2 in the first.
+"""(uint8 images, their indices) -> for each crop group, (B, V, C, S, S) float32 for the model, V >= 2 in the first.
 Such as ``functools.partial(ssole.make_views, recipe=..., seed=0, epoch=0)``."""
 
 

@@ -77,7 +77,7 @@ def evaluate(
         return Subject(model=model, device=place, precision=precision, progress=progress, **how)
 
     trained = [subject(load_model(one)) for one in given]
-    judged = open_judged(data, test, seed=seed, progress=progress)
+    judged = open_judged(data, test, seed=seed, progress=progress, **_opening(trained))
     wanted: Sequence[Protocol] = protocol if judged.test is not None else ("label_free",)
     judge = Judge(judged, wanted, views, seed, place)
     name = "trained" if len(trained) == 1 else f"trained ({len(trained)} runs)"
@@ -130,7 +130,7 @@ def embed(
     subject = Subject(
         model=model, device=place, precision=precision, progress=progress, **feeding(model, image_size, mean, std)
     )
-    store = ImageStore(open_source(data), progress=progress)
+    store = ImageStore(open_source(data), progress=progress, **_opening([subject]))
     array = subject.features(store).numpy()
     readable = np.ones(len(store), dtype=bool)
     if store.unreadable:
@@ -146,6 +146,19 @@ def embed(
         labels=None if store.labels is None else store.labels[readable],
         classes=store.source.classes,
     )
+
+
+def _opening(subjects: Sequence[Subject]) -> dict[str, Any]:
+    """How images for these models are decoded: no larger than they need, whole photographs would fill the memory.
+
+    Twice the size of the input is left for the exact resize.
+    """
+    channels = {getattr(subject.model, "channels", None) for subject in subjects}
+    if len(channels) > 1:
+        raise ValueError(
+            f"the models take images of different channels: {sorted(map(str, channels))}; judge them apart"
+        )
+    return {"shrink_to": 2 * max(subject.image_size for subject in subjects), "channels": channels.pop()}
 
 
 def knn_evaluator(

@@ -26,7 +26,7 @@ class Subject:
     """Side of the square given to the model, in pixels."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    """Of the three channels, for images in [0, 1]."""
+    """Of each channel, for images in [0, 1]."""
     device: torch.device
     precision: Precision = "auto"
     progress: bool = True

@@ -12,8 +12,8 @@ from ssole.config import ConfigError, ModelConfig
 SMALL_IMAGE = 64  # pixels: up to here a ResNet's 7x7 stride-2 stem and pooling would leave nearly nothing of the image
 
 
-def create_backbone(config: ModelConfig, image_size: int) -> nn.Module:
-    """The timm backbone of a config: images (B, 3, image_size, image_size) to pooled features (B, F).
+def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) -> nn.Module:
+    """The timm backbone of a config: images (B, channels, image_size, image_size) to pooled features (B, F).
 
     Raises:
         ConfigError: an unknown timm name (with close ones), or a small-image stem for a model without a ResNet's stem.
@@ -25,6 +25,8 @@ def create_backbone(config: ModelConfig, image_size: int) -> nn.Module:
         hint = f" Did you mean {', '.join(close)}?" if close else " See timm.list_models()."
         raise ConfigError(f"timm has no model {config.backbone!r}.{hint}")
     arguments: dict[str, Any] = dict(config.backbone_args)
+    if channels != 3:  # said only where it differs: not every model takes the argument
+        arguments = {"in_chans": channels, **arguments}
     model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
     stem = config.stem
     if stem == "auto":

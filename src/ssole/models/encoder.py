@@ -12,7 +12,7 @@ from ssole.models.backbone import create_backbone, feature_dim
 class Encoder(nn.Module):
     """Images to embeddings; after training, the backbone is kept and the projector dropped.
 
-    Shapes: images (N, 3, S, S) -> features (N, F) from `.backbone` -> embeddings (N, D) from calling the encoder.
+    Shapes: images (N, C, S, S) -> features (N, F) from `.backbone` -> embeddings (N, D) from calling the encoder.
     Embeddings are not normalised; the loss does that.
     """
 
@@ -44,9 +44,9 @@ def create_projector(config: ModelConfig, features: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def create_encoder(config: ModelConfig, image_size: int, *, seed: int) -> Encoder:
+def create_encoder(config: ModelConfig, image_size: int, *, seed: int, channels: int = 3) -> Encoder:
     """The encoder of a config at its initial weights, a function of the seed. Torch's generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = create_backbone(config, image_size)
+        backbone = create_backbone(config, image_size, channels=channels)
         return Encoder(backbone, create_projector(config, feature_dim(backbone)))

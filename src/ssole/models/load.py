@@ -20,12 +20,13 @@ _KEY = "ssole"  # entry of the weight file's metadata that describes the network
 class LoadedBackbone(nn.Module):
     """A backbone and how to feed it.
 
-    Calling it maps normalised float images (B, 3, S, S) to float32 features (B, F).
+    Calling it maps normalised float images (B, C, S, S) to float32 features (B, F).
 
     Attributes:
         backbone: the timm model.
         image_size: S, in pixels.
-        mean, std: of the three channels, for images in [0, 1].
+        channels: of images kept at full depth, or None for red, green and blue.
+        mean, std: of each channel, for images in [0, 1].
         config: the run's settings as far as the weight file holds them.
     """
 
@@ -33,6 +34,7 @@ class LoadedBackbone(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.image_size: int = config["image_size"]
+        self.channels: int | None = config.get("channels")
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
         self.config = config
@@ -53,6 +55,7 @@ def backbone_metadata(config: PretrainConfig) -> dict[str, str]:
     description = {
         "model": to_dict(config.model),
         "image_size": augment.image_size,
+        "channels": config.channels,
         "mean": augment.mean,
         "std": augment.std,
         "seed": config.seed,
@@ -74,7 +77,7 @@ def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
 
     path = weights_path(run)
     description = _read_description(path)
-    model = create_backbone(_model_config(description), description["image_size"])
+    model = create_backbone(_model_config(description), description["image_size"], channels=len(description["mean"]))
     model.load_state_dict(load_file(path), strict=True)
     return LoadedBackbone(model, description).eval()
 
@@ -82,7 +85,8 @@ def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
 def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
     """The same network at the weights it started from: the baseline that shows what training added."""
     description = _read_description(weights_path(run))
-    encoder = create_encoder(_model_config(description), description["image_size"], seed=description["seed"])
+    channels, size = len(description["mean"]), description["image_size"]
+    encoder = create_encoder(_model_config(description), size, seed=description["seed"], channels=channels)
     return LoadedBackbone(encoder.backbone, description).eval()
 
 

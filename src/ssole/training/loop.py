@@ -56,7 +56,7 @@ def train(
     config, evaluators = run.config, _checked(evaluators or {})
     plan = make_plan(config, len(store))
     device = resolve_device(config.device)
-    encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed)
+    encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed, channels=config.channels or 3)
     encoder = encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if device.type == "cpu":
         speed_up_small_maps(encoder)
@@ -69,7 +69,9 @@ def train(
 
     with (
         torch_state(deterministic=config.deterministic),
-        Monitor(run, _title(config, plan, device, done), total=plan.total, done=done, progress=progress) as monitor,
+        Monitor(
+            run, _title(config, plan, device, done), total=plan.total, done=done, feed=feed, progress=progress
+        ) as monitor,
         stop_signal(monitor.tell_stopping) as stop,
     ):
         for step, epoch, ids, images in feed.batches(plan, done.step):
@@ -140,7 +142,7 @@ def _title(config: PretrainConfig, plan: Plan, device: torch.device, done: Progr
 
 
 def embed_views(encoder: Encoder, views: list[torch.Tensor], config: PretrainConfig) -> torch.Tensor:
-    """Embeddings (B, V, D) of crop groups (B, V_g, 3, S_g, S_g); groups of different size stack along V."""
+    """Embeddings (B, V, D) of crop groups (B, V_g, C, S_g, S_g); groups of different size stack along V."""
     device = views[0].device
     dtype = resolve_precision(config.precision, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):

@@ -16,12 +16,15 @@ from torch import nn
 
 from ssole.losses.ssole import SSOLETerms
 from ssole.training.checkpoint import Progress
+from ssole.training.feed import Feed
 from ssole.training.health import effective_rank
 from ssole.training.run import Run
+from ssole.training.waiting import WaitShare
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 """From the backbone to named figures, such as {"knn20": 0.83}."""
 
+_LONG_WAIT = 0.2  # share of the time; waiting longer than this for images is worth a word of advice
 _PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
 
 
@@ -33,12 +36,14 @@ class Monitor:
         title: what is going on, shown at the start.
         total: steps of the whole run.
         done: where this sitting starts.
+        feed: where the images come from; how long they are waited for is logged.
         progress: whether to show anything.
     """
 
-    def __init__(self, run: Run, title: str, *, total: int, done: Progress, progress: bool) -> None:
-        self._run, self._title, self._done = run, title, done
+    def __init__(self, run: Run, title: str, *, total: int, done: Progress, feed: Feed, progress: bool) -> None:
+        self._run, self._title, self._done, self._feed = run, title, done, feed
         self._step, self._images, self._paused = done.step, 0, 0.0
+        self._waiting, self._advised = WaitShare(), False
         self._screen = _Screen(total, done.step, progress)
 
     def __enter__(self) -> Monitor:
@@ -46,6 +51,7 @@ class Monitor:
         self._board = _tensorboard(self._run.path / "tensorboard", self._done.step)
         self._screen.start(f"{self._run.path}: {self._title}")
         self._start = time.perf_counter()
+        self._waiting.add(0.0, self._feed.waited)
         return self
 
     def __exit__(
@@ -69,6 +75,7 @@ class Monitor:
         """Count a step."""
         self._step += 1
         self._images += images
+        self._waiting.add(self._trained, self._feed.waited)
         self._screen.advance(self._step)
 
     @torch.no_grad()
@@ -85,11 +92,13 @@ class Monitor:
             "effective_rank": float(effective_rank(z_BVD[:, 0])),
             "lr": lr,
             "images_per_second": round(rate, 1),
+            "data_wait": round(self._waiting.share, 4),
             "seconds": round(self.seconds, 3),
         }
         self._write(row)
         figures = f"loss {loss:.3f} (low rank {low:.3f}, high rank {high:.3f})"
         self._screen.note("loss", f"{rate:,.0f} images/s  {figures}  effective rank {row['effective_rank']:.0f}")
+        self._tell_waiting()
 
     def evaluate(self, evaluator: Evaluator, backbone: nn.Module) -> None:
         """Run an evaluator and write its figures. Its time is not counted as training."""
@@ -102,6 +111,15 @@ class Monitor:
     def tell_stopping(self) -> None:
         """Show that a signal was heard, without printing."""
         self._screen.tell_stopping()
+
+    def _tell_waiting(self) -> None:
+        """Show the share of time that is spent waiting for images and, once, what would help when it is long."""
+        share, advice = self._waiting.share, self._feed.advice()
+        kept = " (while images are decoded, and kept for later epochs)" if share > _LONG_WAIT and advice is None else ""
+        self._screen.note("data", f"waiting for data: {share:.0%}{kept}")
+        if advice is not None and not self._advised and self._waiting.exceeds(_LONG_WAIT):
+            self._advised = True
+            self._screen.tell(f"{share:.0%} of the time is spent waiting for data: {advice}")
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
@@ -145,6 +163,11 @@ class _Screen:
     def advance(self, step: int) -> None:
         self._step = step
         self._bar.update(self._task, completed=step)
+
+    def tell(self, line: str) -> None:
+        """Print a line, above the bar."""
+        if self._show:
+            self._print(line)
 
     def tell_stopping(self) -> None:
         if self._live:  # the display's own thread draws it

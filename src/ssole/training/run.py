@@ -1,7 +1,7 @@
 """The run folder: settings, environment and metrics, each file written whole or not at all.
 
 NAME/  config.yaml · environment.json · metrics.jsonl · checkpoints/ · backbone.safetensors · unreadable.jsonl if any ·
-       .lock, held while a process trains
+       listing.arrow, the paths of a folder of images · .lock, held while a process trains
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ import torch
 
 from ssole.config import ConfigError, PretrainConfig, from_dict, read_settings, to_dict
 from ssole.files import remove_leftovers, write_text_atomically
+
+LISTING = "listing.arrow"
 
 
 @dataclass(frozen=True)

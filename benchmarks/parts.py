@@ -1,0 +1,108 @@
+"""Where the time of a training step goes: the parts of `ssole.pretrain`, timed without touching its loop."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from ssole.api import start
+from ssole.config import PretrainConfig, apply_overrides
+from ssole.training import feed, loop
+from ssole.training.monitor import Evaluator, Monitor
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Seconds by part of a step. On an accelerator, where calls return early, only totals mean something."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - begun
+
+    def timed(self, part: str, function: Callable[..., T]) -> Callable[..., T]:
+        """The function, with its time counted."""
+
+        def call(*args: Any, **kwargs: Any) -> T:
+            with self(part):
+                return function(*args, **kwargs)
+
+        return call
+
+
+def train(
+    config: PretrainConfig, images: NDArray[np.uint8], evaluator: Evaluator, steps: int, blocks: int
+) -> list[dict[str, Any]]:
+    """The metrics of a run of so many blocks of so many steps, with the evaluator after each."""
+    config = apply_overrides(config, {"steps": steps * blocks})
+    with tempfile.TemporaryDirectory() as folder:
+        run = start(config, Path(folder) / "run", data=images, evaluators={steps: evaluator}, progress=False)
+        return run.metrics
+
+
+def where_time_goes(config: PretrainConfig, images: NDArray[np.uint8], steps: int) -> dict[str, float]:
+    """Milliseconds of a step of `ssole.pretrain` by part, over `steps` steps after as many that warm up.
+
+    Waiting for a thread that makes views or decodes ahead counts as views or images; what is in no part is `rest`.
+    """
+    clock = Clock()
+    marks: list[dict[str, float]] = []
+
+    def mark(_: nn.Module) -> dict[str, float]:
+        marks.append({**clock.seconds, "total": time.perf_counter()})
+        return {}
+
+    parts = {
+        "images": (feed.Feed, "_get"),
+        "views": (loop, "make_views"),
+        "forward": (loop, "embed_views"),
+        "loss": (loop, "_loss_terms"),
+        "backward": (loop, "_descend"),  # less the optimizer, below
+        "log": (Monitor, "log"),
+        "checkpoint": (loop, "save_checkpoint"),
+    }
+    with ExitStack() as stack:
+        for part, (owner, name) in parts.items():
+            stack.enter_context(patch.object(owner, name, clock.timed(part, getattr(owner, name))))
+        stack.enter_context(optimizer_timed(clock))
+        train(config, images, mark, steps, 2)
+    first, last = marks
+    seconds = {part: last[part] - first.get(part, 0.0) for part in last}
+    seconds["backward"] -= seconds["optimizer"]
+    total = seconds.pop("total")
+    return {part: 1e3 * spent / steps for part, spent in {**seconds, "rest": total - sum(seconds.values())}.items()}
+
+
+@contextmanager
+def optimizer_timed(clock: Clock) -> Iterator[None]:
+    """Count the time of every optimizer's steps."""
+    starts: list[float] = []
+
+    def begin(*_: Any) -> None:
+        starts.append(time.perf_counter())
+
+    def end(*_: Any) -> None:
+        clock.seconds["optimizer"] += time.perf_counter() - starts.pop()
+
+    hooks = register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

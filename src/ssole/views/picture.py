@@ -1,0 +1,81 @@
+"""What a recipe does to images, as a picture: a row for each image, first as it is, then its views."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from ssole.config import ViewRecipe
+from ssole.views.augment import make_views
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_GAP = 4  # pixels between pictures
+_HEADER = 18
+_PAPER = 224  # light grey, on which white views have an edge
+_SMALLEST = 96  # smaller crops are enlarged to this, pixel by pixel
+
+
+def picture(
+    images: Sequence[torch.Tensor], ids: torch.Tensor, *, recipe: ViewRecipe, seed: int = 0, epoch: int = 0
+) -> Image.Image:
+    """Draw the views that :func:`~ssole.views.make_views` makes of images.
+
+    Args:
+        images: B tensors uint8 or uint16 (C, h, w). Of more than three channels the first three are shown, of two the
+            first.
+        ids: int64 (B,), the images' indices in their data set.
+        recipe: its mean and std play no part.
+
+    Returns:
+        An RGB picture with B rows: the image, then its views, crop group by crop group.
+    """
+    channels = images[0].shape[0]
+    plain = dataclasses.replace(recipe, mean=(0.0,) * channels, std=(1.0,) * channels)
+    groups = make_views(list(images), ids, recipe=plain, seed=seed, epoch=epoch)
+    side = max(_SMALLEST, max(crop.size for crop in recipe.crops))
+    columns = [torch.stack([_fitted(image, side) for image in images])]
+    names = ["image"]
+    for crop, views in zip(recipe.crops, groups, strict=True):
+        columns += [torch.stack([_enlarged(view, side) for view in of_one_number]) for of_one_number in views.unbind(1)]
+        names += [f"{crop.size} px, view {number + 1}" for number in range(len(names) - 1, len(names) - 1 + crop.count)]
+    return _drawn(columns, names, side)
+
+
+def _fitted(image: torch.Tensor, side: int) -> torch.Tensor:
+    """The whole image in a square, its proportions kept: (C, side, side) in [0, 1], white around it."""
+    x = image[None].to(torch.float32) / torch.iinfo(image.dtype).max
+    scale = side / max(x.shape[2:])
+    height, width = (max(1, round(length * scale)) for length in x.shape[2:])
+    mode = {"mode": "bilinear", "antialias": True} if scale < 1 else {"mode": "nearest"}
+    x = F.interpolate(x, (height, width), **mode)
+    top, left = (side - height) // 2, (side - width) // 2
+    return F.pad(x[0], (left, side - width - left, top, side - height - top), value=_PAPER / 255)
+
+
+def _enlarged(view: torch.Tensor, side: int) -> torch.Tensor:
+    """A view in a square, by a whole factor so that its pixels stay what they are: (C, side, side)."""
+    factor = max(1, side // view.shape[-1])
+    x = view.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+    before, rest = (side - x.shape[-1]) // 2, (side - x.shape[-1] + 1) // 2
+    return F.pad(x, (before, rest, before, rest), value=_PAPER / 255)
+
+
+def _drawn(columns: list[torch.Tensor], names: list[str], side: int) -> Image.Image:
+    from PIL import Image, ImageDraw
+
+    step = side + _GAP
+    sheet = Image.new("RGB", (len(columns) * step - _GAP, _HEADER + len(columns[0]) * step - _GAP), (_PAPER,) * 3)
+    draw = ImageDraw.Draw(sheet)
+    for across, (column, name) in enumerate(zip(columns, names, strict=True)):
+        draw.text((across * step + 2, 2), name, fill="black")
+        for down, x in enumerate(column):
+            x = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
+            pixels = x.permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy()
+            sheet.paste(Image.fromarray(pixels), (across * step, _HEADER + down * step))
+    return sheet

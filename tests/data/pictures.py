@@ -1,0 +1,54 @@
+"""Images and archives that the tests of sources share."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ssole.data.decode import decode
+from ssole.data.sources import Source
+
+
+def png(value: int = 0, size: tuple[int, int] = (4, 4)) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, (value, value, value)).save(out, "PNG")
+    return out.getvalue()
+
+
+def value(source: Source, i: int) -> int:
+    return int(decode(source.read(i), where=source.id(i))[0, 0, 0])
+
+
+def ids(source: Source) -> list[str]:
+    return [source.id(i) for i in range(len(source))]
+
+
+def deep_png(pixels: np.ndarray) -> bytes:
+    """(H, W, C) uint16 as a PNG of 16 bits, written by hand since Pillow writes them for grey alone."""
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[pixels.shape[2]]
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def tar(path: Path, members: dict[str, bytes], **options) -> Path:
+    """A tar with these members in this order; a name that ends in a slash is a folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", **options) as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if name.endswith("/"):
+                info.type = tarfile.DIRTYPE
+            archive.addfile(info, io.BytesIO(data))
+    return path

@@ -1,0 +1,130 @@
+"""Images in arrays and in NumPy's files."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from pictures import ids
+from ssole.data.decode import decode
+from ssole.data.sources import ArraySource, Source, open_source
+from ssole.errors import DataError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 4, 1), (6, 5, 4, 3), (6, 5, 4, 13)])
+def test_npy(tmp_path, kind, shape):
+    images = np.random.default_rng(0).integers(0, np.iinfo(kind).max, shape).astype(kind)
+    np.save(tmp_path / "x.npy", images)
+    source = open_source(str(tmp_path / "x.npy"))
+    assert isinstance(source, Source)
+    assert ids(source) == [f"x.npy:{i}" for i in range(6)]
+    assert np.array_equal(source.read(4), images[4])
+    assert isinstance(source.images, np.memmap)
+    channels = shape[3] if len(shape) == 4 else 1
+    tensor = decode(source.read(2), where="", channels=channels)
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), images[2].reshape(5, 4, -1))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), r"x\.npy: .*float32 \(2, 4, 4, 3\)\. Scale"),
+        (np.array([{}, []], dtype=object), r"x\.npy as a NumPy file without pickled objects"),
+        (b"", r"Cannot read .*x\.npy"),
+        (b"\x93NUMPY junk", r"Cannot read .*x\.npy"),
+    ],
+)
+def test_npy_that_is_wrong(tmp_path, content, said):
+    if isinstance(content, bytes):
+        (tmp_path / "x.npy").write_bytes(content)
+    else:
+        np.save(tmp_path / "x.npy", content, allow_pickle=True)
+    with pytest.raises(DataError, match=said):
+        open_source(tmp_path / "x.npy")
+
+
+def test_npy_that_was_cut(tmp_path):
+    np.save(tmp_path / "x.npy", IMAGES)
+    (tmp_path / "x.npy").write_bytes((tmp_path / "x.npy").read_bytes()[:-20])
+    with pytest.raises(DataError, match=r"Cannot read .*x\.npy"):
+        open_source(tmp_path / "x.npy")
+
+
+def test_npy_splits(tmp_path):
+    for split in ("train", "test"):
+        np.save(tmp_path / f"{split}.npy", IMAGES)
+    assert open_source(tmp_path / "test.npy", split="test").id(0) == "test.npy:0"
+    with pytest.raises(DataError, match="No test split"):
+        open_source(tmp_path / "train.npy", split="test")
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [("images", "labels"), ("x", "y"), ("x_train", "y_train"), ("train_images", "train_labels"), ("arr_0", None)],
+)
+def test_npz(tmp_path, images, labels):
+    numbers = np.arange(6, dtype=np.uint8)
+    arrays = {images: IMAGES, **({labels: numbers[:, None] if images == "train_images" else numbers} if labels else {})}
+    np.savez_compressed(tmp_path / "d.npz", **arrays)
+    source = open_source(tmp_path / "d.npz")
+    assert source.id(5) == f"d.npz/{images}:5"
+    assert np.array_equal(source.read(5), IMAGES[5])
+    assert (source.labels is None) if labels is None else (source.labels.tolist() == list(range(6)))
+    with pytest.raises(DataError, match=r"d\.npz has no test images"):
+        open_source(tmp_path / "d.npz", split="test")
+
+
+def test_npz_splits(tmp_path):
+    arrays = {"x_train": IMAGES, "y_train": np.zeros(6, int), "x_val": IMAGES[:1], "x_test": IMAGES[1:3]}
+    np.savez(tmp_path / "d.npz", **arrays, y_test=np.array([4, 5]), y_val=np.array([9]))
+    test = open_source(tmp_path / "d.npz", split="test")
+    assert ids(test) == ["d.npz/x_test:0", "d.npz/x_test:1"]
+    assert np.array_equal(test.read(0), IMAGES[1])
+    assert test.labels.tolist() == [4, 5]
+    assert len(open_source(tmp_path / "d.npz")) == 6
+    np.savez(tmp_path / "test.npz", x=IMAGES)
+    assert len(open_source(tmp_path / "test.npz", split="test")) == len(open_source(tmp_path / "test.npz")) == 6
+
+
+def test_npz_that_is_wrong(tmp_path, monkeypatch):
+    path = tmp_path / "d.npz"
+    np.savez(path, pictures=IMAGES)
+    with pytest.raises(DataError, match=r"d\.npz has no array called x_train.*\['pictures'\]"):
+        open_source(path)
+    np.savez(path, x=np.array([None, {}], dtype=object))
+    with pytest.raises(DataError, match="without pickled objects"):
+        open_source(path)
+    np.savez(path, x=IMAGES, y=np.zeros(5, int))
+    with pytest.raises(DataError, match=r"6 images need as many integer labels; got int64 \(5,\)"):
+        open_source(path)
+    np.save(out := io.BytesIO(), IMAGES)
+    path.write_bytes(out.getvalue())
+    with pytest.raises(DataError, match=r"one array, not an archive.*\.npy"):
+        open_source(path)
+    path.write_bytes(b"PK\x03\x04 cut")
+    with pytest.raises(DataError, match=r"Cannot read .*d\.npz"):
+        open_source(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"not an array")
+    with pytest.raises(DataError, match=r"d\.npz"):
+        open_source(path)
+
+
+def test_npz_that_does_not_fit_into_memory(tmp_path, monkeypatch):
+    """Told from the archive's table, before anything is unpacked."""
+    np.savez_compressed(tmp_path / "d.npz", x=np.zeros((1000, 8, 8), np.uint8))
+    monkeypatch.setattr("ssole.data.arrays.total_memory", lambda: 4000)
+    with pytest.raises(DataError, match=r"'x' of .*d\.npz takes .* 80 % of the memory.*\.npy"):
+        open_source(tmp_path / "d.npz")
+
+
+def test_channels_first_is_told_from_channels_last():
+    with pytest.raises(DataError, match="channels last"):
+        ArraySource(np.zeros((2, 3, 8, 8), np.uint8))
+    assert ArraySource(np.zeros((2, 8, 8, 5), np.uint16)).read(0).shape == (8, 8, 5)

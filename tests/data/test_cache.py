@@ -1,0 +1,444 @@
+"""A store that keeps what it decodes: the same images in fewer reads, shared, resumed, and never out of date."""
+
+from __future__ import annotations
+
+import gc
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from listed import Listed, png, pngs, wait_until_still
+from pictures import tar
+from ssole.data.cache import DISK_SHARE
+from ssole.data.fingerprint import fingerprint
+from ssole.data.loader import ImageStore
+from ssole.data.sources import ArraySource, open_source
+from ssole.errors import DataError
+
+N = 60
+ITEMS = pngs(N)
+SOURCE = Path(__file__).parents[2] / "src"
+
+
+def images(items: list[bytes], **options: object) -> list[torch.Tensor]:
+    """What a store without a cache gives."""
+    with ImageStore(Listed(items), max_unreadable=1, **options) as store:
+        return store.get(range(len(items)))
+
+
+def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def caches(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir())
+
+
+@pytest.mark.parametrize("options", [{}, {"shrink_to": 6}, {"workers": 1}])
+def test_images_are_those_of_a_store_without_a_cache(tmp_path: Path, options: dict[str, int]) -> None:
+    expected = images(ITEMS, **options)
+    for run in range(2):
+        source = Listed(ITEMS)
+        with ImageStore(source, cache=tmp_path, **options) as store:
+            source.reads.clear()
+            for _ in range(3):
+                assert_same(store.get(range(N)), expected)
+            batch = [59, 3, 3, 8]
+            store.prefetch(batch)
+            assert_same(store.get(batch), [expected[i] for i in batch])
+        assert sorted(source.reads) == (list(range(N)) if run == 0 else [])  # decoded once for all epochs and runs
+
+
+def test_uniform_images_that_do_not_fit_are_kept_and_stacked(tmp_path: Path) -> None:
+    items = [png(6, 5, i) for i in range(N)]
+    for _ in range(2):
+        with ImageStore(Listed(items), cache=tmp_path, memory_limit=0) as store:
+            assert not store.uniform
+            assert torch.equal(store.get(range(N)), ImageStore(Listed(items)).images)
+            assert torch.equal(store.get(range(N)), ImageStore(Listed(items)).images)
+            assert len(store.packed) == N
+
+
+def test_by_default_it_is_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSOLE_CACHE", str(tmp_path))
+    with ImageStore(Listed(ITEMS), cache=True) as store:
+        assert store.packed.folder.parent == tmp_path / "packed"
+        about = json.loads((store.packed.folder / "about.json").read_text())
+        assert (about["source"], about["images"]) == ("listed", N)
+
+
+def test_nothing_is_kept_unasked_in_memory_or_of_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSOLE_CACHE", str(tmp_path))
+    arrays = np.zeros((4, 6, 5, 3), np.uint8)
+    assert ImageStore(Listed(ITEMS)).packed is None
+    assert ImageStore(Listed([png(6, 5, 0)] * 4), cache=True).packed is None
+    assert ImageStore(ArraySource(arrays), cache=True, memory_limit=0).packed is None
+    assert caches(tmp_path) == []
+
+
+def test_other_ways_of_decoding_have_other_caches(tmp_path: Path) -> None:
+    for shrink_to in (None, 6, 7):
+        with ImageStore(Listed(ITEMS), cache=tmp_path, shrink_to=shrink_to) as store:
+            assert_same(store.get(range(N)), images(ITEMS, shrink_to=shrink_to))
+    ImageStore(Listed(ITEMS, name="../other"), cache=tmp_path).close()
+    assert len(caches(tmp_path)) == 4
+
+
+# A source that changed
+
+
+def fill(source: object, folder: Path) -> Path:
+    with ImageStore(source, cache=folder) as store:
+        store.get(range(len(source)))
+        return store.packed.folder
+
+
+def test_an_image_that_changed_is_noticed(tmp_path: Path) -> None:
+    before = fill(Listed(ITEMS), tmp_path)
+    changed = [png(30, 20, 1000), *ITEMS[1:]]
+    with pytest.warns(UserWarning, match=r"listed changed since .* decoded anew"):
+        after = fill(Listed(changed), tmp_path)
+    assert caches(tmp_path) == [after]
+    assert before != after
+    with ImageStore(Listed(changed), cache=tmp_path) as store:
+        assert_same(store.get(range(N)), images(changed))
+
+
+def test_what_a_source_says_of_itself_is_believed(tmp_path: Path) -> None:
+    class Telling(Listed):
+        version = 1
+
+        def fingerprint(self) -> str:
+            return f"version {self.version}"
+
+    source = Telling(ITEMS)
+    before = fingerprint(source)
+    assert source.reads == []
+    assert fill(source, tmp_path) == fill(source, tmp_path)
+    source.version = 2
+    assert fingerprint(source) != before
+    with pytest.warns(UserWarning, match="changed"):
+        fill(source, tmp_path)
+
+
+def test_an_image_added_to_a_folder_is_noticed(tmp_path: Path) -> None:
+    root, kept = tmp_path / "photos", tmp_path / "kept"
+    write(root, 5)
+    fill(open_source(root), kept)
+    (root / "0.5.png").write_bytes(png(9, 9, 9))
+    with pytest.warns(UserWarning, match="photos changed"):
+        fill(open_source(root), kept)
+    assert len(caches(kept)) == 1
+
+
+def test_equal_names_of_other_images_are_told_apart(tmp_path: Path) -> None:
+    assert fingerprint(Listed(ITEMS)) == fingerprint(Listed(list(ITEMS)))
+    others = [Listed(ITEMS[:-1]), Listed(ITEMS[::-1]), Listed([*ITEMS[:-4], b"", *ITEMS[-3:]])]
+    arrays = [Listed([np.full(shape, 7, np.uint8)] * 4) for shape in ((2, 3), (3, 2))]
+    assert len({fingerprint(source) for source in [*others, *arrays, Listed(ITEMS)]}) == 6
+
+
+def test_a_run_goes_on_when_another_removes_its_cache(tmp_path: Path) -> None:
+    source = Listed(list(ITEMS))
+    with ImageStore(source, cache=tmp_path) as store:
+        expected = [image.clone() for image in store.get(range(N))]
+        with pytest.warns(UserWarning, match="changed"):
+            fill(Listed([png(30, 20, 1000), *ITEMS[1:]]), tmp_path)
+        source.reads.clear()
+        assert_same(store.get(range(N)), expected)
+        assert source.reads == []
+
+
+# Room
+
+
+def test_a_cache_that_cannot_hold_all_keeps_what_fits_and_says_so(tmp_path: Path) -> None:
+    expected = images(ITEMS)
+    size = sum(image.nbytes for image in expected)
+    source = Listed(ITEMS)
+    with pytest.warns(UserWarning, match=r"images of listed will take about .*, and their cache .* are kept"):
+        store = ImageStore(source, cache=tmp_path, cache_limit=size // 2)
+    for _ in range(2):
+        assert_same(store.get(range(N)), expected)  # and warns no more: here a warning is an error
+    assert 10 < len(store.packed) < 40
+    assert (store.packed.folder / "pixels.bin").stat().st_size <= size // 2
+    source.reads.clear()
+    store.get(range(N))
+    assert len(source.reads) == N - len(store.packed)
+    assert "only" in store.advice() or "threads" in store.advice()
+    store.close()
+
+
+def test_the_default_limit_is_a_share_of_the_free_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1 << 40, 0, 1 << 30))
+    folder = fill(Listed(ITEMS), tmp_path)
+    with ImageStore(Listed(ITEMS), cache=tmp_path) as store:
+        assert store.packed.limit == (folder / "pixels.bin").stat().st_size + DISK_SHARE * (1 << 30)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.warns(UserWarning, match=r"cannot be kept in .*file.*SSOLE_CACHE"):
+        store = ImageStore(Listed(ITEMS), cache=tmp_path / "file")
+    assert_same(store.get(range(N)), images(ITEMS))
+    store.close()
+
+
+def test_a_negative_limit() -> None:
+    with pytest.raises(DataError, match="cache_limit must be at least 0 bytes; got -1"):
+        ImageStore(Listed(ITEMS), cache_limit=-1)
+
+
+# Unreadable images
+
+
+def broken(*bad: int) -> list[bytes]:
+    return [b"broken" if i in bad else item for i, item in enumerate(ITEMS)]
+
+
+def test_unreadable_images_are_replaced_listed_and_not_read_again(tmp_path: Path) -> None:
+    items = broken(0, 7, 8, 59)
+    expected = images(items)
+    for run in range(2):
+        source = Listed(items)
+        with ImageStore(source, cache=tmp_path, max_unreadable=0.1) as store:
+            source.reads.clear()
+            if run == 1:
+                assert [i for i, _, _ in store.unreadable] == [0, 7, 8, 59]  # all, before any is asked for
+            assert_same(store.get(range(N)), expected)
+            assert_same(store.get(range(N)), expected)
+            assert [(i, name) for i, name, _ in store.unreadable] == [(i, f"item {i}") for i in (0, 7, 8, 59)]
+            assert all(reason.startswith("not an image") for _, _, reason in store.unreadable)
+            if run == 1:
+                assert source.reads == []
+
+
+def test_the_limit_of_unreadable_images_holds_from_the_start_of_the_next_run(tmp_path: Path) -> None:
+    items = broken(7, 8, 59)
+    with ImageStore(Listed(items), cache=tmp_path, max_unreadable=0.1) as store:
+        store.get(range(N))
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"2 of the 60 images in listed .*at most 1 (?s:.*)item \d+: not an image"):
+            ImageStore(Listed(items), cache=tmp_path, max_unreadable=0.01).get(range(N))
+
+
+def test_a_file_that_could_not_be_read_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
+    class Flaky(Listed):
+        ok = False
+
+        def read(self, i: int) -> bytes:
+            if i == 8 and not self.ok:
+                raise DataError(f"item {i}: cannot read the file (Input/output error).")
+            return super().read(i)
+
+    source = Flaky(ITEMS)
+    with ImageStore(source, cache=tmp_path) as store:
+        assert_same(store.get([8]), [images(ITEMS)[9]])
+        assert store.unreadable == [(8, "item 8", "cannot read the file (Input/output error).")]
+    source.ok = True
+    with ImageStore(source, cache=tmp_path) as store:
+        assert_same(store.get([8, 6]), [images(ITEMS)[i] for i in (8, 6)])
+
+
+# Channels
+
+
+def grey16(height: int, width: int, seed: int) -> tuple[bytes, np.ndarray]:
+    """A grey PNG of 16 bits, and its values."""
+    values = np.random.default_rng(seed).integers(0, 65536, (height, width), dtype=np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, "PNG")
+    return file.getvalue(), values
+
+
+def test_sixteen_bits_and_one_channel_survive(tmp_path: Path) -> None:
+    encoded, values = zip(*(grey16(6 + i % 2, 5, i) for i in range(10)), strict=True)
+    for run in range(2):
+        source = Listed(list(encoded))
+        with ImageStore(source, cache=tmp_path, channels=1) as store:
+            source.reads.clear()
+            for _ in range(2):
+                for found, expected in zip(store.get(range(10)), values, strict=True):
+                    assert found.dtype == torch.uint16
+                    assert np.array_equal(found.numpy(), expected[None])
+            assert len(source.reads) == (10 if run == 0 else 0)
+            even = store.get(range(0, 10, 2))
+            assert (even.dtype, even.shape) == (torch.uint16, (5, 1, 6, 5))
+    with ImageStore(Listed(list(encoded)), cache=tmp_path) as store:  # as RGB they are another cache
+        assert store.get([0]).dtype == torch.uint8
+
+
+def test_uniform_images_of_sixteen_bits_and_their_statistics() -> None:
+    encoded, values = zip(*(grey16(6, 5, i) for i in range(10)), strict=True)
+    store = ImageStore(Listed(list(encoded)), channels=1)
+    assert (store.images.dtype, store.images.shape) == (torch.uint16, (10, 1, 6, 5))
+    mean, std = store.channel_statistics()
+    assert mean == [pytest.approx((np.stack(values) / 65535).mean())]
+    assert std == [pytest.approx((np.stack(values) / 65535).std())]
+
+
+def test_images_of_other_channels_than_asked_for_are_unreadable() -> None:
+    with pytest.raises(DataError, match=r"60 images in listed .*at most 1(?s:.*)the image has 3 channels, and 5 are"):
+        ImageStore(Listed(ITEMS), channels=5)
+
+
+# Several processes
+
+STORE_OF_A_FOLDER = """
+import sys, time, torch
+from ssole.data.loader import ImageStore
+from ssole.data.sources import open_source
+
+class Slow:
+    "The images of a folder, one every so many seconds."
+    labels = classes = None
+
+    def __init__(self, root, seconds):
+        self.inner, self.seconds = open_source(root), seconds
+        self.name, self.root = self.inner.name, self.inner.root
+
+    def __len__(self):
+        return len(self.inner)
+
+    def id(self, i):
+        return self.inner.id(i)
+
+    def read(self, i):
+        time.sleep(self.seconds)
+        return self.inner.read(i)
+
+root, cache, seconds, seed = sys.argv[1], sys.argv[2], float(sys.argv[3]), int(sys.argv[4])
+store = ImageStore(Slow(root, seconds), cache=cache, workers=2)
+print("open", flush=True)
+order = torch.randperm(len(store), generator=torch.Generator().manual_seed(seed))
+for _ in range(2):
+    images = store.get(order)
+    sums = {int(i): int(image.to(torch.int64).sum()) for i, image in zip(order, images)}
+    print(*[sums[i] for i in range(len(store))], flush=True)
+"""
+
+
+def write(root: Path, n: int) -> None:
+    root.mkdir()
+    for i in range(n):
+        (root / f"{i:04}.png").write_bytes(ITEMS[i % N])
+
+
+def start(root: Path, cache: Path, seconds: float, seed: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", STORE_OF_A_FOLDER, str(root), str(cache), str(seconds), str(seed)]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def sums(root: Path) -> list[int]:
+    source = open_source(root)
+    with ImageStore(source) as store:
+        return [int(image.to(torch.int64).sum()) for image in store.get(range(len(source)))]
+
+
+def test_two_runs_at_once_share_one_cache(tmp_path: Path) -> None:
+    root, cache = tmp_path / "photos", tmp_path / "cache"
+    write(root, 300)
+    runs = [start(root, cache, 0.005, seed) for seed in (1, 2)]
+    expected = sums(root)
+    for run in runs:
+        out, err = run.communicate(timeout=120)
+        assert run.returncode == 0, err
+        _, *epochs = out.splitlines()
+        assert [[int(value) for value in epoch.split()] for epoch in epochs] == [expected, expected]
+    (folder,) = caches(cache)
+    assert (folder / "index.bin").stat().st_size == 300 * 36  # nothing was kept twice
+
+
+def test_a_run_that_is_killed_while_it_fills_the_cache(tmp_path: Path) -> None:
+    root, cache = tmp_path / "photos", tmp_path / "cache"
+    write(root, 300)
+    run = start(root, cache, 0.02, 1)
+    try:
+        assert run.stdout.readline() == "open\n", run.stderr.read()
+        (folder,) = caches(cache)
+        while (kept := (folder / "index.bin").stat().st_size // 36) < 20:
+            time.sleep(0.01)
+    finally:
+        run.kill()
+        run.communicate()
+    assert kept < 300
+    run = start(root, cache, 0.0, 2)
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0, err
+    assert [[int(value) for value in line.split()] for line in out.splitlines()[1:]] == [sums(root)] * 2
+    assert caches(cache) == [folder]
+    assert (folder / "index.bin").stat().st_size == 300 * 36  # what had been kept was not decoded again
+
+
+# Closing
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts open files where Linux lists them")
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    def files() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = files()
+    with ImageStore(Listed(ITEMS), cache=tmp_path) as store:
+        store.get(range(N))
+        assert len(os.listdir("/proc/self/fd")) > before
+    del store
+    assert files() == before
+    forgotten = ImageStore(Listed(ITEMS), cache=tmp_path)
+    forgotten.get(range(N))
+    del forgotten
+    assert files() == before
+
+
+def test_closing_leaves_what_is_not_yet_decoded(tmp_path: Path) -> None:
+    source = Listed(ITEMS * 10, seconds=0.005)
+    store = ImageStore(source, cache=tmp_path, workers=2)
+    source.reads.clear()
+    store.prefetch(range(600))
+    store.get([0])
+    store.close()
+    assert wait_until_still(source) < 300
+    with pytest.raises(RuntimeError):
+        store.get([599])
+
+
+@pytest.mark.parametrize("kind", ["folder", "list", "tar", "parquet"])
+def test_any_file_that_changed_is_noticed(tmp_path: Path, kind: str) -> None:
+    """Whatever the kind of source, and wherever in it: not only the images that are looked at by default."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    n, root = 40, tmp_path / "data"
+    root.mkdir()
+    if kind in ("folder", "list"):
+        files = [root / f"{i:02}.png" for i in range(n)]
+        for i, file in enumerate(files):
+            file.write_bytes(png(9, 9, i))
+        (tmp_path / "data.txt").write_text("".join(f"data/{file.name}\n" for file in files))
+    elif kind == "tar":
+        files = [tar(root / f"{i:02}.tar", {"a.png": png(9, 9, i)}) for i in range(n)]
+    else:
+        files = [root / f"{i:02}.parquet" for i in range(n)]
+        for i, file in enumerate(files):
+            pq.write_table(pa.table({"image": [{"bytes": png(9, 9, i), "path": None}]}), file)
+
+    def now() -> str:
+        return fingerprint(open_source(tmp_path / "data.txt" if kind == "list" else root))
+
+    before = now()
+    assert now() == before
+    os.utime(files[17], ns=(0, files[17].stat().st_mtime_ns + 1000))
+    assert now() != before

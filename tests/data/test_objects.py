@@ -1,0 +1,215 @@
+"""Data sets of the user's own: what items may be, labels, errors, threads."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pictures import ids, png, value
+from ssole.data.decode import decode
+from ssole.data.loader import ImageStore
+from ssole.data.sources import ObjectSource, Source, open_source
+from ssole.errors import DataError
+
+RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+class Items:
+    """A data set in the manner of torch."""
+
+    def __init__(self, items, **attributes):
+        self.items = items
+        self.__dict__.update(attributes)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, i):
+        return self.items[i]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        RGB,
+        Image.fromarray(RGB),
+        torch.from_numpy(RGB).permute(2, 0, 1),
+        (RGB, 3),
+        [Image.fromarray(RGB), "label"],
+        {"label": 1, "image": Image.fromarray(RGB)},
+        {"img": RGB},
+    ],
+)
+def test_items(item):
+    source = open_source(Items([item]))
+    assert isinstance(source, Source)
+    assert ids(source) == ["Items:0"]
+    assert np.array_equal(decode(source.read(0), where="").permute(1, 2, 0).numpy(), RGB)
+
+
+def test_encoded_items_and_paths(tmp_path):
+    (tmp_path / "1.png").write_bytes(png(1))
+    source = open_source(Items([png(0), str(tmp_path / "1.png"), (tmp_path / "1.png", 5), bytearray(png(2))]))
+    assert [value(source, i) for i in range(4)] == [0, 1, 1, 2]
+
+
+def test_a_list_of_paths_is_known_by_them(tmp_path):
+    files = [tmp_path / "b.png", tmp_path / "a.jpg"]
+    for number, file in enumerate(files):
+        file.write_bytes(png(number))
+    source = open_source(files)
+    assert ids(source) == [str(file) for file in files]
+    assert [value(source, 0), value(source, 1)] == [0, 1]
+    with pytest.raises(DataError, match=r"no file .*gone"):
+        open_source([*files, tmp_path / "gone.png"])
+    (tmp_path / "x.csv").write_text("path\n")
+    with pytest.raises(DataError, match=r"cannot be opened as one.*\['.csv', '.png'\]"):
+        open_source([files[0], tmp_path / "x.csv"])
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16", "YCbCr"])
+def test_pillow_images_mean_the_same_as_their_files(mode):
+    """The oracle is what decoding a lossless file of them gives."""
+    if mode == "I;16":
+        image = Image.fromarray(np.arange(35, dtype=np.uint16).reshape(5, 7) * 1800)
+    else:
+        image = Image.fromarray(RGB).convert(mode)
+    source = open_source([image])
+    out = io.BytesIO()
+    image.save(out, "TIFF")
+    assert torch.equal(decode(source.read(0), where=""), decode(out.getvalue(), where=""))
+
+
+def test_orientation_of_pillow_images(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RGB).save(tmp_path / "x.png", exif=exif)
+    with Image.open(tmp_path / "x.png") as lazy:
+        assert open_source([lazy]).read(0).shape == (7, 5, 3)
+
+
+def test_deep_tensors_keep_their_depth():
+    deep = torch.arange(5 * 2 * 3, dtype=torch.int32).reshape(5, 2, 3).to(torch.uint16)
+    source = open_source([deep])
+    assert torch.equal(decode(source.read(0), where="", channels=5), deep)
+
+
+def test_a_tensor_of_images():
+    images = torch.randint(0, 256, (3, 3, 4, 5), dtype=torch.uint8)
+    source = open_source(images)
+    assert torch.equal(decode(source.read(2), where=""), images[2])
+
+
+@pytest.mark.parametrize("name", ["targets", "labels"])
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_labels_come_from_attributes_alone(name, kind):
+    class Counting(Items):
+        asked = 0
+
+        def __getitem__(self, i):
+            self.asked += 1
+            return self.items[i]
+
+    items = Counting([RGB] * 3, **{name: kind([1, 0, 1])}, classes=["a", "b"])
+    source = open_source(items)
+    assert source.labels.dtype == np.int64
+    assert source.labels.tolist() == [1, 0, 1]
+    assert source.classes == ["a", "b"]
+    assert items.asked == 1  # the first, to see of which kind they are
+
+
+@pytest.mark.parametrize("targets", [[[1], [2, 3], []], [1, 2], [0.5, 1.0, 2.0], ["a", "b", "c"], object()])
+def test_attributes_that_are_no_labels(targets):
+    assert open_source(Items([RGB] * 3, targets=targets)).labels is None
+
+
+def test_classes_that_do_not_name_the_labels():
+    source = open_source(Items([RGB] * 3, targets=[0, 1, 2], classes=["a", "b"]))
+    assert source.labels.tolist() == [0, 1, 2]
+    assert source.classes is None
+
+
+@pytest.mark.parametrize(
+    ("item", "said"),
+    [
+        (torch.rand(3, 4, 4), r"float32 \(3, 4, 4\).*leave the transform out"),
+        (torch.zeros(3, 4, 4, dtype=torch.bfloat16), r"bfloat16 \(3, 4, 4\).*leave the transform out"),
+        ((np.zeros((4, 4, 3)), 1), r"float64 \(4, 4, 3\).*leave the transform out"),
+        (np.zeros((4, 4, 3), np.int64), r"int64 \(4, 4, 3\)\.$"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"uint8 \(2, 4, 4, 3\)"),
+        (object(), "got object"),
+        (3, "got int"),
+        (None, "got NoneType"),
+    ],
+)
+def test_items_of_a_wrong_kind_are_told_at_once(item, said):
+    with pytest.raises(DataError, match=rf"^Items:0: an item must .*{said}"):
+        open_source(Items([item]))
+
+
+def test_a_mapping_without_an_image_is_unreadable():
+    with pytest.raises(DataError, match=r"Items:1: none of the item's keys \['text'\] is image"):
+        open_source(Items([RGB, {"text": 1}])).read(1)
+
+
+@pytest.mark.parametrize("spec", [3, {"a": RGB}, (x for x in [RGB]), {1, 2}])
+def test_what_is_no_data_set(spec):
+    with pytest.raises(DataError, match=rf"__len__ and __getitem__.*got {type(spec).__name__}"):
+        open_source(spec)
+
+
+def test_whatever_an_item_raises_is_its_reason():
+    class Broken(Items):
+        def __getitem__(self, i):
+            if i == 0:
+                raise RuntimeError("the disk is on fire")
+            return self.items[i]
+
+    source = open_source(Broken([RGB] * 4))
+    with pytest.raises(DataError, match=r"^Broken:0: .*RuntimeError: the disk is on fire"):
+        source.read(0)
+    store = ImageStore(source, max_unreadable=0.3)
+    assert store.unreadable == [(0, "Broken:0", "getting the item failed (RuntimeError: the disk is on fire).")]
+
+
+def test_a_damaged_lazy_image_is_unreadable(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    noise.save(tmp_path / "x.png")
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:5000])
+    with Image.open(tmp_path / "x.png") as lazy:
+        source = open_source(Items([lazy, RGB]))
+        with pytest.raises(DataError, match=r"^Items:0: the image is damaged"):
+            source.read(0)
+
+
+@pytest.mark.parametrize("thread_safe", [False, True])
+def test_items_are_asked_for_one_at_a_time_unless_told(thread_safe):
+    together = threading.Barrier(2)
+
+    class Slow(Items):
+        inside = 0
+        most = 0
+
+        def __getitem__(self, i):
+            self.inside += 1
+            self.most = max(self.most, self.inside)
+            if thread_safe and i:
+                together.wait(timeout=30)
+            else:
+                time.sleep(0.01)
+            self.inside -= 1
+            return RGB
+
+    items = Slow([None] * 5)
+    source = ObjectSource(items, thread_safe=thread_safe, name="mine")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(source.read, [1, 2, 3, 4]))
+    assert (items.most > 1) == thread_safe
+    assert source.id(3) == "mine:3"

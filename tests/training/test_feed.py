@@ -1,0 +1,104 @@
+"""The feed: every batch of the plan in order, asked for two ahead, and the time spent waiting."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+import tiny
+from listed import Listed, png
+from ssole.data.loader import AHEAD, ImageStore
+from ssole.data.sources import ArraySource
+from ssole.training.feed import Feed, pack, unpack
+from ssole.training.plan import Plan
+
+CPU = torch.device("cpu")
+PLAN = Plan(images=22, batch_size=4, seed=0, total=12)
+
+
+class SlowStore:
+    """A store of the numbers of its images, that takes its time and notes what is asked of it."""
+
+    images = None
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.calls = seconds, []
+
+    def prefetch(self, ids: torch.Tensor) -> None:
+        self.calls.append(("prefetch", ids.tolist()))
+
+    def get(self, ids: torch.Tensor) -> torch.Tensor:
+        self.calls.append(("get", ids.tolist()))
+        time.sleep(self.seconds)
+        return ids.clone()
+
+    def advice(self) -> str:
+        return "be quick"
+
+
+@pytest.mark.parametrize("start", [0, 3, 11, 12])
+def test_batches_are_those_of_the_plan(start: int) -> None:
+    expected = list(PLAN.batches(start))
+    found = list(Feed(SlowStore(0.0), CPU).batches(PLAN, start))
+    assert [batch[:2] for batch in found] == [batch[:2] for batch in expected]
+    for (*_, ids, images), (*_, planned) in zip(found, expected, strict=True):
+        assert torch.equal(ids, planned)
+        assert torch.equal(images, planned)
+
+
+def test_two_batches_are_prefetched_beyond_the_one_in_use() -> None:
+    store = SlowStore(0.0)
+    planned = [ids.tolist() for *_, ids in PLAN.batches(0)]
+    for step, *_ in Feed(store, CPU).batches(PLAN, 0):
+        asked = [ids for call, ids in store.calls if call == "prefetch"]
+        assert asked == planned[: step + 1 + AHEAD]
+        assert [ids for call, ids in store.calls if call == "get"] == planned[: step + 1]
+
+
+def test_the_wait_is_measured_and_work_between_batches_is_not() -> None:
+    feed = Feed(SlowStore(0.05), CPU)
+    assert feed.waited == 0
+    for step, *_ in feed.batches(PLAN, 9):
+        begin = feed.waited
+        time.sleep(0.05)
+        assert feed.waited == begin >= 0.05 * (step - 9 + 1)
+    assert feed.waited >= 0.15
+    assert feed.advice() == "be quick"
+
+
+@pytest.mark.parametrize("uniform", [True, False])
+def test_images_are_those_of_the_store(uniform: bool) -> None:
+    source = ArraySource(tiny.images()) if uniform else Listed([png(8 + i % 3, 9, i) for i in range(22)])
+    with ImageStore(source) as store:
+        for _, _, ids, images in Feed(store, CPU).batches(PLAN, 0):
+            expected = store.get(ids)
+            assert len(images) == 4
+            assert all(torch.equal(a, b) for a, b in zip(images, expected, strict=True))
+
+
+def test_images_of_any_size_and_depth_travel_together() -> None:
+    images = [
+        torch.arange(3 * 5 * n).view(3, 5, n).to(dtype) for n in (1, 7, 64) for dtype in (torch.uint8, torch.uint16)
+    ]
+    flat, starts = pack(images, pin_memory=False)
+    assert all(start % 64 == 0 for start in starts)
+    for found, image in zip(unpack(flat.clone(), starts, images), images, strict=True):
+        assert found.dtype == image.dtype
+        assert torch.equal(found, image)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif("not torch.cuda.is_available()", reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("sizes", [1, 3])
+@pytest.mark.parametrize("memory_limit", [None, 0])
+def test_images_on_a_gpu_are_those_of_the_store(sizes: int, memory_limit: int | None) -> None:
+    source = Listed([png(31 + i % sizes, 29, i) for i in range(22)])
+    with ImageStore(source, memory_limit=memory_limit) as store:
+        busy = torch.randn(4096, 4096, device="cuda")
+        for _, _, ids, images in Feed(store, torch.device("cuda")).batches(PLAN, 0):
+            busy = busy @ busy.softmax(0)  # so that a copy that nobody waits for would come too late
+            for found, expected in zip(images, store.get(ids), strict=True):
+                assert found.is_cuda
+                assert torch.equal(found.cpu(), expected)

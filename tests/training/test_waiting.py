@@ -1,0 +1,119 @@
+"""What is said about waiting for images: the share of the last minute, and once what would help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import tiny
+from listed import Listed, png
+from ssole.losses.ssole import SSOLETerms
+from ssole.training import monitor as module
+from ssole.training.checkpoint import Progress
+from ssole.training.monitor import Monitor
+from ssole.training.run import Run
+from ssole.training.waiting import WaitShare
+
+
+def test_the_share_is_of_the_time() -> None:
+    waiting = WaitShare()
+    assert waiting.share == 0
+    waiting.add(0.0, 5.0)  # what was waited before the start does not count
+    assert waiting.share == 0
+    for second in range(1, 11):
+        waiting.add(second, 5.0 + 0.25 * second)
+    assert waiting.share == pytest.approx(0.25)
+
+
+def test_the_share_is_of_the_last_minute() -> None:
+    waiting = WaitShare(window=60)
+    for second in range(101):
+        waiting.add(second, min(second, 50))  # fifty seconds of nothing but waiting, then none
+    assert waiting.share == pytest.approx(10 / 60)
+    for second in range(101, 200):
+        waiting.add(second, 50)
+    assert waiting.share == 0
+
+
+def test_one_step_longer_than_the_window() -> None:
+    waiting = WaitShare(window=60)
+    for hour in range(3):
+        waiting.add(3600 * hour, 900 * hour)
+    assert waiting.share == pytest.approx(0.25)
+
+
+def test_it_exceeds_a_limit_only_when_it_lasts() -> None:
+    waiting = WaitShare(patience=30)
+    for second in range(29):
+        waiting.add(second, second)
+        assert not waiting.exceeds(0.2)
+    waiting.add(31, 29)
+    assert waiting.exceeds(0.2)
+    assert not waiting.exceeds(0.99)
+
+
+class Clock:
+    """A monitor in a world whose time is what we say, over a feed that is waited for as long as we say."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, advice: str | None) -> None:
+        self.now, self.waited, self.text = 0.0, 0.0, advice
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        done = Progress(step=0, images=10, seconds=0.0)
+        self.run = Run(folder)
+        self.monitor = Monitor(self.run, "a title", total=1000, done=done, feed=self, progress=True)
+
+    def advice(self) -> str | None:
+        return self.text
+
+    def train(self, seconds: int, share: float) -> None:
+        """Steps of one second, of which a share is waiting."""
+        terms = SSOLETerms(*(torch.tensor(1.0) for _ in SSOLETerms._fields))
+        for _ in range(seconds):
+            self.now += 1
+            self.waited += share
+            self.monitor.advance(4)
+            self.monitor.log(0, 0.1, terms, torch.randn(4, 2, 3))
+
+
+def test_long_waits_are_shown_written_and_advised_on_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(tmp_path, monkeypatch, "use a faster disk")
+    with clock.monitor:
+        clock.train(100, 0.1)
+        assert "faster disk" not in capsys.readouterr().err
+        clock.train(200, 0.5)
+    shown = capsys.readouterr().err
+    assert shown.count("of the time is spent waiting for data: use a faster disk") == 1
+    assert "waiting for data: 50%" in shown
+    waits = [row["data_wait"] for row in clock.run.metrics]
+    assert waits[99] == pytest.approx(0.1)
+    assert waits[-1] == pytest.approx(0.5)
+
+
+def test_no_advice_while_the_cache_is_filled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = Clock(tmp_path, monkeypatch, None)
+    with clock.monitor:
+        clock.train(100, 0.6)
+        shown = capsys.readouterr().err
+        assert "waiting for data: 60% (while images are decoded, and kept for later epochs)" in shown
+        assert "of the time" not in shown
+        clock.text = "use a faster disk"
+        clock.train(1, 0.6)
+    assert "60% of the time is spent waiting for data: use a faster disk" in capsys.readouterr().err
+
+
+def test_training_decodes_each_image_once_and_logs_its_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SSOLE_CACHE", str(tmp_path / "cache"))
+    source = Listed([png(12 + i % 2, 12, i) for i in range(tiny.IMAGES)], seconds=0.05)
+    run = tiny.start(tmp_path / "run", data=source)
+    waits = [row["data_wait"] for row in run.metrics]
+    assert 0 < waits[0] <= 1
+    assert all(0 <= wait <= 1 for wait in waits)
+    looked_at = 16 + tiny.IMAGES  # for the fingerprint, and to see whether sizes differ
+    assert len(source.reads) <= looked_at + tiny.IMAGES  # in 2.4 epochs
