@@ -102,8 +102,9 @@ def invented(count: int, seed: int = 0) -> list[Seen]:
 
 def near(a: Seen, b: Seen) -> bool:
     """The definition, by Python's integers and NumPy's own correlation."""
-    correlation = np.corrcoef(a.thumbnail.ravel(), b.thumbnail.ravel())[0, 1]
-    return (a.hash ^ b.hash).bit_count() <= MOST_BITS and correlation >= LEAST_CORRELATION
+    if (a.hash ^ b.hash).bit_count() > MOST_BITS:
+        return False
+    return bool(np.corrcoef(a.thumbnail.ravel(), b.thumbnail.ravel())[0, 1] >= LEAST_CORRELATION)
 
 
 def test_near_is_what_its_definition_says() -> None:
