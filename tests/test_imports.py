@@ -28,9 +28,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"config"},
     "training": BELOW_API - {"evaluation"},  # evaluators come in as callables
     "evaluation": {"data", "models", "config", "device", "distributed", "precision"},
+    "doctor": {"config", "data", "device", "models", "precision", "training", "views"},
     "report": set(),  # reads run folders
     "api": BELOW_API,
-    "cli": BELOW_API | {"report", "api"},
+    "cli": BELOW_API | {"doctor", "report", "api"},
     "__init__": BELOW_API | {"report", "api"},
     "__main__": {"cli"},
 }
@@ -38,8 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Packages that take long to import: functions that need one import it themselves. (`cli` is not imported by `ssole`,
 # and may have the one that makes it.)
 HEAVY = {
-    "fsspec", "lightly", "matplotlib", "pandas", "pyarrow", "pydantic", "rich", "scipy", "sklearn", "tensorboard",
-    "tifffile", "timm", "torchvision", "tyro",
+    "fsspec", "imagehash", "lightly", "matplotlib", "pandas", "pyarrow", "pydantic", "rich", "scipy", "sklearn",
+    "tensorboard", "tifffile", "timm", "torchvision", "tyro",
 }  # fmt: skip
 
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping
 from os import PathLike
@@ -169,23 +168,13 @@ def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool, *, lis
     source = open_source(data, split=split, listing=listing)
     return ImageStore(
         source,
-        shrink_to=_useful_size(config),
+        shrink_to=config.augment.useful_size,
         channels=config.channels,
         max_unreadable=config.max_unreadable,
         cache=config.cache_gb != 0,
         cache_limit=None if config.cache_gb is None else int(config.cache_gb * 1e9),
         progress=progress,
     )
-
-
-def _useful_size(config: PretrainConfig) -> int:
-    """The shorter side beyond which an image has no detail that a crop could use, in pixels.
-
-    It is that of an image whose smallest and narrowest crop has as many pixels as the view made of it. Photographs of
-    many megapixels are reduced to this, for a batch of them would take gigabytes.
-    """
-    crops = config.augment.crops
-    return max(math.ceil(c.size / math.sqrt(c.scale[0] * min(c.ratio[0], 1 / c.ratio[1]))) for c in crops)
 
 
 @torch.no_grad()

@@ -36,10 +36,11 @@ from ssole.training.run import Run
 
 USAGE = """usage: ssole COMMAND [OPTIONS]
 
-  ssole pretrain    learn a representation from unlabeled images
-  ssole eval RUN    judge a run beside raw pixels and the same network untrained
-  ssole embed RUN   write the features of images to a file
-  ssole views DATA  draw what a recipe makes of images
+  ssole doctor DATA   look at images before hours are spent: damage, copies, what a run would cost
+  ssole pretrain      learn a representation from unlabeled images
+  ssole eval RUN      judge a run beside raw pixels and the same network untrained
+  ssole embed RUN     write the features of images to a file
+  ssole views DATA    draw what a recipe makes of images
 
 ssole COMMAND --help tells more. With no options, ssole pretrain learns from the built-in digits-m images in minutes."""
 
@@ -101,6 +102,66 @@ class EmbedArgs:
     """File to write: .npz (array, ids, labels, classes) or .parquet (id, embedding, label, class)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArgs:
+    """Look at images before hours are spent on them: what they are, which cannot be read, which are there twice, which
+    recipe to begin with, and what it would cost on this machine. Nothing is changed.
+      ssole doctor photos/
+      ssole doctor photos/ --against photos-to-test-on/ --preview views.png
+      ssole doctor photos/ --recipe imagenet100 --json report.json
+
+    Every finding says OK, look at this, or stop. Exit code: 0, or 1 when a finding says stop, or 2 for wrong input."""
+
+    data: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA", help_behavior_hint="(required)")
+    ] = ()
+    """Images: a folder, parquet (files or a folder), or a data set name such as digits-m."""
+    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEST", help_behavior_hint="")] = ()
+    """Other images, such as those to test on: which of them are among DATA as well?"""
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Estimate the cost of this recipe (a name, or a YAML file); by default, of the one suggested."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N; what the suggestion and the estimate are for."""
+    preview: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a picture (.png) of images and the views that the recipe makes of them."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Also write everything as JSON; - writes it to standard output, and the page to standard error."""
+    limit: Annotated[int, tyro.conf.arg(metavar="INT")] = 100_000
+    """Look at so many images at most, spread evenly over DATA (and over TEST)."""
+    estimate: bool = True
+    """Run a few training steps (about 20 s) to estimate time and memory."""
+
+
+def doctor(argv: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from ssole.doctor import examine
+    from ssole.doctor.page import print_page
+
+    args = tyro.cli(DoctorArgs, args=list(argv), prog="ssole doctor")
+    if not args.data:
+        raise ConfigError("which images? For example: ssole doctor photos/ (ssole doctor --help tells more)")
+    to_stdout = args.json == Path("-")
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {args.json.absolute().parent} for {args.json.name}")
+    report = examine(
+        _spec(args.data),
+        against=_spec(args.against),
+        recipe=args.recipe,
+        device=args.device,
+        limit=args.limit,
+        preview=args.preview,
+        measure=args.estimate,
+    )
+    print_page(report, Console(stderr=to_stdout))
+    if to_stdout:
+        print(report.to_json(), end="")
+    elif args.json is not None:
+        report.save(args.json)
+        print(f"\nsaved: {args.json}")
+    return 1 if report.verdict == "stop" else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +318,7 @@ def _spec(words: tuple[str, ...]) -> Any:
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "doctor": doctor,
     "pretrain": pretrain,
     "eval": evaluate,
     "embed": embed,

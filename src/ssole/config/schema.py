@@ -116,6 +116,15 @@ class ViewRecipe:
         """Size of the main crop, which is also the size used for evaluation."""
         return self.crops[0].size
 
+    @property
+    def useful_size(self) -> int:
+        """The shorter side beyond which an image has no detail that a crop could use, in pixels.
+
+        It is that of an image whose smallest and narrowest crop has as many pixels as the view made of it. Photographs
+        of many megapixels are reduced to this, for a batch of them would take gigabytes.
+        """
+        return max(math.ceil(c.size / math.sqrt(c.scale[0] * min(c.ratio[0], 1 / c.ratio[1]))) for c in self.crops)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:

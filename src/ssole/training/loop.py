@@ -62,7 +62,7 @@ def train(
         speed_up_small_maps(encoder)
     optimizer = create_optimizer(encoder, config.optim)
     done = _go_on(run, encoder, optimizer, plan)
-    loss_fn = _create_loss(config, device)
+    loss_fn = create_loss(config, device)
     feed, watch = Feed(store, device), LossWatch(device)
     if config.model.stem_init == "whitening" and not done.step:
         _whiten_stem(encoder, feed, plan, config)
@@ -153,7 +153,8 @@ def embed_views(encoder: Encoder, views: list[torch.Tensor], config: PretrainCon
     return torch.cat(groups, dim=1)
 
 
-def _create_loss(config: PretrainConfig, device: torch.device) -> SSOLELoss:
+def create_loss(config: PretrainConfig, device: torch.device) -> SSOLELoss:
+    """The loss of a config."""
     loss = config.loss
     return SSOLELoss(
         loss.high_rank_weight,

@@ -1,0 +1,209 @@
+"""The page that a person reads: facts, verdicts with what to do about them, cost, and what to type."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ssole.doctor.contents import Classes, Contents, Range
+from ssole.doctor.estimate import Estimate
+from ssole.doctor.report import Copies, Finding, Leaked, Level, Report
+from ssole.doctor.scan import Unreadable
+from ssole.doctor.suggest import Suggestion
+from ssole.doctor.words import amount
+from ssole.training.monitor import duration
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+_SHOWN = 3  # examples of a finding; the JSON has them all
+_BAR = 24  # characters of the longest bar
+_STYLES: dict[Level, str] = {"ok": "green", "look": "bold yellow", "stop": "bold red"}
+_WORDS: dict[Level, str] = {"ok": "OK", "look": "look at this", "stop": "stop"}
+_SHAPES = {
+    "tall": "tall, beyond 1:2",
+    "portrait_2_3": "portrait, about 2:3",
+    "portrait_3_4": "portrait, about 3:4",
+    "square": "square",
+    "landscape_4_3": "landscape, about 4:3",
+    "landscape_3_2": "landscape, about 3:2",
+    "wide": "wide, beyond 2:1",
+}
+_MODES = {
+    "1": "black and white",
+    "L": "grey",
+    "LA": "grey with alpha",
+    "I": "32-bit or 16-bit grey",
+    "I;16": "16-bit grey",
+    "I;16B": "16-bit grey, big-endian",
+    "P": "palette",
+    "RGBA": "RGB with alpha",
+}
+_SUMMARIES: dict[Level, str] = {
+    "ok": "nothing speaks against training on these images",
+    "look": "a run would go through; look at the points above first",
+    "stop": "put right what says stop before training",
+}
+
+
+def print_page(report: Report, console: Console) -> None:
+    """Print the report for a person."""
+    for block in _blocks(report):
+        console.print(block, highlight=False)
+        console.print()
+    if report.suggestion is not None:
+        _print_suggestion(report.suggestion, console)
+
+
+def _blocks(report: Report) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    count = f"{report.images:,} images"
+    if report.examined < report.images:
+        count += f", of which {report.examined:,}, evenly spread, were examined (--limit)"
+    yield Text.assemble((report.name, "bold"), f": {count}; read and compared in {report.seconds:.1f} s")
+    yield _rows(_facts(report))
+    yield _verdicts(report)
+    if report.estimate is not None:
+        yield _rows(_cost(report.estimate, report.recipe or ""), title="What it would cost here, estimated")
+
+
+def _rows(rows: Iterable[tuple[str, RenderableType]], title: str | None = None) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.title, table.title_justify, table.title_style = title, "left", "bold"
+    table.add_column(no_wrap=True, style="dim", min_width=12)
+    table.add_column(overflow="fold")
+    for name, value in rows:  # as Text, for rich would take brackets in a file name for markup
+        table.add_row(name, Text(value) if isinstance(value, str) else value)
+    return table
+
+
+def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
+    about = report.contents
+    if about is not None:
+        yield "formats", _counts(about.formats)
+        yield "colours", _counts({_MODES.get(mode, mode): count for mode, count in about.modes.items()})
+        which = "in all" if report.examined == report.images else "in those examined"
+        yield "size", f"{amount(about.total_bytes)} {which}"
+        yield "", _ranges(about)
+        yield "shape", _bars(about.aspects)
+    if report.classes is not None:
+        yield "classes", _classes(report.classes)
+    if report.ignored:
+        others = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in report.ignored.items())
+        yield "other files", f"{others}: left alone"
+    if (found := report.statistics) is not None:
+        mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (found.mean, found.std))
+        yield "channels", f"mean {mean}, std {std} (in [0, 1], of {found.images} images)"
+    if (rate := report.decode) is not None:
+        yield "decoding", f"{rate.value:,.0f} images/s on {rate.threads} threads, once the disk has read them"
+    if (rate := report.views) is not None:
+        yield "views", f"{rate.value:,.0f} views/s, as {report.recipe} makes them"
+    if report.preview is not None:
+        yield "preview", report.preview
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items())
+
+
+def _classes(found: Classes) -> str:
+    each = f"{found.smallest:,}" if found.smallest == found.largest else f"{found.smallest:,} to {found.largest:,}"
+    rest = f"; {found.unlabelled:,} without a label" if found.unlabelled else ""
+    return f"{found.classes:,}, of {each} images each{rest}"
+
+
+def _ranges(about: Contents) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 3))
+    for column in range(4):
+        table.add_column(justify="right" if column else "left")
+    table.add_row("", "min", "median", "max", style="dim")
+    sides: dict[str, Range] = {"width": about.width, "height": about.height, "shorter side": about.shorter_side}
+    for name, side in sides.items():
+        table.add_row(name, f"{side.min:,}", f"{side.median:,}", f"{side.max:,} px")
+    table.add_row("bytes each", *(amount(value) for value in (about.bytes.min, about.bytes.median, about.bytes.max)))
+    return table
+
+
+def _bars(counts: Mapping[str, int]) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 3))
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column(style="cyan")
+    most = max(counts.values())
+    for name, count in counts.items():
+        if count:
+            table.add_row(_SHAPES[name], f"{count:,}", "█" * max(1, round(_BAR * count / most)))
+    return table
+
+
+def _verdicts(report: Report) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, min_width=12)
+    table.add_column(overflow="fold")
+    for finding in report.findings:
+        table.add_row(Text(_WORDS[finding.level], style=_STYLES[finding.level]), Text(finding.text))
+        if finding.advice:
+            table.add_row("", Text(finding.advice, style="italic"))
+        for example in _examples(finding, report):
+            table.add_row("", Text(f"  {example}", style="dim"))
+    table.add_row("", "")
+    table.add_row(Text("verdict", style="bold"), Text(_SUMMARIES[report.verdict], style=_STYLES[report.verdict]))
+    return table
+
+
+def _examples(finding: Finding, report: Report) -> list[str]:
+    """The first of the images that a finding is about."""
+    contents = report.contents
+    found: dict[str, Sequence[Unreadable | Copies | Leaked | str]] = {
+        "blank": contents.blank if contents is not None else [],
+        "misnamed": contents.misnamed if contents is not None else [],
+        "unreadable": report.unreadable,
+        "exact_copies": report.exact_copies,
+        "near_copies": report.near_copies,
+        "leakage": report.against.leaked if report.against is not None else [],
+    }
+    of = found.get(finding.topic, [])
+    more = [f"and {len(of) - _SHOWN:,} more, which --json FILE lists"] if len(of) > _SHOWN else []
+    return [_example(one) for one in of[:_SHOWN]] + more
+
+
+def _example(one: Unreadable | Copies | Leaked | str) -> str:
+    if isinstance(one, str):
+        return one
+    if isinstance(one, Unreadable):
+        return f"{one.id}: {one.reason}"
+    if isinstance(one, Leaked):
+        return f"{one.id} {'=' if one.exact else '≈'} {one.twin}"
+    more = f", and {len(one.copies) - _SHOWN:,} more" if len(one.copies) > _SHOWN else ""
+    return f"{one.first}: {', '.join(one.copies[:_SHOWN])}{more}"
+
+
+def _cost(cost: Estimate, recipe: str) -> Iterator[tuple[str, str]]:
+    total, step = cost.seconds, cost.step_seconds
+    yield "recipe", f"{recipe}: {cost.steps:,} steps of {cost.batch_size} images x {cost.views} views"
+    yield "machine", f"{cost.device} in {cost.precision}"
+    yield "time", f"about {duration(total.median)} (from {duration(total.low)} to {duration(total.high)})"
+    yield "memory", f"about {amount(cost.memory_bytes)} at its peak, of {amount(cost.memory_available)}"
+    each = f"{step.median:.3g} s a step ({step.low:.3g} to {step.high:.3g})"
+    scaled = "" if cost.batch_measured == cost.batch_size else f" of {cost.batch_measured} images, scaled up"
+    yield "measured", f"{each} over {cost.steps_measured} steps{scaled}; other work on the machine makes it slower"
+
+
+def _print_suggestion(suggestion: Suggestion, console: Console) -> None:
+    console.print(f"[bold]To begin with:[/] {suggestion.recipe}", highlight=False)
+    for reason in suggestion.reasons:
+        console.print(f"  because {reason}", highlight=False, markup=False)
+    # neither wrapped nor coloured, so that it can be copied
+    console.print(f"\n  {suggestion.command}", highlight=False, markup=False, soft_wrap=True)

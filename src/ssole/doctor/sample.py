@@ -1,0 +1,116 @@
+"""Measured on a sample of the images, decoded as training would: channel statistics, decode rate and view rate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from ssole.config import ViewRecipe
+from ssole.data.decode import decode
+from ssole.data.sources import Source
+from ssole.doctor.scan import Seen, workers
+from ssole.views import make_views
+
+MOST_IMAGES = 256
+KEPT = 32  # decoded images to make views of; photographs of many megapixels would fill the memory otherwise
+SECONDS = 4.0  # for each of the measurements
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelStatistics:
+    """Mean and standard deviation of each channel in [0, 1], each image counting alike."""
+
+    mean: list[float]
+    std: list[float]
+    images: int
+    """How many were measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Something per second."""
+
+    value: float
+    threads: int
+    images: int
+    """How many images were measured on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Decoded images, and what decoding them told."""
+
+    images: list[torch.Tensor]
+    """uint8 (3, h, w), at most 32; of a recipe with channels, uint8 or uint16 (C, h, w)."""
+    ids: torch.Tensor
+    """int64, their indices in the source."""
+    statistics: ChannelStatistics
+    decode: Rate
+    """Images read and decoded per second."""
+
+    def batch(self, size: int, device: torch.device) -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]:
+        """`size` images and their ids, repeated where there are fewer; one tensor if they share a size."""
+        images = [self.images[i % len(self.images)].to(device) for i in range(size)]
+        same = len({image.shape for image in images}) == 1
+        return (torch.stack(images) if same else images), torch.arange(size)
+
+
+def draw_sample(source: Source, seen: Sequence[Seen], *, shrink_to: int, channels: int | None = None) -> Sample:
+    """Decode images spread over the set, with as many threads as training, until there are 256 or time is up."""
+    count = min(MOST_IMAGES, len(seen))
+    spread = [seen[k * len(seen) // count].index for k in range(count)]
+    wanted = [i for first in range(8) for i in spread[first::8]]  # covers the set however early the time is up
+
+    def decoded(i: int) -> torch.Tensor:
+        return decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels)
+
+    kept: list[torch.Tensor] = []
+    moments: list[torch.Tensor] = []
+    seconds = 0.0
+    together = 4 * workers()
+    with ThreadPoolExecutor(workers(), thread_name_prefix="ssole-doctor") as pool:
+        while len(moments) < count and seconds < SECONDS:
+            begin = time.perf_counter()
+            images = list(pool.map(decoded, wanted[len(moments) : len(moments) + together]))
+            seconds += time.perf_counter() - begin
+            kept += images[: KEPT - len(kept)]
+            moments += [_moments(image) for image in images]
+    mean, square = torch.stack(moments).mean(dim=0)
+    return Sample(
+        images=kept,
+        ids=torch.tensor(wanted[: len(kept)]),
+        statistics=ChannelStatistics(
+            mean=mean.tolist(), std=(square - mean**2).clamp(min=0).sqrt().tolist(), images=len(moments)
+        ),
+        decode=Rate(value=len(moments) / seconds, threads=workers(), images=len(moments)),
+    )
+
+
+def _moments(image: torch.Tensor) -> torch.Tensor:
+    """Mean and mean square of each channel in [0, 1]: float64 (2, C)."""
+    x = image.flatten(1).to(torch.float64) / torch.iinfo(image.dtype).max
+    return torch.stack([x.mean(dim=1), x.square().mean(dim=1)])
+
+
+def view_rate(sample: Sample, recipe: ViewRecipe, device: torch.device) -> Rate:
+    """Views made of the sample's images per second, on the device that trains."""
+    images, ids = sample.batch(len(sample.images), device)
+    make_views(images, ids, recipe=recipe, seed=0, epoch=0)  # the first call pays for what later ones find ready
+    wait_for(device)
+    begin, epoch = time.perf_counter(), 0
+    while time.perf_counter() - begin < SECONDS / 4:
+        epoch += 1
+        make_views(images, ids, recipe=recipe, seed=0, epoch=epoch)
+        wait_for(device)
+    made = epoch * len(ids) * recipe.views
+    return Rate(value=made / (time.perf_counter() - begin), threads=torch.get_num_threads(), images=len(ids))
+
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done all it was asked to, so that a clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,36 @@
+"""Real photographs in small pieces, and files of every kind made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+Picture = NDArray[np.uint8]
+
+
+@pytest.fixture(scope="session")
+def pictures() -> list[Picture]:
+    """12 pieces of two photographs, uint8 (140, 160, 3), none overlapping another."""
+    from sklearn.datasets import load_sample_images
+
+    # rows with detail: the sky above the temple, and the blur behind the flower, look alike anywhere
+    corners = [(top, left) for top in (145, 285) for left in (0, 160, 320)]
+    return [
+        np.ascontiguousarray(photo[top : top + 140, left : left + 160])
+        for photo in load_sample_images().images
+        for top, left in corners
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pictures: list[Picture]) -> Path:
+    """The pictures as 00.png, 01.png, ..."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).save(root / f"{number:02}.png")
+    return root

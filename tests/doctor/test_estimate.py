@@ -1,0 +1,153 @@
+"""What a run would cost: what is counted, how it grows, and what is left as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from ssole.config import ConfigError, from_dict, load_recipe
+from ssole.data.sources import ArraySource
+from ssole.doctor import estimate as module
+from ssole.doctor.contents import Contents, contents
+from ssole.doctor.estimate import Trial, _counted_bytes, estimate
+from ssole.doctor.sample import Sample, draw_sample
+from ssole.doctor.scan import scan
+from ssole.errors import DataError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def measured() -> tuple[Sample, Contents]:
+    torch.set_num_threads(1)
+    source = ArraySource(tiny.images())
+    seen = scan(source, range(len(source)), progress=False).seen
+    return draw_sample(source, seen, shrink_to=100), contents(source, seen)
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS", 0.5)
+
+
+def test_bytes_for_the_backward_pass_are_counted_once_each() -> None:
+    first, second = nn.Linear(10, 20, bias=False), nn.Linear(20, 5, bias=False)
+    x = torch.zeros(7, 10)
+    with _counted_bytes(nn.ModuleList([first, second])) as sizes:
+        second(first(x).relu()).sum().backward()
+    # the input, and the output of relu, which relu and the second layer share; no weights
+    assert sum(sizes.values()) == 4 * (7 * 10 + 7 * 20)
+
+
+def test_a_trial_leaves_the_weights_and_the_generator_as_they_were(measured: tuple[Sample, Contents]) -> None:
+    sample, _ = measured
+    trial = Trial(tiny.config(optim__lr=5.0), sample, CPU)
+    before = [p.clone() for p in trial._encoder.parameters()]
+    trial.repeat(4)
+    assert all(torch.equal(p, q) for p, q in zip(trial._encoder.parameters(), before, strict=True))
+    state = torch.get_rng_state()
+    estimate(tiny.config(), *measured, 22, CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_small_recipe_is_measured_whole(measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS", 60.0)  # so that a busy machine does not keep the batch small
+    monkeypatch.setattr(module, "MOST_STEPS", 5)
+    found = estimate(tiny.config(steps=50, batch_size=8), *measured, 22, CPU)
+    assert (found.steps, found.batch_size, found.batch_measured, found.views) == (50, 8, 8, 2)
+    assert (found.device, found.precision) == ("cpu", "float32")
+    assert found.steps_measured == 5
+    assert 0 < found.step_seconds.low <= found.step_seconds.median <= found.step_seconds.high
+    assert found.seconds.median == pytest.approx(50 * found.step_seconds.median + found.decode_seconds)
+    assert found.decode_seconds == pytest.approx(22 / measured[0].decode.value)
+    assert 50 << 20 < found.memory_bytes < found.memory_available
+
+
+class Known(Trial):
+    """Steps of known cost: 10 ms an image and 1 s for the optimizer, 1 MB an image beside 100 MB."""
+
+    batches: list[int]
+
+    def __init__(self, *_: Any) -> None:
+        self._saved, self._used, self.batches = {}, {}, []
+        self._now = 0.0
+
+    def step(self, batch: int) -> tuple[float, float]:
+        self.batches.append(batch)
+        self._now += 0.01 * batch + 1
+        self._saved[batch], self._used[batch] = 10**6 * batch, 10**8 + 10**6 * batch
+        return 0.01 * batch, 1.0
+
+    @property
+    def _seconds_left(self) -> float:
+        return module.SECONDS - self._now
+
+
+def test_a_batch_grows_to_the_whole_where_time_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS", 1000.0)
+    trial = Known()
+    assert trial.grow(100, most_bytes=10**12) == 100
+    assert trial.batches == [4, 4, 8, 8, 16, 16, 32, 32, 64, 64]
+    assert Known().grow(3, most_bytes=0) == 3
+
+
+def test_a_batch_stops_growing_for_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a step of 32 takes 1.32 s, four of them 5.3; growing to 16 has taken 2 * (1.04 + 1.08 + 1.16) = 6.6 by then
+    monkeypatch.setattr(module, "SECONDS", 12.0)
+    assert Known().grow(1000, most_bytes=10**12) == 32
+    monkeypatch.setattr(module, "SECONDS", 11.0)
+    assert Known().grow(1000, most_bytes=10**12) == 16
+
+
+def test_a_batch_stops_growing_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SECONDS", 1000.0)
+    trial = Known()
+    assert trial.grow(1000, most_bytes=1.6e8) == 32  # 64 would take 100 + 32 + 1.15 * 32 MB and may not
+    assert trial.memory(64) == pytest.approx(1.32e8 + 1.15 * 32e6)
+    assert trial.memory(32) == pytest.approx(1.32e8)
+
+
+def test_time_of_a_whole_step_is_scaled_without_the_optimizer(
+    measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "Trial", Known)
+    monkeypatch.setattr(module, "total_memory", lambda: 10**9)
+    found = estimate(tiny.config(batch_size=1000, steps=10), *measured, 5000, CPU)
+    assert found.batch_measured == 4  # for half a second of time
+    assert found.step_seconds.median == pytest.approx(10 + 1)
+    assert found.seconds.median == pytest.approx(10 * 11 + 5000 / measured[0].decode.value)
+    images = 5000 * 3 * 12 * 12  # which are held in memory
+    assert found.memory_bytes == pytest.approx(1.04e8 + 1.15 * 996e6 + images, rel=1e-6)
+    assert found.memory_available == 10**9
+
+
+def test_few_images_are_refused_as_training_refuses_them(measured: tuple[Sample, Contents]) -> None:
+    with pytest.raises(DataError, match="a batch of 64 images was asked for and the data hold 22"):
+        estimate(tiny.config(batch_size=64), *measured, 22, CPU)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model__backbone_args": {"no_such_argument": 1}}, "resnet18 does not run with the recipe's settings"),
+        ({"model__backbone": "vit_tiny_patch16_224", "model__backbone_args": {}}, "does not run"),
+        ({"model__backbone": "resnot"}, "timm has no model 'resnot'"),
+    ],
+)
+def test_a_network_that_does_not_run_is_told(
+    measured: tuple[Sample, Contents], settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        estimate(tiny.config(**settings), *measured, 22, CPU)
+
+
+@pytest.mark.parametrize("name", ["digits-m", "cifar10-cpu"])
+def test_recipes_for_a_cpu_can_be_tried(name: str, measured: tuple[Sample, Contents]) -> None:
+    torch.set_num_threads(2)
+    config = from_dict(load_recipe(name) | {"batch_size": 4, "device": "cpu"})
+    assert np.isfinite(estimate(config, *measured, 22, CPU).seconds.high)
