@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
+from ssole.data.fingerprint import ids_digest
 from ssole.data.folder import FolderSource
 from ssole.data.loader import ImageStore
 from ssole.data.patterns import has_pattern
@@ -24,7 +25,7 @@ from ssole.evaluation.protocols import knn_evaluator
 from ssole.models.backbone import create_backbone
 from ssole.training.loop import train
 from ssole.training.plan import make_plan
-from ssole.training.run import LISTING, Run, alone_in, create_run
+from ssole.training.run import LISTING, Run, alone_in, create_run, note_images, require_same_images
 
 if TYPE_CHECKING:
     from ssole.data.sources import Spec
@@ -49,9 +50,10 @@ def pretrain(
         model = ssole.load(run)
 
     Args:
-        data: `digits-m`, a folder of images, Hugging Face style parquet (a file, several, or a folder), a torchvision
-            name such as `cifar10`, a uint8 array (N, H, W, C), or any :class:`ssole.data.sources.Source`. By default
-            what the recipe names. Labels are never needed, and never used by training.
+        data: `digits-m`, a folder of images, a list of files, tar shards, parquet, NumPy files, a torchvision name such
+            as `cifar10`, an array (N, H, W, C), or any object with a length and an index: all that
+            :func:`ssole.data.sources.open_source` opens. By default what the recipe names. Labels are never needed, and
+            never used by training.
         recipe: a shipped recipe's name or the path of a YAML file.
         out: the run folder, by default `runs/RECIPE`, numbered when that is taken. Nothing is ever overwritten.
         evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. By
@@ -91,6 +93,7 @@ def start(
         config = _measured(config, store)
         evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
         run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
+        note_images(run, len(store), ids_digest(store.source))
         if isinstance(store.source, FolderSource):
             store.source.keep_listing(run.path / LISTING)
         with alone_in(run):
@@ -122,6 +125,7 @@ def resume(
         raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
     images = config.data if data is None else data
     with _open(config, images, "train", progress, listing=found.path / LISTING) as store:
+        require_same_images(found, len(store), ids_digest(store.source))
         evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
         with alone_in(found):
             return train(found, store, evaluators=evaluators, progress=progress)

@@ -20,6 +20,7 @@ from ssole.config import (
     PRESETS,
     ConfigError,
     PretrainConfig,
+    ViewRecipe,
     apply_overrides,
     from_dict,
     load_recipe,
@@ -77,7 +78,7 @@ class EvalArgs:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder, or its backbone.safetensors."""
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA")] = ()
-    """Labelled images: a folder, parquet, or data set name. By default the data of the run."""
+    """Labelled images, as for pretraining. By default the data of the run."""
     test: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA")] = ()
     """Images to test on; by default the data's own test split, else a held-out part."""
     protocol: tuple[Literal["knn", "linear", "label_free"], ...] = ("knn", "linear")
@@ -97,7 +98,7 @@ class EmbedArgs:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder, or its backbone.safetensors."""
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA")] = ()
-    """Images: a folder, parquet, or data set name. By default the data of the run."""
+    """Images, as for pretraining. By default the data of the run."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("embeddings.npz")
     """File to write: .npz (array, ids, labels, classes) or .parquet (id, embedding, label, class)."""
     device: str = "auto"
@@ -169,7 +170,7 @@ class ViewsArgs:
     """Draw what a recipe makes of images: a row for each image, first as it is, then its views."""
 
     data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ("digits-m",)
-    """An image, several, or data as for pretraining: a folder, parquet, or data set name."""
+    """An image, several, or data as for pretraining."""
     recipe: str = api.DEFAULT_RECIPE
     """A recipe's name, the path of a YAML file, or a preset: natural, small, digits, aerial, grey, channels."""
     out: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("views.png")
@@ -275,27 +276,36 @@ def views(argv: Sequence[str]) -> int:
         raise ConfigError(f"--out names the picture to write, such as views.png; got {args.out}")
     if not args.out.parent.is_dir():
         raise ConfigError(f"there is no folder {args.out.parent} to write {args.out.name} to")
-    images, ids = _some_images(args)
+    images, ids = _some_images(args, recipe)
     sheet = picture(images, ids, recipe=recipe, seed=args.seed, epoch=args.epoch)
     write_atomically(args.out, lambda path: sheet.save(path, format=form))
     print(f"{len(images)} images and their views by {args.recipe}: {args.out}")
     return 0
 
 
-def _some_images(args: ViewsArgs) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _some_images(args: ViewsArgs, recipe: ViewRecipe) -> tuple[list[torch.Tensor], torch.Tensor]:
     """The images to draw, and their indices in the data."""
     if args.images < 1:
         raise ConfigError(f"--images must be at least 1, got {args.images}")
     paths = [Path(word) for word in args.data]
     if all(path.suffix.lower() in image_suffixes() for path in paths) and all(path.is_file() for path in paths):
-        read: list[Any] = [path.read_bytes() for path in paths]
-        names, chosen = [str(path) for path in paths], range(len(paths))
+        chosen = _spread(len(paths), args.images)
+        read: list[Any] = [paths[i].read_bytes() for i in chosen]
+        names = [str(paths[i]) for i in chosen]
     else:
         source = open_source(_spec(args.data))
-        chosen = range(0, len(source), -(-len(source) // min(args.images, len(source))))
+        chosen = _spread(len(source), args.images)
         read, names = [source.read(i) for i in chosen], [source.id(i) for i in chosen]
-    decoded = [decode(data, where=name, channels=args.channels) for data, name in zip(read, names, strict=True)]
+    size = recipe.useful_size  # as training has them
+    how: dict[str, Any] = {"channels": args.channels, "shrink_to": size}
+    decoded = [decode(data, where=name, **how) for data, name in zip(read, names, strict=True)]
     return decoded, torch.tensor(chosen)
+
+
+def _spread(n: int, count: int) -> list[int]:
+    """Up to `count` of n indices, evenly spread."""
+    count = min(n, count)
+    return [k * n // count for k in range(count)]
 
 
 def _run_config(path: Path) -> PretrainConfig | None:

@@ -81,7 +81,7 @@ def _image_keys(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor) -
 
 def uniforms(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int, n: int) -> torch.Tensor:
     """Uniform draws in [0, 1): float32 (B, V, n). Arguments as in :func:`bits`."""
-    return _unit(bits(seed, epoch, ids, views, use, n))
+    return uniforms_of_uses(seed, epoch, ids, views, {Use(use): n})[Use(use)]
 
 
 def uniforms_of_uses(

@@ -236,3 +236,17 @@ def test_a_folder_given_as_test_images_needs_no_special_name(tmp_path: Path) -> 
     assert result.rows["trained"]["knn20"].n == 60
     with pytest.raises(DataError, match="nowhere"):
         evaluate_quietly(MeanColour(), str(tmp_path / "photos"), test=str(tmp_path / "nowhere"))
+
+
+def test_a_module_may_have_an_attribute_called_channels() -> None:
+    """Only a backbone of ours says by it what its images are."""
+
+    class Model(nn.Module):
+        channels = 64
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=(2, 3))
+
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    how = {"image_size": 8, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    assert embed(Model(), images, **how).array.shape == (6, 3)

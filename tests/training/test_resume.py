@@ -242,3 +242,16 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
             tiny.resume(Run(tmp_path / "run"))
         other.kill()
     assert tiny.resume(Run(tmp_path / "run")).finished  # the lock died with its holder
+
+
+def test_images_by_other_names_are_told(tmp_path: Path) -> None:
+    """As many images, but every one after the renamed has another place in the order, and so other views."""
+    photos = tiny.write_folder(tmp_path / "photos")
+    run = tiny.start(tmp_path / "run", data=str(photos), steps=5)
+    run.backbone_path.unlink()  # as if it had been interrupted
+    first = sorted(photos.rglob("*.png"))[0]
+    first.rename(first.with_name("zzz.png"))
+    with pytest.raises(DataError, match=r"as many images \(22\) by other names"):
+        tiny.resume(run, data=str(photos))
+    first.with_name("zzz.png").rename(first)
+    assert tiny.resume(run, data=str(photos)).finished

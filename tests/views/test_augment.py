@@ -377,6 +377,27 @@ def test_a_recipe_that_does_not_suit_the_channels_is_refused(photos: torch.Tenso
         views(3, ViewRecipe(mean=None, std=None))
 
 
+def test_autocast_does_not_apply(photos: torch.Tensor) -> None:
+    ids = torch.arange(8)
+    (expected,) = make_views(photos, ids, recipe=FULL, seed=0, epoch=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        (views,) = make_views(photos, ids, recipe=FULL, seed=0, epoch=0)
+    assert torch.equal(views, expected)
+
+
+def test_a_chunk_of_an_accelerator_holds_whole_images_of_its_views() -> None:
+    """Small crops of large images: what must fit is the image that each view is cut from."""
+    recipe = dataclasses.replace(FULL, crops=(Crop(count=2, size=32),))
+    params = params_of(recipe, torch.arange(50), 400, 600)
+    images, out = (
+        torch.zeros(50, 3, 400, 600, dtype=torch.uint8, device="meta"),
+        torch.zeros(100, 3, 32, 32, device="meta"),
+    )
+    rows = [part for part, hue_at in augment._chunks(params, images, out) if hue_at is None]
+    assert sum(map(len, rows)) == 100
+    assert max(map(len, rows)) * images[0].numel() <= augment._DEVICE_CHUNK < 100 * images[0].numel()
+
+
 def test_large_batches_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the result and the images, no more than a chunk is held: its views, whatever the batch."""
     sizes = []

@@ -215,7 +215,7 @@ class PretrainConfig:
     """Everything that defines a pretraining run."""
 
     data: str | tuple[str, ...] = "digits-m"
-    """`digits-m`, a folder of images, parquet (files or a folder), or a torchvision name such as `cifar10`."""
+    """`digits-m`, a folder of images, a list (.txt, .csv), tars, parquet, .npy, or a torchvision name as `cifar10`."""
     channels: int | None = None
     """Channels of images that are no photographs, kept at full depth (8 or 16 bits). None: red, green, blue, 8 bits."""
     max_unreadable: float = 0.01
@@ -261,7 +261,9 @@ class PretrainConfig:
             "set them to 0, or use the preset 'channels'",
         )
         _check(0 <= self.max_unreadable <= 1, f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
-        _check(self.cache_gb is None or self.cache_gb >= 0, f"cache_gb must be at least 0, got {self.cache_gb}")
+        _check(
+            self.cache_gb is None or 0 <= self.cache_gb < math.inf, f"cache_gb must be at least 0, got {self.cache_gb}"
+        )
         _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         _check(self.steps is None or self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         _check(

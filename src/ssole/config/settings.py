@@ -56,8 +56,9 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
         ConfigError: as :func:`from_dict`.
     """
     values, overrides = to_dict(config), dict(overrides)
-    if "preset" in overrides:  # first, so that single settings given beside it win
-        values["augment"] = to_dict(with_preset(config.augment, overrides.pop("preset")))
+    preset = overrides.pop("preset", None)
+    if preset is not None:  # first, so that single settings given beside it win
+        values["augment"] = to_dict(with_preset(config.augment, str(preset)))
     if "epochs" in overrides:
         values["steps"] = None
     for name, value in overrides.items():

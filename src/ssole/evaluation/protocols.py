@@ -19,6 +19,7 @@ from ssole.evaluation.judge import PROTOCOLS, Judge, Protocol, Views, readable
 from ssole.evaluation.knn import accuracy, knn_classify
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.subject import ModelOrRun, Subject, feeding, load_model, load_untrained
+from ssole.models.load import LoadedBackbone
 from ssole.precision import Precision
 
 if TYPE_CHECKING:
@@ -153,7 +154,8 @@ def _opening(subjects: Sequence[Subject]) -> dict[str, Any]:
 
     Twice the size of the input is left for the exact resize.
     """
-    channels = {getattr(subject.model, "channels", None) for subject in subjects}
+    models = [subject.model for subject in subjects]
+    channels = {model.channels if isinstance(model, LoadedBackbone) else None for model in models}
     if len(channels) > 1:
         raise ValueError(
             f"the models take images of different channels: {sorted(map(str, channels))}; judge them apart"

@@ -15,6 +15,7 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.data.loader import ImageStore
 from ssole.device import resolve_device
 from ssole.errors import DataError
+from ssole.heap import keep_freed_memory
 from ssole.losses import SSOLELoss
 from ssole.losses.ssole import SSOLETerms
 from ssole.models.conv import speed_up_small_maps
@@ -60,6 +61,7 @@ def train(
     encoder = encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if device.type == "cpu":
         speed_up_small_maps(encoder)
+        keep_freed_memory()
     optimizer = create_optimizer(encoder, config.optim)
     done = _go_on(run, encoder, optimizer, plan)
     loss_fn = create_loss(config, device)

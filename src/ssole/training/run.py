@@ -1,7 +1,8 @@
 """The run folder: settings, environment and metrics, each file written whole or not at all.
 
 NAME/  config.yaml · environment.json · metrics.jsonl · checkpoints/ · backbone.safetensors · unreadable.jsonl if any ·
-       listing.arrow, the paths of a folder of images · .lock, held while a process trains
+       images.json, which images it was started on · listing.arrow, the paths of a folder of images ·
+       .lock, held while a process trains
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 import torch
 
 from ssole.config import ConfigError, PretrainConfig, from_dict, read_settings, to_dict
+from ssole.errors import DataError
 from ssole.files import remove_leftovers, write_text_atomically
 
 LISTING = "listing.arrow"
+_IMAGES = "images.json"
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,28 @@ def rewind(run: Run, step: int) -> None:
     remove_leftovers(run.path)
     remove_leftovers(run.checkpoints)
     _write_lines(run.path / "metrics.jsonl", [row for row in run.metrics if row["step"] <= step])
+
+
+def note_images(run: Run, images: int, ids_digest: str) -> None:
+    """Keep how many images there are and a hash of their ids, for :func:`require_same_images`."""
+    write_text_atomically(run.path / _IMAGES, json.dumps({"images": images, "ids": ids_digest}) + "\n")
+
+
+def require_same_images(run: Run, images: int, ids_digest: str) -> None:
+    """Raise a DataError where the images, their names or their order are not those that the run was started on."""
+    path = run.path / _IMAGES
+    if not path.is_file():  # a run of an older version
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before["images"] != images:
+        raise DataError(
+            f"the run was started on {before['images']} images and the data now hold {images}: resuming needs the same"
+        )
+    if before["ids"] != ids_digest:
+        raise DataError(
+            f"the run was started on as many images ({images}) by other names or in another order: resuming needs the "
+            "same, since every image's place in the order decides on its views"
+        )
 
 
 def note_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:

@@ -9,6 +9,7 @@ Shape suffixes: B images, V views of a crop group, N = B V views, C channels, S 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -20,8 +21,10 @@ from ssole.views.crop import Images, crop_views
 from ssole.views.recipe import ViewParams, sample_params
 
 # Floats of a chunk at most. CPU: 3 MB, where two cores' L2 caches hold the better part and launching operations costs
-# little. Elsewhere 256 MB. Temporaries are about six times that, beside the result.
+# little. Elsewhere 256 MB, of views or of the images that they are cut from, whichever are larger. Temporaries are
+# about six times that, beside the result.
 _CPU_CHUNK, _DEVICE_CHUNK = 3 << 18, 1 << 26
+_PADDED_TOGETHER = 32  # images of different sizes that an accelerator gets as one tensor
 _Chunk: TypeAlias = tuple[torch.Tensor, int | None]
 """Rows of views, and where in all of their orders hue comes: see :func:`ssole.views.colour.photometric`."""
 
@@ -44,20 +47,39 @@ def make_views(images: Images, ids: torch.Tensor, *, recipe: ViewRecipe, seed: i
         device of `images`.
 
     Raises:
-        ValueError: images of another dtype or shape, as many ids as there are no images, or colour operations on images
-            that have not three channels.
+        ValueError: images of another dtype or shape, another number of ids than of images, or colour operations on
+            images that have not three channels.
     """
     channels, device = _check_images(images, ids, recipe)
     ids = ids.to(device, non_blocking=True)
     sizes = _sizes(images).to(device, non_blocking=True)
-    if not isinstance(images, torch.Tensor) and device.type != "cpu":
-        images = _padded(images)  # crops never reach beyond an image's own size
+    make = partial(_make, recipe=recipe, seed=seed, epoch=epoch, channels=channels)
+    with torch.autocast(device.type, enabled=False):
+        if isinstance(images, torch.Tensor) or device.type == "cpu":
+            return make(images, ids, sizes)
+        starts = range(0, len(images), _PADDED_TOGETHER)
+        some = [slice(start, start + _PADDED_TOGETHER) for start in starts]
+        parts = [make(_padded(images[part]), ids[part], sizes[part]) for part in some]
+        return [torch.cat(groups) for groups in zip(*parts, strict=True)]
+
+
+def _make(
+    images: Images,
+    ids: torch.Tensor,
+    sizes: torch.Tensor,
+    *,
+    recipe: ViewRecipe,
+    seed: int,
+    epoch: int,
+    channels: int,
+) -> list[torch.Tensor]:
+    """The views of images that, on an accelerator, are one tensor; crops stay within each image's own size."""
     groups, first = [], 0
     for crop in recipe.crops:
-        numbers = torch.arange(first, first + crop.count, device=device)
+        numbers = torch.arange(first, first + crop.count, device=ids.device)
         params = sample_params(recipe, crop, ids, numbers, sizes, seed=seed, epoch=epoch)
-        out = torch.empty(len(ids) * crop.count, channels, crop.size, crop.size, device=device)
-        for rows, hue_at in _chunks(params, out, recipe):
+        out = torch.empty(len(ids) * crop.count, channels, crop.size, crop.size, device=ids.device)
+        for rows, hue_at in _chunks(params, images, out):
             part = params[rows]
             x_NCSS = crop_views(images, rows // crop.count, part, crop.size)
             out.index_copy_(0, rows, photometric(x_NCSS, part, recipe, hue_at))
@@ -66,19 +88,22 @@ def make_views(images: Images, ids: torch.Tensor, *, recipe: ViewRecipe, seed: i
     return groups
 
 
-def _chunks(params: ViewParams, out: torch.Tensor, recipe: ViewRecipe) -> Iterator[_Chunk]:
+def _chunks(params: ViewParams, images: Images, out: torch.Tensor) -> Iterator[_Chunk]:
     """Rows of views, so many that they fit; on a CPU only such as have hue in the same place of their order."""
     if out.device.type != "cpu":
-        yield from ((rows, None) for rows in _evenly(torch.arange(len(out), device=out.device), out, _DEVICE_CHUNK))
+        largest = max(out[0].numel(), images[0].numel())  # of every view, its whole image is a part of the product
+        for rows in _evenly(torch.arange(len(out), device=out.device), largest, _DEVICE_CHUNK):
+            yield rows, None
         return
     hue_at = (params.order == HUE).to(torch.uint8).argmax(dim=1).masked_fill_(~params.jitter, -1)
     for place in (-1, 0, 1, 2, 3):
-        yield from ((rows, place) for rows in _evenly((hue_at == place).nonzero()[:, 0], out, _CPU_CHUNK))
+        for rows in _evenly((hue_at == place).nonzero()[:, 0], out[0].numel(), _CPU_CHUNK):
+            yield rows, place
 
 
-def _evenly(rows: torch.Tensor, out: torch.Tensor, floats: int) -> Sequence[torch.Tensor]:
-    """Rows of `out` in chunks of about the same size and at most so many floats, or one view."""
-    most = max(1, floats // out[0].numel())
+def _evenly(rows: torch.Tensor, floats: int, limit: int) -> Sequence[torch.Tensor]:
+    """Rows in chunks of about the same size, with so many floats each that `limit` holds them; or single rows."""
+    most = max(1, limit // floats)
     return rows.tensor_split(-(-len(rows) // most)) if len(rows) else ()
 
 

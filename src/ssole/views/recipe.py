@@ -86,7 +86,7 @@ def sample_params(
         turns=(turn[:, 0] < recipe.turn) * (1 + (3 * turn[:, 1]).long().clamp(max=2)),
         jitter=jittered,
         factors=torch.stack(factors, dim=-1),
-        order=jitter[:, 5:9].argsort(dim=-1),
+        order=jitter[:, 5:9].argsort(dim=-1, stable=True),
         grey=u[Use.GREY][:, 0] < recipe.grey,
         sigma=(blur[:, 0] < recipe.blur) * sigma,
         solarize=u[Use.SOLARIZE][:, 0] < recipe.solarize,
