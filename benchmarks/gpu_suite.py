@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -285,6 +286,7 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("no CUDA GPU is available to torch")
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["SSOLE_CACHE"] = f"{folder}/cache"  # decoded images go with the files they came from
         pieces: dict[str, Callable[[], dict[str, Any]]] = {
             "loss": loss_piece,
             "cifar10": lambda: cifar10_piece(args.data, args.test, args.minutes, Path(folder)),
