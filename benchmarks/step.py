@@ -3,7 +3,8 @@
     python benchmarks/step.py --data cifar10-train.parquet --out benchmarks/results/step.json --plot step.svg
     python benchmarks/step.py --blocks 1 --steps 3         a quick look, on parts of photographs
 
-- ssole: the recipe `cifar10-cpu` as a user runs it: images, views, logging and checkpoints included.
+- ssole: the recipe `cifar10-cpu` as a user runs it: images, views, logging and checkpoints included. Beside lightly
+  also with SGD, which is what lightly has here, in place of the recipe's Muon.
 - roofline: the same encoder, loss and optimizer, fed random views that lie in memory already.
 - lightly: its SimCLR with its transform, its loss and its head on the same backbone, from a data loader with 2 workers;
   by default in float32, and in bfloat16 and channels_last as ssole runs by default where the processor has bfloat16.
@@ -209,13 +210,14 @@ def measure(config: PretrainConfig, images: NDArray[np.uint8], *, steps: int, bl
     setting = {
         "views": views,
         "batch_size": config.batch_size,
+        "optimizer": config.optim.name,
         "precision": str(resolve_precision(config.precision, "cpu") or torch.float32).removeprefix("torch."),
     }
     return {**setting, "images_per_second": rates, "ssole_has": ratios, "ms_a_step": parts}
 
 
 def title(config: PretrainConfig) -> str:
-    return f"{config.augment.views} views of {config.batch_size} images"
+    return f"{config.augment.views} views of {config.batch_size} images, {config.optim.name}"
 
 
 def time_of_roofline(roofline: Roofline, steps: int) -> dict[str, float]:
@@ -247,7 +249,10 @@ def main() -> None:
     rows = {}
     for views, batch in zip(args.views, args.batch, strict=True):
         config = apply_overrides(recipe, {"views": views, "batch_size": batch})
-        rows[title(config)] = measure(config, images, steps=args.steps, blocks=args.blocks)
+        # beside lightly also with its kind of optimizer: Muon learns several times faster, and its steps cost more
+        for optimizer in dict.fromkeys([config.optim.name, "sgd"] if views == 2 else [config.optim.name]):
+            config = apply_overrides(config, {"optim.name": optimizer})
+            rows[title(config)] = measure(config, images, steps=args.steps, blocks=args.blocks)
     if args.out:
         how = {"recipe": args.recipe, "steps": args.steps, "blocks": args.blocks, "threads": args.threads}
         packages = ("torchvision", "lightly", "pillow")

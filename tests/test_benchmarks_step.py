@@ -102,13 +102,15 @@ def test_lightly_trains(step: ModuleType, bfloat16: bool) -> None:
 def test_small_benchmark(step: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out, plot = tmp_path / "step.json", tmp_path / "step.png"
-    small = ["--recipe", recipe(tmp_path), "--batch", "6", "4", "--blocks", "2", "--steps", "2", "--threads", "1"]
+    adamw = recipe(tmp_path, optim={"name": "adamw", "lr": 0.001, "final_lr": 0.0})
+    small = ["--recipe", adamw, "--batch", "6", "4", "--blocks", "2", "--steps", "2", "--threads", "1"]
     monkeypatch.setattr(sys, "argv", ["step.py", *small, "--out", str(out), "--plot", str(plot)])
     step.main()
     record = json.loads(out.read_text())
-    assert [(row["views"], row["batch_size"], row["precision"]) for row in record["rows"]] == [
-        (2, 6, "float32"),
-        (4, 4, "float32"),
+    assert [(row["views"], row["batch_size"], row["precision"], row["optimizer"]) for row in record["rows"]] == [
+        (2, 6, "float32", "adamw"),
+        (2, 6, "float32", "sgd"),
+        (4, 4, "float32", "adamw"),
     ]
     for row in record["rows"]:
         rates = row["images_per_second"]
