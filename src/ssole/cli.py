@@ -279,7 +279,7 @@ def views(argv: Sequence[str]) -> int:
     images, ids = _some_images(args, recipe)
     sheet = picture(images, ids, recipe=recipe, seed=args.seed, epoch=args.epoch)
     write_atomically(args.out, lambda path: sheet.save(path, format=form))
-    print(f"{len(images)} images and their views by {args.recipe}: {args.out}")
+    print(f"{len(images)} image{'s' * (len(images) > 1)} and their views by {args.recipe}: {args.out}")
     return 0
 
 
