@@ -262,12 +262,12 @@ def test_crop_groups_give_one_tensor_each(photos: torch.Tensor) -> None:
 def test_crop_boxes_have_torchvisions_distribution() -> None:
     crop = Crop(count=2, size=8, scale=(0.08, 1.0))
     recipe = ViewRecipe(crops=(crop,))
-    boxes = params_of(recipe, torch.arange(4000), 48, 64).box
+    boxes = params_of(recipe, torch.arange(50_000), 48, 64).box
     image = torch.zeros(3, 48, 64)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transform = v2.RandomResizedCrop(8, scale=crop.scale)
-        drawn = [transform.make_params([image]) for _ in range(8000)]
+        drawn = [transform.make_params([image]) for _ in range(20_000)]
     theirs = torch.tensor([[d["left"], d["top"], d["width"], d["height"]] for d in drawn])
     for mine, other in zip(boxes.unbind(-1), theirs.unbind(-1), strict=True):
         assert scipy.stats.ks_2samp(mine.numpy(), other.numpy()).pvalue > 1e-3
