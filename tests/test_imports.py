@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **{leaf: set() for leaf in LEAVES},
     "device": {"config"},
     "losses": {"distributed"},
-    "views": {"rng", "config"},
+    "views": {"rng", "config", "heap"},
     "data": {"config", "rng"},
     "models": {"config"},
     "training": BELOW_API - {"evaluation"},  # evaluators come in as callables

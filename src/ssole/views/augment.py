@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ssole.config import ViewRecipe
+from ssole.heap import reuse_freed_blocks
 from ssole.views.colour import HUE, photometric
 from ssole.views.crop import Images, crop_views
 from ssole.views.recipe import ViewParams, sample_params
@@ -53,6 +54,8 @@ def make_views(images: Images, ids: torch.Tensor, *, recipe: ViewRecipe, seed: i
     channels, device = _check_images(images, ids, recipe)
     ids = ids.to(device, non_blocking=True)
     sizes = _sizes(images).to(device, non_blocking=True)
+    if device.type == "cpu":
+        reuse_freed_blocks()
     make = partial(_make, recipe=recipe, seed=seed, epoch=epoch, channels=channels)
     with torch.autocast(device.type, enabled=False):
         if isinstance(images, torch.Tensor) or device.type == "cpu":
