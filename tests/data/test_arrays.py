@@ -119,7 +119,7 @@ def test_npz_that_is_wrong(tmp_path, monkeypatch):
 def test_npz_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     """Told from the archive's table, before anything is unpacked."""
     np.savez_compressed(tmp_path / "d.npz", x=np.zeros((1000, 8, 8), np.uint8))
-    monkeypatch.setattr("ssole.data.arrays.total_memory", lambda: 4000)
+    monkeypatch.setattr("ssole.data.host.total_memory", lambda: 4000)
     with pytest.raises(DataError, match=r"'x' of .*d\.npz takes .* 80 % of the memory.*\.npy"):
         open_source(tmp_path / "d.npz")
 

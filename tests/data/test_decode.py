@@ -538,12 +538,14 @@ def test_palette_of_a_big_tiff(byteorder, channels):
         decode(data, where="here", channels=1)
 
 
+@pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("kind", [bool, np.uint8, np.uint16])
-def test_white_at_zero_in_a_big_tiff(kind):
+def test_white_at_zero(kind, bigtiff):
     grey = DEEP[..., 0] > 30_000 if kind is bool else DEEP[..., 0].astype(kind)
-    stored = ~grey  # of integers the largest minus the value
-    out = own(tiff(stored, bigtiff=True, photometric="miniswhite"), 1)
-    assert np.array_equal(out[..., 0], grey * np.uint8(255) if kind is bool else grey)
+    data = tiff(~grey, bigtiff=bigtiff, photometric="miniswhite")  # of integers the largest minus the value
+    pixels = grey * np.uint8(255) if kind is bool else grey
+    assert np.array_equal(own(data, 1)[..., 0], pixels)
+    assert np.array_equal(decoded(data), decoded(pixels))
 
 
 @pytest.mark.parametrize(("number", "name"), [(5, "SEPARATED"), (6, "YCBCR"), (8, "CIELAB"), (999, "999")])
@@ -598,6 +600,25 @@ def test_shrinking_a_deep_image(channels):
         expected = np.asarray(plane.resize((40, 30), Image.Resampling.BICUBIC))
         assert np.abs(small[..., c] - expected).max() < 0.02 * 65535
     assert np.array_equal(own(data, channels, shrink_to=60), pixels)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+def test_arrays_are_shrunk_like_images(channels):
+    """The oracle is the same picture as a PNG."""
+    random = np.random.default_rng(5)
+    colours = random.integers(0, 256, (60, 90, 4), dtype=np.uint8)[:, :, : channels or 3]
+    array = colours[:, :, 0] if channels == 1 else colours
+    small = decode(array, where="here", shrink_to=20, channels=channels)
+    assert small.shape == (channels or 3, 20, 30)
+    assert torch.equal(small, decode(encode(Image.fromarray(array)), where="here", shrink_to=20, channels=channels))
+    assert torch.equal(decode(array, where="here", shrink_to=60), decode(array, where="here"))
+
+
+def test_transparent_colours_do_not_show_when_an_array_is_shrunk():
+    """Black that is wholly transparent is white, and so is every mixture of it with white."""
+    array = np.zeros((40, 40, 4), np.uint8)
+    array[::2] = 255
+    assert (decode(array, where="here", shrink_to=15) == 255).all()
 
 
 @pytest.mark.parametrize("channels", [None, 3])

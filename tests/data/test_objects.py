@@ -87,6 +87,14 @@ def test_pillow_images_mean_the_same_as_their_files(mode):
     assert torch.equal(decode(source.read(0), where=""), decode(out.getvalue(), where=""))
 
 
+def test_large_items_are_shrunk_by_the_store():
+    """As ImageFolder gives them: what a store keeps of whole photographs is what training can use."""
+    large = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    for item in (Image.fromarray(large), large, torch.from_numpy(large).permute(2, 0, 1)):
+        store = ImageStore(open_source(Items([(item, 0)] * 3)), shrink_to=30, progress=False)
+        assert store.images.shape == (3, 3, 30, 40)
+
+
 def test_orientation_of_pillow_images(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6

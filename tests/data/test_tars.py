@@ -219,6 +219,14 @@ def test_only_shards_that_are_new_are_indexed(tmp_path, monkeypatch):
     assert [value(source, i) for i in range(6)] == [0, 1, 2, 10, 11, 12]
 
 
+def test_the_index_is_made_again_when_other_suffixes_are_images(tmp_path, monkeypatch):
+    """Such as after a plug-in of Pillow for another format was installed."""
+    path = tar(tmp_path / "x.tar", {"1.png": png(1), "2.new": png(2)})
+    assert ids(open_source(path)) == ["x.tar:1.png"]
+    monkeypatch.setattr(index_module, "image_suffixes", lambda: frozenset({".png", ".new"}))
+    assert ids(open_source(path)) == ["x.tar:1.png", "x.tar:2.new"]
+
+
 @pytest.mark.parametrize("damage", [b"", b"nonsense", "half"])
 def test_a_damaged_index_is_made_again(tmp_path, damage):
     path = shard(tmp_path / "x.tar", 0)

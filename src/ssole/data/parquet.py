@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.fingerprint import files_digest
-from ssole.data.host import total_memory
+from ssole.data.host import check_memory
 from ssole.data.labels import number_labels
 from ssole.data.remote import is_remote
 from ssole.data.storage import name_of, open_binary, relative_to
@@ -105,29 +105,28 @@ def image_column(file: str) -> str | None:
 
 
 def _open(path: str) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(open_binary(path)) if is_remote(path) else pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # Arrow's, a disk's OSError, or what a client of fsspec raises
         raise DataError(f"Cannot read {path} as parquet: {error}") from error
 
 
 def _check_memory(paths: list[str], image: str) -> None:
-    """Better an error now than a process that the system kills while it loads."""
     size = 0
     for path in paths:
         metadata = _open(path).metadata
         groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
         columns = (group.column(column) for group in groups for column in range(metadata.num_columns))
         size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == image)
-    if size > (limit := int(0.8 * total_memory())):
-        raise DataError(
-            f"{_names(paths)} holds {size / 2**30:.1f} GiB of encoded images, more than 80 % of the memory "
-            f"({limit / 2**30:.1f} GiB). Give fewer files, or unpack them into a folder of images, which is read file "
-            "by file."
-        )
+    check_memory(
+        size,
+        f"The encoded images of {_names(paths)}",
+        "Give fewer files, or unpack them into a folder of images, which is read file by file.",
+    )
 
 
 def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any]]:
@@ -146,8 +145,8 @@ def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any
             column = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
             images.append(column.cast(pa.large_binary()))
             labels += [batch.column(label)] if label is not None else []
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
+    except Exception as error:  # as on opening it
+        raise DataError(f"{path} is damaged, or cannot be read: {error}") from error
     return images, labels
 
 

@@ -34,6 +34,11 @@ def pillow_keeps_all(image: Any) -> bool:
     return bool(image.n_frames == 1 and deep_enough and image.tag_v2.get(_SAMPLES, 1) == len(image.getbands()))
 
 
+def pillow_misreads(image: Any) -> bool:
+    """Whether this is a TIFF of 16 bits with white at zero, which Pillow does not invert."""
+    return bool(image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+
+
 def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
     """The first page (H, W, C), uint8 or uint16; or the pages as channels, when there are as many of them, of one each.
 
@@ -131,11 +136,13 @@ def _from_black(pixels: Pixels, page: Any) -> Pixels:
     """Channels that grow with brightness, over their whole range; of a palette's numbers the colours."""
     photometric = _photometric(page)
     if photometric == _PALETTE:
-        colours: Pixels = (page.colormap >> 8).astype(np.uint8)  # (3, numbers), always of 16 bits
-        return colours.T[pixels[:, :, 0]]
+        colours: NDArray[np.uint8] = (page.colormap >> 8).astype(np.uint8)  # (3, numbers), always of 16 bits
+        return np.take(colours.T, pixels[:, :, 0], axis=0)
     if pixels.dtype == bool:
         pixels = pixels * np.uint8(255)
-    return np.iinfo(pixels.dtype).max - pixels if photometric == _WHITE_IS_ZERO else pixels
+    if photometric == _WHITE_IS_ZERO:
+        pixels = np.invert(pixels)  # all bits the other way: the largest value minus it
+    return pixels
 
 
 def _check_size(values: int, where: str) -> None:
