@@ -296,7 +296,7 @@ def test_parquet_that_is_damaged_empty_or_missing(tmp_path):
 def test_parquet_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", range(100))
     monkeypatch.setattr("ssole.data.host.total_memory", lambda: 4000)
-    with pytest.raises(DataError, match=r"x\.parquet holds .* GiB .*80 % of the memory"):
+    with pytest.raises(DataError, match=r"x\.parquet: .* GiB.*80 % of the memory"):
         open_source(path)
 
 
