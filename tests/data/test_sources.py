@@ -199,6 +199,13 @@ def test_parquet(tmp_path, kind):
     assert source.classes is None
 
 
+def test_parquet_place(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "x.parquet", [1])
+    monkeypatch.chdir(tmp_path)
+    assert [open_source(folder).place for folder in "ab"] == [f"{tmp_path}/{folder}/x.parquet" for folder in "ab"]
+
+
 def test_parquet_class_names_from_hugging_face(tmp_path):
     path = write(tmp_path / "x.parquet", [1, 2], labels=[1, 0], names=["cat", "dog"], column="picture")
     assert open_source(path).classes == ["cat", "dog"]

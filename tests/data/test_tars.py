@@ -163,6 +163,16 @@ def test_every_way_of_naming_shards(tmp_path, monkeypatch):
         open_source("shard-{00..12}.tar")
 
 
+def test_place_is_that_of_all_files(tmp_path, monkeypatch):
+    """Two data sets of one name and length lie in different places."""
+    for folder in ("a", "b"):
+        for i in range(2):
+            shard(tmp_path / folder / f"{i}.tar", 0)
+    monkeypatch.chdir(tmp_path / "a")
+    assert open_source(["1.tar", "0.tar"]).place == f"{tmp_path}/a/0.tar\n{tmp_path}/a/1.tar"
+    assert open_source("../b").place == f"{tmp_path}/b/0.tar\n{tmp_path}/b/1.tar"
+
+
 def test_splits(tmp_path):
     for split in ("train", "test"):
         shard(tmp_path / split / "0.tar", 0, 1)

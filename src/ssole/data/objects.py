@@ -88,7 +88,7 @@ class ObjectSource:
 
     def fingerprint(self) -> str | None:
         """Changes when a file gets another size or time; None where the items are no local paths."""
-        return files_digest("", [os.fspath(path) for path in self._items]) if self._holds_paths and len(self) else None
+        return files_digest("", [self.id(i) for i in range(len(self))]) if self._holds_paths and len(self) else None
 
     def _item(self, i: int) -> Any:
         try:

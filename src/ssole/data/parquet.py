@@ -14,7 +14,7 @@ from ssole.data.fingerprint import files_digest
 from ssole.data.host import check_memory
 from ssole.data.labels import number_labels
 from ssole.data.remote import is_remote
-from ssole.data.storage import name_of, open_binary, relative_to
+from ssole.data.storage import name_of, open_binary, place_of, relative_to, versions_digest
 from ssole.errors import DataError
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes")
@@ -35,6 +35,9 @@ class ParquetSource:
         root: An image's id is ``path:row`` with the file's path below this folder (default: the file's name alone).
         image_column, label_column: Which columns to use; found by type and name when not given.
 
+    Attributes:
+        place: Absolute paths or URLs of the files, one a line.
+
     Raises:
         DataError: where a file is not parquet, schemas differ, no image or named column is found, there are no rows, or
             the encoded images would not fit into memory.
@@ -53,7 +56,7 @@ class ParquetSource:
         paths = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not paths:
             raise DataError("No parquet file was given.")
-        self._located = paths
+        self._located, self.place = paths, place_of(paths)
         schema = _open(paths[0]).schema_arrow
         features = _features(schema)
         image = _image_column(schema, features, image_column, paths[0])
@@ -91,8 +94,11 @@ class ParquetSource:
         return data
 
     def fingerprint(self) -> str | None:
-        """Changes when a file gets another size or time; None where the files are remote."""
-        return files_digest("", self._located)
+        """Changes when a file gets another size or time, or, of a remote one, what its server keeps in place of that.
+
+        None where a server tells no more than the size.
+        """
+        return versions_digest(self._located) if is_remote(self._located[0]) else files_digest("", self._located)
 
 
 def image_column(file: str) -> str | None:
