@@ -119,8 +119,42 @@ def test_npz_that_is_wrong(tmp_path, monkeypatch):
 def test_npz_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     """Told from the archive's table, before anything is unpacked."""
     np.savez_compressed(tmp_path / "d.npz", x=np.zeros((1000, 8, 8), np.uint8))
-    monkeypatch.setattr("ssole.data.arrays.total_memory", lambda: 4000)
-    with pytest.raises(DataError, match=r"'x' of .*d\.npz takes .* 80 % of the memory.*\.npy"):
+    monkeypatch.setattr("ssole.data.host.total_memory", lambda: 4000)
+    with pytest.raises(DataError, match=r"\['x'\] of .*d\.npz: .* 80 % of the memory.*\.npy"):
+        open_source(tmp_path / "d.npz")
+    np.savez_compressed(tmp_path / "d.npz", x=np.zeros((2, 8, 8), np.uint8), y=np.zeros(1000, int))
+    with pytest.raises(DataError, match=r"\['x', 'y'\] of .*d\.npz: .* 80 % of the memory"):
+        open_source(tmp_path / "d.npz")
+
+
+def test_npz_members_without_a_suffix(tmp_path):
+    np.save(out := io.BytesIO(), IMAGES)
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("x", out.getvalue())
+    assert np.array_equal(open_source(tmp_path / "d.npz").read(3), IMAGES[3])
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [(6, b"\1"), (8, b"\x63")],  # within the entry in the archive's table and before the data: encrypted, compression
+)
+def test_npz_that_zipfile_does_not_read(tmp_path, offset, value):
+    path = tmp_path / "d.npz"
+    np.savez(path, x=IMAGES)
+    data = bytearray(path.read_bytes())
+    table = data.index(b"PK\1\2") + 2  # where the same fields come two bytes later
+    data[offset : offset + 1] = data[table + offset : table + offset + 1] = value
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"Cannot read .*d\.npz"):
+        open_source(path)
+
+
+def test_npz_whose_header_asks_for_too_much(tmp_path):
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (1152921504606846976,), }"
+    header += b" " * (-(len(header) + 11) % 64) + b"\n"
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(DataError, match=r"Cannot read .*d\.npz"):
         open_source(tmp_path / "d.npz")
 
 

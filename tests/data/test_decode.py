@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import lzma
 import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -460,6 +463,105 @@ def test_a_deep_image_too_large_to_be_trusted(monkeypatch, data):
         decode(data, where="here", channels=6)
 
 
+def with_tag(data: bytes, number: int, value: int) -> bytes:
+    """A little-endian TIFF with another value of a tag that has one short value."""
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        offset = file.pages.first.tags[number].valueoffset
+    return data[:offset] + struct.pack("<H", value) + data[offset + 2 :]
+
+
+def tiff_of_segment(segment: bytes, compression: int) -> bytes:
+    """A BigTIFF of 10 x 10 grey pixels whose only strip is already packed, in whatever way, into these bytes."""
+    plain = with_tag(tiff(np.zeros((10, 10), np.uint8), bigtiff=True, photometric="minisblack"), 259, compression)
+    with tifffile.TiffFile(io.BytesIO(plain)) as file:
+        tags = file.pages.first.tags
+        places = {tags[273].valueoffset: len(plain), tags[279].valueoffset: len(segment)}
+        sizes = {tags[273].valueoffset: tags[273].dtype, tags[279].valueoffset: tags[279].dtype}
+    out = bytearray(plain)
+    for offset, number in places.items():
+        packed = struct.pack("<Q" if sizes[offset] == 16 else "<I", number)
+        out[offset : offset + len(packed)] = packed
+    return bytes(out) + segment
+
+
+@pytest.mark.parametrize("compression", [8, 32946])
+def test_a_deflated_tiff_that_unpacks_to_more_than_its_size(compression):
+    """Memory is what matters: not a hundredth of the 100 MB that are packed here may be taken."""
+    whole = decode(tiff_of_segment(zlib.compress(bytes(range(100))), compression), where="here", channels=1)
+    assert whole.flatten().tolist() == list(range(100))
+    bomb = tiff_of_segment(zlib.compress(bytes(100_000_000), 9), compression)
+    assert len(bomb) < 200_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"^here: .*unpacks to more than its size.*bomb"):
+            decode(bomb, where="here")
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tile_too_large_to_be_trusted():
+    """The image is small, and is cut from one tile of 64 Gpixels."""
+    data = tiff(np.zeros((16, 16), np.uint8), bigtiff=True, photometric="minisblack", tile=(16, 16), compression="zlib")
+    for tag in (322, 323):
+        data = with_tag(data, tag, 65520)
+    with pytest.raises(DataError, match=r"^here: .*values, which could be a decompression bomb"):
+        decode(data, where="here")
+
+
+@pytest.mark.parametrize(
+    ("compression", "said"),
+    [
+        (34925, "pip install imagecodecs"),
+        (32773, "pip install imagecodecs"),
+        (7, "JPEG is not read"),
+        (50001, "WEBP is not read"),
+    ],
+)
+def test_compressions_that_cannot_be_limited(compression, said):
+    if importlib.util.find_spec("imagecodecs") is not None and "imagecodecs" in said:
+        pytest.skip("imagecodecs is installed")
+    with pytest.raises(DataError, match=rf"^here: .*{said}"):
+        decode(tiff_of_segment(lzma.compress(bytes(100)), compression), where="here")
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("channels", [None, 3])
+def test_palette_of_a_big_tiff(byteorder, channels):
+    numbers = np.arange(35, dtype=np.uint8).reshape(5, 7)
+    colours = np.random.default_rng(4).integers(0, 256, (3, 256), dtype=np.uint16)
+    data = tiff(numbers, bigtiff=True, byteorder=byteorder, photometric="palette", colormap=colours * 257)
+    tensor = decode(data, where="here", channels=channels)
+    assert tensor.dtype == torch.uint8
+    assert np.array_equal(tensor.numpy(), colours[:, numbers])
+    with pytest.raises(DataError, match=r"the image has 3 channels, and 1 are"):
+        decode(data, where="here", channels=1)
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("kind", [bool, np.uint8, np.uint16])
+def test_white_at_zero(kind, bigtiff):
+    grey = DEEP[..., 0] > 30_000 if kind is bool else DEEP[..., 0].astype(kind)
+    data = tiff(~grey, bigtiff=bigtiff, photometric="miniswhite")  # of integers the largest minus the value
+    pixels = grey * np.uint8(255) if kind is bool else grey
+    assert np.array_equal(own(data, 1)[..., 0], pixels)
+    assert np.array_equal(decoded(data), decoded(pixels))
+
+
+@pytest.mark.parametrize(("number", "name"), [(5, "SEPARATED"), (6, "YCBCR"), (8, "CIELAB"), (999, "999")])
+def test_colour_spaces_that_only_pillow_knows(number, name):
+    data = tiff(DEEP[..., :4], photometric="separated")
+    for bytes_of_tiff in (data, tiff(DEEP[..., :4], photometric="separated", bigtiff=True)):
+        with pytest.raises(DataError, match=rf"^here: a TIFF of the kind {name} .*convert the image to RGB"):
+            decode(with_tag(bytes_of_tiff, 262, number), where="here", channels=4)
+
+
+def test_few_bits_of_a_big_tiff_are_not_taken_for_eight():
+    data = with_tag(tiff(np.zeros((4, 8), np.uint8), bigtiff=True, photometric="minisblack"), 258, 4)
+    with pytest.raises(DataError, match=r"^here: 4-bit pixels are not read"):
+        decode(data, where="here")
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -498,6 +600,25 @@ def test_shrinking_a_deep_image(channels):
         expected = np.asarray(plane.resize((40, 30), Image.Resampling.BICUBIC))
         assert np.abs(small[..., c] - expected).max() < 0.02 * 65535
     assert np.array_equal(own(data, channels, shrink_to=60), pixels)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3, 4])
+def test_arrays_are_shrunk_like_images(channels):
+    """The oracle is the same picture as a PNG."""
+    random = np.random.default_rng(5)
+    colours = random.integers(0, 256, (60, 90, 4), dtype=np.uint8)[:, :, : channels or 3]
+    array = colours[:, :, 0] if channels == 1 else colours
+    small = decode(array, where="here", shrink_to=20, channels=channels)
+    assert small.shape == (channels or 3, 20, 30)
+    assert torch.equal(small, decode(encode(Image.fromarray(array)), where="here", shrink_to=20, channels=channels))
+    assert torch.equal(decode(array, where="here", shrink_to=60), decode(array, where="here"))
+
+
+def test_transparent_colours_do_not_show_when_an_array_is_shrunk():
+    """Black that is wholly transparent is white, and so is every mixture of it with white."""
+    array = np.zeros((40, 40, 4), np.uint8)
+    array[::2] = 255
+    assert (decode(array, where="here", shrink_to=15) == 255).all()
 
 
 @pytest.mark.parametrize("channels", [None, 3])

@@ -67,6 +67,8 @@ def test_a_list_of_paths_is_known_by_them(tmp_path):
     source = open_source(files)
     assert ids(source) == [str(file) for file in files]
     assert [value(source, 0), value(source, 1)] == [0, 1]
+    with pytest.raises(DataError, match=r"b\.png and 1 more image files have no test split"):
+        open_source(files, split="test")
     with pytest.raises(DataError, match=r"no file .*gone"):
         open_source([*files, tmp_path / "gone.png"])
     (tmp_path / "x.csv").write_text("path\n")
@@ -87,12 +89,60 @@ def test_pillow_images_mean_the_same_as_their_files(mode):
     assert torch.equal(decode(source.read(0), where=""), decode(out.getvalue(), where=""))
 
 
+def test_large_items_are_shrunk_by_the_store():
+    """As ImageFolder gives them: what a store keeps of whole photographs is what training can use."""
+    large = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    for item in (Image.fromarray(large), large, torch.from_numpy(large).permute(2, 0, 1)):
+        store = ImageStore(open_source(Items([(item, 0)] * 3)), shrink_to=30, progress=False)
+        assert store.images.shape == (3, 3, 30, 40)
+
+
 def test_orientation_of_pillow_images(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(RGB).save(tmp_path / "x.png", exif=exif)
     with Image.open(tmp_path / "x.png") as lazy:
-        assert open_source([lazy]).read(0).shape == (7, 5, 3)
+        assert decode(open_source([lazy]).read(0), where="").shape == (3, 7, 5)
+    loaded = Image.open(tmp_path / "x.png")
+    loaded.load()
+    assert open_source([loaded]).read(0).shape == (7, 5, 3)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif", "gif"])
+def test_a_list_of_opened_images_does_not_grow(tmp_path, kind):
+    """Pixels would stay with the images that were opened, and not decoded, by whoever made the list."""
+    files = [tmp_path / f"{i}.{kind}" for i in range(3)]
+    for i, file in enumerate(files):
+        Image.new("L", (8, 8), 20 * i).save(file)
+    images = [Image.open(file) for file in files]
+    source = open_source(images)
+    for _ in range(2):
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(lambda i: value(source, i), [0, 1, 2] * 20)) == [0, 20, 40] * 20
+    assert all(image.tile for image in images)  # which Pillow empties on decoding
+    for i, image in enumerate(images):
+        with image:  # it can still be used
+            assert image.convert("L").getpixel((0, 0)) == pytest.approx(20 * i, abs=1)
+
+
+def test_a_later_frame_is_itself(tmp_path):
+    frames = [Image.new("L", (4, 4), 100 * i) for i in range(3)]
+    frames[0].save(tmp_path / "x.tif", save_all=True, append_images=frames[1:])
+    with Image.open(tmp_path / "x.tif") as image:
+        image.seek(2)
+        assert value(open_source([image]), 0) == 200
+
+
+def test_fingerprint_of_paths_alone(tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for file in files:
+        file.write_bytes(png(0))
+    before = open_source(files).fingerprint()
+    assert before == open_source(list(map(str, files))).fingerprint()
+    files[1].write_bytes(png(0) + b" ")
+    assert open_source(files).fingerprint() not in (None, before)
+    assert open_source([RGB, RGB]).fingerprint() is None
+    assert ObjectSource(["https://example.org/1.png"]).fingerprint() is None
 
 
 def test_deep_tensors_keep_their_depth():
@@ -186,7 +236,9 @@ def test_a_damaged_lazy_image_is_unreadable(tmp_path):
     with Image.open(tmp_path / "x.png") as lazy:
         source = open_source(Items([lazy, RGB]))
         with pytest.raises(DataError, match=r"^Items:0: the image is damaged"):
-            source.read(0)
+            decode(source.read(0), where=source.id(0))
+    with pytest.raises(DataError, match=r"^Items:0: the image is damaged"):
+        source.read(0)  # its file is closed by now
 
 
 @pytest.mark.parametrize("thread_safe", [False, True])

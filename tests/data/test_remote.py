@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import http.server
+import io
+import os
 import re
 import sys
 import threading
@@ -28,6 +30,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     block_on_close = False  # connections are kept alive by the client
     ranges = True
+    tags = True
     failures = 0
     sent = 0
 
@@ -73,7 +76,8 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         if self.server.ranges:
             self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(len(data)))
-        self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+        if self.server.tags:
+            self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
         self.end_headers()
         if body:
             self.server.sent += len(data)
@@ -119,6 +123,57 @@ def test_tar_shards(server, served, monkeypatch):
     shards(served, count=1, filler=10)
     with pytest.raises(TypeError):
         open_source(f"{server.url}/shard-0.tar")
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_fingerprint_and_place(server, served, kind):
+    """The first changes with the ETags, and there is none without them; secrets in a query are no part of the other."""
+    shards(served, count=2)
+    for i in range(2):
+        pq.write_table(pa.table({"image": [png(i)]}), served / f"shard-{i}.parquet")
+    urls = [f"{server.url}/shard-{i}.{kind}" for i in (1, 0)]
+    source = open_source([f"{url}?token=1" for url in urls])
+    assert source.place == "\n".join(sorted(urls))
+    before = source.fingerprint()
+    assert isinstance(before, str)
+    assert open_source([f"{url}?token=1" for url in urls]).fingerprint() == before
+    os.utime(served / f"shard-1.{kind}", ns=(0, 0))
+    fsspec.filesystem("http").invalidate_cache()
+    assert source.fingerprint() not in (None, before)
+    server.tags = False
+    assert source.fingerprint() is None
+    server.tags = True
+    (served / f"shard-1.{kind}").unlink()
+    assert source.fingerprint() is None
+
+
+def test_any_error_of_a_client_is_a_data_error(server, served, monkeypatch):
+    """Such as aiohttp's, which are no OSError."""
+    pq.write_table(pa.table({"image": [png(1)]}), served / "x.parquet")
+
+    class ClientError(Exception):
+        pass
+
+    class File(io.BytesIO):
+        left = 1
+
+        def read(self, *arguments):
+            self.left -= 1
+            if self.left < 0:
+                raise ClientError("503, try later")
+            return super().read(*arguments)
+
+    data = (served / "x.parquet").read_bytes()
+    for reads in range(6):
+        monkeypatch.setattr(File, "left", reads)
+        monkeypatch.setattr("ssole.data.parquet.open_binary", lambda path: File(data))
+        try:
+            open_source(f"{server.url}/x.parquet")
+        except DataError as error:
+            assert "503, try later" in str(error)  # noqa: PT017 - how many reads are enough is up to Arrow
+        else:
+            assert reads > 0
+            break
 
 
 def test_only_what_is_needed_is_fetched(server, served):

@@ -199,6 +199,13 @@ def test_parquet(tmp_path, kind):
     assert source.classes is None
 
 
+def test_parquet_place(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "x.parquet", [1])
+    monkeypatch.chdir(tmp_path)
+    assert [open_source(folder).place for folder in "ab"] == [f"{tmp_path}/{folder}/x.parquet" for folder in "ab"]
+
+
 def test_parquet_class_names_from_hugging_face(tmp_path):
     path = write(tmp_path / "x.parquet", [1, 2], labels=[1, 0], names=["cat", "dog"], column="picture")
     assert open_source(path).classes == ["cat", "dog"]
@@ -295,8 +302,8 @@ def test_parquet_that_is_damaged_empty_or_missing(tmp_path):
 
 def test_parquet_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", range(100))
-    monkeypatch.setattr("ssole.data.parquet.total_memory", lambda: 4000)
-    with pytest.raises(DataError, match=r"x\.parquet holds .* GiB .*80 % of the memory"):
+    monkeypatch.setattr("ssole.data.host.total_memory", lambda: 4000)
+    with pytest.raises(DataError, match=r"x\.parquet: .* GiB.*80 % of the memory"):
         open_source(path)
 
 

@@ -163,6 +163,16 @@ def test_every_way_of_naming_shards(tmp_path, monkeypatch):
         open_source("shard-{00..12}.tar")
 
 
+def test_place_is_that_of_all_files(tmp_path, monkeypatch):
+    """Two data sets of one name and length lie in different places."""
+    for folder in ("a", "b"):
+        for i in range(2):
+            shard(tmp_path / folder / f"{i}.tar", 0)
+    monkeypatch.chdir(tmp_path / "a")
+    assert open_source(["1.tar", "0.tar"]).place == f"{tmp_path}/a/0.tar\n{tmp_path}/a/1.tar"
+    assert open_source("../b").place == f"{tmp_path}/b/0.tar\n{tmp_path}/b/1.tar"
+
+
 def test_splits(tmp_path):
     for split in ("train", "test"):
         shard(tmp_path / split / "0.tar", 0, 1)
@@ -217,6 +227,14 @@ def test_only_shards_that_are_new_are_indexed(tmp_path, monkeypatch):
     source = open_source(tmp_path)
     assert built == ["1.tar"]
     assert [value(source, i) for i in range(6)] == [0, 1, 2, 10, 11, 12]
+
+
+def test_the_index_is_made_again_when_other_suffixes_are_images(tmp_path, monkeypatch):
+    """Such as after a plug-in of Pillow for another format was installed."""
+    path = tar(tmp_path / "x.tar", {"1.png": png(1), "2.new": png(2)})
+    assert ids(open_source(path)) == ["x.tar:1.png"]
+    monkeypatch.setattr(index_module, "image_suffixes", lambda: frozenset({".png", ".new"}))
+    assert ids(open_source(path)) == ["x.tar:1.png", "x.tar:2.new"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"nonsense", "half"])

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.host import total_memory
+from ssole.data.host import check_memory
 from ssole.data.pixels import Pixels
 from ssole.data.remote import is_remote
 from ssole.data.storage import name_of, open_binary, read_bytes
@@ -110,12 +109,17 @@ def open_npz(location: str, split: Literal["train", "test"], *, whole: bool) -> 
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{location} holds one array, not an archive of them: name it .npy.")
             images, labels = _keys(archive, split, whole, location)
-            _check_memory(archive, images, location)
+            wanted = [key for key in (images, labels) if key is not None]
+            check_memory(
+                sum(_size(archive, key) for key in wanted),
+                f"The arrays {wanted} of {location}",
+                "Save the images as .npy, which is read image by image.",
+            )
             numbers = None if labels is None else archive[labels]
             pixels = archive[images]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except Exception as error:  # zipfile has many: for damage, encryption, unknown compression; a server has its own
         raise _damaged(location, error) from error
     if numbers is not None and numbers.ndim == 2 and numbers.shape[1] == 1:
         numbers = numbers[:, 0]
@@ -136,13 +140,11 @@ def _keys(archive: Any, split: str, whole: bool, location: str) -> tuple[str, st
     return images, labels
 
 
-def _check_memory(archive: Any, key: str, location: str) -> None:
-    size = archive.zip.getinfo(f"{key}.npy").file_size
-    if size > (limit := int(0.8 * total_memory())):
-        raise DataError(
-            f"The array {key!r} of {location} takes {size / 2**30:.1f} GiB, more than 80 % of the memory "
-            f"({limit / 2**30:.1f} GiB). Save it as .npy, which is read image by image."
-        )
+def _size(archive: Any, key: str) -> int:
+    """Bytes of an array, by the archive's table; zipfile unpacks no more than that."""
+    names = archive.zip.namelist()
+    size: int = archive.zip.getinfo(f"{key}.npy" if f"{key}.npy" in names else key).file_size
+    return size
 
 
 def _damaged(location: str, error: Exception) -> DataError:

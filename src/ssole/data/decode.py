@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.data.pixels import Pixels
-from ssole.data.tiff import BIG_TIFF, is_tiff, pillow_keeps_all, read_tiff
+from ssole.data.tiff import BIG_TIFF, is_tiff, pillow_keeps_all, pillow_misreads, read_tiff
 from ssole.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ def decode(
         data: An encoded image in any format Pillow opens, a TIFF of any number of channels, or an array uint8 or
             uint16, (H, W) or (H, W, C); C is 1, 3 or 4 for RGB.
         where: Names the image in errors.
-        shrink_to: Reduce an encoded image whose shorter side is longer than this many pixels to that, keeping its
-            proportions. JPEGs are then decoded at a reduced size to begin with, which is several times faster.
+        shrink_to: Reduce an image whose shorter side is longer than this many pixels to that, keeping its proportions.
+            JPEGs are then decoded at a reduced size to begin with, which is several times faster.
         channels: None for RGB, or the number of channels that every image has.
 
     Returns:
@@ -65,6 +65,7 @@ def decode(
         pixels = _array_to_rgb(pixels, where)
     elif pixels.shape[2] != channels:
         raise DataError(f"{where}: the image has {pixels.shape[2]} channels, and {channels} are asked for.")
+    pixels = _shrunk_array(pixels, shrink_to)  # which most images have been by then, with less work
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
@@ -113,7 +114,7 @@ def _decode_bytes(data: bytes, where: str, shrink_to: int | None, channels: int 
     try:
         opened = _open(data)
         if opened is None:
-            return _shrunk_array(read_tiff(data, channels, where=where), shrink_to)
+            return read_tiff(data, channels, where=where)
         with opened as image:
             return _decode_opened(image, data, where, shrink_to, channels)
     except (DataError, MemoryError):
@@ -140,9 +141,9 @@ def _decode_opened(image: Any, data: bytes, where: str, shrink_to: int | None, c
     if image.format == "EPS":  # Pillow would hand the file to Ghostscript, a program that it can then steer
         raise DataError(f"{where}: EPS is a program to be run, not an image; convert it to PNG first.")
     if channels is not None and image.format == "PNG" and data[_PNG_DEPTH] == 16 and not image.mode.startswith("I"):
-        return _shrunk_array(_deep_png(data, where), shrink_to)
-    if channels is not None and image.format == "TIFF" and not pillow_keeps_all(image):
-        return _shrunk_array(read_tiff(data, channels, where=where), shrink_to)
+        return _deep_png(data, where)
+    if image.format == "TIFF" and (pillow_misreads(image) or (channels is not None and not pillow_keeps_all(image))):
+        return read_tiff(data, channels, where=where)
     if shrink_to is not None:
         image.draft(image.mode, (shrink_to, shrink_to))  # does nothing unless a JPEG is at least twice as large
     if channels is not None:
@@ -175,14 +176,13 @@ def _bytes_of_deep_png(data: bytes, order: str, where: str) -> NDArray[np.uint8]
 def _own_pixels(image: Image.Image, where: str, shrink_to: int | None) -> Pixels:
     """All channels of an upright Pillow image."""
     if image.mode == "F" or image.mode.startswith("I"):
-        return _shrunk_array(_integers(image, where)[:, :, None], shrink_to)
+        return _integers(image, where)[:, :, None]
     if image.mode == "1":
         image = image.convert("L")
     elif image.mode not in ("L", "LA", "RGB", "RGBA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    if image.mode in ("L", "RGB"):
-        return np.asarray(_shrunk(image, shrink_to))
-    return _shrunk_array(np.asarray(image), shrink_to)  # where Pillow would mix alpha into the colours
+    # with an alpha channel Pillow would mix it into the colours
+    return np.asarray(_shrunk(image, shrink_to) if image.mode in ("L", "RGB") else image)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -240,8 +240,14 @@ def _shrunk(image: Image.Image, shrink_to: int | None) -> Image.Image:
 
 def _shrunk_array(array: Pixels, shrink_to: int | None) -> Pixels:
     """As :func:`_shrunk`, for (H, W, C) of any depth and number of channels."""
+    from PIL import Image
+
     if shrink_to is None or min(array.shape[:2]) <= shrink_to:
         return array
+    if array.dtype == np.uint8 and array.shape[2] in (1, 3):
+        image = Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array))
+        small_image = _shrunk(image, shrink_to)
+        return np.asarray(small_image).reshape(small_image.height, small_image.width, -1)
     sides = [max(shrink_to, round(side * shrink_to / min(array.shape[:2]))) for side in array.shape[:2]]
     planes = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32))[None]
     small = torch.nn.functional.interpolate(planes, sides, mode="bicubic", antialias=True)[0]

@@ -6,6 +6,8 @@ import math
 import os
 from pathlib import Path
 
+from ssole.errors import DataError
+
 
 def cache_folder() -> Path:
     """Where downloads and built data are kept: ``$SSOLE_CACHE``, else ``ssole`` in the platform's cache folder."""
@@ -29,6 +31,20 @@ def total_memory() -> int:
         if text.isdigit():
             amounts.append(int(text))
     return min(amounts, default=8 << 30)  # where the system does not say, as on Windows: a common size
+
+
+def check_memory(size: int, what: str, advice: str) -> None:
+    """Better a `DataError` now than a process that the system kills while it loads: for over 80 % of the memory.
+
+    Args:
+        size: Bytes that are to be loaded.
+        what: What they are, to begin the message with.
+        advice: What to do instead, in whole sentences.
+    """
+    if size > (limit := int(0.8 * total_memory())):
+        raise DataError(
+            f"{what}: {size / 2**30:.1f} GiB, more than 80 % of the memory ({limit / 2**30:.1f} GiB). {advice}"
+        )
 
 
 def usable_cpus() -> int:

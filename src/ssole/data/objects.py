@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.decode import pillow_pixels
+from ssole.data.fingerprint import files_digest
 from ssole.data.pixels import Pixels
 from ssole.data.storage import read_bytes
 from ssole.errors import DataError
@@ -66,6 +67,7 @@ class ObjectSource:
         is_list = isinstance(items, (list, tuple))
         self._holds_paths = is_list and all(isinstance(items[i], (str, os.PathLike)) for i in range(len(items)))
         self._turn = nullcontext() if is_list or thread_safe else threading.Lock()
+        self._pillow_turn = threading.Lock()  # one image may be the item of several indices
         self.labels, self.classes = _labels(items)
         if len(items):
             self._check_first()
@@ -78,7 +80,15 @@ class ObjectSource:
 
     def read(self, i: int) -> bytes | Pixels:
         """Image i, encoded or as an array; `DataError` where it cannot be had."""
-        return _image(self._item(i), self.id(i))
+        item, where = self._item(i), self.id(i)
+        if _is_pillow(item):
+            with self._pillow_turn:
+                item = _unchanged(item, where)
+        return _image(item, where)
+
+    def fingerprint(self) -> str | None:
+        """Changes when a file gets another size or time; None where the items are no local paths."""
+        return files_digest("", [self.id(i) for i in range(len(self))]) if self._holds_paths and len(self) else None
 
     def _item(self, i: int) -> Any:
         try:
@@ -103,10 +113,14 @@ class ObjectSource:
             _array(item, self.id(0))
 
 
-def _is_opened_later(item: Any) -> bool:
+def _is_pillow(item: Any) -> bool:
     from PIL import Image
 
-    return isinstance(item, (bytes, bytearray, str, os.PathLike, Image.Image))
+    return isinstance(item, Image.Image)
+
+
+def _is_opened_later(item: Any) -> bool:
+    return isinstance(item, (bytes, bytearray, str, os.PathLike)) or _is_pillow(item)
 
 
 def _image(item: Any, where: str) -> bytes | Pixels:
@@ -136,13 +150,37 @@ def _array(item: Any, where: str) -> Pixels:
     return array.transpose(1, 2, 0) if is_tensor and array.ndim == 3 else array
 
 
+def _unchanged(image: Image.Image, where: str) -> Image.Image | bytes:
+    """What to take the pixels from, so that the image stays as it is.
+
+    Of one that Pillow has opened and not yet decoded it is the bytes of its file: decoding it would leave the pixels
+    with it, and in time the whole data set with a list of such. Of others it is a copy, as Pillow's are not made to be
+    used by several threads.
+    """
+    try:
+        file = getattr(image, "fp", None)
+        if file is None or not getattr(image, "tile", None) or image.tell() != 0:
+            return image.copy()
+        position = file.tell()
+        file.seek(0)
+        data: bytes = file.read()
+        file.seek(position)
+    except Exception as error:  # a file that was closed, or is decoded by copying: decoders raise almost anything
+        raise _damaged(error, where) from error
+    return data
+
+
 def _pillow(image: Image.Image, where: str) -> Pixels:
     try:
         return pillow_pixels(image, where)
     except DataError:
         raise
-    except Exception as error:  # a file that is decoded only now, and Pillow's decoders raise almost anything
-        raise DataError(f"{where}: the image is damaged ({type(error).__name__}: {error}).") from error
+    except Exception as error:  # decoders again
+        raise _damaged(error, where) from error
+
+
+def _damaged(error: Exception, where: str) -> DataError:
+    return DataError(f"{where}: the image is damaged ({type(error).__name__}: {error}).")
 
 
 def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:

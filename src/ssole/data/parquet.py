@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.fingerprint import files_digest
-from ssole.data.host import total_memory
+from ssole.data.host import check_memory
 from ssole.data.labels import number_labels
 from ssole.data.remote import is_remote
-from ssole.data.storage import name_of, open_binary, relative_to
+from ssole.data.storage import name_of, open_binary, place_of, relative_to, versions_digest
 from ssole.errors import DataError
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes")
@@ -35,6 +35,9 @@ class ParquetSource:
         root: An image's id is ``path:row`` with the file's path below this folder (default: the file's name alone).
         image_column, label_column: Which columns to use; found by type and name when not given.
 
+    Attributes:
+        place: Absolute paths or URLs of the files, one a line.
+
     Raises:
         DataError: where a file is not parquet, schemas differ, no image or named column is found, there are no rows, or
             the encoded images would not fit into memory.
@@ -53,7 +56,7 @@ class ParquetSource:
         paths = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not paths:
             raise DataError("No parquet file was given.")
-        self._located = paths
+        self._located, self.place = paths, place_of(paths)
         schema = _open(paths[0]).schema_arrow
         features = _features(schema)
         image = _image_column(schema, features, image_column, paths[0])
@@ -91,8 +94,11 @@ class ParquetSource:
         return data
 
     def fingerprint(self) -> str | None:
-        """Changes when a file gets another size or time; None where the files are remote."""
-        return files_digest("", self._located)
+        """Changes when a file gets another size or time, or, of a remote one, what its server keeps in place of that.
+
+        None where a server tells no more than the size.
+        """
+        return versions_digest(self._located) if is_remote(self._located[0]) else files_digest("", self._located)
 
 
 def image_column(file: str) -> str | None:
@@ -105,29 +111,28 @@ def image_column(file: str) -> str | None:
 
 
 def _open(path: str) -> Any:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         return pq.ParquetFile(open_binary(path)) if is_remote(path) else pq.ParquetFile(path, memory_map=True)
-    except (pa.ArrowException, OSError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # Arrow's, a disk's OSError, or what a client of fsspec raises
         raise DataError(f"Cannot read {path} as parquet: {error}") from error
 
 
 def _check_memory(paths: list[str], image: str) -> None:
-    """Better an error now than a process that the system kills while it loads."""
     size = 0
     for path in paths:
         metadata = _open(path).metadata
         groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
         columns = (group.column(column) for group in groups for column in range(metadata.num_columns))
         size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == image)
-    if size > (limit := int(0.8 * total_memory())):
-        raise DataError(
-            f"{_names(paths)} holds {size / 2**30:.1f} GiB of encoded images, more than 80 % of the memory "
-            f"({limit / 2**30:.1f} GiB). Give fewer files, or unpack them into a folder of images, which is read file "
-            "by file."
-        )
+    check_memory(
+        size,
+        f"The encoded images of {_names(paths)}",
+        "Give fewer files, or unpack them into a folder of images, which is read file by file.",
+    )
 
 
 def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any]]:
@@ -146,8 +151,8 @@ def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any
             column = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
             images.append(column.cast(pa.large_binary()))
             labels += [batch.column(label)] if label is not None else []
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is damaged: {error}") from error
+    except Exception as error:  # as on opening it
+        raise DataError(f"{path} is damaged, or cannot be read: {error}") from error
     return images, labels
 
 

@@ -63,9 +63,19 @@ def open_binary(url: str) -> BinaryIO:
 
 def stamp(url: str) -> str:
     """The file's size and whatever else its server tells that changes when the file does."""
+    return json.dumps(_state(url))
+
+
+def version(url: str) -> str | None:
+    """As :func:`stamp`, but None where the server tells no more than the size, which a change may leave as it was."""
+    state = _state(url)
+    return json.dumps(state) if state[1] else None
+
+
+def _state(url: str) -> tuple[int | None, dict[str, str]]:
     fs, path = filesystem(url)
     info = fs.info(path)
-    return json.dumps([info.get("size"), {key: str(info[key]) for key in sorted(info) if key.lower() in _VERSIONS}])
+    return info.get("size"), {key: str(info[key]) for key in sorted(info) if key.lower() in _VERSIONS}
 
 
 def matches(pattern: str) -> list[str]:

@@ -88,10 +88,12 @@ def open_source(spec: Spec, *, split: Split = "train", listing: str | os.PathLik
               pattern such as ``"data/*.parquet"`` or ``"shard-{0000..0099}.tar"``;
             * a NumPy file, ``.npy`` or ``.npz`` (:func:`~ssole.data.arrays.open_npy`,
               :func:`~ssole.data.arrays.open_npz`);
-            * any of these files behind a URL that fsspec reads, such as ``s3://``, ``gs://``, ``hf://``, ``https://``;
-            * several image files;
+            * any of these files, patterns, or folders of parquet files or tars, behind a URL that fsspec reads, such as
+              ``s3://``, ``gs://``, ``hf://``, ``https://``;
+            * several image files, as a sequence of paths or URLs;
             * an array (N, H, W) or (N, H, W, C), uint8 or uint16;
-            * any object with ``__len__`` and ``__getitem__``, such as a torch dataset (:class:`ObjectSource`);
+            * any object with ``__len__`` and ``__getitem__``, such as a torch dataset, or a list of Pillow images
+              (:class:`ObjectSource`);
             * any :class:`Source`, which is returned as is, as are arrays and objects, whatever the split.
         split: For a folder with ``train/`` beside ``test/`` (or ``val/``, ``valid/``, ``validation/``, the first there
             is), the sub-folder; likewise for files with these words in their paths, and for arrays of a ``.npz`` named
@@ -215,12 +217,18 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
     if missing := next((file for file in files if not is_remote(file) and not os.path.isfile(file)), None):
         raise DataError(f"There is no file {missing}.")
     kinds = {_kind(file) for file in files}
-    if kinds <= image_suffixes() and len(files) > 1 and split == "train":
+    if kinds <= image_suffixes() and len(files) > 1:
+        if split == "test":
+            raise DataError(
+                f"{files[0]} and {len(files) - 1} more image files have no test split: they are all training images. "
+                "Name the test images on their own."
+            )
         return ObjectSource(files, name=f"{len(files)} files")
     if len(kinds) > 1 or not kinds <= set(_FILES):
         raise DataError(
             f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''} cannot be opened as one data set: "
-            f"expected a folder of images, or files of one kind among {', '.join(_FILES)}; got {sorted(kinds)}."
+            f"expected a folder of images, several image files, or files of one kind among {', '.join(_FILES)}; "
+            f"got {sorted(kinds)}."
         )
     root = common_folder(files) if root is None else root
     kind = kinds.pop()

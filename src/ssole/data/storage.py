@@ -5,7 +5,9 @@ A *location* is either of them, as text.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +16,8 @@ from urllib.parse import urlsplit
 from ssole.data import remote
 from ssole.data.remote import is_remote
 from ssole.errors import DataError
+
+CONNECTIONS = 8  # to a server at once while it is asked about many files
 
 
 def name_of(location: str) -> str:
@@ -98,6 +102,22 @@ def stamp(location: str) -> str:
         raise
     except Exception as error:
         raise DataError(f"There is no file {location} ({_reason(error)}).") from error
+
+
+def place_of(locations: list[str]) -> str:
+    """Where these files are, whatever their order: absolute paths and URLs, without queries, which may hold secrets."""
+    return "\n".join(sorted(loc.partition("?")[0] if is_remote(loc) else os.path.abspath(loc) for loc in locations))
+
+
+def versions_digest(urls: list[str]) -> str | None:
+    """A hash of what the server tells of these files that changes when one does; None where it tells too little."""
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        try:
+            versions = list(pool.map(remote.version, urls))
+        except Exception:  # noqa: BLE001 - fsspec's clients have errors of their own; reading the files will tell
+            return None
+    known = [version for version in versions if version is not None]
+    return hashlib.sha256("\n".join(known).encode()).hexdigest() if len(known) == len(urls) else None
 
 
 def _read(path: str, start: int, end: int | None) -> bytes:

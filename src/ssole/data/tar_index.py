@@ -53,22 +53,22 @@ def tar_index(location: str) -> TarIndex:
     """The index of a tar: read from the file kept for it, or made and kept.
 
     It is kept beside the tar as a hidden file, or in the cache folder where that cannot be written, and made anew when
-    the tar has changed.
+    the tar has changed, or Pillow opens images with other suffixes.
 
     Raises:
         DataError: where the tar cannot be read, is none, or is compressed.
     """
-    now = stamp(location)
+    conditions = {"version": _VERSION, "stamp": stamp(location), "suffixes": sorted(image_suffixes())}
     places = _places(location)
     for place in places:
         loaded = load_table(place)
-        if loaded is not None and loaded[1].get("version") == _VERSION and loaded[1].get("stamp") == now:
+        if loaded is not None and all(loaded[1].get(name) == value for name, value in conditions.items()):
             table, facts = loaded
             return TarIndex(
                 table=table, ignored=Counter(facts["ignored"]), hidden=facts["hidden"], problem=facts["problem"]
             )
     index = build_index(location)
-    _save(index, places, now)
+    _save(index, places, conditions)
     return index
 
 
@@ -210,14 +210,14 @@ def _places(location: str) -> list[Path]:
     return [cached] if is_remote(location) else [Path(folder_of(location), f".{name_of(location)}.ssole-index"), cached]
 
 
-def _save(index: TarIndex, places: list[Path], now: str) -> None:
+def _save(index: TarIndex, places: list[Path], conditions: dict[str, object]) -> None:
     columns = {name: index.table.column(name) for name in index.table.column_names}
-    facts = {"stamp": now, "ignored": index.ignored, "hidden": index.hidden, "problem": index.problem}
+    facts = {"ignored": index.ignored, "hidden": index.hidden, "problem": index.problem}
     for place in places:
         try:
             if place is places[-1]:
                 place.parent.mkdir(parents=True, exist_ok=True)
-            save_table(place, columns, version=_VERSION, **facts)
+            save_table(place, columns, **conditions, **facts)
             return
         except OSError:
             continue  # not ours to write to; with nowhere left, the index is made again next time

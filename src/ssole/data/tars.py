@@ -15,11 +15,9 @@ from ssole.data.fingerprint import files_digest
 from ssole.data.folder import kinds
 from ssole.data.labels import number_texts
 from ssole.data.remote import is_remote
-from ssole.data.storage import common_folder, name_of, read_bytes, relative_to
+from ssole.data.storage import CONNECTIONS, common_folder, name_of, place_of, read_bytes, relative_to, versions_digest
 from ssole.data.tar_index import tar_index
 from ssole.errors import DataError
-
-_CONNECTIONS = 8  # to a server at once while shards are indexed
 
 
 class TarSource:
@@ -39,6 +37,7 @@ class TarSource:
             holds all of the files.
 
     Attributes:
+        place: Absolute paths or URLs of the tars, one a line.
         ignored: How many members that are neither image nor label there are, by suffix.
         hidden: How many members there are whose name begins with a dot.
         problems: A sentence on each tar that breaks off or is damaged.
@@ -60,11 +59,12 @@ class TarSource:
         self._files = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not self._files:
             raise DataError("No tar file was given.")
+        self.place = place_of(self._files)
         folder = common_folder(self._files) if root is None else os.fspath(root)
         self._names = [relative_to(file, folder) for file in self._files]
         more = f" and {len(self._files) - 1} more" if len(self._files) > 1 else ""
         self.name = name_of(self._files[0]) + more
-        with ThreadPoolExecutor(_CONNECTIONS if is_remote(self._files[0]) else 1) as pool:
+        with ThreadPoolExecutor(CONNECTIONS if is_remote(self._files[0]) else 1) as pool:
             indices = list(pool.map(tar_index, self._files))
         self.ignored = sum((index.ignored for index in indices), Counter[str]())
         self.hidden = sum(index.hidden for index in indices)
@@ -92,8 +92,11 @@ class TarSource:
         return read_bytes(self._files[self._shard(i)], where=self.id(i), start=start, end=start + int(self._sizes[i]))
 
     def fingerprint(self) -> str | None:
-        """Changes when a file gets another size or time; None where the files are remote."""
-        return files_digest("", self._files)
+        """Changes when a file gets another size or time, or, of a remote one, what its server keeps in place of that.
+
+        None where a server tells no more than the size.
+        """
+        return versions_digest(self._files) if is_remote(self._files[0]) else files_digest("", self._files)
 
     def _shard(self, i: int) -> int:
         return int(np.searchsorted(self._starts, i, side="right")) - 1

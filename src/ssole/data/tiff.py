@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import zlib
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,11 @@ from numpy.typing import NDArray
 from ssole.data.pixels import Pixels
 from ssole.errors import DataError
 
-_BITS, _ORIENTATION, _SAMPLES = 258, 274, 277  # numbers of tags
+_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 258, 262, 274, 277  # numbers of tags
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = range(4)  # values of the second
+_PLAIN, _LZW, _DEFLATE = 1, 5, (8, 32946)  # compressions
+# Those that imagecodecs unpacks to no more than it is told; tifffile's own substitutes for it know no such limit.
+_LIMITED = (_LZW, 32773, 34925, 34926, 50000)
 BIG_TIFF = (b"II+\0", b"MM\0+")  # of which Pillow misreads the second
 _STARTS = (b"II*\0", b"MM\0*", *BIG_TIFF)
 
@@ -28,6 +34,11 @@ def pillow_keeps_all(image: Any) -> bool:
     return bool(image.n_frames == 1 and deep_enough and image.tag_v2.get(_SAMPLES, 1) == len(image.getbands()))
 
 
+def pillow_misreads(image: Any) -> bool:
+    """Whether this is a TIFF of 16 bits with white at zero, which Pillow does not invert."""
+    return bool(image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+
+
 def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
     """The first page (H, W, C), uint8 or uint16; or the pages as channels, when there are as many of them, of one each.
 
@@ -38,45 +49,100 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
         where: Names the image in errors.
 
     Raises:
-        DataError: where the number of channels is another, the image is too large to be trusted (as in Pillow), or its
-            pixels have no agreed range.
+        DataError: where the number of channels is another, the image is too large to be trusted (as in Pillow) or
+            unpacks to more than it says, its compression is not read, its channels are neither grey nor RGB (or
+            whatever they are, beyond these), or its pixels have no agreed range.
         Exception: of many types, from tifffile, for a damaged file.
     """
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(data)) as file:
         first = file.pages.first
-        if channels in (None, first.samplesperpixel):
+        own = 3 if _photometric(first) == _PALETTE else first.samplesperpixel
+        if channels in (None, own):
             return _upright(_page(first, 1, where), first)
         pages = len(file.pages)
-        if first.samplesperpixel == 1 and pages == channels:
+        if own == 1 and pages == channels:
             return _upright(np.concatenate([_page(page, pages, where) for page in file.pages], axis=2), first)
-        found = f"{pages} pages of {first.samplesperpixel}" if pages > 1 else str(first.samplesperpixel)
+        found = f"{pages} pages of {own}" if pages > 1 else str(own)
         raise DataError(f"{where}: the image has {found} channels, and {channels} are asked for.")
 
 
+def _photometric(page: Any) -> int:
+    """What the values of a page stand for; of one that does not say, what they do in most."""
+    return int(page.tags.valueof(_PHOTOMETRIC, default=_BLACK_IS_ZERO))
+
+
 def _page(page: Any, pages: int, where: str) -> Pixels:
-    """(H, W, C) in the byte order of the machine."""
+    """(H, W, C) in the byte order of the machine, with black at zero and a palette applied."""
     _check_size(page.size * pages, where)
+    _check_kind(page, where)
     try:
+        if page.compression != _PLAIN:
+            _check_compression(page, where)
         pixels: NDArray[Any] = page.asarray()
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, NotImplementedError) as error:
         if "imagecodecs" not in str(error):
             raise
-        raise DataError(f"{where}: the compression needs a package ({error}): pip install imagecodecs") from error
-    if pixels.dtype == bool:
-        pixels = pixels * np.uint8(255)
-    if pixels.dtype.kind != "u" or pixels.dtype.itemsize > 2:
-        raise DataError(
-            f"{where}: {pixels.dtype} pixels have no agreed range; convert the image to 8 or 16 bits per channel."
-        )
+        raise DataError(f"{where}: the image needs a package ({error}): pip install imagecodecs") from error
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     elif page.axes == "SYX":
         pixels = pixels.transpose(1, 2, 0)
     elif page.axes != "YXS":
         raise DataError(f"{where}: a TIFF page with the axes {page.axes} {pixels.shape} is no image.")
-    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    return _from_black(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), page)
+
+
+def _check_kind(page: Any, where: str) -> None:
+    """Of pages whose values have another range, or stand for other things, the pixels would be wrong."""
+    if page.dtype.kind not in "bu" or page.dtype.itemsize > 2:
+        raise DataError(
+            f"{where}: {page.dtype} pixels have no agreed range; convert the image to 8 or 16 bits per channel."
+        )
+    photometric = _photometric(page)
+    if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE):
+        name = getattr(page.photometric, "name", photometric)
+        raise DataError(f"{where}: a TIFF of the kind {name} is not read at full depth; convert the image to RGB.")
+    if photometric != _PALETTE and page.bitspersample in range(2, 8):
+        raise DataError(f"{where}: {page.bitspersample}-bit pixels are not read; convert the image to 8 bits.")
+
+
+def _check_compression(page: Any, where: str) -> None:
+    """See to it that no strip or tile unpacks to more than its size; deflate can make a thousand times its bytes.
+
+    What tifffile calls zlib with has no limit, so that it is measured before how much comes out.
+    """
+    import tifffile
+
+    values = math.prod(page.chunks)  # of a strip or tile, which may reach over the image's edge
+    _check_size(values, where)
+    limit = values * page.dtype.itemsize
+    if page.compression in _DEFLATE:
+        segments = page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts, flat=True)
+        for data, _ in segments:
+            if data is not None and len(zlib.decompressobj().decompress(data, limit + 1)) > limit:
+                raise DataError(f"{where}: the image unpacks to more than its size; it could be a decompression bomb.")
+    elif page.compression in _LIMITED:
+        codec = tifffile.TIFF.DECOMPRESSORS[page.compression]  # a KeyError that names the package where it is missing
+        if not codec.__module__.startswith("imagecodecs"):
+            raise KeyError(f"{page.compression!r} requires the 'imagecodecs' package")
+    else:
+        name = getattr(page.compression, "name", page.compression)
+        raise DataError(f"{where}: the compression {name} is not read in such a TIFF; save the image with deflate.")
+
+
+def _from_black(pixels: Pixels, page: Any) -> Pixels:
+    """Channels that grow with brightness, over their whole range; of a palette's numbers the colours."""
+    photometric = _photometric(page)
+    if photometric == _PALETTE:
+        colours: NDArray[np.uint8] = (page.colormap >> 8).astype(np.uint8)  # (3, numbers), always of 16 bits
+        return np.take(colours.T, pixels[:, :, 0], axis=0)
+    if pixels.dtype == bool:
+        pixels = pixels * np.uint8(255)
+    if photometric == _WHITE_IS_ZERO:
+        pixels = np.invert(pixels)  # all bits the other way: the largest value minus it
+    return pixels
 
 
 def _check_size(values: int, where: str) -> None:
