@@ -106,7 +106,7 @@ class ImageStore:
         elif cache is not False and not isinstance(source, ArraySource):
             parent = None if cache is True else Path(cache)
             packed = open_cache(source, parent=parent, shrink_to=shrink_to, channels=channels, limit=cache_limit)
-            self._reader.use(packed)
+            self._reader.packed = packed
             if packed is not None:
                 _tell_if_too_large(packed, source, probes)
 

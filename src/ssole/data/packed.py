@@ -30,13 +30,12 @@ _RECORD = np.dtype(
         ("image", "<i8"),
         ("offset", "<i8"),  # of the first byte in pixels.bin
         ("shape", "<i4", 3),  # channels, height, width
-        ("kind", "<i4"),  # a key of _DTYPES, or _REASON
+        ("kind", "<i4"),  # a key of _DTYPES
         ("checksum", "<u4"),  # CRC-32 of the bytes
     ]
 )
 _DTYPES = {1: torch.uint8, 2: torch.uint16}
-_REASON = 3  # no pixels, but why there are none: text in UTF-8, of shape (1, 1, bytes)
-_BYTES = np.array([0, 1, 2, 1])  # that a value takes, by kind
+_BYTES = np.array([0, 1, 2])  # that a value takes, by kind
 _ALIGN = 64  # bytes; images begin at multiples, so that 16-bit values are aligned, and vector loads fast
 _PAGE = 4096
 _PATIENCE = 10.0  # seconds to wait for another process to append one image: it takes milliseconds
@@ -72,17 +71,11 @@ class PackedImages:
         self._catch_up()
 
     def __len__(self) -> int:
-        """How many images are kept, or known to be unreadable."""
+        """How many images are kept."""
         return int(np.count_nonzero(self._kinds))
 
-    @property
-    def unreadable(self) -> list[int]:
-        """Indices of the images that are known to be unreadable."""
-        found: list[int] = np.flatnonzero(self._kinds == _REASON).tolist()
-        return found
-
-    def get(self, i: int) -> torch.Tensor | str | None:
-        """Image i without a copy, or the reason why it is unreadable; None where neither is known.
+    def get(self, i: int) -> torch.Tensor | None:
+        """Image i without a copy; None where it is not kept.
 
         The tensor's pages belong to this process: writing to it does not change the file.
         """
@@ -98,24 +91,16 @@ class PackedImages:
                 self._kinds[i] = 0
                 return None
             self._checked[i] = True
-        if kind == _REASON:
-            return data.tobytes().decode("utf-8", "surrogatepass")
         pixels = torch.from_numpy(data)
         pixels[::_PAGE].max()  # lets the disk be waited for here, in a thread that works ahead
         return pixels.view(_DTYPES[kind]).view(*record["shape"].tolist())
 
-    def keep(self, i: int, found: torch.Tensor | str) -> None:
-        """Append image i, (C, H, W) uint8 or uint16, or the reason why it is unreadable; unless it is there or full."""
-        if self.full:
+    def keep(self, i: int, image: torch.Tensor) -> None:
+        """Append image i, (C, H, W) uint8 or uint16; unless it is there already, or the cache is full."""
+        if self.full or image.numel() == 0:
             return
-        if isinstance(found, str):
-            data = np.frombuffer(found.encode("utf-8", "surrogatepass"), np.uint8)
-            kind, shape = _REASON, [1, 1, data.size]
-        else:
-            data = found.contiguous().numpy().reshape(-1).view(np.uint8)
-            kind, shape = next(kind for kind, dtype in _DTYPES.items() if dtype == found.dtype), list(found.shape)
-        if data.size == 0:
-            return
+        data = image.contiguous().numpy().reshape(-1).view(np.uint8)
+        kind, shape = next(kind for kind, dtype in _DTYPES.items() if dtype == image.dtype), list(image.shape)
         with self._mutex:
             if self._pixels.closed:
                 return
@@ -180,7 +165,7 @@ class PackedImages:
 
 def _plausible(records: NDArray[np.void], images: int, size: int) -> NDArray[np.bool_]:
     """Which records can be right, of those found in an index that a power failure may have damaged."""
-    known = (records["kind"] >= 1) & (records["kind"] <= _REASON)
+    known = (records["kind"] >= 1) & (records["kind"] <= max(_DTYPES))
     named = (records["image"] >= 0) & (records["image"] < images)
     lengths = records["shape"].astype(np.float64).prod(1) * _BYTES[np.where(known, records["kind"], 0)]
     placed = (records["shape"] > 0).all(1) & (records["offset"] >= 0) & (records["offset"] % _ALIGN == 0)
