@@ -14,6 +14,7 @@ import torch
 from listed import Listed, png, wait_until_still
 from ssole.data.loader import ImageStore
 from ssole.data.sources import ArraySource, open_source
+from ssole.data.spread import spread
 from ssole.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1000, 6, 5, 3), dtype=np.uint8)
@@ -225,6 +226,22 @@ def test_channel_statistics_give_each_image_the_same_weight():
 def test_advice_names_what_is_missing():
     assert ImageStore(Listed(list(IMAGES))).advice() is None  # in memory
     assert "cache" in ImageStore(Listed([png(5, 6, 1), png(6, 5, 2)]), workers=999).advice()
+
+
+def test_advice_comes_once_all_that_can_be_read_is_kept(tmp_path: Path):
+    items = [b"broken" if i == 30 else png(5 + i % 2, 6, i) for i in range(40)]
+    with ImageStore(Listed(items), cache=tmp_path) as store:
+        store.get(range(20))
+        assert store.advice() is None  # the cache is being filled
+        store.get(range(40))
+        assert "decoded images are read from" in store.advice()
+
+
+@pytest.mark.parametrize(
+    ("n", "count", "expected"), [(10, 5, [0, 2, 4, 6, 8]), (3, 2, [0, 1]), (3, 9, [0, 1, 2]), (0, 4, [])]
+)
+def test_spread(n: int, count: int, expected: list[int]):
+    assert spread(n, count) == expected
 
 
 def test_a_store_is_closed_by_its_with_statement():

@@ -7,14 +7,17 @@ A cache is a folder of
     about.json   what it holds
     .lock        held by a process while it appends
 
-Any number of processes share one. Each appends what it had to decode, and finds what the others appended. A record is
-written after its pixels, and these are compared with its checksum when a process first reads them: whatever a kill, a
-full disk or a power failure leaves behind, an image is right or decoded again.
+Any number of processes share one. Each appends what it had to decode, and finds what the others appended. Each has a
+shared lock on pixels.bin for as long as it is open, so that nobody removes a cache that is in use. A record is written
+after its pixels, and these are compared with its checksum when a process first reads them: whatever a kill, a full disk
+or a power failure leaves behind, an image is right or decoded again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import threading
 import warnings
 import zlib
@@ -48,15 +51,16 @@ class PackedImages:
         folder: Where it is or will be; made by the caller.
         images: How many images the source has.
         limit: Bytes that pixels.bin may grow to. Images that do not fit are not kept.
+        temporary: Remove the folder on closing.
 
     Raises:
         OSError: where the files cannot be made or read.
     """
 
-    def __init__(self, folder: Path, images: int, *, limit: int) -> None:
+    def __init__(self, folder: Path, images: int, *, limit: int, temporary: bool = False) -> None:
         from filelock import FileLock
 
-        self.folder, self.limit = folder, limit
+        self.folder, self.limit, self._temporary = folder, limit, temporary
         self.full = False
         """Whether nothing more is kept, because of the limit or a disk that refuses."""
         self._records: NDArray[np.void] = np.zeros(images, _RECORD)
@@ -66,6 +70,8 @@ class PackedImages:
         self._lock = FileLock(folder / ".lock", thread_local=False)
         self._told = False
         self._pixels, self._index = _open(folder / "pixels.bin"), _open(folder / "index.bin")
+        with contextlib.suppress(OSError):  # where the file system has no locks, or another process is removing this
+            _lock(self._pixels, shared=True)
         self._map: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._known = 0  # bytes of the index that have been read
         self._catch_up()
@@ -104,6 +110,10 @@ class PackedImages:
         with self._mutex:
             if self._pixels.closed:
                 return
+            if os.fstat(self._pixels.fileno()).st_nlink == 0:  # what is written now would fill the disk, out of sight
+                self.full = True
+                self.tell(f"{self.folder} was deleted: the images that it did not yet hold are decoded in every epoch")
+                return
             try:
                 with self._lock.acquire(timeout=_PATIENCE, poll_interval=0.002):
                     self._append(i, kind, shape, data)
@@ -124,6 +134,8 @@ class PackedImages:
             self._index.close()
             self._kinds[:] = 0
             self._map = np.empty(0, np.uint8)
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _append(self, i: int, kind: int, shape: list[int], data: NDArray[np.uint8]) -> None:
         self._catch_up()
@@ -163,6 +175,20 @@ class PackedImages:
         return part if part.flags.writeable else part.copy()
 
 
+def remove_unless_open(folder: Path) -> bool:
+    """Remove a cache that no process has open; whether it was one, and is gone."""
+    pixels = folder / "pixels.bin"
+    try:
+        with contextlib.nullcontext() if os.name == "nt" else open(pixels, "r+b") as file:
+            if file is not None:
+                _lock(file, shared=False)
+            pixels.unlink()  # Windows refuses while a process has it open, and so needs no lock
+            shutil.rmtree(folder)
+    except OSError:
+        return False
+    return True
+
+
 def _plausible(records: NDArray[np.void], images: int, size: int) -> NDArray[np.bool_]:
     """Which records can be right, of those found in an index that a power failure may have damaged."""
     known = (records["kind"] >= 1) & (records["kind"] <= max(_DTYPES))
@@ -182,6 +208,14 @@ def _open(path: Path) -> IO[bytes]:
     """For reading and writing anywhere, made if it is not there, and never cut short: others may be reading it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     return os.fdopen(handle, "r+b", buffering=0)
+
+
+def _lock(file: IO[bytes], *, shared: bool) -> None:
+    """Lock a file until it is closed, beside others that share it or alone; `OSError` where that cannot be at once."""
+    if os.name != "nt":
+        import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def _size(file: IO[bytes]) -> int:
