@@ -14,7 +14,6 @@ import torch
 from listed import Listed, png, wait_until_still
 from ssole.data.loader import ImageStore
 from ssole.data.sources import ArraySource, open_source
-from ssole.data.spread import spread
 from ssole.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1000, 6, 5, 3), dtype=np.uint8)
@@ -235,13 +234,6 @@ def test_advice_comes_once_all_that_can_be_read_is_kept(tmp_path: Path):
         assert store.advice() is None  # the cache is being filled
         store.get(range(40))
         assert "decoded images are read from" in store.advice()
-
-
-@pytest.mark.parametrize(
-    ("n", "count", "expected"), [(10, 5, [0, 2, 4, 6, 8]), (3, 2, [0, 1]), (3, 9, [0, 1, 2]), (0, 4, [])]
-)
-def test_spread(n: int, count: int, expected: list[int]):
-    assert spread(n, count) == expected
 
 
 def test_a_store_is_closed_by_its_with_statement():
