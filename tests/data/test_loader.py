@@ -227,6 +227,15 @@ def test_advice_names_what_is_missing():
     assert "cache" in ImageStore(Listed([png(5, 6, 1), png(6, 5, 2)]), workers=999).advice()
 
 
+def test_advice_comes_once_all_that_can_be_read_is_kept(tmp_path: Path):
+    items = [b"broken" if i == 30 else png(5 + i % 2, 6, i) for i in range(40)]
+    with ImageStore(Listed(items), cache=tmp_path) as store:
+        store.get(range(20))
+        assert store.advice() is None  # the cache is being filled
+        store.get(range(40))
+        assert "decoded images are read from" in store.advice()
+
+
 def test_a_store_is_closed_by_its_with_statement():
     with ImageStore(Listed([png(5, 6, 1), png(6, 5, 2)])) as store:
         store.get([0, 1])

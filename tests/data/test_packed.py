@@ -94,16 +94,6 @@ def test_a_system_that_promises_no_memory_gets_copies(
     assert torch.equal(first, image(3))
 
 
-def test_reasons_are_kept_too(opened: Open) -> None:
-    packed = opened(5)
-    packed.keep(1, "the image is damagéd \udcff.")
-    packed.keep(2, image(2))
-    again = opened(5)
-    assert again.unreadable == [1]
-    assert again.get(1) == "the image is damagéd \udcff."
-    assert torch.equal(again.get(2), image(2))
-
-
 def test_two_caches_of_one_folder_see_what_the_other_keeps_and_keep_nothing_twice(opened: Open, tmp_path: Path) -> None:
     one, other = (opened(4) for _ in range(2))
     one.keep(0, image(0))

@@ -11,7 +11,7 @@ import tiny
 from listed import Listed, png
 from ssole.data.loader import AHEAD, ImageStore
 from ssole.data.sources import ArraySource
-from ssole.training.feed import Feed, pack, unpack
+from ssole.training.feed import Feed, _resident, leaves_room, pack, unpack
 from ssole.training.plan import Plan
 
 CPU = torch.device("cpu")
@@ -89,11 +89,24 @@ def test_images_of_any_size_and_depth_travel_together() -> None:
         assert torch.equal(found, image)
 
 
+@pytest.mark.parametrize(("size", "fits"), [(0, True), (249, True), (250, False), (999, False)])
+def test_a_set_on_a_gpu_leaves_room_for_the_network(monkeypatch: pytest.MonkeyPatch, size: int, fits: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
+    gpu = torch.device("cuda", 1)
+    assert leaves_room(size, gpu) == fits
+    if not fits:
+        assert _resident(torch.empty(size, dtype=torch.uint8), gpu) is None  # and no copy is begun: here is no GPU
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif("not torch.cuda.is_available()", reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("sizes", [1, 3])
 @pytest.mark.parametrize("memory_limit", [None, 0])
-def test_images_on_a_gpu_are_those_of_the_store(sizes: int, memory_limit: int | None) -> None:
+@pytest.mark.parametrize("free", [1 << 40, 0])
+def test_images_on_a_gpu_are_those_of_the_store(
+    monkeypatch: pytest.MonkeyPatch, sizes: int, memory_limit: int | None, free: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 1 << 40))
     source = Listed([png(31 + i % sizes, 29, i) for i in range(22)])
     with ImageStore(source, memory_limit=memory_limit) as store:
         busy = torch.randn(4096, 4096, device="cuda")

@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ssole.data.advice import advice
 from ssole.data.cache import open_cache
 from ssole.data.host import total_memory, usable_cpus
 from ssole.data.in_memory import decode_all
 from ssole.data.packed import PackedImages
 from ssole.data.reading import Reader
 from ssole.data.sources import ArraySource, Source
+from ssole.data.spread import spread
 from ssole.errors import DataError
 from ssole.files import write_text_atomically
 
@@ -60,9 +62,10 @@ class ImageStore:
         max_unreadable: Share of the images, rounded up to whole images, that may be unreadable.
         cache: Keep decoded images that are not held in memory: in this folder, or (True) in ``packed`` in the cache
             folder, which the environment variable ``SSOLE_CACHE`` names. The next run on the same images finds them,
-            and a run beside this one shares them. Arrays need no decoding and are never kept.
-        cache_limit: Bytes that the cache may take; by default half of what is free on its disk. When not all images
-            fit, as many as do are kept, with a warning.
+            and a run beside this one shares them; save for a source that cannot tell whether its images changed, of
+            which they are removed on closing. Arrays need no decoding and are never kept.
+        cache_limit: Bytes that the cache may take; by default half of what is free on its disk and of what it has
+            already. When not all images fit, as many as do are kept, with a warning.
         progress: Show a bar on a terminal if decoding everything takes more than two seconds.
 
     Raises:
@@ -99,16 +102,16 @@ class ImageStore:
         self._finalizer = weakref.finalize(self, _close, self._pool, self._reader)
         self._ahead: deque[dict[int, Future[torch.Tensor]]] = deque(maxlen=AHEAD + 1)  # and the batch in use
 
-        probes = [self._reader.readable(i) for i in _spread(len(source), _PROBES)]
+        probes = [self._reader.readable(i) for i in spread(len(source), _PROBES)]
         self.images = self._decode_all(probes, total_memory() // 4 if memory_limit is None else memory_limit, progress)
         if self.images is not None:
             self._replace_unreadable(self.images)
         elif cache is not False and not isinstance(source, ArraySource):
             parent = None if cache is True else Path(cache)
-            packed = open_cache(source, parent=parent, shrink_to=shrink_to, channels=channels, limit=cache_limit)
-            self._reader.use(packed)
-            if packed is not None:
-                _tell_if_too_large(packed, source, probes)
+            expected = len(source) * sum(probe.nbytes for probe in probes) // len(probes)
+            self._reader.packed = open_cache(
+                source, parent=parent, shrink_to=shrink_to, channels=channels, limit=cache_limit, expected=expected
+            )
 
     def __len__(self) -> int:
         return len(self.source)
@@ -171,33 +174,16 @@ class ImageStore:
         """
         if sample < 1:
             raise DataError(f"sample must be at least 1 image; got {sample}.")
-        chosen = _spread(len(self), sample)
+        chosen = spread(len(self), sample)
         moments = [m for k in range(0, len(chosen), 64) for m in map(_moments, self.get(chosen[k : k + 64]))]
         mean, square = torch.stack(moments).mean(0)
         return mean.tolist(), (square - mean**2).clamp_min(0).sqrt().tolist()
 
     def advice(self) -> str | None:
         """What would bring images sooner, in a line; None while the cache is being filled, which will, or in memory."""
-        packed, processors = self.packed, usable_cpus()
         if self.uniform:
             return None
-        if packed is not None and not packed.full and len(packed) < len(self):
-            return None
-        if packed is not None and not packed.full:
-            return (
-                f"decoded images are read from {packed.folder}: a faster disk (name a folder there by SSOLE_CACHE) or "
-                "more memory would help"
-            )
-        if self.workers < processors:
-            return f"images are decoded by {self.workers} threads, and {processors} processors are there: use more"
-        if packed is not None:
-            return (
-                f"only {len(packed):,} of {len(self):,} decoded images are kept in {packed.folder}: make room on the "
-                "disk, or name a folder on a larger one by SSOLE_CACHE"
-            )
-        return (
-            "images are decoded anew in every epoch: keep them in a cache, store them smaller, or use more processors"
-        )
+        return advice(self.packed, readable=len(self) - len(self._reader.failures), workers=self.workers)
 
     def save_unreadable(self, path: str | os.PathLike[str]) -> None:
         """Write `.unreadable` as JSON lines {"index", "id", "reason"}, replacing the file atomically."""
@@ -243,25 +229,7 @@ def _close(pool: ThreadPoolExecutor, reader: Reader) -> None:
         reader.packed.close()
 
 
-def _spread(n: int, count: int) -> list[int]:
-    """Up to `count` indices below n, evenly spaced."""
-    return sorted({k * n // count for k in range(count)})
-
-
 def _moments(image: torch.Tensor) -> torch.Tensor:
     """Mean and mean square of each channel, (2, C) float64."""
     values = image.flatten(1).double() / (65535 if image.dtype == torch.uint16 else 255)
     return torch.stack([values.mean(1), values.square().mean(1)])
-
-
-def _tell_if_too_large(packed: PackedImages, source: Source, probes: list[torch.Tensor]) -> None:
-    from rich.filesize import decimal
-
-    expected = len(source) * sum(probe.nbytes for probe in probes) // len(probes)
-    if expected > packed.limit:
-        packed.tell(
-            f"the decoded images of {source.name} will take about {decimal(expected)}, and their cache in "
-            f"{packed.folder} may take {decimal(packed.limit)}: about {packed.limit / expected:.0%} of them are kept, "
-            "and the others are decoded in every epoch. Make room on the disk, or name a folder on a larger one by the "
-            "environment variable SSOLE_CACHE"
-        )

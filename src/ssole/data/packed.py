@@ -7,14 +7,17 @@ A cache is a folder of
     about.json   what it holds
     .lock        held by a process while it appends
 
-Any number of processes share one. Each appends what it had to decode, and finds what the others appended. A record is
-written after its pixels, and these are compared with its checksum when a process first reads them: whatever a kill, a
-full disk or a power failure leaves behind, an image is right or decoded again.
+Any number of processes share one. Each appends what it had to decode, and finds what the others appended. Each has a
+shared lock on pixels.bin for as long as it is open, so that nobody removes a cache that is in use. A record is written
+after its pixels, and these are compared with its checksum when a process first reads them: whatever a kill, a full disk
+or a power failure leaves behind, an image is right or decoded again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import threading
 import warnings
 import zlib
@@ -30,13 +33,12 @@ _RECORD = np.dtype(
         ("image", "<i8"),
         ("offset", "<i8"),  # of the first byte in pixels.bin
         ("shape", "<i4", 3),  # channels, height, width
-        ("kind", "<i4"),  # a key of _DTYPES, or _REASON
+        ("kind", "<i4"),  # a key of _DTYPES
         ("checksum", "<u4"),  # CRC-32 of the bytes
     ]
 )
 _DTYPES = {1: torch.uint8, 2: torch.uint16}
-_REASON = 3  # no pixels, but why there are none: text in UTF-8, of shape (1, 1, bytes)
-_BYTES = np.array([0, 1, 2, 1])  # that a value takes, by kind
+_BYTES = np.array([0, 1, 2])  # that a value takes, by kind
 _ALIGN = 64  # bytes; images begin at multiples, so that 16-bit values are aligned, and vector loads fast
 _PAGE = 4096
 _PATIENCE = 10.0  # seconds to wait for another process to append one image: it takes milliseconds
@@ -49,15 +51,16 @@ class PackedImages:
         folder: Where it is or will be; made by the caller.
         images: How many images the source has.
         limit: Bytes that pixels.bin may grow to. Images that do not fit are not kept.
+        temporary: Remove the folder on closing.
 
     Raises:
         OSError: where the files cannot be made or read.
     """
 
-    def __init__(self, folder: Path, images: int, *, limit: int) -> None:
+    def __init__(self, folder: Path, images: int, *, limit: int, temporary: bool = False) -> None:
         from filelock import FileLock
 
-        self.folder, self.limit = folder, limit
+        self.folder, self.limit, self._temporary = folder, limit, temporary
         self.full = False
         """Whether nothing more is kept, because of the limit or a disk that refuses."""
         self._records: NDArray[np.void] = np.zeros(images, _RECORD)
@@ -67,22 +70,18 @@ class PackedImages:
         self._lock = FileLock(folder / ".lock", thread_local=False)
         self._told = False
         self._pixels, self._index = _open(folder / "pixels.bin"), _open(folder / "index.bin")
+        with contextlib.suppress(OSError):  # where the file system has no locks, or another process is removing this
+            _lock(self._pixels, shared=True)
         self._map: NDArray[np.uint8] = np.empty(0, np.uint8)
         self._known = 0  # bytes of the index that have been read
         self._catch_up()
 
     def __len__(self) -> int:
-        """How many images are kept, or known to be unreadable."""
+        """How many images are kept."""
         return int(np.count_nonzero(self._kinds))
 
-    @property
-    def unreadable(self) -> list[int]:
-        """Indices of the images that are known to be unreadable."""
-        found: list[int] = np.flatnonzero(self._kinds == _REASON).tolist()
-        return found
-
-    def get(self, i: int) -> torch.Tensor | str | None:
-        """Image i without a copy, or the reason why it is unreadable; None where neither is known.
+    def get(self, i: int) -> torch.Tensor | None:
+        """Image i without a copy; None where it is not kept.
 
         The tensor's pages belong to this process: writing to it does not change the file.
         """
@@ -98,26 +97,22 @@ class PackedImages:
                 self._kinds[i] = 0
                 return None
             self._checked[i] = True
-        if kind == _REASON:
-            return data.tobytes().decode("utf-8", "surrogatepass")
         pixels = torch.from_numpy(data)
         pixels[::_PAGE].max()  # lets the disk be waited for here, in a thread that works ahead
         return pixels.view(_DTYPES[kind]).view(*record["shape"].tolist())
 
-    def keep(self, i: int, found: torch.Tensor | str) -> None:
-        """Append image i, (C, H, W) uint8 or uint16, or the reason why it is unreadable; unless it is there or full."""
-        if self.full:
+    def keep(self, i: int, image: torch.Tensor) -> None:
+        """Append image i, (C, H, W) uint8 or uint16; unless it is there already, or the cache is full."""
+        if self.full or image.numel() == 0:
             return
-        if isinstance(found, str):
-            data = np.frombuffer(found.encode("utf-8", "surrogatepass"), np.uint8)
-            kind, shape = _REASON, [1, 1, data.size]
-        else:
-            data = found.contiguous().numpy().reshape(-1).view(np.uint8)
-            kind, shape = next(kind for kind, dtype in _DTYPES.items() if dtype == found.dtype), list(found.shape)
-        if data.size == 0:
-            return
+        data = image.contiguous().numpy().reshape(-1).view(np.uint8)
+        kind, shape = next(kind for kind, dtype in _DTYPES.items() if dtype == image.dtype), list(image.shape)
         with self._mutex:
             if self._pixels.closed:
+                return
+            if os.fstat(self._pixels.fileno()).st_nlink == 0:  # what is written now would fill the disk, out of sight
+                self.full = True
+                self.tell(f"{self.folder} was deleted: the images that it did not yet hold are decoded in every epoch")
                 return
             try:
                 with self._lock.acquire(timeout=_PATIENCE, poll_interval=0.002):
@@ -139,6 +134,8 @@ class PackedImages:
             self._index.close()
             self._kinds[:] = 0
             self._map = np.empty(0, np.uint8)
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def _append(self, i: int, kind: int, shape: list[int], data: NDArray[np.uint8]) -> None:
         self._catch_up()
@@ -178,9 +175,23 @@ class PackedImages:
         return part if part.flags.writeable else part.copy()
 
 
+def remove_unless_open(folder: Path) -> bool:
+    """Remove a cache that no process has open; whether it was one, and is gone."""
+    pixels = folder / "pixels.bin"
+    try:
+        with contextlib.nullcontext() if os.name == "nt" else open(pixels, "r+b") as file:
+            if file is not None:
+                _lock(file, shared=False)
+            pixels.unlink()  # Windows refuses while a process has it open, and so needs no lock
+            shutil.rmtree(folder)
+    except OSError:
+        return False
+    return True
+
+
 def _plausible(records: NDArray[np.void], images: int, size: int) -> NDArray[np.bool_]:
     """Which records can be right, of those found in an index that a power failure may have damaged."""
-    known = (records["kind"] >= 1) & (records["kind"] <= _REASON)
+    known = (records["kind"] >= 1) & (records["kind"] <= max(_DTYPES))
     named = (records["image"] >= 0) & (records["image"] < images)
     lengths = records["shape"].astype(np.float64).prod(1) * _BYTES[np.where(known, records["kind"], 0)]
     placed = (records["shape"] > 0).all(1) & (records["offset"] >= 0) & (records["offset"] % _ALIGN == 0)
@@ -197,6 +208,14 @@ def _open(path: Path) -> IO[bytes]:
     """For reading and writing anywhere, made if it is not there, and never cut short: others may be reading it."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644)
     return os.fdopen(handle, "r+b", buffering=0)
+
+
+def _lock(file: IO[bytes], *, shared: bool) -> None:
+    """Lock a file until it is closed, beside others that share it or alone; `OSError` where that cannot be at once."""
+    if os.name != "nt":
+        import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
 
 
 def _size(file: IO[bytes]) -> int:

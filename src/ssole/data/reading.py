@@ -25,17 +25,12 @@ class Reader:
     def __init__(self, source: Source, *, shrink_to: int | None, channels: int | None, max_unreadable: float) -> None:
         self.source = source
         self.packed: PackedImages | None = None
+        """The cache, once there is one."""
         self.failures: dict[int, str] = {}
         """{index: reason} of the images found unreadable so far."""
         self._shrink_to, self._channels = shrink_to, channels
         self._allowed = math.ceil(max_unreadable * len(source))
         self._lock = threading.Lock()
-
-    def use(self, packed: PackedImages | None) -> None:
-        """Take images from a cache from now on, and keep there what is decoded."""
-        self.packed = packed
-        for i in packed.unreadable if packed is not None else ():
-            self.read(i)  # what earlier runs met counts, and is listed, from the start
 
     def read(self, i: int) -> torch.Tensor | None:
         """Image i, or None if it is unreadable.
@@ -46,9 +41,6 @@ class Reader:
         if i in self.failures:
             return None
         found = self.packed.get(i) if self.packed is not None else None
-        if isinstance(found, str):
-            self._fail(i, found)
-            return None
         return self._decode(i) if found is None else found
 
     def readable(self, i: int) -> torch.Tensor:
@@ -68,22 +60,15 @@ class Reader:
     def _decode(self, i: int) -> torch.Tensor | None:
         name = self.source.id(i)
         try:
-            data = self.source.read(i)
-        except DataError as error:  # a disk or a server that fails today may not tomorrow: the cache does not keep this
-            self._fail(i, _reason(error, name), error)
-            return None
-        try:
-            image = decode(data, where=name, shrink_to=self._shrink_to, channels=self._channels)
-        except DataError as error:
-            if self.packed is not None:
-                self.packed.keep(i, _reason(error, name))
-            self._fail(i, _reason(error, name), error)
+            image = decode(self.source.read(i), where=name, shrink_to=self._shrink_to, channels=self._channels)
+        except DataError as error:  # never kept in the cache: a disk, a server or a decoder may be there the next time
+            self._fail(i, str(error).removeprefix(f"{name}: "), error)
             return None
         if self.packed is not None:
             self.packed.keep(i, image)
         return image
 
-    def _fail(self, i: int, reason: str, cause: Exception | None = None) -> None:
+    def _fail(self, i: int, reason: str, cause: Exception) -> None:
         with self._lock:
             self.failures[i] = reason
         if len(self.failures) > self._allowed:
@@ -95,7 +80,3 @@ class Reader:
             f"{len(self.failures)} of the {len(self.source)} images in {self.source.name} cannot be read, and at most "
             f"{min(self._allowed, len(self.source) - 1)} may be (max_unreadable). The first of them:{first}"
         )
-
-
-def _reason(error: DataError, name: str) -> str:
-    return str(error).removeprefix(f"{name}: ")

@@ -26,8 +26,7 @@ class Feed:
         self._store, self._device = store, device
         self.waited = 0.0
         """Seconds that whoever asked for batches has waited for them."""
-        # small sets live in the accelerator's memory, so that a step needs no transfer
-        self._images = store.images.to(device) if store.images is not None and device.type != "cpu" else None
+        self._images = None if store.images is None else _resident(store.images, device)
         self._upload = _Upload(device) if device.type == "cuda" and self._images is None else None
 
     def batches(self, plan: Plan, start: int) -> Iterator[tuple[int, int, torch.Tensor, Images]]:
@@ -60,6 +59,19 @@ class Feed:
         images = ready()
         self.waited += time.perf_counter() - begin
         return step, epoch, ids, images
+
+
+def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor | None:
+    """All images in the accelerator's memory, so that a step needs no transfer; None where they do not belong there."""
+    if device.type == "cpu" or (device.type == "cuda" and not leaves_room(images.nbytes, device)):
+        return None
+    return images.to(device)
+
+
+def leaves_room(size: int, device: torch.device) -> bool:
+    """Whether so many bytes are less than a quarter of a GPU's free memory: the rest is for the network's work."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return size < free // 4
 
 
 class _Upload:
