@@ -34,7 +34,7 @@ def identify(source: Source) -> Identity:
     of the ids and of what the source's method ``fingerprint() -> str | None`` says, best made of :func:`files_digest`;
     where there is none, or it gives None, nothing short of reading every image would notice a change.
     """
-    ids = _ids_digest(source)
+    ids = ids_digest(source)
     method = getattr(source, "fingerprint", None)
     own = method() if callable(method) else None
     content = None if own is None else hashlib.sha256(f"{len(source)} {ids} {own}".encode()).hexdigest()
@@ -55,7 +55,7 @@ def files_digest(root: str | os.PathLike[str], paths: Sequence[str] | Paths) -> 
     return digest.hexdigest()
 
 
-def _ids_digest(source: Source) -> str:
+def ids_digest(source: Source) -> str:
     ids = "\0".join(source.id(i) for i in range(len(source)))
     return hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()  # file names need not be valid text
 

@@ -55,6 +55,7 @@ class ListSource:
         self.name = name_of(location)
         root = folder_of(location) if root is None else os.fspath(root)
         self.root = root.rstrip("/") if is_remote(root) else os.path.abspath(root)
+        self.place = f"{self.root}/{self.name}"  # two lists may have one root
         # names that are no valid text survive, as they do in a folder
         text = read_bytes(location, where=location).decode("utf-8-sig", errors="surrogateescape")
         if delimiter := _TABLES.get(suffix_of(location)):
