@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import sys
 import textwrap
@@ -14,28 +13,34 @@ PROGRAM = """
     from ssole.heap import keep_freed_memory, reuse_freed_blocks
     {first}
     torch.set_num_threads(1)
-    def step():
-        [torch.ones({floats}) for _ in range(8)]
-    step(), step()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    def taken(floats, times, blocks=1):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(times):
+            [torch.ones(floats) for _ in range(blocks)]
+        pages = 4 * floats * blocks / resource.getpagesize()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / pages
+    print({what})
 """
 
 
-def faults(first: str, floats: int) -> float:
-    """Pages that five steps take anew, as a share of those that they write to."""
-    program = textwrap.dedent(PROGRAM.format(first=first, floats=floats))
+def outcome(first: str, what: str) -> float:
+    program = textwrap.dedent(PROGRAM.format(first=first, what=what))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return int(done.stdout) / (5 * 8 * 4 * floats / resource.getpagesize())
+    return float(done.stdout)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
-@pytest.mark.parametrize(
-    ("function", "floats"),
-    [("keep_freed_memory", 9_000_000), ("keep_freed_memory", 1_000_000), ("reuse_freed_blocks", 1_000_000)],
-)
-def test_steps_take_no_new_pages(function: str, floats: int) -> None:
-    assert faults("pass", floats) > 0.05  # the reason for it all; huge pages make fewer of them
-    assert faults(f"{function}()", floats) < 0.01
+linux = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+
+
+@linux
+def test_large_blocks_that_are_kept_take_pages_once() -> None:
+    """Of 36 MB, beyond what glibc ever keeps by itself; in units of the block's own pages."""
+    assert outcome("pass", "taken(9_000_000, 5)") > 4.5
+    assert outcome("assert keep_freed_memory()", "taken(9_000_000, 5)") < 2.5
+
+
+@linux
+def test_several_smaller_blocks_that_are_reused_take_pages_once() -> None:
+    """Of 3 MB each: by itself glibc gives what is free beyond twice the largest back, and maps it again."""
+    assert outcome("pass", "taken(750_000, 8, blocks=6)") > 4
+    assert outcome("reuse_freed_blocks()", "taken(750_000, 8, blocks=6)") < 2

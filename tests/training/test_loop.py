@@ -52,7 +52,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_run_folder(plain: Run) -> None:
     names = {path.name for path in plain.path.iterdir()}
     board = {"tensorboard"} if importlib.util.find_spec("tensorboard") else set()
-    files = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "backbone.safetensors", ".lock"}
+    files = {"config.yaml", "environment.json", "metrics.jsonl", "checkpoints", "backbone.safetensors"}
+    files |= {"images.json", ".lock"}
     assert names == files | board
     assert checkpoint_steps(plain) == [10, 12]
     assert not [path for path in plain.path.rglob("*") if path.suffix in {".pt", ".pth", ".pkl"}]
