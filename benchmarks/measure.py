@@ -195,6 +195,6 @@ def draw_bars(path: Path, panels: Mapping[str, Rates], unit: str, colours: Mappi
             axes.grid(visible=False, axis="y")
             axes.invert_yaxis()
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=200)
+        figure.savefig(path, dpi=200, bbox_inches="tight")
         plt.close(figure)
     print(f"saved {path}")
