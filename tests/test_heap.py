@@ -42,5 +42,5 @@ def test_large_blocks_that_are_kept_take_pages_once() -> None:
 @linux
 def test_several_smaller_blocks_that_are_reused_take_pages_once() -> None:
     """Of 3 MB each: by itself glibc gives what is free beyond twice the largest back, and maps it again."""
-    assert outcome("pass", "taken(750_000, 8, blocks=6)") > 4
-    assert outcome("reuse_freed_blocks()", "taken(750_000, 8, blocks=6)") < 2
+    assert outcome("pass", "taken(750_000, 8, blocks=6)") > 1.8  # 2.1 or 8, as the heap happens to lie
+    assert outcome("reuse_freed_blocks()", "taken(750_000, 8, blocks=6)") < 1.6
