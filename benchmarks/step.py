@@ -34,10 +34,7 @@ from measure import Rates, UntilStopped, draw_bars, in_full_swing, installed, ra
 from parts import Clock, train, where_time_goes
 from ssole.config import PretrainConfig, apply_overrides, from_dict, load_recipe
 from ssole.device import resolve_device
-from ssole.losses import SSOLELoss
 from ssole.models.backbone import create_backbone, feature_dim
-from ssole.models.conv import speed_up_small_maps
-from ssole.models.encoder import create_encoder
 from ssole.precision import resolve_precision
 from ssole.training import loop
 from ssole.training.optim import create_optimizer
@@ -60,13 +57,9 @@ class Roofline:
     def __init__(self, config: PretrainConfig, *, batches: int = 4) -> None:
         self.config, self.clock = config, Clock()
         device = resolve_device(config.device)
-        encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed)
-        self._encoder = encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        if device.type == "cpu":
-            speed_up_small_maps(encoder)
-        self._optimizer = create_optimizer(encoder, config.optim)
-        loss = config.loss
-        self._loss = SSOLELoss(loss.high_rank_weight, loss.gamma, check_input=device.type == "cpu")
+        self._encoder = loop.encoder_to_train(config, device)
+        self._optimizer = create_optimizer(self._encoder, config.optim)
+        self._loss = loop.create_loss(config, device)
         self._views = [random_views(config, seed, device) for seed in range(batches)]
 
     def __call__(self, steps: int) -> float:

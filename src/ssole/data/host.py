@@ -53,6 +53,11 @@ def usable_cpus() -> int:
     return max(1, math.ceil(min(bound, _cpu_quota(Path("/sys/fs/cgroup")))))
 
 
+def decoding_threads() -> int:
+    """How many threads decode images unless told otherwise: one for each processor, up to 16."""
+    return min(16, usable_cpus())
+
+
 def _cpu_quota(groups: Path) -> float:
     """Processors' worth of time that the control group grants, in its second or first version; infinity without one."""
     for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):

@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from ssole.data.advice import advice
 from ssole.data.cache import open_cache
-from ssole.data.host import total_memory, usable_cpus
+from ssole.data.host import decoding_threads, total_memory
 from ssole.data.in_memory import decode_all
 from ssole.data.packed import PackedImages
 from ssole.data.reading import Reader
 from ssole.data.sources import ArraySource, Source
 from ssole.data.spread import spread
+from ssole.data.statistics import mean_and_std, moments
 from ssole.errors import DataError
 from ssole.files import write_text_atomically
 
@@ -31,7 +32,6 @@ AHEAD = 2
 """Batches that may be decoded ahead of the one in use."""
 
 _PROBES = 32  # images, spread over the set, that must share a size before everything is decoded
-_MOST_WORKERS = 16
 
 
 class ImageStore:
@@ -96,7 +96,7 @@ class ImageStore:
                 raise DataError(f"{name} must be at least 1; got {value}.")
         self.source = source
         self.labels: NDArray[np.int64] | None = source.labels
-        self.workers = workers or min(_MOST_WORKERS, usable_cpus())
+        self.workers = workers or decoding_threads()
         self._reader = Reader(source, shrink_to=shrink_to, channels=channels, max_unreadable=max_unreadable)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="ssole-decode")
         self._finalizer = weakref.finalize(self, _close, self._pool, self._reader)
@@ -175,9 +175,7 @@ class ImageStore:
         if sample < 1:
             raise DataError(f"sample must be at least 1 image; got {sample}.")
         chosen = spread(len(self), sample)
-        moments = [m for k in range(0, len(chosen), 64) for m in map(_moments, self.get(chosen[k : k + 64]))]
-        mean, square = torch.stack(moments).mean(0)
-        return mean.tolist(), (square - mean**2).clamp_min(0).sqrt().tolist()
+        return mean_and_std([m for k in range(0, len(chosen), 64) for m in map(moments, self.get(chosen[k : k + 64]))])
 
     def advice(self) -> str | None:
         """What would bring images sooner, in a line; None while the cache is being filled, which will, or in memory."""
@@ -227,9 +225,3 @@ def _close(pool: ThreadPoolExecutor, reader: Reader) -> None:
     pool.shutdown(wait=False, cancel_futures=True)  # waiting would be for ever if a thread of the pool collects us
     if reader.packed is not None:
         reader.packed.close()
-
-
-def _moments(image: torch.Tensor) -> torch.Tensor:
-    """Mean and mean square of each channel, (2, C) float64."""
-    values = image.flatten(1).double() / (65535 if image.dtype == torch.uint16 else 255)
-    return torch.stack([values.mean(1), values.square().mean(1)])

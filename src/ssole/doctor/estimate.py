@@ -17,10 +17,8 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.data.host import total_memory
 from ssole.doctor.contents import Contents
 from ssole.doctor.sample import Sample, wait_for
-from ssole.models.conv import speed_up_small_maps
-from ssole.models.encoder import create_encoder
 from ssole.precision import resolve_precision
-from ssole.training.loop import create_loss, embed_views
+from ssole.training.loop import create_loss, embed_views, encoder_to_train
 from ssole.training.optim import create_optimizer, set_learning_rate
 from ssole.training.plan import make_plan
 from ssole.views import make_views
@@ -111,12 +109,7 @@ class Trial:
 
     def __init__(self, config: PretrainConfig, sample: Sample, device: torch.device) -> None:
         self._config, self._sample, self._device = config, sample, device
-        encoder = create_encoder(
-            config.model, config.augment.image_size, seed=config.seed, channels=config.channels or 3
-        )
-        self._encoder = encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-        if device.type == "cpu":
-            speed_up_small_maps(self._encoder)
+        self._encoder = encoder_to_train(config, device)
         self._optimizer = create_optimizer(self._encoder, config.optim)
         set_learning_rate(self._optimizer, 0.0)  # at the recipe's own, without its warmup, the loss might overflow
         self._loss = create_loss(config, device)

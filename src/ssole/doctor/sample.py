@@ -11,8 +11,11 @@ import torch
 
 from ssole.config import ViewRecipe
 from ssole.data.decode import decode
+from ssole.data.host import decoding_threads
 from ssole.data.sources import Source
-from ssole.doctor.scan import Seen, workers
+from ssole.data.spread import spread
+from ssole.data.statistics import mean_and_std, moments
+from ssole.doctor.scan import Seen
 from ssole.views import make_views
 
 MOST_IMAGES = 256
@@ -62,38 +65,30 @@ class Sample:
 def draw_sample(source: Source, seen: Sequence[Seen], *, shrink_to: int, channels: int | None = None) -> Sample:
     """Decode images spread over the set, with as many threads as training, until there are 256 or time is up."""
     count = min(MOST_IMAGES, len(seen))
-    spread = [seen[k * len(seen) // count].index for k in range(count)]
-    wanted = [i for first in range(8) for i in spread[first::8]]  # covers the set however early the time is up
+    chosen = [seen[k].index for k in spread(len(seen), count)]
+    wanted = [i for first in range(8) for i in chosen[first::8]]  # covers the set however early the time is up
 
     def decoded(i: int) -> torch.Tensor:
         return decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels)
 
     kept: list[torch.Tensor] = []
-    moments: list[torch.Tensor] = []
+    measured: list[torch.Tensor] = []
     seconds = 0.0
-    together = 4 * workers()
-    with ThreadPoolExecutor(workers(), thread_name_prefix="ssole-doctor") as pool:
-        while len(moments) < count and seconds < SECONDS:
+    together = 4 * decoding_threads()
+    with ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor") as pool:
+        while len(measured) < count and seconds < SECONDS:
             begin = time.perf_counter()
-            images = list(pool.map(decoded, wanted[len(moments) : len(moments) + together]))
+            images = list(pool.map(decoded, wanted[len(measured) : len(measured) + together]))
             seconds += time.perf_counter() - begin
             kept += images[: KEPT - len(kept)]
-            moments += [_moments(image) for image in images]
-    mean, square = torch.stack(moments).mean(dim=0)
+            measured += [moments(image) for image in images]
+    mean, std = mean_and_std(measured)
     return Sample(
         images=kept,
         ids=torch.tensor(wanted[: len(kept)]),
-        statistics=ChannelStatistics(
-            mean=mean.tolist(), std=(square - mean**2).clamp(min=0).sqrt().tolist(), images=len(moments)
-        ),
-        decode=Rate(value=len(moments) / seconds, threads=workers(), images=len(moments)),
+        statistics=ChannelStatistics(mean=mean, std=std, images=len(measured)),
+        decode=Rate(value=len(measured) / seconds, threads=decoding_threads(), images=len(measured)),
     )
-
-
-def _moments(image: torch.Tensor) -> torch.Tensor:
-    """Mean and mean square of each channel in [0, 1]: float64 (2, C)."""
-    x = image.flatten(1).to(torch.float64) / torch.iinfo(image.dtype).max
-    return torch.stack([x.mean(dim=1), x.square().mean(dim=1)])
 
 
 def view_rate(sample: Sample, recipe: ViewRecipe, device: torch.device) -> Rate:

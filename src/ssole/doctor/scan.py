@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.decode import decode
-from ssole.data.host import usable_cpus
+from ssole.data.host import decoding_threads
 from ssole.data.pixels import Pixels
 from ssole.data.sources import Source
+from ssole.data.spread import spread
 from ssole.doctor.progress import progress_bar
 from ssole.errors import DataError
 
@@ -76,13 +77,7 @@ class Scan:
 
 def chosen(images: int, limit: int) -> NDArray[np.int64]:
     """Indices of the images to examine: all of them, or `limit` spread evenly."""
-    count = min(images, limit)
-    return np.arange(count, dtype=np.int64) * images // max(1, count)
-
-
-def workers() -> int:
-    """Decoding threads: as many as training uses."""
-    return min(16, usable_cpus())
+    return np.array(spread(images, limit), dtype=np.int64)
 
 
 def scan(
@@ -112,7 +107,7 @@ def _in_threads(source: Source, indices: list[int], channels: int | None = None)
     def look_at_some(part: list[int]) -> list[Seen | Unreadable]:
         return [look_at(source, i, channels) for i in part if not stop.is_set()]
 
-    pool = ThreadPoolExecutor(workers(), thread_name_prefix="ssole-doctor")
+    pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor")
     try:
         parts = [indices[first : first + _TASK] for first in range(0, len(indices), _TASK)]
         for task in [pool.submit(look_at_some, part) for part in parts]:

@@ -57,10 +57,8 @@ def train(
     config, evaluators = run.config, _checked(evaluators or {})
     plan = make_plan(config, len(store))
     device = resolve_device(config.device)
-    encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed, channels=config.channels or 3)
-    encoder = encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    encoder = encoder_to_train(config, device)
     if device.type == "cpu":
-        speed_up_small_maps(encoder)
         keep_freed_memory()
     optimizer = create_optimizer(encoder, config.optim)
     done = _go_on(run, encoder, optimizer, plan)
@@ -110,6 +108,15 @@ def _checked(evaluators: Mapping[int, Evaluator]) -> Mapping[int, Evaluator]:
     if any(every < 1 for every in evaluators):
         raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
     return evaluators
+
+
+def encoder_to_train(config: PretrainConfig, device: torch.device) -> Encoder:
+    """The encoder of a config at its initial weights, on a device and in the form that trains fastest there."""
+    encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed, channels=config.channels or 3)
+    encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if device.type == "cpu":
+        speed_up_small_maps(encoder)
+    return encoder
 
 
 def _whiten_stem(encoder: Encoder, feed: Feed, plan: Plan, config: PretrainConfig) -> None:
