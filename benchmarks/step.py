@@ -4,7 +4,8 @@
     python benchmarks/step.py --blocks 1 --steps 3         a quick look, on parts of photographs
 
 - ssole: the recipe `cifar10-cpu` as a user runs it: images, views, logging and checkpoints included. Beside lightly
-  also with SGD, which is what lightly has here, in place of the recipe's Muon.
+  also with SGD, which is what lightly has here, in place of the recipe's Muon. The encoder is compiled, as it is in
+  runs of 500 steps and more where there is a C++ compiler; `--compile never` has it otherwise.
 - roofline: the same encoder, loss and optimizer, fed random views that lie in memory already.
 - lightly: its SimCLR with its transform, its loss and its head on the same backbone, from a data loader with 2 workers;
   by default in float32, and in bfloat16 and channels_last as ssole runs by default where the processor has bfloat16.
@@ -58,6 +59,8 @@ class Roofline:
         self.config, self.clock = config, Clock()
         device = resolve_device(config.device)
         self._encoder = loop.encoder_to_train(config, device)
+        if config.compile == "always":
+            loop.compile_to_train(self._encoder, config, device)
         self._optimizer = create_optimizer(self._encoder, config.optim)
         self._loss = loop.create_loss(config, device)
         self._views = [random_views(config, seed, device) for seed in range(batches)]
@@ -204,6 +207,7 @@ def measure(config: PretrainConfig, images: NDArray[np.uint8], *, steps: int, bl
         "views": views,
         "batch_size": config.batch_size,
         "optimizer": config.optim.name,
+        "compile": config.compile,
         "precision": str(resolve_precision(config.precision, "cpu") or torch.float32).removeprefix("torch."),
     }
     return {**setting, "images_per_second": rates, "ssole_has": ratios, "ms_a_step": parts}
@@ -230,6 +234,7 @@ def main() -> None:
     )
     parser.add_argument("--blocks", type=int, default=9, help="of each contestant, after one that warms up")
     parser.add_argument("--steps", type=int, default=30, help="in a block")
+    parser.add_argument("--compile", choices=("always", "never"), default="always", help="the encoder, as long runs do")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="picture to write (.svg, .png)")
@@ -238,7 +243,7 @@ def main() -> None:
         parser.error(f"--batch needs a number for each of --views, got {args.batch} for {args.views}")
     torch.set_num_threads(args.threads)
     images = uniform_images(args.data, 10_000)
-    recipe = apply_overrides(from_dict(load_recipe(args.recipe)), {"device": "cpu"})
+    recipe = apply_overrides(from_dict(load_recipe(args.recipe)), {"device": "cpu", "compile": args.compile})
     rows = {}
     for views, batch in zip(args.views, args.batch, strict=True):
         config = apply_overrides(recipe, {"views": views, "batch_size": batch})

@@ -21,6 +21,7 @@ SHAPES = [  # kernel, stride, padding, height, width of the image
     (4, 2, 1, 6, 6),
     (2, 2, 0, 5, 5),
     ((3, 1), (1, 2), (1, 0), 4, 6),
+    (1, 1, 1, 2, 2),
 ]
 
 
@@ -97,3 +98,18 @@ def test_a_network_keeps_its_names_weights_and_gradients() -> None:
 def test_others_are_left_alone(conv: nn.Conv2d) -> None:
     model = speed_up_small_maps(nn.Sequential(conv))
     assert model[0] is conv  # type: ignore[index]
+
+
+@pytest.mark.parametrize(("images", "size", "stride"), [(3, 7, 1), (3, 8, 2), (130, 16, 1)])
+def test_bfloat16_gradient_of_single_positions_on_large_maps(images: int, size: int, stride: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 6, 1, stride=stride, bias=False)
+    x = torch.randn(images, 8, size, size).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = SmallMapConv2d(conv)(x)
+    g = torch.randn_like(y)
+    assert "Convolve" in type(y.grad_fn).__name__
+    y.backward(g)
+    exact = torch.nn.grad.conv2d_weight(x.bfloat16().double(), conv.weight.shape, g.double(), stride=stride)
+    assert conv.weight.grad is not None
+    assert float((conv.weight.grad - exact).norm() / exact.norm()) < 0.005

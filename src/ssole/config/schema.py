@@ -234,6 +234,8 @@ class PretrainConfig:
     """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the encoder; `auto` is bfloat16 where the hardware multiplies it natively. The loss has float32 or better."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """The encoder by `torch.compile`; `auto` where it repays the half minute it takes: small images, CPU, 500 steps."""
     deterministic: bool = False
     """Repeatable to the last bit on CPU with as many threads, also across interruptions. A little slower."""
     checkpoint_every: int | None = None

@@ -1,8 +1,9 @@
-"""Convolutions over small maps with a fast weight gradient, for training on CPUs.
+"""Convolutions with a fast weight gradient over small maps or of single positions, for training on CPUs.
 
 oneDNN, which PyTorch convolves with on x86, computes the weight gradient of a convolution over a map of a few positions
 at a tenth of the speed of a matrix product (`benchmarks/convolution.py`), and in small-image networks that is the
 largest single cost of a step. The gradient *is* a matrix product, of the output's gradient with the input's patches.
+In bfloat16 that is also up to three times faster for 1x1 convolutions over maps of any size: no copies of patches.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 _input_gradient = torch.ops.aten.convolution_backward  # `torch.nn.grad.conv2d_input` would lose the memory format
+_LONG = 1 << 15  # rows
 SMALL_MAP = 16  # output positions an image (4x4): above it, copying patches costs more than the product saves
 
 
@@ -56,9 +58,12 @@ class SmallMapConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (N, C, H, W) to (N, C_out, H_out, W_out)."""
         differentiated = torch.is_grad_enabled() and x.device.type == "cpu" and x.ndim == 4
-        if not differentiated or self._positions(x) > SMALL_MAP:
+        if not differentiated:
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        pointwise = self.weight.shape[2:] == (1, 1) and dtype is torch.bfloat16
+        if self._positions(x) > SMALL_MAP and not pointwise:
+            return super().forward(x)
         y: torch.Tensor = _Convolve.apply(x.to(dtype), self.weight.to(dtype), self.stride, self.padding)
         return y
 
@@ -97,8 +102,21 @@ def _weight_gradient(
 ) -> torch.Tensor:
     """The sum over images and positions of (output's gradient) x (input's patch), in the weight's shape."""
     out, channels, height, width = shape
+    rows = grad.permute(0, 2, 3, 1).reshape(-1, out)
+    if height == width == 1 and padding == (0, 0):
+        product = _long_product(rows, x.permute(0, 2, 3, 1)[:, :: stride[0], :: stride[1]].reshape(-1, channels))
+        return product.view(out, channels, 1, 1)
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))  # channels last
     patches = x.unfold(1, height, stride[0]).unfold(2, width, stride[1]).permute(0, 1, 2, 4, 5, 3)
     patches = patches.reshape(-1, height * width * channels)
-    product = grad.permute(0, 2, 3, 1).reshape(-1, out).T @ patches
+    product = rows.T @ patches
     return product.view(out, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _long_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a.T @ b, where a and b are many times as long as wide. A product of its own for each half of the rows keeps two
+    threads busy, where the result is too small to be divided."""
+    if len(a) % 2 or len(a) < _LONG:
+        return a.T @ b
+    a, b = a.unflatten(0, (2, -1)), b.unflatten(0, (2, -1))
+    return torch.bmm(a.mT, b).sum(0)

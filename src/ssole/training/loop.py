@@ -24,6 +24,7 @@ from ssole.models.load import backbone_metadata
 from ssole.models.whitening import whiten_stem
 from ssole.precision import resolve_precision
 from ssole.training.checkpoint import Progress, load_checkpoint, save_backbone, save_checkpoint
+from ssole.training.compiling import compile_encoder, wants_compiling
 from ssole.training.feed import Feed
 from ssole.training.health import LossWatch, NonFiniteLossError, require_finite_weights
 from ssole.training.interrupt import Interrupted, stop_signal
@@ -74,6 +75,9 @@ def train(
         ) as monitor,
         stop_signal(monitor.tell_stopping) as stop,
     ):
+        if wants_compiling(config, encoder, device, plan.total):
+            with monitor.preparing("compiling the encoder: up to half a minute"):
+                compile_to_train(encoder, config, device)
         for step, epoch, ids, images in feed.batches(plan, done.step):
             lr = _step_learning_rate(config, plan, step)
             set_learning_rate(optimizer, lr)
@@ -117,6 +121,15 @@ def encoder_to_train(config: PretrainConfig, device: torch.device) -> Encoder:
     if device.type == "cpu":
         speed_up_small_maps(encoder)
     return encoder
+
+
+def compile_to_train(encoder: Encoder, config: PretrainConfig, device: torch.device) -> bool:
+    """Compile the encoder for the views of a config; whether that succeeded."""
+    views = [
+        torch.zeros(config.batch_size, crop.count, config.channels or 3, crop.size, crop.size, device=device)
+        for crop in config.augment.crops
+    ]
+    return compile_encoder(encoder, lambda: embed_views(encoder, views, config), required=config.compile == "always")
 
 
 def _whiten_stem(encoder: Encoder, feed: Feed, plan: Plan, config: PretrainConfig) -> None:

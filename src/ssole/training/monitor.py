@@ -6,7 +6,8 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,7 +43,7 @@ class Monitor:
 
     def __init__(self, run: Run, title: str, *, total: int, done: Progress, feed: Feed, progress: bool) -> None:
         self._run, self._title, self._done, self._feed = run, title, done, feed
-        self._step, self._images, self._paused = done.step, 0, 0.0
+        self._step, self._images, self._paused, self._prepared = done.step, 0, 0.0, 0.0
         self._waiting, self._advised = WaitShare(), False
         self._screen = _Screen(total, done.step, progress)
 
@@ -71,6 +72,15 @@ class Monitor:
     def _trained(self) -> float:
         return time.perf_counter() - self._start - self._paused
 
+    @contextmanager
+    def preparing(self, what: str) -> Iterator[None]:
+        """Say what a person waits for before the first step. It counts as training, but not for the rate and ETA."""
+        self._screen.start_waiting(what)
+        begin = time.perf_counter()
+        yield
+        self._prepared += time.perf_counter() - begin
+        self._screen.start_clock()
+
     def advance(self, images: int) -> None:
         """Count a step."""
         self._step += 1
@@ -81,7 +91,7 @@ class Monitor:
     @torch.no_grad()
     def log(self, epoch: int, lr: float, terms: SSOLETerms, z_BVD: torch.Tensor) -> None:
         """Write a line of metrics: the loss and its terms, and the effective rank of the first view's embeddings."""
-        rate = self._images / max(1e-9, self._trained)
+        rate = self._images / max(1e-9, self._trained - self._prepared)
         loss, low, high = (float(term) for term in (terms.total, terms.low_rank, terms.high_rank))
         row = {
             "step": self._step,
@@ -155,6 +165,17 @@ class _Screen:
             self._print(title)
         if self._live:
             self._display.start()
+
+    def start_waiting(self, what: str) -> None:
+        self._text.plain = what
+        if self._show and not self._live:
+            self._print(what)
+
+    def start_clock(self) -> None:
+        """Take the time that is left from here on."""
+        self._text.plain = ""
+        self._start = self._last_line = time.perf_counter()
+        self._bar.reset(self._task, completed=self._first)
 
     def stop(self) -> None:
         if self._live:

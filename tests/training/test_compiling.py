@@ -1,0 +1,130 @@
+"""Runs through torch.compile: where it is wanted, that it changes nothing but the speed, and what happens without."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from ssole.config import ConfigError, from_dict, load_recipe
+from ssole.models.encoder import Encoder
+from ssole.training import compiling, loop
+from ssole.training.compiling import compile_encoder, wants_compiling
+from ssole.training.interrupt import Interrupted
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++")
+CPU = torch.device("cpu")
+
+
+def encoder(**overrides: Any) -> Encoder:
+    return loop.encoder_to_train(tiny.config(**overrides), CPU)
+
+
+# Where it is wanted
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps", "wanted"),
+    [
+        ({}, 500, True),
+        ({}, 499, False),
+        ({"deterministic": True}, 500, False),
+        ({"augment__crops": [{"count": 2, "size": 8}, {"count": 2, "size": 65}]}, 500, False),
+        ({"compile": "always"}, 1, True),
+        ({"compile": "always", "deterministic": True}, 1, True),
+        ({"compile": "never"}, 10_000, False),
+    ],
+)
+def test_where_it_is_wanted(
+    overrides: dict[str, Any], steps: int, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
+    config = tiny.config(**{"deterministic": False, **overrides})
+    assert wants_compiling(config, encoder(), CPU, steps) is wanted
+
+
+def test_not_by_itself_without_a_compiler_or_batch_norms_or_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.config(deterministic=False)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert wants_compiling(config, encoder(), CPU, 500)
+    assert not wants_compiling(config, encoder(), torch.device("cuda"), 500)
+    vit = encoder(model__backbone="vit_tiny_patch16_224", model__backbone_args={"img_size": 8, "patch_size": 4})
+    assert not wants_compiling(config, vit, CPU, 500)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None)
+    assert not wants_compiling(config, encoder(), CPU, 500)
+
+
+def test_the_demo_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: f"/usr/bin/{name}")
+    config = from_dict(load_recipe("digits-m"))
+    assert config.steps is not None
+    assert wants_compiling(config, loop.encoder_to_train(config, CPU), CPU, config.steps)
+
+
+# That it changes nothing but the speed
+
+
+@needs_compiler
+def test_a_compiled_run_is_that_of_the_plain_one_and_resumes_exactly(tmp_path: Path) -> None:
+    two_sizes = [{"count": 2, "size": 8}, {"count": 1, "size": 6}]
+    settings: dict[str, Any] = {"augment__crops": two_sizes, "steps": 6}
+    plain = tiny.start(tmp_path / "plain", compile="never", **settings)
+    whole = tiny.start(tmp_path / "whole", compile="always", **settings)
+    rows = [[row["loss"] for row in run.metrics] for run in (plain, whole)]
+    assert len(rows[0]) == 6
+    assert rows[1] == pytest.approx(rows[0], rel=1e-3)  # rounding, after five steps of learning
+    assert rows[1][0] == pytest.approx(rows[0][0], rel=1e-6)
+
+    def stop(_: object) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, Interrupted)):
+        tiny.start(tmp_path / "halves", compile="always", evaluators={3: stop}, checkpoint_every=2, **settings)
+    halves = tiny.resume(tmp_path / "halves")
+    assert halves.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
+    assert plain.backbone_path.read_bytes() != whole.backbone_path.read_bytes()  # it was compiled
+
+
+def test_the_trial_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = encoder()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    monkeypatch.setattr(Encoder, "compile", lambda self, **_: None)
+    assert loop.compile_to_train(network, tiny.config(compile="always"), CPU)
+    assert all(p.grad is None for p in network.parameters())
+    assert network.training
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+# Without
+
+
+def fail() -> torch.Tensor:
+    raise RuntimeError("cc1plus: out of memory\nand a long story")
+
+
+def test_what_cannot_be_compiled_trains_all_the_same() -> None:
+    network = encoder()
+    with pytest.warns(UserWarning, match=r"RuntimeError: cc1plus: out of memory\): training goes on"):
+        assert not compile_encoder(network, fail, required=False)
+    images = torch.randn(4, 3, 8, 8)
+    assert torch.equal(network(images), encoder()(images))
+
+
+def test_what_must_be_compiled_and_cannot_be_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"cc1plus: out of memory.*compile = never"):
+        compile_encoder(encoder(), fail, required=True)
+
+
+def test_its_time_counts_as_training_but_not_for_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    monkeypatch.setattr(loop, "compile_to_train", lambda *_: time.sleep(1.0))
+    run = tiny.start(tmp_path / "run", compile="always", steps=3)
+    last = run.metrics[-1]
+    assert last["seconds"] > 1.0
+    assert last["images_per_second"] > 3 * 4 / (last["seconds"] - 0.9)
