@@ -12,7 +12,7 @@ export PYTHON
 .PHONY: help install demo test lint format wheel clean distclean
 
 help:
-	@echo "make demo     train on digits-m (about 4 minutes on 2 cores) and print the table; FRESH=1 trains again"
+	@echo "make demo     train on digits-m (3 to 4 minutes on 2 cores) and print the table; FRESH=1 trains again"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy --strict; 'make format' rewrites"
 	@echo "make wheel    build the package into dist/"

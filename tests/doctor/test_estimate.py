@@ -47,9 +47,9 @@ def test_bytes_for_the_backward_pass_are_counted_once_each() -> None:
 def test_a_trial_leaves_the_weights_and_the_generator_as_they_were(measured: tuple[Sample, Contents]) -> None:
     sample, _ = measured
     trial = Trial(tiny.config(optim__lr=5.0), sample, CPU)
-    before = [p.clone() for p in trial._encoder.parameters()]
+    before = [p.clone() for p in trial.encoder.parameters()]
     trial.repeat(4)
-    assert all(torch.equal(p, q) for p, q in zip(trial._encoder.parameters(), before, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(trial.encoder.parameters(), before, strict=True))
     state = torch.get_rng_state()
     estimate(tiny.config(), *measured, 22, CPU)
     assert torch.equal(torch.get_rng_state(), state)
@@ -126,6 +126,29 @@ def test_time_of_a_whole_step_is_scaled_without_the_optimizer(
     assert found.memory_available == 10**9
 
 
+def test_a_run_that_would_be_compiled_is_measured_so(
+    measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its batches are counted before; the compiler, which is not under test, is another front end."""
+    monkeypatch.setattr(module, "SECONDS", 60.0)
+    monkeypatch.setattr(module, "MOST_STEPS", 5)
+    compiled = []
+
+    def compile_to_train(encoder: nn.Module, *_: Any) -> None:
+        compiled.append(encoder)
+        encoder.compile(backend="eager")
+
+    monkeypatch.setattr(module, "compile_to_train", compile_to_train)
+    found = estimate(tiny.config(steps=50, compile="always"), *measured, 22, CPU)
+    assert len(compiled) == 1
+    assert found.compile_seconds > 0
+    assert found.steps_measured == 5
+    whole = 50 * found.step_seconds.median + found.decode_seconds + found.compile_seconds
+    assert found.seconds.median == pytest.approx(whole)
+    assert found.memory_bytes > 50 << 20
+    assert estimate(tiny.config(steps=50), *measured, 22, CPU).compile_seconds == 0
+
+
 def test_few_images_are_refused_as_training_refuses_them(measured: tuple[Sample, Contents]) -> None:
     with pytest.raises(DataError, match="a batch of 64 images was asked for and the data hold 22"):
         estimate(tiny.config(batch_size=64), *measured, 22, CPU)
@@ -149,5 +172,5 @@ def test_a_network_that_does_not_run_is_told(
 @pytest.mark.parametrize("name", ["digits-m", "cifar10-cpu"])
 def test_recipes_for_a_cpu_can_be_tried(name: str, measured: tuple[Sample, Contents]) -> None:
     torch.set_num_threads(2)
-    config = from_dict(load_recipe(name) | {"batch_size": 4, "device": "cpu"})
+    config = from_dict(load_recipe(name) | {"batch_size": 4, "device": "cpu", "compile": "never"})
     assert np.isfinite(estimate(config, *measured, 22, CPU).seconds.high)

@@ -35,8 +35,8 @@ CONTENTS_KEYS = {
     "misnamed",
 }  # fmt: skip
 ESTIMATE_KEYS = {
-    "device", "precision", "steps", "batch_size", "views", "step_seconds", "decode_seconds", "seconds",
-    "steps_measured", "batch_measured", "memory_bytes", "memory_available",
+    "device", "precision", "steps", "batch_size", "views", "step_seconds", "decode_seconds", "compile_seconds",
+    "seconds", "steps_measured", "batch_measured", "memory_bytes", "memory_available",
 }  # fmt: skip
 
 

@@ -127,6 +127,7 @@ def test_memory_and_decoding(memory: int, decode: float, levels: dict[str, str])
         views=2,
         step_seconds=SECOND,
         decode_seconds=1,
+        compile_seconds=0,
         seconds=SECOND,
         steps_measured=3,
         batch_measured=64,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from ssole.data.host import total_memory
 from ssole.doctor.contents import Contents
 from ssole.doctor.sample import Sample, wait_for
 from ssole.precision import resolve_precision
-from ssole.training.loop import create_loss, embed_views, encoder_to_train
+from ssole.training.compiling import wants_compiling
+from ssole.training.loop import compile_to_train, create_loss, embed_views, encoder_to_train
 from ssole.training.optim import create_optimizer, set_learning_rate
 from ssole.training.plan import make_plan
 from ssole.views import make_views
@@ -57,6 +58,8 @@ class Estimate:
     step_seconds: Spread
     decode_seconds: float
     """Spent on decoding every image once: what is decoded is held in memory, or kept in the cache."""
+    compile_seconds: float
+    """Spent on compiling the encoder first; 0 where the run would not do so."""
     seconds: Spread
     """Of the whole run."""
     steps_measured: int
@@ -79,6 +82,9 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     with _explained(config), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         trial = Trial(config, sample, device)
         batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
+        trial.step(batch)  # of this size, for the memory
+        if batch == config.batch_size and wants_compiling(config, trial.encoder, device, plan.total):
+            trial.compile()
         taken = trial.repeat(batch)
     share = config.batch_size / batch
     times = [compute * share + update for compute, update in taken]
@@ -96,7 +102,8 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
         views=config.augment.views,
         step_seconds=step,
         decode_seconds=decode_seconds,
-        seconds=step.times(plan.total, plus=decode_seconds),
+        compile_seconds=trial.compile_seconds,
+        seconds=step.times(plan.total, plus=decode_seconds + trial.compile_seconds),
         steps_measured=len(taken),
         batch_measured=batch,
         memory_bytes=int(memory),
@@ -107,10 +114,12 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
 class Trial:
     """Training steps of a recipe that leave the weights as they are, with a clock and a scale."""
 
+    compile_seconds = 0.0
+
     def __init__(self, config: PretrainConfig, sample: Sample, device: torch.device) -> None:
         self._config, self._sample, self._device = config, sample, device
-        self._encoder = encoder_to_train(config, device)
-        self._optimizer = create_optimizer(self._encoder, config.optim)
+        self.encoder = encoder_to_train(config, device)
+        self._optimizer = create_optimizer(self.encoder, config.optim)
         set_learning_rate(self._optimizer, 0.0)  # at the recipe's own, without its warmup, the loss might overflow
         self._loss = create_loss(config, device)
         self._saved: dict[int, int] = {}  # bytes kept for the backward pass, by batch size ...
@@ -123,10 +132,12 @@ class Trial:
         wait_for(self._device)
         begin = time.perf_counter()
         views = make_views(images, ids, recipe=self._config.augment, seed=self._config.seed, epoch=0)
-        with _counted_bytes(self._encoder) as saved:
-            loss = self._loss(embed_views(self._encoder, views, self._config))
-        self._saved[batch] = sum(saved.values()) + sum(view.nbytes for view in views)
-        self._used[batch] = _memory_in_use(self._device)
+        compiled = self.compile_seconds > 0  # counting would compile once more, without what is counted
+        with nullcontext({}) if compiled else _counted_bytes(self.encoder) as saved:
+            loss = self._loss(embed_views(self.encoder, views, self._config))
+        if not compiled:
+            self._saved[batch] = sum(saved.values()) + sum(view.nbytes for view in views)
+            self._used[batch] = _memory_in_use(self._device)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         wait_for(self._device)
@@ -148,8 +159,15 @@ class Trial:
             batch = larger
         return batch
 
+    def compile(self) -> None:
+        """Compile the encoder, as the run will. It takes no part of the trial's time."""
+        begin = time.perf_counter()
+        compile_to_train(self.encoder, self._config, self._device)
+        self.compile_seconds = time.perf_counter() - begin
+        self._begin += self.compile_seconds
+
     def repeat(self, batch: int) -> list[tuple[float, float]]:
-        """Seconds of several steps, as :meth:`step` gives them."""
+        """Seconds of several steps, as :meth:`step` gives them, after one that warms up."""
         self.step(batch)
         taken: list[tuple[float, float]] = []
         while len(taken) < FEWEST_STEPS or (len(taken) < MOST_STEPS and self._seconds_left > 0):

@@ -198,6 +198,7 @@ def _cost(cost: Estimate, recipe: str) -> Iterator[tuple[str, str]]:
     yield "memory", f"about {amount(cost.memory_bytes)} at its peak, of {amount(cost.memory_available)}"
     each = f"{step.median:.3g} s a step ({step.low:.3g} to {step.high:.3g})"
     scaled = "" if cost.batch_measured == cost.batch_size else f" of {cost.batch_measured} images, scaled up"
+    scaled += f", compiled in {cost.compile_seconds:.0f} s" if cost.compile_seconds else ""
     yield "measured", f"{each} over {cost.steps_measured} steps{scaled}; other work on the machine makes it slower"
 
 

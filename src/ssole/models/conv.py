@@ -1,7 +1,7 @@
 """Convolutions with a fast weight gradient over small maps or of single positions, for training on CPUs.
 
 oneDNN, which PyTorch convolves with on x86, computes the weight gradient of a convolution over a map of a few positions
-at a tenth of the speed of a matrix product (`benchmarks/convolution.py`), and in small-image networks that is the
+at a tenth of the speed of a matrix product (`benchmarks/encoder.py`), and in small-image networks that is the
 largest single cost of a step. The gradient *is* a matrix product, of the output's gradient with the input's patches.
 In bfloat16 that is also up to three times faster for 1x1 convolutions over maps of any size: no copies of patches.
 """

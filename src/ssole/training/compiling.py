@@ -21,7 +21,7 @@ FEWEST_STEPS = 500
 def wants_compiling(config: PretrainConfig, encoder: nn.Module, device: torch.device, steps: int) -> bool:
     """Whether a run of so many steps is to be compiled: as its config says, or where it is known to pay.
 
-    What it gains is measured in `benchmarks/compiling.py`: networks of plain convolutions and batch norms on small
+    What it gains is measured in `benchmarks/encoder.py`: networks of plain convolutions and batch norms on small
     images gain 1.2 to 1.4 times on CPUs; others, and larger images, next to nothing.
     """
     if config.compile != "auto":

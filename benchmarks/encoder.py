@@ -1,0 +1,114 @@
+"""Training step of encoders, as timm and torch have them and as ssole trains them, interleaved, on a CPU.
+
+    python benchmarks/encoder.py --out benchmarks/results/encoder.json
+
+Forward and backward of backbone and projector on random images, channels last, medians. All start from the same weights:
+
+- ordinary: timm's network. compiled: the same through `torch.compile`.
+- ours: with the convolutions of `ssole.models.conv`. ours, compiled: and with the batch norms of `ssole.models.norm`.
+
+Seconds to compile are those of a machine whose compiler has nothing kept from before (`--keep` leaves it what it has).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from measure import save
+from ssole.config import ModelConfig, from_dict, load_recipe
+from ssole.heap import keep_freed_memory
+from ssole.models.conv import speed_up_small_maps
+from ssole.models.encoder import create_encoder
+from ssole.models.norm import make_batch_norm_compile_well
+from ssole.precision import resolve_precision
+
+SMALL = {"projector_dim": 512, "projector_hidden": 1024}
+ENCODERS = {  # config, images in a step of 512 at most, side
+    "cifar10-cpu": (from_dict(load_recipe("cifar10-cpu")).model, 512, 32),
+    "ResNet-18, 3x3 stem": (ModelConfig(**SMALL), 256, 32),
+    "ResNet-50, 3x3 stem": (ModelConfig(backbone="resnet50", **SMALL), 64, 32),
+    "ResNet-18, 224 px": (ModelConfig(**SMALL), 32, 224),
+    "ConvNeXt-Atto, 64 px": (ModelConfig(backbone="convnext_atto", **SMALL), 64, 64),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoders", nargs="+", choices=[*ENCODERS], default=[*ENCODERS])
+    parser.add_argument("--views", type=int, default=512, help="images in a step at most")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--precision", choices=["auto", "float32", "bfloat16"], default="auto")
+    parser.add_argument("--keep", action="store_true", help="use what was compiled before")
+    parser.add_argument("--out", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    keep_freed_memory()
+    if not args.keep:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
+    dtype = resolve_precision(args.precision, "cpu")
+    rows = []
+    print("| ms a step | ordinary | compiled | ours | ours, compiled | gain | compiling |\n|---|---|---|---|---|---|---|")
+    for name in args.encoders:
+        config, views, size = ENCODERS[name]
+        views = min(views, args.views)
+        contestants = networks(config, size)
+        images = torch.randn(views, 3, size, size).contiguous(memory_format=torch.channels_last)
+        first = {key: step(model, images, dtype) for key, model in contestants.items()}
+        times = compare(contestants, images, args.repeats, dtype)
+        gain = times["ordinary"] / times["ours, compiled"]
+        compiling = first["ours, compiled"] - times["ours, compiled"]
+        cells = " | ".join(f"{1e3 * seconds:.0f}" for seconds in times.values())
+        print(f"| {name}, {views} images | {cells} | {gain:.2f}x | {compiling:.0f} s |", flush=True)
+        rows.append({"encoder": name, "views": views, "size": size, "seconds": times, "compiling_seconds": compiling})
+    if args.out:
+        how = {"repeats": args.repeats, "threads": args.threads, "dtype": str(dtype or torch.float32)}
+        save(args.out, {**how, "rows": rows}, packages=("timm",))
+
+
+def networks(config: ModelConfig, size: int) -> dict[str, nn.Module]:
+    """The contestants, of the same weights."""
+    ordinary = create_encoder(config, size, seed=0).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    compiled, ours, both = (copy.deepcopy(ordinary) for _ in range(3))
+    speed_up_small_maps(ours)
+    make_batch_norm_compile_well(speed_up_small_maps(both))
+    for model in (compiled, both):
+        model.compile(dynamic=False)
+    return {"ordinary": ordinary, "compiled": compiled, "ours": ours, "ours, compiled": both}
+
+
+def step(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> float:
+    """Seconds of a forward and a backward pass."""
+    model.zero_grad()
+    start = time.perf_counter()
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        z = model(images)
+    z.float().square().mean().backward()
+    return time.perf_counter() - start
+
+
+def compare(
+    models: Mapping[str, nn.Module], images: torch.Tensor, repeats: int, dtype: torch.dtype | None
+) -> dict[str, float]:
+    """Median seconds of a step of each model, taken in turns."""
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for repeat in range(repeats + 2):
+        for name, model in models.items():
+            seconds = step(model, images, dtype)
+            if repeat > 1:  # the first two warm up
+                times[name].append(seconds)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+if __name__ == "__main__":
+    main()
