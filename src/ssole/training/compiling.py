@@ -53,12 +53,14 @@ def compile_encoder(encoder: nn.Module, embed: Callable[[], torch.Tensor], *, re
     if next(encoder.parameters()).device.type == "cpu":
         make_batch_norm_compile_well(encoder)
     state = [buffer.clone() for buffer in encoder.buffers()]  # running statistics, which the trial changes
+    torch.compiler.reset()  # what earlier runs of this process left would count against the compiler's limit of eight
     encoder.compile(dynamic=False)  # anew for each size of views: loops of fixed length are the fast ones
     try:
         embed().sum().backward()
     except Exception as error:  # whatever compiler and generated code may come up with
         encoder._compiled_call_impl = None
-        reason = f"torch.compile failed ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+        first_line = next(iter(str(error).strip().splitlines()), "")
+        reason = f"torch.compile failed ({type(error).__name__}: {first_line})"
         if required:
             raise ConfigError(f"{reason}: train with compile = never, or see whether a C++ compiler works") from error
         warnings.warn(f"{reason}: training goes on without, somewhat slower", stacklevel=2)
