@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from ssole.data.reading import Reader
+from ssole.progress import progress_bar
 
 _CHUNK = 256  # images a thread decodes per task: enough to make the pool's own cost vanish
 
@@ -23,11 +22,14 @@ def decode_all(
     """
     n = len(reader.source)
     images, stop = torch.empty((n, *shape), dtype=dtype), threading.Event()
-    tasks = [pool.submit(_decode_chunk, reader, images, start, stop) for start in range(0, n, _CHUNK)]
+    starts = range(0, n, _CHUNK)
+    tasks = [pool.submit(_decode_chunk, reader, images, start, stop) for start in starts]
     try:
-        for task in _with_progress(tasks, n, progress):
-            if not task.result():
-                return None
+        with progress_bar("decoding images", n, enabled=progress) as advance:
+            for start, task in zip(starts, tasks, strict=True):
+                if not task.result():
+                    return None
+                advance(min(_CHUNK, n - start))
     finally:  # also on Ctrl-C, which should not have to wait for a chunk of photographs
         stop.set()
         for task in tasks:
@@ -47,24 +49,3 @@ def _decode_chunk(reader: Reader, images: torch.Tensor, start: int, stop: thread
                 return False
             places[i] = image.numpy()
     return True
-
-
-def _with_progress(tasks: list[Future[bool]], images: int, show: bool) -> Iterable[Future[bool]]:
-    """The tasks in turn, behind a progress bar from the moment that two seconds have passed."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("decoding images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=console, transient=True, disable=not (show and console.is_terminal))
-    begin = time.monotonic()
-    row = bar.add_task("", total=images)
-    try:
-        for done, task in enumerate(tasks):
-            task.exception()  # wait for it; whoever takes the result sees the exception
-            if not bar.live.is_started and time.monotonic() - begin > 2:
-                bar.start()
-            bar.update(row, completed=min((done + 1) * _CHUNK, images))
-            yield task
-    finally:
-        bar.stop()

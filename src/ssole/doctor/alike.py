@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.doctor.progress import progress_bar
 from ssole.doctor.scan import THUMBNAIL, Seen
+from ssole.progress import progress_bar
 
 MOST_BITS = 8
 LEAST_CORRELATION = 0.9

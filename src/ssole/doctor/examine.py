@@ -25,12 +25,12 @@ from ssole.doctor.findings import (
     about_recipe,
 )
 from ssole.doctor.preview import check_preview_name, save_preview
-from ssole.doctor.progress import spinner
 from ssole.doctor.report import Against, Copies, Finding, Leaked, Report
 from ssole.doctor.sample import Rate, Sample, draw_sample, view_rate
 from ssole.doctor.scan import Scan, chosen, scan
 from ssole.doctor.suggest import Suggestion, suggest
 from ssole.errors import DataError
+from ssole.progress import spinner
 
 LIMIT = 100_000
 

@@ -18,8 +18,8 @@ from ssole.data.host import decoding_threads
 from ssole.data.pixels import Pixels
 from ssole.data.sources import Source
 from ssole.data.spread import spread
-from ssole.doctor.progress import progress_bar
 from ssole.errors import DataError
+from ssole.progress import progress_bar
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ssole.evaluation.checks import check_finite
 from ssole.files import write_atomically
 from ssole.precision import Precision, resolve_precision
+from ssole.progress import progress_bar
 
 if TYPE_CHECKING:
     from ssole.data.sources import Source
@@ -156,16 +157,15 @@ def as_store(images: Images | Source) -> Images:
 
 def _batches(store: Images, size: int, *, progress: bool) -> Iterator[tuple[int, Tensor | list[Tensor]]]:
     """(position of the first image, images) by batches; the next is read while the caller works on the last."""
-    from ssole.evaluation.progress import shown
-
     parts = torch.split(torch.arange(len(store)), size)
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1) as reader, progress_bar("features", len(store), enabled=progress) as advance:
         ahead = reader.submit(store.get, parts[0])
-        for number, part in enumerate(shown(parts, len(store), "features", enabled=progress)):
+        for number, part in enumerate(parts):
             batch = ahead.result()
             if number + 1 < len(parts):
                 ahead = reader.submit(store.get, parts[number + 1])
             yield int(part[0]), batch
+            advance(len(part))
 
 
 def _affine(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:

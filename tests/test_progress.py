@@ -1,0 +1,51 @@
+"""Bars appear on a terminal, after a while, and nowhere else."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+import rich.console
+
+from ssole import progress
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What is written to a terminal."""
+    written = io.StringIO()
+    console = rich.console.Console(file=written, force_terminal=True, width=80)
+    monkeypatch.setattr(rich.console, "Console", lambda **_: console)
+    return written
+
+
+def work(total: int, *, enabled: bool = True) -> None:
+    with progress.progress_bar("counting sheep", total, enabled=enabled) as advance:
+        for _ in range(total):
+            advance()
+
+
+def test_long_work_has_a_bar(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    work(7)
+    assert "counting sheep" in terminal.getvalue()
+    assert "7/7" in terminal.getvalue()
+
+
+def test_short_work_has_none(terminal: io.StringIO) -> None:
+    work(7)
+    assert terminal.getvalue() == ""
+
+
+def test_none_where_it_is_not_wanted(terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    work(7, enabled=False)
+    assert terminal.getvalue() == ""
+
+
+def test_none_in_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    work(7)
+    with progress.spinner("counting", enabled=True):
+        pass
+    assert capsys.readouterr() == ("", "")
