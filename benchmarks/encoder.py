@@ -2,7 +2,7 @@
 
     python benchmarks/encoder.py --out benchmarks/results/encoder.json
 
-Forward and backward of backbone and projector on random images, channels last, medians. All start from the same weights:
+Forward and backward of backbone and projector on random images, channels last; medians. All start from one network:
 
 - ordinary: timm's network. compiled: the same through `torch.compile`.
 - ours: with the convolutions of `ssole.models.conv`. ours, compiled: and with the batch norms of `ssole.models.norm`.
