@@ -58,9 +58,8 @@ def main() -> None:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp()
     dtype = resolve_precision(args.precision, "cpu")
     rows = []
-    print(
-        "| ms a step | ordinary | compiled | ours | ours, compiled | gain | compiling |\n|---|---|---|---|---|---|---|"
-    )
+    print("| ms a step | ordinary | compiled | ours | ours, compiled | gain | compiling |")
+    print("|---|---|---|---|---|---|---|")
     for name in args.encoders:
         config, views, size = ENCODERS[name]
         views = min(views, args.views)
