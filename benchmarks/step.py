@@ -219,6 +219,7 @@ def title(config: PretrainConfig) -> str:
 
 def time_of_roofline(roofline: Roofline, steps: int) -> dict[str, float]:
     """Milliseconds of a step by part."""
+    roofline(1)  # what others compiled meanwhile has it compile anew
     roofline.clock.seconds.clear()
     roofline(steps)
     return {part: 1e3 * spent / steps for part, spent in roofline.clock.seconds.items()}

@@ -59,7 +59,7 @@ class Estimate:
     decode_seconds: float
     """Spent on decoding every image once: what is decoded is held in memory, or kept in the cache."""
     compile_seconds: float
-    """Spent on compiling the encoder first; 0 where the run would not do so."""
+    """Spent on compiling the encoder first; 0 where the run would not do so, or only part of a batch was measured."""
     seconds: Spread
     """Of the whole run."""
     steps_measured: int
@@ -82,7 +82,6 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     with _explained(config), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         trial = Trial(config, sample, device)
         batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
-        trial.step(batch)  # of this size, for the memory
         if batch == config.batch_size and wants_compiling(config, trial.encoder, device, plan.total):
             trial.compile()
         taken = trial.repeat(batch)
@@ -137,7 +136,7 @@ class Trial:
             loss = self._loss(embed_views(self.encoder, views, self._config))
         if not compiled:
             self._saved[batch] = sum(saved.values()) + sum(view.nbytes for view in views)
-            self._used[batch] = _memory_in_use(self._device)
+        self._used[batch] = _memory_in_use(self._device)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         wait_for(self._device)
@@ -160,11 +159,13 @@ class Trial:
         return batch
 
     def compile(self) -> None:
-        """Compile the encoder, as the run will. It takes no part of the trial's time."""
+        """Compile the encoder, as the run will, for the whole batch. It takes no part of the trial's time."""
+        self.step(self._config.batch_size)  # what is saved for the backward pass is counted before
         begin = time.perf_counter()
-        compile_to_train(self.encoder, self._config, self._device)
-        self.compile_seconds = time.perf_counter() - begin
-        self._begin += self.compile_seconds
+        compiled = compile_to_train(self.encoder, self._config, self._device)
+        seconds = time.perf_counter() - begin
+        self._begin += seconds
+        self.compile_seconds = seconds if compiled else 0.0
 
     def repeat(self, batch: int) -> list[tuple[float, float]]:
         """Seconds of several steps, as :meth:`step` gives them, after one that warms up."""

@@ -44,7 +44,8 @@ class CompiledBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Maps (N, C, H, W) to the same shape."""
-        if not (self.training and torch.compiler.is_compiling()):
+        one_value = x.numel() == x.shape[1]  # of each channel, which is an error
+        if one_value or not (self.training and torch.compiler.is_compiling()):
             return super().forward(x)
         y, mean, var = _Normalize.apply(x, self.weight, self.bias, self.eps)
         self._track(mean, var, x.numel() // x.shape[1])
@@ -53,14 +54,14 @@ class CompiledBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
-        """As `nn.BatchNorm2d` does: with the unbiased variance, in which a single value counts as its own."""
+        """As `nn.BatchNorm2d` does, with the unbiased variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var * (count / max(1, count - 1)), self.momentum)
+        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
 
 
 class _Normalize(torch.autograd.Function):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -32,17 +34,32 @@ def wants_compiling(config: PretrainConfig, encoder: nn.Module, device: torch.de
         and steps >= FEWEST_STEPS
         and max(crop.size for crop in config.augment.crops) <= SMALL_IMAGE
         and any(type(module) is nn.BatchNorm2d for module in encoder.modules())
-        and shutil.which(os.environ.get("CXX", "g++")) is not None
+        and can_compile()
     )
 
 
-def compile_encoder(encoder: nn.Module, embed: Callable[[], torch.Tensor], *, required: bool) -> bool:
+def can_compile() -> bool:
+    """Whether what torch.compile needs on a CPU is there: a C++ compiler, and Python's headers (python3-dev)."""
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
+
+
+def compile_encoder(
+    encoder: nn.Module,
+    embed: Callable[[], torch.Tensor],
+    *,
+    required: bool,
+    stopping: Callable[[], bool] = lambda: False,
+) -> bool:
     """Compile in place and at once, for views of the sizes that `embed` embeds; weights and state stay as they are.
+
+    What else this process has compiled before is compiled anew when it is next called.
 
     Args:
         encoder: on its device, in training mode.
         embed: runs the encoder on a batch of some views, as training will.
         required: whether failing is an error, or else a warning.
+        stopping: whether someone asked to stop. Ctrl-C reaches the compiler too, whose failing then means nothing.
 
     Returns:
         Whether the encoder is compiled now.
@@ -53,14 +70,17 @@ def compile_encoder(encoder: nn.Module, embed: Callable[[], torch.Tensor], *, re
     if next(encoder.parameters()).device.type == "cpu":
         make_batch_norm_compile_well(encoder)
     state = [buffer.clone() for buffer in encoder.buffers()]  # running statistics, which the trial changes
-    torch.compiler.reset()  # what earlier runs of this process left would count against the compiler's limit of eight
-    encoder.compile(dynamic=False)  # anew for each size of views: loops of fixed length are the fast ones
     try:
+        torch.compiler.reset()  # what earlier runs of this process left would count against its limit of eight
+        encoder.compile(dynamic=False)  # anew for each size of views: loops of fixed length are the fast ones
         embed().sum().backward()
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever compiler and generated code may come up with
         encoder._compiled_call_impl = None
-        first_line = next(iter(str(error).strip().splitlines()), "")
-        reason = f"torch.compile failed ({type(error).__name__}: {first_line})"
+        if stopping():
+            return False
+        reason = f"torch.compile failed ({type(error).__name__}: {_gist(str(error))})"
         if required:
             raise ConfigError(f"{reason}: train with compile = never, or see whether a C++ compiler works") from error
         warnings.warn(f"{reason}: training goes on without, somewhat slower", stacklevel=2)
@@ -71,3 +91,9 @@ def compile_encoder(encoder: nn.Module, embed: Callable[[], torch.Tensor], *, re
             for buffer, kept in zip(encoder.buffers(), state, strict=True):
                 buffer.copy_(kept)
     return True
+
+
+def _gist(message: str) -> str:
+    """The line of a compiler's message that says what is wrong, or else the first."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return next((line for line in lines if "error: " in line), lines[0] if lines else "no message")

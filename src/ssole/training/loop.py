@@ -6,7 +6,7 @@ Shape suffixes: B images, V views, D embedding dimensions.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -77,7 +77,7 @@ def train(
     ):
         if wants_compiling(config, encoder, device, plan.total):
             with monitor.preparing("compiling the encoder: up to half a minute"):
-                compile_to_train(encoder, config, device)
+                compile_to_train(encoder, config, device, stopping=lambda: bool(stop.requested))
         for step, epoch, ids, images in feed.batches(plan, done.step):
             lr = _step_learning_rate(config, plan, step)
             set_learning_rate(optimizer, lr)
@@ -123,13 +123,16 @@ def encoder_to_train(config: PretrainConfig, device: torch.device) -> Encoder:
     return encoder
 
 
-def compile_to_train(encoder: Encoder, config: PretrainConfig, device: torch.device) -> bool:
-    """Compile the encoder for the views of a config; whether that succeeded."""
+def compile_to_train(
+    encoder: Encoder, config: PretrainConfig, device: torch.device, *, stopping: Callable[[], bool] = lambda: False
+) -> bool:
+    """Compile the encoder for the views of a config; whether it is compiled. See :func:`compile_encoder`."""
     views = [
         torch.zeros(config.batch_size, crop.count, config.channels or 3, crop.size, crop.size, device=device)
         for crop in config.augment.crops
     ]
-    return compile_encoder(encoder, lambda: embed_views(encoder, views, config), required=config.compile == "always")
+    required = config.compile == "always"
+    return compile_encoder(encoder, lambda: embed_views(encoder, views, config), required=required, stopping=stopping)
 
 
 def _whiten_stem(encoder: Encoder, feed: Feed, plan: Plan, config: PretrainConfig) -> None:

@@ -79,13 +79,13 @@ class Monitor:
         begin = time.perf_counter()
         yield
         self._prepared += time.perf_counter() - begin
-        self._screen.start_clock()
+        self._screen.start_clock(what)
 
     def advance(self, images: int) -> None:
         """Count a step."""
         self._step += 1
         self._images += images
-        self._waiting.add(self._trained, self._feed.waited)
+        self._waiting.add(self._trained - self._prepared, self._feed.waited)
         self._screen.advance(self._step)
 
     @torch.no_grad()
@@ -171,9 +171,10 @@ class _Screen:
         if self._show and not self._live:
             self._print(what)
 
-    def start_clock(self) -> None:
+    def start_clock(self, waited_for: str) -> None:
         """Take the time that is left from here on."""
-        self._text.plain = ""
+        if self._text.plain == waited_for:
+            self._text.plain = ""
         self._start = self._last_line = time.perf_counter()
         self._bar.reset(self._task, completed=self._first)
 
