@@ -6,6 +6,7 @@ import io
 
 import pytest
 import rich.console
+import rich.progress  # before its console is replaced below
 
 from ssole import progress
 
