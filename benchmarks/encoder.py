@@ -33,13 +33,17 @@ from ssole.models.encoder import create_encoder
 from ssole.models.norm import make_batch_norm_compile_well
 from ssole.precision import resolve_precision
 
-SMALL = {"projector_dim": 512, "projector_hidden": 1024}
+
+def encoder(backbone: str) -> ModelConfig:
+    return ModelConfig(backbone=backbone, projector_dim=512, projector_hidden=1024)
+
+
 ENCODERS = {  # config, images in a step of 512 at most, side
     "cifar10-cpu": (from_dict(load_recipe("cifar10-cpu")).model, 512, 32),
-    "ResNet-18, 3x3 stem": (ModelConfig(**SMALL), 256, 32),
-    "ResNet-50, 3x3 stem": (ModelConfig(backbone="resnet50", **SMALL), 64, 32),
-    "ResNet-18, 224 px": (ModelConfig(**SMALL), 32, 224),
-    "ConvNeXt-Atto, 64 px": (ModelConfig(backbone="convnext_atto", **SMALL), 64, 64),
+    "ResNet-18, 3x3 stem": (encoder("resnet18"), 256, 32),
+    "ResNet-50, 3x3 stem": (encoder("resnet50"), 64, 32),
+    "ResNet-18, 224 px": (encoder("resnet18"), 32, 224),
+    "ConvNeXt-Atto, 64 px": (encoder("convnext_atto"), 64, 64),
 }
 
 
