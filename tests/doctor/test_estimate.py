@@ -126,6 +126,7 @@ def test_time_of_a_whole_step_is_scaled_without_the_optimizer(
     assert found.memory_available == 10**9
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own, while compiling
 def test_a_run_that_would_be_compiled_is_measured_so(
     measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,9 +135,10 @@ def test_a_run_that_would_be_compiled_is_measured_so(
     monkeypatch.setattr(module, "MOST_STEPS", 5)
     compiled = []
 
-    def compile_to_train(encoder: nn.Module, *_: Any) -> None:
+    def compile_to_train(encoder: nn.Module, *_: Any) -> bool:
         compiled.append(encoder)
         encoder.compile(backend="eager")
+        return True
 
     monkeypatch.setattr(module, "compile_to_train", compile_to_train)
     found = estimate(tiny.config(steps=50, compile="always"), *measured, 22, CPU)

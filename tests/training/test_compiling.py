@@ -70,8 +70,7 @@ def test_the_demo_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch's own, while compiling
 def test_a_compiled_run_is_that_of_the_plain_one_and_resumes_exactly(tmp_path: Path) -> None:
-    two_sizes = [{"count": 2, "size": 8}, {"count": 1, "size": 6}]
-    settings: dict[str, Any] = {"augment__crops": two_sizes, "steps": 6}
+    settings: dict[str, Any] = {"steps": 6}
     plain = tiny.start(tmp_path / "plain", compile="never", **settings)
     whole = tiny.start(tmp_path / "whole", compile="always", **settings)
     rows = [[row["loss"] for row in run.metrics] for run in (plain, whole)]

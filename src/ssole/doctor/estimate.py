@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,7 +132,9 @@ class Trial:
         begin = time.perf_counter()
         views = make_views(images, ids, recipe=self._config.augment, seed=self._config.seed, epoch=0)
         compiled = self.compile_seconds > 0  # counting would compile once more, without what is counted
-        with nullcontext({}) if compiled else _counted_bytes(self.encoder) as saved:
+        counting: AbstractContextManager[dict[int, int]]
+        counting = nullcontext({}) if compiled else _counted_bytes(self.encoder)
+        with counting as saved:
             loss = self._loss(embed_views(self.encoder, views, self._config))
         if not compiled:
             self._saved[batch] = sum(saved.values()) + sum(view.nbytes for view in views)
