@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import tiny
-from ssole.config import ConfigError, from_dict, load_recipe
+from ssole.config import ConfigError, apply_overrides, from_dict, load_recipe
 from ssole.models.encoder import Encoder
+from ssole.models.norm import make_batch_norm_compile_well
 from ssole.training import compiling, loop
 from ssole.training.compiling import compile_encoder, wants_compiling
 from ssole.training.interrupt import Interrupted
@@ -62,6 +63,19 @@ def test_the_demo_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     config = from_dict(load_recipe("digits-m"))
     assert config.steps is not None
     assert wants_compiling(config, loop.encoder_to_train(config, CPU), CPU, config.steps)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own, while compiling
+@pytest.mark.parametrize("name", ["digits-m", "cifar10-cpu", "cifar10"])
+def test_networks_of_recipes_compile_in_one_piece(name: str) -> None:
+    """A break in the graph would make them slower than they were."""
+    config = apply_overrides(from_dict(load_recipe(name)), {"batch_size": 2, "precision": "bfloat16"})
+    network = loop.encoder_to_train(config, CPU)
+    make_batch_norm_compile_well(network)
+    torch.compiler.reset()
+    network.compile(backend="aot_eager", fullgraph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(torch.randn(4, 3, 32, 32)).sum().backward()
 
 
 # That it changes nothing but the speed

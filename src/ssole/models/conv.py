@@ -54,6 +54,7 @@ class SmallMapConv2d(nn.Conv2d):
                 bias=False,
             )
         self.weight = conv.weight
+        self._parts = 1 << (torch.get_num_threads() - 1).bit_length()  # asked here, where no compiler has to follow
         self.train(conv.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,7 +66,7 @@ class SmallMapConv2d(nn.Conv2d):
         pointwise = self.weight.shape[2:] == (1, 1) and dtype is torch.bfloat16
         if self._positions(x) > SMALL_MAP and not pointwise:
             return super().forward(x)
-        y: torch.Tensor = _Convolve.apply(x.to(dtype), self.weight.to(dtype), self.stride, self.padding)
+        y: torch.Tensor = _Convolve.apply(x.to(dtype), self.weight.to(dtype), self.stride, self.padding, self._parts)
         return y
 
     def _positions(self, x: torch.Tensor) -> int:
@@ -79,10 +80,10 @@ class SmallMapConv2d(nn.Conv2d):
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int], parts: int
     ) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
+        ctx.stride, ctx.padding, ctx.parts = stride, padding, parts
         return F.conv2d(x, weight, stride=stride, padding=padding)
 
     @staticmethod
@@ -94,18 +95,24 @@ class _Convolve(torch.autograd.Function):
             like_forward = (ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1)
             grad_x = _input_gradient(grad, x, weight, None, *like_forward, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(x, weight.shape, grad, ctx.stride, ctx.padding)
-        return grad_x, grad_weight, None, None
+            grad_weight = _weight_gradient(x, weight.shape, grad, ctx.stride, ctx.padding, ctx.parts)
+        return grad_x, grad_weight, None, None, None
 
 
 def _weight_gradient(
-    x: torch.Tensor, shape: torch.Size, grad: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    x: torch.Tensor,
+    shape: torch.Size,
+    grad: torch.Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    parts: int,
 ) -> torch.Tensor:
     """The sum over images and positions of (output's gradient) x (input's patch), in the weight's shape."""
     out, channels, height, width = shape
     rows = grad.permute(0, 2, 3, 1).reshape(-1, out)
     if height == width == 1 and padding == (0, 0):
-        product = _long_product(rows, x.permute(0, 2, 3, 1)[:, :: stride[0], :: stride[1]].reshape(-1, channels))
+        columns = x.permute(0, 2, 3, 1)[:, :: stride[0], :: stride[1]].reshape(-1, channels)
+        product = _long_product(rows, columns, parts)
         return product.view(out, channels, 1, 1)
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))  # channels last
     patches = x.unfold(1, height, stride[0]).unfold(2, width, stride[1]).permute(0, 1, 2, 4, 5, 3)
@@ -114,10 +121,10 @@ def _weight_gradient(
     return product.view(out, height, width, channels).permute(0, 3, 1, 2)
 
 
-def _long_product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _long_product(a: torch.Tensor, b: torch.Tensor, parts: int) -> torch.Tensor:
     """a.T @ b, where a and b are many times as long as wide: the result is too small to be divided among threads, so
-    that each gets a part of the rows."""
-    parts = math.gcd(len(a), 1 << (torch.get_num_threads() - 1).bit_length())  # as many or, were it odd, a few more
+    that each gets a part of the rows. `parts` is a power of two; fewer are made where they would not be even."""
+    parts = math.gcd(len(a), parts)
     if parts == 1 or len(a) < _LONG:
         return a.T @ b
     a, b = a.unflatten(0, (parts, -1)), b.unflatten(0, (parts, -1))

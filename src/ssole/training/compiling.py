@@ -72,7 +72,9 @@ def compile_encoder(
     state = [buffer.clone() for buffer in encoder.buffers()]  # running statistics, which the trial changes
     try:
         torch.compiler.reset()  # what earlier runs of this process left would count against its limit of eight
-        encoder.compile(dynamic=False)  # anew for each size of views: loops of fixed length are the fast ones
+        # anew for each size of views: loops of fixed length are the fast ones; and without breaks in its graph, which
+        # make it slower than it was
+        encoder.compile(dynamic=False, fullgraph=not required)
         embed().sum().backward()
     except torch.OutOfMemoryError:
         raise
