@@ -104,6 +104,7 @@ def test_small_benchmark(step: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_
     out, plot = tmp_path / "step.json", tmp_path / "step.png"
     adamw = recipe(tmp_path, optim={"name": "adamw", "lr": 0.001, "final_lr": 0.0})
     small = ["--recipe", adamw, "--batch", "6", "4", "--blocks", "2", "--steps", "2", "--threads", "1"]
+    small += ["--compile", "never"]
     monkeypatch.setattr(sys, "argv", ["step.py", *small, "--out", str(out), "--plot", str(plot)])
     step.main()
     record = json.loads(out.read_text())

@@ -276,6 +276,7 @@ def test_progress_is_shown_on_a_terminal_and_on_standard_error_only(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes anything for a terminal
+    monkeypatch.setattr("ssole.progress.PATIENCE", 0.0)
     examine(folder, device="cpu", measure=False)
     said = capsys.readouterr()
     assert said.out == ""

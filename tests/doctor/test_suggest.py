@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ssole import cli
-from ssole.config import recipe_names
+from ssole.config import load_recipe, recipe_names
 from ssole.doctor import suggest as module
 from ssole.doctor.contents import Contents, Range
 from ssole.doctor.sample import ChannelStatistics
@@ -88,7 +88,7 @@ def test_few_images_get_batches_that_they_fill(images: int) -> None:
 def test_few_images_get_steps_enough() -> None:
     assert choose(500, 1000, GPU).config.steps == module.FEWEST_STEPS
     assert choose(500, 100_000, GPU).config.steps is None
-    assert choose(32, 1000, CPU).config.steps == 3000  # the recipe's own
+    assert choose(32, 1000, CPU).config.steps == load_recipe("cifar10-cpu")["steps"]
 
 
 def test_colours_far_from_the_recipes_become_overrides() -> None:
