@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssole.models.replace import replace_layers
+
 _input_gradient = torch.ops.aten.convolution_backward  # `torch.nn.grad.conv2d_input` would lose the memory format
 _LONG = 1 << 15  # rows
 SMALL_MAP = 16  # output positions an image (4x4): above it, copying patches costs more than the product saves
@@ -22,10 +24,7 @@ SMALL_MAP = 16  # output positions an image (4x4): above it, copying patches cos
 
 def speed_up_small_maps(model: nn.Module) -> nn.Module:
     """Replace, in place, the convolutions that :class:`SmallMapConv2d` can stand in for; names and weights stay."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if _replaceable(child):
-                setattr(module, name, SmallMapConv2d(child))  # type: ignore[arg-type]
+    replace_layers(model, _replaceable, SmallMapConv2d)
     return model
 
 

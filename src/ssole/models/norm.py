@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssole.models.replace import replace_layers
+
 
 def make_batch_norm_compile_well(model: nn.Module) -> nn.Module:
     """Replace, in place, the batch norms that :class:`CompiledBatchNorm2d` can stand in for; names and state stay."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if _replaceable(child):
-                setattr(module, name, CompiledBatchNorm2d(child))  # type: ignore[arg-type]
+    replace_layers(model, _replaceable, CompiledBatchNorm2d)
     return model
 
 
