@@ -23,17 +23,17 @@ def decode_all(
     n = len(reader.source)
     images, stop = torch.empty((n, *shape), dtype=dtype), threading.Event()
     starts = range(0, n, _CHUNK)
-    tasks = [pool.submit(_decode_chunk, reader, images, start, stop) for start in starts]
-    try:
-        with progress_bar("decoding images", n, enabled=progress) as advance:
+    with progress_bar("decoding images", n, enabled=progress) as advance:  # ready before there is work to interrupt
+        tasks = [pool.submit(_decode_chunk, reader, images, start, stop) for start in starts]
+        try:
             for start, task in zip(starts, tasks, strict=True):
                 if not task.result():
                     return None
                 advance(min(_CHUNK, n - start))
-    finally:  # also on Ctrl-C, which should not have to wait for a chunk of photographs
-        stop.set()
-        for task in tasks:
-            task.cancel()
+        finally:  # also on Ctrl-C, which should not have to wait for a chunk of photographs
+            stop.set()
+            for task in tasks:
+                task.cancel()
     return images
 
 
