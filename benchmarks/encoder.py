@@ -19,17 +19,17 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
 from torch import nn
 
-from measure import save
+from measure import save, take_turns
 from ssole.config import ModelConfig, from_dict, load_recipe
 from ssole.heap import keep_freed_memory
-from ssole.models.conv import speed_up_small_maps
+from ssole.models.conv import speed_up_convolutions
 from ssole.models.encoder import create_encoder
 from ssole.models.norm import make_batch_norm_compile_well
 from ssole.precision import resolve_precision
@@ -75,11 +75,12 @@ def main() -> None:
             for key, model in contestants.items():
                 if not args.keep:
                     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{empty}/{len(first)}"
-                first[key] = step(model, images, dtype)
-        times = compare(contestants, images, args.repeats, dtype)
+                first[key] = seconds(model, images, dtype)
+        blocks = {key: partial(rate, model, images, dtype) for key, model in contestants.items()}
+        times = {key: 1 / statistics.median(rates) for key, rates in take_turns(blocks, args.repeats).items()}
         gain = times["ordinary"] / times["ours, compiled"]
         compiling = first["ours, compiled"] - times["ours, compiled"]
-        cells = " | ".join(f"{1e3 * seconds:.0f}" for seconds in times.values())
+        cells = " | ".join(f"{1e3 * each:.0f}" for each in times.values())
         print(f"| {name}, {views} images | {cells} | {gain:.2f}x | {compiling:.0f} s |", flush=True)
         rows.append({"encoder": name, "views": views, "size": size, "seconds": times, "compiling_seconds": compiling})
     if args.out:
@@ -91,15 +92,15 @@ def networks(config: ModelConfig, size: int) -> dict[str, nn.Module]:
     """The contestants, of the same weights."""
     ordinary = create_encoder(config, size, seed=0).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     compiled, ours, both = (copy.deepcopy(ordinary) for _ in range(3))
-    speed_up_small_maps(ours)
-    make_batch_norm_compile_well(speed_up_small_maps(both))
+    speed_up_convolutions(ours)
+    make_batch_norm_compile_well(speed_up_convolutions(both))
     for model in (compiled, both):
         model.compile(dynamic=False)
     return {"ordinary": ordinary, "compiled": compiled, "ours": ours, "ours, compiled": both}
 
 
-def step(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> float:
-    """Seconds of a forward and a backward pass."""
+def seconds(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> float:
+    """Of a forward and a backward pass."""
     model.zero_grad()
     start = time.perf_counter()
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
@@ -108,17 +109,9 @@ def step(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> f
     return time.perf_counter() - start
 
 
-def compare(
-    models: Mapping[str, nn.Module], images: torch.Tensor, repeats: int, dtype: torch.dtype | None
-) -> dict[str, float]:
-    """Median seconds of a step of each model, taken in turns."""
-    times: dict[str, list[float]] = {name: [] for name in models}
-    for repeat in range(repeats + 2):
-        for name, model in models.items():
-            seconds = step(model, images, dtype)
-            if repeat > 1:  # the first two warm up
-                times[name].append(seconds)
-    return {name: statistics.median(seconds) for name, seconds in times.items()}
+def rate(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> float:
+    """Passes a second."""
+    return 1 / seconds(model, images, dtype)
 
 
 if __name__ == "__main__":

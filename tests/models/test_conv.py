@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssole.models.conv import SmallMapConv2d, speed_up_small_maps
+from ssole.models.conv import FastConv2d, speed_up_convolutions
 
 SHAPES = [  # kernel, stride, padding, height, width of the image
     (3, 1, 1, 4, 4),
@@ -34,7 +34,7 @@ def test_outputs_and_gradients_are_those_of_autograd(kernel, stride, padding, he
     expected = conv(x)
     g = torch.randn_like(expected)
     gx, gw = torch.autograd.grad(expected, [x, conv.weight], g)
-    fast = SmallMapConv2d(conv)
+    fast = FastConv2d(conv)
     y = fast(x)
     fx, fw = torch.autograd.grad(y, [x, fast.weight], g)
     assert "Convolve" in type(y.grad_fn).__name__  # the route under test was taken
@@ -58,11 +58,11 @@ def test_bfloat16_gradient_is_as_exact_as_the_ordinary_one() -> None:
         assert conv.weight.grad.dtype is torch.float32
         return float((conv.weight.grad - exact).norm() / exact.norm())
 
-    assert error(SmallMapConv2d(conv)) < 1.1 * error(conv) < 0.01
+    assert error(FastConv2d(conv)) < 1.1 * error(conv) < 0.01
 
 
 def test_large_maps_and_inference_take_the_ordinary_route() -> None:
-    fast = SmallMapConv2d(nn.Conv2d(3, 4, 3, padding=1, bias=False))
+    fast = FastConv2d(nn.Conv2d(3, 4, 3, padding=1, bias=False))
     assert "Convolve" not in type(fast(torch.randn(2, 3, 5, 5)).grad_fn).__name__
     with torch.no_grad():
         assert torch.equal(fast(torch.ones(1, 3, 2, 2)), F.conv2d(torch.ones(1, 3, 2, 2), fast.weight, padding=1))
@@ -71,8 +71,8 @@ def test_large_maps_and_inference_take_the_ordinary_route() -> None:
 def test_a_network_keeps_its_names_weights_and_gradients() -> None:
     torch.manual_seed(0)
     plain = timm.create_model("resnet18", num_classes=0, channels=[8, 8, 16, 16], layers=[1, 1, 1, 1]).double()
-    fast = speed_up_small_maps(copy.deepcopy(plain))
-    assert sum(isinstance(m, SmallMapConv2d) for m in fast.modules()) == 13  # every convolution of it
+    fast = speed_up_convolutions(copy.deepcopy(plain))
+    assert sum(isinstance(m, FastConv2d) for m in fast.modules()) == 13  # every convolution of it
     assert [*fast.state_dict()] == [*plain.state_dict()]
     x = torch.randn(4, 3, 48, 48, dtype=torch.float64)
     for model in (plain, fast):
@@ -96,7 +96,7 @@ def test_a_network_keeps_its_names_weights_and_gradients() -> None:
     ids=["groups", "dilation", "bias", "same", "reflect"],
 )
 def test_others_are_left_alone(conv: nn.Conv2d) -> None:
-    model = speed_up_small_maps(nn.Sequential(conv))
+    model = speed_up_convolutions(nn.Sequential(conv))
     assert model[0] is conv  # type: ignore[index]
 
 
@@ -106,7 +106,7 @@ def test_bfloat16_gradient_of_single_positions_on_large_maps(images: int, size: 
     conv = nn.Conv2d(8, 6, 1, stride=stride, bias=False)
     x = torch.randn(images, 8, size, size).to(memory_format=torch.channels_last)
     with torch.autocast("cpu", torch.bfloat16):
-        y = SmallMapConv2d(conv)(x)
+        y = FastConv2d(conv)(x)
     g = torch.randn_like(y)
     assert "Convolve" in type(y.grad_fn).__name__
     y.backward(g)

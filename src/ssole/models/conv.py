@@ -22,9 +22,9 @@ _LONG = 1 << 15  # rows
 SMALL_MAP = 16  # output positions an image (4x4): above it, copying patches costs more than the product saves
 
 
-def speed_up_small_maps(model: nn.Module) -> nn.Module:
-    """Replace, in place, the convolutions that :class:`SmallMapConv2d` can stand in for; names and weights stay."""
-    replace_layers(model, _replaceable, SmallMapConv2d)
+def speed_up_convolutions(model: nn.Module) -> nn.Module:
+    """Replace, in place, the convolutions that :class:`FastConv2d` can stand in for; names and weights stay."""
+    replace_layers(model, _replaceable, FastConv2d)
     return model
 
 
@@ -39,8 +39,9 @@ def _replaceable(module: nn.Module) -> bool:
     )
 
 
-class SmallMapConv2d(nn.Conv2d):
-    """`conv` with the same weight, output and gradients to rounding; faster to train where the output map is small."""
+class FastConv2d(nn.Conv2d):
+    """`conv` with the same weight, output and gradients to rounding; faster to train where the output map is small or the
+    kernel a single position."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         with torch.device("meta"):  # the weight is taken over, not drawn

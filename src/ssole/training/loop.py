@@ -18,7 +18,7 @@ from ssole.errors import DataError
 from ssole.heap import keep_freed_memory
 from ssole.losses import SSOLELoss
 from ssole.losses.ssole import SSOLETerms
-from ssole.models.conv import speed_up_small_maps
+from ssole.models.conv import speed_up_convolutions
 from ssole.models.encoder import Encoder, create_encoder
 from ssole.models.load import backbone_metadata
 from ssole.models.whitening import whiten_stem
@@ -119,7 +119,7 @@ def encoder_to_train(config: PretrainConfig, device: torch.device) -> Encoder:
     encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed, channels=config.channels or 3)
     encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if device.type == "cpu":
-        speed_up_small_maps(encoder)
+        speed_up_convolutions(encoder)
     return encoder
 
 

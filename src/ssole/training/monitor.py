@@ -72,6 +72,11 @@ class Monitor:
     def _trained(self) -> float:
         return time.perf_counter() - self._start - self._paused
 
+    @property
+    def _stepped(self) -> float:
+        """Of it, what went into steps."""
+        return self._trained - self._prepared
+
     @contextmanager
     def preparing(self, what: str) -> Iterator[None]:
         """Say what a person waits for before the first step. It counts as training, but not for the rate and ETA."""
@@ -85,13 +90,13 @@ class Monitor:
         """Count a step."""
         self._step += 1
         self._images += images
-        self._waiting.add(self._trained - self._prepared, self._feed.waited)
+        self._waiting.add(self._stepped, self._feed.waited)
         self._screen.advance(self._step)
 
     @torch.no_grad()
     def log(self, epoch: int, lr: float, terms: SSOLETerms, z_BVD: torch.Tensor) -> None:
         """Write a line of metrics: the loss and its terms, and the effective rank of the first view's embeddings."""
-        rate = self._images / max(1e-9, self._trained - self._prepared)
+        rate = self._images / max(1e-9, self._stepped)
         loss, low, high = (float(term) for term in (terms.total, terms.low_rank, terms.high_rank))
         row = {
             "step": self._step,
