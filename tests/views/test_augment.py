@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from ssole.config import Crop, ViewRecipe
-from ssole.views import augment, colour, make_views
+from ssole.views import augment, colour, crop, filters, make_views, single
 from ssole.views.recipe import ViewParams, sample_params
 
 PLAIN = ViewRecipe(hflip=0, jitter=0, grey=0, mean=(0, 0, 0), std=(1, 1, 1))
@@ -35,6 +35,10 @@ def photos() -> torch.Tensor:
 def params_of(recipe: ViewRecipe, ids: torch.Tensor, height: int, width: int, *, seed: int = 0) -> ViewParams:
     views = torch.arange(recipe.crops[0].count)
     return sample_params(recipe, recipe.crops[0], ids, views, torch.tensor([[height, width]]), seed=seed, epoch=0)
+
+
+def blurred(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    return colour.blur(x, colour.blur_taps(sigma, x.shape[-1], PLAIN))
 
 
 def as_float(photos: torch.Tensor) -> torch.Tensor:
@@ -91,17 +95,29 @@ def test_colour_operations_are_torchvisions(
 ) -> None:
     grey = torch.full((1, 3, 64, 80), 128, dtype=torch.uint8)
     images = torch.cat([photos, grey, torch.zeros_like(grey), torch.full_like(grey, 255)])
+    order = [operation, *(other for other in range(4) if other != operation)]
     for amount in amounts:
-        amounts_N = torch.full((len(images),), amount)
-        if operation == colour.HUE:
-            mine = colour.hue(as_float(images).flatten(2), amounts_N)
-        else:
-            factors = torch.full((len(images), 4), torch.nan)  # only its own factor may be looked at
-            factors[:, operation] = amounts_N
-            mine = colour.linear(as_float(images).flatten(2), torch.full((len(images),), operation), factors)
-        mine = mine.unflatten(2, (64, 80))
-        torch.testing.assert_close(mine, oracle(as_float(images), amount), atol=2e-4, rtol=0)
-        assert (mine - as_float(oracle(images, amount))).abs().max() < 2 / 255
+        factors = [1.0, 1.0, 1.0, 0.0]
+        factors[operation] = amount
+        for mine in jittered(as_float(images), order, factors):
+            torch.testing.assert_close(mine, oracle(as_float(images), amount), atol=2e-4, rtol=0)
+            assert (mine - as_float(oracle(images, amount))).abs().max() < 2 / 255
+
+
+def jittered(x: torch.Tensor, order: list[int], factors: list[float]) -> list[torch.Tensor]:
+    """Of all routes: many views with hue in one place or anywhere, and one at a time."""
+    views = len(x)
+    params = dataclasses.replace(
+        params_of(PLAIN, torch.arange(views // 2 + 1), 8, 8)[:views],
+        order=torch.tensor(order).expand(views, 4),
+        factors=torch.tensor(factors).expand(views, 4),
+    )
+    jitter = colour.jitter_of(params, x.shape[1])
+    recipe = PLAIN if x.shape[1] == 3 else dataclasses.replace(PLAIN, hue=0)
+    places = (order.index(colour.HUE), None)
+    many = [colour.colour_jitter(x.clone(), jitter, recipe, place) for place in places]
+    alone = [single.colour_jitter(view[None].flatten(2).clone(), order, factors) for view in x]
+    return [*many, torch.cat(alone).view_as(x)]
 
 
 def test_jitter_runs_its_operations_in_each_views_own_order(photos: torch.Tensor) -> None:
@@ -125,7 +141,7 @@ def test_jitter_runs_its_operations_in_each_views_own_order(photos: torch.Tensor
 @pytest.mark.parametrize("sigma", [0.1, 0.3, 1.0, 2.0])
 def test_blur_is_torchvisions(photos: torch.Tensor, sigma: float) -> None:
     square = photos[..., :64]
-    mine = colour.blur(as_float(square), torch.full((len(square),), sigma), most=6)
+    mine = blurred(as_float(square), torch.full((len(square),), sigma))
     expected = tv.gaussian_blur(as_float(square), kernel_size=[13, 13], sigma=[sigma, sigma])
     torch.testing.assert_close(mine, expected, atol=1e-4, rtol=0)
     # SimCLR's window, a tenth of 224 px, cuts off less than a value of 8 bits can show
@@ -136,7 +152,7 @@ def test_blur_is_torchvisions(photos: torch.Tensor, sigma: float) -> None:
 @pytest.mark.parametrize("size", [5, 64, 65, 130])
 def test_views_of_any_size_are_blurred_to_the_same_effect(size: int) -> None:
     x = torch.rand(2, 3, size, size, generator=torch.manual_seed(0))
-    mine = colour.blur(x, torch.tensor([0.5, 2.0]), most=6)
+    mine = blurred(x, torch.tensor([0.5, 2.0]))
     for view, sigma in zip(range(2), (0.5, 2.0), strict=True):
         window = min(2 * math.ceil(4 * sigma) + 1, 13, 2 * size - 1)
         expected = tv.gaussian_blur(x[view], kernel_size=[window, window], sigma=[sigma, sigma])
@@ -145,7 +161,7 @@ def test_views_of_any_size_are_blurred_to_the_same_effect(size: int) -> None:
 
 def test_blur_with_sigma_0_changes_nothing(photos: torch.Tensor) -> None:
     square = as_float(photos)[..., :64]
-    torch.testing.assert_close(colour.blur(square, torch.zeros(len(square)), most=6), square, atol=1e-6, rtol=0)
+    torch.testing.assert_close(blurred(square, torch.zeros(len(square))), square, atol=1e-6, rtol=0)
 
 
 def test_grey_solarize_and_normalization(photos: torch.Tensor) -> None:
@@ -189,14 +205,38 @@ def test_chunks_of_any_size_give_the_same_views(photos: torch.Tensor, monkeypatc
         torch.testing.assert_close(views, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("listed", [False, True])
+def test_views_made_one_at_a_time_are_those_made_together(
+    photos: torch.Tensor, channels: int, listed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images: torch.Tensor | list[torch.Tensor] = torch.cat([photos, photos.flip(0)], dim=1)[:, :channels].contiguous()
+    if listed:
+        images = [image[:, : 40 + 3 * i, : 80 - 4 * i] for i, image in enumerate(images)]
+    grey = {} if channels == 3 else {"saturation": 0.0, "hue": 0.0, "grey": 0.0}
+    per_channel = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
+    recipe = dataclasses.replace(FULL, crops=(Crop(count=9, size=48),), **grey, **per_channel)  # type: ignore[arg-type]
+    for solarize in (0.0, 0.3):
+        recipe = dataclasses.replace(recipe, solarize=solarize)
+        views = []
+        for alone_from in (0, 1 << 40):
+            monkeypatch.setattr(augment, "_ALONE", alone_from)
+            views += make_views(images, torch.arange(8), recipe=recipe, seed=1, epoch=0)
+        # solarize is a threshold: rounding may change single pixels
+        apart = ((views[0] - views[1]).abs() > 2e-4).float().mean()
+        assert apart <= (1e-4 if solarize else 0)
+
+
 def test_the_route_of_accelerators_gives_the_same_views(photos: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """No view is picked out, hue comes anywhere, images are padded: all that differs without a CPU, on one."""
     ids, recipe = torch.arange(8), dataclasses.replace(FULL, crops=(Crop(count=9, size=24),))
     images = [photo[:, : 40 + 3 * i, : 80 - 4 * i] for i, photo in enumerate(photos)]
     (expected,) = make_views(images, ids, recipe=recipe, seed=1, epoch=0)
-    rows = torch.arange(72)
-    monkeypatch.setattr(augment, "_chunks", lambda *_: [(part, None) for part in rows.split(10)])
+    chunks: list[tuple[slice, None]] = [(slice(start, start + 10), None) for start in range(0, 72, 10)]
+    monkeypatch.setattr(augment, "_chunks", lambda *_: (torch.arange(72), chunks))
     monkeypatch.setattr(colour, "on_chosen", colour.on_all)
+    for module in (crop, colour):
+        monkeypatch.setattr(module, "filtered", filters.multiplied)
     sizes = augment._sizes(images)
     monkeypatch.setattr(augment, "_sizes", lambda _: sizes)
     (views,) = make_views(augment._padded(images), ids, recipe=recipe, seed=1, epoch=0)
@@ -247,9 +287,8 @@ def test_images_of_any_depth_and_number_of_channels(photos: torch.Tensor, channe
 
 def test_contrast_of_one_channel_is_torchvisions_of_grey_images(photos: torch.Tensor) -> None:
     one = as_float(photos[:, :1])
-    factors = torch.full((8, 4), 0.3)
-    mine = colour.linear(one.flatten(2), torch.full((8,), colour.CONTRAST), factors).unflatten(2, (64, 80))
-    torch.testing.assert_close(mine, tv.adjust_contrast(one, 0.3), atol=1e-5, rtol=0)
+    for mine in jittered(one, [colour.CONTRAST, 0, 2, 3], [1.0, 0.3, 1.0, 0.0]):
+        torch.testing.assert_close(mine, tv.adjust_contrast(one, 0.3), atol=1e-5, rtol=0)
 
 
 def test_crop_groups_give_one_tensor_each(photos: torch.Tensor) -> None:
@@ -393,9 +432,12 @@ def test_a_chunk_of_an_accelerator_holds_whole_images_of_its_views() -> None:
         torch.zeros(50, 3, 400, 600, dtype=torch.uint8, device="meta"),
         torch.zeros(100, 3, 32, 32, device="meta"),
     )
-    rows = [part for part, hue_at in augment._chunks(params, images, out) if hue_at is None]
-    assert sum(map(len, rows)) == 100
-    assert max(map(len, rows)) * images[0].numel() <= augment._DEVICE_CHUNK < 100 * images[0].numel()
+    order, chunks = augment._chunks(params, images, out)
+    assert len(order) == 100
+    assert all(hue_at is None for _, hue_at in chunks)
+    views = [range(100)[some] for some, _ in chunks]
+    assert [view for some in views for view in some] == [*range(100)]
+    assert max(map(len, views)) * images[0].numel() <= augment._DEVICE_CHUNK < 100 * images[0].numel()
 
 
 def test_large_batches_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,8 +40,10 @@ def _replaceable(module: nn.Module) -> bool:
 
 
 class FastConv2d(nn.Conv2d):
-    """`conv` with the same weight, output and gradients to rounding; faster to train where the output map is small or the
-    kernel a single position."""
+    """`conv` with the same weight, output and gradients to rounding.
+
+    It trains faster where the output map is small or the kernel a single position.
+    """
 
     def __init__(self, conv: nn.Conv2d) -> None:
         with torch.device("meta"):  # the weight is taken over, not drawn

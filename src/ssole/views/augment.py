@@ -8,8 +8,8 @@ Shape suffixes: B images, V views of a crop group, N = B V views, C channels, S 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import TypeAlias
 
 import torch
@@ -17,17 +17,19 @@ import torch.nn.functional as F
 
 from ssole.config import ViewRecipe
 from ssole.heap import reuse_freed_blocks
-from ssole.views.colour import HUE, photometric
-from ssole.views.crop import Images, crop_views
+from ssole.views.colour import jitter_of, photometric, place_of_hue
+from ssole.views.crop import Images, as_sources, crop_taps, crop_views
 from ssole.views.recipe import ViewParams, sample_params
+from ssole.views.single import make_one_by_one
 
 # Floats of a chunk at most. CPU: 3 MB, where two cores' L2 caches hold the better part and launching operations costs
 # little. Elsewhere 256 MB, of views or of the images that they are cut from, whichever are larger. Temporaries are
 # about six times that, beside the result.
 _CPU_CHUNK, _DEVICE_CHUNK = 3 << 18, 1 << 26
+_ALONE = 100_000  # floats of a view, from which a CPU makes one view at a time
 _PADDED_TOGETHER = 32  # images of different sizes that an accelerator gets as one tensor
-_Chunk: TypeAlias = tuple[torch.Tensor, int | None]
-"""Rows of views, and where in all of their orders hue comes: see :func:`ssole.views.colour.photometric`."""
+_Chunk: TypeAlias = tuple[slice, int | None]
+"""Views, and where in all of their orders hue comes: see :func:`ssole.views.colour.photometric`."""
 
 
 @torch.no_grad()
@@ -82,32 +84,49 @@ def _make(
         numbers = torch.arange(first, first + crop.count, device=ids.device)
         params = sample_params(recipe, crop, ids, numbers, sizes, seed=seed, epoch=epoch)
         out = torch.empty(len(ids) * crop.count, channels, crop.size, crop.size, device=ids.device)
-        for rows, hue_at in _chunks(params, images, out):
-            part = params[rows]
-            x_NCSS = crop_views(images, rows // crop.count, part, crop.size)
-            out.index_copy_(0, rows, photometric(x_NCSS, part, recipe, hue_at))
+        if out.device.type == "cpu" and out[0].numel() >= _ALONE:
+            make_one_by_one(images, params, recipe, out)
+        else:
+            _make_together(images, params, recipe, out)
         groups.append(out.unflatten(0, (len(ids), crop.count)))
         first += crop.count
     return groups
 
 
-def _chunks(params: ViewParams, images: Images, out: torch.Tensor) -> Iterator[_Chunk]:
-    """Rows of views, so many that they fit; on a CPU only such as have hue in the same place of their order."""
+def _make_together(images: Images, params: ViewParams, recipe: ViewRecipe, out: torch.Tensor) -> None:
+    """Fill out (N, C, S, S) with the views of a crop group, of which every image has as many, many at a time."""
+    order, chunks = _chunks(params, images, out)
+    image_of_N, params = order // (len(out) // len(images)), params[order]
+    taps, jitter = crop_taps(images, params, out.shape[-1]), jitter_of(params, out.shape[1])
+    sources = as_sources(images)
+    for views, hue_at in chunks:
+        x_NCSS = crop_views(sources, image_of_N[views], params.box[views], taps.of(views))
+        out.index_copy_(0, order[views], photometric(x_NCSS, params[views], jitter.of(views), recipe, hue_at))
+
+
+def _chunks(params: ViewParams, images: Images, out: torch.Tensor) -> tuple[torch.Tensor, list[_Chunk]]:
+    """An order of the views, and chunks of it that fit; on a CPU only of views that have hue in the same place."""
     if out.device.type != "cpu":
         largest = max(out[0].numel(), images[0].numel())  # of every view, its whole image is a part of the product
-        for rows in _evenly(torch.arange(len(out), device=out.device), largest, _DEVICE_CHUNK):
-            yield rows, None
-        return
-    hue_at = (params.order == HUE).to(torch.uint8).argmax(dim=1).masked_fill_(~params.jitter, -1)
-    for place in (-1, 0, 1, 2, 3):
-        for rows in _evenly((hue_at == place).nonzero()[:, 0], out[0].numel(), _CPU_CHUNK):
-            yield rows, place
+        return torch.arange(len(out), device=out.device), [
+            (some, None) for some in _evenly(0, len(out), largest, _DEVICE_CHUNK)
+        ]
+    hue_at, order = place_of_hue(params).masked_fill_(~params.jitter, -1).sort(stable=True)
+    chunks: list[_Chunk] = []
+    start = 0
+    for place, views in zip(
+        *(values.tolist() for values in hue_at.unique_consecutive(return_counts=True)), strict=True
+    ):
+        chunks += [(some, place) for some in _evenly(start, views, out[0].numel(), _CPU_CHUNK)]
+        start += views
+    return order, chunks
 
 
-def _evenly(rows: torch.Tensor, floats: int, limit: int) -> Sequence[torch.Tensor]:
-    """Rows in chunks of about the same size, with so many floats each that `limit` holds them; or single rows."""
-    most = max(1, limit // floats)
-    return rows.tensor_split(-(-len(rows) // most)) if len(rows) else ()
+def _evenly(start: int, views: int, floats: int, limit: int) -> list[slice]:
+    """Slices of about the same size, with so many floats a view that `limit` holds them; or of single views."""
+    parts = -(-views // max(1, limit // floats))
+    ends = [start + views * part // parts for part in range(parts + 1)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def _sizes(images: Images) -> torch.Tensor:

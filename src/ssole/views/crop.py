@@ -1,86 +1,110 @@
 """Crop, antialiased resize, flips and quarter turns of many views.
 
-Geometry is linear and separable: one small matrix per view for the columns and one for the rows do all of it in two
-batched products. Where images are large and the CPU computes, those matrices are mostly zeros, and torch's own
-antialiased resize of each crop is quicker.
-
-Shape suffixes: N views, C channels, S side of the crop, H x W image.
+Shape suffixes: N views, C channels, S side of the crop, K taps, H x W image.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
-import torch.nn.functional as F
 
+from ssole.views.filters import Taps, filtered, filtered_transposed
 from ssole.views.recipe import ViewParams
 
 Images: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 """uint8 or uint16 (B, C, H, W), or B tensors (C, h, w) of different sizes."""
 
-# Pixels of an image up to which products with dense matrices beat torch's resize on a CPU.
-_DENSE_PIXELS = 96 * 96
+# Of an image, up to which a CPU filters many whole images at once, and not crop after crop.
+_SMALL_PIXELS = 96 * 96
+_WIDTH = 32  # crops are padded to a multiple: `embedding_bag` generates code for every width that it meets
 
 
-def crop_views(images: Images, image_of_N: torch.Tensor, params: ViewParams, size: int) -> torch.Tensor:
-    """Crops as float32 in [0, 1], (N, C, S, S): view n is of image `image_of_N[n]`."""
+class CropTaps(NamedTuple):
+    """How crops become views: sums of rows, then of columns, both counted from the corner of the crop."""
+
+    rows: Taps
+    columns: Taps
+
+    def of(self, views: slice) -> CropTaps:
+        """Those of some of the views."""
+        return CropTaps(*(Taps(source[views], weight[views]) for source, weight in (self.rows, self.columns)))
+
+
+def crop_taps(images: Images, params: ViewParams, size: int) -> CropTaps:
+    """The taps of all views, values of the images' dtype becoming [0, 1]."""
     # a quarter turn is the transpose of a mirrored image, half a turn is both mirrors
     hflip = params.hflip ^ ((params.turns == 1) | (params.turns == 2))
     vflip = params.vflip ^ ((params.turns == 2) | (params.turns == 3))
-    if isinstance(images, torch.Tensor) and (images.device.type != "cpu" or images[0, 0].numel() <= _DENSE_PIXELS):
-        return _by_products(images.index_select(0, image_of_N), params.box, hflip, vflip, size)
-    return _one_by_one(images, image_of_N, params.box, hflip, vflip, size)
+    one_size = images[:1] if isinstance(images, torch.Tensor) else images
+    longest = max(max(image.shape[-2:]) for image in one_size)
+    # both dimensions in one go: for small views, calls cost more than what they compute
+    source, weight = resize_taps(params.box[:, [3, 2]].T.flatten(), torch.cat([vflip, hflip]), size, longest)
+    rows, columns = (Taps(*both) for both in zip(source.chunk(2), weight.chunk(2), strict=True))
+    columns.weight.mul_(1 / torch.iinfo(images[0].dtype).max)
+    return CropTaps(rows, columns)
 
 
-def _by_products(
-    images_NCHW: torch.Tensor, box: torch.Tensor, hflip: torch.Tensor, vflip: torch.Tensor, size: int
-) -> torch.Tensor:
-    left, top, width, height = box.unbind(-1)
-    columns = resize_weights(left, width, hflip, size, images_NCHW.shape[3])
-    rows = resize_weights(top, height, vflip, size, images_NCHW.shape[2])
-    columns *= 1 / torch.iinfo(images_NCHW.dtype).max
-    return apply_separable(images_NCHW.to(torch.float32), rows, columns)
+def resize_taps(length: torch.Tensor, flip: torch.Tensor, size: int, most: int) -> Taps:
+    """Taps of an antialiased linear resize of `length` pixels to `size`.
 
+    A triangle filter whose half-width grows with the scale when shrinking, normalised: what Pillow's and torchvision's
+    antialiased bilinear resize computes.
 
-def resize_weights(
-    start: torch.Tensor, length: torch.Tensor, flip: torch.Tensor, size: int, extent: int
-) -> torch.Tensor:
-    """Weights (N, size, extent) of an antialiased linear resize of pixels [start, start + length) to `size`.
-
-    A triangle filter whose half-width grows with the scale when shrinking, restricted to the crop and normalised: what
-    Pillow's and torchvision's antialiased bilinear resize computes.
+    Args:
+        length: float32 (N,), whole numbers up to `most`.
+        flip: bool (N,), whether to mirror the result.
     """
-    out = torch.arange(size, device=start.device, dtype=torch.float32)
+    out = torch.arange(size, device=length.device, dtype=torch.float32)
     out = torch.where(flip[:, None], size - 1 - out, out)
     step = (length / size)[:, None]
-    centre = start[:, None] + (out + 0.5) * step
-    pixel = torch.arange(extent, device=start.device, dtype=torch.float32) + 0.5
-    slope = -1 / step.clamp(min=1)
-    weights = (pixel - centre[..., None]).abs_().mul_(slope[..., None]).add_(1).clamp_(min=0)
-    inside = ((pixel > start[:, None]) & (pixel < (start + length)[:, None])).to(torch.float32)
-    weights *= inside[:, None, :]
-    return weights.div_(weights.sum(dim=-1, keepdim=True))
+    centre = (out + 0.5) * step
+    half = step.clamp(min=1)
+    # of these pixels, all that are nearer than `half`; the others get a weight of 0
+    first = (centre - half + 0.5).floor_().clamp_(min=0)
+    source = first[..., None] + torch.arange(_taps(most, size), device=length.device)
+    weight = (source + 0.5 - centre[..., None]).abs_().div_(-half[..., None]).add_(1).clamp_(min=0)
+    last = length[:, None, None] - 1
+    weight *= source <= last
+    weight /= weight.sum(dim=-1, keepdim=True)
+    return Taps(torch.minimum(source, last).long(), weight)
 
 
-def apply_separable(x_NCHW: torch.Tensor, rows_NSH: torch.Tensor, columns_NSW: torch.Tensor) -> torch.Tensor:
-    """rows @ x @ columns^T for every view and channel: (N, C, S, S)."""
-    n, c, h, w = x_NCHW.shape
-    x = torch.bmm(x_NCHW.reshape(n, c * h, w), columns_NSW.mT)
-    out: torch.Tensor = rows_NSH[:, None] @ x.unflatten(1, (c, h))
-    return out
+def _taps(length: int, size: int) -> int:
+    """The most pixels that are nearer to a point than the half-width of a filter from `length` to `size`."""
+    return math.ceil(2 * max(1, length / size))
 
 
-def _one_by_one(
-    images: Images, image_of_N: torch.Tensor, box: torch.Tensor, hflip: torch.Tensor, vflip: torch.Tensor, size: int
-) -> torch.Tensor:
-    views = []
-    choices = zip(image_of_N.tolist(), box.long().tolist(), hflip.tolist(), vflip.tolist(), strict=True)
-    for image, (left, top, width, height), mirrored, upside_down in choices:
-        part = images[image][None, :, top : top + height, left : left + width]
-        if dims := [-1] * mirrored + [-2] * upside_down:
-            part = part.flip(dims)
-        x = part.to(torch.float32).mul_(1 / torch.iinfo(part.dtype).max)
-        views.append(F.interpolate(x, (size, size), mode="bilinear", antialias=True))
-    return views[0] if len(views) == 1 else torch.cat(views)
+def crop_views(images: Images, image_of_N: torch.Tensor, box_N4: torch.Tensor, taps: CropTaps) -> torch.Tensor:
+    """Crops as float32 in [0, 1], (N, C, S, S): view n is of image `image_of_N[n]`. See :func:`as_sources`."""
+    if isinstance(images, torch.Tensor) and (images.device.type != "cpu" or images.dtype == torch.float32):
+        left, top = box_N4.long()[:, :2, None, None].unbind(1)
+        rows, columns = (Taps(t.source + start, t.weight) for t, start in zip(taps, (top, left), strict=True))
+        return filtered(images, rows, columns, image_of_N=image_of_N)
+    choices = zip(image_of_N.tolist(), box_N4.long().tolist(), strict=True)
+    return torch.cat([crop_view(images[image], box, taps, n).mT for n, (image, box) in enumerate(choices)])
+
+
+def as_sources(images: Images) -> Images:
+    """Images as :func:`crop_views` likes them: on a CPU as float32 where they are small and of one size."""
+    if isinstance(images, torch.Tensor) and images.device.type == "cpu" and images[0, 0].numel() <= _SMALL_PIXELS:
+        return images.to(torch.float32)
+    return images
+
+
+def crop_view(image_CHW: torch.Tensor, box: Sequence[int], taps: CropTaps, n: int) -> torch.Tensor:
+    """On a CPU, the transpose (1, C, S, S) of the crop that is view n in `taps`; contiguous."""
+    left, top, width, height = box
+    part = image_CHW[:, top : top + height, left : left + width]
+    x = torch.empty(1, len(part), height, -(-width // _WIDTH) * _WIDTH)
+    x[0, ..., :width] = part
+    x[0, ..., width:] = 0
+    return filtered_transposed(x, _of_view(taps.rows, n, height), _of_view(taps.columns, n, width))
+
+
+def _of_view(taps: Taps, n: int, length: int) -> Taps:
+    """Those of a single view, without the ones that only larger crops have."""
+    most = _taps(length, taps.weight.shape[1])
+    return Taps(taps.source[n : n + 1, :, :most], taps.weight[n : n + 1, :, :most])

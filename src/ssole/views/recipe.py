@@ -47,7 +47,7 @@ class ViewParams:
     """float32: standard deviation of the blur in pixels, 0 where there is none."""
     solarize: torch.Tensor
 
-    def __getitem__(self, rows: torch.Tensor) -> ViewParams:
+    def __getitem__(self, rows: torch.Tensor | slice) -> ViewParams:
         """The parameters of some of the views."""
         return ViewParams(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 

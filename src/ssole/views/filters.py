@@ -1,0 +1,72 @@
+"""Separable linear filters: every row and column of the result is a weighted sum of a few rows and columns.
+
+An antialiased resize, with or without a flip, is one, and so is a Gaussian blur; each view has its own. On a CPU,
+`embedding_bag` adds up weighted rows of a table at the speed of memory. Columns have their turn after a transpose where
+views are large, and in a product with a matrix, mostly zeros, where they are small. Accelerators multiply twice.
+
+Shape suffixes: N views, C channels, H x W source, S side of the result, K taps.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+class Taps(NamedTuple):
+    """Which positions of a dimension make up each of the result, and their weights: repeated ones add up."""
+
+    source: torch.Tensor
+    """int64 (N, S, K)."""
+    weight: torch.Tensor
+    """float32 (N, S, K)."""
+
+
+def filtered(
+    x_NCHW: torch.Tensor, rows: Taps, columns: Taps, *, image_of_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """float32 views (N, C, S, S), each of the image of its own number, or of the one that `image_of_N` says.
+
+    Images are float32 on a CPU and of any dtype elsewhere.
+    """
+    if x_NCHW.device.type != "cpu":
+        return multiplied(x_NCHW, rows, columns, image_of_N=image_of_N)
+    x = _sums_of_rows(x_NCHW, rows, image_of_N)
+    out: torch.Tensor = x @ _matrix(columns, x.shape[3])[:, None].mT
+    return out
+
+
+def multiplied(
+    x_NCHW: torch.Tensor, rows: Taps, columns: Taps, *, image_of_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The same by dense products alone."""
+    x = (x_NCHW if image_of_N is None else x_NCHW.index_select(0, image_of_N)).to(torch.float32)
+    n, c, h, w = x.shape
+    x = torch.bmm(x.reshape(n, c * h, w), _matrix(columns, w).mT)
+    out: torch.Tensor = _matrix(rows, h)[:, None] @ x.unflatten(1, (c, h))
+    return out
+
+
+def filtered_transposed(
+    x_NCHW: torch.Tensor, rows: Taps, columns: Taps, *, image_of_N: torch.Tensor | None = None
+) -> torch.Tensor:
+    """On a CPU, the transposes of the views, contiguous: fast for large ones."""
+    return _sums_of_rows(_sums_of_rows(x_NCHW, rows, image_of_N).mT, columns)
+
+
+def _sums_of_rows(x_NCHW: torch.Tensor, taps: Taps, image_of_N: torch.Tensor | None = None) -> torch.Tensor:
+    _, c, h, w = x_NCHW.shape
+    image = torch.arange(len(x_NCHW)) if image_of_N is None else image_of_N
+    first = h * (c * image[:, None] + torch.arange(c))  # row of each view's channels
+    source = (taps.source[:, None] + first[..., None, None]).flatten(0, 2)
+    weight = taps.weight[:, None].expand(-1, c, -1, -1).flatten(0, 2)
+    out = F.embedding_bag(source, x_NCHW.reshape(-1, w), mode="sum", per_sample_weights=weight)
+    return out.view(len(image), c, -1, w)
+
+
+def _matrix(taps: Taps, extent: int) -> torch.Tensor:
+    """(N, S, extent)."""
+    n, s, _ = taps.weight.shape
+    return taps.weight.new_zeros(n, s, extent).scatter_add_(2, taps.source, taps.weight)
