@@ -8,7 +8,8 @@
   runs of 500 steps and more where there is a C++ compiler; `--compile never` has it otherwise.
 - roofline: the same encoder, loss and optimizer, fed random views that lie in memory already.
 - lightly: its SimCLR with its transform, its loss and its head on the same backbone, from a data loader with 2 workers;
-  by default in float32, and in bfloat16 and channels_last as ssole runs by default where the processor has bfloat16.
+  by default (float32, its transform's own settings, blur among them), and with ssole's settings: no blur, and bfloat16
+  and channels_last, which ssole has by default where the processor does.
 
 All in one process and on as many threads: between blocks of its steps the training of ssole waits in an evaluator,
 whose time it does not count, while the others run a block each. The first block warms up and is left out.
@@ -130,7 +131,8 @@ class Lightly:
         from lightly.transforms import SimCLRTransform
 
         size = config.augment.image_size
-        transform = SimCLRTransform(input_size=size, cj_strength=0.5, gaussian_blur=0.0)
+        settings = {"cj_strength": 0.5, "gaussian_blur": 0.0} if bfloat16 else {}
+        transform = SimCLRTransform(input_size=size, **settings)
         self._loader: DataLoader[Any] = DataLoader(
             LightlyDataset.from_torch_dataset(Pictures(images), transform=transform),
             batch_sampler=UntilStopped(len(images), config.batch_size),  # type: ignore[arg-type]

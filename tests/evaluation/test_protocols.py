@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -183,9 +184,19 @@ def test_a_module_is_fed_as_it_says_or_as_told() -> None:
     assert subject.feeding(timm_like, None, None, None)["image_size"] == 8
 
 
-def test_an_unknown_protocol_is_named() -> None:
-    with pytest.raises(ValueError, match=r"protocol is \('svm',\)"):
-        evaluate_quietly(MeanColour(), coloured(60, seed=0), protocol=["svm"])  # type: ignore[list-item]
+@pytest.mark.parametrize("protocol", [["svm"], "svm", []])
+def test_an_unknown_protocol_is_named(protocol: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"protocol is {protocol!r}; choose from")):
+        evaluate_quietly(MeanColour(), coloured(60, seed=0), protocol=protocol)  # type: ignore[arg-type]
+
+
+def test_a_single_protocol_needs_no_list() -> None:
+    train, test = coloured(120, seed=0), coloured(60, seed=1)
+    one, listed = (
+        evaluate_quietly(MeanColour(), train, test=test, protocol=protocol, baselines=False)
+        for protocol in ("knn", ["knn"])
+    )
+    assert one.rows == listed.rows
 
 
 def test_results_are_shown_and_saved(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def evaluate(
     data: Spec,
     *,
     test: Spec | None = None,
-    protocol: Sequence[Protocol] = ("knn", "linear"),
+    protocol: Protocol | Sequence[Protocol] = ("knn", "linear"),
     baselines: bool = True,
     views: Views | None = None,
     seed: int = 0,
@@ -53,7 +53,7 @@ def evaluate(
             these (the same training with several seeds), for means and deviations over them.
         data: as for pretraining; its train split is learned from.
         test: the test images; by default the test split of ``data``, else a stratified fifth of it, as a note tells.
-        protocol: any of "knn", "linear" and "label_free".
+        protocol: "knn", "linear" or "label_free", or several of them.
         baselines: also judge raw pixels and, for runs, the same network at its initial weights.
         views: makes two views of each image, for the figure of alignment; without it, alignment is left out.
         seed: of the hold-out and validation splits.
@@ -67,9 +67,9 @@ def evaluate(
         ValueError: a module that does not say how to feed it, features that are not finite, or fewer training images
             than k.
     """
-    unknown = sorted(set(protocol) - set(PROTOCOLS))
-    if unknown or not protocol:
-        raise ValueError(f"protocol is {tuple(protocol)}; choose from {PROTOCOLS}")
+    protocols: tuple[Protocol, ...] = (protocol,) if isinstance(protocol, str) else tuple(protocol)
+    if not protocols or not set(protocols) <= set(PROTOCOLS):
+        raise ValueError(f"protocol is {protocol!r}; choose from {PROTOCOLS}")
     given = list(model_or_run) if isinstance(model_or_run, (list, tuple)) else [model_or_run]
     place = resolve_device(device)
 
@@ -79,7 +79,7 @@ def evaluate(
 
     trained = [subject(load_model(one)) for one in given]
     judged = open_judged(data, test, seed=seed, progress=progress, **_opening(trained))
-    wanted: Sequence[Protocol] = protocol if judged.test is not None else ("label_free",)
+    wanted: Sequence[Protocol] = protocols if judged.test is not None else ("label_free",)
     judge = Judge(judged, wanted, views, seed, place)
     name = "trained" if len(trained) == 1 else f"trained ({len(trained)} runs)"
     rows = {name: judge.models(name, trained)}

@@ -14,7 +14,7 @@ Groups = list[dict[str, Any]]
 
 
 def _sgd(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=_fused(groups))
 
 
 def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
@@ -25,7 +25,7 @@ def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=_fused(groups))
 
 
 def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
@@ -34,6 +34,12 @@ def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     # steps are scaled to the size of AdamW's, which timm takes for what has no matrix to orthogonalise (1-d parameters)
     optimizer: torch.optim.Optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas)
     return optimizer
+
+
+def _fused(groups: Groups) -> bool | None:
+    """Whether to update in one pass over each weight, which CPUs and NVIDIA GPUs can; elsewhere as torch sees fit."""
+    kinds = {parameter.device.type for group in groups for parameter in group["params"]}
+    return True if kinds <= {"cpu", "cuda"} else None
 
 
 OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = {

@@ -9,7 +9,7 @@ Shape suffixes: B images, V views of a crop group, N = B V views, C channels, S 
 from __future__ import annotations
 
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import TypeAlias
 
 import torch
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from ssole.config import ViewRecipe
 from ssole.heap import reuse_freed_blocks
 from ssole.views.colour import jitter_of, photometric, place_of_hue
-from ssole.views.crop import Images, as_sources, crop_taps, crop_views
+from ssole.views.crop import Images, crop_taps, crop_views, filters_whole
 from ssole.views.recipe import ViewParams, sample_params
 from ssole.views.single import make_one_by_one
 
@@ -26,6 +26,7 @@ from ssole.views.single import make_one_by_one
 # little. Elsewhere 256 MB, of views or of the images that they are cut from, whichever are larger. Temporaries are
 # about six times that, beside the result.
 _CPU_CHUNK, _DEVICE_CHUNK = 3 << 18, 1 << 26
+_SOURCES = 1 << 22  # of images that a CPU turns into float32 at a time
 _ALONE = 100_000  # floats of a view, from which a CPU makes one view at a time
 _PADDED_TOGETHER = 32  # images of different sizes that an accelerator gets as one tensor
 _Chunk: TypeAlias = tuple[slice, int | None]
@@ -87,7 +88,10 @@ def _make(
         if out.device.type == "cpu" and out[0].numel() >= _ALONE:
             make_one_by_one(images, params, recipe, out)
         else:
-            _make_together(images, params, recipe, out)
+            floats = images[0].numel() if filters_whole(images) else 0
+            for some in _evenly(0, len(images), floats, _SOURCES):
+                views = slice(some.start * crop.count, some.stop * crop.count)
+                _make_together(images[some], params[views], recipe, out[views])
         groups.append(out.unflatten(0, (len(ids), crop.count)))
         first += crop.count
     return groups
@@ -98,7 +102,7 @@ def _make_together(images: Images, params: ViewParams, recipe: ViewRecipe, out: 
     order, chunks = _chunks(params, images, out)
     image_of_N, params = order // (len(out) // len(images)), params[order]
     taps, jitter = crop_taps(images, params, out.shape[-1]), jitter_of(params, out.shape[1])
-    sources = as_sources(images)
+    sources = images.to(torch.float32) if filters_whole(images) else images
     for views, hue_at in chunks:
         x_NCSS = crop_views(sources, image_of_N[views], params.box[views], taps.of(views))
         out.index_copy_(0, order[views], photometric(x_NCSS, params[views], jitter.of(views), recipe, hue_at))
@@ -108,23 +112,21 @@ def _chunks(params: ViewParams, images: Images, out: torch.Tensor) -> tuple[torc
     """An order of the views, and chunks of it that fit; on a CPU only of views that have hue in the same place."""
     if out.device.type != "cpu":
         largest = max(out[0].numel(), images[0].numel())  # of every view, its whole image is a part of the product
-        return torch.arange(len(out), device=out.device), [
-            (some, None) for some in _evenly(0, len(out), largest, _DEVICE_CHUNK)
-        ]
+        order = torch.arange(len(out), device=out.device)
+        return order, [(some, None) for some in _evenly(0, len(out), largest, _DEVICE_CHUNK)]
     hue_at, order = place_of_hue(params).masked_fill_(~params.jitter, -1).sort(stable=True)
-    chunks: list[_Chunk] = []
-    start = 0
-    for place, views in zip(
-        *(values.tolist() for values in hue_at.unique_consecutive(return_counts=True)), strict=True
-    ):
-        chunks += [(some, place) for some in _evenly(start, views, out[0].numel(), _CPU_CHUNK)]
-        start += views
-    return order, chunks
+    places, counts = (values.tolist() for values in hue_at.unique_consecutive(return_counts=True))
+    ends = [0, *accumulate(counts)]
+    return order, [
+        (some, place)
+        for place, start, views in zip(places, ends, counts, strict=False)
+        for some in _evenly(start, views, out[0].numel(), _CPU_CHUNK)
+    ]
 
 
 def _evenly(start: int, views: int, floats: int, limit: int) -> list[slice]:
     """Slices of about the same size, with so many floats a view that `limit` holds them; or of single views."""
-    parts = -(-views // max(1, limit // floats))
+    parts = -(-views // max(1, limit // max(1, floats)))
     ends = [start + views * part // parts for part in range(parts + 1)]
     return [slice(*pair) for pair in pairwise(ends)]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 import torch
 
@@ -41,7 +41,7 @@ def crop_taps(images: Images, params: ViewParams, size: int) -> CropTaps:
     one_size = images[:1] if isinstance(images, torch.Tensor) else images
     longest = max(max(image.shape[-2:]) for image in one_size)
     # both dimensions in one go: for small views, calls cost more than what they compute
-    source, weight = resize_taps(params.box[:, [3, 2]].T.flatten(), torch.cat([vflip, hflip]), size, longest)
+    source, weight = resize_taps(params.box[:, 2:].flip(1).T.flatten(), torch.cat([vflip, hflip]), size, longest)
     rows, columns = (Taps(*both) for both in zip(source.chunk(2), weight.chunk(2), strict=True))
     columns.weight.mul_(1 / torch.iinfo(images[0].dtype).max)
     return CropTaps(rows, columns)
@@ -78,8 +78,8 @@ def _taps(length: int, size: int) -> int:
 
 
 def crop_views(images: Images, image_of_N: torch.Tensor, box_N4: torch.Tensor, taps: CropTaps) -> torch.Tensor:
-    """Crops as float32 in [0, 1], (N, C, S, S): view n is of image `image_of_N[n]`. See :func:`as_sources`."""
-    if isinstance(images, torch.Tensor) and (images.device.type != "cpu" or images.dtype == torch.float32):
+    """Crops as float32 in [0, 1], (N, C, S, S): view n is of image `image_of_N[n]`."""
+    if filters_whole(images) or (isinstance(images, torch.Tensor) and images.device.type != "cpu"):
         left, top = box_N4.long()[:, :2, None, None].unbind(1)
         rows, columns = (Taps(t.source + start, t.weight) for t, start in zip(taps, (top, left), strict=True))
         return filtered(images, rows, columns, image_of_N=image_of_N)
@@ -87,11 +87,9 @@ def crop_views(images: Images, image_of_N: torch.Tensor, box_N4: torch.Tensor, t
     return torch.cat([crop_view(images[image], box, taps, n).mT for n, (image, box) in enumerate(choices)])
 
 
-def as_sources(images: Images) -> Images:
-    """Images as :func:`crop_views` likes them: on a CPU as float32 where they are small and of one size."""
-    if isinstance(images, torch.Tensor) and images.device.type == "cpu" and images[0, 0].numel() <= _SMALL_PIXELS:
-        return images.to(torch.float32)
-    return images
+def filters_whole(images: Images) -> TypeGuard[torch.Tensor]:
+    """Whether a CPU filters whole images, then as float32, and not crop after crop: small ones of one size."""
+    return isinstance(images, torch.Tensor) and images.device.type == "cpu" and images[0, 0].numel() <= _SMALL_PIXELS
 
 
 def crop_view(image_CHW: torch.Tensor, box: Sequence[int], taps: CropTaps, n: int) -> torch.Tensor:

@@ -34,8 +34,8 @@ def filtered(
     if x_NCHW.device.type != "cpu":
         return multiplied(x_NCHW, rows, columns, image_of_N=image_of_N)
     x = _sums_of_rows(x_NCHW, rows, image_of_N)
-    out: torch.Tensor = x @ _matrix(columns, x.shape[3])[:, None].mT
-    return out
+    n, c, s, w = x.shape
+    return torch.bmm(x.view(n, c * s, w), _matrix(columns, w).mT).view(n, c, s, -1)
 
 
 def multiplied(
