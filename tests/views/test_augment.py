@@ -66,19 +66,52 @@ def test_crops_are_torchvisions_antialiased_resized_crops(photos: torch.Tensor, 
             torch.testing.assert_close(mine[image, view], expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("alone_from", [0, 1 << 40])
 @pytest.mark.parametrize("size", [12, 100, 400])
-def test_crops_of_large_images_are_torchvisions_too(size: int) -> None:
-    """Large enough for torch's own resize; against torchvision on uint8, as users have it."""
+def test_crops_of_large_images_are_torchvisions_too(
+    size: int, alone_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Filtered crop after crop; also all channels or each by itself, and against torchvision on uint8."""
     from sklearn.datasets import load_sample_image
 
+    monkeypatch.setattr(augment, "_ALONE", alone_from)
+    monkeypatch.setattr(crop, "_CHANNELS_TOGETHER", 350_000)
     image = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None]
-    recipe = dataclasses.replace(PLAIN, crops=(Crop(count=4, size=size, scale=(0.05, 1.0)),))
+    recipe = dataclasses.replace(
+        PLAIN, crops=(Crop(count=8, size=size, scale=(0.05, 1.0)),), hflip=0.5, vflip=0.5, turn=0.75
+    )
     (views,) = make_views(image, torch.tensor([3]), recipe=recipe, seed=0, epoch=0)
-    for view, (left, top, width, height) in zip(
-        views[0], params_of(recipe, torch.tensor([3]), 427, 640).box.long().tolist(), strict=True
-    ):
-        expected = tv.resized_crop(image[0], top, left, height, width, [size, size], antialias=True)
-        assert (view - as_float(expected)).abs().mean() < 2 / 255
+    params = params_of(recipe, torch.tensor([3]), 427, 640)
+    pixels = params.box[:, 2] * params.box[:, 3] * 3
+    assert pixels.min() < 350_000 < pixels.max()
+    for n, view in enumerate(views[0]):
+        left, top, width, height = (int(value) for value in params.box[n])
+        for exactly, source in ((True, as_float(image[0])), (False, image[0])):
+            expected = tv.resized_crop(source, top, left, height, width, [size, size], antialias=True)
+            expected = expected.flip(-1) if params.hflip[n] else expected
+            expected = expected.flip(-2) if params.vflip[n] else expected
+            expected = expected.rot90(int(params.turns[n]), (-2, -1))
+            if exactly:
+                torch.testing.assert_close(view, expected, atol=1e-4, rtol=0)
+            else:
+                assert (view - as_float(expected)).abs().mean() < 2 / 255
+
+
+@pytest.mark.parametrize("alone_from", [0, 1 << 40])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 70), (90, 1), (64, 64), (300, 96)])
+@pytest.mark.parametrize("size", [4, 32])
+def test_images_of_any_shape_become_views_and_stay_as_they_are(
+    height: int, width: int, size: int, alone_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(augment, "_ALONE", alone_from)
+    images = torch.randint(256, (2, 3, height, width), generator=torch.manual_seed(0)).to(torch.uint8)
+    kept = images.clone()
+    recipe = dataclasses.replace(FULL, crops=(Crop(count=4, size=size),), jitter=1.0)
+    (views,) = make_views(images, torch.arange(2), recipe=recipe, seed=0, epoch=0)
+    (listed,) = make_views(list(images), torch.arange(2), recipe=recipe, seed=0, epoch=0)
+    assert views.isfinite().all()
+    torch.testing.assert_close(views, listed, atol=2e-4, rtol=0)
+    assert torch.equal(images, kept)
 
 
 @pytest.mark.parametrize(
@@ -199,23 +232,27 @@ def test_views_depend_on_seed_epoch_id_and_view_alone(photos: torch.Tensor) -> N
 def test_chunks_of_any_size_give_the_same_views(photos: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.arange(8)
     (expected,) = make_views(photos, ids, recipe=FULL, seed=1, epoch=0)
-    for floats in (1, 5000, 1 << 30):
-        monkeypatch.setattr(augment, "_CPU_CHUNK", floats)
-        (views,) = make_views(photos, ids, recipe=FULL, seed=1, epoch=0)
-        torch.testing.assert_close(views, expected, atol=1e-5, rtol=0)
+    for limit, alone_from in itertools.product(("_CPU_CHUNK", "_CPU_BLOCK"), (0, 1 << 40)):
+        for floats in (1, 5000, 50_000, 1 << 30):
+            with monkeypatch.context() as patch:
+                patch.setattr(augment, limit, floats)
+                patch.setattr(augment, "_ALONE", alone_from)
+                (views,) = make_views(photos, ids, recipe=FULL, seed=1, epoch=0)
+            torch.testing.assert_close(views, expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("size", [5, 48])
 def test_views_made_one_at_a_time_are_those_made_together(
-    photos: torch.Tensor, channels: int, listed: bool, monkeypatch: pytest.MonkeyPatch
+    photos: torch.Tensor, channels: int, listed: bool, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images: torch.Tensor | list[torch.Tensor] = torch.cat([photos, photos.flip(0)], dim=1)[:, :channels].contiguous()
     if listed:
         images = [image[:, : 40 + 3 * i, : 80 - 4 * i] for i, image in enumerate(images)]
     grey = {} if channels == 3 else {"saturation": 0.0, "hue": 0.0, "grey": 0.0}
     per_channel = {"mean": (0.5,) * channels, "std": (0.25,) * channels}
-    recipe = dataclasses.replace(FULL, crops=(Crop(count=9, size=48),), **grey, **per_channel)  # type: ignore[arg-type]
+    recipe = dataclasses.replace(FULL, crops=(Crop(count=9, size=size),), **grey, **per_channel)  # type: ignore[arg-type]
     for solarize in (0.0, 0.3):
         recipe = dataclasses.replace(recipe, solarize=solarize)
         views = []
@@ -440,17 +477,40 @@ def test_a_chunk_of_an_accelerator_holds_whole_images_of_its_views() -> None:
     assert max(map(len, views)) * images[0].numel() <= augment._DEVICE_CHUNK < 100 * images[0].numel()
 
 
-def test_large_batches_are_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the result and the images, no more than a chunk is held: its views, whatever the batch."""
-    sizes = []
-    made = augment.photometric
+def test_large_batches_are_made_in_blocks_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the result and the images, no more than their views and taps are held, whatever the batch."""
+    sizes, taps = [], []
+    made, resized = augment.photometric, crop.resize_taps
 
     def watched(x: torch.Tensor, *args: object) -> torch.Tensor:
         sizes.append(x.numel())
         return made(x, *args)  # type: ignore[arg-type]
 
+    def watched_taps(*args: object) -> filters.Taps:
+        result = resized(*args)  # type: ignore[arg-type]
+        taps.append(result.source.numel())
+        return result
+
     monkeypatch.setattr(augment, "photometric", watched)
-    images = torch.zeros(600, 3, 16, 16, dtype=torch.uint8)
-    (views,) = make_views(images, torch.arange(600), recipe=FULL, seed=0, epoch=0)
+    monkeypatch.setattr(crop, "resize_taps", watched_taps)
+    images = torch.zeros(3000, 3, 16, 16, dtype=torch.uint8)
+    for alone_from in (0, 1 << 40):
+        monkeypatch.setattr(augment, "_ALONE", alone_from)
+        (views,) = make_views(images, torch.arange(3000), recipe=FULL, seed=0, epoch=0)
     assert sum(sizes) == views.numel()
     assert max(sizes) <= augment._CPU_CHUNK
+    assert len(taps) > 4
+    assert max(taps) <= augment._CPU_BLOCK
+
+
+def test_products_take_images_as_they_are(photos: torch.Tensor) -> None:
+    """uint8 and uint16, picked out before they become float32."""
+    params = params_of(FULL, torch.arange(8), 64, 80)
+    rows, columns = crop.crop_taps(photos, params, 24)
+    image_of_N = torch.arange(24) // 3
+    expected = filters.multiplied(as_float(photos) * 255, rows, columns, image_of_N=image_of_N)
+    for images in (photos, photos.to(torch.int32).to(torch.uint16)):
+        views = filters.multiplied(images, rows, columns, image_of_N=image_of_N)
+        torch.testing.assert_close(views, expected, atol=1e-5, rtol=0)
+    gathered = filters.filtered(photos.float(), rows, columns, image_of_N=image_of_N)
+    torch.testing.assert_close(gathered, expected, atol=1e-5, rtol=0)

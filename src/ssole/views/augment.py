@@ -1,6 +1,7 @@
-"""Batched augmentation on tensors: the same code on CPU and GPU, V views of every image at once.
+"""Batched augmentation on tensors: the same operations on CPU and GPU, V views of every image at once.
 
-Views are made in chunks that bound the memory and, on a CPU, stay near a core's cache from crop to normalisation.
+Images are taken in blocks that bound the memory, and their views made in chunks that, on a CPU, stay near the cores'
+caches from crop to normalisation; or, where a single view fills a chunk's share, one at a time.
 (Chunks side by side in Python threads were half as fast: operations of microseconds queue for the interpreter.)
 
 Shape suffixes: B images, V views of a crop group, N = B V views, C channels, S side of the crop.
@@ -15,10 +16,10 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 
-from ssole.config import ViewRecipe
+from ssole.config import Crop, ViewRecipe
 from ssole.heap import reuse_freed_blocks
-from ssole.views.colour import jitter_of, photometric, place_of_hue
-from ssole.views.crop import Images, crop_taps, crop_views, filters_whole
+from ssole.views.colour import JITTER_FLOATS, jitter_of, normalisation_of, photometric, place_of_hue
+from ssole.views.crop import SMALL, TAPS_FLOATS, Images, as_sources, crop_taps, crop_views, longest_sides
 from ssole.views.recipe import ViewParams, sample_params
 from ssole.views.single import make_one_by_one
 
@@ -26,7 +27,7 @@ from ssole.views.single import make_one_by_one
 # little. Elsewhere 256 MB, of views or of the images that they are cut from, whichever are larger. Temporaries are
 # about six times that, beside the result.
 _CPU_CHUNK, _DEVICE_CHUNK = 3 << 18, 1 << 26
-_SOURCES = 1 << 22  # of images that a CPU turns into float32 at a time
+_CPU_BLOCK = 1 << 20  # floats that are held for the views of a block of images, beside the views
 _ALONE = 100_000  # floats of a view, from which a CPU makes one view at a time
 _PADDED_TOGETHER = 32  # images of different sizes that an accelerator gets as one tensor
 _Chunk: TypeAlias = tuple[slice, int | None]
@@ -85,49 +86,63 @@ def _make(
         numbers = torch.arange(first, first + crop.count, device=ids.device)
         params = sample_params(recipe, crop, ids, numbers, sizes, seed=seed, epoch=epoch)
         out = torch.empty(len(ids) * crop.count, channels, crop.size, crop.size, device=ids.device)
-        if out.device.type == "cpu" and out[0].numel() >= _ALONE:
-            make_one_by_one(images, params, recipe, out)
-        else:
-            floats = images[0].numel() if filters_whole(images) else 0
-            for some in _evenly(0, len(images), floats, _SOURCES):
-                views = slice(some.start * crop.count, some.stop * crop.count)
-                _make_together(images[some], params[views], recipe, out[views])
+        alone = out.device.type == "cpu" and out[0].numel() >= _ALONE
+        make = make_one_by_one if alone else _make_together
+        for block in _blocks(images, crop, channels):
+            views = slice(block.start * crop.count, block.stop * crop.count)
+            make(images[block], params[views], recipe, out[views])
         groups.append(out.unflatten(0, (len(ids), crop.count)))
         first += crop.count
     return groups
 
 
+def _blocks(images: Images, crop: Crop, channels: int) -> list[slice]:
+    """Images for whose views so much is held at once: the images as float32, taps, colour matrices."""
+    longest = max(crop.size, *longest_sides(images))
+    floats = crop.count * max(TAPS_FLOATS * longest, JITTER_FLOATS * channels**2)
+    if images[0].device.type != "cpu":
+        return _evenly(len(images), floats, _DEVICE_CHUNK)
+    return _evenly(len(images), max(floats, channels * longest**2 if longest <= SMALL else 0), _CPU_BLOCK)
+
+
 def _make_together(images: Images, params: ViewParams, recipe: ViewRecipe, out: torch.Tensor) -> None:
     """Fill out (N, C, S, S) with the views of a crop group, of which every image has as many, many at a time."""
+    if out.device.type == "cpu" and max(longest_sides(images)) <= SMALL:
+        images = images if isinstance(images, torch.Tensor) else _padded(images)
     order, chunks = _chunks(params, images, out)
     image_of_N, params = order // (len(out) // len(images)), params[order]
+    # for all chunks at once: calls on tensors of a few numbers take as long as some on views
     taps, jitter = crop_taps(images, params, out.shape[-1]), jitter_of(params, out.shape[1])
-    sources = images.to(torch.float32) if filters_whole(images) else images
+    normalisation = normalisation_of(params, recipe)
+    sources = as_sources(images)
     for views, hue_at in chunks:
         x_NCSS = crop_views(sources, image_of_N[views], params.box[views], taps.of(views))
-        out.index_copy_(0, order[views], photometric(x_NCSS, params[views], jitter.of(views), recipe, hue_at))
+        y_NCSS = photometric(x_NCSS, params[views], jitter.of(views), normalisation.of(views), recipe, hue_at)
+        out.index_copy_(0, order[views], y_NCSS)
 
 
 def _chunks(params: ViewParams, images: Images, out: torch.Tensor) -> tuple[torch.Tensor, list[_Chunk]]:
     """An order of the views, and chunks of it that fit; on a CPU only of views that have hue in the same place."""
+    channels, size = out.shape[1:3]
     if out.device.type != "cpu":
         largest = max(out[0].numel(), images[0].numel())  # of every view, its whole image is a part of the product
         order = torch.arange(len(out), device=out.device)
-        return order, [(some, None) for some in _evenly(0, len(out), largest, _DEVICE_CHUNK)]
+        return order, [(some, None) for some in _evenly(len(out), largest, _DEVICE_CHUNK)]
+    largest = channels * size * max(size, min(SMALL, max(longest_sides(images))))  # once rows are made, and not columns
     hue_at, order = place_of_hue(params).masked_fill_(~params.jitter, -1).sort(stable=True)
     places, counts = (values.tolist() for values in hue_at.unique_consecutive(return_counts=True))
-    ends = [0, *accumulate(counts)]
-    return order, [
-        (some, place)
-        for place, start, views in zip(places, ends, counts, strict=False)
-        for some in _evenly(start, views, out[0].numel(), _CPU_CHUNK)
+    chunks = [
+        (slice(first + some.start, first + some.stop), place)
+        for place, first, count in zip(places, accumulate(counts, initial=0), counts, strict=False)
+        for some in _evenly(count, largest, _CPU_CHUNK)
     ]
+    return order, chunks
 
 
-def _evenly(start: int, views: int, floats: int, limit: int) -> list[slice]:
-    """Slices of about the same size, with so many floats a view that `limit` holds them; or of single views."""
-    parts = -(-views // max(1, limit // max(1, floats)))
-    ends = [start + views * part // parts for part in range(parts + 1)]
+def _evenly(count: int, floats: int, limit: int) -> list[slice]:
+    """Slices of about the same size, of things of so many floats that `limit` holds them; or of single ones."""
+    parts = -(-count // max(1, limit // floats))
+    ends = [count * part // parts for part in range(parts + 1)]
     return [slice(*pair) for pair in pairwise(ends)]
 
 

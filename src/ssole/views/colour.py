@@ -21,10 +21,16 @@ from ssole.views.recipe import ViewParams
 
 _LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, the weights of torchvision's rgb_to_grayscale
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # numbers in `ViewParams.order`
+JITTER_FLOATS = 6  # a view and squared number of channels, of a `Jitter`
 
 
 def photometric(
-    x_NCSS: torch.Tensor, params: ViewParams, jitter: Jitter, recipe: ViewRecipe, hue_at: int | None
+    x_NCSS: torch.Tensor,
+    params: ViewParams,
+    jitter: Jitter,
+    normalisation: Normalisation,
+    recipe: ViewRecipe,
+    hue_at: int | None,
 ) -> torch.Tensor:
     """Everything after the crop, to the effect of :class:`~ssole.config.ViewRecipe`'s order. May overwrite its input.
 
@@ -32,6 +38,7 @@ def photometric(
     solarize, a threshold, has to wait for it.
 
     Args:
+        jitter, normalisation: of :func:`jitter_of` and :func:`normalisation_of`, for these views.
         hue_at: the place of hue in the order of all of these views; -1 when none is jittered, None when they differ.
     """
     x = x_NCSS
@@ -42,14 +49,10 @@ def photometric(
     if recipe.blur > 0:
         x = on_chosen(x, params.sigma > 0, lambda y, rows: blur(y, blur_taps(params.sigma[rows], y.shape[-1], recipe)))
     if recipe.solarize > 0:
-        x = grey_and_normalised(x, params.grey, (0,) * x.shape[1], (1,) * x.shape[1])
+        channels = x.shape[1]
+        x = normalised(x, _normalisation(params.grey, (0,) * channels, (1,) * channels))
         x = on_chosen(x, params.solarize, lambda y, _: solarize(y))
-        grey = torch.zeros_like(params.grey)
-    else:
-        grey = params.grey
-    assert recipe.mean is not None
-    assert recipe.std is not None
-    return grey_and_normalised(x, grey, recipe.mean, recipe.std)
+    return normalised(x, normalisation)
 
 
 def on_chosen(
@@ -85,24 +88,28 @@ class Jitter(NamedTuple):
     """float32 (N, 6): how much of the mean luma is added."""
     shift: torch.Tensor
     """float32 (N,): of hue, in turns."""
+    luma: torch.Tensor
+    """float32 (C,): weights of the channels."""
 
     def of(self, views: slice) -> Jitter:
         """That of some of the views."""
-        return Jitter(*(tensor[views] for tensor in self))
+        return Jitter(self.matrix[views], self.contrast[views], self.shift[views], self.luma)
 
 
 def jitter_of(params: ViewParams, channels: int) -> Jitter:
     """The jitter of views: with factor f, brightness is f x, contrast f x + (1 - f) mean(luma(x)) and saturation
     f x + (1 - f) luma(x)."""
-    places = torch.tensor([0, 1, 2, 1, 2, 3], device=params.order.device)
-    before = torch.arange(6, device=places.device) < 3
+    slots = torch.arange(6, device=params.order.device)
+    before = slots < 3
+    places = torch.where(before, slots, slots - 2)
     operation, hue_at = params.order[:, places], place_of_hue(params)[:, None]
     idle = (operation == HUE) | torch.where(before, places > hue_at, places < hue_at)
     factor = params.factors.gather(1, operation).masked_fill_(idle, 1)
     matrix = torch.diag_embed(factor[..., None].expand(-1, -1, channels))
+    luma = luma_weights(channels, places.device)
     if channels == 3:
-        matrix += ((1 - factor) * (operation == SATURATION))[..., None, None] * luma_weights(3, places.device)
-    return Jitter(matrix, (1 - factor) * (operation == CONTRAST), params.factors[:, HUE])
+        matrix += ((1 - factor) * (operation == SATURATION))[..., None, None] * luma
+    return Jitter(matrix, (1 - factor) * (operation == CONTRAST), params.factors[:, HUE], luma)
 
 
 def place_of_hue(params: ViewParams) -> torch.Tensor:
@@ -114,18 +121,18 @@ def colour_jitter(x_NCSS: torch.Tensor, jitter: Jitter, recipe: ViewRecipe, hue_
     """The four operations, in each view's own order. May overwrite x."""
     x = x_NCSS.flatten(2)
     for slot in range(3 if hue_at is None else hue_at):
-        x = linear(x, jitter.matrix[:, slot], jitter.contrast[:, slot])
+        x = linear(x, jitter, slot)
     if recipe.hue > 0:
         x = hue(x, jitter.shift)
     for slot in range(3 if hue_at is None else 3 + hue_at, 6):
-        x = linear(x, jitter.matrix[:, slot], jitter.contrast[:, slot])
+        x = linear(x, jitter, slot)
     return x.view_as(x_NCSS)
 
 
-def linear(x_NCP: torch.Tensor, matrix_NCC: torch.Tensor, contrast_N: torch.Tensor) -> torch.Tensor:
+def linear(x_NCP: torch.Tensor, jitter: Jitter, slot: int) -> torch.Tensor:
     """matrix x + contrast mean(luma(x)), within [0, 1]."""
-    offset = contrast_N * (x_NCP.mean(dim=2) @ luma_weights(x_NCP.shape[1], x_NCP.device))
-    return torch.baddbmm(offset[:, None, None], matrix_NCC, x_NCP).clamp_(0, 1)
+    offset = jitter.contrast[:, slot] * (x_NCP.mean(dim=2) @ jitter.luma)
+    return torch.baddbmm(offset[:, None, None], jitter.matrix[:, slot], x_NCP).clamp_(0, 1)
 
 
 def luma_weights(channels: int, device: torch.device) -> torch.Tensor:
@@ -186,15 +193,37 @@ def solarize(x: torch.Tensor) -> torch.Tensor:
     return torch.addcmul(x, bright, 1 - 2 * x)
 
 
-def grey_and_normalised(
-    x_NCSS: torch.Tensor, grey_N: torch.Tensor, mean: Sequence[float], std: Sequence[float]
-) -> torch.Tensor:
-    """(x - mean) / std, of the luma where `grey_N`: one product, since both are linear in a pixel's channels."""
-    channels, device = x_NCSS.shape[1], x_NCSS.device
+class Normalisation(NamedTuple):
+    """(x - mean) / std, of the luma where a view is grey: one product, since both are linear in a pixel's channels."""
+
+    matrix: torch.Tensor
+    """float32 (N, C, C)."""
+    offset: torch.Tensor
+    """float32 (C, 1)."""
+
+    def of(self, views: slice) -> Normalisation:
+        """That of some of the views."""
+        return Normalisation(self.matrix[views], self.offset)
+
+
+def normalisation_of(params: ViewParams, recipe: ViewRecipe) -> Normalisation:
+    """How views end; with solarize, which comes between grey and normalisation, without grey."""
+    assert recipe.mean is not None
+    assert recipe.std is not None
+    grey = params.grey if recipe.solarize == 0 else torch.zeros_like(params.grey)
+    return _normalisation(grey, recipe.mean, recipe.std)
+
+
+def _normalisation(grey_N: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> Normalisation:
+    channels, device = len(mean), grey_N.device
     matrix = torch.eye(channels, device=device)
     if channels == 3:
         matrix = torch.where(grey_N[:, None, None], luma_weights(3, device).expand(3, 3), matrix)
     scale = 1 / torch.tensor(std, device=device)[:, None]
     offset = -torch.tensor(mean, device=device)[:, None] * scale
-    matrix = (matrix * scale).expand(len(x_NCSS), -1, -1)
-    return torch.baddbmm(offset, matrix, x_NCSS.flatten(2)).view_as(x_NCSS)
+    return Normalisation((matrix * scale).expand(len(grey_N), -1, -1), offset)
+
+
+def normalised(x_NCSS: torch.Tensor, normalisation: Normalisation) -> torch.Tensor:
+    """The views as a network gets them."""
+    return torch.baddbmm(normalisation.offset, normalisation.matrix, x_NCSS.flatten(2)).view_as(x_NCSS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias, TypeGuard
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -17,9 +17,10 @@ from ssole.views.recipe import ViewParams
 Images: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 """uint8 or uint16 (B, C, H, W), or B tensors (C, h, w) of different sizes."""
 
-# Of an image, up to which a CPU filters many whole images at once, and not crop after crop.
-_SMALL_PIXELS = 96 * 96
+SMALL = 96  # pixels of a side up to which a CPU filters many whole images at once, and not crop after crop
+TAPS_FLOATS = 20  # a view and pixel of the longest side, while `crop_taps` works
 _WIDTH = 32  # crops are padded to a multiple: `embedding_bag` generates code for every width that it meets
+_CHANNELS_TOGETHER = 1 << 22  # pixels of a crop, all channels; of larger ones they are filtered one by one
 
 
 class CropTaps(NamedTuple):
@@ -38,8 +39,7 @@ def crop_taps(images: Images, params: ViewParams, size: int) -> CropTaps:
     # a quarter turn is the transpose of a mirrored image, half a turn is both mirrors
     hflip = params.hflip ^ ((params.turns == 1) | (params.turns == 2))
     vflip = params.vflip ^ ((params.turns == 2) | (params.turns == 3))
-    one_size = images[:1] if isinstance(images, torch.Tensor) else images
-    longest = max(max(image.shape[-2:]) for image in one_size)
+    longest = max(longest_sides(images))
     # both dimensions in one go: for small views, calls cost more than what they compute
     source, weight = resize_taps(params.box[:, 2:].flip(1).T.flatten(), torch.cat([vflip, hflip]), size, longest)
     rows, columns = (Taps(*both) for both in zip(source.chunk(2), weight.chunk(2), strict=True))
@@ -77,25 +77,34 @@ def _taps(length: int, size: int) -> int:
     return math.ceil(2 * max(1, length / size))
 
 
-def crop_views(images: Images, image_of_N: torch.Tensor, box_N4: torch.Tensor, taps: CropTaps) -> torch.Tensor:
-    """Crops as float32 in [0, 1], (N, C, S, S): view n is of image `image_of_N[n]`."""
-    if filters_whole(images) or (isinstance(images, torch.Tensor) and images.device.type != "cpu"):
+def longest_sides(images: Images) -> list[int]:
+    """Of every image; of a tensor's, which have one size, once."""
+    return [max(image.shape[-2:]) for image in (images[:1] if isinstance(images, torch.Tensor) else images)]
+
+
+def as_sources(images: Images) -> Images:
+    """What :func:`crop_views` cuts from: of one size and small, images on a CPU become float32."""
+    if isinstance(images, torch.Tensor) and images.device.type == "cpu" and max(longest_sides(images)) <= SMALL:
+        return images.to(torch.float32)
+    return images
+
+
+def crop_views(sources: Images, image_of_N: torch.Tensor, box_N4: torch.Tensor, taps: CropTaps) -> torch.Tensor:
+    """Crops as float32 in [0, 1], (N, C, S, S): view n is of `sources[image_of_N[n]]`."""
+    if isinstance(sources, torch.Tensor) and (sources.device.type != "cpu" or sources.dtype == torch.float32):
         left, top = box_N4.long()[:, :2, None, None].unbind(1)
         rows, columns = (Taps(t.source + start, t.weight) for t, start in zip(taps, (top, left), strict=True))
-        return filtered(images, rows, columns, image_of_N=image_of_N)
+        return filtered(sources, rows, columns, image_of_N=image_of_N)
     choices = zip(image_of_N.tolist(), box_N4.long().tolist(), strict=True)
-    return torch.cat([crop_view(images[image], box, taps, n).mT for n, (image, box) in enumerate(choices)])
-
-
-def filters_whole(images: Images) -> TypeGuard[torch.Tensor]:
-    """Whether a CPU filters whole images, then as float32, and not crop after crop: small ones of one size."""
-    return isinstance(images, torch.Tensor) and images.device.type == "cpu" and images[0, 0].numel() <= _SMALL_PIXELS
+    return torch.cat([crop_view(sources[image], box, taps, n).mT for n, (image, box) in enumerate(choices)])
 
 
 def crop_view(image_CHW: torch.Tensor, box: Sequence[int], taps: CropTaps, n: int) -> torch.Tensor:
     """On a CPU, the transpose (1, C, S, S) of the crop that is view n in `taps`; contiguous."""
     left, top, width, height = box
     part = image_CHW[:, top : top + height, left : left + width]
+    if part.numel() > _CHANNELS_TOGETHER and len(part) > 1:
+        return torch.cat([crop_view(channel, box, taps, n) for channel in image_CHW.split(1)], dim=1)
     x = torch.empty(1, len(part), height, -(-width // _WIDTH) * _WIDTH)
     x[0, ..., :width] = part
     x[0, ..., width:] = 0
