@@ -149,8 +149,8 @@ def jittered(x: torch.Tensor, order: list[int], factors: list[float]) -> list[to
     recipe = PLAIN if x.shape[1] == 3 else dataclasses.replace(PLAIN, hue=0)
     places = (order.index(colour.HUE), None)
     many = [colour.colour_jitter(x.clone(), jitter, recipe, place) for place in places]
-    alone = [single.colour_jitter(view[None].flatten(2).clone(), order, factors) for view in x]
-    return [*many, torch.cat(alone).view_as(x)]
+    alone = [single.colour_jitter(view.flatten(1).clone(), order, factors, jitter.luma) for view in x]
+    return [*many, torch.stack(alone).view_as(x)]
 
 
 def test_jitter_runs_its_operations_in_each_views_own_order(photos: torch.Tensor) -> None:

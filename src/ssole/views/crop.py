@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import torch
 
-from ssole.views.filters import Taps, filtered, filtered_transposed
+from ssole.views.filters import Taps, filtered, sums_of_rows, sums_of_rows_of_channels
 from ssole.views.recipe import ViewParams
 
 Images: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
@@ -96,22 +96,25 @@ def crop_views(sources: Images, image_of_N: torch.Tensor, box_N4: torch.Tensor, 
         rows, columns = (Taps(t.source + start, t.weight) for t, start in zip(taps, (top, left), strict=True))
         return filtered(sources, rows, columns, image_of_N=image_of_N)
     choices = zip(image_of_N.tolist(), box_N4.long().tolist(), strict=True)
-    return torch.cat([crop_view(sources[image], box, taps, n).mT for n, (image, box) in enumerate(choices)])
+    return torch.stack([crop_view(sources[image], box, taps, n).mT for n, (image, box) in enumerate(choices)])
 
 
 def crop_view(image_CHW: torch.Tensor, box: Sequence[int], taps: CropTaps, n: int) -> torch.Tensor:
-    """On a CPU, the transpose (1, C, S, S) of the crop that is view n in `taps`; contiguous."""
+    """On a CPU, the transpose (C, S, S) of the crop that is view n in `taps`; contiguous."""
     left, top, width, height = box
     part = image_CHW[:, top : top + height, left : left + width]
-    if part.numel() > _CHANNELS_TOGETHER and len(part) > 1:
-        return torch.cat([crop_view(channel, box, taps, n) for channel in image_CHW.split(1)], dim=1)
-    x = torch.empty(1, len(part), height, -(-width // _WIDTH) * _WIDTH)
-    x[0, ..., :width] = part
-    x[0, ..., width:] = 0
-    return filtered_transposed(x, _of_view(taps.rows, n, height), _of_view(taps.columns, n, width))
+    channels, size = len(part), taps.rows.weight.shape[1]
+    if part.numel() > _CHANNELS_TOGETHER and channels > 1:
+        return torch.cat([crop_view(channel, box, taps, n) for channel in image_CHW.split(1)])
+    # the channels of a row side by side: their rows have the same taps
+    x_HCW = torch.empty(height, channels, -(-width // _WIDTH) * _WIDTH)
+    x_HCW[..., :width] = part.transpose(0, 1)
+    x_HCW[..., width:] = 0
+    x_SCW = sums_of_rows(x_HCW.flatten(1), *_of_view(taps.rows, n, height)).view(size, channels, -1)
+    return sums_of_rows_of_channels(x_SCW.permute(1, 2, 0), *_of_view(taps.columns, n, width))
 
 
 def _of_view(taps: Taps, n: int, length: int) -> Taps:
-    """Those of a single view, without the ones that only larger crops have."""
+    """Those of a single view (S, K), without the ones that only larger crops have."""
     most = _taps(length, taps.weight.shape[1])
-    return Taps(taps.source[n : n + 1, :, :most], taps.weight[n : n + 1, :, :most])
+    return Taps(taps.source[n, :, :most], taps.weight[n, :, :most])

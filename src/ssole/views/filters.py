@@ -49,21 +49,25 @@ def multiplied(
     return out
 
 
-def filtered_transposed(
-    x_NCHW: torch.Tensor, rows: Taps, columns: Taps, *, image_of_N: torch.Tensor | None = None
-) -> torch.Tensor:
-    """On a CPU, the transposes of the views, contiguous: fast for large ones."""
-    return _sums_of_rows(_sums_of_rows(x_NCHW, rows, image_of_N).mT, columns)
-
-
-def _sums_of_rows(x_NCHW: torch.Tensor, taps: Taps, image_of_N: torch.Tensor | None = None) -> torch.Tensor:
+def _sums_of_rows(x_NCHW: torch.Tensor, taps: Taps, image_of_N: torch.Tensor | None) -> torch.Tensor:
     _, c, h, w = x_NCHW.shape
     image = torch.arange(len(x_NCHW)) if image_of_N is None else image_of_N
     first = h * (c * image[:, None] + torch.arange(c))  # row of each view's channels
     source = (taps.source[:, None] + first[..., None, None]).flatten(0, 2)
     weight = taps.weight[:, None].expand(-1, c, -1, -1).flatten(0, 2)
-    out = F.embedding_bag(source, x_NCHW.reshape(-1, w), mode="sum", per_sample_weights=weight)
-    return out.view(len(image), c, -1, w)
+    return sums_of_rows(x_NCHW.contiguous().view(-1, w), source, weight).view(len(image), c, -1, w)
+
+
+def sums_of_rows(table_RW: torch.Tensor, source_SK: torch.Tensor, weight_SK: torch.Tensor) -> torch.Tensor:
+    """On a CPU, (S, W): sums of K weighted rows each."""
+    return F.embedding_bag(source_SK, table_RW, mode="sum", per_sample_weights=weight_SK)
+
+
+def sums_of_rows_of_channels(x_CHW: torch.Tensor, source_SK: torch.Tensor, weight_SK: torch.Tensor) -> torch.Tensor:
+    """On a CPU, (C, S, W), contiguous: the same sums in every channel."""
+    c, h, w = x_CHW.shape
+    source = (source_SK + torch.arange(0, c * h, h)[:, None, None]).flatten(0, 1)
+    return sums_of_rows(x_CHW.contiguous().view(c * h, w), source, weight_SK.repeat(c, 1)).view(c, -1, w)
 
 
 def _matrix(taps: Taps, extent: int) -> torch.Tensor:
