@@ -128,7 +128,8 @@ def _chunks(params: ViewParams, images: Images, out: torch.Tensor) -> tuple[torc
         largest = max(out[0].numel(), images[0].numel())  # of every view, its whole image is a part of the product
         order = torch.arange(len(out), device=out.device)
         return order, [(some, None) for some in _evenly(len(out), largest, _DEVICE_CHUNK)]
-    largest = channels * size * max(size, min(SMALL, max(longest_sides(images))))  # once rows are made, and not columns
+    longest = max(longest_sides(images))
+    largest = channels * size * max(size, longest if longest <= SMALL else 0)  # once rows are made, and not columns
     hue_at, order = place_of_hue(params).masked_fill_(~params.jitter, -1).sort(stable=True)
     places, counts = (values.tolist() for values in hue_at.unique_consecutive(return_counts=True))
     chunks = [
