@@ -35,7 +35,7 @@ def reuse_freed_blocks() -> None:
 
     It maps large blocks anew each time they are asked for, "large" being what the largest block freed so far was, up to
     32 MB, and gives back what is free beyond twice that. Freeing one of that size, which nobody ever touched, sets the
-    limit. Nothing changes that a program would not meet anyway, so this is for library calls: it makes 512 blurred views
-    of 32 pixels 1.3 times faster.
+    limit. Nothing changes that a program would not meet anyway, so this is for library calls: 512 blurred views of 32
+    pixels are made 1.3 times faster.
     """
     torch.empty(31 << 20, dtype=torch.uint8)
