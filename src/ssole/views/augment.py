@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from ssole.config import Crop, ViewRecipe
 from ssole.heap import reuse_freed_blocks
 from ssole.views.colour import JITTER_FLOATS, jitter_of, normalisation_of, photometric, place_of_hue
-from ssole.views.crop import SMALL, TAPS_FLOATS, Images, as_sources, crop_taps, crop_views, longest_sides
+from ssole.views.crop import TAPS_FLOATS, Images, crop_taps, crop_views, filters_whole, longest_side
 from ssole.views.recipe import ViewParams, sample_params
 from ssole.views.single import make_one_by_one
 
@@ -98,23 +98,23 @@ def _make(
 
 def _blocks(images: Images, crop: Crop, channels: int) -> list[slice]:
     """Images for whose views so much is held at once: the images as float32, taps, colour matrices."""
-    longest = max(crop.size, *longest_sides(images))
-    floats = crop.count * max(TAPS_FLOATS * longest, JITTER_FLOATS * channels**2)
-    if images[0].device.type != "cpu":
-        return _evenly(len(images), floats, _DEVICE_CHUNK)
-    return _evenly(len(images), max(floats, channels * longest**2 if longest <= SMALL else 0), _CPU_BLOCK)
+    longest = longest_side(images)
+    floats = crop.count * max(TAPS_FLOATS * max(crop.size, longest), JITTER_FLOATS * channels**2)
+    if filters_whole(images):
+        floats = max(floats, channels * longest**2)
+    return _evenly(len(images), floats, _CPU_BLOCK if images[0].device.type == "cpu" else _DEVICE_CHUNK)
 
 
 def _make_together(images: Images, params: ViewParams, recipe: ViewRecipe, out: torch.Tensor) -> None:
     """Fill out (N, C, S, S) with the views of a crop group, of which every image has as many, many at a time."""
-    if out.device.type == "cpu" and max(longest_sides(images)) <= SMALL:
-        images = images if isinstance(images, torch.Tensor) else _padded(images)
     order, chunks = _chunks(params, images, out)
     image_of_N, params = order // (len(out) // len(images)), params[order]
     # for all chunks at once: calls on tensors of a few numbers take as long as some on views
     taps, jitter = crop_taps(images, params, out.shape[-1]), jitter_of(params, out.shape[1])
     normalisation = normalisation_of(params, recipe)
-    sources = as_sources(images)
+    sources = images
+    if filters_whole(images):
+        sources = (images if isinstance(images, torch.Tensor) else _padded(images)).to(torch.float32)
     for views, hue_at in chunks:
         x_NCSS = crop_views(sources, image_of_N[views], params.box[views], taps.of(views))
         y_NCSS = photometric(x_NCSS, params[views], jitter.of(views), normalisation.of(views), recipe, hue_at)
@@ -128,8 +128,8 @@ def _chunks(params: ViewParams, images: Images, out: torch.Tensor) -> tuple[torc
         largest = max(out[0].numel(), images[0].numel())  # of every view, its whole image is a part of the product
         order = torch.arange(len(out), device=out.device)
         return order, [(some, None) for some in _evenly(len(out), largest, _DEVICE_CHUNK)]
-    longest = max(longest_sides(images))
-    largest = channels * size * max(size, longest if longest <= SMALL else 0)  # once rows are made, and not columns
+    width = longest_side(images) if filters_whole(images) else size  # of whole images, once rows are made
+    largest = channels * size * max(size, width)
     hue_at, order = place_of_hue(params).masked_fill_(~params.jitter, -1).sort(stable=True)
     places, counts = (values.tolist() for values in hue_at.unique_consecutive(return_counts=True))
     chunks = [

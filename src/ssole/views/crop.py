@@ -17,7 +17,7 @@ from ssole.views.recipe import ViewParams
 Images: TypeAlias = torch.Tensor | Sequence[torch.Tensor]
 """uint8 or uint16 (B, C, H, W), or B tensors (C, h, w) of different sizes."""
 
-SMALL = 96  # pixels of a side up to which a CPU filters many whole images at once, and not crop after crop
+_SMALL = 96  # pixels of a side up to which a CPU filters many whole images at once, and not crop after crop
 TAPS_FLOATS = 20  # a view and pixel of the longest side, while `crop_taps` works
 _WIDTH = 32  # crops are padded to a multiple: `embedding_bag` generates code for every width that it meets
 _CHANNELS_TOGETHER = 1 << 22  # pixels of a crop, all channels; of larger ones they are filtered one by one
@@ -39,9 +39,9 @@ def crop_taps(images: Images, params: ViewParams, size: int) -> CropTaps:
     # a quarter turn is the transpose of a mirrored image, half a turn is both mirrors
     hflip = params.hflip ^ ((params.turns == 1) | (params.turns == 2))
     vflip = params.vflip ^ ((params.turns == 2) | (params.turns == 3))
-    longest = max(longest_sides(images))
     # both dimensions in one go: for small views, calls cost more than what they compute
-    source, weight = resize_taps(params.box[:, 2:].flip(1).T.flatten(), torch.cat([vflip, hflip]), size, longest)
+    lengths, flips = params.box[:, 2:].flip(1).T.flatten(), torch.cat([vflip, hflip])
+    source, weight = resize_taps(lengths, flips, size, longest_side(images))
     rows, columns = (Taps(*both) for both in zip(source.chunk(2), weight.chunk(2), strict=True))
     columns.weight.mul_(1 / torch.iinfo(images[0].dtype).max)
     return CropTaps(rows, columns)
@@ -77,20 +77,22 @@ def _taps(length: int, size: int) -> int:
     return math.ceil(2 * max(1, length / size))
 
 
-def longest_sides(images: Images) -> list[int]:
-    """Of every image; of a tensor's, which have one size, once."""
-    return [max(image.shape[-2:]) for image in (images[:1] if isinstance(images, torch.Tensor) else images)]
+def longest_side(images: Images) -> int:
+    """Pixels, of all images."""
+    one_size = images[:1] if isinstance(images, torch.Tensor) else images
+    return max(side for image in one_size for side in image.shape[-2:])
 
 
-def as_sources(images: Images) -> Images:
-    """What :func:`crop_views` cuts from: of one size and small, images on a CPU become float32."""
-    if isinstance(images, torch.Tensor) and images.device.type == "cpu" and max(longest_sides(images)) <= SMALL:
-        return images.to(torch.float32)
-    return images
+def filters_whole(images: Images) -> bool:
+    """Whether a CPU filters whole images, many at once, and not crop after crop: small ones."""
+    return images[0].device.type == "cpu" and longest_side(images) <= _SMALL
 
 
 def crop_views(sources: Images, image_of_N: torch.Tensor, box_N4: torch.Tensor, taps: CropTaps) -> torch.Tensor:
-    """Crops as float32 in [0, 1], (N, C, S, S): view n is of `sources[image_of_N[n]]`."""
+    """Crops as float32 in [0, 1], (N, C, S, S): view n is of `sources[image_of_N[n]]`.
+
+    Sources are one float32 tensor where a CPU filters them whole, and images as they are elsewhere.
+    """
     if isinstance(sources, torch.Tensor) and (sources.device.type != "cpu" or sources.dtype == torch.float32):
         left, top = box_N4.long()[:, :2, None, None].unbind(1)
         rows, columns = (Taps(t.source + start, t.weight) for t, start in zip(taps, (top, left), strict=True))

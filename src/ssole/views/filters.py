@@ -19,9 +19,9 @@ class Taps(NamedTuple):
     """Which positions of a dimension make up each of the result, and their weights: repeated ones add up."""
 
     source: torch.Tensor
-    """int64 (N, S, K)."""
+    """int64 (N, S, K), or (S, K) of a single view."""
     weight: torch.Tensor
-    """float32 (N, S, K)."""
+    """float32, the same shape."""
 
 
 def filtered(
@@ -31,21 +31,15 @@ def filtered(
 
     Images are float32 on a CPU and of any dtype elsewhere.
     """
-    if x_NCHW.device.type != "cpu":
-        return multiplied(x_NCHW, rows, columns, image_of_N=image_of_N)
-    x = _sums_of_rows(x_NCHW, rows, image_of_N)
+    combined = _sums_of_rows if x_NCHW.device.type == "cpu" else _products_of_rows
+    x = combined(x_NCHW, rows, image_of_N)
     n, c, s, w = x.shape
     return torch.bmm(x.view(n, c * s, w), _matrix(columns, w).mT).view(n, c, s, -1)
 
 
-def multiplied(
-    x_NCHW: torch.Tensor, rows: Taps, columns: Taps, *, image_of_N: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The same by dense products alone."""
+def _products_of_rows(x_NCHW: torch.Tensor, taps: Taps, image_of_N: torch.Tensor | None) -> torch.Tensor:
     x = (x_NCHW if image_of_N is None else x_NCHW.index_select(0, image_of_N)).to(torch.float32)
-    n, c, h, w = x.shape
-    x = torch.bmm(x.reshape(n, c * h, w), _matrix(columns, w).mT)
-    out: torch.Tensor = _matrix(rows, h)[:, None] @ x.unflatten(1, (c, h))
+    out: torch.Tensor = _matrix(taps, x.shape[2])[:, None] @ x
     return out
 
 
