@@ -5,7 +5,7 @@
 Forward and backward of backbone and projector on random images, channels last; medians. All start from one network:
 
 - ordinary: timm's network. compiled: the same through `torch.compile`.
-- ours: with the convolutions of `ssole.models.conv`. ours, compiled: and with the batch norms of `ssole.models.norm`.
+- ours: with the convolutions of `ssole.models.cpu`. ours, compiled: and with the batch norms of `ssole.models.cpu`.
 
 Seconds to compile are those of a compiler that is loaded and has kept nothing (`--keep` leaves it what it has); 0 where
 there was nothing to replace, so that it had just been compiled.
@@ -28,11 +28,9 @@ from torch import nn
 
 from measure import save, take_turns
 from ssole.config import ModelConfig, from_dict, load_recipe
-from ssole.heap import keep_freed_memory
-from ssole.models.conv import speed_up_convolutions
-from ssole.models.encoder import create_encoder
-from ssole.models.norm import make_batch_norm_compile_well
-from ssole.precision import resolve_precision
+from ssole.models.backbone import create_encoder
+from ssole.models.cpu import make_batch_norm_compile_well, speed_up_convolutions
+from ssole.runtime import keep_freed_memory, resolve_precision
 
 
 def encoder(backbone: str) -> ModelConfig:

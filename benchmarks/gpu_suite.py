@@ -29,11 +29,11 @@ import ssole
 from loss import GRID, embeddings, gradient, hardware, oracle, textbook
 from measure import photographs, ratio
 from ssole.config import PretrainConfig, apply_overrides, from_dict, load_recipe
-from ssole.data.loader import ImageStore
 from ssole.data.sources import open_source
-from ssole.device import resolve_device
+from ssole.data.store import ImageStore
 from ssole.evaluation.protocols import knn_evaluator
 from ssole.losses import SSOLELoss
+from ssole.runtime import resolve_device
 from step import Roofline, compete, synchronize
 from views import Setting
 

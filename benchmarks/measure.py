@@ -113,8 +113,8 @@ def uniform_images(data: str | None, n: int) -> NDArray[np.uint8]:
     """uint8 (N, H, W, 3): all images of a data set whose images have one size, or n photographs of 32x32 pixels."""
     if data is None:
         return photographs(n, 32, 32, shrink=4)
-    from ssole.data.loader import ImageStore
     from ssole.data.sources import open_source
+    from ssole.data.store import ImageStore
 
     images = ImageStore(open_source(data)).images
     if images is None:

@@ -35,9 +35,8 @@ from torch.utils.data import DataLoader, Dataset
 from measure import Rates, UntilStopped, draw_bars, in_full_swing, installed, ratio, save, uniform_images
 from parts import Clock, train, where_time_goes
 from ssole.config import PretrainConfig, apply_overrides, from_dict, load_recipe
-from ssole.device import resolve_device
 from ssole.models.backbone import create_backbone, feature_dim
-from ssole.precision import resolve_precision
+from ssole.runtime import resolve_device, resolve_precision
 from ssole.training import loop
 from ssole.training.optim import create_optimizer
 

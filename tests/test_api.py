@@ -14,7 +14,7 @@ import ssole
 import tiny
 from ssole import api
 from ssole.config import ConfigError
-from ssole.data.sources import ArraySource
+from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
 from ssole.training.run import Run
 

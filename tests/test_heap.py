@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
     import resource, torch
-    from ssole.heap import keep_freed_memory, reuse_freed_blocks
+    from ssole.runtime import keep_freed_memory, reuse_freed_blocks
     {first}
     torch.set_num_threads(1)
     def taken(floats, times, blocks=1):

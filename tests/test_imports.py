@@ -16,19 +16,19 @@ PACKAGE = Path(__file__).parent.parent / "src" / "ssole"
 
 ANYONE = {"errors", "files", "progress"}
 # Each part of the package and the parts it may import, besides itself and what anyone may. New parts need a line.
-LEAVES = {"config", "rng", "precision", "distributed", "heap"}
-BELOW_API = LEAVES | {"device", "losses", "views", "data", "models", "training", "evaluation"}
+LEAVES = {"config", "rng", "distributed"}
+BELOW_API = LEAVES | {"runtime", "losses", "views", "data", "models", "training", "evaluation"}
 MAY_IMPORT: dict[str, set[str]] = {
     **{part: set() for part in ANYONE},
     **{leaf: set() for leaf in LEAVES},
-    "device": {"config"},
+    "runtime": {"config", "rng"},
     "losses": {"distributed"},
-    "views": {"rng", "config", "heap"},
-    "data": {"config", "rng"},
-    "models": {"config"},
+    "views": {"rng", "config", "runtime"},
+    "data": {"config", "rng", "runtime"},
+    "models": {"config", "runtime"},
     "training": BELOW_API - {"evaluation"},  # evaluators come in as callables
-    "evaluation": {"data", "models", "config", "device", "distributed", "precision"},
-    "doctor": {"config", "data", "device", "models", "precision", "training", "views"},
+    "evaluation": {"data", "models", "config", "distributed", "runtime"},
+    "doctor": {"config", "data", "models", "runtime", "training", "views"},
     "report": set(),  # reads run folders
     "api": BELOW_API,
     "cli": BELOW_API | {"doctor", "report", "api"},

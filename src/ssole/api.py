@@ -12,23 +12,23 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
-from ssole.data.fingerprint import ids_digest
+from ssole.data.base import ids_digest
 from ssole.data.folder import FolderSource
-from ssole.data.loader import ImageStore
 from ssole.data.patterns import has_pattern
 from ssole.data.remote import is_remote
 from ssole.data.sources import open_source
+from ssole.data.store import ImageStore
 from ssole.data.torchvision_sets import KNOWN
-from ssole.device import resolve_device
 from ssole.errors import DataError
 from ssole.evaluation.protocols import knn_evaluator
 from ssole.models.backbone import create_backbone
+from ssole.runtime import resolve_device
 from ssole.training.loop import train
 from ssole.training.plan import make_plan
 from ssole.training.run import LISTING, Run, alone_in, create_run, note_images, require_same_images
 
 if TYPE_CHECKING:
-    from ssole.data.sources import Spec
+    from ssole.data.base import Spec
     from ssole.training.monitor import Evaluator
 
 DEFAULT_RECIPE = "digits-m"

@@ -27,10 +27,10 @@ from ssole.config import (
     recipe_names,
     view_preset,
 )
+from ssole.data.base import evenly_spaced
 from ssole.data.decode import decode
-from ssole.data.listing import image_suffixes
+from ssole.data.folder import image_suffixes
 from ssole.data.sources import open_source
-from ssole.data.spread import spread
 from ssole.files import write_atomically
 from ssole.models.load import weights_path
 from ssole.training.monitor import duration
@@ -290,12 +290,12 @@ def _some_images(args: ViewsArgs, recipe: ViewRecipe) -> tuple[list[torch.Tensor
         raise ConfigError(f"--images must be at least 1, got {args.images}")
     paths = [Path(word) for word in args.data]
     if all(path.suffix.lower() in image_suffixes() for path in paths) and all(path.is_file() for path in paths):
-        chosen = spread(len(paths), args.images)
+        chosen = evenly_spaced(len(paths), args.images)
         read: list[Any] = [paths[i].read_bytes() for i in chosen]
         names = [str(paths[i]) for i in chosen]
     else:
         source = open_source(_spec(args.data))
-        chosen = spread(len(source), args.images)
+        chosen = evenly_spaced(len(source), args.images)
         read, names = [source.read(i) for i in chosen], [source.id(i) for i in chosen]
     size = recipe.useful_size  # as training has them
     how: dict[str, Any] = {"channels": args.channels, "shrink_to": size}

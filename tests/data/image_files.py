@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ssole.data.base import Source
 from ssole.data.decode import decode
-from ssole.data.sources import Source
 
 
 def png(value: int = 0, size: tuple[int, int] = (4, 4)) -> bytes:

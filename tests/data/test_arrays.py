@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from image_files import ids
 
+from ssole.data.arrays import ArraySource
+from ssole.data.base import Source
 from ssole.data.decode import decode
-from ssole.data.sources import ArraySource, Source, open_source
+from ssole.data.sources import open_source
 from ssole.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
@@ -119,7 +121,7 @@ def test_npz_that_is_wrong(tmp_path, monkeypatch):
 def test_npz_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     """Told from the archive's table, before anything is unpacked."""
     np.savez_compressed(tmp_path / "d.npz", x=np.zeros((1000, 8, 8), np.uint8))
-    monkeypatch.setattr("ssole.data.host.total_memory", lambda: 4000)
+    monkeypatch.setattr("ssole.runtime.total_memory", lambda: 4000)
     with pytest.raises(DataError, match=r"\['x'\] of .*d\.npz: .* 80 % of the memory.*\.npy"):
         open_source(tmp_path / "d.npz")
     np.savez_compressed(tmp_path / "d.npz", x=np.zeros((2, 8, 8), np.uint8), y=np.zeros(1000, int))

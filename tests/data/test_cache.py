@@ -21,12 +21,14 @@ from image_files import tar
 from PIL import Image
 
 from listed import Listed, png, pngs, wait_until_still
-from ssole.data import cache, reading
+from ssole.data import cache
+from ssole.data import store as reading
+from ssole.data.arrays import ArraySource
+from ssole.data.base import identify
 from ssole.data.cache import DISK_SHARE
 from ssole.data.decode import decode
-from ssole.data.fingerprint import identify
-from ssole.data.loader import ImageStore
-from ssole.data.sources import ArraySource, open_source
+from ssole.data.sources import open_source
+from ssole.data.store import ImageStore
 from ssole.errors import DataError
 
 N = 60
@@ -156,7 +158,7 @@ def test_no_run_leaves_behind_what_no_other_can_use(tmp_path: Path, end: str) ->
 import sys
 sys.path[:0] = [{str(Path(__file__).parents[1])!r}, {str(SOURCE)!r}]
 from listed import Listed, pngs
-from ssole.data.loader import ImageStore
+from ssole.data.store import ImageStore
 store = ImageStore(Listed(pngs(9)), cache={str(tmp_path)!r})
 store.get(range(9))
 {end}
@@ -415,7 +417,7 @@ def test_images_of_other_channels_than_asked_for_are_unreadable() -> None:
 
 STORE_OF_A_FOLDER = """
 import sys, time, torch
-from ssole.data.loader import ImageStore
+from ssole.data.store import ImageStore
 from ssole.data.sources import open_source
 
 class Slow:

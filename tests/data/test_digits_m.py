@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from ssole.data import digits_m as module
 from ssole.data.digits_m import BLENDS, CROP_SIDES, DIGIT_SIDES, digits_m, plan
-from ssole.data.host import cache_folder
+from ssole.data.storage import cache_folder
 from ssole.errors import DataError
 
 

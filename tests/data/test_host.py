@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ssole.data import host
-from ssole.data.host import total_memory, usable_cpus
+from ssole import runtime as host
+from ssole.runtime import total_memory, usable_cpus
 
 
 def test_total_memory_is_plausible() -> None:

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from image_files import ids, png, value
 
-from ssole.data import listing as module
-from ssole.data.folder import FolderSource
-from ssole.data.listing import Listing, list_images
-from ssole.data.paths import Paths
+from ssole.data import folder as module
+from ssole.data.arrow import Paths
+from ssole.data.folder import FolderSource, Listing, list_images
 from ssole.data.sources import open_source
 from ssole.errors import DataError
 

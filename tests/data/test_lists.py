@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from image_files import ids, png, value
 
-from ssole.data.sources import ListSource, Source, open_source
+from ssole.data.base import Source
+from ssole.data.lists import ListSource
+from ssole.data.sources import open_source
 from ssole.errors import DataError
 
 

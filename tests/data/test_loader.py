@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from listed import Listed, png, wait_until_still
-from ssole.data.loader import ImageStore
-from ssole.data.sources import ArraySource, open_source
+from ssole.data.arrays import ArraySource
+from ssole.data.sources import open_source
+from ssole.data.store import ImageStore
 from ssole.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (1000, 6, 5, 3), dtype=np.uint8)

@@ -13,9 +13,11 @@ import torch
 from image_files import ids, png, value
 from PIL import Image
 
+from ssole.data.base import Source
 from ssole.data.decode import decode
-from ssole.data.loader import ImageStore
-from ssole.data.sources import ObjectSource, Source, open_source
+from ssole.data.objects import ObjectSource
+from ssole.data.sources import open_source
+from ssole.data.store import ImageStore
 from ssole.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)

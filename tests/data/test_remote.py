@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from image_files import ids, png, tar, value
 
-from ssole.data import remote, tar_index
+from ssole.data import remote
+from ssole.data import tars as tar_index
 from ssole.data.sources import open_source
 from ssole.errors import DataError
 

@@ -17,9 +17,12 @@ import pytest
 from image_files import ids, png, value
 from PIL import Image
 
-from ssole.data.listing import image_suffixes
-from ssole.data.loader import ImageStore
-from ssole.data.sources import ArraySource, FolderSource, ParquetSource, Source, open_source, shared_labels
+from ssole.data.arrays import ArraySource
+from ssole.data.base import Source, shared_labels
+from ssole.data.folder import FolderSource, image_suffixes
+from ssole.data.parquet import ParquetSource
+from ssole.data.sources import open_source
+from ssole.data.store import ImageStore
 from ssole.errors import DataError
 
 
@@ -302,7 +305,7 @@ def test_parquet_that_is_damaged_empty_or_missing(tmp_path):
 
 def test_parquet_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", range(100))
-    monkeypatch.setattr("ssole.data.host.total_memory", lambda: 4000)
+    monkeypatch.setattr("ssole.runtime.total_memory", lambda: 4000)
     with pytest.raises(DataError, match=r"x\.parquet: .* GiB.*80 % of the memory"):
         open_source(path)
 

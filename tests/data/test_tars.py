@@ -15,8 +15,10 @@ from pathlib import Path
 import pytest
 from image_files import ids, png, tar, value
 
-from ssole.data import tar_index as index_module
-from ssole.data.sources import Source, TarSource, open_source
+from ssole.data import tars as index_module
+from ssole.data.base import Source
+from ssole.data.sources import open_source
+from ssole.data.tars import TarSource
 from ssole.errors import DataError
 
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from ssole.data.sources import ArraySource
+from ssole.data.arrays import ArraySource
 from ssole.doctor.alike import LEAST_CORRELATION, MOST_BITS, Group, Leak, Looks, exact_copies, leaks, near_copies
 from ssole.doctor.scan import Header, Seen, look_at
 

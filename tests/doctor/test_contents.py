@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssole.data.sources import ArraySource, FolderSource
+from ssole.data.arrays import ArraySource
+from ssole.data.folder import FolderSource
 from ssole.doctor.contents import ASPECTS, Classes, Contents, Range, classes, contents
 from ssole.doctor.scan import Header, Seen, scan
 

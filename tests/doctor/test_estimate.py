@@ -11,7 +11,7 @@ from torch import nn
 
 import tiny
 from ssole.config import ConfigError, from_dict, load_recipe
-from ssole.data.sources import ArraySource
+from ssole.data.arrays import ArraySource
 from ssole.doctor import estimate as module
 from ssole.doctor.contents import Contents, contents
 from ssole.doctor.estimate import Trial, _counted_bytes, estimate

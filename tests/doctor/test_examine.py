@@ -19,7 +19,7 @@ from rich.console import Console
 import tiny
 from ssole.cli import DoctorArgs
 from ssole.config import ConfigError, recipe_names
-from ssole.data.sources import ArraySource
+from ssole.data.arrays import ArraySource
 from ssole.doctor import Report, examine
 from ssole.doctor import estimate as estimating
 from ssole.doctor.page import print_page

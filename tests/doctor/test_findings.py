@@ -54,7 +54,7 @@ def test_training_bears_as_many_unreadable_images_as_said_here() -> None:
     """The same figure as the default of the store that training reads from."""
     import inspect
 
-    from ssole.data.loader import ImageStore
+    from ssole.data.store import ImageStore
     from ssole.doctor.findings import MOST_UNREADABLE
 
     assert inspect.signature(ImageStore).parameters["max_unreadable"].default == MOST_UNREADABLE

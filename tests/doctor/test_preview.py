@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ssole.config import Crop, ViewRecipe
-from ssole.data.sources import FolderSource
+from ssole.data.folder import FolderSource
 from ssole.doctor.preview import save_preview
 from ssole.doctor.sample import draw_sample
 from ssole.doctor.scan import scan

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ssole.config import Crop, ViewRecipe
-from ssole.data.sources import ArraySource, FolderSource
+from ssole.data.arrays import ArraySource
+from ssole.data.folder import FolderSource
 from ssole.doctor.sample import KEPT, MOST_IMAGES, Sample, draw_sample, view_rate
 from ssole.doctor.scan import scan
 

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from ssole.data.sources import ArraySource, FolderSource
+from ssole.data.arrays import ArraySource
+from ssole.data.folder import FolderSource
 from ssole.doctor.scan import Scan, Seen, Unreadable, _in_threads, chosen, look_at, scan
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from ssole.data.loader import ImageStore
-from ssole.data.sources import ArraySource
+from ssole.data.arrays import ArraySource
+from ssole.data.store import ImageStore
 from ssole.evaluation.features import Embeddings, center_crop, extract, raw_pixels
-from ssole.precision import resolve_precision
+from ssole.runtime import resolve_precision
 
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 
@@ -153,7 +153,7 @@ def test_precision_is_resolved() -> None:
 
 
 def test_precision_without_a_capability_query_reads_cpuinfo(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ssole import precision
+    from ssole import runtime as precision
 
     answer = precision._cpu_multiplies_bfloat16()
     if not Path("/proc/cpuinfo").exists() or not hasattr(torch.cpu, "get_capabilities"):

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ssole.data.loader import ImageStore
-from ssole.data.sources import ArraySource
+from ssole.data.arrays import ArraySource
+from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation import subject
 from ssole.evaluation.protocols import embed, evaluate, knn_evaluator

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssole.models.conv import FastConv2d, speed_up_convolutions
+from ssole.models.cpu import FastConv2d, speed_up_convolutions
 
 SHAPES = [  # kernel, stride, padding, height, width of the image
     (3, 1, 1, 4, 4),

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
-from ssole.models.backbone import create_backbone, small_stem
-from ssole.models.encoder import create_encoder, create_projector
+from ssole.models.backbone import create_backbone, create_encoder, create_projector, small_stem
 from ssole.models.load import backbone_metadata, load, untrained
 from ssole.training.checkpoint import save_backbone
 from ssole.training.run import Run, create_run

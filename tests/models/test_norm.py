@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from ssole.models.norm import CompiledBatchNorm2d, _Normalize, make_batch_norm_compile_well
+from ssole.models.cpu import CompiledBatchNorm2d, _Normalize, make_batch_norm_compile_well
 
 
 @pytest.fixture(autouse=True)

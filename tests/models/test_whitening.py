@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError
-from ssole.models.backbone import small_stem
-from ssole.models.whitening import whiten_stem
+from ssole.models.backbone import small_stem, whiten_stem
 
 
 def smooth_images(n: int) -> torch.Tensor:

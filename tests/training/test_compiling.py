@@ -10,10 +10,11 @@ import torch
 
 import tiny
 from ssole.config import ConfigError, apply_overrides, from_dict, load_recipe
-from ssole.models.encoder import Encoder
-from ssole.models.norm import make_batch_norm_compile_well
-from ssole.training import compiling, loop
-from ssole.training.compiling import compile_encoder, wants_compiling
+from ssole.models import compile as compiling
+from ssole.models.backbone import Encoder
+from ssole.models.compile import compile_encoder, wants_compiling
+from ssole.models.cpu import make_batch_norm_compile_well
+from ssole.training import loop
 from ssole.training.interrupt import Interrupted
 
 needs_compiler = pytest.mark.skipif(not compiling.can_compile(), reason="torch.compile needs g++ and python3-dev")

@@ -9,8 +9,8 @@ import torch
 
 import tiny
 from listed import Listed, png
-from ssole.data.loader import AHEAD, ImageStore
-from ssole.data.sources import ArraySource
+from ssole.data.arrays import ArraySource
+from ssole.data.store import AHEAD, ImageStore
 from ssole.training.feed import Feed, _resident, leaves_room, pack, unpack
 from ssole.training.plan import Plan
 

@@ -22,7 +22,7 @@ import ssole
 import tiny
 from ssole import api
 from ssole.config import ConfigError, from_dict
-from ssole.data.sources import ArraySource
+from ssole.data.arrays import ArraySource
 from ssole.models.backbone import small_stem
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.health import LossWatch, NonFiniteLossError

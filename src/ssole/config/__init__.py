@@ -7,7 +7,15 @@ names (``optim.lr``). The config of a run is written to its folder and is all th
 from __future__ import annotations
 
 from ssole.config.presets import PRESETS, view_preset, with_preset
-from ssole.config.recipes import load_recipe, read_settings, recipe_names
+from ssole.config.recipes import (
+    apply_overrides,
+    field_paths,
+    from_dict,
+    load_recipe,
+    read_settings,
+    recipe_names,
+    to_dict,
+)
 from ssole.config.schema import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -19,7 +27,6 @@ from ssole.config.schema import (
     PretrainConfig,
     ViewRecipe,
 )
-from ssole.config.settings import apply_overrides, field_paths, from_dict, to_dict
 
 __all__ = [
     "IMAGENET_MEAN",

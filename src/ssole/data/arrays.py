@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.host import check_memory
-from ssole.data.pixels import Pixels
+from ssole.data.base import Pixels
 from ssole.data.remote import is_remote
 from ssole.data.storage import name_of, open_binary, read_bytes
 from ssole.errors import DataError
+from ssole.runtime import check_memory
 
 _TRAIN_IMAGES = ("x_train", "train_images", "images", "x", "data", "arr_0")
 _TRAIN_LABELS = ("y_train", "train_labels", "labels", "y", "targets")

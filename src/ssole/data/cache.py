@@ -11,13 +11,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssole.data.fingerprint import identify
-from ssole.data.host import cache_folder
+from ssole.data.base import identify
 from ssole.data.packed import PackedImages, remove_unless_open
+from ssole.data.storage import cache_folder
 from ssole.files import write_text_atomically
 
 if TYPE_CHECKING:
-    from ssole.data.sources import Source
+    from ssole.data.base import Source
 
 DISK_SHARE = 0.5
 """Share of the disk's free bytes, and of those that caches have, that caches may take by default."""
@@ -40,7 +40,7 @@ def open_cache(
     """The cache of a source's images, decoded in one way; empty at first. None, with a warning, where none can be made.
 
     It is a folder named ``SOURCE-WHICH-STATE`` below the parent: the hash WHICH is of the data's place and the way of
-    decoding, STATE of the data's content (:func:`~ssole.data.fingerprint.identify`) and of what decodes. One of another
+    decoding, STATE of the data's content (:func:`~ssole.data.base.identify`) and of what decodes. One of another
     state is out of date, and removed with a warning. Where the source cannot tell a change of its content, the cache is
     for this run alone, and removed on closing it.
 
@@ -48,7 +48,7 @@ def open_cache(
     what they have, the one that was opened longest ago is removed, with a warning. None is that a process has open.
 
     Args:
-        parent: By default the folder ``packed`` in :func:`~ssole.data.host.cache_folder`.
+        parent: By default the folder ``packed`` in :func:`~ssole.data.storage.cache_folder`.
         shrink_to, channels: As for :func:`ssole.data.decode.decode`.
         limit: Bytes of pixels; by default half of what is free on the disk and of what this cache has.
         expected: Bytes that the pixels of all images will take, more or less.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssole.data.pixels import Pixels
+from ssole.data.base import Pixels
 from ssole.data.tiff import BIG_TIFF, is_tiff, pillow_keeps_all, pillow_misreads, read_tiff
 from ssole.errors import DataError
 

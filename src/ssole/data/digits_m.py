@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.host import cache_folder
+from ssole.data.storage import cache_folder
 from ssole.errors import DataError
 from ssole.files import write_bytes_atomically
 

@@ -13,9 +13,8 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.fingerprint import files_digest
-from ssole.data.labels import number_texts
-from ssole.data.paths import Paths
+from ssole.data.arrow import Paths
+from ssole.data.base import files_digest, number_texts
 from ssole.data.remote import is_remote
 from ssole.data.storage import folder_of, name_of, read_bytes, suffix_of
 from ssole.errors import DataError
@@ -29,7 +28,7 @@ _LABEL_COLUMNS = ("label", "labels", "class", "target")
 
 
 class ListSource:
-    """The image files that a list names; a :class:`~ssole.data.sources.Source`.
+    """The image files that a list names; a :class:`~ssole.data.base.Source`.
 
     ``.txt`` holds one path a line, empty lines aside. ``.csv`` and ``.tsv`` have a header with a column path, file,
     filename, file_name, filepath or image, and perhaps one of labels: label, labels, class or target. Labels that are

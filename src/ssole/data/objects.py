@@ -6,14 +6,13 @@ import os
 import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.base import Indexable, Pixels, files_digest
 from ssole.data.decode import pillow_pixels
-from ssole.data.fingerprint import files_digest
-from ssole.data.pixels import Pixels
 from ssole.data.storage import read_bytes
 from ssole.errors import DataError
 
@@ -23,16 +22,8 @@ if TYPE_CHECKING:
 _IMAGE_KEYS = ("image", "img", "jpg", "png")
 
 
-class Indexable(Protocol):
-    """Anything with a length and an index."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
 class ObjectSource:
-    """The items of any object with ``__len__`` and ``__getitem__``; a :class:`~ssole.data.sources.Source`.
+    """The items of any object with ``__len__`` and ``__getitem__``; a :class:`~ssole.data.base.Source`.
 
     An item is an image, a tuple that begins with one, or a mapping with one under ``image``, ``img``, ``jpg`` or
     ``png``. An image is a Pillow image; an array uint8 or uint16, (H, W) or (H, W, C); a tensor of these types, (H, W)

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.fingerprint import files_digest
-from ssole.data.host import check_memory
-from ssole.data.labels import number_labels
+from ssole.data.base import files_digest, number_labels
 from ssole.data.remote import is_remote
 from ssole.data.storage import name_of, open_binary, place_of, relative_to, versions_digest
 from ssole.errors import DataError
+from ssole.runtime import check_memory
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
@@ -23,7 +22,7 @@ _BATCH_ROWS = 1024  # small batches keep each Arrow array below the 2 GiB at whi
 
 
 class ParquetSource:
-    """Rows of parquet files that share a schema; a :class:`~ssole.data.sources.Source`.
+    """Rows of parquet files that share a schema; a :class:`~ssole.data.base.Source`.
 
     The image column holds encoded images: a struct with `bytes` (Hugging Face's ``Image``), or binary. The label
     column, if any, holds integers or strings; a null label is −1. Class names are read from Hugging Face's

@@ -4,73 +4,27 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ssole.data.arrays import ArraySource, open_npy, open_npz
+from ssole.data.base import TEST_NAMES, Source, Spec, Split, files_of_split, split_word
 from ssole.data.digits_m import CLASSES as DIGIT_CLASSES
 from ssole.data.digits_m import digits_m
-from ssole.data.folder import FolderSource, subfolders
-from ssole.data.listing import image_suffixes
+from ssole.data.folder import FolderSource, image_suffixes, subfolders
 from ssole.data.lists import LIST_SUFFIXES, ListSource
-from ssole.data.objects import Indexable, ObjectSource
+from ssole.data.objects import ObjectSource
 from ssole.data.parquet import ParquetSource, image_column
 from ssole.data.patterns import expand, has_pattern
-from ssole.data.pixels import Pixels
 from ssole.data.remote import files_below, is_remote
-from ssole.data.splits import TEST_NAMES, Split, files_of_split, split_word
 from ssole.data.storage import common_folder, name_of, suffix_of
 from ssole.data.tars import TarSource
 from ssole.data.torchvision_sets import KNOWN, torchvision_arrays
 from ssole.errors import DataError
 
-__all__ = [
-    "ArraySource",
-    "FolderSource",
-    "ListSource",
-    "ObjectSource",
-    "ParquetSource",
-    "Source",
-    "Spec",
-    "TarSource",
-    "open_source",
-    "shared_labels",
-]
-
 _ONE_FILE = (*LIST_SUFFIXES, ".npy", ".npz")  # kinds of which one file is a whole data set
 _FILES = (".parquet", ".tar", *_ONE_FILE)
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Images with stable ids and, perhaps, labels; any object with these members can be trained on.
-
-    `labels` is int64 (N,), with −1 for an image whose label is unknown, or None; `classes` names the labels 0, 1, ...
-    """
-
-    name: str
-    labels: NDArray[np.int64] | None
-    classes: list[str] | None
-
-    def __len__(self) -> int: ...
-
-    def read(self, i: int) -> bytes | Pixels:
-        """Image i, encoded or as an array (H, W) or (H, W, C), uint8 or uint16; safe to call from several threads.
-
-        Raises `DataError`, beginning with the id, where it cannot be had.
-        """
-        ...
-
-    def id(self, i: int) -> str:
-        """The same for the same image in every run: its path below the root, or ``file:row``."""
-        ...
-
-
-Spec: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Pixels | Indexable | Source"
 
 
 def open_source(spec: Spec, *, split: Split = "train", listing: str | os.PathLike[str] | None = None) -> Source:
@@ -246,28 +200,3 @@ def _kind(file: str) -> str:
     """The suffix; .tar for compressed tars too, which only then get an error of their own."""
     name = name_of(file).lower()
     return ".tar" if ".tar." in name or name.endswith(".tgz") else suffix_of(file)
-
-
-def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str] | None]:
-    """Labels of both sources in one numbering.
-
-    Folders and string columns number the classes they contain, so that a class missing from one of two sources would
-    shift the numbers of the rest. With class names in both, labels are matched by name: train's classes come first, in
-    their order, then any that test alone has.
-
-    Returns:
-        Train labels (N,) int64, test labels (M,) int64, and the class names or None.
-
-    Raises:
-        DataError: where either has no labels.
-    """
-    for part, source in (("training", train), ("test", test)):
-        if source.labels is None:
-            raise DataError(f"The {part} images ({source.name}) have no labels.")
-    assert train.labels is not None
-    assert test.labels is not None
-    if train.classes is None or test.classes is None or train.classes == test.classes:
-        return train.labels, test.labels, train.classes or test.classes
-    classes = train.classes + [name for name in test.classes if name not in train.classes]
-    number = np.array([classes.index(name) for name in test.classes], dtype=np.int64)
-    return train.labels, np.where(test.labels < 0, -1, number[test.labels]), classes

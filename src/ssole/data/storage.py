@@ -128,3 +128,12 @@ def _read(path: str, start: int, end: int | None) -> bytes:
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def cache_folder() -> Path:
+    """Where downloads and built data are kept: ``$SSOLE_CACHE``, else ``ssole`` in the platform's cache folder."""
+    if given := os.environ.get("SSOLE_CACHE"):
+        return Path(given).expanduser()
+    if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "ssole"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssole"

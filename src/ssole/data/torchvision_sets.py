@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.host import cache_folder
+from ssole.data.storage import cache_folder
 from ssole.errors import DataError
 
 

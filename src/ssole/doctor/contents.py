@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.sources import Source
+from ssole.data.base import Source
 from ssole.doctor.scan import Seen
 
 ASPECTS = {

@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig
-from ssole.data.host import total_memory
 from ssole.doctor.contents import Contents
 from ssole.doctor.sample import Sample, wait_for
-from ssole.precision import resolve_precision
-from ssole.training.compiling import wants_compiling
+from ssole.models.compile import wants_compiling
+from ssole.runtime import resolve_precision, total_memory
 from ssole.training.loop import compile_to_train, create_loss, embed_views, encoder_to_train
 from ssole.training.optim import create_optimizer, set_learning_rate
 from ssole.training.plan import make_plan

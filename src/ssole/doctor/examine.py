@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
-from ssole.data.sources import Source, Spec, open_source
-from ssole.device import resolve_device
+from ssole.data.base import Source, Spec
+from ssole.data.sources import open_source
 from ssole.doctor.alike import Group, exact_copies, leaks, near_copies
 from ssole.doctor.contents import Contents, classes, contents
 from ssole.doctor.estimate import Estimate, estimate
@@ -31,6 +31,7 @@ from ssole.doctor.scan import Scan, chosen, scan
 from ssole.doctor.suggest import Suggestion, suggest
 from ssole.errors import DataError
 from ssole.progress import spinner
+from ssole.runtime import resolve_device
 
 LIMIT = 100_000
 

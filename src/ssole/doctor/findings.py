@@ -13,7 +13,7 @@ from ssole.doctor.sample import Rate
 from ssole.doctor.scan import Unreadable
 from ssole.doctor.words import amount, share
 
-MOST_UNREADABLE = 0.01  # share beyond which training stops: `max_unreadable` of ssole.data.loader.ImageStore
+MOST_UNREADABLE = 0.01  # share beyond which training stops: `max_unreadable` of ssole.data.store.ImageStore
 FEW = 1000  # images
 _MANY = 0.05  # share of the images from which a minor point is worth a look
 _TIGHT = 0.8  # share of the memory from which other programs may tip the balance

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from ssole.config import ViewRecipe
+from ssole.data.base import Source, evenly_spaced
 from ssole.data.decode import decode
-from ssole.data.host import decoding_threads
-from ssole.data.sources import Source
-from ssole.data.spread import spread
-from ssole.data.statistics import mean_and_std, moments
+from ssole.data.store import mean_and_std, moments
 from ssole.doctor.scan import Seen
+from ssole.runtime import decoding_threads
 from ssole.views import make_views
 
 MOST_IMAGES = 256
@@ -65,7 +64,7 @@ class Sample:
 def draw_sample(source: Source, seen: Sequence[Seen], *, shrink_to: int, channels: int | None = None) -> Sample:
     """Decode images spread over the set, with as many threads as training, until there are 256 or time is up."""
     count = min(MOST_IMAGES, len(seen))
-    chosen = [seen[k].index for k in spread(len(seen), count)]
+    chosen = [seen[k].index for k in evenly_spaced(len(seen), count)]
     wanted = [i for first in range(8) for i in chosen[first::8]]  # covers the set however early the time is up
 
     def decoded(i: int) -> torch.Tensor:

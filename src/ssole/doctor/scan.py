@@ -13,13 +13,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.base import Pixels, Source, evenly_spaced
 from ssole.data.decode import decode
-from ssole.data.host import decoding_threads
-from ssole.data.pixels import Pixels
-from ssole.data.sources import Source
-from ssole.data.spread import spread
 from ssole.errors import DataError
 from ssole.progress import progress_bar
+from ssole.runtime import decoding_threads
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,7 +75,7 @@ class Scan:
 
 def chosen(images: int, limit: int) -> NDArray[np.int64]:
     """Indices of the images to examine: all of them, or `limit` spread evenly."""
-    return np.array(spread(images, limit), dtype=np.int64)
+    return np.array(evenly_spaced(images, limit), dtype=np.int64)
 
 
 def scan(

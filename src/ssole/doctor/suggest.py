@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ssole.config import PretrainConfig, apply_overrides, from_dict, load_recipe
-from ssole.data.sources import Spec
+from ssole.data.base import Spec
 from ssole.doctor.contents import Contents
 from ssole.doctor.sample import ChannelStatistics
 from ssole.models.backbone import SMALL_IMAGE

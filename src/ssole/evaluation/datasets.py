@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssole.data.loader import ImageStore
-from ssole.data.sources import Source, Spec, open_source, shared_labels
+from ssole.data.base import Source, Spec, shared_labels
+from ssole.data.sources import open_source
+from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.splits import stratified_split
 
@@ -75,7 +76,7 @@ def open_judged(
     """Open ``data`` and its test images: those given, or its own test split, or else a stratified hold-out by ``seed``.
 
     Args:
-        shrink_to, channels: as for :class:`~ssole.data.loader.ImageStore`.
+        shrink_to, channels: as for :class:`~ssole.data.store.ImageStore`.
 
     Raises:
         DataError: where either cannot be opened, only one has labels, or test has classes that train lacks.

@@ -18,18 +18,18 @@ from torch.nn import functional as F
 
 from ssole.evaluation.checks import check_finite
 from ssole.files import write_atomically
-from ssole.precision import Precision, resolve_precision
 from ssole.progress import progress_bar
+from ssole.runtime import Precision, resolve_precision
 
 if TYPE_CHECKING:
-    from ssole.data.sources import Source
+    from ssole.data.base import Source
 
 RAW_PIXEL_SIZE = 32
 """Side to which images are shrunk before their pixels serve as features: larger ones only make the baseline worse."""
 
 
 class Images(Protocol):
-    """What is read of :class:`ssole.data.loader.ImageStore`: uint8 images by position, stacked where sizes agree."""
+    """What is read of :class:`ssole.data.store.ImageStore`: uint8 images by position, stacked where sizes agree."""
 
     def __len__(self) -> int: ...
 
@@ -61,7 +61,7 @@ def extract(
         mean, std: of each of the C channels (three for red, green and blue), for images in [0, 1].
         batch_size: images in a forward pass. In evaluation mode it bears on speed and memory only.
         device: where to run; by default where the model's parameters are.
-        precision: of the model's convolutions and products; see :func:`ssole.precision.resolve_precision`.
+        precision: of the model's convolutions and products; see :func:`ssole.runtime.resolve_precision`.
         progress: show a bar when it takes more than two seconds.
 
     Raises:
@@ -150,7 +150,7 @@ def as_store(images: Images | Source) -> Images:
         raise ValueError(f"there are no images in {images!r}: nothing to make features of")
     if hasattr(images, "get"):
         return cast("Images", images)
-    from ssole.data.loader import ImageStore
+    from ssole.data.store import ImageStore
 
     return cast("Images", ImageStore(images))
 

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ssole.data.loader import ImageStore
 from ssole.data.sources import open_source
-from ssole.device import resolve_device
+from ssole.data.store import ImageStore
 from ssole.evaluation.datasets import Part, match, open_judged
 from ssole.evaluation.features import RAW_PIXEL_SIZE, Embeddings
 from ssole.evaluation.judge import PROTOCOLS, Judge, Protocol, Views, readable
@@ -20,10 +19,10 @@ from ssole.evaluation.knn import accuracy, knn_classify
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.subject import ModelOrRun, Subject, feeding, load_model, load_untrained
 from ssole.models.load import LoadedBackbone
-from ssole.precision import Precision
+from ssole.runtime import Precision, resolve_device
 
 if TYPE_CHECKING:
-    from ssole.data.sources import Spec
+    from ssole.data.base import Spec
 
 
 def evaluate(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ssole.evaluation.features import Images, extract
-from ssole.precision import Precision
+from ssole.runtime import Precision
 
 ModelOrRun = nn.Module | str | PathLike[str] | Any
 """A module giving features (B, F); or a run folder, its ``backbone.safetensors``, or the Run that pretraining gave."""

@@ -1,10 +1,12 @@
-"""The backbone: any timm model without its classifier, with a stem for small images where asked."""
+"""Encoder: a timm backbone, its stem for small images, and the projector."""
 
 from __future__ import annotations
 
 import difflib
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ssole.config import ConfigError, ModelConfig
@@ -64,3 +66,84 @@ def small_stem(model: nn.Module, kernel: int = 3) -> nn.Module:
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm initialises its own
     model.maxpool = nn.Identity()
     return model
+
+
+class Encoder(nn.Module):
+    """Images to embeddings; after training, the backbone is kept and the projector dropped.
+
+    Shapes: images (N, C, S, S) -> features (N, F) from `.backbone` -> embeddings (N, D) from calling the encoder.
+    Embeddings are not normalised; the loss does that.
+    """
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        embeddings: torch.Tensor = self.projector(self.backbone(images))
+        return embeddings
+
+
+def create_projector(config: ModelConfig, features: int) -> nn.Module:
+    """An MLP from features to D dimensions with ReLU between its layers; see :class:`ModelConfig` for the options."""
+    if config.projector_layers == 0:
+        return nn.Identity()
+    norms = {"none": None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+    norm = norms[config.projector_norm]
+    layers: list[nn.Module] = []
+    width = features
+    for _ in range(config.projector_layers - 1):
+        layers.append(nn.Linear(width, config.projector_hidden, bias=norm is None))
+        if norm is not None:
+            layers.append(norm(config.projector_hidden))
+        layers.append(nn.ReLU(inplace=True))
+        width = config.projector_hidden
+    layers.append(nn.Linear(width, config.projector_dim))
+    return nn.Sequential(*layers)
+
+
+def create_encoder(config: ModelConfig, image_size: int, *, seed: int, channels: int = 3) -> Encoder:
+    """The encoder of a config at its initial weights, a function of the seed. Torch's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = create_backbone(config, image_size, channels=channels)
+        return Encoder(backbone, create_projector(config, feature_dim(backbone)))
+
+
+_NOISE = 0.01  # variance, of normalised pixels, below which a direction is not amplified further
+
+
+@torch.no_grad()
+def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
+    """Set the first convolution's weight, in place, so that its outputs on patches of images are white.
+
+    Natural patches are nearly smooth, and a random filter answers to little but their mean. Here the filters are the
+    principal directions of the patches, each divided by its standard deviation, and their negatives (a ReLU follows).
+    After Page, "How to train your ResNet 8" (2019), and Jordan (2024, arXiv 2404.00498), who keep it frozen; here it is
+    only where training starts.
+
+    Args:
+        backbone: any model with a convolution of the images; the first in order of definition is taken to be that.
+        images: normalised floats (N, C, H, W); a few hundred are plenty.
+
+    Raises:
+        ConfigError: no convolution over the images' channels.
+    """
+    conv = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
+    if conv is None or conv.in_channels != images.shape[1] or conv.groups != 1:
+        raise ConfigError(
+            f"stem_init 'whitening' needs a model that starts with a convolution of its {images.shape[1]} channels; "
+            f"{type(backbone).__name__} starts with {conv}"
+        )
+    length, count = conv.weight[0].numel(), 0
+    covariance = torch.zeros(length, length, dtype=torch.float64)
+    for chunk in images.float().split(64):  # patches take many times the memory of their images
+        patches = F.unfold(chunk, conv.kernel_size, stride=conv.stride).transpose(1, 2).flatten(0, 1)
+        covariance += (patches.T @ patches).double().cpu()
+        count += len(patches)
+    variance, directions = torch.linalg.eigh(covariance / count)  # ascending
+    chosen = min(conv.out_channels // 2, len(variance))
+    filters = (directions / (variance.clamp(min=0) + _NOISE).sqrt()).T.flip(0)[:chosen]
+    filters = torch.cat([filters, -filters]).view(-1, *conv.weight.shape[1:])
+    conv.weight[: len(filters)] = filters.to(conv.weight)  # channels beyond twice the patch's size stay as they were

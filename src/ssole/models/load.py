@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, from_dict, to_dict
-from ssole.models.backbone import create_backbone, feature_dim
-from ssole.models.encoder import create_encoder
+from ssole.models.backbone import create_backbone, create_encoder, feature_dim
 
 _KEY = "ssole"  # entry of the weight file's metadata that describes the network
 

@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import torch
 
-from ssole.data.loader import AHEAD, ImageStore
+from ssole.data.store import AHEAD, ImageStore
 from ssole.training.plan import Plan
 
 Images = torch.Tensor | list[torch.Tensor]

@@ -12,19 +12,16 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig
-from ssole.data.loader import ImageStore
-from ssole.device import resolve_device
+from ssole.data.store import ImageStore
 from ssole.errors import DataError
-from ssole.heap import keep_freed_memory
 from ssole.losses import SSOLELoss
 from ssole.losses.ssole import SSOLETerms
-from ssole.models.conv import speed_up_convolutions
-from ssole.models.encoder import Encoder, create_encoder
+from ssole.models.backbone import Encoder, create_encoder, whiten_stem
+from ssole.models.compile import compile_encoder, wants_compiling
+from ssole.models.cpu import speed_up_convolutions
 from ssole.models.load import backbone_metadata
-from ssole.models.whitening import whiten_stem
-from ssole.precision import resolve_precision
+from ssole.runtime import keep_freed_memory, resolve_device, resolve_precision, seed_layers, torch_state
 from ssole.training.checkpoint import Progress, load_checkpoint, save_backbone, save_checkpoint
-from ssole.training.compiling import compile_encoder, wants_compiling
 from ssole.training.feed import Feed
 from ssole.training.health import LossWatch, NonFiniteLossError, require_finite_weights
 from ssole.training.interrupt import Interrupted, stop_signal
@@ -33,7 +30,6 @@ from ssole.training.optim import create_optimizer, set_learning_rate
 from ssole.training.plan import Plan, make_plan
 from ssole.training.run import Run, note_unreadable, rewind
 from ssole.training.schedule import learning_rate
-from ssole.training.torch_state import seed_layers, torch_state
 from ssole.views import make_views
 
 

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ssole.config import Crop, ViewRecipe
-from ssole.heap import reuse_freed_blocks
+from ssole.runtime import reuse_freed_blocks
 from ssole.views.colour import JITTER_FLOATS, jitter_of, normalisation_of, photometric, place_of_hue
 from ssole.views.crop import TAPS_FLOATS, Images, crop_taps, crop_views, filters_whole, longest_side
 from ssole.views.recipe import ViewParams, sample_params

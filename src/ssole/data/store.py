@@ -1,9 +1,11 @@
-"""From a source to batches of decoded images: in memory when they fit, else from a cache or decoded ahead of use."""
+"""ImageStore: decoded images by index, from memory, from a cache or decoded ahead of use."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
+import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -16,22 +18,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssole.data.advice import advice
+from ssole.data.arrays import ArraySource
+from ssole.data.base import Source, evenly_spaced
 from ssole.data.cache import open_cache
-from ssole.data.host import decoding_threads, total_memory
-from ssole.data.in_memory import decode_all
+from ssole.data.decode import decode
 from ssole.data.packed import PackedImages
-from ssole.data.reading import Reader
-from ssole.data.sources import ArraySource, Source
-from ssole.data.spread import spread
-from ssole.data.statistics import mean_and_std, moments
 from ssole.errors import DataError
 from ssole.files import write_text_atomically
+from ssole.progress import progress_bar
+from ssole.runtime import decoding_threads, total_memory, usable_cpus
 
 AHEAD = 2
 """Batches that may be decoded ahead of the one in use."""
 
-_PROBES = 32  # images, spread over the set, that must share a size before everything is decoded
+_PROBES = 32  # images, evenly_spaced over the set, that must share a size before everything is decoded
 
 
 class ImageStore:
@@ -102,7 +102,7 @@ class ImageStore:
         self._finalizer = weakref.finalize(self, _close, self._pool, self._reader)
         self._ahead: deque[dict[int, Future[torch.Tensor]]] = deque(maxlen=AHEAD + 1)  # and the batch in use
 
-        probes = [self._reader.readable(i) for i in spread(len(source), _PROBES)]
+        probes = [self._reader.readable(i) for i in evenly_spaced(len(source), _PROBES)]
         self.images = self._decode_all(probes, total_memory() // 4 if memory_limit is None else memory_limit, progress)
         if self.images is not None:
             self._replace_unreadable(self.images)
@@ -170,11 +170,11 @@ class ImageStore:
     def channel_statistics(self, sample: int = 1000) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, in units of the full range (255, or 65535 for uint16).
 
-        Measured on up to `sample` images, evenly spread, each with the same weight whatever its size.
+        Measured on up to `sample` images, evenly evenly_spaced, each with the same weight whatever its size.
         """
         if sample < 1:
             raise DataError(f"sample must be at least 1 image; got {sample}.")
-        chosen = spread(len(self), sample)
+        chosen = evenly_spaced(len(self), sample)
         return mean_and_std([m for k in range(0, len(chosen), 64) for m in map(moments, self.get(chosen[k : k + 64]))])
 
     def advice(self) -> str | None:
@@ -225,3 +225,150 @@ def _close(pool: ThreadPoolExecutor, reader: Reader) -> None:
     pool.shutdown(wait=False, cancel_futures=True)  # waiting would be for ever if a thread of the pool collects us
     if reader.packed is not None:
         reader.packed.close()
+
+
+class Reader:
+    """Decoded images of a source, from its cache where they are kept; safe to use from several threads.
+
+    Args:
+        source: Where the images come from.
+        shrink_to, channels: As for :func:`ssole.data.decode.decode`.
+        max_unreadable: Share of the images, rounded up to whole images, that may be unreadable.
+    """
+
+    def __init__(self, source: Source, *, shrink_to: int | None, channels: int | None, max_unreadable: float) -> None:
+        self.source = source
+        self.packed: PackedImages | None = None
+        """The cache, once there is one."""
+        self.failures: dict[int, str] = {}
+        """{index: reason} of the images found unreadable so far."""
+        self._shrink_to, self._channels = shrink_to, channels
+        self._allowed = math.ceil(max_unreadable * len(source))
+        self._lock = threading.Lock()
+
+    def read(self, i: int) -> torch.Tensor | None:
+        """Image i, or None if it is unreadable.
+
+        Raises:
+            DataError: where this makes too many of them.
+        """
+        if i in self.failures:
+            return None
+        found = self.packed.get(i) if self.packed is not None else None
+        return self._decode(i) if found is None else found
+
+    def readable(self, i: int) -> torch.Tensor:
+        """Image i, or in its place the next that can be read, by index and round the end."""
+        n = len(self.source)
+        for step in range(n):
+            image = self.read((i + step) % n)
+            if image is not None:
+                return image
+        raise self._too_many()
+
+    def listed(self) -> list[tuple[int, str, str]]:
+        """(index, id, reason) of every image found unreadable so far, in the order of indices."""
+        with self._lock:
+            return [(i, self.source.id(i), reason) for i, reason in sorted(self.failures.items())]
+
+    def _decode(self, i: int) -> torch.Tensor | None:
+        name = self.source.id(i)
+        try:
+            image = decode(self.source.read(i), where=name, shrink_to=self._shrink_to, channels=self._channels)
+        except DataError as error:  # never kept in the cache: a disk, a server or a decoder may be there the next time
+            self._fail(i, str(error).removeprefix(f"{name}: "), error)
+            return None
+        if self.packed is not None:
+            self.packed.keep(i, image)
+        return image
+
+    def _fail(self, i: int, reason: str, cause: Exception) -> None:
+        with self._lock:
+            self.failures[i] = reason
+        if len(self.failures) > self._allowed:
+            raise self._too_many() from cause
+
+    def _too_many(self) -> DataError:
+        first = "".join(f"\n  {name}: {reason}" for _, name, reason in self.listed()[:5])
+        return DataError(
+            f"{len(self.failures)} of the {len(self.source)} images in {self.source.name} cannot be read, and at most "
+            f"{min(self._allowed, len(self.source) - 1)} may be (max_unreadable). The first of them:{first}"
+        )
+
+
+_CHUNK = 256  # images a thread decodes per task: enough to make the pool's own cost vanish
+
+
+def decode_all(
+    reader: Reader, pool: ThreadPoolExecutor, shape: torch.Size, dtype: torch.dtype, *, progress: bool
+) -> torch.Tensor | None:
+    """Every image, in one tensor (N, *shape), or None on meeting one of another shape or dtype.
+
+    Unreadable images have undefined pixels.
+    """
+    n = len(reader.source)
+    images, stop = torch.empty((n, *shape), dtype=dtype), threading.Event()
+    starts = range(0, n, _CHUNK)
+    with progress_bar("decoding images", n, enabled=progress) as advance:  # ready before there is work to interrupt
+        tasks = [pool.submit(_decode_chunk, reader, images, start, stop) for start in starts]
+        try:
+            for start, task in zip(starts, tasks, strict=True):
+                if not task.result():
+                    return None
+                advance(min(_CHUNK, n - start))
+        finally:  # also on Ctrl-C, which should not have to wait for a chunk of photographs
+            stop.set()
+            for task in tasks:
+                task.cancel()
+    return images
+
+
+def _decode_chunk(reader: Reader, images: torch.Tensor, start: int, stop: threading.Event) -> bool:
+    """Decode images from `start` on into their places; False on meeting another shape, or when asked to stop."""
+    places = images.numpy()  # copied by NumPy, since torch would give each of our threads a team of its own
+    for i in range(start, min(start + _CHUNK, len(images))):
+        if stop.is_set():
+            return False
+        image = reader.read(i)
+        if image is not None:
+            if image.shape != images.shape[1:] or image.dtype != images.dtype:
+                return False
+            places[i] = image.numpy()
+    return True
+
+
+def advice(packed: PackedImages | None, *, readable: int, workers: int) -> str | None:
+    """In a line; None while the cache is being filled, which will bring them sooner by itself.
+
+    Args:
+        packed: The cache, if there is one.
+        readable: How many images can be read, as far as is known.
+        workers: Threads that decode.
+    """
+    if packed is not None and not packed.full:
+        if len(packed) < readable:
+            return None
+        return (
+            f"decoded images are read from {packed.folder}: a faster disk (name a folder there by SSOLE_CACHE) or more "
+            "memory would help"
+        )
+    if workers < (processors := usable_cpus()):
+        return f"images are decoded by {workers} threads, and {processors} processors are there: use more"
+    if packed is not None:
+        return (
+            f"only {len(packed):,} of {readable:,} decoded images are kept in {packed.folder}: make room on the disk, "
+            "or name a folder on a larger one by SSOLE_CACHE"
+        )
+    return "images are decoded anew in every epoch: keep them in a cache, store them smaller, or use more processors"
+
+
+def moments(image: torch.Tensor) -> torch.Tensor:
+    """Mean and mean square of each channel of a uint8 or uint16 image (C, h, w), in [0, 1]: float64 (2, C)."""
+    x = image.flatten(1).double() / torch.iinfo(image.dtype).max
+    return torch.stack([x.mean(1), x.square().mean(1)])
+
+
+def mean_and_std(gathered: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
+    """Of each channel, from the moments of images, each of which counts the same whatever its size."""
+    mean, square = torch.stack(list(gathered)).mean(0)
+    return mean.tolist(), (square - mean**2).clamp_min(0).sqrt().tolist()

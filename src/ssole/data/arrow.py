@@ -1,12 +1,40 @@
-"""Small Arrow files with facts beside their columns, for what is found out once and kept."""
+"""Paths and small tables as Arrow buffers and files."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ssole.files import write_atomically
+
+
+class Paths:
+    """Paths in one Arrow buffer, which takes a fraction of what as many Python strings do and loads in no time.
+
+    Names that are no valid text survive, as in :func:`os.fsdecode`.
+    """
+
+    def __init__(self, paths: Iterable[str]) -> None:
+        import pyarrow as pa
+
+        self.array = pa.array(map(os.fsencode, paths), pa.large_binary())
+
+    @classmethod
+    def from_arrow(cls, array: Any) -> Paths:
+        """Around a ``large_binary`` array that is there already."""
+        paths = cls(())
+        paths.array = array
+        return paths
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, i: int) -> str:
+        return os.fsdecode(self.array[i].as_py())
+
 
 _FACTS = b"ssole"
 

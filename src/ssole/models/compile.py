@@ -14,7 +14,7 @@ from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig
 from ssole.models.backbone import SMALL_IMAGE
-from ssole.models.norm import make_batch_norm_compile_well
+from ssole.models.cpu import make_batch_norm_compile_well
 
 FEWEST_STEPS = 500
 """Of a run that is worth compiling for: it takes half a minute, and saves about 0.05 s of a 0.25 s step."""

@@ -1,21 +1,23 @@
-"""Convolutions with a fast weight gradient over small maps or of single positions, for training on CPUs.
-
-oneDNN, which PyTorch convolves with on x86, computes the weight gradient of a convolution over a map of a few positions
-at a tenth of the speed of a matrix product (`benchmarks/encoder.py`), and in small-image networks that is the
-largest single cost of a step. The gradient *is* a matrix product, of the output's gradient with the input's patches.
-In bfloat16 that is also up to three times faster for 1x1 convolutions over maps of any size: no copies of patches.
-"""
+"""Layers that train faster on CPUs: convolutions and batch norms with the same weights and results."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssole.models.replace import replace_layers
+
+def replace_layers(model: nn.Module, replaceable: Callable[[nn.Module], bool], new: Callable[[Any], nn.Module]) -> None:
+    """Put new(layer) in the place of every replaceable layer below `model`; names stay."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if replaceable(child):
+                setattr(module, name, new(child))
+
 
 _input_gradient = torch.ops.aten.convolution_backward  # `torch.nn.grad.conv2d_input` would lose the memory format
 _LONG = 1 << 15  # rows
@@ -24,11 +26,11 @@ SMALL_MAP = 16  # output positions an image (4x4): above it, copying patches cos
 
 def speed_up_convolutions(model: nn.Module) -> nn.Module:
     """Replace, in place, the convolutions that :class:`FastConv2d` can stand in for; names and weights stay."""
-    replace_layers(model, _replaceable, FastConv2d)
+    replace_layers(model, _replaceable_conv, FastConv2d)
     return model
 
 
-def _replaceable(module: nn.Module) -> bool:
+def _replaceable_conv(module: nn.Module) -> bool:
     return (
         type(module) is nn.Conv2d  # a subclass may compute something else
         and module.groups == 1
@@ -131,3 +133,85 @@ def _long_product(a: torch.Tensor, b: torch.Tensor, parts: int) -> torch.Tensor:
         return a.T @ b
     a, b = a.unflatten(0, (parts, -1)), b.unflatten(0, (parts, -1))
     return torch.bmm(a.mT, b).sum(0)
+
+
+def make_batch_norm_compile_well(model: nn.Module) -> nn.Module:
+    """Replace, in place, the batch norms that :class:`CompiledBatchNorm2d` can stand in for; names and state stay."""
+    replace_layers(model, _replaceable_norm, CompiledBatchNorm2d)
+    return model
+
+
+def _replaceable_norm(module: nn.Module) -> bool:
+    return (
+        type(module) is nn.BatchNorm2d  # a subclass may compute something else
+        and module.affine
+        and module.track_running_stats
+        and module.momentum is not None
+    )
+
+
+class CompiledBatchNorm2d(nn.BatchNorm2d):
+    """`norm` with the same state, output and gradients to rounding; faster to train on CPUs once it is compiled."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        with torch.device("meta"):  # the state is taken over
+            super().__init__(norm.num_features, norm.eps, norm.momentum)
+        self.weight, self.bias = norm.weight, norm.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(self, name, getattr(norm, name))
+        self.train(norm.training)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Maps (N, C, H, W) to the same shape."""
+        one_value = x.numel() == x.shape[1]  # of each channel, which is an error
+        if one_value or not (self.training and torch.compiler.is_compiling()):
+            return super().forward(x)
+        y, mean, var = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        self._track(mean, var, x.numel() // x.shape[1])
+        out: torch.Tensor = y
+        return out
+
+    @torch.no_grad()
+    def _track(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
+        """As `nn.BatchNorm2d` does, with the unbiased variance."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
+
+
+class _Normalize(torch.autograd.Function):
+    """(x - mean) / std * weight + bias, with mean and std of each channel; computed in float32 or better."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        mean = wide.mean(_OVER)
+        var = (wide - _c(mean)).square().mean(_OVER)
+        inv_std = (var + eps).rsqrt()
+        y = (wide - _c(mean)) * _c(weight * inv_std) + _c(bias)
+        ctx.save_for_backward(x, weight, mean, inv_std)
+        ctx.mark_non_differentiable(mean, var)
+        return y.to(x.dtype), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, inv_std = ctx.saved_tensors
+        wide, normal = grad.to(mean.dtype), (x.to(mean.dtype) - _c(mean)) * _c(inv_std)
+        grad_bias, grad_weight = wide.sum(_OVER), (wide * normal).sum(_OVER)
+        count = x.numel() // x.shape[1]
+        grad_x = (wide - _c(grad_bias / count) - normal * _c(grad_weight / count)) * _c(weight * inv_std)
+        return grad_x.to(x.dtype), grad_weight, grad_bias, None
+
+
+_OVER = (0, 2, 3)
+
+
+def _c(x: torch.Tensor) -> torch.Tensor:
+    """(C,) as (C, 1, 1)."""
+    return x[:, None, None]
