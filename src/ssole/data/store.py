@@ -95,6 +95,7 @@ class ImageStore:
             if value is not None and value < 1:
                 raise DataError(f"{name} must be at least 1; got {value}.")
         self.source = source
+        self.shrink_to, self.channels = shrink_to, channels
         self.labels: NDArray[np.int64] | None = source.labels
         self.workers = workers or decoding_threads()
         self._reader = Reader(source, shrink_to=shrink_to, channels=channels, max_unreadable=max_unreadable)
