@@ -18,6 +18,7 @@ from ssole.doctor.estimate import Trial, _counted_bytes, estimate
 from ssole.doctor.sample import Sample, draw_sample
 from ssole.doctor.scan import scan
 from ssole.errors import DataError
+from ssole.training.step import Learner
 
 CPU = torch.device("cpu")
 
@@ -47,9 +48,9 @@ def test_bytes_for_the_backward_pass_are_counted_once_each() -> None:
 def test_a_trial_leaves_the_weights_and_the_generator_as_they_were(measured: tuple[Sample, Contents]) -> None:
     sample, _ = measured
     trial = Trial(tiny.config(optim__lr=5.0), sample, CPU)
-    before = [p.clone() for p in trial.encoder.parameters()]
+    before = [p.clone() for p in trial.learner.encoder.parameters()]
     trial.repeat(4)
-    assert all(torch.equal(p, q) for p, q in zip(trial.encoder.parameters(), before, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(trial.learner.encoder.parameters(), before, strict=True))
     state = torch.get_rng_state()
     estimate(tiny.config(), *measured, 22, CPU)
     assert torch.equal(torch.get_rng_state(), state)
@@ -75,6 +76,7 @@ class Known(Trial):
 
     def __init__(self, *_: Any) -> None:
         self._saved, self._used, self.batches = {}, {}, []
+        self.compile_seconds = 0.0
         self._now = 0.0
 
     def step(self, batch: int) -> tuple[float, float]:
@@ -135,12 +137,12 @@ def test_a_run_that_would_be_compiled_is_measured_so(
     monkeypatch.setattr(module, "MOST_STEPS", 5)
     compiled = []
 
-    def compile_to_train(encoder: nn.Module, *_: Any) -> bool:
-        compiled.append(encoder)
-        encoder.compile(backend="eager")
+    def compile_eagerly(learner: Learner) -> bool:
+        compiled.append(learner.encoder)
+        learner.encoder.compile(backend="eager")
         return True
 
-    monkeypatch.setattr(module, "compile_to_train", compile_to_train)
+    monkeypatch.setattr(Learner, "compile", compile_eagerly)
     found = estimate(tiny.config(steps=50, compile="always"), *measured, 22, CPU)
     assert len(compiled) == 1
     assert found.compile_seconds > 0

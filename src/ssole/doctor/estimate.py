@@ -16,12 +16,9 @@ from torch import nn
 from ssole.config import ConfigError, PretrainConfig
 from ssole.doctor.contents import Contents
 from ssole.doctor.sample import Sample, wait_for
-from ssole.models.compile import wants_compiling
 from ssole.runtime import resolve_precision, total_memory
-from ssole.training.loop import compile_to_train, create_loss, embed_views, encoder_to_train
-from ssole.training.optim import create_optimizer, set_learning_rate
-from ssole.training.plan import make_plan
-from ssole.views import make_views
+from ssole.training.feed import make_plan
+from ssole.training.step import Learner
 
 SECONDS = 20.0  # that the trial may take, about
 FEWEST_STEPS, MOST_STEPS = 3, 20
@@ -81,7 +78,7 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     with _explained(config), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         trial = Trial(config, sample, device)
         batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
-        if batch == config.batch_size and wants_compiling(config, trial.encoder, device, plan.total):
+        if batch == config.batch_size and trial.learner.wants_compiling(plan.total):
             trial.compile()
         taken = trial.repeat(batch)
     share = config.batch_size / batch
@@ -110,41 +107,43 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
 
 
 class Trial:
-    """Training steps of a recipe that leave the weights as they are, with a clock and a scale."""
+    """Training steps of a recipe at a learning rate of 0, with their time and memory.
 
-    compile_seconds = 0.0
+    It takes the steps of a run, by the same :class:`~ssole.training.step.Learner`. A rate of 0 keeps the weights. At the
+    recipe's own rate, without its warmup, the loss might overflow.
+    """
 
     def __init__(self, config: PretrainConfig, sample: Sample, device: torch.device) -> None:
         self._config, self._sample, self._device = config, sample, device
-        self.encoder = encoder_to_train(config, device)
-        self._optimizer = create_optimizer(self.encoder, config.optim)
-        set_learning_rate(self._optimizer, 0.0)  # at the recipe's own, without its warmup, the loss might overflow
-        self._loss = create_loss(config, device)
-        self._saved: dict[int, int] = {}  # bytes kept for the backward pass, by batch size ...
-        self._used: dict[int, int] = {}  # ... and bytes in use when they are most
+        self.learner = Learner(config, device)
+        self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
+        self.compile_seconds = 0.0
+        self._saved: dict[int, int] = {}  # batch size to bytes kept for the backward pass
+        self._used: dict[int, int] = {}  # batch size to bytes in use at the end of the backward pass
         self._begin = time.perf_counter()
+        self._update_begin, self._in_use = 0.0, 0
 
     def step(self, batch: int) -> tuple[float, float]:
-        """One step on so many images: seconds for views, network and loss, and seconds for the optimizer."""
+        """Take one step on so many images: seconds for views, network and loss, and seconds for the optimizer."""
         images, ids = self._sample.batch(batch, self._device)
         wait_for(self._device)
-        begin = time.perf_counter()
-        views = make_views(images, ids, recipe=self._config.augment, seed=self._config.seed, epoch=0)
         compiled = self.compile_seconds > 0  # counting would compile once more, without what is counted
         counting: AbstractContextManager[dict[int, int]]
-        counting = nullcontext({}) if compiled else _counted_bytes(self.encoder)
+        counting = nullcontext({}) if compiled else _counted_bytes(self.learner.encoder)
+        begin = time.perf_counter()
         with counting as saved:
-            loss = self._loss(embed_views(self.encoder, views, self._config))
+            self.learner.step(images, ids, epoch=0, lr=0.0)
+        wait_for(self._device)
+        end = time.perf_counter()
         if not compiled:
-            self._saved[batch] = sum(saved.values()) + sum(view.nbytes for view in views)
-        self._used[batch] = _memory_in_use(self._device)
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+            self._saved[batch] = sum(saved.values()) + batch * _view_bytes(self._config)
+        self._used[batch] = self._in_use
+        return self._update_begin - begin, end - self._update_begin
+
+    def _before_update(self) -> None:
         wait_for(self._device)
-        middle = time.perf_counter()
-        self._optimizer.step()
-        wait_for(self._device)
-        return middle - begin, time.perf_counter() - middle
+        self._update_begin = time.perf_counter()
+        self._in_use = _memory_in_use(self._device)
 
     def grow(self, most: int, *, most_bytes: float) -> int:
         """The batch to measure on: all of `most`, or as much of it as time and memory allow."""
@@ -163,7 +162,7 @@ class Trial:
         """Compile the encoder, as the run will, for the whole batch. It takes no part of the trial's time."""
         self.step(self._config.batch_size)  # what is saved for the backward pass is counted before
         begin = time.perf_counter()
-        compiled = compile_to_train(self.encoder, self._config, self._device)
+        compiled = self.learner.compile()
         seconds = time.perf_counter() - begin
         self._begin += seconds
         self.compile_seconds = seconds if compiled else 0.0
@@ -205,6 +204,11 @@ def _counted_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
         yield sizes
+
+
+def _view_bytes(config: PretrainConfig) -> int:
+    """Bytes of an image's views, in float32."""
+    return sum(4 * crop.count * (config.channels or 3) * crop.size**2 for crop in config.augment.crops)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from ssole.doctor.report import Copies, Finding, Leaked, Level, Report
 from ssole.doctor.scan import Unreadable
 from ssole.doctor.suggest import Suggestion
 from ssole.doctor.words import amount
-from ssole.training.monitor import duration
+from ssole.progress import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
