@@ -12,27 +12,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
-from ssole.data.base import ids_digest
-from ssole.data.folder import FolderSource
-from ssole.data.patterns import has_pattern
-from ssole.data.remote import is_remote
-from ssole.data.sources import open_source
+from ssole.data.sources import describe, is_in_memory, open_source
 from ssole.data.store import ImageStore
-from ssole.data.torchvision_sets import KNOWN
 from ssole.errors import DataError
-from ssole.evaluation.protocols import knn_evaluator
+from ssole.evaluation.evaluate import knn_evaluator
+from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.backbone import create_backbone
 from ssole.runtime import resolve_device
+from ssole.training.feed import make_plan
 from ssole.training.loop import train
-from ssole.training.plan import make_plan
-from ssole.training.run import LISTING, Run, alone_in, create_run, note_images, require_same_images
+from ssole.training.run import Run, create_run, lock_run, record_images, require_same_images
 
 if TYPE_CHECKING:
-    from ssole.data.base import Spec
+    from ssole.data.base import Spec, Split
     from ssole.training.monitor import Evaluator
 
 DEFAULT_RECIPE = "digits-m"
-_IN_MEMORY = "in memory: "  # begins `config.data` of a run whose images no name or path leads back to
 
 
 def pretrain(
@@ -84,20 +79,18 @@ def start(
     progress: bool = True,
 ) -> Run:
     """Train a complete config in a new run folder. `data` replaces `config.data` where the images are not on disk."""
-    resolve_device(config.device)  # the quick checks first: data may take a while to open
+    device = resolve_device(config.device)  # the quick checks first: data may take a while to open
     _try_backbone(config)
     data = config.data if data is None else data
-    config = dataclasses.replace(config, data=_describe(data))
+    config = dataclasses.replace(config, data=describe(data))
     with _open(config, data, "train", progress) as store:
-        make_plan(config, len(store))
+        plan = make_plan(config, len(store))
         config = _measured(config, store)
         evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
         run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
-        note_images(run, len(store), ids_digest(store.source))
-        if isinstance(store.source, FolderSource):
-            store.source.keep_listing(run.path / LISTING)
-        with alone_in(run):
-            return train(run, store, evaluators=evaluators, progress=progress)
+        record_images(run, len(store), store.source.ids_fingerprint)
+        with lock_run(run):
+            return train(run, store, plan, device, evaluators=evaluators, progress=progress)
 
 
 def resume(
@@ -121,14 +114,16 @@ def resume(
     config = found.config
     if found.finished:
         return found
-    if data is None and in_memory(config):
+    if data is None and is_in_memory(config.data):
         raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
+    device = resolve_device(config.device)
     images = config.data if data is None else data
-    with _open(config, images, "train", progress, listing=found.path / LISTING) as store:
-        require_same_images(found, len(store), ids_digest(store.source))
+    with _open(config, images, "train", progress) as store:
+        require_same_images(found, len(store), store.source.ids_fingerprint)
         evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
-        with alone_in(found):
-            return train(found, store, evaluators=evaluators, progress=progress)
+        with lock_run(found):
+            plan = make_plan(config, len(store))
+            return train(found, store, plan, device, evaluators=evaluators, progress=progress)
 
 
 def _measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
@@ -152,33 +147,19 @@ def free_folder(parent: Path, name: str) -> Path:
     return path
 
 
-def _describe(data: Spec) -> str | tuple[str, ...]:
-    """What stands for the images in a config. Paths become absolute, so that a run can be resumed from any folder."""
-    if isinstance(data, (list, tuple)) and all(isinstance(part, (str, PathLike)) for part in data):
-        return tuple(str(_describe(part)) for part in data)
-    if isinstance(data, (str, PathLike)):
-        text, path = str(data), Path(data).expanduser()
-        is_name = text == "digits-m" or text.lower() in KNOWN or is_remote(text)
-        return str(path.absolute()) if not is_name and (path.exists() or has_pattern(text)) else text
-    return _IN_MEMORY + str(getattr(data, "name", f"{type(data).__name__} {getattr(data, 'shape', '')}".strip()))
+def _open(config: PretrainConfig, data: Spec, split: Split, progress: bool) -> ImageStore:
+    source = open_source(data, split=split)
+    options = _store_options(config, progress)
+    return ImageStore(source, shrink_to=config.augment.useful_size, channels=config.channels, **options)
 
 
-def in_memory(config: PretrainConfig) -> bool:
-    """Whether a run was started on images that its settings cannot lead back to."""
-    return isinstance(config.data, str) and config.data.startswith(_IN_MEMORY)
-
-
-def _open(config: PretrainConfig, data: Spec, split: Any, progress: bool, *, listing: Path | None = None) -> ImageStore:
-    source = open_source(data, split=split, listing=listing)
-    return ImageStore(
-        source,
-        shrink_to=config.augment.useful_size,
-        channels=config.channels,
-        max_unreadable=config.max_unreadable,
-        cache=config.cache_gb != 0,
-        cache_limit=None if config.cache_gb is None else int(config.cache_gb * 1e9),
-        progress=progress,
-    )
+def _store_options(config: PretrainConfig, progress: bool) -> dict[str, Any]:
+    return {
+        "max_unreadable": config.max_unreadable,
+        "cache": config.cache_gb != 0,
+        "cache_limit": None if config.cache_gb is None else int(config.cache_gb * 1e9),
+        "progress": progress,
+    }
 
 
 @torch.no_grad()
@@ -204,15 +185,21 @@ def _default_evaluators(config: PretrainConfig, store: ImageStore, progress: boo
     """kNN accuracy on the data's own test split, if the recipe asks for it and the data have what it takes."""
     if config.knn_every is None:
         return {}
-    augment = config.augment
-    feeding: dict[str, Any] = {"image_size": augment.image_size, "mean": augment.mean, "std": augment.std}
+    augment, options = config.augment, _store_options(config, progress)
+    assert augment.mean is not None  # measured by now
+    assert augment.std is not None
+    preprocessing = Preprocessing(
+        image_size=augment.image_size, mean=augment.mean, std=augment.std, channels=config.channels
+    )
     try:
-        if in_memory(config):
+        if is_in_memory(config.data):
             raise DataError("images in memory have no test split")
-        test = _open(config, config.data, "test", progress)
+        test = preprocessing.open_store(open_source(config.data, split="test"), **options)
         if test.ids == store.ids:  # a folder that is itself called test
             raise DataError("the test images are those of training")
-        return {config.knn_every: knn_evaluator(store, test, precision=config.precision, **feeding)}
+        if not preprocessing.suits(store):  # views are cut from images of another size than those of `ssole eval`
+            store = preprocessing.open_store(store.source, **options)
+        return {config.knn_every: knn_evaluator(store, test, preprocessing, precision=config.precision)}
     except ValueError as error:
         if progress:
             print(f"no kNN accuracy while training: {error}", file=sys.stderr)

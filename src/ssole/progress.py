@@ -1,4 +1,4 @@
-"""What shows on a terminal that work goes on, where it takes long enough to wonder; gone when it is done."""
+"""Progress bars and spinners on a terminal, for work that takes more than two seconds; and amounts in words."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ PATIENCE = 2.0
 
 
 class Advance(Protocol):
+    """Function that reports so many more items as done."""
+
     def __call__(self, amount: int = 1) -> None: ...
 
 
 @contextmanager
 def progress_bar(what: str, total: int, *, enabled: bool) -> Iterator[Advance]:
-    """Show how far the work is, with ETA; the block calls what it is given to say that so much more is done."""
+    """Progress bar with ETA, which disappears when the work is done; the block calls what it yields to advance it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -42,7 +44,7 @@ def progress_bar(what: str, total: int, *, enabled: bool) -> Iterator[Advance]:
 
 @contextmanager
 def spinner(what: str, *, enabled: bool) -> Iterator[None]:
-    """Show that something is going on whose end is not known in images."""
+    """Spinner for work whose length is not known."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -51,3 +53,11 @@ def spinner(what: str, *, enabled: bool) -> Iterator[None]:
         return
     with console.status(what):
         yield
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 45 s, 12.5 min or 3.0 h."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

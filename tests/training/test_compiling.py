@@ -14,15 +14,15 @@ from ssole.models import compile as compiling
 from ssole.models.backbone import Encoder
 from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.models.cpu import make_batch_norm_compile_well
-from ssole.training import loop
-from ssole.training.interrupt import Interrupted
+from ssole.training.loop import Interrupted
+from ssole.training.step import Learner
 
 needs_compiler = pytest.mark.skipif(not compiling.can_compile(), reason="torch.compile needs g++ and python3-dev")
 CPU = torch.device("cpu")
 
 
 def encoder(**overrides: Any) -> Encoder:
-    return loop.encoder_to_train(tiny.config(**overrides), CPU)
+    return Learner(tiny.config(**overrides), CPU).encoder
 
 
 # Where it is wanted
@@ -63,7 +63,7 @@ def test_the_demo_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "can_compile", lambda: True)
     config = from_dict(load_recipe("digits-m"))
     assert config.steps is not None
-    assert wants_compiling(config, loop.encoder_to_train(config, CPU), CPU, config.steps)
+    assert wants_compiling(config, Learner(config, CPU).encoder, CPU, config.steps)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own, while compiling
@@ -71,7 +71,7 @@ def test_the_demo_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_networks_of_recipes_compile_in_one_piece(name: str) -> None:
     """A break in the graph would make them slower than they were."""
     config = apply_overrides(from_dict(load_recipe(name)), {"batch_size": 2, "precision": "bfloat16"})
-    network = loop.encoder_to_train(config, CPU)
+    network = Learner(config, CPU).encoder
     make_batch_norm_compile_well(network)
     torch.compiler.reset()
     network.compile(backend="aot_eager", fullgraph=True)
@@ -104,10 +104,11 @@ def test_a_compiled_run_is_that_of_the_plain_one_and_resumes_exactly(tmp_path: P
 
 
 def test_the_trial_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = encoder()
+    learner = Learner(tiny.config(compile="always"), CPU)
+    network = learner.encoder
     before = {name: value.clone() for name, value in network.state_dict().items()}
     monkeypatch.setattr(Encoder, "compile", lambda self, **_: None)
-    assert loop.compile_to_train(network, tiny.config(compile="always"), CPU)
+    assert learner.compile()
     assert all(p.grad is None for p in network.parameters())
     assert network.training
     for name, value in network.state_dict().items():
@@ -160,7 +161,7 @@ def test_the_gist_of_a_message(message: str, gist: str) -> None:
 def test_its_time_counts_as_training_but_not_for_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
-    monkeypatch.setattr(loop, "compile_to_train", lambda *_, **__: time.sleep(1.0))
+    monkeypatch.setattr(Learner, "compile", lambda *_, **__: time.sleep(1.0))
     run = tiny.start(tmp_path / "run", compile="always", steps=3)
     last = run.metrics[-1]
     assert last["seconds"] > 1.0

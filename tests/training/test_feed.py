@@ -1,4 +1,4 @@
-"""The feed: every batch of the plan in order, asked for two ahead, and the time spent waiting."""
+"""Plan: each epoch is a permutation, and it can begin anywhere. Feed: batches in order, two ahead, waits measured."""
 
 from __future__ import annotations
 
@@ -9,13 +9,50 @@ import torch
 
 import tiny
 from listed import Listed, png
+from ssole.config import PretrainConfig
 from ssole.data.arrays import ArraySource
 from ssole.data.store import AHEAD, ImageStore
-from ssole.training.feed import Feed, _resident, leaves_room, pack, unpack
-from ssole.training.plan import Plan
+from ssole.errors import DataError
+from ssole.training.feed import Feed, Plan, _resident, leaves_room, make_plan, pack, unpack
 
 CPU = torch.device("cpu")
 PLAN = Plan(images=22, batch_size=4, seed=0, total=12)
+SHORT = Plan(images=11, batch_size=3, seed=4, total=10)  # 3 steps an epoch
+
+
+def test_an_epoch_shows_no_image_twice_and_another_epoch_another_order() -> None:
+    steps = list(SHORT.batches(0))
+    assert [step for step, _, _ in steps] == list(range(10))
+    assert [epoch for _, epoch, _ in steps] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3]
+    seen = [torch.cat([ids for _, of, ids in steps if of == epoch]).tolist() for epoch in range(3)]
+    for ids in seen:
+        assert len(set(ids)) == 9
+        assert set(ids) <= set(range(11))
+    assert len({tuple(ids) for ids in seen}) == 3
+    assert [step for step in range(10) if SHORT.ends_epoch(step)] == [2, 5, 8]
+
+
+@pytest.mark.parametrize("start", [0, 2, 3, 7, 10])
+def test_batches_from_the_middle_are_those_of_the_whole(start: int) -> None:
+    whole = [(step, epoch, ids.tolist()) for step, epoch, ids in SHORT.batches(0)]
+    assert [(step, epoch, ids.tolist()) for step, epoch, ids in SHORT.batches(start)] == whole[start:]
+
+
+def test_every_image_comes_in_the_long_run() -> None:
+    plan = Plan(images=11, batch_size=3, seed=4, total=3 * 20)
+    assert {i for _, _, ids in plan.batches(0) for i in ids.tolist()} == set(range(11))
+
+
+def test_length() -> None:
+    assert make_plan(PretrainConfig(epochs=7, batch_size=4), 22).total == 7 * 5
+    assert make_plan(PretrainConfig(epochs=7, steps=3, batch_size=4), 22).total == 3
+    assert make_plan(tiny.config(), tiny.IMAGES).steps_per_epoch == tiny.STEPS_PER_EPOCH
+
+
+@pytest.mark.parametrize(("images", "hint"), [(5, "--batch-size 5 or less"), (1, "give more images")])
+def test_fewer_images_than_a_batch(images: int, hint: str) -> None:
+    with pytest.raises(DataError, match=f"a batch of 8 .* hold {images}: .*{hint}"):
+        make_plan(PretrainConfig(batch_size=8), images)
 
 
 class SlowStore:
@@ -34,7 +71,7 @@ class SlowStore:
         time.sleep(self.seconds)
         return ids.clone()
 
-    def advice(self) -> str:
+    def hint(self) -> str:
         return "be quick"
 
 
@@ -65,7 +102,7 @@ def test_the_wait_is_measured_and_work_between_batches_is_not() -> None:
         time.sleep(0.05)
         assert feed.waited == begin >= 0.05 * (step - 9 + 1)
     assert feed.waited >= 0.15
-    assert feed.advice() == "be quick"
+    assert feed.hint() == "be quick"
 
 
 @pytest.mark.parametrize("uniform", [True, False])

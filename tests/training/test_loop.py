@@ -25,10 +25,10 @@ from ssole.config import ConfigError, from_dict
 from ssole.data.arrays import ArraySource
 from ssole.models.backbone import small_stem
 from ssole.training.checkpoint import checkpoint_steps
-from ssole.training.health import LossWatch, NonFiniteLossError
-from ssole.training.plan import make_plan
+from ssole.training.feed import make_plan
+from ssole.training.optim import learning_rate
 from ssole.training.run import Run
-from ssole.training.schedule import learning_rate
+from ssole.training.step import LossWatch, NonFiniteLossError
 from ssole.views import make_views
 
 
@@ -165,7 +165,7 @@ def test_every_step_sees_its_images_in_the_views_of_its_epoch(tmp_path: Path, mo
         seen.append((seed, epoch, ids.tolist()))
         return make_views(images, ids, seed=seed, epoch=epoch, **others)
 
-    monkeypatch.setattr("ssole.training.loop.make_views", spy)
+    monkeypatch.setattr("ssole.training.step.make_views", spy)
     run = tiny.start(tmp_path / "run", seed=5)
     plan = make_plan(run.config, tiny.IMAGES)
     assert seen == [(5, epoch, ids.tolist()) for _, epoch, ids in plan.batches(0)]
@@ -186,7 +186,7 @@ def test_the_schedule_is_what_the_optimizer_uses(
     monkeypatch.setattr(kind, "step", spy)
     schedule = {"lr": 0.05, "final_lr": 0.01, "warmup_steps": 4}
     run = tiny.start(tmp_path / "run", optim={"name": optimizer.lower(), **schedule})
-    expected = [learning_rate(k, total=12, warmup=4, lr=0.05, final_lr=0.01) for k in range(12)]
+    expected = [learning_rate(k, tiny.STEPS, run.config.optim) for k in range(tiny.STEPS)]
     assert used == [{rate} for rate in expected]
     assert [row["lr"] for row in run.metrics] == expected
     assert expected[0] == pytest.approx(0.05 / 4)

@@ -1,8 +1,11 @@
-"""ImageStore: decoded images by index, from memory, from a cache or decoded ahead of use."""
+"""ImageStore: the decoded images of a source by index, from memory, from the cache or decoded ahead of use.
+
+Images that cannot be read are recorded here and nowhere else. A store offers them as `unreadable`, a list of (index,
+id, reason), and as `readable`, a boolean mask (N,) of the others.
+"""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import threading
@@ -12,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import torch
@@ -20,56 +22,53 @@ from numpy.typing import NDArray
 
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source, evenly_spaced
-from ssole.data.cache import open_cache
+from ssole.data.cache import ImageCache, open_cache
 from ssole.data.decode import decode
-from ssole.data.packed import PackedImages
 from ssole.errors import DataError
-from ssole.files import write_text_atomically
 from ssole.progress import progress_bar
 from ssole.runtime import decoding_threads, total_memory, usable_cpus
 
 AHEAD = 2
 """Batches that may be decoded ahead of the one in use."""
 
-_PROBES = 32  # images, evenly_spaced over the set, that must share a size before everything is decoded
+_PROBES = 32  # images, evenly spaced over the set, that must share a size before everything is decoded
+_CHUNK = 32  # images that a thread decodes per task: many beside the pool's own cost, few to wait for on Ctrl-C
 
 
 class ImageStore:
     """Random access to the decoded images of a source.
 
-    If all images have one size and fit into `memory_limit` together, they are decoded once, into the tensor `.images`
-    (N, C, H, W), and `.uniform` is true. Otherwise each is decoded when asked for, by a pool of threads that
-    :meth:`prefetch` sets to work ahead of time, and with a `cache` is kept, decoded, for the epochs and runs to come.
+    If all images have one size and fit into `memory_limit` together, they are decoded once, into the tensor `images`
+    (N, C, H, W), and `uniform` is true. Otherwise each image is decoded when it is asked for, by threads that
+    :meth:`prefetch` sets to work in advance. With `cache`, its pixels are kept on disk for later epochs and runs.
+    The first epoch fills the cache: it has to decode every image anyway, so training begins at once.
 
-    The cache is filled by the first epoch that trains, rather than by a pass before it: training begins at once, an
-    epoch that has to decode every image anyway is hardly slower for it, and nothing is decoded that no one asks for.
+    An image that cannot be read is listed in `unreadable`. The next readable image, by index and from the end on to the
+    beginning, takes its place, so a batch depends on its indices alone. A store that is not uniform finds out only when
+    the image is asked for. `labels` are those of the source; in a uniform store, the replaced image has the label of
+    the one that takes its place.
 
-    An image that cannot be read is listed in `.unreadable` with the reason, and the next readable one, by index and
-    round the end, comes in its place, so that a batch stays a pure function of its indices. In a store that is not
-    uniform this is known only once the image has been asked for. `.labels` are those of the source, save that in a
-    uniform store such an image has the label of the one in its place.
-
-    A store has threads and open files: use it in a `with` statement, or call :meth:`close`; what is forgotten is closed
-    when the store is collected.
+    A store has threads and open files. Use it in a `with` statement or call :meth:`close`. Otherwise it is closed when
+    Python frees it.
 
     Args:
         source: Where the images come from.
         memory_limit: Bytes that decoded images may take; by default a quarter of the machine's (or container's) memory.
         workers: Decoding threads; by default one per processor that the process may use, up to 16.
-        shrink_to: On decoding, reduce images whose shorter side is longer than this to it. A photograph of 12
-            megapixels takes 36 MB otherwise; twice the size of a crop is plenty, and much faster to decode.
+        shrink_to: Reduce images whose shorter side is longer than this many pixels. A photograph of 12 megapixels takes
+            36 MB otherwise; twice the size of a crop is plenty, and much faster to decode.
         channels: None for RGB in uint8, or the number of channels that the images have, in uint8 or uint16 as they are.
         max_unreadable: Share of the images, rounded up to whole images, that may be unreadable.
-        cache: Keep decoded images that are not held in memory: in this folder, or (True) in ``packed`` in the cache
-            folder, which the environment variable ``SSOLE_CACHE`` names. The next run on the same images finds them,
-            and a run beside this one shares them; save for a source that cannot tell whether its images changed, of
-            which they are removed on closing. Arrays need no decoding and are never kept.
+        cache: Keep decoded images that do not fit into memory in this folder, or (True) in ``packed`` in the cache
+            folder, which the environment variable ``SSOLE_CACHE`` names. Later runs and runs at the same time share
+            them. For a source that cannot tell whether its images changed, they are removed on closing. Arrays need no
+            decoding and are never kept.
         cache_limit: Bytes that the cache may take; by default half of what is free on its disk and of what it has
-            already. When not all images fit, as many as do are kept, with a warning.
+            already. If not all images fit, as many as possible are kept, with a warning.
         progress: Show a bar on a terminal if decoding everything takes more than two seconds.
 
     Raises:
-        DataError: if more images than that are unreadable, or none can be read.
+        DataError: if more images than allowed are unreadable, none can be read, or an argument is out of range.
     """
 
     def __init__(
@@ -94,24 +93,25 @@ class ImageStore:
         for name, value in (("workers", workers), ("shrink_to", shrink_to), ("channels", channels)):
             if value is not None and value < 1:
                 raise DataError(f"{name} must be at least 1; got {value}.")
-        self.source = source
+        self.source, self.labels = source, source.labels
         self.shrink_to, self.channels = shrink_to, channels
-        self.labels: NDArray[np.int64] | None = source.labels
         self.workers = workers or decoding_threads()
-        self._reader = Reader(source, shrink_to=shrink_to, channels=channels, max_unreadable=max_unreadable)
+        self._reader = _Reader(source, shrink_to, channels, max_unreadable)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="ssole-decode")
         self._finalizer = weakref.finalize(self, _close, self._pool, self._reader)
         self._ahead: deque[dict[int, Future[torch.Tensor]]] = deque(maxlen=AHEAD + 1)  # and the batch in use
 
-        probes = [self._reader.readable(i) for i in evenly_spaced(len(source), _PROBES)]
-        self.images = self._decode_all(probes, total_memory() // 4 if memory_limit is None else memory_limit, progress)
-        if self.images is not None:
-            self._replace_unreadable(self.images)
-        elif cache is not False and not isinstance(source, ArraySource):
-            parent = None if cache is True else Path(cache)
-            expected = len(source) * sum(probe.nbytes for probe in probes) // len(probes)
-            self._reader.packed = open_cache(
-                source, parent=parent, shrink_to=shrink_to, channels=channels, limit=cache_limit, expected=expected
+        probes = [self._reader.read_or_next(i) for i in evenly_spaced(len(source), _PROBES)]
+        limit = total_memory() // 4 if memory_limit is None else memory_limit
+        self.images = self._decode_all(probes, limit, progress)
+        if self.images is None and cache is not False and not isinstance(source, ArraySource):
+            self._reader.cache = open_cache(
+                source,
+                parent=None if cache is True else Path(cache),
+                shrink_to=shrink_to,
+                channels=channels,
+                limit=cache_limit,
+                expected=len(source) * sum(probe.nbytes for probe in probes) // len(probes),
             )
 
     def __len__(self) -> int:
@@ -120,9 +120,7 @@ class ImageStore:
     def __enter__(self) -> ImageStore:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -132,13 +130,13 @@ class ImageStore:
 
     @property
     def uniform(self) -> bool:
-        """Whether all images have one size and are held decoded in `.images`."""
+        """Whether all images have one size and are held decoded in `images`."""
         return self.images is not None
 
     @property
-    def packed(self) -> PackedImages | None:
+    def cache(self) -> ImageCache | None:
         """The cache, if there is one."""
-        return self._reader.packed
+        return self._reader.cache
 
     @cached_property
     def ids(self) -> list[str]:
@@ -148,7 +146,14 @@ class ImageStore:
     @property
     def unreadable(self) -> list[tuple[int, str, str]]:
         """(index, id, reason) of every image found unreadable so far, in the order of indices."""
-        return self._reader.listed()
+        return self._reader.unreadable()
+
+    @property
+    def readable(self) -> NDArray[np.bool_]:
+        """(N,) mask of all images except those found unreadable so far."""
+        mask = np.ones(len(self), dtype=bool)
+        mask[[i for i, _, _ in self.unreadable]] = False
+        return mask
 
     def get(self, indices: torch.Tensor | Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
         """Images by index: (B, C, H, W) uint8 (or uint16) if all have one size, else a list of B tensors (C, h, w).
@@ -164,31 +169,40 @@ class ImageStore:
         return torch.stack(images) if same else images
 
     def prefetch(self, indices: torch.Tensor | Sequence[int]) -> None:
-        """Begin to decode a batch that will be asked for soon. Only the last three batches prefetched are kept."""
+        """Begin to decode a batch that will be asked for soon. Only the last three prefetched batches are kept."""
         if self.images is None:
             self._ahead.append(self._submit(self._check(indices)))
 
     def channel_statistics(self, sample: int = 1000) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, in units of the full range (255, or 65535 for uint16).
 
-        Measured on up to `sample` images, evenly evenly_spaced, each with the same weight whatever its size.
+        Measured on up to `sample` evenly spaced images. Each has the same weight whatever its size.
         """
         if sample < 1:
             raise DataError(f"sample must be at least 1 image; got {sample}.")
         chosen = evenly_spaced(len(self), sample)
         return mean_and_std([m for k in range(0, len(chosen), 64) for m in map(moments, self.get(chosen[k : k + 64]))])
 
-    def advice(self) -> str | None:
-        """What would bring images sooner, in a line; None while the cache is being filled, which will, or in memory."""
-        if self.uniform:
+    def hint(self) -> str | None:
+        """One line on how to get images sooner; None in memory, or while the cache, which will help, is filling."""
+        cache, readable = self.cache, len(self) - len(self._reader.reasons)
+        if self.uniform or (cache is not None and not cache.full and len(cache) < readable):
             return None
-        return advice(self.packed, readable=len(self) - len(self._reader.failures), workers=self.workers)
-
-    def save_unreadable(self, path: str | os.PathLike[str]) -> None:
-        """Write `.unreadable` as JSON lines {"index", "id", "reason"}, replacing the file atomically."""
-        rows = [{"index": i, "id": name, "reason": reason} for i, name, reason in self.unreadable]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)  # ASCII, even where a file name is no valid text
-        write_text_atomically(Path(path), lines)
+        if cache is not None and not cache.full:
+            return (
+                f"decoded images are read from {cache.folder}: a faster disk (name a folder there by SSOLE_CACHE) or "
+                "more memory would help"
+            )
+        if self.workers < (processors := usable_cpus()):
+            return f"images are decoded by {self.workers} threads, and {processors} processors are there: use more"
+        if cache is not None:
+            return (
+                f"only {len(cache):,} of {readable:,} decoded images are kept in {cache.folder}: make room on the "
+                "disk, or name a folder on a larger one by SSOLE_CACHE"
+            )
+        return (
+            "images are decoded anew in every epoch: keep them in a cache, store them smaller, or use more processors"
+        )
 
     def _check(self, indices: torch.Tensor | Sequence[int]) -> list[int]:
         array = np.asarray(indices, dtype=np.int64 if len(indices) == 0 else None)
@@ -201,65 +215,77 @@ class ImageStore:
 
     def _submit(self, wanted: Iterable[int]) -> dict[int, Future[torch.Tensor]]:
         known = {i: future for batch in list(self._ahead) for i, future in batch.items()}
-        return {i: known.get(i) or self._pool.submit(self._reader.readable, i) for i in dict.fromkeys(wanted)}
+        return {i: known.get(i) or self._pool.submit(self._reader.read_or_next, i) for i in dict.fromkeys(wanted)}
 
     def _decode_all(self, probes: list[torch.Tensor], limit: int, progress: bool) -> torch.Tensor | None:
-        """Every image in one tensor, or None when sizes differ or they would not fit."""
-        first = probes[0]
-        if len({(probe.shape, probe.dtype) for probe in probes}) > 1 or len(self) * first.nbytes > limit:
+        """Every image in one tensor (N, C, H, W), or None if their sizes differ or they would not fit."""
+        n, first = len(self), probes[0]
+        if len({(probe.shape, probe.dtype) for probe in probes}) > 1 or n * first.nbytes > limit:
             return None
-        return decode_all(self._reader, self._pool, first.shape, first.dtype, progress=progress)
-
-    def _replace_unreadable(self, images: torch.Tensor) -> None:
-        """Put the next readable image, and its label, in the place of each unreadable one."""
-        failures = self._reader.failures
-        self.labels = self.labels if self.labels is None or not failures else self.labels.copy()
-        for i in failures:
-            after = range(i + 1, i + len(self))
-            stand_in = next(j % len(self) for j in after if j % len(self) not in failures)
-            images[i] = images[stand_in]
+        images = torch.empty((n, *first.shape), dtype=first.dtype)
+        chunks = [range(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
+        with progress_bar("decoding images", n, enabled=progress) as advance:  # ready before there is work to interrupt
+            tasks = [self._pool.submit(self._reader.fill, images, chunk) for chunk in chunks]
+            try:
+                for chunk, task in zip(chunks, tasks, strict=True):
+                    if not task.result():
+                        return None
+                    advance(len(chunk))
+            finally:  # also on Ctrl-C, which should not have to wait for every image
+                for task in tasks:
+                    task.cancel()
+        if (bad := np.flatnonzero(~self.readable)).size:
+            rows, good = images.numpy(), np.flatnonzero(self.readable)
+            next_good = good[np.searchsorted(good, bad) % len(good)]
+            rows[bad] = rows[next_good]
             if self.labels is not None:
-                self.labels[i] = self.labels[stand_in]
+                self.labels = self.labels.copy()
+                self.labels[bad] = self.labels[next_good]
+        return images
 
 
-def _close(pool: ThreadPoolExecutor, reader: Reader) -> None:
-    pool.shutdown(wait=False, cancel_futures=True)  # waiting would be for ever if a thread of the pool collects us
-    if reader.packed is not None:
-        reader.packed.close()
+def _close(pool: ThreadPoolExecutor, reader: _Reader) -> None:
+    # Without waiting: if a thread of the pool frees the store, it would wait for itself.
+    pool.shutdown(wait=False, cancel_futures=True)
+    if reader.cache is not None:
+        reader.cache.close()
 
 
-class Reader:
-    """Decoded images of a source, from its cache where they are kept; safe to use from several threads.
+class _Reader:
+    """What the threads of a store run: reads, decodes and caches images, and records which cannot be read.
 
-    Args:
-        source: Where the images come from.
-        shrink_to, channels: As for :func:`ssole.data.decode.decode`.
-        max_unreadable: Share of the images, rounded up to whole images, that may be unreadable.
+    It is apart from the store because the pool holds on to it, and would keep the store from being freed.
     """
 
-    def __init__(self, source: Source, *, shrink_to: int | None, channels: int | None, max_unreadable: float) -> None:
+    def __init__(self, source: Source, shrink_to: int | None, channels: int | None, max_unreadable: float) -> None:
         self.source = source
-        self.packed: PackedImages | None = None
-        """The cache, once there is one."""
-        self.failures: dict[int, str] = {}
-        """{index: reason} of the images found unreadable so far."""
+        self.cache: ImageCache | None = None
+        self.reasons: dict[int, str] = {}  # why each unreadable image cannot be read, by index
         self._shrink_to, self._channels = shrink_to, channels
         self._allowed = math.ceil(max_unreadable * len(source))
         self._lock = threading.Lock()
 
     def read(self, i: int) -> torch.Tensor | None:
-        """Image i, or None if it is unreadable.
-
-        Raises:
-            DataError: where this makes too many of them.
-        """
-        if i in self.failures:
+        """Image i, or None if it is unreadable; `DataError` if that makes too many."""
+        if i in self.reasons:
             return None
-        found = self.packed.get(i) if self.packed is not None else None
-        return self._decode(i) if found is None else found
+        if self.cache is not None and (kept := self.cache.get(i)) is not None:
+            return kept
+        name = self.source.id(i)
+        try:
+            image = decode(self.source.read(i), where=name, shrink_to=self._shrink_to, channels=self._channels)
+        except DataError as error:  # not cached: a disk, a server or a decoder may be there the next time
+            with self._lock:
+                self.reasons[i] = str(error).removeprefix(f"{name}: ")
+            if len(self.reasons) > self._allowed:
+                raise self._too_many() from error
+            return None
+        if self.cache is not None:
+            self.cache.keep(i, image)
+        return image
 
-    def readable(self, i: int) -> torch.Tensor:
-        """Image i, or in its place the next that can be read, by index and round the end."""
+    def read_or_next(self, i: int) -> torch.Tensor:
+        """Image i or, if it is unreadable, the next readable one, by index and from the end on to the beginning."""
         n = len(self.source)
         for step in range(n):
             image = self.read((i + step) % n)
@@ -267,100 +293,28 @@ class Reader:
                 return image
         raise self._too_many()
 
-    def listed(self) -> list[tuple[int, str, str]]:
+    def fill(self, images: torch.Tensor, chunk: range) -> bool:
+        """Decode a chunk of images into their rows, unreadable ones aside; False on one of another shape or dtype."""
+        rows = images.numpy()  # copied by NumPy: torch would give each of our threads a team of its own
+        for i in chunk:
+            image = self.read(i)
+            if image is not None:
+                if image.shape != images.shape[1:] or image.dtype != images.dtype:
+                    return False
+                rows[i] = image.numpy()
+        return True
+
+    def unreadable(self) -> list[tuple[int, str, str]]:
         """(index, id, reason) of every image found unreadable so far, in the order of indices."""
         with self._lock:
-            return [(i, self.source.id(i), reason) for i, reason in sorted(self.failures.items())]
-
-    def _decode(self, i: int) -> torch.Tensor | None:
-        name = self.source.id(i)
-        try:
-            image = decode(self.source.read(i), where=name, shrink_to=self._shrink_to, channels=self._channels)
-        except DataError as error:  # never kept in the cache: a disk, a server or a decoder may be there the next time
-            self._fail(i, str(error).removeprefix(f"{name}: "), error)
-            return None
-        if self.packed is not None:
-            self.packed.keep(i, image)
-        return image
-
-    def _fail(self, i: int, reason: str, cause: Exception) -> None:
-        with self._lock:
-            self.failures[i] = reason
-        if len(self.failures) > self._allowed:
-            raise self._too_many() from cause
+            return [(i, self.source.id(i), reason) for i, reason in sorted(self.reasons.items())]
 
     def _too_many(self) -> DataError:
-        first = "".join(f"\n  {name}: {reason}" for _, name, reason in self.listed()[:5])
+        first = "".join(f"\n  {name}: {reason}" for _, name, reason in self.unreadable()[:5])
         return DataError(
-            f"{len(self.failures)} of the {len(self.source)} images in {self.source.name} cannot be read, and at most "
+            f"{len(self.reasons)} of the {len(self.source)} images in {self.source.name} cannot be read, and at most "
             f"{min(self._allowed, len(self.source) - 1)} may be (max_unreadable). The first of them:{first}"
         )
-
-
-_CHUNK = 256  # images a thread decodes per task: enough to make the pool's own cost vanish
-
-
-def decode_all(
-    reader: Reader, pool: ThreadPoolExecutor, shape: torch.Size, dtype: torch.dtype, *, progress: bool
-) -> torch.Tensor | None:
-    """Every image, in one tensor (N, *shape), or None on meeting one of another shape or dtype.
-
-    Unreadable images have undefined pixels.
-    """
-    n = len(reader.source)
-    images, stop = torch.empty((n, *shape), dtype=dtype), threading.Event()
-    starts = range(0, n, _CHUNK)
-    with progress_bar("decoding images", n, enabled=progress) as advance:  # ready before there is work to interrupt
-        tasks = [pool.submit(_decode_chunk, reader, images, start, stop) for start in starts]
-        try:
-            for start, task in zip(starts, tasks, strict=True):
-                if not task.result():
-                    return None
-                advance(min(_CHUNK, n - start))
-        finally:  # also on Ctrl-C, which should not have to wait for a chunk of photographs
-            stop.set()
-            for task in tasks:
-                task.cancel()
-    return images
-
-
-def _decode_chunk(reader: Reader, images: torch.Tensor, start: int, stop: threading.Event) -> bool:
-    """Decode images from `start` on into their places; False on meeting another shape, or when asked to stop."""
-    places = images.numpy()  # copied by NumPy, since torch would give each of our threads a team of its own
-    for i in range(start, min(start + _CHUNK, len(images))):
-        if stop.is_set():
-            return False
-        image = reader.read(i)
-        if image is not None:
-            if image.shape != images.shape[1:] or image.dtype != images.dtype:
-                return False
-            places[i] = image.numpy()
-    return True
-
-
-def advice(packed: PackedImages | None, *, readable: int, workers: int) -> str | None:
-    """In a line; None while the cache is being filled, which will bring them sooner by itself.
-
-    Args:
-        packed: The cache, if there is one.
-        readable: How many images can be read, as far as is known.
-        workers: Threads that decode.
-    """
-    if packed is not None and not packed.full:
-        if len(packed) < readable:
-            return None
-        return (
-            f"decoded images are read from {packed.folder}: a faster disk (name a folder there by SSOLE_CACHE) or more "
-            "memory would help"
-        )
-    if workers < (processors := usable_cpus()):
-        return f"images are decoded by {workers} threads, and {processors} processors are there: use more"
-    if packed is not None:
-        return (
-            f"only {len(packed):,} of {readable:,} decoded images are kept in {packed.folder}: make room on the disk, "
-            "or name a folder on a larger one by SSOLE_CACHE"
-        )
-    return "images are decoded anew in every epoch: keep them in a cache, store them smaller, or use more processors"
 
 
 def moments(image: torch.Tensor) -> torch.Tensor:
@@ -370,6 +324,6 @@ def moments(image: torch.Tensor) -> torch.Tensor:
 
 
 def mean_and_std(gathered: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
-    """Of each channel, from the moments of images, each of which counts the same whatever its size."""
+    """Mean and standard deviation of each channel, from the moments of images, which all have the same weight."""
     mean, square = torch.stack(list(gathered)).mean(0)
     return mean.tolist(), (square - mean**2).clamp_min(0).sqrt().tolist()

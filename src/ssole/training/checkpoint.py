@@ -1,6 +1,7 @@
-"""Checkpoints: weights, optimizer and the number of steps done, which is all that a run needs to go on.
+"""Checkpoints: weights, optimizer state and the number of steps done, which is all that a run needs to resume.
 
-checkpoints/  step-00000100.safetensors, then step-00000100.json, whose presence says that the former is whole
+checkpoints/  step-00000100.safetensors   weights and optimizer state
+              step-00000100.json          steps done; written second, so that the first is complete if it exists
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ _KEEP = 2  # the newest checkpoint, and one more in case a disk lost part of it
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come, as stored beside each checkpoint."""
+    """Progress of a run, stored with each checkpoint."""
 
     step: int
     """Steps done."""
     images: int
-    """Images in the data set; another number on resuming means that it is another data set."""
+    """Images in the data set. Another number on resuming means another data set."""
     seconds: float
-    """Training time so far, over all sittings."""
+    """Training time of the whole run so far."""
 
 
 def save_checkpoint(run: Run, encoder: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write a checkpoint, and remove all but the newest two."""
+    """Write a checkpoint and remove all but the newest two."""
     from safetensors.torch import save_file
 
     tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
-            if value is not None:  # what SGD without momentum keeps
+            if value is not None:  # SGD without momentum keeps None
                 tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
     plain = {name: _plain(tensor) for name, tensor in tensors.items()}
     stem = _stem(run, progress.step)
@@ -55,9 +56,9 @@ def checkpoint_steps(run: Run) -> list[int]:
 
 
 def load_checkpoint(run: Run, encoder: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Restore the newest whole checkpoint into encoder and optimizer; None when the run has none yet.
+    """Restore the newest complete checkpoint into encoder and optimizer; None if the run has none yet.
 
-    Warns of a damaged checkpoint and takes the one before.
+    A damaged checkpoint gives a warning, and the one before is taken.
 
     Raises:
         ConfigError: there are checkpoints, and all of them are damaged.
@@ -82,7 +83,7 @@ def load_checkpoint(run: Run, encoder: nn.Module, optimizer: torch.optim.Optimiz
 
 
 def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the final weights under timm's names. The metadata tell how to build and feed the network."""
+    """Write the final weights under timm's names. The metadata describe the network and its preprocessing."""
     from safetensors.torch import save_file
 
     tensors = {name: _plain(tensor) for name, tensor in backbone.state_dict().items()}
@@ -97,26 +98,26 @@ def _restore(tensors: Mapping[str, torch.Tensor], encoder: nn.Module, optimizer:
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            value = _laid_out_like(parameters[int(index)], tensor)
-            # optimizers keep their flags as plain booleans (Muon's `use_muon`), which were saved as tensors
+            value = _like_parameter(parameters[int(index)], tensor)
+            # Optimizers keep flags as plain booleans (Muon's `use_muon`). They were saved as tensors.
             state.setdefault(int(index), {})[key] = bool(value) if value.dtype == torch.bool else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """A contiguous copy on the CPU: safetensors knows no channels_last, and no two names for one memory."""
+    """Contiguous copy on the CPU; safetensors stores neither channels_last nor two names for the same memory."""
     return tensor.detach().cpu().contiguous().clone()
 
 
-def _laid_out_like(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in the memory order of its parameter, in which the optimizer made it: so the same kernels go on."""
+def _like_parameter(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the memory format of its parameter, as the optimizer had it, so that the same kernels run."""
     return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
 
 
 def _remove_all_but(kept: list[int], run: Run) -> None:
-    """Remove other checkpoints: older ones, damaged ones that lay ahead, and halves that a kill left behind."""
+    """Remove all other checkpoints: older ones, damaged newer ones, and parts that a kill left behind."""
     names = {_stem(run, step).name for step in kept}
-    for suffix in (".json", ".safetensors"):  # in this order, so that a kill in between leaves no JSON on its own
+    for suffix in (".json", ".safetensors"):  # in this order: a kill in between must leave no JSON alone
         for path in run.checkpoints.glob(f"step-*{suffix}"):
             if path.stem not in names:
                 path.unlink()

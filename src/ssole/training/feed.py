@@ -1,4 +1,4 @@
-"""Batches of images on the training device."""
+"""Plan and Feed: which images each step sees, and their batches on the training device."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 
+from ssole.config import PretrainConfig
 from ssole.data.store import AHEAD, ImageStore
-from ssole.training.plan import Plan
+from ssole.errors import DataError
+from ssole.rng import epoch_order
 
 Images = torch.Tensor | list[torch.Tensor]
 """uint8 or uint16 (B, C, H, W), or B tensors (C, h, w) of different sizes."""
@@ -19,13 +22,66 @@ Images = torch.Tensor | list[torch.Tensor]
 _ALIGN = 64  # bytes; images begin at multiples within a copy, as vector loads and 16-bit values need
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Order of the images over a whole run, a pure function of the seed.
+
+    Each epoch is a permutation drawn from (seed, epoch). Its last, incomplete batch is dropped.
+    """
+
+    images: int
+    batch_size: int
+    seed: int
+    total: int
+    """Steps of the whole run."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Complete batches in an epoch."""
+        return self.images // self.batch_size
+
+    def epoch(self, step: int) -> int:
+        """Epoch of a step; both count from 0."""
+        return step // self.steps_per_epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a step is the last of its epoch."""
+        return (step + 1) % self.steps_per_epoch == 0
+
+    def batches(self, start: int) -> Iterator[tuple[int, int, torch.Tensor]]:
+        """(step, epoch, image indices (B,) int64) from step `start` on."""
+        epoch, order = -1, torch.empty(0, dtype=torch.int64)
+        for step in range(start, self.total):
+            if self.epoch(step) != epoch:
+                epoch = self.epoch(step)
+                order = epoch_order(self.seed, epoch, self.images)
+            first = (step % self.steps_per_epoch) * self.batch_size
+            yield step, epoch, order[first : first + self.batch_size]
+
+
+def make_plan(config: PretrainConfig, images: int) -> Plan:
+    """Plan of a run over so many images.
+
+    Raises:
+        DataError: fewer images than a batch.
+    """
+    if images < config.batch_size:
+        hint = f"pass --batch-size {images} or less, or more images" if images > 1 else "give more images"
+        raise DataError(f"a batch of {config.batch_size} images was asked for and the data hold {images}: {hint}")
+    total = config.steps if config.steps is not None else config.epochs * (images // config.batch_size)
+    return Plan(images=images, batch_size=config.batch_size, seed=config.seed, total=total)
+
+
 class Feed:
-    """Batches of decoded images, in the order of a plan, made ready while earlier ones train."""
+    """Batches of decoded images in the order of a plan; later batches are prepared while earlier ones train.
+
+    Attributes:
+        waited: seconds that the training loop has waited for batches.
+    """
 
     def __init__(self, store: ImageStore, device: torch.device) -> None:
         self._store, self._device = store, device
         self.waited = 0.0
-        """Seconds that whoever asked for batches has waited for them."""
         self._images = None if store.images is None else _resident(store.images, device)
         self._upload = _Upload(device) if device.type == "cuda" and self._images is None else None
 
@@ -39,12 +95,12 @@ class Feed:
         while ahead:
             yield self._finish(*ahead.popleft())
 
-    def advice(self) -> str | None:
-        """What would shorten the wait, in a line; None if it ends by itself."""
-        return self._store.advice()
+    def hint(self) -> str | None:
+        """Advice in one line on how to wait less for images; None if the waiting ends by itself."""
+        return self._store.hint()
 
     def _begin(self, ids: torch.Tensor) -> Callable[[], Images]:
-        """Have a batch made ready; the result waits for it."""
+        """Start to prepare a batch; the returned function waits for it."""
         if (resident := self._images) is not None:
             return lambda: resident[ids.to(self._device)]
         self._store.prefetch(ids)
@@ -62,22 +118,22 @@ class Feed:
 
 
 def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor | None:
-    """All images in the accelerator's memory, so that a step needs no transfer; None where they do not belong there."""
+    """All images in the accelerator's memory; None on a CPU, or if they are too large for it."""
     if device.type == "cpu" or (device.type == "cuda" and not leaves_room(images.nbytes, device)):
         return None
     return images.to(device)
 
 
 def leaves_room(size: int, device: torch.device) -> bool:
-    """Whether so many bytes are less than a quarter of a GPU's free memory: the rest is for the network's work."""
+    """Whether so many bytes are less than a quarter of a GPU's free memory; the network needs the rest."""
     free, _ = torch.cuda.mem_get_info(device)
     return size < free // 4
 
 
 class _Upload:
-    """Copies batches to a GPU, in a thread and a stream of their own, so that neither the loop nor the GPU waits.
+    """Copier of batches to a GPU in its own thread and stream, so that neither the loop nor the GPU waits.
 
-    The copy is made from pinned memory: only from there does it run beside the GPU's other work.
+    It copies from pinned memory: only such copies run beside the GPU's other work.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -86,14 +142,14 @@ class _Upload:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ssole-upload")
 
     def begin(self, load: Callable[[], Images]) -> Callable[[], Images]:
-        """Start to load and copy a batch; the result waits for it, and makes the current stream wait for the copy."""
+        """Start to load and copy a batch; the returned function makes thread and current stream wait for the copy."""
         future = self._thread.submit(self._copy, load)
 
         def ready() -> Images:
             flat, images, copied = future.result()
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(copied)
-            flat.record_stream(stream)  # its memory is not to be used again before this stream is done with it
+            flat.record_stream(stream)  # keeps its memory from being reused before this stream is done with it
             return images
 
         return ready
@@ -110,7 +166,7 @@ class _Upload:
 
 
 def pack(parts: Sequence[torch.Tensor], *, pin_memory: bool) -> tuple[torch.Tensor, list[int]]:
-    """The bytes of tensors of any shape and dtype in one, to be copied at once; and where each begins."""
+    """Bytes of tensors of any shapes and dtypes in one tensor, and where each begins."""
     *starts, end = [0, *accumulate(-(-part.nbytes // _ALIGN) * _ALIGN for part in parts)]
     flat = torch.empty(end, dtype=torch.uint8, pin_memory=pin_memory)
     for start, part in zip(starts, parts, strict=True):
@@ -119,7 +175,7 @@ def pack(parts: Sequence[torch.Tensor], *, pin_memory: bool) -> tuple[torch.Tens
 
 
 def unpack(flat: torch.Tensor, starts: Sequence[int], like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What :func:`pack` packed, without a copy; `like` has the shapes and dtypes."""
+    """The tensors that :func:`pack` packed, without a copy; `like` has their shapes and dtypes."""
     return [
         flat[start : start + part.nbytes].view(part.dtype).view(part.shape)
         for start, part in zip(starts, like, strict=True)

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains, and what stays: a progress bar, metrics.jsonl, TensorBoard if installed."""
+"""Monitor of a run: the progress bar, metrics.jsonl, and TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,38 +14,39 @@ from types import TracebackType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ssole.losses.ssole import SSOLETerms
+from ssole.progress import duration
+from ssole.spectrum import effective_rank
 from ssole.training.checkpoint import Progress
 from ssole.training.feed import Feed
-from ssole.training.health import effective_rank
 from ssole.training.run import Run
-from ssole.training.waiting import WaitShare
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
-"""From the backbone to named figures, such as {"knn20": 0.83}."""
+"""Function from the backbone to named figures, such as {"knn20": 0.83}."""
 
-_LONG_WAIT = 0.2  # share of the time; waiting longer than this for images is worth a word of advice
+_LONG_WAIT = 0.2  # share of the time; above it, waiting for images is worth a hint
 _PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
 
 
 class Monitor:
-    """Logs one run; a context manager around its loop.
+    """Logger of one run; a context manager around its training loop.
 
     Args:
-        run: whose folder the logs go to.
-        title: what is going on, shown at the start.
+        run: the run whose folder the logs go to.
+        title: printed at the start.
         total: steps of the whole run.
-        done: where this sitting starts.
-        feed: where the images come from; how long they are waited for is logged.
+        done: where this process starts.
+        feed: where the images come from; the time spent waiting for them is logged.
         progress: whether to show anything.
     """
 
     def __init__(self, run: Run, title: str, *, total: int, done: Progress, feed: Feed, progress: bool) -> None:
         self._run, self._title, self._done, self._feed = run, title, done, feed
         self._step, self._images, self._paused, self._prepared = done.step, 0, 0.0, 0.0
-        self._waiting, self._advised = WaitShare(), False
+        self._waiting, self._hinted = WaitShare(), False
         self._screen = _Screen(total, done.step, progress)
 
     def __enter__(self) -> Monitor:
@@ -65,21 +67,22 @@ class Monitor:
 
     @property
     def seconds(self) -> float:
-        """Training time over all sittings, without evaluation."""
+        """Training time of the whole run so far, evaluation left out."""
         return self._done.seconds + self._trained
 
     @property
     def _trained(self) -> float:
+        """Training time in this process."""
         return time.perf_counter() - self._start - self._paused
 
     @property
     def _stepped(self) -> float:
-        """Of it, what went into steps."""
+        """Training time in this process, preparation left out."""
         return self._trained - self._prepared
 
     @contextmanager
     def preparing(self, what: str) -> Iterator[None]:
-        """Say what a person waits for before the first step. It counts as training, but not for the rate and ETA."""
+        """Context that shows what happens before the first step. It counts as training, but not for rate and ETA."""
         self._screen.start_waiting(what)
         begin = time.perf_counter()
         yield
@@ -87,7 +90,7 @@ class Monitor:
         self._screen.start_clock(what)
 
     def advance(self, images: int) -> None:
-        """Count a step."""
+        """Count one step of so many images."""
         self._step += 1
         self._images += images
         self._waiting.add(self._stepped, self._feed.waited)
@@ -104,7 +107,7 @@ class Monitor:
             "loss": loss,
             "low_rank": low,
             "high_rank": high,
-            "effective_rank": float(effective_rank(z_BVD[:, 0])),
+            "effective_rank": float(effective_rank(F.normalize(z_BVD[:, 0].double(), dim=-1))),
             "lr": lr,
             "images_per_second": round(rate, 1),
             "data_wait": round(self._waiting.share, 4),
@@ -113,28 +116,28 @@ class Monitor:
         self._write(row)
         figures = f"loss {loss:.3f} (low rank {low:.3f}, high rank {high:.3f})"
         self._screen.note("loss", f"{rate:,.0f} images/s  {figures}  effective rank {row['effective_rank']:.0f}")
-        self._tell_waiting()
+        self._show_waiting()
 
     def evaluate(self, evaluator: Evaluator, backbone: nn.Module) -> None:
-        """Run an evaluator and write its figures. Its time is not counted as training."""
+        """Run an evaluator and write its figures. Its time does not count as training."""
         begin = time.perf_counter()
         figures = evaluator(backbone)
         self._paused += time.perf_counter() - begin
         self._write({"step": self._step, "seconds": round(self.seconds, 3), **figures})
         self._screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
-    def tell_stopping(self) -> None:
-        """Show that a signal was heard, without printing."""
-        self._screen.tell_stopping()
+    def show_stopping(self) -> None:
+        """Show that a signal arrived. Called inside a signal handler, so it does not print."""
+        self._screen.show_stopping()
 
-    def _tell_waiting(self) -> None:
-        """Show the share of time that is spent waiting for images and, once, what would help when it is long."""
-        share, advice = self._waiting.share, self._feed.advice()
-        kept = " (while images are decoded, and kept for later epochs)" if share > _LONG_WAIT and advice is None else ""
+    def _show_waiting(self) -> None:
+        """Show the share of time spent waiting for images and, once, a hint if that is long."""
+        share, hint = self._waiting.share, self._feed.hint()
+        kept = " (while images are decoded, and kept for later epochs)" if share > _LONG_WAIT and hint is None else ""
         self._screen.note("data", f"waiting for data: {share:.0%}{kept}")
-        if advice is not None and not self._advised and self._waiting.exceeds(_LONG_WAIT):
-            self._advised = True
-            self._screen.tell(f"{share:.0%} of the time is spent waiting for data: {advice}")
+        if hint is not None and not self._hinted and self._waiting.exceeds(_LONG_WAIT):
+            self._hinted = True
+            self._screen.print_line(f"{share:.0%} of the time is spent waiting for data: {hint}")
 
     def _write(self, row: dict[str, Any]) -> None:
         self._file.write(json.dumps(row) + "\n")
@@ -144,20 +147,52 @@ class Monitor:
                 self._board.add_scalar(name, row[name], row["step"])
 
 
+class WaitShare:
+    """Share of the last minute that was spent waiting.
+
+    Args:
+        window: seconds that the share is taken over.
+        patience: seconds of training before a long wait is believed to last: the first batches are always waited for.
+    """
+
+    def __init__(self, *, window: float = 60.0, patience: float = 30.0) -> None:
+        self._window, self._patience = window, patience
+        self._points: deque[tuple[float, float]] = deque()
+
+    def add(self, trained: float, waited: float) -> None:
+        """Add a point: seconds of training so far, and seconds of them spent waiting. Neither ever falls."""
+        self._points.append((trained, waited))
+        while len(self._points) > 2 and self._points[1][0] <= trained - self._window:
+            self._points.popleft()
+
+    @property
+    def share(self) -> float:
+        """The share, in [0, 1]; 0 before any time has passed."""
+        if not self._points:
+            return 0.0
+        (begin, before), (end, after) = self._points[0], self._points[-1]
+        return min(1.0, (after - before) / (end - begin)) if end > begin else 0.0
+
+    def exceeds(self, limit: float) -> bool:
+        """Whether the share is above a limit, and not only at the start."""
+        return bool(self._points) and self._points[-1][0] >= self._patience and self.share > limit
+
+
 class _Screen:
-    """A progress bar with a line of figures below it on a terminal; elsewhere a line now and then."""
+    """Progress bar with a line of figures below it on a terminal; a line now and then elsewhere."""
 
     def __init__(self, total: int, done: int, show: bool) -> None:
         from rich.console import Console, Group
         from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as ProgressBar
         from rich.text import Text
 
         console = Console(stderr=True)
         self._console, self._total, self._first, self._step = console, total, done, done
         self._show, self._live = show, show and console.is_terminal
         left = (TimeRemainingColumn(), TextColumn("left"))
-        self._bar = Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(), *left, console=console)
+        self._bar = ProgressBar(TextColumn("step"), MofNCompleteColumn(), BarColumn(), *left, console=console)
         self._task = self._bar.add_task("", total=total, completed=done)
         self._notes: dict[str, str] = {}
         self._text = Text()
@@ -166,18 +201,17 @@ class _Screen:
 
     def start(self, title: str) -> None:
         self._start = time.perf_counter()
-        if self._show:
-            self._print(title)
+        self.print_line(title)
         if self._live:
             self._display.start()
 
     def start_waiting(self, what: str) -> None:
         self._text.plain = what
-        if self._show and not self._live:
-            self._print(what)
+        if not self._live:
+            self.print_line(what)
 
     def start_clock(self, waited_for: str) -> None:
-        """Take the time that is left from here on."""
+        """Count the time that is left from here on."""
         if self._text.plain == waited_for:
             self._text.plain = ""
         self._start = self._last_line = time.perf_counter()
@@ -186,46 +220,40 @@ class _Screen:
     def stop(self) -> None:
         if self._live:
             self._display.stop()
+        elif self._notes and self._step == self._total:
+            self._print_notes(left=0.0)  # only here, when the figures of the last step are complete
 
     def advance(self, step: int) -> None:
         self._step = step
         self._bar.update(self._task, completed=step)
 
-    def tell(self, line: str) -> None:
-        """Print a line, above the bar."""
-        if self._show:
-            self._print(line)
-
-    def tell_stopping(self) -> None:
+    def show_stopping(self) -> None:
         if self._live:  # the display's own thread draws it
             self._text.plain = "stopping after this step; Ctrl-C again to stop at once"
         elif self._show:
             os.write(2, b"stopping after this step\n")
 
     def note(self, kind: str, text: str) -> None:
-        """Show the newest text of its kind."""
+        """Show the newest figures of a kind, beside those of other kinds."""
         self._notes[kind] = text
-        self._text.plain = note = "  ".join(self._notes.values())
+        self._text.plain = "  ".join(self._notes.values())
         now = time.perf_counter()
-        if self._show and not self._live and (now - self._last_line > _PLAIN_EVERY or self._step == self._total):
+        if not self._live and now - self._last_line > _PLAIN_EVERY and self._step < self._total:
             self._last_line = now
-            left = (now - self._start) / max(1, self._step - self._first) * (self._total - self._step)
-            self._print(f"step {self._step}/{self._total}  {note}" + (f"  {duration(left)} left" if left else ""))
+            self._print_notes((now - self._start) / max(1, self._step - self._first) * (self._total - self._step))
 
-    def _print(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+    def print_line(self, line: str) -> None:
+        """Print a line; on a terminal, above the bar."""
+        if self._show:
+            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
-
-def duration(seconds: float) -> str:
-    """Seconds, minutes or hours, as one would say it."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+    def _print_notes(self, left: float) -> None:
+        figures = "  ".join(self._notes.values())
+        self.print_line(f"step {self._step}/{self._total}  {figures}" + (f"  {duration(left)} left" if left else ""))
 
 
 def _tensorboard(folder: Path, done: int) -> Any:
-    """A TensorBoard writer, or None when TensorBoard is not installed. What it showed after step `done` is dropped."""
+    """TensorBoard writer, or None if TensorBoard is not installed. What was shown after step `done` is dropped."""
     if importlib.util.find_spec("tensorboard") is None:
         return None
     from torch.utils.tensorboard import SummaryWriter

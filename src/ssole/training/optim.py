@@ -1,7 +1,8 @@
-"""Optimizers by name, with weight decay on weights of two or more dimensions only."""
+"""Optimizers by name, and the learning-rate schedule."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -31,13 +32,13 @@ def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     from timm.optim.muon import Muon
 
-    # steps are scaled to the size of AdamW's, which timm takes for what has no matrix to orthogonalise (1-d parameters)
+    # timm scales Muon's steps to the size of AdamW's, which it uses for 1-d parameters
     optimizer: torch.optim.Optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas)
     return optimizer
 
 
 def _fused(groups: Groups) -> bool | None:
-    """Whether to update in one pass over each weight, which CPUs and NVIDIA GPUs can; elsewhere as torch sees fit."""
+    """True where torch can update each weight in one pass (CPUs and NVIDIA GPUs), else None for its default."""
     kinds = {parameter.device.type for group in groups for parameter in group["params"]}
     return True if kinds <= {"cpu", "cuda"} else None
 
@@ -51,7 +52,7 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = 
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of a config. Biases and norm scales (1-d parameters) get no weight decay."""
+    """Optimizer of a model. Biases and norm scales (1-d parameters) get no weight decay."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups: Groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -64,3 +65,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+    """Learning rate of a step: linear warmup to `lr`, then a half cosine down to `final_lr` at the last step.
+
+    Args:
+        step: 0 for the first step, whose rate is lr / warmup_steps, so that it already moves the weights.
+        total: steps of the whole run.
+        config: `lr`, `final_lr` and `warmup_steps`.
+    """
+    warmup, lr, final_lr = config.warmup_steps, config.lr, config.final_lr
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - 1 - warmup)
+    return final_lr + 0.5 * (lr - final_lr) * (1 + math.cos(math.pi * min(1.0, progress)))

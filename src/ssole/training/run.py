@@ -1,8 +1,13 @@
-"""The run folder: settings, environment and metrics, each file written whole or not at all.
+"""Run: the folder of a pretraining run, and its files. Each is written whole or not at all.
 
-NAME/  config.yaml · environment.json · metrics.jsonl · checkpoints/ · backbone.safetensors · unreadable.jsonl if any ·
-       images.json, which images it was started on · listing.arrow, the paths of a folder of images ·
-       .lock, held while a process trains
+NAME/  config.yaml            every setting
+       environment.json       versions and hardware
+       metrics.jsonl          one line a log step
+       checkpoints/           see ssole.training.checkpoint
+       backbone.safetensors   the final weights
+       unreadable.jsonl       images that could not be read, if any
+       images.json            number and hash of the images that the run was started on
+       .lock                  held by the process that trains
 """
 
 from __future__ import annotations
@@ -22,7 +27,6 @@ from ssole.config import ConfigError, PretrainConfig, from_dict, read_settings, 
 from ssole.errors import DataError
 from ssole.files import remove_leftovers, write_text_atomically
 
-LISTING = "listing.arrow"
 _IMAGES = "images.json"
 
 
@@ -33,11 +37,11 @@ class Run:
     path: Path
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path))  # so that Run("runs/mine") will do
+        object.__setattr__(self, "path", Path(self.path))  # so that Run("runs/mine") works
 
     @property
     def config(self) -> PretrainConfig:
-        """The settings the run was started with.
+        """Settings that the run was started with.
 
         Raises:
             ConfigError: not a run folder, or its config.yaml was damaged.
@@ -51,12 +55,12 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def backbone_path(self) -> Path:
-        """The final weights, loadable with timm."""
+        """File of the final weights, which timm can load."""
         return self.path / "backbone.safetensors"
 
     @property
@@ -66,23 +70,23 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Versions and hardware that the run was started with."""
+        """Versions and hardware that the run was started on."""
         found: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
         return found
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl."""
+        """Lines of metrics.jsonl."""
         return _read_lines(self.path / "metrics.jsonl")
 
     @property
     def unreadable(self) -> list[dict[str, Any]]:
-        """Images that could not be read and were left out: {"index", "id", "reason"} each."""
+        """Images that could not be read and were left out, each as {"index", "id", "reason"}."""
         return _read_lines(self.path / "unreadable.jsonl")
 
 
 def create_run(path: Path, config: PretrainConfig) -> Run:
-    """Make the folder of a new run.
+    """Make a new run and its folder.
 
     Raises:
         ConfigError: the folder holds a run or anything else already, or cannot be made.
@@ -99,7 +103,7 @@ def create_run(path: Path, config: PretrainConfig) -> Run:
         run = Run(path)
         run.checkpoints.mkdir(parents=True)
         write_text_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        # last, because a folder with a config is a run
+        # last, because a folder with a config.yaml counts as a run
         write_text_atomically(path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
     except OSError as error:
         raise ConfigError(f"cannot make the run folder {path}: {error}") from None
@@ -107,8 +111,8 @@ def create_run(path: Path, config: PretrainConfig) -> Run:
 
 
 @contextmanager
-def alone_in(run: Run) -> Iterator[None]:
-    """Hold the run folder for this process; the operating system lets go of it however the process ends.
+def lock_run(run: Run) -> Iterator[None]:
+    """Lock of a run folder for this process. The operating system releases it however the process ends.
 
     Raises:
         ConfigError: another process is training there.
@@ -125,7 +129,7 @@ def alone_in(run: Run) -> Iterator[None]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, for the record."""
+    """Versions and hardware of this process, for the record."""
     import timm
 
     from ssole import __version__
@@ -153,19 +157,19 @@ def _processor() -> str:
 
 
 def rewind(run: Run, step: int) -> None:
-    """Bring the folder back to its checkpoint at `step`: a resumed run will write the later metrics again."""
+    """Remove leftovers and the metrics after `step`; a resumed run writes these metrics again."""
     remove_leftovers(run.path)
     remove_leftovers(run.checkpoints)
     _write_lines(run.path / "metrics.jsonl", [row for row in run.metrics if row["step"] <= step])
 
 
-def note_images(run: Run, images: int, ids_digest: str) -> None:
-    """Keep how many images there are and a hash of their ids, for :func:`require_same_images`."""
+def record_images(run: Run, images: int, ids_digest: str) -> None:
+    """Write the number of images and a hash of their ids, for :func:`require_same_images`."""
     write_text_atomically(run.path / _IMAGES, json.dumps({"images": images, "ids": ids_digest}) + "\n")
 
 
 def require_same_images(run: Run, images: int, ids_digest: str) -> None:
-    """Raise a DataError where the images, their names or their order are not those that the run was started on."""
+    """Raise a DataError unless the run was started on these images, with these ids in this order."""
     path = run.path / _IMAGES
     if not path.is_file():  # a run of an older version
         return
@@ -177,12 +181,12 @@ def require_same_images(run: Run, images: int, ids_digest: str) -> None:
     if before["ids"] != ids_digest:
         raise DataError(
             f"the run was started on as many images ({images}) by other names or in another order: resuming needs the "
-            "same, since every image's place in the order decides on its views"
+            "same, since the views of an image depend on its index"
         )
 
 
-def note_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:
-    """Add images (index, id, reason) to unreadable.jsonl; a resumed run need not meet all of them again."""
+def record_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:
+    """Add images (index, id, reason) to unreadable.jsonl. It keeps those that a resumed run does not meet again."""
     rows = {row["index"]: row for row in run.unreadable}
     new = {index: {"index": index, "id": name, "reason": reason} for index, name, reason in found}
     if new.keys() - rows.keys():
@@ -197,5 +201,5 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8")
-    # a kill may have cut the last line short: only what ends in a newline is whole
+    # A kill may have cut the last line short: only lines that end in a newline are complete.
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

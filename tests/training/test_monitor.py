@@ -1,4 +1,4 @@
-"""What is said about waiting for images: the share of the last minute, and once what would help."""
+"""Monitor: metrics, the share of time spent waiting for images, and what a plain terminal shows."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from listed import Listed, png
 from ssole.losses.ssole import SSOLETerms
 from ssole.training import monitor as module
 from ssole.training.checkpoint import Progress
-from ssole.training.monitor import Monitor
+from ssole.training.monitor import Monitor, WaitShare
 from ssole.training.run import Run
-from ssole.training.waiting import WaitShare
 
 
 def test_the_share_is_of_the_time() -> None:
@@ -58,14 +57,14 @@ def test_it_exceeds_a_limit_only_when_it_lasts() -> None:
 class Clock:
     """A monitor in a world whose time is what we say, over a feed that is waited for as long as we say."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, advice: str | None) -> None:
-        self.now, self.waited, self.text = 0.0, 0.0, advice
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, hint: str | None) -> None:
+        self.now, self.waited, self.text = 0.0, 0.0, hint
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
         done = Progress(step=0, images=10, seconds=0.0)
         self.run = Run(folder)
         self.monitor = Monitor(self.run, "a title", total=1000, done=done, feed=self, progress=True)
 
-    def advice(self) -> str | None:
+    def hint(self) -> str | None:
         return self.text
 
     def train(self, seconds: int, share: float) -> None:
@@ -78,7 +77,7 @@ class Clock:
             self.monitor.log(0, 0.1, terms, torch.randn(4, 2, 3))
 
 
-def test_long_waits_are_shown_written_and_advised_on_once(
+def test_long_waits_are_shown_written_and_hinted_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock(tmp_path, monkeypatch, "use a faster disk")
@@ -94,7 +93,7 @@ def test_long_waits_are_shown_written_and_advised_on_once(
     assert waits[-1] == pytest.approx(0.5)
 
 
-def test_no_advice_while_the_cache_is_filled(
+def test_no_hint_while_the_cache_is_filled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = Clock(tmp_path, monkeypatch, None)

@@ -21,7 +21,7 @@ from ssole import api
 from ssole.config import ConfigError
 from ssole.errors import DataError
 from ssole.training.checkpoint import checkpoint_steps
-from ssole.training.interrupt import Interrupted
+from ssole.training.loop import Interrupted
 from ssole.training.run import Run
 
 
@@ -233,8 +233,8 @@ def test_a_path_given_in_one_folder_is_found_from_another(photos: Path, monkeypa
 def test_two_processes_cannot_train_in_one_folder(tmp_path: Path) -> None:
     with pytest.raises(Crash):
         tiny.start(tmp_path / "run", evaluators={7: crash})
-    hold = "import sys, ssole, time\nfrom ssole.training.run import Run, alone_in\n"
-    hold += "with alone_in(Run(sys.argv[1])): print('held', flush=True); time.sleep(60)"
+    hold = "import sys, ssole, time\nfrom ssole.training.run import Run, lock_run\n"
+    hold += "with lock_run(Run(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "run")], stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"

@@ -1,0 +1,203 @@
+"""Learner: the encoder, loss and optimizer of a run, and its training step.
+
+The training loop, the doctor's trial and the benchmarks all take this step, so that they measure what runs do.
+
+Shape suffixes: B images, V views, C channels, S side of a crop, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ssole.config import PretrainConfig
+from ssole.losses import SSOLELoss
+from ssole.losses.ssole import SSOLETerms
+from ssole.models.backbone import Encoder, create_encoder, whiten_stem
+from ssole.models.compile import compile_encoder, wants_compiling
+from ssole.models.cpu import speed_up_convolutions
+from ssole.rng import Use, bits
+from ssole.runtime import keep_freed_memory, resolve_precision
+from ssole.training.optim import create_optimizer, set_learning_rate
+from ssole.views import make_views
+
+_HINT = "Training has left the region where it can learn: lower optim.lr, or set optim.warmup_steps or clip_grad_norm"
+
+
+class NonFiniteLossError(FloatingPointError):
+    """NaN or infinity in the loss or in the weights; the message names the step, counted from 1.
+
+    No checkpoint is written after the last good one.
+    """
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"step {step}: {what}. {_HINT}")
+        self.step = step
+
+
+class StepResult(NamedTuple):
+    """Loss terms and embeddings of one training step, both from before the weights were updated."""
+
+    terms: SSOLETerms
+    z_BVD: torch.Tensor
+
+
+class Learner:
+    """Encoder, loss and optimizer of a run, and the training step that they take together.
+
+        learner = Learner(config, device)
+        terms, z_BVD = learner.step(images, ids, epoch=0, lr=0.1)
+
+    Args:
+        config: the settings of the run; initial weights are a function of `config.seed`.
+        device: where the encoder is placed.
+
+    Attributes:
+        encoder: in training mode, in the form that trains fastest on the device; its weights and their names are those
+            of :func:`ssole.models.backbone.create_encoder`.
+        loss: the module that maps embeddings (B, V, D) to named terms.
+        optimizer: over all parameters of the encoder.
+        steps_done: number of steps taken so far; a restored checkpoint sets it.
+    """
+
+    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+        if device.type == "cpu":
+            keep_freed_memory()
+        self.config, self.device = config, device
+        self.encoder = _trainable_encoder(config, device)
+        # Looking at values makes an accelerator wait. There, the loss watch finds NaN and infinity later.
+        self.loss = SSOLELoss(**dataclasses.asdict(config.loss), check_input=device.type == "cpu")
+        self.optimizer = create_optimizer(self.encoder, config.optim)
+        self.steps_done = 0
+        self._watch = LossWatch(device)
+
+    def step(
+        self, images: torch.Tensor | list[torch.Tensor], ids: torch.Tensor, *, epoch: int, lr: float
+    ) -> StepResult:
+        """Take one training step on a batch of images.
+
+        Args:
+            images: uint8 or uint16 (B, C, H, W), or B tensors (C, h, w) of different sizes.
+            ids: int64 (B,), indices of the images in their data set.
+            epoch: number of the epoch, from 0; the views are a function of (seed, epoch, id).
+            lr: learning rate of this step.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite. On an accelerator, :meth:`check_losses` raises it later.
+        """
+        views = make_views(images, ids, recipe=self.config.augment, seed=self.config.seed, epoch=epoch)
+        if self.steps_done == 0 and self.config.model.stem_init == "whitening":
+            whiten_stem(self.encoder.backbone, views[0].flatten(0, 1))
+        return self.step_on_views(views, lr=lr)
+
+    def step_on_views(self, views: list[torch.Tensor], *, lr: float) -> StepResult:
+        """Take one training step on views that are made already, one tensor (B, V_g, C, S_g, S_g) a crop group."""
+        set_learning_rate(self.optimizer, lr)
+        _seed_layers(self.config.seed, self.steps_done)
+        z_BVD = self.embed(views)
+        terms = self.loss_terms(z_BVD)
+        self._watch.add(self.steps_done + 1, terms.total)
+        self.descend(terms.total)
+        self.steps_done += 1
+        return StepResult(terms, z_BVD)
+
+    def embed(self, views: list[torch.Tensor]) -> torch.Tensor:
+        """Embeddings (B, V, D) of all views; crop groups (B, V_g, C, S_g, S_g) are stacked along V."""
+        dtype = resolve_precision(self.config.precision, self.device)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            groups = [
+                self.encoder(x.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, x.shape[:2])
+                for x in views
+            ]
+        return torch.cat(groups, dim=1)
+
+    def loss_terms(self, z_BVD: torch.Tensor) -> SSOLETerms:
+        """Named loss terms of embeddings; an input that the loss refuses becomes an error that names the step."""
+        try:
+            return self.loss.terms(z_BVD)
+        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            raise NonFiniteLossError(self.steps_done + 1, str(error)) from error
+
+    def descend(self, loss: torch.Tensor) -> None:
+        """Gradient of the loss, clipped if the config says so, and the optimizer's update."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.config.optim.clip_grad_norm is not None:
+            nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.optim.clip_grad_norm)
+        self.optimizer.step()
+
+    def check_losses(self) -> None:
+        """Raise NonFiniteLossError if any loss since the last check was NaN or infinite."""
+        self._watch.check()
+
+    def check_weights(self) -> None:
+        """Raise NonFiniteLossError if any loss or weight is NaN or infinite. To be called before weights are saved.
+
+        A finite loss may have had an infinite gradient.
+        """
+        self.check_losses()
+        floats = [tensor for tensor in self.encoder.state_dict().values() if tensor.is_floating_point()]
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in floats]).all()):
+            raise NonFiniteLossError(self.steps_done, "it left weights that are not finite")
+
+    def wants_compiling(self, steps: int) -> bool:
+        """Whether a run of so many steps compiles the encoder: as its config says, or where it is known to pay."""
+        return wants_compiling(self.config, self.encoder, self.device, steps)
+
+    def compile(self, stopping: Callable[[], bool] = lambda: False) -> bool:
+        """Compile the encoder for the views of the config. Returns whether it is compiled; see `compile_encoder`."""
+        config, channels = self.config, self.config.channels or 3
+        views = [
+            torch.zeros(config.batch_size, crop.count, channels, crop.size, crop.size, device=self.device)
+            for crop in config.augment.crops
+        ]
+        required = config.compile == "always"
+        return compile_encoder(self.encoder, lambda: self.embed(views), required=required, stopping=stopping)
+
+
+class LossWatch:
+    """Check that raises NonFiniteLossError at the first loss that is NaN or infinite.
+
+    On a CPU it looks at once. Looking makes an accelerator wait, so there it looks when :meth:`check` is called, which
+    must be before anything is logged or saved. It still names the first such step.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._at_once = device.type == "cpu"
+        self._losses: list[tuple[int, torch.Tensor]] = []
+
+    def add(self, step: int, loss: torch.Tensor) -> None:
+        """Add the loss of a step, counted from 1."""
+        self._losses.append((step, loss.detach()))
+        if self._at_once:
+            self.check()
+
+    def check(self) -> None:
+        """Look at all losses since the last check."""
+        if not self._losses:
+            return
+        steps, losses = zip(*self._losses, strict=True)
+        self._losses = []
+        for step, loss in zip(steps, torch.stack(losses).tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(step, f"the loss is {loss}")
+
+
+def _trainable_encoder(config: PretrainConfig, device: torch.device) -> Encoder:
+    """Encoder at its initial weights, on the device, with the layers and memory format that train fastest there."""
+    encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed, channels=config.channels or 3)
+    encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    if device.type == "cpu":
+        speed_up_convolutions(encoder)
+    return encoder
+
+
+def _seed_layers(seed: int, step: int) -> None:
+    """Seed torch's generator, which dropout and similar layers draw from, with a function of (seed, step)."""
+    number = bits(seed, step, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), Use.LAYERS, 1)
+    torch.manual_seed(int(number))
