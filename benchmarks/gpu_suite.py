@@ -30,8 +30,8 @@ from loss import GRID, embeddings, gradient, hardware, oracle, textbook
 from measure import photographs, ratio
 from ssole.config import PretrainConfig, apply_overrides, from_dict, load_recipe
 from ssole.data.sources import open_source
-from ssole.data.store import ImageStore
-from ssole.evaluation.protocols import knn_evaluator
+from ssole.evaluation.evaluate import knn_evaluator
+from ssole.evaluation.preprocessing import Preprocessing
 from ssole.losses import SSOLELoss
 from ssole.runtime import resolve_device
 from step import Roofline, compete, synchronize
@@ -170,9 +170,10 @@ def timed_rate(run: ssole.Run) -> float:
 
 
 def cifar10_knn(data: str, test: str, config: PretrainConfig) -> Callable[[nn.Module], dict[str, float]]:
-    stores = [ImageStore(open_source(spec), progress=False) for spec in (data, test)]
     augment = config.augment
-    return knn_evaluator(*stores, image_size=augment.image_size, mean=augment.mean, std=augment.std)
+    preprocessing = Preprocessing(image_size=augment.image_size, mean=augment.mean, std=augment.std)
+    train_store, test_store = (preprocessing.open_store(open_source(spec), progress=False) for spec in (data, test))
+    return knn_evaluator(train_store, test_store, preprocessing)
 
 
 def views_piece(*, batches: Mapping[int, int], recipe: str = "cifar10", **overrides: Any) -> dict[str, Any]:

@@ -7,8 +7,8 @@ __version__ = "0.1.0"
 from ssole.api import pretrain, resume
 from ssole.config import ConfigError, Crop, PretrainConfig, ViewRecipe
 from ssole.errors import DataError
+from ssole.evaluation.evaluate import embed, evaluate
 from ssole.evaluation.features import Embeddings
-from ssole.evaluation.protocols import embed, evaluate
 from ssole.losses import OLELoss, SSOLELoss, nuclear_norm
 from ssole.models.load import load, untrained
 from ssole.training.run import Run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from torch import nn
 
 from ssole.data.arrays import ArraySource
 from ssole.data.store import ImageStore
-from ssole.evaluation.features import Embeddings, center_crop, extract, raw_pixels
+from ssole.evaluation.features import Embeddings, extract, raw_pixels
+from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import resolve_precision
 
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+AT_8 = Preprocessing(image_size=8, **HALF)
 
 
 class Images:
@@ -37,7 +40,7 @@ def random_images(*sizes: tuple[int, int]) -> Images:
 
 def test_images_of_the_right_size_pass_untouched() -> None:
     images = random_images(*[(8, 8)] * 70)
-    features = extract(nn.Flatten(), images, image_size=8, batch_size=16, precision="float32", **HALF)
+    features = extract(nn.Flatten(), images, AT_8, batch_size=16, precision="float32")
     expected = (torch.stack(images.images).double() / 255 - 0.5) / 0.25
     assert features.dtype == torch.float32
     np.testing.assert_allclose(features, expected.flatten(1), atol=1e-6)
@@ -45,35 +48,16 @@ def test_images_of_the_right_size_pass_untouched() -> None:
 
 def test_sizes_may_differ_and_order_is_kept() -> None:
     images = random_images((8, 8), (20, 9), (8, 30), (8, 8), (40, 40), (5, 6))
-    together = extract(nn.Flatten(), images, image_size=8, batch_size=4, precision="float32", **HALF)
+    together = extract(nn.Flatten(), images, AT_8, batch_size=4, precision="float32")
     for row, image in zip(together, images.images, strict=True):
-        alone = extract(nn.Flatten(), Images([image]), image_size=8, precision="float32", **HALF)
+        alone = extract(nn.Flatten(), Images([image]), AT_8, precision="float32")
         torch.testing.assert_close(row, alone[0])
-
-
-@pytest.mark.parametrize("size", [(50, 37), (32, 64), (20, 24), (33, 33)])
-def test_resizing_and_cropping_are_torchvisions(size: tuple[int, int]) -> None:
-    from torchvision.transforms import v2
-
-    image = torch.randint(256, (2, 3, *size), dtype=torch.uint8)
-    steps = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Resize(32, antialias=True)])
-    resized = steps(image)
-    top, left = ((side - 32) // 2 for side in resized.shape[-2:])
-    expected = resized[..., top : top + 32, left : left + 32]
-    crop = center_crop(image, 32)
-    assert crop.shape == (2, 3, 32, 32)
-    # The long side is rounded here and cut off there, which may shift pixels by less than one.
-    if min(size) * max(32 * max(size) / min(size) % 1, 0) == 0:
-        torch.testing.assert_close(crop, expected, rtol=0, atol=1e-5)
-    else:
-        assert (crop - expected).abs().mean() < 0.05
 
 
 def test_a_source_is_read_through_a_store() -> None:
     array = np.random.default_rng(0).integers(256, size=(10, 8, 8, 3), dtype=np.uint8)
     from_source, from_store = (
-        extract(nn.Flatten(), images, image_size=8, **HALF)
-        for images in (ArraySource(array), ImageStore(ArraySource(array)))
+        extract(nn.Flatten(), images, AT_8) for images in (ArraySource(array), ImageStore(ArraySource(array)))
     )
     assert torch.equal(from_source, from_store)
 
@@ -83,7 +67,7 @@ def test_the_model_is_left_as_it_was() -> None:
     model[1].eval()  # a frozen layer inside a training model
     before = {name: value.clone() for name, value in model.state_dict().items()}
     images = random_images(*[(8, 8)] * 6)
-    once, again = (extract(model, images, image_size=8, **HALF) for _ in range(2))
+    once, again = (extract(model, images, AT_8) for _ in range(2))
     assert torch.equal(once, again)
     assert [layer.training for layer in model] == [True, False, True, True, True]
     assert model.training
@@ -98,7 +82,7 @@ def test_the_model_is_left_as_it_was_when_it_fails() -> None:
 
     model = Broken()
     with pytest.raises(RuntimeError, match="out of order"):
-        extract(model, random_images((8, 8)), image_size=8, **HALF)
+        extract(model, random_images((8, 8)), AT_8)
     assert model.training
     assert torch.is_grad_enabled()
 
@@ -106,9 +90,7 @@ def test_the_model_is_left_as_it_was_when_it_fails() -> None:
 def test_bfloat16_is_close_to_float32() -> None:
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images = random_images(*[(8, 8)] * 6)
-    narrow, wide = (
-        extract(model, images, image_size=8, precision=precision, **HALF) for precision in ("bfloat16", "float32")
-    )
+    narrow, wide = (extract(model, images, AT_8, precision=precision) for precision in ("bfloat16", "float32"))
     assert narrow.dtype == torch.float32
     assert not torch.equal(narrow, wide)
     torch.testing.assert_close(narrow, wide, rtol=0.02, atol=0.02)
@@ -125,22 +107,23 @@ def test_features_that_are_none_are_refused(model: nn.Module, message: str) -> N
     if isinstance(model, nn.Sequential):
         model[1].weight.fill_(torch.nan)
     with pytest.raises(ValueError, match=message):
-        extract(model, random_images((8, 8)), image_size=8, **HALF)
+        extract(model, random_images((8, 8)), AT_8)
 
 
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="there are no images"):
-        extract(nn.Flatten(), Images([]), image_size=8, **HALF)
+        extract(nn.Flatten(), Images([]), AT_8)
     with pytest.raises(ValueError, match=r"mean is \(0.5,\)"):
-        extract(nn.Flatten(), random_images((8, 8)), image_size=8, mean=(0.5,), std=(1.0, 1.0, 1.0))
+        Preprocessing(image_size=8, mean=(0.5,), std=(1.0, 1.0, 1.0))
 
 
 def test_raw_pixels_are_the_normalised_pixels_shrunk_to_32() -> None:
     images = random_images((16, 16), (64, 64), (48, 40))
-    assert raw_pixels(images, 16).shape == (3, 3 * 16 * 16)
-    assert raw_pixels(images, 224).shape == (3, 3 * 32 * 32)
+    at_16 = Preprocessing(image_size=16, **HALF)
+    assert raw_pixels(images, at_16).shape == (3, 3 * 16 * 16)
+    assert raw_pixels(images, Preprocessing(image_size=224, **HALF)).shape == (3, 3 * 32 * 32)
     expected = (images.images[0].double() / 255 - 0.5) / 0.25
-    np.testing.assert_allclose(raw_pixels(images, 16, **HALF)[0], expected.flatten(), atol=1e-6)
+    np.testing.assert_allclose(raw_pixels(images, at_16)[0], expected.flatten(), atol=1e-6)
 
 
 def test_precision_is_resolved() -> None:

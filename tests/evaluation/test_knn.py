@@ -133,7 +133,7 @@ def test_accuracy_is_that_of_scikit_learn() -> None:
         ({"train_labels": torch.zeros(400)}, "dtype torch.float32"),
         ({"train_labels": torch.full((400,), -1)}, "labels range from -1"),
         ({"test_features": torch.zeros(5, 11)}, "last dimensions must be equal"),
-        ({"test_features": torch.zeros(0, 12)}, "there is nothing to judge"),
+        ({"test_features": torch.zeros(0, 12)}, "there is nothing to evaluate"),
         ({"test_features": torch.zeros(5, 12, dtype=torch.int64)}, "floating-point"),
         ({"test_features": torch.full((5, 12), torch.nan)}, "test features hold NaN or infinity in 5 of 5 rows"),
     ],

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from ssole.evaluation.datasets import stratified_split
 from ssole.evaluation.linear import linear_probe
-from ssole.evaluation.splits import stratified_split
 
 
 def problem(
@@ -125,14 +125,3 @@ def test_what_cannot_be_fitted_is_named(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         linear_probe(features, labels, **options)
-
-
-def test_splits_hold_out_a_share_of_every_class() -> None:
-    labels = torch.tensor([0] * 100 + [1] * 10 + [2] * 2 + [3])[torch.randperm(113)]
-    kept, held = stratified_split(labels, 0.2, seed=1)
-    assert labels[held].bincount(minlength=4).tolist() == [20, 2, 1, 0]
-    assert torch.cat([kept, held]).sort().values.tolist() == list(range(113))
-    assert torch.equal(stratified_split(labels, 0.2, seed=1)[1], held)
-    assert not torch.equal(stratified_split(labels, 0.2, seed=2)[1], held)
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        stratified_split(labels, 1.0, seed=1)

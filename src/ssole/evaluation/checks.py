@@ -1,13 +1,16 @@
-"""What every judge asks of the features and labels it is handed."""
+"""Checks of features and labels, and exact float32 products: what all metrics share."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 
 def check_finite(features: Tensor, what: str) -> None:
-    """Refuse anything but a non-empty, finite, floating-point (N, F) tensor; ``what`` names it in the message.
+    """Check of features: a non-empty, finite, floating-point (N, F); ``what`` names them in the message.
 
     Raises:
         ValueError: says what arrived; for NaN or infinity, how many rows are affected and the first of them.
@@ -17,7 +20,7 @@ def check_finite(features: Tensor, what: str) -> None:
             f"{what} have shape {tuple(features.shape)} and dtype {features.dtype}; a floating-point (N, F) is needed"
         )
     if not features.numel():
-        raise ValueError(f"{what} have shape {tuple(features.shape)}: there is nothing to judge")
+        raise ValueError(f"{what} have shape {tuple(features.shape)}: there is nothing to evaluate")
     if torch.isfinite(features).all():
         return
     bad = (~torch.isfinite(features).all(1)).nonzero()[:, 0]
@@ -28,7 +31,7 @@ def check_finite(features: Tensor, what: str) -> None:
 
 
 def check_labels(labels: Tensor, length: int, num_classes: int | None) -> tuple[Tensor, int]:
-    """Give ``labels`` as int64 and the number of classes; refuse what cannot be the labels of ``length`` images.
+    """Labels of ``length`` images as int64, and the number of classes.
 
     Raises:
         ValueError: for another length, a floating-point dtype, or a label outside [0, num_classes).
@@ -44,3 +47,18 @@ def check_labels(labels: Tensor, length: int, num_classes: int | None) -> tuple[
     if lowest < 0 or highest >= classes:
         raise ValueError(f"labels range from {lowest} to {highest}; they must be in [0, {classes})")
     return labels, classes
+
+
+@contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Context of full float32 products without gradients; the caller's precision settings are ignored inside.
+
+    TF32 or bfloat16 similarities would reorder close neighbours, and stop a solver far from its tolerance.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,4 +1,4 @@
-"""From what a user gave as data to what is judged: images to learn from, images to test on, labels that agree."""
+"""Evaluation data: train and test images with labels in one numbering, and stratified splits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ssole.data.base import Source, Spec, shared_labels
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
-from ssole.evaluation.splits import stratified_split
+from ssole.evaluation.preprocessing import Preprocessing
 
 HELD_OUT = 0.2
 """Share of each class that is held out for testing where the data have no test images."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Subset:
     """Some images of a store, by position, and their labels."""
 
     store: ImageStore
@@ -32,76 +32,73 @@ class Part:
     def __len__(self) -> int:
         return len(self.positions)
 
+    def __str__(self) -> str:
+        return f"{self.store.source.name}, {len(self)} images"
+
+    @classmethod
+    def whole(cls, store: ImageStore) -> Subset:
+        """All images of a store, without labels."""
+        return cls(store=store, positions=torch.arange(len(store)), labels=None)
+
     def get(self, indices: Tensor) -> Tensor | list[Tensor]:
-        """Images by position in this part."""
+        """Images by position in this subset."""
         return self.store.get(self.positions[indices])
 
     @property
     def readable(self) -> Tensor:
-        """(N,) bool: which rows are the image they stand for, as far as is known once all have been asked for.
+        """Mask (N,) of the images that can be read; complete once all of them have been asked for.
 
-        A store gives its next image in place of one that cannot be read, which its label says nothing about.
+        A store gives its next image in place of one that cannot be read, and the label does not belong to that.
         """
         bad = torch.tensor([index for index, _, _ in self.store.unreadable], dtype=torch.int64)
         return ~torch.isin(self.positions, bad)
 
-    def only(self, chosen: Tensor) -> Part:
-        """The images at these positions of this part."""
+    def select(self, chosen: Tensor) -> Subset:
+        """The images at these positions of this subset."""
         labels = None if self.labels is None else self.labels[chosen]
-        return Part(store=self.store, positions=self.positions[chosen], labels=labels)
-
-    def __str__(self) -> str:
-        return f"{self.store.source.name}, {len(self)} images"
+        return Subset(store=self.store, positions=self.positions[chosen], labels=labels)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """Images to judge features on; ``test`` is None, and ``train`` holds every image, when there are no labels."""
+class EvaluationData:
+    """Train and test images of an evaluation; without labels, ``test`` is None and ``train`` holds every image."""
 
-    train: Part
-    test: Part | None
+    train: Subset
+    test: Subset | None
     classes: int | None = None
+    """Number of classes."""
     notes: list[str] = field(default_factory=list)
+    """What a reader of the result must know about the data."""
 
 
-def open_judged(
-    data: Spec,
-    test: Spec | None,
-    *,
-    seed: int,
-    progress: bool = True,
-    shrink_to: int | None = None,
-    channels: int | None = None,
-) -> Judged:
-    """Open ``data`` and its test images: those given, or its own test split, or else a stratified hold-out by ``seed``.
+def open_data(
+    data: Spec, test: Spec | None, preprocessing: Preprocessing, *, seed: int, progress: bool = True
+) -> EvaluationData:
+    """Evaluation data, decoded for a model.
 
-    Args:
-        shrink_to, channels: as for :class:`~ssole.data.store.ImageStore`.
+    Test images are those given, else the test split of ``data``, else a stratified hold-out by ``seed``.
 
     Raises:
-        DataError: where either cannot be opened, only one has labels, or test has classes that train lacks.
+        DataError: where data cannot be opened, only one of the two has labels, or test has classes that train lacks.
     """
-
-    def store(source: Source) -> ImageStore:
-        return ImageStore(source, shrink_to=shrink_to, channels=channels, progress=progress)
-
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
         note = f"{source.name} has no labels: only label-free figures, which are no accuracies."
-        return Judged(train=_whole(store(source)), test=None, notes=[note])
-    other, why_not = _test_source(source, data, test)
-    train_store = store(source)
-    if other is not None:
-        return match(train_store, store(other))
-    part, notes = labelled(train_store, source.labels)
-    assert part.labels is not None
-    kept, held = stratified_split(part.labels, HELD_OUT, seed=seed)
-    notes = [f"No test split ({why_not}): tested on {len(held)} images held out of {len(part)} by seed {seed}.", *notes]
-    return _checked(part.only(kept), part.only(held), source.classes, notes)
+        store = preprocessing.open_store(source, progress=progress)
+        return EvaluationData(train=Subset.whole(store), test=None, notes=[note])
+    test_source, why_not = _test_source(source, data, test)
+    store = preprocessing.open_store(source, progress=progress)
+    if test_source is not None:
+        return match(store, preprocessing.open_store(test_source, progress=progress))
+    subset, notes = labelled(store, source.labels)
+    assert subset.labels is not None
+    kept, held = stratified_split(subset.labels, HELD_OUT, seed=seed)
+    note = f"No test split ({why_not}): tested on {len(held)} images held out of {len(subset)} by seed {seed}."
+    return _checked(subset.select(kept), subset.select(held), source.classes, [note, *notes])
 
 
-def match(train: ImageStore, test: ImageStore) -> Judged:
-    """The labelled images of two stores, with labels in one numbering.
+def match(train: ImageStore, test: ImageStore) -> EvaluationData:
+    """Evaluation data of two stores: their labelled images, with labels in one numbering.
 
     Raises:
         DataError: where either has no labels, or test has classes that train lacks.
@@ -111,7 +108,7 @@ def match(train: ImageStore, test: ImageStore) -> Judged:
     return _checked(train_part, test_part, names, train_notes + test_notes)
 
 
-def labelled(store: ImageStore, labels: NDArray[np.int64]) -> tuple[Part, list[str]]:
+def labelled(store: ImageStore, labels: NDArray[np.int64]) -> tuple[Subset, list[str]]:
     """The images of a store whose label is known (not negative), and a note if those are not all.
 
     Raises:
@@ -123,35 +120,66 @@ def labelled(store: ImageStore, labels: NDArray[np.int64]) -> tuple[Part, list[s
         raise DataError(f"none of the {len(store)} images of {store.source.name} has a label")
     missing = len(store) - len(known)
     notes = [f"{missing} of {len(store)} images of {store.source.name} have no label: left out."] if missing else []
-    return Part(store=store, positions=known, labels=all_labels[known]), notes
+    return Subset(store=store, positions=known, labels=all_labels[known]), notes
 
 
-def _checked(train: Part, test: Part, names: list[str] | None, notes: list[str]) -> Judged:
+def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
+    """Stratified random split: positions (kept, held out), both ascending, with ``share`` of each class held out.
+
+    At least one image of every class of two or more is held out, and at least one is kept; a class of one image is
+    kept. A function of the arguments alone, on every machine.
+
+    Args:
+        labels: (N,) integers.
+        share: in (0, 1).
+        seed: of the random choice.
+
+    Raises:
+        ValueError: when share is outside (0, 1), or nothing could be held out.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"the share to hold out is {share}; it must be between 0 and 1")
+    generator = torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    order = shuffled[labels.cpu()[shuffled].sort(stable=True).indices]
+    _, counts = labels.cpu().unique(return_counts=True)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for members in order.split(counts.tolist()):
+        held[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
+    if not held.any():
+        raise ValueError(f"no class of the {len(labels)} images has two of them: nothing can be held out")
+    return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[str]) -> EvaluationData:
     assert train.labels is not None
     assert test.labels is not None
-    learned, asked = set(train.labels.tolist()), set(test.labels.tolist())
+    in_train, in_test = set(train.labels.tolist()), set(test.labels.tolist())
 
     def listed(labels: set[int]) -> str:
         shown = [repr(names[label]) if names is not None else str(label) for label in sorted(labels)[:10]]
         return ", ".join(shown) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
 
-    if asked - learned:
+    if in_test - in_train:
         raise DataError(
             f"the test images ({test.store.source.name}) have classes that the training images "
-            f"({train.store.source.name}) lack: {listed(asked - learned)}. Training has {listed(learned)}. "
+            f"({train.store.source.name}) lack: {listed(in_test - in_train)}. Training has {listed(in_train)}. "
             "Give a training and a test set of the same classes"
         )
-    if len(learned) < 2:
-        raise DataError(f"all labels of {train} are {listed(learned)}: an accuracy needs at least two classes")
-    if learned - asked:
-        notes = [*notes, f"No test image is of {listed(learned - asked)}."]
-    return Judged(train=train, test=test, classes=max(learned) + 1, notes=notes)
+    if len(in_train) < 2:
+        raise DataError(f"all labels of {train} are {listed(in_train)}: an accuracy needs at least two classes")
+    if in_train - in_test:
+        notes = [*notes, f"No test image is of {listed(in_train - in_test)}."]
+    return EvaluationData(train=train, test=test, classes=max(in_train) + 1, notes=notes)
 
 
 def _test_source(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:
-    """Where the test images come from, or None and the reason why there are none."""
+    """Source of the test images, or None and the reason why there is none."""
     if test is not None:
-        return _given_test(test), ""
+        try:
+            return open_source(test, split="test"), ""
+        except DataError:  # it may have no splits: then all of it is meant
+            return open_source(test, split="train"), ""
     try:
         other = open_source(data, split="test")
     except DataError as error:
@@ -161,17 +189,5 @@ def _test_source(source: Source, data: Spec, test: Spec | None) -> tuple[Source 
     return (None, f"{source.name} is one set of images") if same else (other, "")
 
 
-def _given_test(test: Spec) -> Source:
-    """What was given as test images: its test split, or all of it where it has no splits."""
-    try:
-        return open_source(test, split="test")
-    except DataError:
-        return open_source(test, split="train")
-
-
 def _ids(source: Source) -> list[str]:
     return [source.id(i) for i in range(len(source))]
-
-
-def _whole(store: ImageStore) -> Part:
-    return Part(store=store, positions=torch.arange(len(store)), labels=None)

@@ -1,7 +1,7 @@
-"""Weighted nearest-neighbour classification of frozen features.
+"""kNN: weighted nearest-neighbour classification of frozen features.
 
-The protocol of Wu et al. 2018 (arXiv:1805.01978, section 3.4), as used by DINO (Caron et al. 2021): cosine similarity s
-to the training images, the k nearest vote for their class with weight exp(s / tau). Exact search, no index.
+The protocol of Wu et al. 2018 (arXiv:1805.01978, section 3.4), as used by DINO (Caron et al. 2021): the k training
+images with the highest cosine similarity s vote for their class with weight exp(s / tau). The search is exact.
 
 Shape suffixes: N training images, Q queries, K neighbours, C classes, F features.
 """
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssole.evaluation.checks import check_finite, check_labels
-from ssole.evaluation.numerics import exact_float32
+from ssole.evaluation.checks import check_finite, check_labels, exact_float32
 
 SIMILARITY_BYTES = 256 * 2**20
-"""Bound on one block of the query x train similarity matrix."""
+"""Largest block of the query x train similarity matrix."""
 
 
 def knn_classify(
@@ -32,10 +31,11 @@ def knn_classify(
 ) -> dict[int, Tensor]:
     """Class scores of each query, for each number of neighbours in ``k``: {k: (Q, C) float32 on the features' device}.
 
-    score_c = sum over the k nearest of class c of exp(s / tau), divided by the sum over all classes, so that rows sum
-    to 1; a class no neighbour belongs to has exactly 0. ``argmax(1)`` is the prediction (the lowest class wins a tie).
-    The neighbours are searched once, for max(k). Equally similar training images are taken in order of their index,
-    so the outcome does not depend on the search routine.
+        score_c = sum over neighbours of class c of exp(s / tau)  /  the same sum over all neighbours
+
+    Rows sum to 1, and a class without neighbours has exactly 0. ``argmax(1)`` is the prediction; the lowest class wins
+    a tie. The neighbours are searched once, for max(k). Equally similar training images are taken in order of their
+    index, so the result does not depend on the search routine.
 
     Args:
         train_features: (N, F), floating point, finite; need not be normalised. A zero row has similarity 0 to all.
@@ -64,7 +64,7 @@ def knn_classify(
 
 
 def nearest(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k most cosine-similar training rows of each query, best first: (Q, k) float32 similarities, int64 indices.
+    """The k nearest training rows of each query, best first: (Q, k) cosine similarities, float32, and indices, int64.
 
     Memory beyond the features and the result is bounded by a few times ``SIMILARITY_BYTES``.
     """
@@ -82,9 +82,9 @@ def nearest(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tens
 
 
 def accuracy(scores: Tensor, labels: Tensor, *, top: int = 1) -> float:
-    """Share of rows whose label is among the ``top`` best scores of (Q, C); equal scores rank by class index.
+    """Accuracy: share of rows whose label is among the ``top`` best scores of (Q, C).
 
-    A class with a score of 0 is no prediction, and so never counts as right.
+    Equal scores rank by class index. A class with a score of 0 is no prediction and never counts as right.
     """
     label_Q1 = labels.to(scores.device).long()[:, None]
     own_Q1 = scores.gather(1, label_Q1)
@@ -94,12 +94,12 @@ def accuracy(scores: Tensor, labels: Tensor, *, top: int = 1) -> float:
 
 
 def _top(similarity_QN: Tensor, k: int) -> Tensor:
-    """Indices (Q, k) of the k largest per row, descending; among equals the lowest index first."""
+    """Indices (Q, k) of the k largest values of each row, descending; among equals the lowest index first."""
     extra = min(k + 1, similarity_QN.shape[1])
     value_QK, index_QK = similarity_QN.topk(extra, dim=1)
     index_QK = index_QK[:, :k]
     if extra > k:
-        # topk leaves open which of several equals at the edge it takes; the (k + 1)-th value tells where that matters.
+        # topk may take any of several equals at the edge; the (k + 1)-th value shows in which rows that matters.
         tied = (value_QK[:, k - 1] == value_QK[:, k]).nonzero()[:, 0]
         if len(tied):
             index_QK = index_QK.index_copy(0, tied, _first_at_the_edge(similarity_QN[tied], value_QK[tied, k - 1], k))
@@ -109,7 +109,7 @@ def _top(similarity_QN: Tensor, k: int) -> Tensor:
 
 
 def _first_at_the_edge(similarity_RN: Tensor, edge_R: Tensor, k: int) -> Tensor:
-    """Indices (R, k), ascending, of all above the edge value and the first ones equal to it."""
+    """Indices (R, k), ascending, of all values above the edge value and of the first ones equal to it."""
     above = similarity_RN > edge_R[:, None]
     equal = similarity_RN == edge_R[:, None]
     room_R1 = k - above.sum(1, keepdim=True)

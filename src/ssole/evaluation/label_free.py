@@ -1,6 +1,6 @@
-"""What features tell about themselves when there are no labels.
+"""Label-free metrics of features: effective rank, RankMe, alignment and uniformity.
 
-None of these is an accuracy: they tell a collapsed or degenerate representation from a live one, and rank runs of one
+None of these is an accuracy. They tell a collapsed or degenerate representation from a live one, and rank runs of one
 method on one dataset, no more.
 
 Shape suffixes: N images, F features.
@@ -12,44 +12,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssole.evaluation.checks import check_finite
-from ssole.evaluation.numerics import exact_float32
+from ssole.evaluation.checks import check_finite, exact_float32
+from ssole.spectrum import effective_rank
 
 SAMPLE = 25_600
-"""Images used at most by the ranks: the number that Garrido et al. found enough for ImageNet."""
+"""Most images that the ranks use: the number that Garrido et al. found enough for ImageNet."""
 PAIRS_SAMPLE = 10_000
-"""Images used at most by uniformity, whose cost is quadratic."""
+"""Most images that uniformity uses, whose cost is quadratic."""
 
 
 def rankme(features: Tensor, *, eps: float = 1e-7, seed: int = 0) -> float:
-    """RankMe: exp of the entropy of the normalised singular values of the features as they are, in [1, min(N, F)].
+    """RankMe: effective rank of the features as they are, in [0, min(N, F)].
 
-        p_k = sigma_k / |sigma|_1 + eps        RankMe = exp(- sum_k p_k log p_k)
-
-    Garrido et al. 2023 (arXiv:2210.02885), eq. 1-2; with features rather than embeddings, see their section 3.3. A
-    common mean is part of the spectrum; :func:`effective_rank` leaves it out.
+    See :func:`ssole.spectrum.effective_rank` for the formula. Garrido et al. 2023 (arXiv:2210.02885), eq. 1-2; with
+    features rather than embeddings, see their section 3.3. A common mean is part of the spectrum;
+    :func:`centred_effective_rank` leaves it out.
 
     Args:
         features: (N, F), floating point, finite. More than 25,600 rows: a random choice of that many by ``seed``.
         eps: as published; it keeps the logarithm finite, and adds less than 2e-6 F to the entropy.
+        seed: of that choice.
 
     Raises:
         ValueError: for anything but a finite (N, F).
     """
-    return _entropy_rank(_sample(features, SAMPLE, seed), eps)
+    return float(effective_rank(_sample(features, SAMPLE, seed), eps=eps))
 
 
-def effective_rank(features: Tensor, *, seed: int = 0) -> float:
-    """Effective rank of the spread of the features: as :func:`rankme`, of the features less their mean, with eps = 0.
+def centred_effective_rank(features: Tensor, *, seed: int = 0) -> float:
+    """Effective rank of the features minus their mean, in [0, min(N, F)]; 0 when all features are equal.
 
-    Roy and Vetterli, "The effective rank", EUSIPCO 2007. It is 0 when all features are equal: nothing is spread.
+    Arguments and errors as for :func:`rankme`, whose ``eps`` is 0 here.
     """
     features = _sample(features, SAMPLE, seed)
     centred = features.double() - features.double().mean(0)
-    # Equal features leave the rounding of their mean behind, which is not a spread.
+    # Equal features leave the rounding of their mean behind, which is no variation.
     if centred.abs().max() <= 1e-6 * features.abs().max():
         return 0.0
-    return _entropy_rank(centred, 0.0)
+    return float(effective_rank(centred))
 
 
 def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
@@ -75,7 +75,7 @@ def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
 
 
 def uniformity(features: Tensor, *, t: float = 2.0, seed: int = 0) -> float:
-    """How evenly unit features cover the sphere: 0 when all are equal, towards -2 t for a high-dimensional uniform.
+    """Uniformity of unit features on the sphere: 0 when all are equal, towards -2 t for a high-dimensional uniform.
 
         log mean_{n < m} exp(- t |x_n - x_m|²),   x scaled to unit length
 
@@ -84,6 +84,7 @@ def uniformity(features: Tensor, *, t: float = 2.0, seed: int = 0) -> float:
     Args:
         features: (N, F) with N >= 2. More than 10,000 rows: a random choice of that many by ``seed``.
         t: above 0.
+        seed: of that choice.
 
     Raises:
         ValueError: for fewer than two rows, or features that are not a finite (N, F).
@@ -100,21 +101,6 @@ def uniformity(features: Tensor, *, t: float = 2.0, seed: int = 0) -> float:
             kernel.diagonal(offset=start).zero_()  # an image with itself is no pair
             total += kernel.sum(dtype=torch.float64)
     return float((total / (count * (count - 1))).log())
-
-
-def _entropy_rank(features_NF: Tensor, eps: float) -> float:
-    """exp of the entropy of the normalised singular values, from the smaller Gram matrix in float64.
-
-    Its rounding shows in singular values below 1e-8 of the largest, which weigh nothing here.
-    """
-    wide_NF = features_NF.double()
-    if wide_NF.shape[0] < wide_NF.shape[1]:
-        wide_NF = wide_NF.T
-    sigma = torch.linalg.eigvalsh(wide_NF.T @ wide_NF).clamp_min(0).sqrt()
-    if sigma.sum() == 0:
-        return 0.0
-    share = sigma / sigma.sum() + eps
-    return float(torch.special.entr(share).sum().exp())
 
 
 def _sample(features: Tensor, limit: int, seed: int) -> Tensor:

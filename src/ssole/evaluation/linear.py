@@ -1,13 +1,13 @@
-"""Linear probe: how well a linear classifier does on frozen features.
+"""Linear probe: a linear classifier of frozen features.
 
 Multinomial logistic regression with an l2 penalty, the objective of scikit-learn's ``LogisticRegression``: over weights
 W (F, C) and biases b (C,), with c the inverse penalty (their ``C``) and x standardised,
 
     mean_n [ logsumexp(x_n W + b) - (x_n W + b)_{y_n} ]  +  |W|² / (2 N c)
 
-Convex, so there is one answer; L-BFGS finds it. Features of a network are strongly correlated, which costs plain L-BFGS
-hundreds of steps, so it works in coordinates in which the objective is nearly round: the principal axes of x, each
-divided by the square root of an estimate of the curvature along it. The objective, and so the answer, is unchanged.
+The objective is convex, so it has one minimum, and L-BFGS finds it. Features of a network are strongly correlated,
+which costs plain L-BFGS hundreds of steps. So the solver uses coordinates in which the objective is nearly round: the
+principal axes of x, each divided by the square root of an estimate of the curvature along it. The minimum is the same.
 
 Shape suffixes: N images, F features, C classes.
 """
@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssole.evaluation.checks import check_finite, check_labels
-from ssole.evaluation.numerics import exact_float32
-from ssole.evaluation.splits import stratified_split
+from ssole.evaluation.checks import check_finite, check_labels, exact_float32
+from ssole.evaluation.datasets import stratified_split
 
 C_GRID = tuple(10.0 ** (power / 2) for power in range(-10, 5))
 """Inverse penalties tried by default: 1e-5 to 100 in half decades."""
@@ -31,7 +30,7 @@ C_GRID = tuple(10.0 ** (power / 2) for power in range(-10, 5))
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe:
-    """A fitted probe; ``weight`` and ``bias`` apply to features as they are (standardisation is folded in)."""
+    """Fitted linear probe; ``weight`` and ``bias`` apply to features as they are (standardisation is folded in)."""
 
     weight: Tensor
     """(C, F) float64. The row of a class without training images is zero."""
@@ -44,7 +43,7 @@ class LinearProbe:
     iterations: int
     """L-BFGS iterations, the sweep included."""
     validation: dict[float, float]
-    """Accuracy on the held-out part of train, for each inverse penalty tried; empty when only one was given."""
+    """Accuracy on the held-out part of train by inverse penalty; empty when only one was given."""
 
     def scores(self, features: Tensor) -> Tensor:
         """Class probabilities (N, C), float64, of features (N, F)."""
@@ -63,11 +62,11 @@ def linear_probe(
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
 ) -> LinearProbe:
-    """Fit the probe, choosing the inverse penalty on a part of train that is held out for it.
+    """Fit a linear probe, and choose its inverse penalty on a held-out part of train.
 
-    The values of ``c`` are tried in ascending order, each fit starting from the last, on 1 - ``validation_share`` of
-    every class; the most accurate on the rest is taken (the smallest of equals) and fitted on all of train. Test images
-    are not an argument.
+    The values of ``c`` are tried in ascending order on 1 - ``validation_share`` of every class; each fit starts from
+    the last. The value with the best accuracy on the rest (the smallest of equals) is fitted on all of train. Test
+    images are not an argument.
 
     Args:
         train_features: (N, F), floating point, finite; the fit runs on their device, in float32 (float64 if they are).
@@ -75,9 +74,9 @@ def linear_probe(
         c: inverse penalties to choose from, or a single one.
         num_classes: C; by default the largest label + 1.
         validation_share: of each class, held out for the choice.
-        seed: of that split, a stratified one.
-        tolerance: largest entry of the gradient, in the preconditioned coordinates, to call converged. There the
-            curvature is near 1, so the objective is within about F C tolerance² / 2 of its minimum.
+        seed: of that stratified split.
+        tolerance: the fit has converged when no entry of the gradient in the preconditioned coordinates is larger.
+            There the curvature is near 1, so the objective is within about F C tolerance² / 2 of its minimum.
         max_iterations: limit for each fit.
 
     Raises:
@@ -115,9 +114,9 @@ def linear_probe(
 
 
 class _Logistic:
-    """The objective on some images, and the best weights found so far: in principal axes, ``solution_GC`` (F + 1, C).
+    """Objective of the probe on some images, and the best weights so far.
 
-    The last row is the bias.
+    ``solution_GC`` holds them in principal axes, (F + 1, C); the last row is the bias.
     """
 
     def __init__(self, features_NF: Tensor, labels_N: Tensor) -> None:
@@ -135,7 +134,7 @@ class _Logistic:
         self.converged = False
 
     def solve(self, c: float, tolerance: float, max_iterations: int) -> int:
-        """Move the solution to the minimum for inverse penalty ``c``; gives the number of iterations."""
+        """Move the solution to the minimum for inverse penalty ``c``, and return the number of iterations."""
         penalty_G1 = torch.full_like(self.variance_G, 1 / (len(self.labels_N1) * c))[:, None]
         penalty_G1[-1] = 0
         # The Hessian is about (mean of p (1 - p)) x variance + penalty on the diagonal. The floor under the mean, one
@@ -157,8 +156,8 @@ class _Logistic:
             line_search_fn="strong_wolfe",
         )
 
-        # In units of the tolerance: torch's solver learns nothing from a step on which the inner product of the changes
-        # of gradient and point is below 1e-10, and would crawl towards a tight tolerance.
+        # In units of the tolerance: torch's solver ignores a step when the inner product of its changes of gradient and
+        # point is below 1e-10, and would crawl towards a tight tolerance.
         def objective() -> float:
             weight_GC = point_GC.detach() * scale_GC
             loss, gradient_GC = self._loss(weight_GC)
@@ -177,7 +176,7 @@ class _Logistic:
         return weight_CF, self.solution_GC[-1] - weight_CF @ self.mean_F
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Share of other images that the present solution classifies right."""
+        """Accuracy of the present solution on other images."""
         return int((_logits(features, *self.classifier()).argmax(1) == labels).sum()) / len(labels)
 
     def _forward(self, weight_GC: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,7 +199,7 @@ class _Logistic:
 
 
 def _logits(features_NF: Tensor, weight_CF: Tensor, bias_C: Tensor) -> Tensor:
-    """(N, C) float64, in blocks that bound the memory of the wider copy."""
+    """Logits (N, C) float64, in blocks that bound the memory of the wider copy."""
     blocks = [torch.addmm(bias_C, block.double(), weight_CF.T) for block in torch.split(features_NF, 8192)]
     return torch.cat(blocks)
 

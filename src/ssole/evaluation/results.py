@@ -1,4 +1,4 @@
-"""What a judgement came to."""
+"""Results of an evaluation: scores, their table and their JSON."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One figure and how far to trust it."""
+    """One figure and its uncertainty."""
 
     value: float
     """The figure: of one run, or the mean over several."""
     std: float | None
     """For several runs, the standard deviation between them (n - 1 in the denominator). For the accuracy of one run,
-    the binomial standard error that ``n`` test images leave, sqrt(a (1 - a) / n): it covers the choice of test images
-    and not that of the seed. None for a label-free figure of one run."""
+    its binomial standard error sqrt(a (1 - a) / n), which covers the choice of test images and not that of the seed.
+    None for a label-free figure of one run."""
     n: int
-    """Images the figure was measured on."""
+    """Number of images that the figure was measured on."""
     runs: int = 1
 
     @classmethod
     def accuracy(cls, value: float, n: int) -> Score:
-        """Of one run on ``n`` test images."""
+        """Accuracy of one run on ``n`` test images."""
         return cls(value=value, std=math.sqrt(value * (1 - value) / n), n=n)
 
     @classmethod
     def over_runs(cls, scores: Sequence[Score]) -> Score:
-        """Mean and standard deviation of the same figure of several runs; a single score is returned as it is."""
+        """Mean and standard deviation of one figure over several runs; a single score is returned as it is."""
         if len(scores) == 1:
             return scores[0]
         values = [score.value for score in scores]
@@ -52,32 +52,32 @@ METRICS = {
     "knn20_top5": "kNN k=20, top 5",
     "knn10_top5": "kNN k=10, top 5",
     "linear_top5": "linear probe, top 5",
-    "effective_rank": "effective rank",
+    "centred_effective_rank": "effective rank, centred",
     "rankme": "RankMe",
     "alignment": "alignment",
     "uniformity": "uniformity",
 }
-"""Headings of the figures. Those of accuracies are shares in [0, 1], shown in per cent."""
-LABEL_FREE = ("effective_rank", "rankme", "alignment", "uniformity")
+"""Headings of the metrics, in the order to show them. Accuracies are shares in [0, 1], shown in per cent."""
+LABEL_FREE = ("centred_effective_rank", "rankme", "alignment", "uniformity")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """Figures by row (what was judged) and by metric (how); both in the order to show them."""
+    """Result of an evaluation: scores by row (a model or baseline) and by metric, both in the order to show them."""
 
     rows: dict[str, dict[str, Score]]
     train: str
-    """Where the images that classifiers learned from came from, and how many."""
+    """Name and number of the images that classifiers were fitted on."""
     test: str | None
-    """Likewise of the test images; None when nothing was classified."""
+    """Name and number of the test images; None without labels."""
     classes: int | None = None
     notes: list[str] = field(default_factory=list)
     """What a reader must know: a hold-out split, missing labels, images left out, a probe that did not converge."""
     probes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Of each row's linear probes, one a run: the chosen ``c``, ``converged``, ``iterations``, and ``validation``."""
+    """Linear probes by row, one for each run: the chosen ``c``, ``converged``, ``iterations`` and ``validation``."""
 
     def table(self) -> Table:
-        """For ``rich.print``."""
+        """Table for ``rich.print``."""
         from rich.table import Table
 
         where = f"test: {self.test}" if self.test is not None else f"images: {self.train}"
@@ -86,7 +86,7 @@ class EvaluationResult:
         table = Table(title=f"Frozen features; {where}", caption="\n".join(self.notes) or None, caption_justify="left")
         cells = [["", *self.rows]]
         cells += [[METRICS[name], *(_cell(name, row.get(name)) for row in self.rows.values())] for name in shown]
-        if len(shown) <= 4:  # beyond that, columns would not fit a terminal: the figures then go down the page
+        if len(shown) <= 4:  # more columns would not fit a terminal: metrics then go down the page
             cells = [list(line) for line in zip(*cells, strict=True)]
         for heading in cells[0]:
             table.add_column(heading, justify="right" if heading else "left")
@@ -95,11 +95,11 @@ class EvaluationResult:
         return table
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The result as plain dicts and lists, ready for JSON."""
         return asdict(self)
 
     def save(self, path: str | PathLike[str]) -> Path:
-        """Write :meth:`to_dict` as JSON; the file appears whole or not at all."""
+        """Write the result as JSON; the file appears whole or not at all."""
         path = Path(path)
         write_text_atomically(path, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         return path

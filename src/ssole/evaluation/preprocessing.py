@@ -1,0 +1,141 @@
+"""Preprocessing of a frozen model: decoding size, centre crop and normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssole.data.base import Source
+from ssole.data.store import ImageStore
+from ssole.models.load import LoadedBackbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """Preprocessing of a frozen model, from decoded images to its input.
+
+    Calling it centre-crops (:func:`center_crop`), scales to [0, 1] and normalises. kNN while training, evaluation and
+    embedding all use it, so that one set of weights gives one figure.
+
+    Raises:
+        ValueError: where mean and std are not one number for each channel, or a std is not above 0.
+    """
+
+    image_size: int
+    """S, the side of the model's square input in pixels."""
+    mean: tuple[float, ...]
+    """Mean of each channel, for images in [0, 1]."""
+    std: tuple[float, ...]
+    """Standard deviation of each channel, for images in [0, 1]."""
+    channels: int | None = None
+    """Channels of images kept at full depth, or None for red, green and blue."""
+
+    def __post_init__(self) -> None:
+        if not len(self.mean) == len(self.std) >= 1 or min(self.std) <= 0:
+            raise ValueError(
+                f"mean is {tuple(self.mean)} and std {tuple(self.std)}; a number for each channel is needed (three for "
+                "red, green and blue), std above 0"
+            )
+
+    @classmethod
+    def from_model(
+        cls,
+        model: nn.Module,
+        *,
+        image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Preprocessing:
+        """Preprocessing of a model: the arguments, else attributes of these names, else timm's ``pretrained_cfg``.
+
+        Raises:
+            ValueError: names the settings that are found nowhere.
+        """
+        timm_config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+        timm_config = timm_config if isinstance(timm_config, Mapping) else vars(timm_config)
+        input_size = timm_config.get("input_size") or (None, None, None)
+        fallback = {"image_size": input_size[-1], "mean": timm_config.get("mean"), "std": timm_config.get("std")}
+        given = {"image_size": image_size, "mean": mean, "std": std}
+        found: dict[str, Any] = {
+            name: value if value is not None else getattr(model, name, None) or fallback[name]
+            for name, value in given.items()
+        }
+        missing = [name for name, value in found.items() if value is None]
+        if missing:
+            raise ValueError(
+                f"the preprocessing of {type(model).__name__} is unknown: pass {', '.join(missing)} "
+                "(the side of its square input; the channel means and deviations that its images were normalised with)"
+            )
+        return cls(
+            image_size=int(found["image_size"]),
+            mean=tuple(found["mean"]),
+            std=tuple(found["std"]),
+            # Other modules may have an attribute of this name that means something else.
+            channels=model.channels if isinstance(model, LoadedBackbone) else None,
+        )
+
+    @property
+    def decode_size(self) -> int:
+        """Shorter side to which larger images are reduced on decoding, in pixels.
+
+        Whole photographs would fill the memory. Twice the size of the input is left for the exact resize.
+        """
+        return 2 * self.image_size
+
+    def open_store(self, source: Source, **options: Any) -> ImageStore:
+        """Store of a source's images, decoded for this model; ``options`` are further ones of :class:`ImageStore`."""
+        return ImageStore(source, shrink_to=self.decode_size, channels=self.channels, **options)
+
+    def suits(self, store: ImageStore) -> bool:
+        """Whether a store holds the same pixels as :meth:`open_store` would.
+
+        It does when it decodes at the same size, or when all its images are so small that neither size reduces them.
+        """
+        if store.channels != self.channels:
+            return False
+        if store.shrink_to == self.decode_size:
+            return True
+        if store.images is None:
+            return False
+        side = min(store.images.shape[-2:])  # equal to the store's size, it may be what a larger image was reduced to
+        return side <= self.decode_size and (store.shrink_to is None or side < store.shrink_to)
+
+    def __call__(self, images: Tensor | Sequence[Tensor], *, device: torch.device | str | None = None) -> Tensor:
+        """Model input (B, C, S, S), float32, of uint8 or uint16 images (B, C, H, W) or a list of B tensors (C, h, w).
+
+        Args:
+            images: decoded images.
+            device: where to compute; by default where the images are.
+        """
+        crops = center_crop(images, self.image_size, device=device)
+        mean_C11, std_C11 = (torch.tensor(list(v), device=crops.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return torch.addcmul(-mean_C11 / std_C11, crops, 1 / std_C11)
+
+
+def center_crop(images: Tensor | Sequence[Tensor], size: int, *, device: torch.device | str | None = None) -> Tensor:
+    """Centre crops (B, C, size, size), float32 in [0, 1].
+
+    The shorter side is resized to ``size`` (bilinear, antialiased) and the middle square is kept. Images already of
+    that size pass untouched.
+
+    Args:
+        images: uint8 or uint16 (B, C, H, W), or a list of B tensors (C, h, w).
+        size: side of the square in pixels.
+        device: where to compute; by default where the images are.
+    """
+    if not isinstance(images, Tensor):
+        return torch.cat([center_crop(image[None], size, device=device) for image in images])
+    scaled = images.to(device, non_blocking=True).float() / torch.iinfo(images.dtype).max
+    height, width = scaled.shape[-2:]
+    if min(height, width) != size:
+        short = min(height, width)
+        shape = [max(size, round(side * size / short)) for side in (height, width)]
+        scaled = F.interpolate(scaled, shape, mode="bilinear", antialias=True, align_corners=False)
+        height, width = shape
+    top, left = (height - size) // 2, (width - size) // 2
+    return scaled[..., top : top + size, left : left + size]

@@ -1,0 +1,37 @@
+"""Images whose class is their colour, and a model that sees it: evaluations whose result is known."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ssole.data.arrays import ArraySource
+from ssole.evaluation.evaluate import evaluate
+
+evaluate_quietly = partial(evaluate, progress=False, device="cpu", precision="float32")
+
+
+class MeanColour(nn.Module):
+    """Features that tell the classes below apart: the channel means."""
+
+    image_size, mean, std = 8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) * self.scale
+
+
+def coloured(n: int, *, seed: int, noise: int = 60, names: tuple[str, ...] | None = ("red", "green", "blue")) -> Any:
+    """Noise with one channel raised, which is the class."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 3
+    images = rng.integers(0, 256 - noise, size=(n, 8, 8, 3), dtype=np.uint8)
+    images[np.arange(n), :, :, labels] += np.uint8(noise)
+    return ArraySource(images, labels, classes=names, name=f"coloured-{seed}")

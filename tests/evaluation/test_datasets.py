@@ -1,0 +1,74 @@
+"""Evaluation data: test images, held-out images, and labels in one numbering."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from coloured import MeanColour, coloured, evaluate_quietly
+from PIL import Image
+
+from ssole.data.arrays import ArraySource
+from ssole.errors import DataError
+from ssole.evaluation.datasets import stratified_split
+
+
+def test_without_test_images_a_stated_share_is_held_out() -> None:
+    data = coloured(210, seed=0)
+    first, again = (evaluate_quietly(MeanColour(), data, baselines=False, seed=4) for _ in range(2))
+    assert "tested on 42 images held out of 210 by seed 4" in first.notes[0]
+    assert first.rows["trained"]["linear"].n == 42
+    assert first.to_dict() == again.to_dict()
+
+
+def test_a_folder_without_splits_is_never_tested_on_itself(tmp_path: Path) -> None:
+    source = coloured(60, seed=0)
+    for i in range(60):
+        folder = tmp_path / "test" / source.classes[source.labels[i]]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(source.read(i)).save(folder / f"{i}.png")
+    for data in (tmp_path, tmp_path / "test"):  # a folder named test opens as either split
+        result = evaluate_quietly(MeanColour(), str(data / "test" if data == tmp_path else data), baselines=False)
+        assert "held out of 60" in result.notes[0]
+
+
+def test_labels_are_matched_by_class_name() -> None:
+    test = coloured(90, seed=1)
+    renumbered = ArraySource(test.images, (test.labels + 1) % 3, classes=("blue", "red", "green"), name="renumbered")
+    result = evaluate_quietly(MeanColour(), coloured(240, seed=0), test=renumbered, baselines=False)
+    assert result.rows["trained"]["knn20"].value == 1
+
+
+def test_other_classes_in_test_are_an_error_that_names_them() -> None:
+    test = coloured(90, seed=1, names=("red", "green", "purple"))
+    with pytest.raises(DataError, match=r"lack: 'purple'. Training has 'red', 'green', 'blue'"):
+        evaluate_quietly(MeanColour(), coloured(120, seed=0), test=test)
+    with pytest.raises(DataError, match="have no labels"):
+        evaluate_quietly(MeanColour(), coloured(120, seed=0), test=ArraySource(test.images))
+
+
+def test_a_folder_given_as_test_images_needs_no_special_name(tmp_path: Path) -> None:
+    for place, images in (("photos", coloured(120, seed=0)), ("later", coloured(60, seed=1))):
+        for i in range(len(images)):
+            folder = tmp_path / place / f"class{int(images.labels[i])}"
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.asarray(images.read(i))).save(folder / f"{i}.png")
+    result = evaluate_quietly(
+        MeanColour(), str(tmp_path / "photos"), test=str(tmp_path / "later"), protocol=["knn"], baselines=False
+    )
+    assert result.rows["trained"]["knn20"].n == 60
+    with pytest.raises(DataError, match="nowhere"):
+        evaluate_quietly(MeanColour(), str(tmp_path / "photos"), test=str(tmp_path / "nowhere"))
+
+
+def test_splits_hold_out_a_share_of_every_class() -> None:
+    labels = torch.tensor([0] * 100 + [1] * 10 + [2] * 2 + [3])[torch.randperm(113)]
+    kept, held = stratified_split(labels, 0.2, seed=1)
+    assert labels[held].bincount(minlength=4).tolist() == [20, 2, 1, 0]
+    assert torch.cat([kept, held]).sort().values.tolist() == list(range(113))
+    assert torch.equal(stratified_split(labels, 0.2, seed=1)[1], held)
+    assert not torch.equal(stratified_split(labels, 0.2, seed=2)[1], held)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        stratified_split(labels, 1.0, seed=1)

@@ -1,0 +1,195 @@
+"""Whole evaluations of small images whose result is known, and kNN while training."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from coloured import MeanColour, coloured, evaluate_quietly
+from PIL import Image
+
+import ssole
+import tiny
+from ssole.data.arrays import ArraySource
+from ssole.data.sources import open_source
+from ssole.data.store import ImageStore
+from ssole.errors import DataError
+from ssole.evaluation import evaluate as module
+from ssole.evaluation.evaluate import embed, knn_evaluator
+from ssole.evaluation.features import extract
+from ssole.evaluation.preprocessing import Preprocessing
+
+HALF = (0.5, 0.5, 0.5)
+
+
+def test_a_good_model_is_right_and_a_bad_one_at_chance() -> None:
+    train, test = coloured(240, seed=0), coloured(90, seed=1)
+    good = evaluate_quietly(MeanColour(), train, test=test)
+    assert good.test == "coloured-1, 90 images"
+    assert good.train == "coloured-0, 240 images"
+    assert list(good.rows) == ["trained", "raw pixels (8x8)"]
+    assert list(good.rows["trained"]) == ["knn20", "knn10", "linear"]
+    assert all(score.value == 1 and score.n == 90 and score.std == 0 for score in good.rows["trained"].values())
+    assert good.probes["trained"][0]["converged"]
+    collapsed = evaluate_quietly(MeanColour(scale=0.0), train, test=test, baselines=False)
+    assert collapsed.rows["trained"]["knn20"].value == pytest.approx(1 / 3)
+    assert "trained: all features are equal; the representation has collapsed." in collapsed.notes
+
+
+def test_one_run_has_a_binomial_error_and_several_have_a_deviation() -> None:
+    train, test = coloured(120, seed=0, noise=6), coloured(60, seed=1, noise=6)
+    one = evaluate_quietly(MeanColour(), train, test=test, protocol=["knn"], baselines=False)
+    score = one.rows["trained"]["knn10"]
+    assert 0.3 < score.value < 1
+    assert score.std == pytest.approx(math.sqrt(score.value * (1 - score.value) / 60))
+    runs = [MeanColour(), MeanColour(0.0)]
+    several = evaluate_quietly(runs, train, test=test, protocol=["knn"], baselines=False)
+    both = several.rows["trained (2 runs)"]["knn10"]
+    values = [score.value, 1 / 3]
+    assert (both.value, both.std) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    assert (both.runs, both.n) == (2, 60)
+
+
+def test_one_class_or_too_few_images_are_errors() -> None:
+    images = coloured(60, seed=0).images
+    with pytest.raises(DataError, match="an accuracy needs at least two classes"):
+        evaluate_quietly(MeanColour(), ArraySource(images, np.zeros(60, dtype=np.int64)))
+    with pytest.raises(ValueError, match=r"k is \(20, 10\) and there are 12 training images"):
+        evaluate_quietly(MeanColour(), coloured(15, seed=0))
+
+
+def test_without_labels_it_says_so_and_gives_label_free_figures() -> None:
+    data = coloured(100, seed=0)
+    unlabelled = ArraySource(data.images, name="unlabelled")
+
+    def views(images: torch.Tensor | list[torch.Tensor], indices: torch.Tensor) -> list[torch.Tensor]:
+        assert isinstance(images, torch.Tensor)
+        assert torch.equal(images, torch.from_numpy(data.images).permute(0, 3, 1, 2)[indices])
+        return [torch.stack([images / 255, -(images / 255)], 1)]
+
+    result = evaluate_quietly(MeanColour(), unlabelled, views=views)
+    assert result.test is None
+    assert "unlabelled has no labels" in result.notes[0]
+    assert list(result.rows["trained"]) == ["centred_effective_rank", "rankme", "uniformity", "alignment"]
+    assert result.rows["trained"]["alignment"].value == pytest.approx(4)  # opposite features
+    assert 1 < result.rows["trained"]["rankme"].value <= 3
+    assert "alignment" not in result.rows["raw pixels (8x8)"]
+
+
+def test_images_without_a_label_or_that_cannot_be_read_are_left_out() -> None:
+    class Damaged(ArraySource):
+        def read(self, i: int) -> Any:
+            return b"not an image" if i == 7 else super().read(i)
+
+    whole = coloured(240, seed=0)
+    labels = np.where(np.arange(240) < 5, -1, whole.labels)
+    result = evaluate_quietly(
+        MeanColour(), Damaged(whole.images, labels, name="damaged"), test=coloured(90, seed=1), baselines=False
+    )
+    assert "5 of 240 images of damaged have no label: left out." in result.notes
+    assert "1 images of damaged cannot be read: left out." in result.notes
+    with pytest.warns(UserWarning, match="1 of 240 images cannot be read"):
+        kept = embed(MeanColour(), Damaged(whole.images, labels), device="cpu", progress=False)
+    assert kept.ids == [f"array:{i}" for i in range(240) if i != 7]
+    assert kept.labels is not None
+    assert kept.labels.tolist() == [label for i, label in enumerate(labels.tolist()) if i != 7]
+    np.testing.assert_allclose(
+        kept.array[7], (whole.images[8] / 255 - 0.5).mean((0, 1)) / 0.5, atol=0.02
+    )  # the features of the next image, under its own id
+
+
+def test_a_run_is_set_beside_itself_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load", lambda run: MeanColour())
+    monkeypatch.setattr(module, "untrained", lambda run: MeanColour(0.0))
+    result = evaluate_quietly("runs/some", coloured(120, seed=0), test=coloured(60, seed=1), protocol=["knn"])
+    assert list(result.rows) == ["trained", "raw pixels (8x8)", "untrained"]
+    assert result.rows["untrained"]["knn10"].value < 0.5 < result.rows["trained"]["knn10"].value
+
+
+@pytest.mark.parametrize("protocol", [["svm"], "svm", []])
+def test_an_unknown_protocol_is_named(protocol: object) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"protocol is {protocol!r}; choose from")):
+        evaluate_quietly(MeanColour(), coloured(60, seed=0), protocol=protocol)  # type: ignore[arg-type]
+
+
+def test_a_single_protocol_needs_no_list() -> None:
+    train, test = coloured(120, seed=0), coloured(60, seed=1)
+    one, listed = (
+        evaluate_quietly(MeanColour(), train, test=test, protocol=protocol, baselines=False)
+        for protocol in ("knn", ["knn"])
+    )
+    assert one.rows == listed.rows
+
+
+def test_models_of_different_size_each_see_images_decoded_for_them() -> None:
+    """A model's scores are the same beside any other model."""
+
+    class Larger(MeanColour):
+        image_size = 16
+
+    rng = np.random.default_rng(0)
+    train, test = (
+        ArraySource(rng.integers(0, 256, (n, 80, 80, 3), dtype=np.uint8), np.arange(n) % 3, name=str(n))
+        for n in (60, 30)
+    )
+    alone = [
+        evaluate_quietly(model, train, test=test, protocol="label_free", baselines=False).rows["trained"]
+        for model in (MeanColour(), Larger())
+    ]
+    assert alone[0] != alone[1]
+    together = evaluate_quietly([MeanColour(), Larger()], train, test=test, protocol="label_free", baselines=False)
+    for name, score in together.rows["trained (2 runs)"].items():
+        assert score.value == pytest.approx((alone[0][name].value + alone[1][name].value) / 2, rel=1e-12)
+
+
+def test_the_online_evaluator_agrees_with_the_evaluation() -> None:
+    train, test = coloured(150, seed=0, noise=6), coloured(60, seed=1, noise=6)
+    model = MeanColour()
+    preprocessing = Preprocessing.from_model(model)
+    stores = [ImageStore(source, progress=False) for source in (train, test)]
+    online = knn_evaluator(*stores, preprocessing, k=(20, 10), precision="float32")
+    final = evaluate_quietly(model, train, test=test, protocol=["knn"], baselines=False).rows["trained"]
+    assert online(model) == {"knn20": final["knn20"].value, "knn10": final["knn10"].value}
+    assert model.training
+    with pytest.raises(ValueError, match=r"k is \(200,\) and there are 150 training images"):
+        knn_evaluator(*stores, preprocessing, k=(200,))
+    with pytest.raises(DataError, match="have no labels"):
+        knn_evaluator(stores[0], ImageStore(ArraySource(test.images), progress=False), preprocessing)
+
+
+def photographs(root: Path, n: int = 24) -> str:
+    """JPEGs with a shorter side of 900 pixels, whose classes show a little in their grain."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for i in range(n):
+            grain = rng.integers(0, 200 + 6 * (i % 2), (900, 900 + 40 * (i % 3), 3), dtype=np.uint8)
+            path = root / split / "ab"[i % 2] / f"{i}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(grain).save(path, quality=80)
+    return str(root)
+
+
+def test_knn_of_photographs_while_training_is_that_of_the_evaluation(tmp_path: Path) -> None:
+    """Training decodes photographs at another size, for its views."""
+    data = photographs(tmp_path / "photos")
+    run = tiny.start(tmp_path / "run", data=data, steps=2, knn_every=2, augment={"crops": [{"count": 2, "size": 32}]})
+    final = evaluate_quietly(run, data, protocol="knn", baselines=False).rows["trained"]
+    assert [row["knn20"] for row in run.metrics if "knn20" in row] == [final["knn20"].value]
+
+    model, size = ssole.load(run), run.config.augment.useful_size
+    preprocessing = Preprocessing.from_model(model)
+    of_training, of_evaluation = (
+        [ImageStore(open_source(data, split=split), shrink_to=shrink_to, progress=False) for split in ("train", "test")]
+        for shrink_to in (size, preprocessing.decode_size)
+    )
+    online = knn_evaluator(*of_evaluation, preprocessing, k=(20, 10), precision="float32")
+    assert online(model) == {name: final[name].value for name in ("knn20", "knn10")}
+    with pytest.raises(ValueError, match=f"decoded at size {size} with channels None, and the model needs size 64"):
+        knn_evaluator(of_evaluation[0], of_training[1], preprocessing)
+    features = [extract(model, stores[0], preprocessing, progress=False) for stores in (of_training, of_evaluation)]
+    assert not torch.allclose(*features, rtol=1e-2)
