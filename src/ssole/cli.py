@@ -30,10 +30,10 @@ from ssole.config import (
 from ssole.data.base import evenly_spaced
 from ssole.data.decode import decode
 from ssole.data.folder import image_suffixes
-from ssole.data.sources import open_source
+from ssole.data.sources import is_in_memory, open_source
 from ssole.files import write_atomically
 from ssole.models.load import weights_path
-from ssole.training.monitor import duration
+from ssole.progress import duration
 from ssole.training.run import Run
 
 USAGE = """usage: ssole COMMAND [OPTIONS]
@@ -233,12 +233,12 @@ def _option(argv: Sequence[str], name: str) -> str | None:
 def evaluate(argv: Sequence[str]) -> int:
     from rich.console import Console
 
-    from ssole.evaluation.protocols import evaluate as judge
+    from ssole.evaluation.evaluate import evaluate as evaluate_model
     from ssole.views import make_views
 
     args = tyro.cli(EvalArgs, args=list(argv), prog="ssole eval")
     config = _run_config(args.run)
-    result = judge(
+    result = evaluate_model(
         args.run,
         _spec(args.data) or _run_data(config, args.run),
         test=_spec(args.test),
@@ -256,7 +256,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
 
 def embed(argv: Sequence[str]) -> int:
-    from ssole.evaluation.protocols import embed as compute
+    from ssole.evaluation.evaluate import embed as compute
 
     args = tyro.cli(EmbedArgs, args=list(argv), prog="ssole embed")
     embeddings = compute(args.run, _spec(args.data) or _run_data(_run_config(args.run), args.run), device=args.device)
@@ -312,7 +312,7 @@ def _run_config(path: Path) -> PretrainConfig | None:
 def _run_data(config: PretrainConfig | None, run: Path) -> Any:
     if config is None:
         raise ConfigError(f"{run} does not say which images to use: pass --data")
-    if api.in_memory(config):
+    if is_in_memory(config.data):
         raise ConfigError(f"{run} was trained on images in memory: pass --data")
     return config.data
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
 import struct
 import tarfile
 import zlib
@@ -52,3 +54,24 @@ def tar(path: Path, members: dict[str, bytes], **options) -> Path:
                 info.type = tarfile.DIRTYPE
             archive.addfile(info, io.BytesIO(data))
     return path
+
+
+def tree(root: Path, *paths: str) -> Path:
+    """Files at these paths, each holding a grey of its own number."""
+    for number, path in enumerate(paths):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(png(number))
+    return root
+
+
+def special_files(folder: Path, suffix: str) -> list[Path]:
+    """A pipe, a socket, a link to each, and a link to a device that never ends, by names of this suffix."""
+    folder.mkdir(parents=True, exist_ok=True)
+    pipe, socket, device = (folder / f"{name}{suffix}" for name in ("pipe", "socket", "device"))
+    os.mkfifo(pipe)
+    os.mknod(socket, stat.S_IFSOCK | 0o600)
+    device.symlink_to("/dev/zero")
+    links = [folder / f"link-to-{file.name}" for file in (pipe, socket)]
+    for link, file in zip(links, (pipe, socket), strict=True):
+        link.symlink_to(file)
+    return [pipe, socket, device, *links]

@@ -1,9 +1,12 @@
-"""Images in arrays and in NumPy's files."""
+"""Images in arrays, in NumPy's files and in torchvision's data sets."""
 
 from __future__ import annotations
 
+import gzip
 import io
+import struct
 import zipfile
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -16,6 +19,35 @@ from ssole.data.sources import open_source
 from ssole.errors import DataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
+
+
+def test_arrays():
+    images = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3)
+    source = open_source(images)
+    assert isinstance(source, Source)
+    assert np.array_equal(source.read(1), images[1])
+    assert ids(source) == ["array:0", "array:1"]
+    assert source.labels is None
+    labelled = ArraySource(images[..., 0], np.array([1, 0], np.int32), classes=("a", "b"), name="mine")
+    assert labelled.labels.dtype == np.int64
+    assert labelled.id(1) == "mine:1"
+    assert open_source(labelled, split="test") is labelled
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (np.zeros((2, 4, 4, 3), np.float32), None, r"float32 \(2, 4, 4, 3\)"),
+        (np.zeros((2, 3, 8, 8), np.uint8), None, "channels last"),
+        (np.zeros((4, 4), np.uint8), None, r"\(4, 4\)"),
+        (np.zeros((0, 4, 4, 3), np.uint8), None, r"\(0, 4, 4, 3\)"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, int), r"\(3,\)"),
+        (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(2), "float64"),
+    ],
+)
+def test_arrays_that_are_wrong(images, labels, said):
+    with pytest.raises(DataError, match=said):
+        ArraySource(images, labels)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
@@ -164,3 +196,72 @@ def test_channels_first_is_told_from_channels_last():
     with pytest.raises(DataError, match="channels last"):
         ArraySource(np.zeros((2, 3, 8, 8), np.uint8))
     assert ArraySource(np.zeros((2, 8, 8, 5), np.uint16)).read(0).shape == (8, 8, 5)
+
+
+# ------------------------------------------------------------------------------------------------- torchvision
+
+
+def _idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def test_mnist_placed_by_hand(tmp_path, monkeypatch):
+    """Real files in the layout that the message of a failed download asks for."""
+    monkeypatch.setenv("SSOLE_CACHE", str(tmp_path))
+    raw = tmp_path / "torchvision" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    images = np.random.default_rng(0).integers(0, 256, (3, 28, 28), dtype=np.uint8)
+    for part, count in (("train", 3), ("t10k", 2)):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(_idx(images[:count]))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(_idx(np.array([7, 0, 2], np.uint8)[:count]))
+        (raw / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(b""))
+    source = open_source("MNIST")
+    assert len(source) == 3
+    assert source.labels.tolist() == [7, 0, 2]
+    assert source.classes[7] == "7 - seven"
+    assert np.array_equal(source.read(2), images[2])
+    assert len(open_source("mnist", split="test")) == 2
+    assert source.id(0) == "mnist/train:0"
+
+
+class _Fake:
+    """A torchvision dataset in the layout of STL-10 or CIFAR, that is there only once it has been downloaded."""
+
+    def __init__(self, root, *, download=False, **arguments):
+        if not download:
+            raise RuntimeError("Dataset not found or corrupted.")
+        self.root, self.arguments = root, arguments
+        if "split" in arguments:
+            self.data = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 4, 5)
+            self.labels = np.array([-1, -1] if arguments["split"] == "unlabeled" else [1, 0])
+        else:
+            self.data, self.targets = np.zeros((2, 4, 5, 3), np.uint8), [3, 4]
+        self.classes = list("abcde")
+
+
+def test_torchvision_layouts(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSOLE_CACHE", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.STL10", _Fake)
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", _Fake)
+    cifar = open_source("cifar10")
+    assert cifar.labels.tolist() == [3, 4]
+    assert cifar.read(0).shape == (4, 5, 3)
+    labelled, unlabelled = open_source("stl10"), open_source("stl10-unlabeled")
+    assert np.array_equal(labelled.read(1), _Fake("", download=True, split="").data[1].transpose(1, 2, 0))
+    assert labelled.labels.tolist() == [1, 0]
+    assert unlabelled.labels is None
+    assert unlabelled.classes is None
+    assert open_source("stl10-unlabeled", split="test").labels.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("Error downloading"), TimeoutError("timed out")])
+def test_a_failed_download_says_what_to_place_where(tmp_path, monkeypatch, error):
+    def fail(root, **arguments):
+        raise error if arguments.get("download") else RuntimeError("Dataset not found or corrupted.")
+
+    monkeypatch.setenv("SSOLE_CACHE", str(tmp_path))
+    monkeypatch.setattr("torchvision.datasets.CIFAR100", fail)
+    with pytest.raises(DataError) as raised:
+        open_source("cifar100")
+    for part in ("cifar100", str(error), "cifar-100-python.tar.gz", str(tmp_path / "torchvision")):
+        assert part in str(raised.value)

@@ -1,14 +1,95 @@
-"""Evenly spaced indices."""
+"""Evenly spaced indices, labels that two sources share, locations and fingerprints."""
 
 from __future__ import annotations
 
-import pytest
+import hashlib
+import os
 
-from ssole.data.base import evenly_spaced
+import numpy as np
+import pytest
+from image_files import tree
+
+from ssole.data.arrays import ArraySource
+from ssole.data.base import Source, evenly_spaced, shared_labels
+from ssole.data.folder import FolderSource, ListSource
+from ssole.errors import DataError
 
 
 @pytest.mark.parametrize(
     ("n", "count", "expected"), [(10, 5, [0, 2, 4, 6, 8]), (3, 2, [0, 1]), (3, 9, [0, 1, 2]), (0, 4, [])]
 )
-def test_spread(n: int, count: int, expected: list[int]) -> None:
+def test_evenly_spaced_indices(n: int, count: int, expected: list[int]) -> None:
     assert evenly_spaced(n, count) == expected
+
+
+def test_shared_labels_match_by_name(tmp_path):
+    train = FolderSource(tree(tmp_path / "train", "ape/1.png", "bee/1.png", "cat/1.png"))
+    test = FolderSource(tree(tmp_path / "test", "ant/1.png", "bee/1.png", "cat/1.png"))
+    a, b, classes = shared_labels(train, test)
+    assert classes == ["ape", "bee", "cat", "ant"]
+    assert a.tolist() == [0, 1, 2]
+    assert b.tolist() == [3, 1, 2]
+    images = np.zeros((2, 4, 4), np.uint8)
+    numbered = ArraySource(images, np.array([0, -1]))
+    assert shared_labels(numbered, numbered)[1].tolist() == [0, -1]
+    unknown = ArraySource(images, np.array([1, -1]), classes=["dog", "cat"])
+    assert shared_labels(train, unknown)[1].tolist() == [2, -1]
+    with pytest.raises(DataError, match=r"test images .* no labels"):
+        shared_labels(train, ArraySource(images))
+
+
+def test_locations_stay_and_fingerprints_change(tmp_path):
+    """The location names a folder or a list; the fingerprint changes with files, ids and their order."""
+    root = tree(tmp_path / "photos", "a/1.png", "a/2.png")
+    source = FolderSource(root / ".." / "photos")
+    assert source.location == str(root.resolve())
+    first = source.fingerprint()
+    assert first == FolderSource(root).fingerprint()
+    tree(root, "a/3.png")
+    assert FolderSource(root).location == source.location
+    assert FolderSource(root).fingerprint() not in (None, first)
+    orders = []
+    for name, text in (("1.txt", "a/1.png\na/2.png"), ("2.txt", "a/2.png\na/1.png"), ("3.txt", "a/1.png")):
+        (root / name).write_text(text)
+        orders.append(ListSource(root / name))
+    assert [listed.location for listed in orders] == [f"{root}/{i}.txt" for i in (1, 2, 3)]
+    assert len({listed.fingerprint() for listed in orders}) == 3
+
+
+def test_by_default_a_source_is_known_by_its_ids(tmp_path):
+    ids = ["0.png", os.fsdecode(b"caf\xe9.png")]
+    digest = hashlib.sha256("\0".join(ids).encode("utf-8", "surrogatepass")).hexdigest()
+    source = Known(ids)
+    assert source.location == source.ids_fingerprint == digest
+    assert source.fingerprint() is None
+    (tmp_path / "x.bin").write_bytes(b"1")
+    known = Known(ids, files=[str(tmp_path / "x.bin")])
+    before = known.fingerprint()
+    assert before not in (None, Known(ids[::-1], files=known.files()).fingerprint())
+    os.utime(tmp_path / "x.bin", ns=(0, 0))
+    assert known.fingerprint() not in (None, before)
+    (tmp_path / "x.bin").unlink()
+    assert known.fingerprint() is not None
+    known.location = "here"
+    assert known.location == "here"
+
+
+class Known(Source):
+    """A source with these ids, of these files."""
+
+    name = "known"
+
+    def __init__(self, ids, *, files=None):
+        self.ids, self.paths = ids, files
+
+    def __len__(self):
+        return len(self.ids)
+
+    def id(self, i):
+        return self.ids[i]
+
+    def read(self, i):
+        return b""
+
+    def files(self):
+        return self.paths

@@ -97,7 +97,7 @@ def test_an_image_is_the_absolute_difference_of_its_crop_and_its_digit(built):
     drawn, digits, photos = plan("test", 0), load_digits(), load_sample_images().images
     for i in range(100):
         assert labels[i] == digits.target[drawn.digit[i]]
-        stroke = module._place(_tile(digits.images[drawn.digit[i]]), int(drawn.side[i]), drawn.corner[i])
+        stroke = module._enlarge(_tile(digits.images[drawn.digit[i]]), int(drawn.side[i]), drawn.corner[i])
         assert (stroke == 255).sum() > 5
         worst = []
         for (x0, y0, x1, y1), photo in zip(drawn.box[i], drawn.photo[i], strict=True):
@@ -114,7 +114,7 @@ def test_strokes_are_visible(built):
     drawn, digits = plan("test", 0), load_digits()
     faint = 0
     for i, image in enumerate(built["test"][0]):
-        ink = module._place(_tile(digits.images[drawn.digit[i]]), int(drawn.side[i]), drawn.corner[i]) > 127
+        ink = module._enlarge(_tile(digits.images[drawn.digit[i]]), int(drawn.side[i]), drawn.corner[i]) > 127
         before = np.abs(255 - image[ink].astype(int))  # |255 - |255 - p|| is the photograph p
         faint += np.abs(before - image[ink]).mean() < 60
     assert faint < 0.02 * len(built["test"][0])

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from image_files import ids, png, value
+from image_files import ids, png, special_files, value
 from PIL import Image
 
 from ssole.data.base import Source
@@ -76,6 +76,14 @@ def test_a_list_of_paths_is_known_by_them(tmp_path):
     (tmp_path / "x.csv").write_text("path\n")
     with pytest.raises(DataError, match=r"cannot be opened as one.*\['.csv', '.png'\]"):
         open_source([files[0], tmp_path / "x.csv"])
+
+
+def test_special_files_among_items_are_unreadable(tmp_path):
+    special = special_files(tmp_path, ".png")
+    for source in (open_source(Items(special)), ObjectSource(special)):
+        for i in range(len(special)):
+            with pytest.raises(DataError, match=rf"^{source.id(i)}: cannot read the file \(not a regular file"):
+                source.read(i)
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "CMYK", "1", "I;16", "YCbCr"])

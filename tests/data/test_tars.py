@@ -165,14 +165,14 @@ def test_every_way_of_naming_shards(tmp_path, monkeypatch):
         open_source("shard-{00..12}.tar")
 
 
-def test_place_is_that_of_all_files(tmp_path, monkeypatch):
-    """Two data sets of one name and length lie in different places."""
+def test_location_is_that_of_all_files(tmp_path, monkeypatch):
+    """Two data sets of one name and length have different locations."""
     for folder in ("a", "b"):
         for i in range(2):
             shard(tmp_path / folder / f"{i}.tar", 0)
     monkeypatch.chdir(tmp_path / "a")
-    assert open_source(["1.tar", "0.tar"]).place == f"{tmp_path}/a/0.tar\n{tmp_path}/a/1.tar"
-    assert open_source("../b").place == f"{tmp_path}/b/0.tar\n{tmp_path}/b/1.tar"
+    assert open_source(["1.tar", "0.tar"]).location == f"{tmp_path}/a/0.tar\n{tmp_path}/a/1.tar"
+    assert open_source("../b").location == f"{tmp_path}/b/0.tar\n{tmp_path}/b/1.tar"
 
 
 def test_splits(tmp_path):
@@ -251,14 +251,14 @@ def test_a_damaged_index_is_made_again(tmp_path, damage):
 def test_the_index_goes_to_the_cache_where_the_folder_is_not_writable(tmp_path, monkeypatch):
     monkeypatch.setenv("SSOLE_CACHE", str(tmp_path / "cache"))
     path = shard(tmp_path / "data" / "x.tar", 0)
-    save = index_module.save_table
+    save = index_module._save
 
     def read_only(place, *arguments, **facts):
         if place.parent == path.parent:
             raise PermissionError(13, "Permission denied")
         save(place, *arguments, **facts)
 
-    monkeypatch.setattr(index_module, "save_table", read_only)
+    monkeypatch.setattr(index_module, "_save", read_only)
     assert len(open_source(path)) == 3
     assert [entry.name for entry in path.parent.iterdir()] == ["x.tar"]
     no_building(monkeypatch)
@@ -269,7 +269,7 @@ def test_no_index_can_be_kept_at_all(tmp_path, monkeypatch):
     def refuse(*arguments, **facts):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(index_module, "save_table", refuse)
+    monkeypatch.setattr(index_module, "_save", refuse)
     assert len(open_source(shard(tmp_path / "x.tar", 0))) == 3
 
 

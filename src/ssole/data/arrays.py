@@ -1,17 +1,16 @@
-"""Images in one array, in memory or in NumPy's files."""
+"""Images in one array: given by the user, in NumPy's files, or in the small torchvision data sets."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import Pixels
-from ssole.data.remote import is_remote
-from ssole.data.storage import name_of, open_binary, read_bytes
+from ssole.data.base import Pixels, Source, Split
+from ssole.data.storage import cache_folder, is_remote, name_of, open_binary, read_bytes, require_regular
 from ssole.errors import DataError
 from ssole.runtime import check_memory
 
@@ -21,17 +20,18 @@ _TEST_IMAGES = ("x_test", "test_images", "x_val", "val_images")
 _TEST_LABELS = ("y_test", "test_labels", "y_val", "val_labels")
 
 
-class ArraySource:
-    """Images in an array, which may be mapped from a file.
+class ArraySource(Source):
+    """Images of an array, which may be mapped from a file.
 
     Args:
         images: uint8 or uint16, (N, H, W) or (N, H, W, C).
         labels: (N,) integers, or None.
         classes: Names of the labels 0, 1, ...
         name: Begins the ids, ``name:row``.
-    """
 
-    labels: NDArray[np.int64] | None
+    Raises:
+        DataError: where the images or labels have another shape or type.
+    """
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class ArraySource:
 
 
 def open_npy(location: str) -> ArraySource:
-    """The array of a ``.npy`` file: mapped, so that only what is read is loaded; behind a URL, loaded whole.
+    """The array of a ``.npy`` file. It is mapped, so that only what is read is loaded; behind a URL, loaded whole.
 
     Raises:
         DataError: where it cannot be read, or its array holds no images (see :class:`ArraySource`).
@@ -83,18 +83,19 @@ def open_npy(location: str) -> ArraySource:
         if is_remote(location):
             images = np.load(io.BytesIO(read_bytes(location, where=name)), allow_pickle=False)
         else:
+            require_regular(location)
             images = np.load(location, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise _damaged(location, error) from error
+        raise _unreadable(location, error) from error
     return ArraySource(images, name=name)
 
 
-def open_npz(location: str, split: Literal["train", "test"], *, whole: bool) -> ArraySource:
+def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
     """Images and labels of a ``.npz`` file, loaded into memory.
 
     Images are called x_train, train_images, images, x, data or arr_0, and their labels y_train, train_labels, labels, y
-    or targets; those of a test split x_test, test_images, x_val or val_images, with labels alike. Labels of shape
-    (N, 1) are taken as (N,).
+    or targets. Those of a test split are x_test, test_images, x_val or val_images, with labels y_test, and so on.
+    Labels of shape (N, 1) are taken as (N,).
 
     Args:
         whole: Open a file without a test split as either split.
@@ -120,13 +121,14 @@ def open_npz(location: str, split: Literal["train", "test"], *, whole: bool) -> 
     except DataError:
         raise
     except Exception as error:  # zipfile has many: for damage, encryption, unknown compression; a server has its own
-        raise _damaged(location, error) from error
+        raise _unreadable(location, error) from error
     if numbers is not None and numbers.ndim == 2 and numbers.shape[1] == 1:
         numbers = numbers[:, 0]
     return ArraySource(pixels, numbers, name=f"{name}/{images}")
 
 
-def _keys(archive: Any, split: str, whole: bool, location: str) -> tuple[str, str | None]:
+def _keys(archive: Any, split: Split, whole: bool, location: str) -> tuple[str, str | None]:
+    """Names of the arrays that hold the split's images and labels."""
     images = next((key for key in _TRAIN_IMAGES if key in archive), None)
     labels = next((key for key in _TRAIN_LABELS if key in archive), None)
     test = next((key for key in _TEST_IMAGES if key in archive), None)
@@ -141,11 +143,71 @@ def _keys(archive: Any, split: str, whole: bool, location: str) -> tuple[str, st
 
 
 def _size(archive: Any, key: str) -> int:
-    """Bytes of an array, by the archive's table; zipfile unpacks no more than that."""
+    """Bytes of an array according to the archive's table; zipfile unpacks no more than that."""
     names = archive.zip.namelist()
     size: int = archive.zip.getinfo(f"{key}.npy" if f"{key}.npy" in names else key).file_size
     return size
 
 
-def _damaged(location: str, error: Exception) -> DataError:
+def _unreadable(location: str, error: Exception) -> DataError:
     return DataError(f"Cannot read {location} as a NumPy file without pickled objects: {error}")
+
+
+class _Torchvision(NamedTuple):
+    cls: str  # in torchvision.datasets
+    train: dict[str, Any]  # arguments of the splits
+    test: dict[str, Any]
+    files: str  # what torchvision downloads, and from where, for users who must fetch it by hand
+
+
+_BY_FLAG: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
+_TEST = {"split": "test"}
+_CIFAR = "cifar-%s-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html"
+_MNIST = "{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz, unpacked into %s/raw, from %s"
+_MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_FASHION_URL = "https://github.com/zalandoresearch/fashion-mnist"
+_KMNIST_URL = "http://codh.rois.ac.jp/kmnist/index.html.en"
+_STL = "stl10_binary.tar.gz from http://ai.stanford.edu/~acoates/stl10/"
+_SVHN = "train_32x32.mat and test_32x32.mat from http://ufldl.stanford.edu/housenumbers/"
+TORCHVISION: dict[str, _Torchvision] = {
+    "cifar10": _Torchvision("CIFAR10", *_BY_FLAG, _CIFAR % "10"),
+    "cifar100": _Torchvision("CIFAR100", *_BY_FLAG, _CIFAR % "100"),
+    "stl10": _Torchvision("STL10", {"split": "train"}, _TEST, _STL),
+    "stl10-unlabeled": _Torchvision("STL10", {"split": "unlabeled"}, _TEST, _STL),
+    "mnist": _Torchvision("MNIST", *_BY_FLAG, _MNIST % ("MNIST", _MNIST_URL)),
+    "fashion-mnist": _Torchvision("FashionMNIST", *_BY_FLAG, _MNIST % ("FashionMNIST", _FASHION_URL)),
+    "kmnist": _Torchvision("KMNIST", *_BY_FLAG, _MNIST % ("KMNIST", _KMNIST_URL)),
+    "svhn": _Torchvision("SVHN", {"split": "train"}, _TEST, _SVHN),
+}
+"""The torchvision data sets by the names that users give."""
+
+
+def open_torchvision(name: str, split: Split) -> ArraySource:
+    """A data set of :data:`TORCHVISION` from the cache folder, downloaded first where it is missing.
+
+    Raises:
+        DataError: where it can neither be found nor downloaded; the message says which files to place where.
+    """
+    from torchvision import datasets
+
+    known = TORCHVISION[name]
+    root = cache_folder() / "torchvision"
+    make = getattr(datasets, known.cls)
+    arguments = known.train if split == "train" else known.test
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        try:
+            dataset = make(root, **arguments)
+        except RuntimeError:  # torchvision's error for files that are missing or incomplete
+            dataset = make(root, **arguments, download=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise DataError(
+            f"Could not download {name} ({error}). Without a connection, place {known.files} in {root}, and try again."
+        ) from error
+    images = np.asarray(dataset.data)
+    if images.ndim == 4 and images.shape[1] == 3:
+        images = images.transpose(0, 2, 3, 1)
+    labels = np.asarray(dataset.targets if hasattr(dataset, "targets") else dataset.labels, dtype=np.int64)
+    if (labels < 0).all():  # STL-10 marks its unlabeled images by -1
+        return ArraySource(images, name=f"{name}/{split}")
+    return ArraySource(images, labels, classes=getattr(dataset, "classes", None), name=f"{name}/{split}")

@@ -1,14 +1,14 @@
-"""digits-m: real handwritten digits on real photographs, built from what scikit-learn ships, so nothing is downloaded.
+"""digits-m: real handwritten digits on real photographs, built without a download from data in scikit-learn.
 
 After MNIST-M (Ganin et al., "Domain-Adversarial Training of Neural Networks", JMLR 2016), each image is
 
     | photo crop − digit |        per channel, 32 x 32 RGB
 
-with the 8 x 8 digits of ``sklearn.datasets.load_digits`` at a random size and position, over crops of random place,
+with the 8 x 8 digits of ``sklearn.datasets.load_digits`` at a random size and position, over crops of random position,
 scale and channel order from the two photographs of ``load_sample_images``. Each digit appears on several photographs.
 
-Nothing leaks from train to test: a digit belongs to one split, and so does every photograph pixel (train crops lie left
-of column 400, test crops right of it). Digits have a handedness: recipes for this data must not flip images.
+The splits share nothing: a digit belongs to one split, and so does every pixel of the photographs (train crops lie left
+of column 400, test crops right of it). A mirrored digit is no digit, so recipes for this data must not flip images.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.base import Split
 from ssole.data.storage import cache_folder
 from ssole.errors import DataError
 from ssole.files import write_bytes_atomically
 
-Split = Literal["train", "test"]
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-VERSION = 1  # part of the cache key: raise it whenever the bytes below would change
+VERSION = 1  # part of the cache's name: raise it with every change of the images
 SIDE = 32
 CLASSES = [str(digit) for digit in range(10)]
 SPLIT_COLUMN = 400  # photographs are 427 x 640; both have objects and plain background on either side of this column
@@ -39,15 +39,15 @@ TEST_DIGITS = 400
 BLENDS: dict[str, int] = {"train": 8, "test": 4}  # photographs per digit: 1,397 x 8 = 11,176 and 400 x 4 = 1,600 images
 DIGIT_SIDES = (16, 26)  # pixels, both ends included
 CROP_SIDES = (32, 112)
-TRIES = 4  # crops drawn per image, of which the first that leaves the digit visible is used
-VISIBLE = 72  # grey levels, of 255, by which the strokes must differ from the photograph they cover
+TRIES = 4  # crops drawn per image; the first that leaves the digit visible is used
+VISIBLE = 72  # grey levels, of 255, by which the strokes must differ from the photograph below them
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What goes into each of the N images of a split: enough to prove that nothing is shared between splits."""
+    """Random choices for the N images of a split, from which a test proves that splits share nothing."""
 
     digit: NDArray[np.int64]  # (N,) index into load_digits
     side: NDArray[np.int64]  # (N,) of the digit, in pixels
@@ -63,16 +63,16 @@ class _Blend(NamedTuple):
 
 
 def digits_m(split: Split = "train", *, seed: int = 0, cache: bool = True) -> tuple[Images, Labels]:
-    """Build, or read from the cache, one split of digits-m.
+    """Images and labels of one split of digits-m, from the cache or built.
 
     Args:
         split: "train" (11,176 images of 1,397 digits) or "test" (1,600 images of 400 other digits).
-        seed: Chooses the split of digits and every random choice; the same seed gives the same bytes.
+        seed: Decides which digits are in which split, and every random choice. The same seed gives the same bytes.
         cache: Keep the result under ``$SSOLE_CACHE`` (default: the platform's cache folder, ``~/.cache/ssole``).
-            A damaged cache is built anew and an unwritable one is done without.
+            A damaged cache is built again. Where nothing can be written, nothing is kept.
 
     Returns:
-        images (N, 32, 32, 3) uint8 and labels (N,) int64 in 0..9, in an order that says nothing about the labels.
+        images (N, 32, 32, 3) uint8 and labels (N,) int64 in 0..9, in random order.
 
     Raises:
         DataError: for any other split, or a seed that is not a non-negative integer.
@@ -91,7 +91,7 @@ def digits_m(split: Split = "train", *, seed: int = 0, cache: bool = True) -> tu
 
 
 def plan(split: Split, seed: int) -> Plan:
-    """Draw every random choice of a split, from one generator per (seed, split)."""
+    """Random choices of a split, from one generator per (seed, split)."""
     digits = _random(seed, 0).permutation(DIGITS)
     digits = digits[:TEST_DIGITS] if split == "test" else digits[TEST_DIGITS:]
     random = _random(seed, 1 if split == "train" else 2)
@@ -131,7 +131,7 @@ def _build(split: Split, seed: int) -> tuple[Images, Labels]:
     todo = plan(split, seed)
     images = np.empty((len(todo.digit), SIDE, SIDE, 3), np.uint8)
     for i, digit in enumerate(todo.digit):
-        stroke = _place(tiles[digit], int(todo.side[i]), todo.corner[i])
+        stroke = _enlarge(tiles[digit], int(todo.side[i]), todo.corner[i])
         best = _Blend(images[i], -1.0)
         for photo, box in zip(todo.photo[i], todo.box[i], strict=True):
             crop = photos[photo].resize((SIDE, SIDE), Image.Resampling.BOX, box=tuple(box.tolist()))
@@ -142,27 +142,27 @@ def _build(split: Split, seed: int) -> tuple[Images, Labels]:
     return images, np.asarray(digits.target[todo.digit], dtype=np.int64)
 
 
-def _place(tile: Any, side: int, corner: NDArray[np.int64]) -> NDArray[np.int16]:
-    """Enlarge an 8 x 8 digit to ``side`` and set it on black: (32, 32) int16 in 0..255, in integer steps throughout."""
+def _enlarge(tile: Any, side: int, corner: NDArray[np.int64]) -> NDArray[np.int16]:
+    """An enlarged 8 x 8 digit on black: (32, 32) int16 in 0..255. Integers give the same bytes on every machine."""
     from PIL import Image
 
     large = np.asarray(tile.resize((side, side), Image.Resampling.BICUBIC), dtype=np.int16)
     stroke = np.zeros((SIDE, SIDE), np.int16)
     top, left = corner
-    # The scan's 16 grey levels enlarge to a blur; a steeper ramp gives strokes back their edge.
+    # Enlarged, the 16 grey levels of the scan are a blur; a steeper ramp makes strokes sharp again.
     stroke[top : top + side, left : left + side] = np.clip((large - 64) * 2, 0, 255)
     return stroke
 
 
 def _blend(crop: Images, stroke: NDArray[np.int16]) -> _Blend:
-    """MNIST-M's |photo − digit|, and how far the strokes stand out from what they cover (mid-grey would hide them)."""
+    """MNIST-M's |photo − digit|, and by how much the strokes differ from the photograph (mid-grey would hide them)."""
     image = np.abs(crop.astype(np.int16) - stroke[..., None])
     change = np.abs(image - crop).mean(axis=-1)[stroke > 127]
     return _Blend(image.astype(np.uint8), float(change.mean()) if change.size else 0.0)
 
 
 def _read_cache(path: Path, images: int) -> tuple[Images, Labels] | None:
-    """The cache is a SHA-256 digest, the images and the labels, one after the other."""
+    """Images and labels of a cache file, which holds a SHA-256 digest, the images and the labels; None if unusable."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

@@ -1,60 +1,72 @@
-"""Images in a folder, however deep, and the listing of their paths."""
+"""Folders of images, however deep, and lists of image files."""
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-import time
+import posixpath
+import re
 from bisect import bisect_left
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.arrow import Paths, load_table, save_table
-from ssole.data.base import files_digest
-from ssole.data.storage import read_bytes
+from ssole.data.base import MOST_FILES, Source, evenly_spaced, number_texts
+from ssole.data.storage import folder_of, is_remote, name_of, read_bytes, suffix_of
 from ssole.errors import DataError
 
+# Formats that Pillow registers but that hold documents, video, scientific grids or programs rather than pixels.
+_NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+SPECIAL = "pipe, socket or device"
+"""The key of special files among those that a source ignored."""
 
-class FolderSource:
-    """Every image below a folder, in the order of their paths; a :class:`~ssole.data.base.Source`.
+_TABLES = {".csv": ",", ".tsv": "\t"}
+LIST_SUFFIXES = (".txt", *_TABLES)
+_PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image")
+_LABEL_COLUMNS = ("label", "labels", "class", "target")
+# A quick check for most entries: relative, no protocol or drive, and no part begins with a dot.
+_PLAIN = re.compile(r"[^/\\.:][^/\\:]*(?:/[^/\\.:][^/\\:]*)*")
 
-    Images are known by their suffix, whichever Pillow opens. Names that begin with a dot are skipped, and counted in
-    `.hidden`. Links are followed, and each real folder is visited once, so loops end. Other files are counted, by
-    suffix, in `.ignored`.
 
-    `labels` come from the first-level sub-folders when every image lives in one and there are at least two; they are
-    never needed.
+class FolderSource(Source):
+    """All images below a folder, in the order of their paths.
+
+    Images are known by their suffix: all those that Pillow opens. Names that begin with a dot are skipped and counted
+    in `.hidden`. Links are followed, and each real folder is visited once, so loops end. Other files are counted by
+    suffix in `.ignored`, and so are pipes, sockets and devices, whatever their name.
+
+    Labels are the first-level sub-folders when every image lies in one and there are at least two.
 
     Args:
         root: The folder; an image's id is its path below it, with forward slashes.
-        inside: Take only what lies in this sub-folder of the root; the first level is then that below it.
-        listing: A file to keep the paths in, so that a million of them open again in a second rather than by looking
-            through all folders. It is made anew when a folder has changed
-            (:func:`~ssole.data.folder.list_images` says what that notices).
+        inside: Take only the images in this sub-folder of the root; the first level is then the one below it.
 
     Raises:
         DataError: where the folder cannot be listed, is empty or holds no image.
     """
 
-    labels: NDArray[np.int64] | None
-
-    def __init__(
-        self, root: str | os.PathLike[str], *, inside: str = "", listing: str | os.PathLike[str] | None = None
-    ) -> None:
-        self.root = Path(root)
-        self.name = (self.root / inside).name or str(self.root)
-        self._folder = self.root / inside
-        self._prefix = f"{inside}/" if inside else ""
-        found = list_images(self._folder, None if listing is None else Path(listing))
-        if len(found.paths) == 0:
-            raise DataError(_no_images(self._folder, found))
-        self._paths, self._listing = found.paths, found
-        self.ignored, self.hidden = found.ignored, found.hidden
-        self.labels, self.classes = _labels(found.paths)
+    def __init__(self, root: str | os.PathLike[str], *, inside: str = "") -> None:
+        folder = Path(root) / inside
+        self.name = folder.name or str(folder)
+        self.location = str(folder.resolve())
+        self._folder, self._prefix = folder, f"{inside}/" if inside else ""
+        self._paths, self.ignored, self.hidden = _scan(folder)
+        if not self._paths:
+            hidden = f" ({self.hidden} hidden, whose names begin with a dot)" if self.hidden else ""
+            if not self.ignored:
+                raise DataError(f"The folder {folder} is empty: it holds no files that are visible{hidden}.")
+            raise DataError(
+                f"The folder {folder} holds no images (known by suffixes such as .jpg), only other files: "
+                f"{kinds(self.ignored)}{hidden}."
+            )
+        self.labels, self.classes = _folder_labels(self._paths)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -63,146 +75,68 @@ class FolderSource:
         return self._prefix + self._paths[i]
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of image i; `DataError` where the file cannot be read."""
         return read_bytes(os.path.join(self._folder, self._paths[i]), where=self.id(i))
 
-    def fingerprint(self) -> str | None:
-        """Changes when a file gets another size or time; None where the files are remote."""
-        return files_digest(self._folder, self._paths)
-
-    def keep_listing(self, path: Path) -> None:
-        """Write the paths to a file that can be given as `listing` from then on."""
-        keep(self._listing, self._folder, path)
+    def files(self) -> list[str]:
+        return [os.path.join(self._folder, self._paths[i]) for i in evenly_spaced(len(self), MOST_FILES)]
 
 
-def subfolders(folder: Path) -> list[str]:
-    """Sorted names of the visible sub-folders."""
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+class ListSource(Source):
+    """The image files that a list names.
 
+    ``.txt`` holds one path a line; empty lines are skipped. ``.csv`` and ``.tsv`` have a header with a column path,
+    file, filename, file_name, filepath or image, and perhaps one of labels: label, labels, class or target. Labels that
+    are all integers stay as they are, others are names, and an empty one is unknown (−1).
 
-def _labels(paths: Paths) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Numbers of the first-level folders. Their images follow each other, as paths are sorted: only ends are sought."""
-    counts: dict[str, int] = {}
-    start = 0
-    while start < len(paths):
-        top, slash, _ = paths[start].partition("/")
-        if not slash:
-            return None, None
-        end = bisect_left(paths, f"{top}0", lo=start)  # 0 comes right after / in Unicode
-        counts[top] = end - start
-        start = end
-    if len(counts) < 2:
-        return None, None
-    classes = sorted(counts)
-    number = {top: label for label, top in enumerate(classes)}
-    return np.repeat([number[top] for top in counts], list(counts.values())).astype(np.int64), classes
+    Paths are relative to the root, or absolute and below it. None may leave it, so that a list from elsewhere reads
+    nothing but images beside it. Links within the root are followed, because its owner made them. Whether the files
+    exist is only seen when they are read.
 
-
-def _no_images(folder: Path, found: Listing) -> str:
-    unseen = f" ({found.hidden} hidden, whose names begin with a dot)" if found.hidden else ""
-    if not found.ignored:
-        return f"The folder {folder} is empty: it holds no files that are visible{unseen}."
-    return (
-        f"The folder {folder} holds no images (known by suffixes such as .jpg), only other files: "
-        f"{kinds(found.ignored)}{unseen}."
-    )
-
-
-def kinds(ignored: Counter[str]) -> str:
-    """The commonest suffixes and how many files have each."""
-    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ignored.most_common(8))
-
-
-# Formats that Pillow registers but that hold documents, video, scientific grids or programs rather than pixels.
-_NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
-_VERSION = 1  # of the kept file
-# The steps in which file systems note times of change, at their longest. A file may come within the same step as the
-# scan that missed it, so a folder that changed so shortly before its scan is not taken for unchanged.
-_TICK = 2_000_000_000  # ns
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listing:
-    """The images below a folder, and what else was met.
-
-    Attributes:
-        paths: Sorted, relative to the folder, with forward slashes.
-        ignored: How many other visible files there are, by suffix.
-        hidden: How many files and folders there are whose name begins with a dot.
-        changed: When each folder visited had last changed, in ns since the epoch, just before it was listed.
-        scanned: When the scan began, in ns since the epoch.
-    """
-
-    paths: Paths
-    ignored: Counter[str]
-    hidden: int
-    changed: dict[str, int]
-    scanned: int
-
-
-def list_images(folder: Path, kept: Path | None = None) -> Listing:
-    """The listing of a folder: the one kept in a file if it still holds, else a new one, which is then kept there.
-
-    Whether it holds is told by the times of change of all folders below, so that files that come, go or get another
-    name are noticed. A file that is overwritten in place is not; its path, which is all that is kept, stays right.
+    Args:
+        file: The list, as a path or URL.
+        root: The folder that the paths are relative to and must not leave; by default that of the list. An image's id
+            is its path below the root, with forward slashes.
 
     Raises:
-        DataError: where a folder cannot be listed, or the file cannot be written.
+        DataError: where the list cannot be read, names nothing, has no column of paths, or a path leaves the root.
     """
-    if kept is None:
-        return scan(folder)
-    listing = _load(kept, folder)
-    if listing is None:
-        listing = scan(folder)
-        keep(listing, folder, kept)
-    return listing
 
+    def __init__(self, file: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> None:
+        file = os.fspath(file)
+        root = folder_of(file) if root is None else os.fspath(root)
+        self.name = name_of(file)
+        self.root = root.rstrip("/") if is_remote(root) else os.path.abspath(root)
+        self.location = f"{self.root}/{self.name}"  # two lists may have one root
+        # names that are no valid text survive, as they do in a folder
+        text = read_bytes(file, where=file).decode("utf-8-sig", errors="surrogateescape")
+        labels: list[str] | None = None
+        if delimiter := _TABLES.get(suffix_of(file)):
+            entries, labels = _columns(text, delimiter, file)
+        else:
+            entries = [stripped for line in text.split("\n") if (stripped := line.strip())]
+        if not entries:
+            raise DataError(f"{file} names no files.")
+        self._paths = list(_below_root(entries, self.root, file))
+        if labels is not None:
+            self.labels, self.classes = _list_labels(labels, file)
 
-def keep(listing: Listing, folder: Path, kept: Path) -> None:
-    """Write the listing of a folder to a file, for :func:`list_images`; `DataError` where it cannot be written."""
-    try:
-        _save(kept, listing, folder)
-    except OSError as error:
-        raise DataError(f"Cannot keep the listing of {folder} in {kept}: {error.strerror or error}.") from error
+    def __len__(self) -> int:
+        return len(self._paths)
 
+    def id(self, i: int) -> str:
+        return self._paths[i]
 
-def scan(folder: Path) -> Listing:
-    """Look through a folder and all below it; links are followed, and each real folder is visited once."""
-    images: list[str] = []
-    ignored: Counter[str] = Counter()
-    hidden = 0
-    changed: dict[str, int] = {}
-    visited: set[tuple[int, int]] = set()
-    waiting, begin = [""], time.time_ns()
-    while waiting:
-        here = waiting.pop()
-        try:
-            status = os.stat(folder / here)
-            if (status.st_dev, status.st_ino) in visited:
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            changed[here] = status.st_mtime_ns
-            entries = sorted(os.scandir(folder / here), key=lambda entry: entry.name, reverse=True)
-        except OSError as error:
-            raise DataError(f"Cannot list the folder {folder / here}: {error.strerror or error}.") from error
-        for entry in entries:
-            path = f"{here}/{entry.name}" if here else entry.name
-            if entry.name.startswith("."):
-                hidden += 1
-            elif _is_folder(entry):
-                waiting.append(path)
-            elif (suffix := os.path.splitext(entry.name)[1].lower()) in image_suffixes():
-                images.append(path)
-            else:
-                ignored[suffix] += 1
-    return Listing(paths=Paths(sorted(images)), ignored=ignored, hidden=hidden, changed=changed, scanned=begin)
+    def read(self, i: int) -> bytes:
+        path = self._paths[i]
+        if not is_remote(self.root):
+            return read_bytes(os.path.join(self.root, path), where=path)
+        quoted = quote(path, errors="surrogateescape") if self.root.startswith("http") else path
+        return read_bytes(f"{self.root}/{quoted}", where=path)
 
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads to itself, which is told like other broken links when it is read
-        return False
+    def files(self) -> list[str] | None:
+        if is_remote(self.root):  # one request for each image would take too long
+            return None
+        return [os.path.join(self.root, self._paths[i]) for i in evenly_spaced(len(self), MOST_FILES)]
 
 
 @lru_cache(maxsize=1)
@@ -214,51 +148,140 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in registered.items() if kind in Image.OPEN and kind not in _NOT_PHOTOS)
 
 
-def _load(kept: Path, folder: Path) -> Listing | None:
-    """The kept listing, or None where there is none of this folder or the folder has changed since."""
-    loaded = load_table(kept)
-    if loaded is None or any(loaded[1].get(name) != value for name, value in _conditions(folder).items()):
-        return None
-    table, facts = loaded
-    is_folder = table.column("changed").is_valid()
-    folders = table.filter(is_folder)
-    names = Paths.from_arrow(folders.column("path").combine_chunks())
-    changed = dict(zip((names[i] for i in range(len(names))), folders.column("changed").to_pylist(), strict=True))
-    if any(
-        time_of != _changed(folder / name) or time_of > facts["scanned"] - _TICK for name, time_of in changed.items()
-    ):
-        return None
-    images = table.slice(0, len(table) - len(folders)).column("path").combine_chunks()
-    return Listing(
-        paths=Paths.from_arrow(images),
-        ignored=Counter(facts["ignored"]),
-        hidden=facts["hidden"],
-        changed=changed,
-        scanned=facts["scanned"],
-    )
+def kinds(ignored: Mapping[str, int]) -> str:
+    """The commonest suffixes in words, with the number of files of each."""
+    return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in Counter(ignored).most_common(8))
 
 
-def _save(kept: Path, listing: Listing, folder: Path) -> None:
+class _Found(NamedTuple):
+    paths: list[str]  # sorted, relative to the folder, with forward slashes
+    ignored: Counter[str]
+    hidden: int
+
+
+def _scan(folder: Path) -> _Found:
+    """Everything in a folder and all below it. A million files in a thousand folders take two seconds."""
+    suffixes = image_suffixes()
+    paths: list[str] = []
+    ignored: Counter[str] = Counter()
+    hidden = 0
+    visited: set[tuple[int, int]] = set()
+    waiting = [""]
+    while waiting:
+        here = waiting.pop()
+        try:
+            status = os.stat(folder / here)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            # sorted, so that of several links to one folder the first is followed
+            entries = sorted(os.scandir(folder / here), key=lambda entry: entry.name, reverse=True)
+        except OSError as error:
+            raise DataError(f"Cannot list the folder {folder / here}: {error.strerror or error}.") from error
+        for entry in entries:
+            path = f"{here}/{entry.name}" if here else entry.name
+            if entry.name.startswith("."):
+                hidden += 1
+            elif (kind := _kind(entry)) == "folder":
+                waiting.append(path)
+            elif kind == SPECIAL:
+                ignored[SPECIAL] += 1
+            elif (suffix := os.path.splitext(entry.name)[1].lower()) in suffixes:
+                paths.append(path)
+            else:
+                ignored[suffix] += 1
+    return _Found(sorted(paths), ignored, hidden)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """Whether this is a folder, file or special file. A broken link counts as a file, which cannot be read."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() or not os.path.exists(entry.path) else SPECIAL
+    except OSError:  # a link to itself
+        return "file"
+
+
+def _folder_labels(paths: list[str]) -> tuple[NDArray[np.int64] | None, list[str] | None]:
+    """Numbers of the first-level folders. Each one's images follow each other in sorted paths."""
+    counts: dict[str, int] = {}
+    start = 0
+    while start < len(paths):
+        top, slash, _ = paths[start].partition("/")
+        if not slash:
+            return None, None
+        end = bisect_left(paths, f"{top}0", lo=start)  # 0 comes right after / in Unicode
+        counts[top] = end - start
+        start = end
+    if len(counts) < 2:
+        return None, None
+    classes = sorted(counts)  # another order than that of paths: "a-b/" comes before "a/"
+    number = {top: label for label, top in enumerate(classes)}
+    return np.repeat([number[top] for top in counts], list(counts.values())).astype(np.int64), classes
+
+
+def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[str] | None]:
+    """The paths and labels of a table. A row without a path is a `DataError`, as labels would shift without it."""
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    entries: list[str] = []
+    labels: list[str] = []
+    try:
+        header = [name.strip().lower() for name in next(rows, [])]
+        path, label = _column(header, _PATH_COLUMNS), _column(header, _LABEL_COLUMNS)
+        if path is None:
+            raise DataError(
+                f"{location} begins with {header}; its header must name a column of paths: {', '.join(_PATH_COLUMNS)}."
+            )
+        for row in rows:
+            if row:
+                entries.append(row[path].strip())
+                labels.append(row[label or 0].strip())
+                if not entries[-1]:
+                    raise DataError(f"{location}, line {rows.line_num}: the row {row} has no path.")
+    except csv.Error as error:
+        raise DataError(f"{location}, line {rows.line_num}: {error}.") from error
+    except IndexError as error:
+        raise DataError(f"{location}, line {rows.line_num}: fewer columns than the header {header}.") from error
+    return entries, None if label is None else labels
+
+
+def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
+    return next((header.index(name) for name in names if name in header), None)
+
+
+def _list_labels(labels: list[str], location: str) -> tuple[NDArray[np.int64] | None, list[str] | None]:
     import pyarrow as pa
 
-    folders = Paths(listing.changed).array
-    columns = {
-        "path": pa.concat_arrays([listing.paths.array, folders]),
-        "changed": pa.concat_arrays(
-            [pa.nulls(len(listing.paths), pa.int64()), pa.array(listing.changed.values(), pa.int64())]
-        ),
-    }
-    facts = {"scanned": listing.scanned, "ignored": listing.ignored, "hidden": listing.hidden}
-    save_table(kept, columns, **_conditions(folder), **facts)
-
-
-def _conditions(folder: Path) -> dict[str, object]:
-    """What a kept listing must agree with."""
-    return {"version": _VERSION, "folder": str(folder.absolute()), "suffixes": sorted(image_suffixes())}
-
-
-def _changed(folder: Path) -> int | None:
     try:
-        return folder.stat().st_mtime_ns
-    except OSError:
-        return None
+        column = pa.array([label or None for label in labels], pa.string())
+    except UnicodeEncodeError as error:
+        raise DataError(f"The labels of {location} are not all UTF-8: {error}") from error
+    return number_texts(column, where=f"The labels of {location}")
+
+
+def _below_root(entries: list[str], root: str, location: str) -> Iterator[str]:
+    """Each entry as a path below the root, without ``..``."""
+    inside = _inside_url if is_remote(root) else _inside_folder
+    prefix = root if root.endswith(("/", os.sep)) else root + ("/" if is_remote(root) else os.sep)
+    for entry in entries:
+        path = entry if _PLAIN.fullmatch(entry) else inside(entry, prefix)
+        if path is None:
+            raise DataError(
+                f"{location} names {entry!r}, which is outside of {root}, and a list may only read below the folder it "
+                "lies in. Move the list into a folder that holds all of its images (absolute paths below that are "
+                "fine), or name that folder: ListSource(list, root=FOLDER)."
+            )
+        yield path
+
+
+def _inside_folder(entry: str, prefix: str) -> str | None:
+    # an absolute entry replaces the root; the text is what is read later, so no link can lead .. elsewhere
+    path = os.path.normpath(os.path.join(prefix, entry))
+    return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else None
+
+
+def _inside_url(entry: str, prefix: str) -> str | None:
+    entry = entry.removeprefix(prefix)
+    path = posixpath.normpath(entry)
+    return None if is_remote(entry) or path.startswith(("/", "../")) or path in (".", "..") else path

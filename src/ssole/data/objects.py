@@ -1,4 +1,4 @@
-"""Images from any object with a length and an index: a torch dataset, a list of pictures."""
+"""Images of any object with a length and an index, such as a torch dataset or a list of Pillow images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import Indexable, Pixels, files_digest
+from ssole.data.base import MOST_FILES, Indexable, Pixels, Source, evenly_spaced
 from ssole.data.decode import pillow_pixels
-from ssole.data.storage import read_bytes
+from ssole.data.storage import is_remote, read_bytes
 from ssole.errors import DataError
 
 if TYPE_CHECKING:
@@ -22,35 +22,33 @@ if TYPE_CHECKING:
 _IMAGE_KEYS = ("image", "img", "jpg", "png")
 
 
-class ObjectSource:
-    """The items of any object with ``__len__`` and ``__getitem__``; a :class:`~ssole.data.base.Source`.
+class ObjectSource(Source):
+    """Items of any object with ``__len__`` and ``__getitem__``.
 
     An item is an image, a tuple that begins with one, or a mapping with one under ``image``, ``img``, ``jpg`` or
     ``png``. An image is a Pillow image; an array uint8 or uint16, (H, W) or (H, W, C); a tensor of these types, (H, W)
-    or (C, H, W); encoded bytes; or a path. Whatever ``__getitem__`` raises makes an image unreadable, with that as the
-    reason.
+    or (C, H, W); encoded bytes; or a path. Where ``__getitem__`` raises an error, the image is unreadable, and the
+    error is the reason.
 
-    `labels` are the object's ``targets`` or ``labels`` where these are one integer for each item, and `classes` its
-    ``classes``. They are never taken from the items, for that would decode everything.
+    Labels are the object's ``targets`` or ``labels`` where these are one integer for each item, and class names its
+    ``classes``. They are never taken from the items, because that would decode every image.
 
     Args:
         items: The object. Ids are ``name:index``, or the path where a list holds paths.
         name: Begins the ids; by default the object's ``name``, or else that of its type.
-        thread_safe: Items may be asked for by several threads at once. By default one waits for the other, except for
-            lists and tuples, because most data sets promise nothing.
+        thread_safe: Several threads may get items at once. By default only one does, except for lists and tuples,
+            because most data sets do not say that they are safe.
 
     Raises:
         DataError: where the object has no length or index, or its first item is of another kind, such as the float
             tensors that a transform makes.
     """
 
-    labels: NDArray[np.int64] | None
-
     def __init__(self, items: Indexable, *, name: str | None = None, thread_safe: bool = False) -> None:
         if isinstance(items, Mapping) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
             raise DataError(
-                "Data must be a name, a path, an array, a Source, or an object with __len__ and __getitem__ by number; "
-                f"got {type(items).__name__}."
+                "Data must be a name, a path, an array, a source (ssole.data.base.Source), or an object with __len__ "
+                f"and __getitem__ by number; got {type(items).__name__}."
             )
         self._items = items
         given = getattr(items, "name", None)
@@ -70,16 +68,25 @@ class ObjectSource:
         return os.fspath(self._items[i]) if self._holds_paths else f"{self.name}:{i}"
 
     def read(self, i: int) -> bytes | Pixels:
-        """Image i, encoded or as an array; `DataError` where it cannot be had."""
         item, where = self._item(i), self.id(i)
-        if _is_pillow(item):
+        if isinstance(item, (bytes, bytearray)):
+            return bytes(item)
+        if isinstance(item, (str, os.PathLike)):
+            return read_bytes(os.fspath(item), where=where)
+        if not _is_pillow(item):
+            return _array(item, where)
+        try:
             with self._pillow_turn:
-                item = _unchanged(item, where)
-        return _image(item, where)
+                copy = _copy(item)
+            return copy if isinstance(copy, bytes) else pillow_pixels(copy, where)
+        except DataError:
+            raise
+        except Exception as error:  # a closed file, or one of the many errors of decoders
+            raise DataError(f"{where}: the image is damaged ({type(error).__name__}: {error}).") from error
 
-    def fingerprint(self) -> str | None:
-        """Changes when a file gets another size or time; None where the items are no local paths."""
-        return files_digest("", [self.id(i) for i in range(len(self))]) if self._holds_paths and len(self) else None
+    def files(self) -> list[str] | None:
+        files = [self.id(i) for i in evenly_spaced(len(self), MOST_FILES)] if self._holds_paths else []
+        return None if any(map(is_remote, files)) else files
 
     def _item(self, i: int) -> Any:
         try:
@@ -95,12 +102,12 @@ class ObjectSource:
         return item[0] if isinstance(item, (tuple, list)) and item else item
 
     def _check_first(self) -> None:
-        """Tell now, not after a percent of all images, that items are of a wrong kind; one may well be unreadable."""
+        """Raise an error for items of a wrong kind now, rather than after many. The first may just be unreadable."""
         try:
             item = self._item(0)
         except DataError:
             return
-        if not _is_opened_later(item):
+        if not isinstance(item, (bytes, bytearray, str, os.PathLike)) and not _is_pillow(item):
             _array(item, self.id(0))
 
 
@@ -110,20 +117,8 @@ def _is_pillow(item: Any) -> bool:
     return isinstance(item, Image.Image)
 
 
-def _is_opened_later(item: Any) -> bool:
-    return isinstance(item, (bytes, bytearray, str, os.PathLike)) or _is_pillow(item)
-
-
-def _image(item: Any, where: str) -> bytes | Pixels:
-    if not _is_opened_later(item):
-        return _array(item, where)
-    if isinstance(item, (bytes, bytearray)):
-        return bytes(item)
-    return read_bytes(os.fspath(item), where=where) if isinstance(item, (str, os.PathLike)) else _pillow(item, where)
-
-
 def _array(item: Any, where: str) -> Pixels:
-    """An array as it is, and a tensor with its channels last."""
+    """An array as it is, or a tensor's with channels last."""
     import torch
 
     is_tensor = isinstance(item, torch.Tensor)
@@ -132,7 +127,7 @@ def _array(item: Any, where: str) -> Pixels:
             f"{where}: an item must be an image, or a tuple that begins with one; got {type(item).__name__}."
         )
     if item.dtype not in (np.uint8, np.uint16, torch.uint8, torch.uint16) or item.ndim not in (2, 3):
-        made = " A transform made it so: leave the transform out, for views are made of whole 8-bit images here."
+        made = " A transform made it so: leave the transform out, because ssole makes its views of whole images."
         raise DataError(
             f"{where}: an item must hold uint8 or uint16 pixels of 2 or 3 dimensions; "
             f"got {item.dtype} {tuple(item.shape)}.{made if 'float' in str(item.dtype) else ''}"
@@ -141,37 +136,21 @@ def _array(item: Any, where: str) -> Pixels:
     return array.transpose(1, 2, 0) if is_tensor and array.ndim == 3 else array
 
 
-def _unchanged(image: Image.Image, where: str) -> Image.Image | bytes:
-    """What to take the pixels from, so that the image stays as it is.
+def _copy(image: Image.Image) -> Image.Image | bytes:
+    """A copy to decode, so that the image stays as it is.
 
-    Of one that Pillow has opened and not yet decoded it is the bytes of its file: decoding it would leave the pixels
-    with it, and in time the whole data set with a list of such. Of others it is a copy, as Pillow's are not made to be
-    used by several threads.
+    For an image that Pillow has opened and not yet decoded it is the bytes of its file. Decoding the image itself would
+    keep its pixels in it, and a list of such images would come to hold the whole data set decoded. For other images it
+    is a copy, because several threads cannot share a Pillow image.
     """
-    try:
-        file = getattr(image, "fp", None)
-        if file is None or not getattr(image, "tile", None) or image.tell() != 0:
-            return image.copy()
-        position = file.tell()
-        file.seek(0)
-        data: bytes = file.read()
-        file.seek(position)
-    except Exception as error:  # a file that was closed, or is decoded by copying: decoders raise almost anything
-        raise _damaged(error, where) from error
+    file = getattr(image, "fp", None)
+    if file is None or not getattr(image, "tile", None) or image.tell() != 0:
+        return image.copy()
+    position = file.tell()
+    file.seek(0)
+    data: bytes = file.read()
+    file.seek(position)
     return data
-
-
-def _pillow(image: Image.Image, where: str) -> Pixels:
-    try:
-        return pillow_pixels(image, where)
-    except DataError:
-        raise
-    except Exception as error:  # decoders again
-        raise _damaged(error, where) from error
-
-
-def _damaged(error: Exception, where: str) -> DataError:
-    return DataError(f"{where}: the image is damaged ({type(error).__name__}: {error}).")
 
 
 def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:
@@ -179,7 +158,7 @@ def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:
         found = getattr(items, name, None)
         try:
             labels = None if found is None else np.asarray(found)
-        except (TypeError, ValueError, RuntimeError):  # rows of many lengths, a tensor on a GPU
+        except (TypeError, ValueError, RuntimeError):  # rows of different lengths, a tensor on a GPU
             continue
         if labels is not None and labels.shape == (len(items),) and np.issubdtype(labels.dtype, np.integer):
             classes = getattr(items, "classes", None)

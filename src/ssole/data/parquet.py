@@ -1,4 +1,4 @@
-"""Images in parquet files, as Hugging Face stores them."""
+"""Images in parquet files, in the layout of Hugging Face."""
 
 from __future__ import annotations
 
@@ -8,34 +8,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ssole.data.base import files_digest, number_labels
-from ssole.data.remote import is_remote
-from ssole.data.storage import name_of, open_binary, place_of, relative_to, versions_digest
+from ssole.data.base import Source, number_labels
+from ssole.data.storage import absolute, is_remote, name_of, open_binary, relative_to, require_regular
 from ssole.errors import DataError
 from ssole.runtime import check_memory
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
-_BATCH_ROWS = 1024  # small batches keep each Arrow array below the 2 GiB at which nested columns cannot be read
+_BATCH_ROWS = 1024  # Arrow cannot read nested columns of more than 2 GiB; small batches stay below that
 
 
-class ParquetSource:
-    """Rows of parquet files that share a schema; a :class:`~ssole.data.base.Source`.
+class ParquetSource(Source):
+    """Rows of parquet files that share a schema.
 
     The image column holds encoded images: a struct with `bytes` (Hugging Face's ``Image``), or binary. The label
-    column, if any, holds integers or strings; a null label is −1. Class names are read from Hugging Face's
-    ``ClassLabel`` when present, else from the strings. Encoded bytes stay in Arrow's buffers, whole in memory, and
-    `read` copies one image out.
+    column, if any, holds integers or strings; a null label is −1. Class names come from Hugging Face's ``ClassLabel``
+    when present, else from the strings. All encoded bytes are held in memory, and `read` copies those of one image.
 
     Args:
         files: One or more parquet files, as paths or URLs; rows follow the order given.
         root: An image's id is ``path:row`` with the file's path below this folder (default: the file's name alone).
-        image_column, label_column: Which columns to use; found by type and name when not given.
-
-    Attributes:
-        place: Absolute paths or URLs of the files, one a line.
+        image_column, label_column: The columns to use; found by type and name when not given.
 
     Raises:
         DataError: where a file is not parquet, schemas differ, no image or named column is found, there are no rows, or
@@ -55,53 +49,44 @@ class ParquetSource:
         paths = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not paths:
             raise DataError("No parquet file was given.")
-        self._located, self.place = paths, place_of(paths)
+        self._files, self.location = paths, "\n".join(sorted(map(absolute, paths)))
         schema = _open(paths[0]).schema_arrow
         features = _features(schema)
         image = _image_column(schema, features, image_column, paths[0])
         label = _label_column(schema, features, label_column, paths[0])
         stem = os.path.splitext(name_of(paths[0]))[0]
         self.name = stem if len(paths) == 1 else f"{stem} and {len(paths) - 1} more"
-        self._files = [name_of(path) if root is None else relative_to(path, os.fspath(root)) for path in paths]
+        self._names = [name_of(path) if root is None else relative_to(path, os.fspath(root)) for path in paths]
         _check_memory(paths, image)
         parts = [_read(path, image, label) for path in paths]
         self._images = pa.chunked_array([chunk for images, _ in parts for chunk in images], pa.large_binary())
         self._starts = np.cumsum([0] + [sum(map(len, images)) for images, _ in parts])
         if len(self._images) == 0:
             raise DataError(f"{_names(paths)} holds no rows.")
-        self.labels, self.classes = None, None
         if label is not None:
             column = pa.chunked_array([chunk for _, labels in parts for chunk in labels])
             self.labels, self.classes = number_labels(column, where=f"The labels in column {label!r}")
             self.classes = features.get(label, {}).get("names") or self.classes
-
-    labels: NDArray[np.int64] | None
-    classes: list[str] | None
 
     def __len__(self) -> int:
         return len(self._images)
 
     def id(self, i: int) -> str:
         file = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return f"{self._files[file]}:{i - int(self._starts[file])}"
+        return f"{self._names[file]}:{i - int(self._starts[file])}"
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of row i; `DataError` where they are null."""
         data: bytes | None = self._images[i].as_py()
         if data is None:
             raise DataError(f"{self.id(i)}: the row has no image bytes (null).")
         return data
 
-    def fingerprint(self) -> str | None:
-        """Changes when a file gets another size or time, or, of a remote one, what its server keeps in place of that.
-
-        None where a server tells no more than the size.
-        """
-        return versions_digest(self._located) if is_remote(self._located[0]) else files_digest("", self._located)
+    def files(self) -> list[str]:
+        return self._files
 
 
 def image_column(file: str) -> str | None:
-    """The column that holds a file's images, or None."""
+    """Name of the column that holds a file's images, or None."""
     try:
         schema = _open(file).schema_arrow
         return _image_column(schema, _features(schema), None, file)
@@ -113,10 +98,13 @@ def _open(path: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(open_binary(path)) if is_remote(path) else pq.ParquetFile(path, memory_map=True)
+        if is_remote(path):
+            return pq.ParquetFile(open_binary(path))
+        require_regular(path)
+        return pq.ParquetFile(path, memory_map=True)
     except DataError:
         raise
-    except Exception as error:  # Arrow's, a disk's OSError, or what a client of fsspec raises
+    except Exception as error:  # Arrow's, an OSError, or any error of a client of fsspec
         raise DataError(f"Cannot read {path} as parquet: {error}") from error
 
 
@@ -150,13 +138,13 @@ def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any
             column = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
             images.append(column.cast(pa.large_binary()))
             labels += [batch.column(label)] if label is not None else []
-    except Exception as error:  # as on opening it
+    except Exception as error:  # the same kinds as above
         raise DataError(f"{path} is damaged, or cannot be read: {error}") from error
     return images, labels
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """Hugging Face's description of the columns, kept as JSON in the schema's metadata; empty where there is none."""
+    """Hugging Face's description of the columns, from the schema's metadata; empty without one."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):

@@ -1,34 +1,44 @@
-"""Where images come from: one small protocol, and one function that turns what a user typed into a source."""
+"""Opening data: from what a user gives (a path, pattern, name, URL, array or object) to a source."""
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 
-from ssole.data.arrays import ArraySource, open_npy, open_npz
-from ssole.data.base import TEST_NAMES, Source, Spec, Split, files_of_split, split_word
+from ssole.data.arrays import TORCHVISION, ArraySource, open_npy, open_npz, open_torchvision
+from ssole.data.base import Source, Spec, Split
 from ssole.data.digits_m import CLASSES as DIGIT_CLASSES
 from ssole.data.digits_m import digits_m
-from ssole.data.folder import FolderSource, image_suffixes, subfolders
-from ssole.data.lists import LIST_SUFFIXES, ListSource
+from ssole.data.folder import LIST_SUFFIXES, FolderSource, ListSource, image_suffixes
 from ssole.data.objects import ObjectSource
 from ssole.data.parquet import ParquetSource, image_column
-from ssole.data.patterns import expand, has_pattern
-from ssole.data.remote import files_below, is_remote
-from ssole.data.storage import common_folder, name_of, suffix_of
+from ssole.data.storage import (
+    common_folder,
+    expand,
+    files_below,
+    has_pattern,
+    is_remote,
+    name_of,
+    relative_to,
+    suffix_of,
+)
 from ssole.data.tars import TarSource
-from ssole.data.torchvision_sets import KNOWN, torchvision_arrays
 from ssole.errors import DataError
 
-_ONE_FILE = (*LIST_SUFFIXES, ".npy", ".npz")  # kinds of which one file is a whole data set
+_ONE_FILE = (*LIST_SUFFIXES, ".npy", ".npz")  # kinds where one file is a whole data set
 _FILES = (".parquet", ".tar", *_ONE_FILE)
+_TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
+_IN_MEMORY = "in memory: "
 
 
-def open_source(spec: Spec, *, split: Split = "train", listing: str | os.PathLike[str] | None = None) -> Source:
-    """Open what a user gave as data.
+def open_source(spec: Spec, *, split: Split = "train") -> Source:
+    """The source that reads what a user gave as data.
 
     Args:
         spec: One of
@@ -48,18 +58,17 @@ def open_source(spec: Spec, *, split: Split = "train", listing: str | os.PathLik
             * an array (N, H, W) or (N, H, W, C), uint8 or uint16;
             * any object with ``__len__`` and ``__getitem__``, such as a torch dataset, or a list of Pillow images
               (:class:`ObjectSource`);
-            * any :class:`Source`, which is returned as is, as are arrays and objects, whatever the split.
-        split: For a folder with ``train/`` beside ``test/`` (or ``val/``, ``valid/``, ``validation/``, the first there
-            is), the sub-folder; likewise for files with these words in their paths, and for arrays of a ``.npz`` named
-            after them. A folder or files without such names are all "train", and asking them for "test" is an error, so
-            that nothing is tested on what it was trained on unawares. One folder or file that is itself named after a
-            test split is opened for either.
-        listing: A file, for instance in the run folder, to keep the paths of a folder of images in; it then opens
-            again without being looked through (:class:`FolderSource`). Other kinds have no need of it.
+            * a source of your own, a subclass of :class:`ssole.data.base.Source`. It is returned as it is. Sources,
+              arrays and objects are the same for either split.
+        split: For a folder with ``train/`` beside ``test/`` (or ``val/``, ``valid/``, ``validation/``, the first that
+            exists), the sub-folder; likewise for files with these words in their paths, and for arrays of a ``.npz``
+            with these words in their names. A folder or files without such names are all "train". Asking them for
+            "test" is an error, so that no model is tested on its training images by accident. One folder or file that
+            is itself named after a test split is opened for either.
 
     Raises:
-        DataError: where nothing of that name exists (it suggests close names), no image is found, the split is missing,
-            or reading a URL needs a package that is missing.
+        DataError: where nothing of that name exists (the message suggests close names), no image is found, the split is
+            missing, or reading a URL needs a package that is missing.
     """
     if split not in ("train", "test"):
         raise DataError(f"The split must be 'train' or 'test', not {split!r}.")
@@ -67,31 +76,53 @@ def open_source(spec: Spec, *, split: Split = "train", listing: str | os.PathLik
         return ArraySource(spec)
     if isinstance(spec, Source):
         return spec
-    if isinstance(spec, (list, tuple)) and all(isinstance(file, (str, os.PathLike)) for file in spec):
+    if _are_paths(spec):
         return _open_files([os.fspath(file) for file in spec], None, split)
     if not isinstance(spec, (str, os.PathLike)):
-        return ObjectSource(spec)  # which says so if it is none
+        return ObjectSource(spec)  # which raises an error for any other type
     text = os.fspath(spec)
     if text == "digits-m":
         images, labels = digits_m(split)
         return ArraySource(images, labels, classes=DIGIT_CLASSES, name=f"digits-m/{split}")
-    if (known := text.lower()) in KNOWN:
-        arrays = torchvision_arrays(known, split)
-        return ArraySource(arrays.images, arrays.labels, classes=arrays.classes, name=f"{known}/{split}")
-    return _open_url(text, split) if is_remote(text) else _open_path(text, split, listing)
+    if text.lower() in TORCHVISION:
+        return open_torchvision(text.lower(), split)
+    return _open_url(text, split) if is_remote(text) else _open_path(text, split)
 
 
-def _open_path(text: str, split: Split, listing: str | os.PathLike[str] | None) -> Source:
+def describe(spec: Spec) -> str | tuple[str, ...]:
+    """The data as text for a config: names and URLs as they are, and absolute paths, for any later working directory.
+
+    Data in memory get a text from which they cannot be opened again; see :func:`is_in_memory`.
+    """
+    if _are_paths(spec):
+        return tuple(str(describe(part)) for part in spec)
+    if isinstance(spec, (str, os.PathLike)):
+        text, path = str(spec), Path(spec).expanduser()
+        is_name = text == "digits-m" or text.lower() in TORCHVISION or is_remote(text)
+        return str(path.absolute()) if not is_name and (path.exists() or has_pattern(text)) else text
+    return _IN_MEMORY + str(getattr(spec, "name", f"{type(spec).__name__} {getattr(spec, 'shape', '')}".strip()))
+
+
+def is_in_memory(described: str | Sequence[str] | None) -> bool:
+    """Whether :func:`describe` was given images that a config cannot name."""
+    return isinstance(described, str) and described.startswith(_IN_MEMORY)
+
+
+def _are_paths(spec: Any) -> TypeGuard[Sequence[str | os.PathLike[str]]]:
+    return isinstance(spec, (list, tuple)) and all(isinstance(part, (str, os.PathLike)) for part in spec)
+
+
+def _open_path(text: str, split: Split) -> Source:
     path = Path(text).expanduser()
     if path.is_dir():
-        return _open_folder(path, split, listing)
-    if path.is_file():
+        return _open_folder(path, split)
+    if path.exists():
         return _open_files([str(path)], None, split)
     if has_pattern(text):
         return _open_files(expand(text), None, split)
     siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     close = [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings)]
-    close += difflib.get_close_matches(text.lower(), ["digits-m", *KNOWN])
+    close += difflib.get_close_matches(text.lower(), ["digits-m", *TORCHVISION])
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise DataError(f"There is no dataset, folder or file named {text!r} (looked in {path.parent.absolute()}).{hint}")
 
@@ -112,17 +143,16 @@ def _open_url(url: str, split: Split) -> Source:
     )
 
 
-def _open_folder(root: Path, split: Split, listing: str | os.PathLike[str] | None) -> Source:
+def _open_folder(root: Path, split: Split) -> Source:
     try:
-        images = _open_images(root, split, listing)
+        images = _open_images(root, split)
     except DataError:
         if not (files := _shards_below(root)):
             raise
         return _open_files(files, str(root), split)
     # Tars beside images are mostly what these were unpacked from; parquet files may be tables of anything.
-    parquet = (
-        [file for file in _shards_below(root) if _kind(file) == ".parquet"] if ".parquet" in images.ignored else []
-    )
+    shards = _shards_below(root) if ".parquet" in images.ignored else []
+    parquet = [file for file in shards if _kind(file) == ".parquet"]
     if parquet and image_column(parquet[0]) is not None:
         raise DataError(
             f"{root} holds both {len(images)} image files and {len(parquet)} parquet files of images, such as "
@@ -131,26 +161,26 @@ def _open_folder(root: Path, split: Split, listing: str | os.PathLike[str] | Non
     return images
 
 
-def _open_images(root: Path, split: Split, listing: str | os.PathLike[str] | None) -> FolderSource:
-    names = subfolders(root)
-    tests = [name for name in TEST_NAMES if name in names]
-    # A dataset may well have a *class* called train; with a test folder, or nothing else, beside it, it is a split.
+def _open_images(root: Path, split: Split) -> FolderSource:
+    names = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    tests = [name for name in _TEST_NAMES if name in names]
+    # A data set may have a *class* called train. With a test folder beside it, or nothing else, it is a split.
     if "train" in names and (tests or len(names) == 1):
         if split == "test" and not tests:
-            raise DataError(f"{root} has train/ but no test split; expected one of {', '.join(TEST_NAMES)} beside it.")
-        return FolderSource(root, inside="train" if split == "train" else tests[0], listing=listing)
-    if split == "test" and split_word(root.name) not in TEST_NAMES:
+            raise DataError(f"{root} has train/ but no test split; expected one of {', '.join(_TEST_NAMES)} beside it.")
+        return FolderSource(root, inside="train" if split == "train" else tests[0])
+    if split == "test" and _split_word(root.name) not in _TEST_NAMES:
         raise DataError(
             f"{root} is not divided into splits, so it has no test images. Put them into {root / 'train'} and "
             f"{root / 'test'}, or name a folder of test images."
         )
-    return FolderSource(root, listing=listing)
+    return FolderSource(root)
 
 
 def _shards_below(root: Path) -> list[str]:
-    """Parquet files if the first holds images, else tars, else what parquet there is: its error says what it lacks.
+    """Parquet files if the first holds images, else tars, else the parquet files: opening them says what they lack.
 
-    Shards of tars often have tables of captions beside them, but images in both are an error.
+    Tar shards often have tables of captions beside them, but images in both are an error.
     """
     visible = [path for path in root.rglob("*") if path.suffix.lower() in (".parquet", ".tar") and path.is_file()]
     visible = [path for path in visible if not any(part.startswith(".") for part in path.relative_to(root).parts)]
@@ -168,8 +198,11 @@ def _shards_below(root: Path) -> list[str]:
 def _open_files(files: list[str], root: str | None, split: Split) -> Source:
     if not files:
         raise DataError("No file was given.")
-    if missing := next((file for file in files if not is_remote(file) and not os.path.isfile(file)), None):
-        raise DataError(f"There is no file {missing}.")
+    for file in files:
+        if not is_remote(file) and not os.path.isfile(file):
+            is_special = os.path.exists(file) and not os.path.isdir(file)
+            kind = "is not a regular file but a pipe, socket or device"
+            raise DataError(f"{file} {kind}." if is_special else f"There is no file {file}.")
     kinds = {_kind(file) for file in files}
     if kinds <= image_suffixes() and len(files) > 1:
         if split == "test":
@@ -187,8 +220,8 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
     root = common_folder(files) if root is None else root
     kind = kinds.pop()
     if kind == ".npz" and len(files) == 1:
-        return open_npz(files[0], split, whole=split_word(name_of(files[0])) in TEST_NAMES)
-    files = files_of_split(files, root, split)
+        return open_npz(files[0], split, whole=_split_word(name_of(files[0])) in _TEST_NAMES)
+    files = _files_of_split(files, root, split)
     if kind in _ONE_FILE:
         if len(files) > 1:
             raise DataError(f"Name one {kind} file; {files[0]} and {len(files) - 1} more were given.")
@@ -197,6 +230,32 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
 
 
 def _kind(file: str) -> str:
-    """The suffix; .tar for compressed tars too, which only then get an error of their own."""
+    """The suffix; .tar for compressed tars too, because opening them says how to unpack them."""
     name = name_of(file).lower()
     return ".tar" if ".tar." in name or name.endswith(".tgz") else suffix_of(file)
+
+
+def _split_word(path: str) -> str | None:
+    """The last word of a path that names a split."""
+    words = [word for word in re.findall(r"[a-z]+", path.lower()) if word == "train" or word in _TEST_NAMES]
+    return words[-1] if words else None
+
+
+def _files_of_split(files: list[str], root: str, split: Split) -> list[str]:
+    """The files that belong to the split, by the last split name in their path below the root."""
+    words = [_split_word(relative_to(file, root)) for file in files]
+    tests = [name for name in _TEST_NAMES if name in words]
+    if split == "test":
+        if not tests:
+            found = ", ".join(sorted({word or "no such word" for word in words}))
+            raise DataError(
+                f"No test split in {root}: expected files with one of {', '.join(_TEST_NAMES)} in their path; "
+                f"found {found}."
+            )
+        return [file for file, word in zip(files, words, strict=True) if word == tests[0]]
+    if len(set(words)) == 1:  # a single test file is opened when it is given by name
+        return files
+    files = [file for file, word in zip(files, words, strict=True) if word not in _TEST_NAMES]
+    if not files:
+        raise DataError(f"No training split among the files in {root}: they are named {', '.join(tests)}.")
+    return files

@@ -1,23 +1,43 @@
-"""Files of this machine and files behind a URL, told apart here and nowhere else.
+"""Storage: reading files of this machine and files behind URLs, their names, patterns of names, and fingerprints.
 
-A *location* is either of them, as text.
+A *location* is a path or a URL, as text. Only this module treats the two differently when it reads.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
+import json
 import os
+import re
+import stat
+import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
-from ssole.data import remote
-from ssole.data.remote import is_remote
 from ssole.errors import DataError
 
-CONNECTIONS = 8  # to a server at once while it is asked about many files
+CONNECTIONS = 8
+"""Connections to a server at once, while it is asked about many files."""
+
+_URL = re.compile(r"[A-Za-z][\w+.:-]+://")  # two letters at least: C:// is a drive
+_BLOCK = 1 << 18  # bytes fetched at once while seeking through a file
+_PAUSES = (0.5, 2.0)  # seconds before a read is tried again: most failures of a network pass
+# Errors that a second try does not mend.
+_FINAL = (DataError, FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
+# Names that file systems give to a property that changes when a file does.
+_VERSIONS = {"etag", "last-modified", "lastmodified", "mtime", "updated", "created", "content-md5", "commit_hash"}
+_BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
+_MOST = 100_000  # files that braces may stand for: more is a slip
+
+
+def is_remote(location: str) -> bool:
+    """Whether this is a URL such as ``s3://bucket/data.tar``, rather than a path."""
+    return _URL.match(location) is not None
 
 
 def name_of(location: str) -> str:
@@ -31,18 +51,23 @@ def suffix_of(location: str) -> str:
 
 
 def folder_of(location: str) -> str:
-    """What the file lies in."""
+    """The folder that a file lies in."""
     return location.partition("?")[0].rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
+
+
+def absolute(location: str) -> str:
+    """An absolute path, or a URL without its query, which may hold secrets."""
+    return location.partition("?")[0] if is_remote(location) else os.path.abspath(location)
 
 
 def relative_to(location: str, folder: str) -> str:
     """A file's path below a folder that holds it, with forward slashes."""
     if is_remote(location):
-        return location.partition("?")[0].removeprefix(folder).lstrip("/")
+        return absolute(location).removeprefix(folder).lstrip("/")
     return Path(location).relative_to(folder).as_posix()
 
 
-def common_folder(locations: list[str]) -> str:
+def common_folder(locations: Sequence[str]) -> str:
     """The deepest folder that holds all of these files; `DataError` where there is none."""
     folders = [folder_of(location) for location in locations]
     if len(set(folders)) == 1:
@@ -62,14 +87,21 @@ def common_folder(locations: list[str]) -> str:
 def read_bytes(location: str, *, where: str, start: int = 0, end: int | None = None) -> bytes:
     """Bytes `start` to `end` of a file, or all of them; safe to call from several threads.
 
+    Local files are opened directly: through fsspec a small file would take twice as long.
+
     Raises:
         DataError: beginning with `where`, when the file cannot be read or does not hold these bytes.
     """
     try:
-        data = remote.read(location, start, end) if is_remote(location) else _read(location, start, end)
+        if is_remote(location):
+            data = _read_remote(location, start, end)
+        else:
+            with open(location, "rb", opener=_open_regular) as file:
+                file.seek(start)
+                data = file.read(-1 if end is None else end - start)
     except DataError:
         raise
-    except Exception as error:  # here OSError, or ValueError for a NUL in the name; of fsspec's clients any
+    except Exception as error:  # OSError, ValueError for a NUL in the name, or any error of a client of fsspec
         raise DataError(f"{where}: cannot read the file ({_reason(error)}).") from error
     if end is not None and len(data) != end - start:
         cause = "its server ignores ranges: download it" if len(data) > end - start else "it was cut short or replaced"
@@ -78,62 +110,168 @@ def read_bytes(location: str, *, where: str, start: int = 0, end: int | None = N
 
 
 def open_binary(location: str) -> BinaryIO:
-    """A file that can be read and sought in; `DataError` where it cannot be opened."""
+    """A file open for reading and seeking; `DataError` where it cannot be opened."""
     try:
-        return remote.open_binary(location) if is_remote(location) else open(location, "rb")
+        if not is_remote(location):
+            return open(location, "rb", opener=_open_regular)
+        fs, path = _filesystem(location)
+        file: BinaryIO = fs.open(path, "rb", block_size=_BLOCK)
     except DataError:
         raise
     except Exception as error:
         raise DataError(f"Cannot open {location} ({_reason(error)}).") from error
+    if not file.seekable():
+        raise DataError(f"The server of {location} does not serve parts of a file: download it.")
+    return file
 
 
-def stamp(location: str) -> str:
-    """A text that changes when the file does: its size and time of change, or what a server keeps in place of that.
+def require_regular(path: str) -> None:
+    """Raise `OSError` for a pipe, socket or device: reading one may wait for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder has an error of its own
+        raise OSError("not a regular file but a pipe, socket or device")
+
+
+def _open_regular(path: str, flags: int) -> int:
+    require_regular(path)
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # should a pipe take its place just now
+
+
+def file_fingerprint(location: str) -> tuple[str, bool]:
+    """A text that changes when the file does, and whether that is certain.
+
+    For a local file it is the size and time of change, for a remote one what its server tells. Where that is only the
+    size, a change may leave it as it was.
 
     Raises:
         DataError: where there is no such file.
     """
     try:
-        if is_remote(location):
-            return remote.stamp(location)
-        status = os.stat(location)
-        return f"{status.st_size} {status.st_mtime_ns}"
+        if not is_remote(location):
+            status = os.stat(location)
+            return f"{status.st_size} {status.st_mtime_ns}", True
+        fs, path = _filesystem(location)
+        info = fs.info(path)
     except DataError:
         raise
     except Exception as error:
         raise DataError(f"There is no file {location} ({_reason(error)}).") from error
+    versions = {key: str(info[key]) for key in sorted(info) if key.lower() in _VERSIONS}
+    return json.dumps([info.get("size"), versions]), bool(versions)
 
 
-def place_of(locations: list[str]) -> str:
-    """Where these files are, whatever their order: absolute paths and URLs, without queries, which may hold secrets."""
-    return "\n".join(sorted(loc.partition("?")[0] if is_remote(loc) else os.path.abspath(loc) for loc in locations))
-
-
-def versions_digest(urls: list[str]) -> str | None:
-    """A hash of what the server tells of these files that changes when one does; None where it tells too little."""
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
+def files_fingerprint(locations: Sequence[str]) -> str | None:
+    """A hash that changes when one of these files does; None where a server does not tell enough."""
+    if is_remote(locations[0]):
         try:
-            versions = list(pool.map(remote.version, urls))
-        except Exception:  # noqa: BLE001 - fsspec's clients have errors of their own; reading the files will tell
+            with ThreadPoolExecutor(CONNECTIONS) as pool:
+                found = list(pool.map(file_fingerprint, locations))
+        except DataError:  # which will be met again on reading
             return None
-    known = [version for version in versions if version is not None]
-    return hashlib.sha256("\n".join(known).encode()).hexdigest() if len(known) == len(urls) else None
+        if not all(certain for _, certain in found):
+            return None
+        texts = [text for text, _ in found]
+    else:
+        texts = []
+        for location in locations:
+            try:
+                texts.append(file_fingerprint(location)[0])
+            except DataError:
+                texts.append("missing")
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
-def _read(path: str, start: int, end: int | None) -> bytes:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read() if end is None else file.read(end - start)
+def files_below(url: str) -> list[str]:
+    """Sorted URLs of the files below a remote folder, given without a slash at its end; `DataError` if it cannot be
+    listed."""
+    fs, path = _filesystem(url)
+    try:
+        return sorted(f"{url}/{file.removeprefix(path).lstrip('/')}" for file in fs.find(path))
+    except Exception as error:
+        raise DataError(f"Cannot list {url} ({error}). Name the files, as in shard-{{000..099}}.tar.") from error
+
+
+def has_pattern(text: str) -> bool:
+    """Whether a text is a pattern such as ``data/*.tar`` or ``shard-{0000..0099}.tar``."""
+    return _has_wildcard(text) or _BRACES.search(text) is not None
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that a pattern stands for.
+
+    Braces count, ``{0000..0099}``, or list, ``{a,b}``, as in a shell; whether these files exist is not looked at.
+    ``*``, ``?`` and ``[...]`` match existing files, sorted. In URLs only ``*`` does, because ``?`` begins a query.
+
+    Raises:
+        DataError: where nothing matches, or braces stand for more than 100,000 files.
+    """
+    import bracex
+
+    try:
+        # a backslash would escape a brace, also on Windows
+        names = dict.fromkeys(bracex.iexpand(pattern.replace(os.sep, "/"), keep_escapes=True, limit=_MOST))
+    except bracex.ExpansionLimitException as error:
+        raise DataError(f"The braces of {pattern!r} stand for more than {_MOST} files.") from error
+    found: list[str] = []
+    for name in names:
+        if is_remote(name):
+            found += _remote_matches(name) if _has_wildcard(name) else [name]
+        else:
+            path = os.path.expanduser(name)
+            found += sorted(glob.glob(path, recursive=True)) if _has_wildcard(path) else [path]
+    if not found:
+        raise DataError(f"No file matches the pattern {pattern!r}.")
+    return found
+
+
+def cache_folder() -> Path:
+    """The folder of downloads and caches: ``$SSOLE_CACHE``, else ``ssole`` in the platform's folder of caches."""
+    from platformdirs import user_cache_path
+
+    given = os.environ.get("SSOLE_CACHE")
+    return Path(given).expanduser() if given else user_cache_path("ssole", appauthor=False)
+
+
+def _has_wildcard(text: str) -> bool:
+    return "*" in text if is_remote(text) else glob.has_magic(text)
+
+
+def _remote_matches(pattern: str) -> list[str]:
+    fs, path = _filesystem(pattern)
+    return sorted(fs.unstrip_protocol(file) for file in fs.glob(path))
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it; `DataError` where a package for it is missing."""
+    import fsspec
+
+    try:
+        fs, path = fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise DataError(f"{url} needs a package that is missing ({error}): pip install 'ssole[remote]'") from error
+    except ValueError as error:  # an unknown protocol
+        raise DataError(f"Cannot read {url}: {error}") from error
+    if "file" in fs.protocol and os.path.exists(path):
+        require_regular(path)
+    return fs, path
+
+
+def _read_remote(url: str, start: int, end: int | None) -> bytes:
+    """Bytes of a remote file; a read that fails is tried three times. Raises whatever the file system raises."""
+    fs, path = _filesystem(url)
+    limits = {} if start == 0 and end is None else {"start": start, "end": end}
+    for pause in (*_PAUSES, None):
+        try:
+            data: bytes = fs.cat_file(path, **limits)
+            return data
+        except _FINAL:
+            raise
+        except Exception:  # fsspec's clients have errors of their own
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError("unreachable")
 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
-
-
-def cache_folder() -> Path:
-    """Where downloads and built data are kept: ``$SSOLE_CACHE``, else ``ssole`` in the platform's cache folder."""
-    if given := os.environ.get("SSOLE_CACHE"):
-        return Path(given).expanduser()
-    if os.name == "nt" and (local := os.environ.get("LOCALAPPDATA")):
-        return Path(local) / "ssole"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssole"

@@ -1,4 +1,4 @@
-"""Images in tar shards, as WebDataset lays them out, read at their offsets from an index."""
+"""Images in tar shards, in the layout of WebDataset, read at their offsets from an index."""
 
 from __future__ import annotations
 
@@ -15,38 +15,43 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ssole.data.arrow import load_table, save_table
-from ssole.data.base import files_digest, number_texts
+from ssole.data.base import Source, number_texts
 from ssole.data.folder import image_suffixes, kinds
-from ssole.data.remote import is_remote
 from ssole.data.storage import (
     CONNECTIONS,
+    absolute,
     cache_folder,
     common_folder,
+    file_fingerprint,
     folder_of,
+    is_remote,
     name_of,
     open_binary,
-    place_of,
     read_bytes,
     relative_to,
-    stamp,
-    versions_digest,
 )
 from ssole.errors import DataError
+from ssole.files import write_atomically
+
+_VERSION = 2  # of the index
+_LABELS = ("cls", "json", "txt")  # members that may hold a label, the likeliest first
+_LONGEST = {"cls": 256, "json": 1 << 20, "txt": 64}  # bytes of a member with a label; longer ones are other things
+_COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\x00": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
+_BLOCK = 512  # bytes; a tar consists of blocks of this size
+_FACTS = b"ssole"
 
 
-class TarSource:
-    """The images of tar files in the layout of WebDataset; a :class:`~ssole.data.base.Source`.
+class TarSource(Source):
+    """Images of tar files in the layout of WebDataset.
 
     Members whose names agree up to the first dot belong to one sample: ``a/1.jpg``, ``a/1.cls``. Its image is known by
     the suffix. Its label is an integer or name in ``.cls``, else ``"label"`` in ``.json``, else an integer in ``.txt``;
-    samples without one have −1. Names of members are only ever read as text: nothing is unpacked.
+    samples without one have −1. Nothing is unpacked, so names of members cannot lead anywhere.
 
     Images are read at their offsets, in any order, from an index that is made once for each shard (see
-    :func:`~ssole.data.tars.tar_index`). Compressed tars do not allow that. Of a tar that breaks off the whole
-    members are used; `.problems` says so, and so does a warning.
+    :func:`~ssole.data.tars.tar_index`). Compressed tars do not allow that. When a tar breaks off, its whole members are
+    used, and `.problems` and a warning say so.
 
     Args:
         files: Tar files, as paths or URLs; images follow their order, and within one that of its members.
@@ -54,16 +59,11 @@ class TarSource:
             holds all of the files.
 
     Attributes:
-        place: Absolute paths or URLs of the tars, one a line.
-        ignored: How many members that are neither image nor label there are, by suffix.
-        hidden: How many members there are whose name begins with a dot.
-        problems: A sentence on each tar that breaks off or is damaged.
+        problems: A sentence about each tar that breaks off or is damaged.
 
     Raises:
         DataError: where a tar cannot be read or is compressed, or none holds an image.
     """
-
-    labels: NDArray[np.int64] | None
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class TarSource:
         self._files = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not self._files:
             raise DataError("No tar file was given.")
-        self.place = place_of(self._files)
+        self.location = "\n".join(sorted(map(absolute, self._files)))
         folder = common_folder(self._files) if root is None else os.fspath(root)
         self._names = [relative_to(file, folder) for file in self._files]
         more = f" and {len(self._files) - 1} more" if len(self._files) > 1 else ""
@@ -104,43 +104,26 @@ class TarSource:
         return f"{self._names[self._shard(i)]}:{os.fsdecode(self._members[i].as_py())}"
 
     def read(self, i: int) -> bytes:
-        """The encoded bytes of image i; `DataError` where they cannot be read."""
         start = int(self._offsets[i])
         return read_bytes(self._files[self._shard(i)], where=self.id(i), start=start, end=start + int(self._sizes[i]))
 
-    def fingerprint(self) -> str | None:
-        """Changes when a file gets another size or time, or, of a remote one, what its server keeps in place of that.
-
-        None where a server tells no more than the size.
-        """
-        return versions_digest(self._files) if is_remote(self._files[0]) else files_digest("", self._files)
+    def files(self) -> list[str]:
+        return self._files
 
     def _shard(self, i: int) -> int:
         return int(np.searchsorted(self._starts, i, side="right")) - 1
 
 
-_VERSION = 1  # of what the index holds
-_LABELS = ("cls", "json", "txt")  # members that may hold a label, the likeliest first
-_LONGEST = {"cls": 256, "json": 1 << 20, "txt": 64}  # bytes a member with a label has at most; others are left alone
-_COMPRESSED = {
-    b"\x1f\x8b": "gunzip",
-    b"BZh": "bunzip2",
-    b"\xfd7zXZ\x00": "unxz",
-    b"\x28\xb5\x2f\xfd": "unzstd",
-}
-_BLOCK = 512  # bytes; tars are made of such
-
-
 @dataclass(frozen=True, kw_only=True)
 class TarIndex:
-    """What a tar holds.
+    """Index of a tar.
 
     Attributes:
         table: An Arrow table of images with the columns name (large_binary, the member's), offset, size (int64) and
             label (string, perhaps null).
-        ignored: How many other files there are, by suffix.
-        hidden: How many files there are whose name begins with a dot.
-        problem: What is wrong with the tar, if anything; the images before that are in the table.
+        ignored: Number of other files, by suffix.
+        hidden: Number of files whose name begins with a dot.
+        problem: A sentence on what is wrong with the tar, or None; the images before that are in the table.
     """
 
     table: Any
@@ -150,30 +133,37 @@ class TarIndex:
 
 
 def tar_index(location: str) -> TarIndex:
-    """The index of a tar: read from the file kept for it, or made and kept.
+    """The index of a tar: read from the file where it is kept, else built and kept.
 
-    It is kept beside the tar as a hidden file, or in the cache folder where that cannot be written, and made anew when
-    the tar has changed, or Pillow opens images with other suffixes.
+    It is kept beside the tar as a hidden file, or in the cache folder where that cannot be written. It is built again
+    when the tar has changed, or Pillow opens images with other suffixes.
 
     Raises:
         DataError: where the tar cannot be read, is none, or is compressed.
     """
-    conditions = {"version": _VERSION, "stamp": stamp(location), "suffixes": sorted(image_suffixes())}
-    places = _places(location)
-    for place in places:
-        loaded = load_table(place)
-        if loaded is not None and all(loaded[1].get(name) == value for name, value in conditions.items()):
-            table, facts = loaded
-            return TarIndex(
-                table=table, ignored=Counter(facts["ignored"]), hidden=facts["hidden"], problem=facts["problem"]
-            )
+    fingerprint, _ = file_fingerprint(location)
+    conditions = {"version": _VERSION, "fingerprint": fingerprint, "suffixes": sorted(image_suffixes())}
+    key = hashlib.sha256(os.fsencode(absolute(location))).hexdigest()[:32]
+    paths = [cache_folder() / "tar-index" / f"{key}.arrow"]
+    if not is_remote(location):
+        paths.insert(0, Path(folder_of(location), f".{name_of(location)}.ssole-index"))
+    for path in paths:
+        if (index := _load(path, conditions)) is not None:
+            return index
     index = build_index(location)
-    _save(index, places, conditions)
+    for path in paths:
+        try:
+            if path is paths[-1]:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            _save(path, index, conditions)
+            break
+        except OSError:
+            continue  # no permission to write here; if nowhere, the index is built again next time
     return index
 
 
 def build_index(location: str) -> TarIndex:
-    """Read all headers of a tar, and its labels; see :func:`tar_index`."""
+    """The index made from all headers and labels of a tar; see :func:`tar_index`."""
     import pyarrow as pa
 
     with open_binary(location) as file:
@@ -181,14 +171,14 @@ def build_index(location: str) -> TarIndex:
         if command := next((c for start, c in _COMPRESSED.items() if head.startswith(start)), None):
             raise DataError(
                 f"{location} is compressed, and a compressed tar can only be read from its beginning. Unpack it once "
-                f"with {command}: images inside hardly take less space for it."
+                f"with {command}: compressing images once more saves hardly any space."
             )
         shard = _Shard()
         try:
             problem = shard.read(file, location)
         except DataError:
             raise
-        except Exception as error:  # a disk's OSError, or what a client of fsspec raises, such as for want of ranges
+        except Exception as error:  # an OSError, or any error of a client of fsspec, as for a server without ranges
             raise DataError(f"Cannot read {location}: {error}") from error
     samples = [sample for sample in shard.samples.values() if sample.size >= 0]
     table = pa.table(
@@ -204,7 +194,7 @@ def build_index(location: str) -> TarIndex:
 
 @dataclass
 class _Sample:
-    """Members of one key: where its image is, once that was met, and the texts of possible labels."""
+    """Members of one key: where its image is, with a size of -1 before it was found, and the texts of its labels."""
 
     name: str = ""
     offset: int = 0
@@ -218,12 +208,14 @@ class _Sample:
 
 @dataclass
 class _Shard:
+    """Everything found so far while a tar is read."""
+
     samples: dict[str, _Sample] = field(default_factory=dict)  # by key, in the order of their first members
     ignored: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
 
     def read(self, file: BinaryIO, location: str) -> str | None:
-        """Take in all whole members, and say what is wrong with the tar if something is."""
+        """Add all whole members. A sentence if the tar is damaged, else None."""
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         try:
@@ -241,7 +233,7 @@ class _Shard:
         return f"{location} breaks off or is damaged after byte {min(tar.offset, size)}: what comes after that is lost."
 
     def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
-        """Take in one member, as an image, as a label or as neither."""
+        """Add one member as an image, a label or neither."""
         folder, _, name = member.name.rpartition("/")
         key, _, extension = name.partition(".")
         extension = extension.lower()
@@ -260,8 +252,8 @@ class _Shard:
             self.ignored[suffix] += 1
 
     def add_image(self, sample: _Sample, member: tarfile.TarInfo) -> None:
-        """Of several images with one key (``1.jpg``, ``1.mask.png``) the first without a second dot is the sample's."""
-        if sample.size >= 0 and sample.name != member.name:  # the same name was appended to replace the first
+        """Add an image. Of several with one key (``1.jpg``, ``1.mask.png``), the first without a second dot counts."""
+        if sample.size >= 0 and sample.name != member.name:  # not the same name, appended to replace the first
             better = _dots(member.name) < 2 <= _dots(sample.name)
             self.ignored[os.path.splitext(sample.name if better else member.name)[1].lower()] += 1
             if not better:
@@ -274,50 +266,61 @@ def _dots(name: str) -> int:
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """The members up to the end, or to where the headers cannot be followed further."""
+    """Members up to the end, or up to the first damaged header."""
     while True:
         here = tar.offset
         try:
             member = tar.next()
         except tarfile.TarError:
             return
-        # some versions of tarfile follow a negative size backwards, and round and round
+        # some versions of tarfile follow a negative size backwards, and never end
         if member is None or member.size < 0 or tar.offset < here:
             return
         yield member
-        tar.members.clear()  # type: ignore[attr-defined] # it would keep them all
+        tar.members.clear()  # type: ignore[attr-defined] # they would take memory
 
 
 def _label(member: tarfile.TarInfo, extension: str, file: BinaryIO) -> str | None:
-    """The label that a member holds, as text; integers alone in a ``.txt``, which may also be a caption."""
+    """The label in a member, as text. In a ``.txt`` only an integer is a label, as it may also be a caption."""
     if extension not in _LABELS or member.size > _LONGEST[extension]:
         return None
     file.seek(member.offset_data)
     try:
         text = file.read(member.size).decode("utf-8").strip()
         value = json.loads(text)["label"] if extension == "json" else int(text) if extension == "txt" else text
-        str(value).encode("utf-8")  # JSON can spell halves of surrogate pairs, which are no text
+        str(value).encode("utf-8")  # JSON may contain halves of surrogate pairs, which are no text
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
     return str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) and value != "" else None
 
 
-def _places(location: str) -> list[Path]:
-    """Where the index may be kept, the best place first."""
-    whole = location if is_remote(location) else os.path.abspath(location)
-    key = hashlib.sha256(os.fsencode(whole)).hexdigest()[:32]
-    cached = cache_folder() / "tar-index" / f"{key}.arrow"
-    return [cached] if is_remote(location) else [Path(folder_of(location), f".{name_of(location)}.ssole-index"), cached]
+def _load(path: Path, conditions: dict[str, object]) -> TarIndex | None:
+    """The index in a file; None where there is none, it is damaged, or it was made under other conditions."""
+    import pyarrow as pa
+
+    try:
+        with pa.OSFile(str(path), "rb") as file, pa.ipc.open_file(file) as reader:
+            table = reader.read_all()
+        table.validate(full=True)  # nothing later checks offsets within Arrow's buffers
+        facts = json.loads(table.schema.metadata[_FACTS])
+        if any(facts.get(name) != value for name, value in conditions.items()):
+            return None
+        return TarIndex(
+            table=table, ignored=Counter(facts["ignored"]), hidden=facts["hidden"], problem=facts["problem"]
+        )
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
-def _save(index: TarIndex, places: list[Path], conditions: dict[str, object]) -> None:
-    columns = {name: index.table.column(name) for name in index.table.column_names}
-    facts = {"ignored": index.ignored, "hidden": index.hidden, "problem": index.problem}
-    for place in places:
-        try:
-            if place is places[-1]:
-                place.parent.mkdir(parents=True, exist_ok=True)
-            save_table(place, columns, **conditions, **facts)
-            return
-        except OSError:
-            continue  # not ours to write to; with nowhere left, the index is made again next time
+def _save(path: Path, index: TarIndex, conditions: dict[str, object]) -> None:
+    import pyarrow as pa
+
+    facts = {**conditions, "ignored": index.ignored, "hidden": index.hidden, "problem": index.problem}
+    table = index.table.replace_schema_metadata({_FACTS: json.dumps(facts)})
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+
+    def write(temporary: Path) -> None:
+        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
+            writer.write_table(table)
+
+    write_atomically(path, write)

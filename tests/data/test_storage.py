@@ -1,4 +1,4 @@
-"""Data behind URLs: a local HTTP server that serves ranges, and fsspec's file system in memory."""
+"""Data behind URLs: a local HTTP server that serves ranges, and fsspec's file system in memory. Patterns."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from image_files import ids, png, tar, value
+from image_files import ids, png, special_files, tar, value
 
-from ssole.data import remote
+from ssole.data import storage
 from ssole.data import tars as tar_index
 from ssole.data.sources import open_source
+from ssole.data.storage import open_binary, read_bytes
 from ssole.errors import DataError
 
 
@@ -100,7 +101,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SSOLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(storage, "_PAUSES", (0.0, 0.0))
     return tmp_path / "served"
 
 
@@ -127,14 +128,14 @@ def test_tar_shards(server, served, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["tar", "parquet"])
-def test_fingerprint_and_place(server, served, kind):
-    """The first changes with the ETags, and there is none without them; secrets in a query are no part of the other."""
+def test_fingerprint_and_location(server, served, kind):
+    """The first changes with the ETags, and is None without them. The other holds no secrets of a query."""
     shards(served, count=2)
     for i in range(2):
         pq.write_table(pa.table({"image": [png(i)]}), served / f"shard-{i}.parquet")
     urls = [f"{server.url}/shard-{i}.{kind}" for i in (1, 0)]
     source = open_source([f"{url}?token=1" for url in urls])
-    assert source.place == "\n".join(sorted(urls))
+    assert source.location == "\n".join(sorted(urls))
     before = source.fingerprint()
     assert isinstance(before, str)
     assert open_source([f"{url}?token=1" for url in urls]).fingerprint() == before
@@ -283,3 +284,41 @@ def test_a_package_that_is_missing_is_named(monkeypatch):
         open_source("s3://bucket/x.tar")
     with pytest.raises(DataError, match=r"Cannot read nonsense://x\.tar: Protocol not known"):
         open_source("nonsense://x.tar")
+
+
+def test_special_files_behind_a_url(tmp_path):
+    for file in special_files(tmp_path, ".txt"):
+        for read in (read_bytes, lambda url, where: open_binary(url)):
+            with pytest.raises(DataError, match="not a regular file"):
+                read(f"file://{file}", where="x")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "files"),
+    [
+        ("x-{08..11}.tar", ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]),
+        ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
+        ("{a,b{1,2},a}.tar", ["a.tar", "b1.tar", "b2.tar"]),
+        ("s3://b/{a,c}.tar?x=1", ["s3://b/a.tar?x=1", "s3://b/c.tar?x=1"]),
+        ("~/{a,b}.tar", [os.path.expanduser("~/a.tar"), os.path.expanduser("~/b.tar")]),
+    ],
+)
+def test_braces(pattern, files):
+    assert storage.has_pattern(pattern)
+    assert storage.expand(pattern) == files
+
+
+@pytest.mark.parametrize("text", ["photos", "photos{1}", "{}", "s3://b/x.tar?a=1", "s3://b/[1].tar"])
+def test_what_is_no_pattern(text):
+    assert not storage.has_pattern(text)
+
+
+def test_the_cache_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSOLE_CACHE", "~/mine")
+    assert storage.cache_folder() == Path("~/mine").expanduser()
+    monkeypatch.delenv("SSOLE_CACHE")
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert storage.cache_folder() == tmp_path / "ssole"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert storage.cache_folder() == Path("~/.cache/ssole").expanduser()

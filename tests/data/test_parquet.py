@@ -1,0 +1,169 @@
+"""Parquet files: columns, labels, splits and errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from image_files import ids, png, tree, value
+
+from ssole.data.base import Source
+from ssole.data.parquet import ParquetSource
+from ssole.data.sources import open_source
+from ssole.errors import DataError
+
+
+def write(path: Path, values, *, labels=None, names=None, kind="struct", column="image", **options) -> Path:
+    """A parquet file as Hugging Face writes them (`kind` struct), or with plain binary."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = [None if v is None else png(v) for v in values]
+    if kind == "struct":
+        data = [{"bytes": d, "path": f"{i}.png"} for i, d in enumerate(data)]
+        array = pa.array(data, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    else:
+        array = pa.array(data, kind)
+    columns = {column: array}
+    features = {column: {"_type": "Image"}}
+    if labels is not None:
+        columns["label"] = pa.array(labels)
+        features["label"] = {"_type": "ClassLabel", "names": names} if names else {"_type": "Value"}
+    table = pa.table(columns)
+    if names:
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["struct", pa.binary(), pa.large_binary()])
+def test_parquet(tmp_path, kind):
+    path = write(tmp_path / "x.parquet", range(200), labels=[i % 3 for i in range(200)], kind=kind, row_group_size=64)
+    source = open_source(str(path))
+    assert isinstance(source, Source)
+    assert len(source) == 200
+    assert [value(source, i) for i in (199, 0, 63, 64, 65)] == [199, 0, 63, 64, 65]
+    assert source.id(150) == "x.parquet:150"
+    assert source.labels.dtype == np.int64
+    assert source.labels.tolist() == [i % 3 for i in range(200)]
+    assert source.classes is None
+
+
+def test_parquet_location(tmp_path, monkeypatch):
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "x.parquet", [1])
+    monkeypatch.chdir(tmp_path)
+    assert [open_source(folder).location for folder in "ab"] == [f"{tmp_path}/{folder}/x.parquet" for folder in "ab"]
+
+
+def test_parquet_class_names_from_hugging_face(tmp_path):
+    path = write(tmp_path / "x.parquet", [1, 2], labels=[1, 0], names=["cat", "dog"], column="picture")
+    assert open_source(path).classes == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_parquet_string_and_missing_labels(tmp_path, dictionary):
+    labels = pa.array(["dog", None, "cat", "dog"])
+    path = write(tmp_path / "x.parquet", range(4), labels=labels.dictionary_encode() if dictionary else labels)
+    source = open_source(path)
+    assert source.classes == ["cat", "dog"]
+    assert source.labels.tolist() == [1, -1, 0, 1]
+    assert open_source(write(tmp_path / "y.parquet", range(3), labels=[5, None, 2])).labels.tolist() == [5, -1, 2]
+
+
+def test_parquet_without_labels_or_with_null_images(tmp_path):
+    source = open_source(write(tmp_path / "x.parquet", [1, None]))
+    assert source.labels is None
+    with pytest.raises(DataError, match=r"x.parquet:1: .*null"):
+        source.read(1)
+
+
+def test_several_parquet_files_in_every_way_of_naming_them(tmp_path):
+    one, two = (write(tmp_path / f"part-{i}.parquet", [10 * i, 10 * i + 1], labels=[i, i]) for i in (1, 2))
+    for spec in ([one, str(two)], str(tmp_path / "*.parquet"), str(tmp_path / "part-[12].parquet"), tmp_path):
+        source = open_source(spec)
+        assert ids(source) == ["part-1.parquet:0", "part-1.parquet:1", "part-2.parquet:0", "part-2.parquet:1"]
+        assert [value(source, i) for i in range(4)] == [10, 11, 20, 21]
+        assert source.labels.tolist() == [1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("layout", ["data/{}-00000-of-00001.parquet", "{}/0000.parquet", "cifar_{}.parquet"])
+def test_parquet_splits(tmp_path, layout):
+    for number, split in enumerate(("train", "test")):
+        write(tmp_path / layout.format(split), [number])
+    assert ids(open_source(tmp_path)) == [layout.format("train") + ":0"]
+    assert ids(open_source(tmp_path, split="test")) == [layout.format("test") + ":0"]
+
+
+def test_parquet_folder_of_no_named_split(tmp_path):
+    write(tmp_path / "a.parquet", [1])
+    write(tmp_path / ".cache" / "b.parquet", [1])
+    assert ids(open_source(tmp_path)) == ["a.parquet:0"]
+    with pytest.raises(DataError, match=r"No test split.*no such word"):
+        open_source(tmp_path, split="test")
+
+
+def test_one_parquet_file_named_after_a_split(tmp_path):
+    train, test = write(tmp_path / "my-train.parquet", [1]), write(tmp_path / "my-test.parquet", [2])
+    assert len(open_source(test)) == len(open_source(test, split="test")) == len(open_source(train)) == 1
+    with pytest.raises(DataError, match="No test split"):
+        open_source(train, split="test")
+
+
+def test_parquet_test_is_preferred_to_validation(tmp_path):
+    for name in ("train", "validation", "test"):
+        write(tmp_path / f"{name}.parquet", [1])
+    assert ids(open_source(tmp_path, split="test")) == ["test.parquet:0"]
+    assert ids(open_source(tmp_path)) == ["train.parquet:0"]
+
+
+def test_parquet_columns_that_are_wrong_missing_or_ambiguous(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"text": ["a"], "label": [1]}), path)
+    with pytest.raises(DataError, match=r"no image column.*text \(string\), label \(int64\)"):
+        open_source(path)
+    pq.write_table(pa.table({"left": [png(1)], "right": [png(2)], "kind": ["a"]}), path)
+    with pytest.raises(DataError, match=r"several columns.*left.*right"):
+        open_source(path)
+    source = ParquetSource(path, image_column="right", label_column="kind")
+    assert value(source, 0) == 2
+    assert source.classes == ["a"]
+    for wrong in ({"image_column": "kind"}, {"image_column": "left", "label_column": "nope"}):
+        with pytest.raises(DataError, match=r"'(kind|nope)'.*left"):
+            ParquetSource(path, **wrong)
+
+
+def test_parquet_that_is_damaged_empty_or_missing(tmp_path):
+    path = write(tmp_path / "x.parquet", range(100))
+    with pytest.raises(DataError, match="no rows"):
+        open_source(write(tmp_path / "none.parquet", []))
+    with pytest.raises(DataError, match=r"no file .*missing"):
+        open_source([path, tmp_path / "missing.parquet"])
+    with pytest.raises(DataError, match="No file"):
+        open_source([])
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(DataError, match=r"x\.parquet as parquet"):
+        open_source(path)
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"img": [png(1)]}), other)
+    with pytest.raises(DataError, match=r"lacks the column 'image'.*img"):
+        ParquetSource([write(path, [1]), other])
+
+
+def test_parquet_that_does_not_fit_into_memory(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.parquet", range(100))
+    monkeypatch.setattr("ssole.runtime.total_memory", lambda: 4000)
+    with pytest.raises(DataError, match=r"x\.parquet: .* GiB.*80 % of the memory"):
+        open_source(path)
+
+
+def test_images_beside_parquet(tmp_path):
+    """A table of other things does not matter; a second set of images does."""
+    tree(tmp_path, "1.png")
+    pq.write_table(pa.table({"score": [1.0]}), tmp_path / "meta.parquet")
+    assert ids(open_source(tmp_path)) == ["1.png"]
+    write(tmp_path / "meta.parquet", [1])
+    with pytest.raises(DataError, match=r"both 1 image files and 1 parquet"):
+        open_source(tmp_path)
