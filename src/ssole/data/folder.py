@@ -169,28 +169,30 @@ def _scan(folder: Path) -> _Found:
     waiting = [""]
     while waiting:
         here = waiting.pop()
+        folders = []
         try:
             status = os.stat(folder / here)
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
-            # sorted, so that of several links to one folder the first is followed
-            entries = sorted(os.scandir(folder / here), key=lambda entry: entry.name, reverse=True)
+            entries = list(os.scandir(folder / here))
         except OSError as error:
             raise DataError(f"Cannot list the folder {folder / here}: {error.strerror or error}.") from error
+        prefix = f"{here}/" if here else ""
         for entry in entries:
-            path = f"{here}/{entry.name}" if here else entry.name
-            if entry.name.startswith("."):
+            name = entry.name
+            if name.startswith("."):
                 hidden += 1
             elif (kind := _kind(entry)) == "folder":
-                waiting.append(path)
+                folders.append(prefix + name)
             elif kind == SPECIAL:
                 ignored[SPECIAL] += 1
-            elif (suffix := os.path.splitext(entry.name)[1].lower()) in suffixes:
-                paths.append(path)
+            elif (suffix := os.path.splitext(name)[1].lower()) in suffixes:
+                paths.append(prefix + name)
             else:
                 ignored[suffix] += 1
-    return _Found(sorted(paths), ignored, hidden)
+        waiting += sorted(folders, reverse=True)  # of several links to one folder, the first is followed
+    return _Found(sorted(paths), Counter(dict(sorted(ignored.items()))), hidden)  # scandir has no fixed order
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
