@@ -1,4 +1,4 @@
-"""Two gloo processes give the value and the gradient of one, also when their batches differ in size."""
+"""Losses and collectives in two gloo processes, compared with one process, also for batches of different sizes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "coupled": lambda: SSOLELoss(coupled=True, form="raw"),
     "ole": OLELoss,
 }
-# (name, split, views, dtype): fewer views than processes is impossible, odd numbers of them are not
+# (name, split, views, dtype). An odd number of views gives the processes different numbers of views.
 CASES = [
     ("ssole", "equal", 2, "float64"),
     ("ssole", "unequal", 3, "float64"),
@@ -93,7 +93,7 @@ def test_loss_and_gradient_under_ddp_equal_one_process(tmp_path):
         for rank in ranks:
             torch.testing.assert_close(rank[f"{key} value"], loss.detach(), **tolerance)
             torch.testing.assert_close(rank[f"{key} weight"], model.weight.grad, **tolerance)
-        # Before the averaging each process holds world_size times its share.
+        # Gradients of z are not averaged, so each process holds world_size times its share.
         torch.testing.assert_close(torch.cat([rank[f"{key} z"] for rank in ranks]) / 2, z.grad, **tolerance)
 
 
@@ -102,7 +102,7 @@ def collectives(rank: int) -> dict[str, torch.Tensor]:
     gathered = distributed.gather(x)
     y = torch.tensor([1.0 + rank, 10.0], requires_grad=True)
     total = distributed.all_reduce(y)
-    # Different on each process: the gradients must be those of the sum over processes.
+    # The loss differs between processes: gradients must be those of the sum over processes.
     ((rank + 1) * gathered.square().sum() + (rank + 3) * total.square().sum()).backward()
     try:
         distributed.gather(torch.ones(2, 3 + rank))
@@ -110,14 +110,14 @@ def collectives(rank: int) -> dict[str, torch.Tensor]:
     except ValueError as error:
         message = str(error)
     assert "[[2, 3], [2, 4]]" in message
-    place = torch.tensor([distributed.rank(), distributed.world_size()])
-    return {"gathered": gathered, "x": x.grad, "total": total, "y": y.grad, "place": place}
+    identity = torch.tensor([distributed.rank(), distributed.world_size()])
+    return {"gathered": gathered, "x": x.grad, "total": total, "y": y.grad, "identity": identity}
 
 
 def test_collectives_have_true_adjoints(tmp_path):
     for rank, result in enumerate(run_two(collectives, tmp_path)):
         x = torch.arange(4.0).reshape(2, 2)
-        assert result["place"].tolist() == [rank, 2]
+        assert result["identity"].tolist() == [rank, 2]
         assert torch.equal(result["gathered"], x)
         assert torch.equal(result["x"], (1 + 2) * 2 * x if rank else torch.zeros(0, 2))
         assert torch.equal(result["total"], torch.tensor([3.0, 20.0]))

@@ -1,10 +1,10 @@
-"""Rank, world size, and collectives that gradients flow through. The only user of torch.distributed.
+"""Rank, world size, and differentiable collectives. No other module uses torch.distributed.
 
 Without a process group there is one process, and nothing needs to be initialised.
 
-Both collectives have their true adjoint as backward: with one loss L_r on each process r, a gradient is that of sum_r
-L_r. When all processes compute the same loss, that is world_size times the gradient wanted, and the averaging of
-DistributedDataParallel divides it out again exactly.
+The backward of both collectives is their true adjoint: with one loss L_r on each process r, a gradient is that of sum_r
+L_r. When all processes compute the same loss, this is world_size times its gradient. The averaging of
+DistributedDataParallel then divides by world_size exactly.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ def world_size() -> int:
 
 
 def gather(x: Tensor) -> Tensor:
-    """Concatenate `x` over all processes along dimension 0, in the order of rank.
+    """Concatenation of `x` over all processes along dimension 0, in the order of rank.
 
     Args:
-        x: (n, ...); n may differ between processes (0 too), the other dimensions and the dtype may not.
+        x: (n, ...). n may differ between processes and may be 0; the other dimensions and the dtype must be equal.
 
     Returns:
         (sum of n, ...) on every process. The gradient of `x` is the sum over processes of the gradients of its slice.
 
     Raises:
-        ValueError: the processes' shapes do not fit together.
+        ValueError: the shapes on the processes differ beyond dimension 0.
     """
     return x if world_size() == 1 else _Gather.apply(x, _lengths(x))
 
 
 def all_reduce(x: Tensor) -> Tensor:
-    """Sum of `x` over all processes; the gradient is summed over all processes too."""
+    """Sum of `x` over all processes. The gradient is summed over all processes too."""
     return x if world_size() == 1 else _AllReduce.apply(x)
 
 
 def _lengths(x: Tensor) -> list[int]:
-    """Length of `x` on each process, having checked that all other dimensions agree."""
+    """Length of `x` on each process, after a check that all other dimensions agree."""
     shape = torch.tensor(x.shape, device=x.device)
     shapes = [torch.empty_like(shape) for _ in range(world_size())]
     dist.all_gather(shapes, shape)
-    listed: list[list[int]] = torch.stack(shapes).tolist()
-    if any(other[1:] != listed[0][1:] for other in listed):
+    by_rank: list[list[int]] = torch.stack(shapes).tolist()
+    if any(other[1:] != by_rank[0][1:] for other in by_rank):
         raise ValueError(
-            f"gather needs equal shapes beyond the first dimension, got {listed} on ranks 0 to {len(listed) - 1}"
+            f"gather needs equal shapes beyond the first dimension, got {by_rank} on ranks 0 to {len(by_rank) - 1}"
         )
-    return [other[0] for other in listed]
+    return [other[0] for other in by_rank]
 
 
 class _Gather(Function):

@@ -1,4 +1,4 @@
-"""An independent SSOLE: float64, SVD, written straight from the formulas, sharing no line with the package."""
+"""Independent SSOLE oracle in float64: SVDs and the plain formulas, without any line of the package."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def polar_factor(x: Tensor) -> Tensor:
-    """U V^T over the non-zero singular values: the minimum-norm subgradient of the nuclear norm."""
+    """Polar factor U V^T over the non-zero singular values: the minimum-norm subgradient of the nuclear norm."""
     u, s, vh = torch.linalg.svd(x, full_matrices=False)
     return (u * (s > 1e-11 * s[..., :1])[..., None, :]) @ vh
 
 
 def norm(x: Tensor) -> Tensor:
-    """The nuclear norm as tr(P^T X) with P constant: equal in value and in gradient."""
+    """Nuclear norm as tr(P^T X) with P constant, which has the same value and gradient."""
     return (polar_factor(x.detach()) * x).sum((-2, -1))
 
 
@@ -51,14 +51,14 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 def embeddings(
     b: int, v: int, d: int, *, seed: int = 0, spread: float = 0.5, dtype: torch.dtype = torch.float64
 ) -> Tensor:
-    """Not normalized: images in random directions, views around them."""
+    """Embeddings (b, v, d), not normalized: images in random directions, views around them."""
     g = torch.Generator().manual_seed(seed)
     common = torch.randn(b, 1, d, generator=g, dtype=torch.float64)
     return (common + spread * torch.randn(b, v, d, generator=g, dtype=torch.float64)).to(dtype)
 
 
 def with_condition(m: int, n: int, kappa: float, *, seed: int = 0) -> Tensor:
-    """A float64 matrix (m, n) with singular values spaced geometrically from 1 to 1 / kappa."""
+    """Float64 matrix (m, n) with singular values spaced geometrically from 1 to 1 / kappa."""
     g = torch.Generator().manual_seed(seed)
     k = min(m, n)
     u = torch.linalg.qr(torch.randn(m, k, generator=g, dtype=torch.float64)).Q

@@ -1,4 +1,4 @@
-"""nuclear_norm: value, gradient, precision, dtypes and refusals."""
+"""nuclear_norm: value, gradient, precision, dtypes and errors."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from oracle import gradient, polar_factor, relative, with_condition
 
 from ssole import losses
 from ssole.losses import nuclear_norm
-from ssole.losses.nuclear import gram, trace_root
+from ssole.losses.nuclear import _Gram, _NuclearNorms
 
 SHAPES = [(1, 5), (5, 1), (2, 7), (7, 2), (3, 3), (4, 9), (9, 4), (10, 10)]
 
 
 @pytest.fixture(autouse=True, params=["small", "large"])
 def products(request, monkeypatch):
-    """Every test runs twice: as small input goes, and with the choice of precision that only large input gets
-    otherwise.
-    """
+    """Both ways to choose the precision of products, so that small input also runs as large input does."""
     if request.param == "large":
-        monkeypatch.setattr(losses.gram, "_SMALL", 0)
+        monkeypatch.setattr(losses.kernels, "_SMALL", 0)
 
 
 def by_gram(x: torch.Tensor) -> torch.Tensor:
-    return trace_root(gram(x[None]))[0]
+    return _NuclearNorms.apply(x[None], _Gram())[0]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -40,7 +38,7 @@ def test_value_and_gradient_against_svd(shape, route):
 def test_gradcheck(shape):
     x = torch.randn(1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(2), requires_grad=True)
     assert torch.autograd.gradcheck(nuclear_norm, (x,))
-    assert torch.autograd.gradcheck(lambda y: trace_root(gram(y)), (x,))
+    assert torch.autograd.gradcheck(lambda y: _NuclearNorms.apply(y, _Gram()), (x,))
 
 
 @pytest.mark.parametrize("kappa", [1.0, 1e2, 1e4])
@@ -92,10 +90,10 @@ def test_batches_transposes_and_strides_agree():
     torch.testing.assert_close(nuclear_norm(x.transpose(0, 1)), whole.T, rtol=1e-6, atol=0)
 
 
-def test_many_matrices_go_through_in_parts(monkeypatch):
+def test_many_matrices_are_taken_in_parts(monkeypatch):
     x = torch.randn(11, 5, 9, generator=torch.Generator().manual_seed(6))
     whole, its_gradient = nuclear_norm(x), gradient(lambda y: nuclear_norm(y).sum(), x)
-    monkeypatch.setattr(losses.gram, "_CHUNK", 100)  # two matrices at a time, the last alone
+    monkeypatch.setattr(losses.kernels, "_CHUNK", 100)  # two matrices at a time, the last alone
     torch.testing.assert_close(nuclear_norm(x), whole)
     torch.testing.assert_close(gradient(lambda y: nuclear_norm(y).sum(), x), its_gradient)
 
@@ -103,7 +101,7 @@ def test_many_matrices_go_through_in_parts(monkeypatch):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", [(3, 200, 230), (3, 230, 200), (1, 130, 400)])
 def test_large_matrices(shape, threads):
-    """Multiplied by blocks and factored side by side."""
+    """Products run by blocks, and factorizations in several threads."""
     torch.set_num_threads(threads)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(8))
     assert relative(gradient(lambda y: nuclear_norm(y).sum(), x), polar_factor(x.double())) < 1e-5
@@ -122,7 +120,7 @@ def test_autocast_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_differentiating_twice_says_so(dtype):
+def test_differentiating_twice_raises(dtype):
     x = torch.randn(4, 6, dtype=dtype, requires_grad=True)
     (first,) = torch.autograd.grad(nuclear_norm(x), x, create_graph=True)
     torch.testing.assert_close(first.detach(), gradient(nuclear_norm, x))

@@ -1,4 +1,4 @@
-"""OLELoss: formula, labels, gradient, refusals."""
+"""OLELoss: formula, labels, gradient and errors."""
 
 from __future__ import annotations
 

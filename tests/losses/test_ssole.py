@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 import warnings
 from pathlib import Path
@@ -14,6 +16,7 @@ from hypothesis import strategies as st
 from oracle import embeddings, gradient, oracle_terms, relative
 
 from ssole import losses
+from ssole.config import LossConfig
 from ssole.losses import SSOLELoss
 from ssole.losses.ssole import collapse
 
@@ -28,11 +31,9 @@ def orthonormal(rows: int, dims: int) -> torch.Tensor:
 
 @pytest.fixture(autouse=True, params=["small", "large"])
 def products(request, monkeypatch):
-    """Every test runs twice: as small input goes, and with the choice of precision that only large input gets
-    otherwise.
-    """
+    """Both ways to choose the precision of products, so that small input also runs as large input does."""
     if request.param == "large":
-        monkeypatch.setattr(losses.gram, "_SMALL", 0)
+        monkeypatch.setattr(losses.kernels, "_SMALL", 0)
 
 
 # --- value and gradient
@@ -45,12 +46,12 @@ def test_golden(case):
         assert golden["n_cases"] == 5
         known = {name: torch.from_numpy(golden[f"case{case}_{name}"]) for name in (*TERMS[1:], "total", "z", "grad")}
         weight, gamma = float(golden[f"case{case}_high_rank_weight"]), float(golden[f"case{case}_gamma"])
-    loss = SSOLELoss(weight, gamma, normalize=False)  # the vectors have unit rows, and gradients of the plain formula
+    loss = SSOLELoss(weight, gamma, normalize=False)  # the rows have unit length; gradients are of the plain formula
     terms = loss.terms(known["z"])
     for name in TERMS:
         torch.testing.assert_close(getattr(terms, name), known[name], rtol=1e-10, atol=0)
     assert relative(gradient(loss, known["z"]), known["grad"]) < 1e-8
-    # float32, by another route (except where rows outnumber dimensions)
+    # float32 takes another route, except where rows outnumber dimensions.
     assert relative(gradient(loss, known["z"].float()), known["grad"]) < 1e-5
 
 
@@ -98,7 +99,7 @@ def test_central_differences(shape, options):
         z = 0.7 * z / z.norm(dim=-1, keepdim=True)
     loss = SSOLELoss(**options)
     assert torch.autograd.gradcheck(loss, (z.requires_grad_(),))
-    # float32 reaches the same gradient by its own route.
+    # float32 takes another route.
     assert relative(gradient(loss, z.float()), gradient(loss, z)) < 1e-5
 
 
@@ -152,14 +153,14 @@ def test_autocast_changes_nothing():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_differentiating_twice_says_so(dtype):
+def test_differentiating_twice_raises(dtype):
     z = embeddings(4, 2, 8, dtype=dtype).requires_grad_()
     (first,) = torch.autograd.grad(SSOLELoss()(z), z, create_graph=True)
     with pytest.raises(RuntimeError, match="first derivatives only"):
         first.square().sum().backward()
 
 
-# --- what the loss must not see
+# --- invariances
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -179,7 +180,7 @@ def test_invariances(dtype):
     ):
         torch.testing.assert_close(loss(moved), loss(z), rtol=tolerance, atol=0)
         assert relative(gradient(loss, moved), expected) < tolerance
-    # and the gradient is tangent to the spheres the embeddings are scaled to
+    # The gradient is tangent to the spheres of normalized embeddings.
     assert (g * z).sum(-1).abs().max() < tolerance * g.norm()
 
 
@@ -238,8 +239,8 @@ def test_collapse_formula_and_its_ends(rows):
     assert value[2].item() == pytest.approx(0, abs=1e-12)
 
 
-def test_gradient_near_the_optimum_is_right_in_float32():
-    """c2 has a cone there: its slope stays, while that of r vanishes."""
+def test_float32_gradient_near_the_optimum():
+    """c2 has a cone there: its slope does not vanish, although the slope of r does."""
     z = torch.eye(8, 16, dtype=torch.float64)[:, None] + 1e-4 * torch.randn(8, 2, 16, dtype=torch.float64)
     assert (
         relative(gradient(SSOLELoss(), z.float()), gradient(lambda x: oracle_terms(x)["total"], z.float().double()))
@@ -276,7 +277,7 @@ def test_duplicated_rows_get_the_minimum_norm_gradient(dtype):
     z = embeddings(6, 2, 16).to(dtype)
     z[1] = z[0]
     g = gradient(SSOLELoss(), z)
-    torch.testing.assert_close(g[0], g[1])  # a null mode would tell the two apart
+    torch.testing.assert_close(g[0], g[1])  # a null mode would give them different gradients
     expected = gradient(lambda x: oracle_terms(x)["total"], z.double())
     assert relative(g, expected) < 1e-5
 
@@ -306,7 +307,7 @@ def test_any_finite_input_gives_finite_loss_and_gradient(data, b, v, d, double):
 @pytest.mark.parametrize("scale", [2e-36, 1e-20, 1e20, 1e37])
 @pytest.mark.parametrize("shape", [(4, 2, 8), (4, 5, 8), (6, 4, 3)])
 @too_many_rows
-def test_scale_of_float32_does_not_matter(shape, scale):
+def test_scale_does_not_matter_in_float32(shape, scale):
     z = embeddings(*shape)
     small = (z / z.norm(dim=-1, keepdim=True) * scale).float()
     assert (
@@ -342,7 +343,7 @@ def test_coupled_sees_images_across_views():
 
 @pytest.mark.parametrize(("v", "share"), [(2, 1.0), (4, 1 / math.sqrt(3))])
 def test_reference_gradient_has_the_published_defect(v, share):
-    """The low-rank gradient gains, at right angles, one unit rank-one term beside V - 1 right ones."""
+    """The reference adds one wrong unit rank-one term, orthogonal to the V - 1 right ones."""
     z = embeddings(6, v, 16)
     z = z / z.norm(dim=-1, keepdim=True)
     exact = SSOLELoss(0.0, normalize=False)
@@ -351,7 +352,7 @@ def test_reference_gradient_has_the_published_defect(v, share):
     assert relative(gradient(reference, z), gradient(exact, z)) == pytest.approx(share, rel=1e-6)
 
 
-# --- refusals and notices
+# --- errors and warnings
 
 
 @pytest.mark.parametrize(
@@ -411,7 +412,7 @@ def test_bad_options_are_quoted(options, message):
         SSOLELoss(**options)
 
 
-def test_more_rows_than_dimensions_is_told_once():
+def test_more_rows_than_dimensions_warns_once():
     loss = SSOLELoss()
     z = embeddings(8, 2, 4)
     with pytest.warns(UserWarning, match="8 rows but only 4 dimensions"):
@@ -419,6 +420,14 @@ def test_more_rows_than_dimensions_is_told_once():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loss(z)
+
+
+def test_arguments_are_the_fields_of_the_config():
+    fields = dataclasses.asdict(LossConfig(high_rank_weight=1.7, coupled=True))
+    loss = SSOLELoss(**fields, check_input=False)
+    assert {name: getattr(loss, name) for name in fields} == fields
+    defaults = {name: value.default for name, value in inspect.signature(SSOLELoss).parameters.items()}
+    assert defaults == {**dataclasses.asdict(LossConfig()), "normalize": True, "check_input": True}
 
 
 def test_options_show_in_repr():

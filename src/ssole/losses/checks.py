@@ -1,17 +1,18 @@
-"""What a loss asks of its embeddings. Every refusal quotes what arrived."""
+"""Checks of embeddings, whose errors quote what arrived."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Below this length the gradient with respect to a row, which grows as 1 / length, would overflow float32.
+# The gradient with respect to a row grows as 1 / length: below this length it would overflow float32.
 _ZERO_LENGTH = 1e-36
-_NAMED = 3
+# Indices that an error lists.
+_LISTED = 3
 
 
 def check_embeddings(z: Tensor) -> None:
-    """Raise a ValueError unless `z` is a non-empty floating-point tensor (B, V, D) with V >= 2."""
+    """ValueError unless `z` is a non-empty floating-point tensor (B, V, D) with V >= 2."""
     if not isinstance(z, Tensor):
         raise ValueError(f"embeddings must be a torch.Tensor, got {type(z).__name__}")
     shape = tuple(z.shape)
@@ -29,10 +30,10 @@ def check_embeddings(z: Tensor) -> None:
 
 
 def check_rows(z: Tensor, sizes: Tensor, *, zero_is_error: bool) -> None:
-    """Raise a ValueError naming rows of `z` (..., D) that are not finite, or zero when that is an error.
+    """ValueError that names rows of `z` (..., D) which are not finite, or zero where that is an error.
 
-    `sizes` (...) is any figure at hand that is NaN or infinite when a row is, and otherwise grows with its length: it
-    makes the usual, clean case cheap. Does nothing while torch.compile traces.
+    `sizes` (...) makes the usual, clean case cheap. It is any figure at hand that is NaN or infinite when a row is, and
+    otherwise grows with the row's length. Nothing is checked while torch.compile traces.
     """
     if torch.compiler.is_compiling():
         return
@@ -57,5 +58,5 @@ def check_rows(z: Tensor, sizes: Tensor, *, zero_is_error: bool) -> None:
 
 def _where(bad: Tensor) -> str:
     indices = bad.nonzero()
-    named = ", ".join(str(tuple(index)) for index in indices[:_NAMED].tolist())
-    return f"index {named}" + (f" and {len(indices) - _NAMED} more" if len(indices) > _NAMED else "")
+    listed = ", ".join(str(tuple(index)) for index in indices[:_LISTED].tolist())
+    return f"index {listed}" + (f" and {len(indices) - _LISTED} more" if len(indices) > _LISTED else "")

@@ -1,4 +1,7 @@
-"""OLE, the ancestor of SSOLE: low rank within each class, high rank over all rows."""
+"""The OLE loss, ancestor of SSOLE: low rank within each class, high rank over all rows.
+
+Shape suffixes: N rows, D embedding dimensions.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ from ssole.losses.nuclear import nuclear_norm
 
 
 class OLELoss(nn.Module):
-    r"""Orthogonal low-rank embedding: (sum_c max(margin, ||Z_c||_*) - ||Z||_*) / rows, with exact gradients.
+    r"""Orthogonal low-rank embedding loss: (sum_c max(margin, ||Z_c||_*) - ||Z||_*) / rows, with exact gradients.
 
-    Z is every row and Z_c the rows of class c. It is 0 or more up to the margin, and smallest when classes lie in
-    orthogonal subspaces.
+    Z holds all rows and Z_c those of class c. Rows are not normalized. The loss is at least 0. It is 0 when classes lie
+    in orthogonal subspaces and no norm is below the margin. In a process group, Z is the global batch.
     Source: Lezama, Qiu, Muse and Sapiro, "OLE: Orthogonal Low-rank Embedding, A Plug and Play Geometric Loss for Deep
-    Learning" (CVPR 2018). Rows are taken as they are. In a process group, Z is the global batch.
+    Learning" (CVPR 2018).
 
-    Without labels each image is its own class: the self-supervised baseline that fails, and so motivates SSOLE.
+    Without labels each image is its own class. This self-supervised baseline fails, which motivates SSOLE.
 
     Args:
-        margin: a class's norm is not pushed below this; finite and at least 0.
-        check_input: look for NaN and infinity, which waits for an accelerator.
+        margin: norm below which a class is not pushed down further; finite and at least 0.
+        check_input: whether to look for NaN and infinity, for which an accelerator must wait.
     """
 
     def __init__(self, margin: float = 1.0, *, check_input: bool = True) -> None:
@@ -38,11 +41,11 @@ class OLELoss(nn.Module):
         return f"margin={self.margin}"
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The loss, a scalar in float32, or float64 for float64.
+        """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.
 
         Args:
-            z: (N, D) with labels, or (B, V, D): V rows of each of B images. Any floating dtype.
-            labels: (N,) or (B,) integers, any values; None takes each image as its own class and needs (B, V, D).
+            z: (N, D) with labels, or (B, V, D) for V rows of each of B images. Any floating dtype.
+            labels: (N,) or (B,) integers, any values. None takes each image as its own class and needs (B, V, D).
 
         Raises:
             ValueError: wrong shape or dtype, NaN or infinity.

@@ -1,4 +1,4 @@
-"""The SSOLE loss: views of one image share a line, images spread over all directions.
+"""The SSOLE loss, which aligns the views of each image and spreads images over all directions.
 
 Shape suffixes: B images, V views, D embedding dimensions, C = V - 1 contrasts.
 """
@@ -14,19 +14,18 @@ from torch import Tensor, nn
 
 from ssole import distributed
 from ssole.losses.checks import check_embeddings, check_rows
-from ssole.losses.nuclear import all_modes_norm, nuclear_norm
-from ssole.losses.unit import unit_norms, view_and_image_norms
+from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, nuclear_norm, unit_norms
 
 
 class SSOLETerms(NamedTuple):
-    """The loss and what it is made of; scalar tensors, differentiable."""
+    """The loss and its terms: scalar tensors, differentiable. Values at both ends are those of the cosine form."""
 
     total: Tensor
-    """low_rank + high_rank_weight * high_rank: the loss."""
+    """Loss: low_rank + high_rank_weight * high_rank."""
     low_rank: Tensor
-    """Alignment of an image's views; 0 when they are equal, 1 when orthogonal (cosine form)."""
+    """Misalignment of an image's views: 0 when they are equal, 1 when orthogonal."""
     high_rank: Tensor
-    """Collapse of the batch; 0 for orthonormal embeddings, 1 when all are equal (cosine form)."""
+    """Collapse of the batch: 0 for orthonormal embeddings, 1 when all are equal."""
     mean_low_nuclear: Tensor
     """Mean over images of the nuclear norm of the low-rank features."""
     mean_high_nuclear: Tensor
@@ -34,7 +33,7 @@ class SSOLETerms(NamedTuple):
 
 
 class SSOLELoss(nn.Module):
-    r"""Self-supervised orthogonal low-rank embedding, in float64 inside and with exact gradients.
+    r"""Self-supervised orthogonal low-rank embedding loss, in float64 inside and with exact gradients.
 
     With unit rows, Z_i the (V, D) views of image i, Z^(v) the (B, D) batch in view v, and ||.||_* the nuclear norm:
 
@@ -48,28 +47,28 @@ class SSOLELoss(nn.Module):
     rank within a view only. Source: SSOLE (Self-Supervised Orthogonal Low-rank Embedding), after OLE (Lezama et al.
     2018).
 
-    In a process group B is the global batch: the value is the same on every process and equals that of one process
-    holding the concatenated batch, and so does the gradient once averaged over processes, as DistributedDataParallel
-    does. Local batches may differ.
+    In a process group B is the global batch, and local batches may differ in size. The value is the same on every
+    process and equals that of one process with the concatenated batch. The gradient does too once it is averaged over
+    processes, as DistributedDataParallel does.
+
+    Except for `normalize` and `check_input`, the arguments are the fields of `ssole.config.LossConfig`.
 
     Args:
         high_rank_weight: weight of the high-rank term, finite and at least 0.
         gamma: share of c1 against c2, in [0, 1].
-        normalize: scale every embedding to unit length first. Without it rows are taken as they are; the formulas
-            assume unit length.
+        normalize: whether to scale every embedding to unit length first, as the formulas assume.
         form: "cosine" as above, or "raw": mean_i n_i - high_rank_weight * mean_v r_v (`gamma` then has no effect).
-        low_rank_features: "deviations" as above, or "raw" for n_i = ||Z_i||_*, which cannot tell z, z from z, -z. Its
-            cosine form is (n_i^2 - V) / (V^2 - V): 0 for equal views, 1 for orthogonal ones, as above.
-        detach_mean: treat the mean over views as a constant. The exact gradient of n_i is orthogonal to the mean, so
-            this changes nothing unless `gradient="reference"`, which implies it.
-        coupled: take the high-rank term once over all B V rows, as OLE does, instead of view by view.
-        gradient: "exact", or "reference", AN ABLATION ONLY. It reproduces a defect of the published code: the mean over
-            views is detached and every mode of an SVD is kept, including the deviations' null mode, whose vectors are
-            arbitrary. That adds a random unit rank-one matrix to the gradient of each n_i (an error of 100 % at V = 2,
-            of 1 / sqrt(3) at V = 4).
-        check_input: look for NaN, infinity and zero vectors. It reads results on the host, so on an accelerator it
-            waits for the device; False keeps a training step free of synchronization (check the loss value later
-            instead). Skipped by torch.compile.
+        low_rank_features: "deviations" as above, or "raw" for n_i = ||Z_i||_*, which is the same for (z, z) and
+            (z, -z). Its cosine form is (n_i^2 - V) / (V^2 - V): 0 for equal views, 1 for orthogonal ones.
+        detach_mean: whether to treat the mean over views as a constant. The exact gradient of n_i is orthogonal to the
+            mean, so this changes nothing unless `gradient="reference"`, which implies it.
+        coupled: whether to take the high-rank term once over all B V rows, as OLE does, instead of view by view.
+        gradient: "exact", or "reference", AN ABLATION ONLY. It reproduces a defect of the published code, which
+            detaches the mean over views and keeps every mode of an SVD, also the deviations' null mode. The vectors of
+            that mode are arbitrary and add a random unit rank-one matrix to the gradient of each n_i (an error of 100 %
+            at V = 2, of 1 / sqrt(3) at V = 4).
+        check_input: whether to look for NaN, infinity and zero vectors. An accelerator must wait for this check. False
+            keeps a training step free of synchronization (check the loss value later instead). torch.compile skips it.
     """
 
     def __init__(
@@ -106,17 +105,17 @@ class SSOLELoss(nn.Module):
         self.coupled = coupled
         self.gradient = gradient
         self.check_input = check_input
-        self._told = False
+        self._warned = False
 
     def extra_repr(self) -> str:
         names = ["high_rank_weight", "gamma", "normalize", "form", "low_rank_features", "detach_mean", "coupled"]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in [*names, "gradient"])
 
     def forward(self, z: Tensor) -> Tensor:
-        """The loss of embeddings `z` as a scalar, in float32, or in float64 for float64.
+        """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.
 
         Args:
-            z: (B, V, D), of any floating dtype, B and V at least 2. Views of different crop sizes simply stack along V.
+            z: (B, V, D), of any floating dtype, B and V at least 2. Views of different crop sizes stack along V.
 
         Raises:
             ValueError: wrong shape or dtype, NaN or infinity, a zero vector when normalizing.
@@ -124,7 +123,7 @@ class SSOLELoss(nn.Module):
         return self.terms(z).total
 
     def terms(self, z: Tensor) -> SSOLETerms:
-        """As `forward`, with the terms by name."""
+        """Named terms of the loss, with the arguments and errors of `forward`."""
         with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
             check_embeddings(z)
             dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
@@ -139,22 +138,17 @@ class SSOLELoss(nn.Module):
                 f"SSOLELoss needs at least 2 images in the batch, got {images} (shape {tuple(z_BVD.shape)})"
             )
         rows = images * views if self.coupled else images
-        self._tell_if_too_many_rows(rows, dims)
+        self._warn_if_too_many_rows(rows, dims)
+        contrasts = helmert(z_BVD) if self.low_rank_features == "deviations" else None
         if self._by_gram(z_BVD) and not self.coupled and max(images, views) <= dims and distributed.world_size() == 1:
-            contrasts = helmert(z_BVD) if self.low_rank_features == "deviations" else None
-            options = {"normalize": self.normalize, "check": self.check_input}
-            r_V, n_B = view_and_image_norms(z_BVD, contrasts=contrasts, **options)
+            n_B, r_V = image_and_view_norms(z_BVD, contrasts, normalize=self.normalize, check=self.check_input)
         else:
-            n_B, r_V = self._low_norms(z_BVD), self._high_norms(batch_BVD)
+            n_B, r_V = self._image_norms(z_BVD, contrasts), self._view_norms(batch_BVD)
 
         if self.form == "raw":
             low_B, high_V = n_B, -r_V
         else:
-            low_B = (
-                (n_B / (views - 1)) ** 2
-                if self.low_rank_features == "deviations"
-                else (n_B**2 - views) / (views**2 - views)
-            )
+            low_B = (n_B**2 - views) / (views**2 - views) if contrasts is None else (n_B / (views - 1)) ** 2
             high_V = collapse(r_V, rows, self.gamma)
         low = distributed.all_reduce(low_B.sum()) / images
         high = high_V.mean()
@@ -162,22 +156,15 @@ class SSOLELoss(nn.Module):
             mean_n = distributed.all_reduce(n_B.sum()) / images
         return SSOLETerms(low + self.high_rank_weight * high, low, high, mean_n, r_V.mean())
 
-    def _low_norms(self, z_BVD: Tensor) -> Tensor:
+    def _image_norms(self, z_BVD: Tensor, contrasts: Tensor | None) -> Tensor:
         """n_i of this process's images, (B,)."""
-        deviations = self.low_rank_features == "deviations"
         if self._by_gram(z_BVD) and z_BVD.shape[1] <= z_BVD.shape[2]:
-            contrasts = helmert(z_BVD) if deviations else None
-            return unit_norms(z_BVD, normalize=self.normalize, contrasts=contrasts, check=self.check_input)
+            return unit_norms(z_BVD, contrasts, normalize=self.normalize, check=self.check_input)
         if self.check_input:
             check_rows(z_BVD, z_BVD.detach().abs().amax(-1), zero_is_error=self.normalize)
-        x_BVD = self._unit_rows(z_BVD)
-        if deviations and self.detach_mean:
-            x_BVD = x_BVD - x_BVD.mean(1, keepdim=True).detach()
-        elif deviations:
-            x_BVD = helmert(x_BVD) @ x_BVD
-        return self._norm(x_BVD)
+        return self._norms_as_written(z_BVD, contrasts)
 
-    def _high_norms(self, batch_BVD: Tensor) -> Tensor:
+    def _view_norms(self, batch_BVD: Tensor) -> Tensor:
         """r_v of the global batch, (V,), or (1,) when coupled."""
         if self.coupled:
             return self._matrix_norms(batch_BVD.flatten(0, 1)[None])
@@ -189,30 +176,28 @@ class SSOLELoss(nn.Module):
         return distributed.all_reduce(r_V)
 
     def _matrix_norms(self, x_Nmn: Tensor) -> Tensor:
-        if self._by_gram(x_Nmn):
-            return unit_norms(x_Nmn, normalize=self.normalize)
-        return self._norm(self._unit_rows(x_Nmn))
+        return unit_norms(x_Nmn, normalize=self.normalize) if self._by_gram(x_Nmn) else self._norms_as_written(x_Nmn)
 
     def _by_gram(self, x: Tensor) -> bool:
-        """Whether to take the quick route of Gram matrices; otherwise rows are scaled and centred as written down."""
+        """Whether the quick route by Gram matrices serves: not with `detach_mean`, nor for float64 on the CPU."""
         return not self.detach_mean and not (x.dtype == torch.float64 and x.device.type == "cpu")
 
-    def _unit_rows(self, x: Tensor) -> Tensor:
+    def _norms_as_written(self, x_Nmn: Tensor, contrasts: Tensor | None = None) -> Tensor:
+        """Nuclear norms (N,) of the scaled rows, or of their deviations from the mean where `contrasts` are given."""
         if self.gradient == "exact":
-            x = x.double()
-        if not self.normalize:
-            return x
-        # The largest entry first, a constant: squares of finite numbers may overflow or vanish.
-        x = x / x.detach().abs().amax(-1, keepdim=True)
-        return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # type: ignore[no-any-return]
-
-    def _norm(self, x_Nmn: Tensor) -> Tensor:
+            x_Nmn = x_Nmn.double()
+        if self.normalize:
+            # The largest entry first, a constant: squares of finite numbers may overflow or vanish.
+            x_Nmn = x_Nmn / x_Nmn.detach().abs().amax(-1, keepdim=True)
+            x_Nmn = x_Nmn / torch.linalg.vector_norm(x_Nmn, dim=-1, keepdim=True)
+        if contrasts is not None:
+            x_Nmn = x_Nmn - x_Nmn.mean(1, keepdim=True).detach() if self.detach_mean else contrasts @ x_Nmn
         return all_modes_norm(x_Nmn) if self.gradient == "reference" else nuclear_norm(x_Nmn)
 
-    def _tell_if_too_many_rows(self, rows: int, dims: int) -> None:
-        if rows <= dims or self._told or torch.compiler.is_compiling():
+    def _warn_if_too_many_rows(self, rows: int, dims: int) -> None:
+        if rows <= dims or self._warned or torch.compiler.is_compiling():
             return
-        self._told = True
+        self._warned = True
         warnings.warn(
             f"The high-rank term has {rows} rows but only {dims} dimensions, so it cannot reach 0: r is at most "
             "sqrt(rows * dimensions). The formula is kept; a wider projector or a smaller batch avoids this.",
@@ -221,7 +206,7 @@ class SSOLELoss(nn.Module):
 
 
 def helmert(like: Tensor) -> Tensor:
-    """Orthonormal (V - 1, V) contrasts of the views of `like` (B, V, D), in float64.
+    """Helmert matrix H: orthonormal contrasts (V - 1, V) of the views of `like` (B, V, D), in float64.
 
     Row i - 1 sets views 0 to i - 1 against view i. All rows are orthogonal to the constant vector, so ||H Z||_* is the
     nuclear norm of the deviations from the mean, without their exact zero mode.
@@ -233,20 +218,18 @@ def helmert(like: Tensor) -> Tensor:
 
 
 def collapse(r: Tensor, rows: int, gamma: float) -> Tensor:
-    """gamma c1 + (1 - gamma) c2 of nuclear norms `r` of unit-row matrices: 1 at r = sqrt(rows), 0 at r = rows.
+    """High-rank measure gamma c1 + (1 - gamma) c2 of nuclear norms `r`: 1 at r = sqrt(rows), 0 at r = rows.
 
-    Value and slope are finite for every finite r. With s = r / rows and q = 1 - s^2 the formulas become
+    Value and slope are finite for every finite r. With s = r / rows and q = 1 - s^2 the formulas of SSOLELoss become
 
         c1 = q / (s^2 (rows - 1))        c2 = q (rows - 2) / (rows - 1) + 2 s sqrt(q / (rows - 1))
     """
     s = r.double() / rows
     q = (1 - s) * (1 + s)
-    # Unit rows have s >= 1 / sqrt(rows). Without normalization s may be 0: hold c1 where its slope still fits in
-    # float32.
+    # Unit rows have s >= 1 / sqrt(rows). Without normalization s may be 0: the clamp keeps the slope of c1 in float32.
     c1 = q / (s.clamp(min=1e-12).square() * (rows - 1))
-    # sqrt(q) has infinite slope at s = 1, the optimum. s carries a rounding error of a few eps, so closer than that it
-    # counts as reached: c2 is 0 there and beyond, with slope 0, the minimum-norm subgradient at the tip of the cone
-    # that c2 is.
+    # sqrt(q) has infinite slope at s = 1, the optimum. s has a rounding error of a few eps, so closer values count as
+    # the optimum. There and beyond c2 is 0 with slope 0, the minimum-norm subgradient at the tip of a cone.
     below = q > 16 * torch.finfo(torch.float64).eps
     c2 = q * ((rows - 2) / (rows - 1)) + s * (torch.where(below, q, 1).sqrt() * (2 / math.sqrt(rows - 1)))
     return gamma * c1 + (1 - gamma) * torch.where(below, c2, 0)

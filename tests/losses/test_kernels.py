@@ -1,17 +1,57 @@
-"""The route of accelerators, run here on the CPU: products of matrices only."""
+"""Kernels as accelerators and torch.compile run them: the table of steps, inverse roots by products, one graph."""
 
 from __future__ import annotations
 
 import itertools
+import math
+import shutil
 
+import numpy as np
 import pytest
 import torch
-from oracle import gradient, polar_factor, relative, with_condition
+from oracle import embeddings, gradient, polar_factor, relative, with_condition
 
 from ssole import losses
 from ssole.losses import SSOLELoss
-from ssole.losses.polar import best_quintic, polar_root, quintics
-from ssole.losses.roots import inverse_root
+from ssole.losses.kernels import POLAR_STEPS, inverse_root, polar_root
+
+SMALLEST, CONVERGED = 1e-6, 1e-12
+
+
+def best_quintic(low: float, high: float) -> tuple[float, float, float, float]:
+    """Odd quintic closest to 1 on [low, high], as (a, b, c), and its largest error, by Remez exchange.
+
+    The error of the best one reaches its maximum with alternating sign at four points: both ends, and two points
+    between where p' = 0.
+    """
+    if high - low < 1e-3 * high:
+        # Here Remez is ill-conditioned, and the Taylor choice is as good: its error is 2.5 (s - 1)^3 to first order.
+        return 15 / 8, -10 / 8, 3 / 8, 4 * (high - 1) ** 3
+    inner, outer = (3 * low + high) / 4, (low + 3 * high) / 4
+    for _ in range(100):
+        points = zip((low, inner, outer, high), (1, -1, 1, -1), strict=True)
+        system = np.array([[s, s**3, s**5, sign] for s, sign in points])
+        a, b, c, error = np.linalg.solve(system, np.ones(4)).tolist()
+        half_distance = math.sqrt(9 * b * b - 20 * a * c)
+        last = inner, outer
+        inner, outer = math.sqrt((-3 * b - half_distance) / (10 * c)), math.sqrt((-3 * b + half_distance) / (10 * c))
+        if abs(inner - last[0]) + abs(outer - last[1]) < 1e-14 * high:
+            break
+    return a, b, c, error
+
+
+def quintics(smallest: float) -> list[tuple[float, float, float]]:
+    """Coefficients (a, b, c) of the successive quintics that bring [smallest, 1] to 1 within `CONVERGED`."""
+    steps, low, high = [], smallest, 1.0
+    while 1 - low > CONVERGED:
+        a, b, c, error = best_quintic(low, high)
+        steps.append((a, b, c))
+        low, high = 1 - error, 1 + error
+    return steps
+
+
+def test_the_table_of_steps_is_what_the_solver_finds():
+    np.testing.assert_allclose(POLAR_STEPS, quintics(SMALLEST), rtol=1e-11, atol=0)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1e-6, 1.0), (0.05, 1.9), (0.5, 1.5), (0.9, 1.1)])
@@ -27,10 +67,10 @@ def test_best_quintic_equioscillates(low, high):
 
 def test_steps_bring_every_singular_value_to_one():
     s = torch.logspace(-6, 0, 100_001, dtype=torch.float64)
-    for a, b, c in quintics(1e-6):
+    for a, b, c in POLAR_STEPS:
         s = a * s + b * s**3 + c * s**5
     assert (s - 1).abs().max() < 1e-11
-    assert len(quintics(1e-6)) <= 13
+    assert len(POLAR_STEPS) <= 13
 
 
 @pytest.mark.parametrize("k", [3, 7, 40])
@@ -54,7 +94,7 @@ def test_null_modes_stay_out_and_zero_stays_zero():
     assert relative(root[0] @ x, x / x.norm()) < 1e-8
 
 
-def test_loss_takes_this_route_to_the_same_place(monkeypatch):
+def test_loss_by_matrix_products_gives_the_same(monkeypatch):
     z = torch.randn(24, 5, 32, generator=torch.Generator().manual_seed(0))
     value, its_gradient = SSOLELoss()(z), gradient(SSOLELoss(), z)
     taken = []
@@ -63,11 +103,27 @@ def test_loss_takes_this_route_to_the_same_place(monkeypatch):
         taken.append(g.shape)
         return polar_root(g) if g.shape[-1] > 2 else inverse_root(g)
 
-    monkeypatch.setattr(losses.unit, "inverse_root", route)
+    monkeypatch.setattr(losses.nuclear, "inverse_root", route)
     torch.testing.assert_close(SSOLELoss()(z), value, rtol=1e-7, atol=0)
     assert relative(gradient(SSOLELoss(), z), its_gradient) < 1e-6
     assert (5, 24, 24) in taken
     assert (24, 4, 4) in taken
+
+
+@pytest.mark.skipif(
+    shutil.which("c++") is None and shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_torch_compile_as_one_graph():
+    z = embeddings(8, 4, 16, dtype=torch.float32)
+    loss = SSOLELoss()
+    compiled = torch.compile(loss, fullgraph=True)
+    leaf = z.clone().requires_grad_()
+    value = compiled(leaf)
+    value.backward()
+    torch.compiler.reset()
+    torch.testing.assert_close(value, loss(z), rtol=1e-6, atol=0)
+    assert relative(leaf.grad, gradient(loss, z)) < 1e-6
 
 
 @pytest.mark.cuda
