@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -114,22 +114,13 @@ class TarSource(Source):
         return int(np.searchsorted(self._starts, i, side="right")) - 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class TarIndex:
-    """Index of a tar.
+class TarIndex(NamedTuple):
+    """Index of a tar."""
 
-    Attributes:
-        table: An Arrow table of images with the columns name (large_binary, the member's), offset, size (int64) and
-            label (string, perhaps null).
-        ignored: Number of other files, by suffix.
-        hidden: Number of files whose name begins with a dot.
-        problem: A sentence on what is wrong with the tar, or None; the images before that are in the table.
-    """
-
-    table: Any
-    ignored: Counter[str]
-    hidden: int
-    problem: str | None
+    table: Any  # Arrow's, one row an image: name of the member (large_binary), offset, size (int64), label (string)
+    ignored: Counter[str]  # number of other members, by suffix
+    hidden: int  # number of members whose name begins with a dot
+    problem: str | None  # a sentence if the tar is damaged; images before the damage are in the table
 
 
 def tar_index(location: str) -> TarIndex:
@@ -181,15 +172,14 @@ def build_index(location: str) -> TarIndex:
         except Exception as error:  # an OSError, or any error of a client of fsspec, as for a server without ranges
             raise DataError(f"Cannot read {location}: {error}") from error
     samples = [sample for sample in shard.samples.values() if sample.size >= 0]
-    table = pa.table(
-        {
-            "name": pa.array([os.fsencode(sample.name) for sample in samples], pa.large_binary()),
-            "offset": pa.array([sample.offset for sample in samples], pa.int64()),
-            "size": pa.array([sample.size for sample in samples], pa.int64()),
-            "label": pa.array([sample.label for sample in samples], pa.string()),
-        }
-    )
-    return TarIndex(table=table, ignored=shard.ignored, hidden=shard.hidden, problem=problem)
+    labels = [next((s.labels[kind] for kind in _LABELS if kind in s.labels), None) for s in samples]
+    columns = {
+        "name": pa.array([os.fsencode(sample.name) for sample in samples], pa.large_binary()),
+        "offset": pa.array([sample.offset for sample in samples], pa.int64()),
+        "size": pa.array([sample.size for sample in samples], pa.int64()),
+        "label": pa.array(labels, pa.string()),
+    }
+    return TarIndex(pa.table(columns), shard.ignored, shard.hidden, problem)
 
 
 @dataclass
@@ -199,11 +189,7 @@ class _Sample:
     name: str = ""
     offset: int = 0
     size: int = -1
-    labels: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str | None:
-        return next((self.labels[kind] for kind in _LABELS if kind in self.labels), None)
+    labels: dict[str, str] = field(default_factory=dict)  # by extension
 
 
 @dataclass
@@ -254,15 +240,12 @@ class _Shard:
     def add_image(self, sample: _Sample, member: tarfile.TarInfo) -> None:
         """Add an image. Of several with one key (``1.jpg``, ``1.mask.png``), the first without a second dot counts."""
         if sample.size >= 0 and sample.name != member.name:  # not the same name, appended to replace the first
-            better = _dots(member.name) < 2 <= _dots(sample.name)
+            old, new = (path.rpartition("/")[2].count(".") for path in (sample.name, member.name))
+            better = new < 2 <= old
             self.ignored[os.path.splitext(sample.name if better else member.name)[1].lower()] += 1
             if not better:
                 return
         sample.name, sample.offset, sample.size = member.name, member.offset_data, member.size
-
-
-def _dots(name: str) -> int:
-    return name.rpartition("/")[2].count(".")
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -296,31 +279,22 @@ def _label(member: tarfile.TarInfo, extension: str, file: BinaryIO) -> str | Non
 
 def _load(path: Path, conditions: dict[str, object]) -> TarIndex | None:
     """The index in a file; None where there is none, it is damaged, or it was made under other conditions."""
-    import pyarrow as pa
+    from pyarrow import ArrowException, feather
 
     try:
-        with pa.OSFile(str(path), "rb") as file, pa.ipc.open_file(file) as reader:
-            table = reader.read_all()
+        table = feather.read_table(path, memory_map=False)
         table.validate(full=True)  # nothing later checks offsets within Arrow's buffers
         facts = json.loads(table.schema.metadata[_FACTS])
-        if any(facts.get(name) != value for name, value in conditions.items()):
+        if any(facts[name] != value for name, value in conditions.items()):
             return None
-        return TarIndex(
-            table=table, ignored=Counter(facts["ignored"]), hidden=facts["hidden"], problem=facts["problem"]
-        )
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return TarIndex(table, Counter(facts["ignored"]), facts["hidden"], facts["problem"])
+    except (ArrowException, OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _save(path: Path, index: TarIndex, conditions: dict[str, object]) -> None:
-    import pyarrow as pa
+    from pyarrow import feather
 
     facts = {**conditions, "ignored": index.ignored, "hidden": index.hidden, "problem": index.problem}
     table = index.table.replace_schema_metadata({_FACTS: json.dumps(facts)})
-    options = pa.ipc.IpcWriteOptions(compression="zstd")
-
-    def write(temporary: Path) -> None:
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
-            writer.write_table(table)
-
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: feather.write_feather(table, str(temporary), compression="zstd"))
