@@ -1,5 +1,6 @@
 # make demo    install, train on digits-m, print the table        make lint    ruff and mypy
-# make test    install, run the tests                             make clean   remove caches and builds
+# make test    install, run the tests                             make docs    build the documentation site
+# make setup   install everything for work on ssole               make clean   remove caches and builds
 #
 # PYTHON names the interpreter that .venv is made with: make demo PYTHON=python3.12
 
@@ -9,25 +10,31 @@ DEMO := runs/demo
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format wheel clean distclean
+.PHONY: help install setup demo test lint format docs wheel clean distclean
 
 help:
 	@echo "make demo     train on digits-m (3 to 4 minutes on 2 cores) and print the table; FRESH=1 trains again"
+	@echo "make setup    install everything for work on ssole, and check each commit with pre-commit"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy --strict; 'make format' rewrites"
+	@echo "make docs     build the documentation site into build/docs"
 	@echo "make wheel    build the package into dist/"
 	@echo "make clean    remove caches and builds; 'make distclean' also $(VENV). Runs are never removed"
 
 install:
 	@scripts/install.sh
 
-# Safe to run twice: a finished run is only judged again, an interrupted one goes on where it stopped.
+setup:
+	@scripts/install.sh dev
+	@if git rev-parse --git-dir > /dev/null 2>&1; then $(VENV)/bin/pre-commit install; fi
+
+# Safe to run twice: a finished run is only evaluated again, an interrupted one is resumed.
 demo: install
 	@if [ -n "$(FRESH)" ]; then rm -rf "$(DEMO)"; fi
 	@if [ -f "$(DEMO)/backbone.safetensors" ]; then \
 		echo "$(DEMO) is trained already (make demo FRESH=1 trains it again)"; \
 	elif [ -n "$$(ls -A "$(DEMO)/checkpoints" 2> /dev/null)" ]; then \
-		echo "$(DEMO) was interrupted: going on with it"; \
+		echo "$(DEMO) was interrupted: resuming it"; \
 		$(VENV)/bin/ssole pretrain --resume "$(DEMO)"; \
 	else \
 		rm -rf "$(DEMO)"; \
@@ -49,6 +56,12 @@ format:
 	@scripts/install.sh dev
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
+
+# Strict: a link or reference that leads nowhere is an error. Nothing is downloaded.
+docs:
+	@scripts/install.sh docs
+	$(VENV)/bin/python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "open build/docs/index.html"
 
 wheel:
 	@scripts/install.sh dev
