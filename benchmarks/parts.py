@@ -1,4 +1,4 @@
-"""Where the time of a training step goes: the parts of `ssole.pretrain`, timed without touching its loop."""
+"""Times of the parts of a training step, taken without changing the training loop."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ssole.api import start
 from ssole.config import PretrainConfig, apply_overrides
-from ssole.training import feed, loop
+from ssole.training import loop, step
+from ssole.training.feed import Feed
 from ssole.training.monitor import Evaluator, Monitor
+from ssole.training.step import Learner
 
 T = TypeVar("T")
 
 
 class Clock:
-    """Seconds by part of a step. On an accelerator, where calls return early, only totals mean something."""
+    """Clock of seconds by part of a step. On an accelerator calls return early, and only totals mean something."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -37,7 +39,7 @@ class Clock:
         self.seconds[part] += time.perf_counter() - begun
 
     def timed(self, part: str, function: Callable[..., T]) -> Callable[..., T]:
-        """The function, with its time counted."""
+        """The same function with its time counted."""
 
         def call(*args: Any, **kwargs: Any) -> T:
             with self(part):
@@ -49,7 +51,7 @@ class Clock:
 def train(
     config: PretrainConfig, images: NDArray[np.uint8], evaluator: Evaluator, steps: int, blocks: int
 ) -> list[dict[str, Any]]:
-    """The metrics of a run of so many blocks of so many steps, with the evaluator after each."""
+    """Metrics of a run of so many blocks of so many steps, with the evaluator after each block."""
     config = apply_overrides(config, {"steps": steps * blocks})
     with tempfile.TemporaryDirectory() as folder:
         run = start(config, Path(folder) / "run", data=images, evaluators={steps: evaluator}, progress=False)
@@ -59,7 +61,7 @@ def train(
 def where_time_goes(config: PretrainConfig, images: NDArray[np.uint8], steps: int) -> dict[str, float]:
     """Milliseconds of a step of `ssole.pretrain` by part, over `steps` steps after as many that warm up.
 
-    Waiting for a thread that makes views or decodes ahead counts as views or images; what is in no part is `rest`.
+    Waiting for a thread that decodes ahead counts as images; time in no part is `rest`.
     """
     clock = Clock()
     marks: list[dict[str, float]] = []
@@ -68,19 +70,7 @@ def where_time_goes(config: PretrainConfig, images: NDArray[np.uint8], steps: in
         marks.append({**clock.seconds, "total": time.perf_counter()})
         return {}
 
-    parts = {
-        "images": (feed.Feed, "_finish"),
-        "views": (loop, "make_views"),
-        "forward": (loop, "embed_views"),
-        "loss": (loop, "_loss_terms"),
-        "backward": (loop, "_descend"),  # less the optimizer, below
-        "log": (Monitor, "log"),
-        "checkpoint": (loop, "save_checkpoint"),
-    }
-    with ExitStack() as stack:
-        for part, (owner, name) in parts.items():
-            stack.enter_context(patch.object(owner, name, clock.timed(part, getattr(owner, name))))
-        stack.enter_context(optimizer_timed(clock))
+    with parts_timed(clock):
         train(config, images, mark, steps, 2)
     first, last = marks
     seconds = {part: last[part] - first.get(part, 0.0) for part in last}
@@ -90,8 +80,27 @@ def where_time_goes(config: PretrainConfig, images: NDArray[np.uint8], steps: in
 
 
 @contextmanager
+def parts_timed(clock: Clock) -> Iterator[None]:
+    """Clock on every part of every training step in this process. `backward` contains `optimizer`."""
+    parts: dict[str, tuple[Any, str]] = {
+        "images": (Feed, "_finish"),
+        "views": (step, "make_views"),
+        "forward": (Learner, "embed"),
+        "loss": (Learner, "loss_terms"),
+        "backward": (Learner, "descend"),
+        "log": (Monitor, "log"),
+        "checkpoint": (loop, "save_checkpoint"),
+    }
+    with ExitStack() as stack:
+        for part, (owner, name) in parts.items():
+            stack.enter_context(patch.object(owner, name, clock.timed(part, getattr(owner, name))))
+        stack.enter_context(optimizer_timed(clock))
+        yield
+
+
+@contextmanager
 def optimizer_timed(clock: Clock) -> Iterator[None]:
-    """Count the time of every optimizer's steps."""
+    """Clock on the steps of every optimizer."""
     starts: list[float] = []
 
     def begin(*_: Any) -> None:

@@ -33,12 +33,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from measure import Rates, UntilStopped, draw_bars, in_full_swing, installed, ratio, save, uniform_images
-from parts import Clock, train, where_time_goes
+from parts import Clock, parts_timed, train, where_time_goes
 from ssole.config import PretrainConfig, apply_overrides, from_dict, load_recipe
 from ssole.models.backbone import create_backbone, feature_dim
 from ssole.runtime import resolve_device, resolve_precision
-from ssole.training import loop
-from ssole.training.optim import create_optimizer
+from ssole.training.step import Learner
 
 WORKERS = 2  # of lightly's data loader: one for each core
 COLOURS = {
@@ -53,36 +52,23 @@ Block = Callable[[int], float]
 
 
 class Roofline:
-    """The training step of a config without images and views: what a loop that costs nothing would reach."""
+    """Training step of a config without images and views: what a loop that costs nothing would reach."""
 
     def __init__(self, config: PretrainConfig, *, batches: int = 4) -> None:
-        self.config, self.clock = config, Clock()
         device = resolve_device(config.device)
-        self._encoder = loop.encoder_to_train(config, device)
+        self.config, self.learner = config, Learner(config, device)
         if config.compile == "always":
-            loop.compile_to_train(self._encoder, config, device)
-        self._optimizer = create_optimizer(self._encoder, config.optim)
-        self._loss = loop.create_loss(config, device)
-        self._views = [random_views(config, seed, device) for seed in range(batches)]
+            self.learner.compile()
+        self.views = [random_views(config, seed, device) for seed in range(batches)]
 
     def __call__(self, steps: int) -> float:
+        """Seconds of so many steps."""
         synchronize(self.config)
         begun = time.perf_counter()
         for number in range(steps):
-            self._step(self._views[number % len(self._views)])
+            self.learner.step_on_views(self.views[number % len(self.views)], lr=self.config.optim.lr)
         synchronize(self.config)
         return time.perf_counter() - begun
-
-    def _step(self, views: list[Tensor]) -> None:
-        with self.clock("forward"):
-            z_BVD = loop.embed_views(self._encoder, views, self.config)
-        with self.clock("loss"):
-            loss = self._loss(z_BVD)
-        with self.clock("backward"):
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-        with self.clock("optimizer"):
-            self._optimizer.step()
 
 
 def random_views(config: PretrainConfig, seed: int, device: torch.device) -> list[Tensor]:
@@ -220,10 +206,12 @@ def title(config: PretrainConfig) -> str:
 
 def time_of_roofline(roofline: Roofline, steps: int) -> dict[str, float]:
     """Milliseconds of a step by part."""
-    roofline(1)  # what others compiled meanwhile has it compile anew
-    roofline.clock.seconds.clear()
-    roofline(steps)
-    return {part: 1e3 * spent / steps for part, spent in roofline.clock.seconds.items()}
+    roofline(1)  # compiles anew if another encoder was compiled meanwhile
+    clock = Clock()
+    with parts_timed(clock):
+        roofline(steps)
+    clock.seconds["backward"] -= clock.seconds["optimizer"]
+    return {part: 1e3 * spent / steps for part, spent in clock.seconds.items()}
 
 
 def main() -> None:

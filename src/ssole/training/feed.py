@@ -15,9 +15,7 @@ from ssole.config import PretrainConfig
 from ssole.data.store import AHEAD, ImageStore
 from ssole.errors import DataError
 from ssole.rng import epoch_order
-
-Images = torch.Tensor | list[torch.Tensor]
-"""uint8 or uint16 (B, C, H, W), or B tensors (C, h, w) of different sizes."""
+from ssole.views.geometry import ImageBatch
 
 _ALIGN = 64  # bytes; images begin at multiples within a copy, as vector loads and 16-bit values need
 
@@ -85,9 +83,9 @@ class Feed:
         self._images = None if store.images is None else _resident(store.images, device)
         self._upload = _Upload(device) if device.type == "cuda" and self._images is None else None
 
-    def batches(self, plan: Plan, start: int) -> Iterator[tuple[int, int, torch.Tensor, Images]]:
+    def batches(self, plan: Plan, start: int) -> Iterator[tuple[int, int, torch.Tensor, ImageBatch]]:
         """(step, epoch, ids (B,), images) from step `start` on."""
-        ahead: deque[tuple[int, int, torch.Tensor, Callable[[], Images]]] = deque()
+        ahead: deque[tuple[int, int, torch.Tensor, Callable[[], ImageBatch]]] = deque()
         for step, epoch, ids in plan.batches(start):
             ahead.append((step, epoch, ids, self._begin(ids)))
             if len(ahead) > AHEAD:
@@ -99,7 +97,7 @@ class Feed:
         """Advice in one line on how to wait less for images; None if the waiting ends by itself."""
         return self._store.hint()
 
-    def _begin(self, ids: torch.Tensor) -> Callable[[], Images]:
+    def _begin(self, ids: torch.Tensor) -> Callable[[], ImageBatch]:
         """Start to prepare a batch; the returned function waits for it."""
         if (resident := self._images) is not None:
             return lambda: resident[ids.to(self._device)]
@@ -109,8 +107,8 @@ class Feed:
         return lambda: self._store.get(ids)
 
     def _finish(
-        self, step: int, epoch: int, ids: torch.Tensor, ready: Callable[[], Images]
-    ) -> tuple[int, int, torch.Tensor, Images]:
+        self, step: int, epoch: int, ids: torch.Tensor, ready: Callable[[], ImageBatch]
+    ) -> tuple[int, int, torch.Tensor, ImageBatch]:
         begin = time.perf_counter()
         images = ready()
         self.waited += time.perf_counter() - begin
@@ -141,11 +139,11 @@ class _Upload:
         self._stream = torch.cuda.Stream(device)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ssole-upload")
 
-    def begin(self, load: Callable[[], Images]) -> Callable[[], Images]:
+    def begin(self, load: Callable[[], ImageBatch]) -> Callable[[], ImageBatch]:
         """Start to load and copy a batch; the returned function makes thread and current stream wait for the copy."""
         future = self._thread.submit(self._copy, load)
 
-        def ready() -> Images:
+        def ready() -> ImageBatch:
             flat, images, copied = future.result()
             stream = torch.cuda.current_stream(self._device)
             stream.wait_event(copied)
@@ -154,7 +152,7 @@ class _Upload:
 
         return ready
 
-    def _copy(self, load: Callable[[], Images]) -> tuple[torch.Tensor, Images, torch.cuda.Event]:
+    def _copy(self, load: Callable[[], ImageBatch]) -> tuple[torch.Tensor, ImageBatch, torch.cuda.Event]:
         batch = load()
         parts = [batch] if isinstance(batch, torch.Tensor) else batch
         pinned, starts = pack(parts, pin_memory=True)

@@ -44,13 +44,7 @@ def train(
 ) -> Run:
     """Train a run to its end, from its newest checkpoint if it has one.
 
-    Args:
-        run: from :func:`ssole.training.run.create_run`, or an interrupted one.
-        store: the images.
-        plan: which images each step sees.
-        device: where to train.
-        evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl.
-        progress: show a progress bar on a terminal, or a line now and then elsewhere.
+    `evaluators` is {steps: f}: every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl.
 
     Raises:
         NonFiniteLossError, Interrupted, DataError, ConfigError.
@@ -82,10 +76,8 @@ def train(
                     learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
 
             if last or _due(step, config.checkpoint_every) or plan.ends_epoch(step) or stopping:
-                learner.check_weights()
                 record_unreadable(run, store.unreadable)
-                done = Progress(step + 1, len(store), monitor.seconds)
-                save_checkpoint(run, learner.encoder, learner.optimizer, done)
+                _save(run, learner, Progress(step + 1, len(store), monitor.seconds))
 
             if stopping and not last:
                 raise Interrupted(run, step + 1, stopping)
@@ -121,6 +113,12 @@ def _resume(run: Run, learner: Learner, plan: Plan) -> Progress:
     rewind(run, done.step)
     learner.steps_done = done.step
     return done
+
+
+def _save(run: Run, learner: Learner, done: Progress) -> None:
+    """Write a checkpoint of weights that are known to be finite."""
+    learner.check_weights()
+    save_checkpoint(run, learner.encoder, learner.optimizer, done)
 
 
 def _title(learner: Learner, plan: Plan) -> str:

@@ -25,6 +25,7 @@ from ssole.rng import Use, bits
 from ssole.runtime import keep_freed_memory, resolve_precision
 from ssole.training.optim import create_optimizer, set_learning_rate
 from ssole.views import make_views
+from ssole.views.geometry import ImageBatch
 
 _HINT = "Training has left the region where it can learn: lower optim.lr, or set optim.warmup_steps or clip_grad_norm"
 
@@ -76,9 +77,7 @@ class Learner:
         self.steps_done = 0
         self._watch = LossWatch(device)
 
-    def step(
-        self, images: torch.Tensor | list[torch.Tensor], ids: torch.Tensor, *, epoch: int, lr: float
-    ) -> StepResult:
+    def step(self, images: ImageBatch, ids: torch.Tensor, *, epoch: int, lr: float) -> StepResult:
         """Take one training step on a batch of images.
 
         Args:

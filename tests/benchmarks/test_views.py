@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ssole import Crop, ViewRecipe
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture
