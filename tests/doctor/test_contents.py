@@ -1,4 +1,4 @@
-"""What the images are: counted and measured."""
+"""Formats, sizes, shapes and classes of images."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from PIL import Image
 from ssole.data.arrays import ArraySource
 from ssole.data.folder import FolderSource
 from ssole.doctor.contents import ASPECTS, Classes, Contents, Range, classes, contents
-from ssole.doctor.scan import Header, Seen, scan
+from ssole.doctor.scan import Header, Readable, scan
 
 
 def of(*sizes: tuple[int, int]) -> Contents:
     """The contents of images of these widths and heights."""
     thumbnail = np.zeros((16, 16), dtype=np.uint8)
-    seen = [Seen(i, Header("PNG", "RGB", w, h, 10 * i), b"", 0, thumbnail, False) for i, (w, h) in enumerate(sizes)]
-    return contents(ArraySource(np.zeros((len(sizes), 1, 1), dtype=np.uint8)), seen)
+    headers = [Header("PNG", "RGB", w, h, 10 * i) for i, (w, h) in enumerate(sizes)]
+    return contents([Readable(i, f"{i}", header, b"", 0, thumbnail, False) for i, header in enumerate(headers)])
 
 
 def test_sizes_are_summarised() -> None:
@@ -70,8 +70,7 @@ def test_formats_names_and_blank_images(tmp_path: Path) -> None:
     photo.save(tmp_path / "d.jpg", "MPO", save_all=True, append_images=[photo])  # as many cameras do
     photo.save(tmp_path / "e.tif")
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "f.png")
-    source = FolderSource(tmp_path)
-    found = contents(source, scan(source, range(6), progress=False).seen)
+    found = contents(scan(FolderSource(tmp_path), range(6), progress=False).readable)
     assert found.formats == {"JPEG": 3, "MPO": 1, "TIFF": 1, "PNG": 1}
     assert list(found.formats) == ["JPEG", "MPO", "TIFF", "PNG"]
     assert found.modes == {"RGB": 6}

@@ -1,4 +1,4 @@
-"""What a run would cost: what is counted, how it grows, and what is left as it was."""
+"""Estimate of a run: its measurements, how they are extrapolated, and that it changes nothing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import torch
 from torch import nn
 
 import tiny
-from ssole.config import ConfigError, from_dict, load_recipe
+from ssole.config import ConfigError, load
 from ssole.data.arrays import ArraySource
 from ssole.doctor import estimate as module
 from ssole.doctor.contents import Contents, contents
-from ssole.doctor.estimate import Trial, _counted_bytes, estimate
-from ssole.doctor.sample import Sample, draw_sample
-from ssole.doctor.scan import scan
+from ssole.doctor.estimate import Trial, _saved_bytes, estimate
+from ssole.doctor.scan import Sample, draw_sample, scan
 from ssole.errors import DataError
 from ssole.training.step import Learner
 
@@ -27,8 +26,8 @@ CPU = torch.device("cpu")
 def measured() -> tuple[Sample, Contents]:
     torch.set_num_threads(1)
     source = ArraySource(tiny.images())
-    seen = scan(source, range(len(source)), progress=False).seen
-    return draw_sample(source, seen, shrink_to=100), contents(source, seen)
+    images = scan(source, range(len(source)), progress=False).readable
+    return draw_sample(source, images, shrink_to=100), contents(images)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +38,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bytes_for_the_backward_pass_are_counted_once_each() -> None:
     first, second = nn.Linear(10, 20, bias=False), nn.Linear(20, 5, bias=False)
     x = torch.zeros(7, 10)
-    with _counted_bytes(nn.ModuleList([first, second])) as sizes:
+    with _saved_bytes(nn.ModuleList([first, second])) as sizes:
         second(first(x).relu()).sum().backward()
     # the input, and the output of relu, which relu and the second layer share; no weights
     assert sum(sizes.values()) == 4 * (7 * 10 + 7 * 20)
@@ -129,10 +128,10 @@ def test_time_of_a_whole_step_is_scaled_without_the_optimizer(
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own, while compiling
-def test_a_run_that_would_be_compiled_is_measured_so(
+def test_a_run_that_would_be_compiled_is_measured_compiled(
     measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its batches are counted before; the compiler, which is not under test, is another front end."""
+    """Saved bytes are counted before. The compiler is not under test, so a quick one takes its place."""
     monkeypatch.setattr(module, "SECONDS", 60.0)
     monkeypatch.setattr(module, "MOST_STEPS", 5)
     compiled = []
@@ -166,7 +165,7 @@ def test_few_images_are_refused_as_training_refuses_them(measured: tuple[Sample,
         ({"model__backbone": "resnot"}, "timm has no model 'resnot'"),
     ],
 )
-def test_a_network_that_does_not_run_is_told(
+def test_a_network_that_does_not_run_is_refused(
     measured: tuple[Sample, Contents], settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -176,5 +175,5 @@ def test_a_network_that_does_not_run_is_told(
 @pytest.mark.parametrize("name", ["digits-m", "cifar10-cpu"])
 def test_recipes_for_a_cpu_can_be_tried(name: str, measured: tuple[Sample, Contents]) -> None:
     torch.set_num_threads(2)
-    config = from_dict(load_recipe(name) | {"batch_size": 4, "device": "cpu", "compile": "never"})
+    config = load(name, batch_size=4, device="cpu", compile="never")
     assert np.isfinite(estimate(config, *measured, 22, CPU).seconds.high)

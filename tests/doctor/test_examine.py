@@ -1,4 +1,4 @@
-"""All of it together: the report, its JSON, its page, and the command."""
+"""The report of a whole examination, its JSON, its page, its preview and the command."""
 
 from __future__ import annotations
 
@@ -17,12 +17,15 @@ from PIL import Image
 from rich.console import Console
 
 import tiny
-from ssole.cli import DoctorArgs
-from ssole.config import ConfigError, recipe_names
+from ssole.cli.doctor import DoctorArgs
+from ssole.config import ConfigError, Crop, ViewRecipe, recipe_names
 from ssole.data.arrays import ArraySource
+from ssole.data.folder import FolderSource
 from ssole.doctor import Report, examine
 from ssole.doctor import estimate as estimating
+from ssole.doctor.examine import _save_preview
 from ssole.doctor.page import print_page
+from ssole.doctor.scan import draw_sample, scan
 from ssole.errors import DataError
 
 KEYS = {
@@ -44,7 +47,7 @@ ESTIMATE_KEYS = {
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(estimating, "SECONDS", 0.5)
-    monkeypatch.setattr("ssole.doctor.sample.SECONDS", 0.4)
+    monkeypatch.setattr("ssole.doctor.scan.SECONDS", 0.4)
 
 
 def look(data: Any, **options: Any) -> Report:
@@ -94,13 +97,13 @@ def test_what_the_page_says(folder: Path) -> None:
         "photos: 16 images",
         "PNG 14, JPEG 1",
         "landscape, about 4:3",
-        "1 .txt: left alone",
+        "1 .txt: ignored",
         "look at this  cannot be read: 1 of 16 images (6.2 %)",
         "[bold]empty.jpg: the image is empty (0 bytes).",
         "00.png: copy of 00.png",
-        "verdict       a run would go through",
-        "What it would cost here, estimated",
-        "To begin with: cifar10-cpu",
+        "verdict       training would work",
+        "Estimated cost on this machine",
+        "Suggested recipe: cifar10-cpu",
         f"  ssole pretrain --data {folder} --recipe cifar10-cpu",
     ):
         assert words in text
@@ -176,11 +179,11 @@ def test_nothing_but_broken_files(tmp_path: Path) -> None:
     assert json.loads(report.to_json()).keys() == KEYS
 
 
-def test_a_limit_is_told(folder: Path) -> None:
+def test_the_page_names_the_limit(folder: Path) -> None:
     report = look(folder, limit=5)
     assert (report.images, report.examined) == (12, 5)
     text = " ".join(page(report).split())
-    assert "12 images, of which 5, evenly spread, were examined" in text
+    assert "12 images; an evenly spaced sample of 5 was examined" in text
     assert "all 5 images examined can be read" in text
 
 
@@ -212,7 +215,7 @@ def test_a_batch_that_the_images_do_not_fill_stops(folder: Path) -> None:
     assert report.estimate is None
 
 
-def test_a_source_without_images_is_told() -> None:
+def test_a_source_without_images_is_refused() -> None:
     class Nothing(ArraySource):
         def __len__(self) -> int:
             return 0
@@ -234,9 +237,33 @@ def test_a_single_image_is_too_few(tmp_path: Path, pictures: list[NDArray[np.uin
         ({"against": "no-such-folder"}, DataError, "no-such-folder"),
     ],
 )
-def test_wrong_input_is_told(folder: Path, options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_wrong_input_is_refused(folder: Path, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         look(folder, **options)
+
+
+# The preview
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("views.jpg", "another suffix: name it views.png"), ("no/views.png", "there is no folder")]
+)
+def test_a_wrong_path_is_refused_before_anything_else(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        examine("no such data", preview=tmp_path / name)
+
+
+def test_the_picture_is_the_same_for_the_same_seed(folder: Path, tmp_path: Path) -> None:
+    source = FolderSource(folder)
+    sample = draw_sample(source, scan(source, range(len(source)), progress=False).readable, shrink_to=96)
+    recipe = ViewRecipe(crops=(Crop(count=2, size=16),))
+    state = torch.get_rng_state()
+    paths = [tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.png"]
+    for path, seed in zip(paths, (0, 0, 1), strict=True):
+        _save_preview(path, sample, recipe, seed=seed)
+    a, b, c = (path.read_bytes() for path in paths)
+    assert a == b != c
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # The command

@@ -1,26 +1,29 @@
-"""Where verdicts turn."""
+"""Thresholds and texts of findings."""
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Any
 
 import pytest
 
 import tiny
+from ssole.config import PretrainConfig
+from ssole.data.store import ImageStore
 from ssole.doctor.contents import ASPECTS, Contents, Range
-from ssole.doctor.estimate import Estimate, Spread
+from ssole.doctor.duplicates import Copies, Leak
+from ssole.doctor.estimate import Estimate, Quantiles
 from ssole.doctor.findings import (
-    about_contents,
-    about_copies,
-    about_estimate,
-    about_leakage,
-    about_reading,
-    about_recipe,
+    check_contents,
+    check_duplicates,
+    check_estimate,
+    check_leakage,
+    check_readable,
+    check_recipe,
 )
-from ssole.doctor.report import Against, Copies, Leaked
-from ssole.doctor.sample import Rate
-from ssole.doctor.scan import Unreadable
+from ssole.doctor.report import SecondSet
+from ssole.doctor.scan import Rate, Unreadable
 
 SIDES = Range(min=8, median=12, max=20)
 CONTENTS = Contents(
@@ -36,36 +39,40 @@ CONTENTS = Contents(
     blank=[],
     misnamed=[],
 )
-SECOND = Spread(low=1, median=1, high=1)
+SECOND = Quantiles(low=1, median=1, high=1)
 
 
 @pytest.mark.parametrize(
     ("images", "broken", "level"),
     [(1000, 0, "ok"), (1000, 10, "look"), (1000, 11, "stop"), (50, 1, "look"), (50, 2, "stop"), (1, 1, "stop")],
 )
-def test_as_many_may_be_unreadable_as_training_bears(images: int, broken: int, level: str) -> None:
-    found = about_reading(images, images, [Unreadable(i, f"{i}", "damaged") for i in range(broken)])
+def test_as_many_may_be_unreadable_as_a_run_allows(images: int, broken: int, level: str) -> None:
+    unreadable = [Unreadable(i, f"{i}", "damaged") for i in range(broken)]
+    found = check_readable(images, images, unreadable, max_unreadable=PretrainConfig.max_unreadable)
     assert found.level == level
     assert (f"{broken} of {images:,}" in found.text) is (broken > 0)
     assert bool(found.advice) is (level != "ok")
 
 
-def test_training_bears_as_many_unreadable_images_as_said_here() -> None:
-    """The same figure as the default of the store that training reads from."""
-    import inspect
+def test_the_recipes_own_limit_of_unreadable_images_counts() -> None:
+    unreadable = [Unreadable(i, f"{i}", "damaged") for i in range(50)]
+    assert check_readable(1000, 1000, unreadable, max_unreadable=0.05).level == "look"
+    found = check_readable(1000, 1000, unreadable, max_unreadable=0.045)
+    assert found.level == "stop"
+    assert "more than 4.5 %" in found.advice
 
-    from ssole.data.store import ImageStore
-    from ssole.doctor.findings import MOST_UNREADABLE
 
-    assert inspect.signature(ImageStore).parameters["max_unreadable"].default == MOST_UNREADABLE
+def test_the_store_of_images_has_the_same_limit_by_default() -> None:
+    limit = inspect.signature(ImageStore).parameters["max_unreadable"].default
+    assert limit == PretrainConfig().max_unreadable
 
 
 def test_copies_are_worth_a_look() -> None:
     groups = [Copies("a", ["b", "c"]), Copies("d", ["e"])]
-    exact, near = about_copies(groups, [], 1000)
+    exact, near = check_duplicates(groups, [], 1000)
     assert (exact.level, exact.topic, near.level, near.topic) == ("look", "exact_copies", "ok", "near_copies")
     assert "3 of 1,000 images (0.3 %)" in exact.text
-    exact, near = about_copies([], groups, 10_000)
+    exact, near = check_duplicates([], groups, 10_000)
     assert (exact.level, near.level) == ("ok", "look")
     assert "under 0.1 %" in near.text
 
@@ -74,22 +81,22 @@ def test_copies_are_worth_a_look() -> None:
     ("leaked", "level", "words"),
     [
         ([], "ok", "no image of test"),
-        ([Leaked("a", "b", False)], "look", "from test, also found here: 1 of 50 images (2.0 %), 1 nearly"),
-        ([Leaked("a", "b", False), Leaked("c", "d", True)], "stop", ", 1 exactly and 1 nearly"),
+        ([Leak("a", "b", False)], "look", "from test, also found here: 1 of 50 images (2.0 %), 1 nearly"),
+        ([Leak("a", "b", False), Leak("c", "d", True)], "stop", ", 1 exactly and 1 nearly"),
     ],
 )
-def test_exact_leakage_stops(leaked: list[Leaked], level: str, words: str) -> None:
-    found = about_leakage(Against(name="test", images=50, examined=50, unreadable=[], leaked=leaked))
+def test_exact_leakage_stops(leaked: list[Leak], level: str, words: str) -> None:
+    found = check_leakage(SecondSet(name="test", images=50, examined=50, unreadable=[], leaked=leaked))
     assert found.level == level
     assert words in found.text
 
 
-def test_oddities_are_told_only_where_there_are_any() -> None:
-    assert list(about_contents(CONTENTS, 100)) == []
+def test_odd_images_are_reported_only_if_there_are_any() -> None:
+    assert list(check_contents(CONTENTS, 100)) == []
     odd = dataclasses.replace(CONTENTS, blank=["a"], misnamed=["b", "c"], aspects=CONTENTS.aspects | {"wide": 6})
-    assert [finding.topic for finding in about_contents(odd, 100)] == ["blank", "misnamed", "aspect"]
+    assert [finding.topic for finding in check_contents(odd, 100)] == ["blank", "misnamed", "aspect"]
     few_wide = dataclasses.replace(CONTENTS, aspects=CONTENTS.aspects | {"wide": 2, "tall": 3})
-    assert list(about_contents(few_wide, 100)) == []
+    assert list(check_contents(few_wide, 100)) == []
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def test_oddities_are_told_only_where_there_are_any() -> None:
     ],
 )
 def test_images_and_recipe_must_fit(images: int, settings: dict[str, Any], topics: list[str]) -> None:
-    found = list(about_recipe(tiny.config(**settings), "tiny", CONTENTS, images))
+    found = list(check_recipe(tiny.config(**settings), "tiny", CONTENTS, images))
     assert [finding.topic for finding in found] == topics
     assert [finding.level for finding in found] == ["stop" if topic == "too_few" else "look" for topic in topics]
 
@@ -134,5 +141,5 @@ def test_memory_and_decoding(memory: int, decode: float, levels: dict[str, str])
         memory_bytes=memory,
         memory_available=100,
     )
-    found = about_estimate(cost, Rate(value=decode, threads=2, images=9), "tiny")
+    found = check_estimate(cost, Rate(value=decode, threads=2, images=9), "tiny")
     assert {finding.topic: finding.level for finding in found} == levels

@@ -1,4 +1,4 @@
-"""The recipe to begin with, and that its command does what is suggested."""
+"""Suggested recipe, and that its command does what is suggested."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from ssole import cli
-from ssole.config import load_recipe, recipe_names
+from ssole.cli.pretrain import parse_options
+from ssole.config import load, recipe_names
 from ssole.doctor import suggest as module
 from ssole.doctor.contents import Contents, Range
-from ssole.doctor.sample import ChannelStatistics
+from ssole.doctor.scan import ChannelStatistics
 from ssole.doctor.suggest import Suggestion, suggest
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -88,7 +88,7 @@ def test_few_images_get_batches_that_they_fill(images: int) -> None:
 def test_few_images_get_steps_enough() -> None:
     assert choose(500, 1000, GPU).config.steps == module.FEWEST_STEPS
     assert choose(500, 100_000, GPU).config.steps is None
-    assert choose(32, 1000, CPU).config.steps == load_recipe("cifar10-cpu")["steps"]
+    assert choose(32, 1000, CPU).config.steps == load("cifar10-cpu").steps
 
 
 def test_colours_far_from_the_recipes_become_overrides() -> None:
@@ -115,7 +115,7 @@ def test_the_command_trains_what_is_suggested(data: Any, side: int, images: int,
     found = choose(side, images, device, data=data, statistics=statistics)
     words = shlex.split(found.command)
     assert words[:2] == ["ssole", "pretrain"]
-    args, _ = cli._parse_pretrain(words[2:])
+    args, _ = parse_options(words[2:])
     assert args.recipe == found.recipe
     assert args.out is not None
     given = tuple(data) if isinstance(data, list) else data

@@ -1,4 +1,10 @@
-"""What to know about a set of images before hours are spent on it: `ssole doctor`."""
+"""Check of a data set before training: `ssole doctor` calls `examine`, which returns a `Report`.
+
+`examine` has the order of the work. `scan` reads every image once and decodes a sample as training would. `contents`,
+`duplicates`, `estimate` and `suggest` answer one question each; `findings` turns the answers into verdicts. `report`
+holds the result and its JSON, and `page` prints it. Thresholds and texts may be changed freely. Field names of the
+data classes are the keys of the JSON in docs/doctor.md. To rename or remove one, raise `report.FORMAT`.
+"""
 
 from __future__ import annotations
 

@@ -1,17 +1,17 @@
-"""What the images are: formats, sizes, shapes, classes."""
+"""Contents of a data set: formats, sizes, shapes and classes of its images."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.base import Source
-from ssole.doctor.scan import Seen
+from ssole.doctor.scan import Readable
 
 ASPECTS = {
     "tall": 0.5,
@@ -22,13 +22,13 @@ ASPECTS = {
     "landscape_3_2": 2.0,
     "wide": float("inf"),
 }
-"""Shapes of pictures, and up to which width over height; the bounds lie alike on either side of a square."""
+"""Shapes of images and their largest width over height; the bounds are symmetric about a square."""
 _SAME = {"MPO": "JPEG"}  # cameras write several JPEGs into one file, with the suffix .jpg
 
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Least, middle and most."""
+    """Minimum, median and maximum."""
 
     min: int
     median: int
@@ -37,30 +37,30 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What the readable images are."""
+    """Formats, sizes and shapes of the readable images."""
 
     formats: dict[str, int]
-    """Images by format, as found from the bytes; the most frequent first, as everywhere below."""
+    """Number of images of each format, as found from the bytes; the most frequent first."""
     modes: dict[str, int]
-    """Images by Pillow's mode, or an array's channels and dtype."""
+    """Number of images of each of Pillow's modes, or of an array's channels and dtype; the most frequent first."""
     width: Range
     height: Range
     shorter_side: Range
     bytes: Range
     total_bytes: int
     aspects: dict[str, int]
-    """Images by shape, in the order of :data:`ASPECTS`."""
+    """Number of images of each shape, in the order of :data:`ASPECTS`."""
     one_size: bool
     """Whether all images have the same size."""
     blank: list[str]
     """Ids of images of a single colour."""
     misnamed: list[str]
-    """Ids of files whose suffix says another format than their bytes."""
+    """Ids of files whose suffix names another format than their bytes have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """Labels; training never needs them."""
+    """Number of classes and of images in a class."""
 
     classes: int
     smallest: int
@@ -69,29 +69,30 @@ class Classes:
     unlabelled: int
 
 
-def contents(source: Source, seen: Sequence[Seen]) -> Contents:
-    """What at least one readable image amounts to."""
-    headers = [one.header for one in seen]
+def contents(images: Sequence[Readable]) -> Contents:
+    """Contents of a data set with at least one readable image."""
+    headers = [image.header for image in images]
     width = np.array([header.width for header in headers])
     height = np.array([header.height for header in headers])
     size = np.array([header.bytes for header in headers], dtype=np.int64)
+    aspects = np.histogram(width / height, [0.0, *ASPECTS.values()])[0].tolist()
     return Contents(
-        formats=_counted(header.format for header in headers),
-        modes=_counted(header.mode for header in headers),
+        formats=dict(Counter(header.format for header in headers).most_common()),
+        modes=dict(Counter(header.mode for header in headers).most_common()),
         width=_range(width),
         height=_range(height),
         shorter_side=_range(np.minimum(width, height)),
         bytes=_range(size),
         total_bytes=int(size.sum()),
-        aspects=_aspects(width / height),
+        aspects=dict(zip(ASPECTS, aspects, strict=True)),
         one_size=len(set(zip(width.tolist(), height.tolist(), strict=True))) == 1,
-        blank=[source.id(one.index) for one in seen if one.blank],
-        misnamed=[source.id(one.index) for one in seen if _misnamed(source.id(one.index), one.header.format)],
+        blank=[image.id for image in images if image.blank],
+        misnamed=[image.id for image in images if _misnamed(image.id, image.header.format)],
     )
 
 
 def classes(source: Source) -> Classes | None:
-    """How many images each label has; None without labels."""
+    """Classes of the labels, or None without labels."""
     if source.labels is None:
         return None
     counts = np.unique_counts(source.labels[source.labels >= 0]).counts
@@ -101,15 +102,6 @@ def classes(source: Source) -> Classes | None:
     return Classes(classes=len(counts), smallest=int(counts.min()), largest=int(counts.max()), unlabelled=unlabelled)
 
 
-def _counted(values: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(values).most_common())
-
-
-def _aspects(ratios: NDArray[np.float64]) -> dict[str, int]:
-    counts = np.histogram(ratios, [0.0, *ASPECTS.values()])[0]
-    return dict(zip(ASPECTS, counts.tolist(), strict=True))
-
-
 def _range(values: NDArray[np.int64]) -> Range:
     return Range(min=int(values.min()), median=int(np.median(values)), max=int(values.max()))
 
@@ -117,5 +109,5 @@ def _range(values: NDArray[np.int64]) -> Range:
 def _misnamed(name: str, found: str) -> bool:
     from PIL import Image
 
-    promised = Image.registered_extensions().get(os.path.splitext(name)[1].lower())
-    return promised is not None and _SAME.get(promised, promised) != _SAME.get(found, found)
+    named = Image.registered_extensions().get(os.path.splitext(name)[1].lower())
+    return named is not None and _SAME.get(named, named) != _SAME.get(found, found)

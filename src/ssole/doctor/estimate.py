@@ -1,4 +1,4 @@
-"""What a recipe would cost here, from a few of its real training steps on the images themselves."""
+"""Estimate of a run's time and memory, from a few of its training steps on the images themselves."""
 
 from __future__ import annotations
 
@@ -15,35 +15,37 @@ from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig
 from ssole.doctor.contents import Contents
-from ssole.doctor.sample import Sample, wait_for
+from ssole.doctor.scan import Sample, synchronize
 from ssole.runtime import resolve_precision, total_memory
 from ssole.training.feed import make_plan
 from ssole.training.step import Learner
 
-SECONDS = 20.0  # that the trial may take, about
+SECONDS = 20.0  # that the trial takes at most, roughly
 FEWEST_STEPS, MOST_STEPS = 3, 20
-SMALLEST_BATCH = 4  # images in the first trial step, from which the batch grows
-_SPARE = 0.5  # share of the available memory that a trial step may be expected to take
-_WORKSPACE = 1.15  # what convolutions and temporaries take beside what is counted
-_PROCESS = 1 << 30  # bytes of a process that trains, where the system does not say
+SMALLEST_BATCH = 4  # images in the first step; later batches grow from it
+_SPARE = 0.5  # share of the available memory that a step of the trial may take
+_WORKSPACE = 1.15  # factor for the temporary memory of convolutions, which is not counted
+_PROCESS = 1 << 30  # bytes of a process that trains, for systems that cannot tell
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spread:
-    """The middle of what was measured, and the range that holds four fifths of it."""
+class Quantiles:
+    """Quantiles of measurements: low 10 %, median 50 %, high 90 %."""
 
     low: float
     median: float
     high: float
 
-    def times(self, factor: float, plus: float = 0.0) -> Spread:
-        """This spread, scaled and shifted."""
-        return Spread(low=self.low * factor + plus, median=self.median * factor + plus, high=self.high * factor + plus)
+    def times(self, factor: float, plus: float = 0.0) -> Quantiles:
+        """Quantiles of the measurements, each multiplied by a factor and increased."""
+        return Quantiles(
+            low=self.low * factor + plus, median=self.median * factor + plus, high=self.high * factor + plus
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Extrapolated from few steps: good to tell minutes from days, not minutes from minutes."""
+    """Time and memory of a run, extrapolated from few steps: it tells minutes from days, not 10 minutes from 12."""
 
     device: str
     precision: str
@@ -51,31 +53,31 @@ class Estimate:
     batch_size: int
     views: int
     """Views of each image."""
-    step_seconds: Spread
+    step_seconds: Quantiles
     decode_seconds: float
-    """Spent on decoding every image once: what is decoded is held in memory, or kept in the cache."""
+    """Time for decoding every image once; decoded images then stay in memory or in the cache."""
     compile_seconds: float
-    """Spent on compiling the encoder first; 0 where the run would not do so, or only part of a batch was measured."""
-    seconds: Spread
-    """Of the whole run."""
+    """Time for compiling the encoder; 0 if the run does not compile it, or if only part of a batch was measured."""
+    seconds: Quantiles
+    """Time of the whole run."""
     steps_measured: int
     batch_measured: int
-    """Images in the steps measured; below `batch_size` where a whole step would have taken too long or too much."""
+    """Images in a measured step; below `batch_size` if a whole batch would have taken too much time or memory."""
     memory_bytes: int
-    """Peak: of the process on a CPU, of the GPU's memory on a GPU."""
+    """Peak memory: of the process on a CPU, of the tensors on a GPU."""
     memory_available: int
 
 
 def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images: int, device: torch.device) -> Estimate:
-    """Time and peak memory of a run of `config` over so many images.
+    """Estimate of a run of `config` over so many images.
 
     Raises:
-        ConfigError: the recipe's network cannot be built, or does not take its images.
+        ConfigError: the recipe's network cannot be built, or does not accept its images.
         DataError: fewer images than a batch.
     """
     plan = make_plan(config, images)
     available = _available(device)
-    with _explained(config), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with _as_config_errors(config), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         trial = Trial(config, sample, device)
         batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
         if batch == config.batch_size and trial.learner.wants_compiling(plan.total):
@@ -84,7 +86,7 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     share = config.batch_size / batch
     times = [compute * share + update for compute, update in taken]
     low, median, high = np.quantile(times, (0.1, 0.5, 0.9)).tolist()
-    step = Spread(low=low, median=median, high=high)
+    step = Quantiles(low=low, median=median, high=high)
     decode_seconds = min(images, plan.total * config.batch_size) / sample.decode.value
     memory = trial.memory(config.batch_size)
     if device.type == "cpu":
@@ -107,9 +109,9 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
 
 
 class Trial:
-    """Training steps of a recipe at a learning rate of 0, with their time and memory.
+    """Training steps of a recipe that keep the weights, with their time and memory.
 
-    It takes the steps of a run, by the same :class:`~ssole.training.step.Learner`. A rate of 0 keeps the weights. At the
+    The steps are those of a run, by the same :class:`~ssole.training.step.Learner`, at a learning rate of 0. At the
     recipe's own rate, without its warmup, the loss might overflow.
     """
 
@@ -118,38 +120,44 @@ class Trial:
         self.learner = Learner(config, device)
         self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
         self.compile_seconds = 0.0
-        self._saved: dict[int, int] = {}  # batch size to bytes kept for the backward pass
-        self._used: dict[int, int] = {}  # batch size to bytes in use at the end of the backward pass
-        self._begin = time.perf_counter()
+        self._saved: dict[int, int] = {}  # by batch size: bytes kept for the backward pass
+        self._used: dict[int, int] = {}  # by batch size: bytes in use after the backward pass
         self._update_begin, self._in_use = 0.0, 0
+        self._begin = time.perf_counter()
 
     def step(self, batch: int) -> tuple[float, float]:
-        """Take one step on so many images: seconds for views, network and loss, and seconds for the optimizer."""
+        """Take a step on so many images: seconds for views, network and loss, and seconds for the optimizer."""
         images, ids = self._sample.batch(batch, self._device)
-        wait_for(self._device)
-        compiled = self.compile_seconds > 0  # counting would compile once more, without what is counted
+        compiled = self.compile_seconds > 0  # counting would compile the encoder again
         counting: AbstractContextManager[dict[int, int]]
-        counting = nullcontext({}) if compiled else _counted_bytes(self.learner.encoder)
+        counting = nullcontext({}) if compiled else _saved_bytes(self.learner.encoder)
+        synchronize(self._device)
         begin = time.perf_counter()
         with counting as saved:
             self.learner.step(images, ids, epoch=0, lr=0.0)
-        wait_for(self._device)
+        synchronize(self._device)
         end = time.perf_counter()
         if not compiled:
-            self._saved[batch] = sum(saved.values()) + batch * _view_bytes(self._config)
+            self._saved[batch] = sum(saved.values()) + batch * self._view_bytes
         self._used[batch] = self._in_use
         return self._update_begin - begin, end - self._update_begin
 
     def _before_update(self) -> None:
-        wait_for(self._device)
+        synchronize(self._device)
         self._update_begin = time.perf_counter()
         self._in_use = _memory_in_use(self._device)
 
+    @property
+    def _view_bytes(self) -> int:
+        """Bytes of an image's views, in float32."""
+        channels = self._config.channels or 3
+        return sum(4 * crop.count * channels * crop.size**2 for crop in self._config.augment.crops)
+
     def grow(self, most: int, *, most_bytes: float) -> int:
-        """The batch to measure on: all of `most`, or as much of it as time and memory allow."""
+        """Largest batch to measure on: `most` images, or as many as time and memory allow."""
         batch = min(SMALLEST_BATCH, most)
         while batch < most:
-            # of two, since the first pays for what later ones find ready, and either may meet other work
+            # The faster of two: the first prepares what later ones reuse, and other work may slow down either.
             compute, update = min(self.step(batch), self.step(batch))
             larger = min(2 * batch, most)
             seconds = (1 + FEWEST_STEPS) * (compute * larger / batch + update)
@@ -159,8 +167,8 @@ class Trial:
         return batch
 
     def compile(self) -> None:
-        """Compile the encoder, as the run will, for the whole batch. It takes no part of the trial's time."""
-        self.step(self._config.batch_size)  # what is saved for the backward pass is counted before
+        """Compile the encoder for a whole batch, as the run does. This does not count towards the trial's time."""
+        self.step(self._config.batch_size)  # counts the bytes for the backward pass, which cannot be done later
         begin = time.perf_counter()
         compiled = self.learner.compile()
         seconds = time.perf_counter() - begin
@@ -168,7 +176,7 @@ class Trial:
         self.compile_seconds = seconds if compiled else 0.0
 
     def repeat(self, batch: int) -> list[tuple[float, float]]:
-        """Seconds of several steps, as :meth:`step` gives them, after one that warms up."""
+        """Times of several steps, as :meth:`step` returns them, after one step that warms up."""
         self.step(batch)
         taken: list[tuple[float, float]] = []
         while len(taken) < FEWEST_STEPS or (len(taken) < MOST_STEPS and self._seconds_left > 0):
@@ -180,8 +188,10 @@ class Trial:
         return SECONDS - (time.perf_counter() - self._begin)
 
     def memory(self, batch: int) -> float:
-        """Bytes in use in a step on so many images: measured on the largest batch so far, and on from there along the
-        straight line on which what is kept for the backward pass grows."""
+        """Bytes in use in a step on so many images, extrapolated from the largest batch so far.
+
+        The bytes kept for the backward pass grow linearly with the batch; the slope is that between two batches.
+        """
         small, large = min(self._saved), max(self._saved)
         if small == large:
             slope = self._saved[large] / large
@@ -191,8 +201,8 @@ class Trial:
 
 
 @contextmanager
-def _counted_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes of all that autograd keeps for the backward pass, by address; weights, which are there anyway, left out."""
+def _saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes of each tensor that autograd keeps for the backward pass, by address, without the weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}
 
@@ -206,14 +216,9 @@ def _counted_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
         yield sizes
 
 
-def _view_bytes(config: PretrainConfig) -> int:
-    """Bytes of an image's views, in float32."""
-    return sum(4 * crop.count * (config.channels or 3) * crop.size**2 for crop in config.augment.crops)
-
-
 @contextmanager
-def _explained(config: PretrainConfig) -> Iterator[None]:
-    """What timm and torch say of arguments and sizes that do not fit, as an error in the recipe."""
+def _as_config_errors(config: PretrainConfig) -> Iterator[None]:
+    """Errors of timm and torch about wrong arguments and sizes, raised as errors in the recipe."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -223,7 +228,7 @@ def _explained(config: PretrainConfig) -> Iterator[None]:
 
 
 def _held_bytes(sample: Sample, contents: Contents, images: int, batch_size: int) -> int:
-    """Decoded images in memory: all of them if they share a size and fit, else the batch in use and two to come."""
+    """Bytes of decoded images in memory: all if they share a size and fit, else three batches, two of them ahead."""
     one = max(image.nbytes for image in sample.images)
     everything = images * one
     return everything if contents.one_size and everything <= total_memory() // 4 else 3 * batch_size * one
@@ -234,7 +239,7 @@ def _available(device: torch.device) -> int:
 
 
 def _memory_in_use(device: torch.device) -> int:
-    """Bytes of the GPU that tensors take at most, or else of this process: training takes about as much beside them."""
+    """Most bytes that tensors took on the GPU, or the bytes of this process, which a run needs as well."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     statm = Path("/proc/self/statm")

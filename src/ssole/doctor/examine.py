@@ -1,39 +1,39 @@
-"""All of the doctor's work, in order."""
+"""Examination of a data set: the order in which `ssole doctor` reads, compares and measures."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
-from ssole.data.base import Source, Spec
+from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, load
+from ssole.data.base import Source, Spec, evenly_spaced
 from ssole.data.sources import open_source
-from ssole.doctor.alike import Group, exact_copies, leaks, near_copies
 from ssole.doctor.contents import Contents, classes, contents
-from ssole.doctor.estimate import Estimate, estimate
+from ssole.doctor.duplicates import exact_copies, leaks, near_copies
+from ssole.doctor.estimate import estimate
 from ssole.doctor.findings import (
-    about_contents,
-    about_copies,
-    about_estimate,
-    about_leakage,
-    about_reading,
-    about_recipe,
+    check_contents,
+    check_duplicates,
+    check_estimate,
+    check_leakage,
+    check_readable,
+    check_recipe,
 )
-from ssole.doctor.preview import check_preview_name, save_preview
-from ssole.doctor.report import Against, Copies, Finding, Leaked, Report
-from ssole.doctor.sample import Rate, Sample, draw_sample, view_rate
-from ssole.doctor.scan import Scan, chosen, scan
+from ssole.doctor.report import Report, SecondSet
+from ssole.doctor.scan import Readable, Sample, Scan, draw_sample, scan, view_rate
 from ssole.doctor.suggest import Suggestion, suggest
 from ssole.errors import DataError
+from ssole.files import write_bytes_atomically
 from ssole.progress import spinner
 from ssole.runtime import resolve_device
 
 LIMIT = 100_000
+_ROWS = 6  # images of the preview
 
 
 def examine(
@@ -47,158 +47,152 @@ def examine(
     measure: bool = True,
     progress: bool = True,
 ) -> Report:
-    """Look at images before training on them. Nothing is changed, and images that cannot be read do not end it.
+    """Report on images before they are trained on. It changes nothing, and unreadable images do not stop it.
 
     Args:
         data: as for :func:`ssole.pretrain`.
-        against: a second set, such as test images, which should share none with the first.
-        recipe: a shipped recipe's name or a YAML file, to estimate the cost of; by default the one suggested.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; what the suggestion and the estimate are for.
-        limit: images to look at, of each set; of more than that, so many spread evenly.
-        preview: write a grid of views to this PNG file.
-        measure: run a few training steps, for the estimate.
-        progress: show progress bars on a terminal.
+        against: a second set, such as test images, which should have no image of the first.
+        recipe: name of a shipped recipe, or a YAML file, whose cost is estimated; by default the suggested one.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`, for the suggestion and the estimate.
+        limit: largest number of images read of each set; of a larger set, an evenly spaced sample is read.
+        preview: PNG file to write, with a grid of images and their views.
+        measure: whether to run a few training steps for the estimate.
+        progress: whether to show progress bars on a terminal.
 
     Raises:
-        DataError: there are no images to look at.
+        DataError: there are no images, or the preview cannot be written there.
         ConfigError: no such recipe or device.
     """
     if limit < 2:
         raise ConfigError(f"limit is a number of images, at least 2; got {limit}")
-    place = resolve_device(device)
-    channels = None if recipe is None else from_dict(load_recipe(recipe)).channels
+    target = resolve_device(device)
+    config = None if recipe is None else load(recipe)
     if preview is not None:
-        check_preview_name(preview)
+        _check_preview_path(preview)
+    source, images, report = _read(data, against, PretrainConfig() if config is None else config, limit, progress)
+    if report.contents is None:
+        return report
+    with spinner("measuring decoding, views and training steps", enabled=progress):
+        suggestion, sample = _suggest(data, source, images, report.contents, target, config)
+        config = _with_normalisation(suggestion.config if config is None else config, sample)
+        report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)
+        report = _measure(report, sample, config, target, measure)
+    if preview is not None:
+        _save_preview(preview, sample, config.augment, seed=config.seed)
+        report = dataclasses.replace(report, preview=str(preview))
+    return report
+
+
+def _read(
+    data: Spec, against: Spec | None, config: PretrainConfig, limit: int, progress: bool
+) -> tuple[Source, list[Readable], Report]:
+    """Source of the images, records of the readable ones, and a report on all that reading and comparing shows."""
     begin = time.perf_counter()
     source = open_source(data, split="train")
-    other = None if against is None else _second(against)
+    second = None if against is None else _open_second(against)
     if len(source) == 0:
         raise DataError(f"{source.name} holds no images.")
-    found = scan(source, chosen(len(source), limit), progress=progress, channels=channels)
-    exact = _named(source, exact_copies(found.seen))
-    near = _named(source, near_copies(found.seen, progress=progress))
-    compared = None if other is None else _compare(source, found, other, limit, channels, progress)
+    found = scan(source, evenly_spaced(len(source), limit), progress=progress, channels=config.channels)
+    exact, near = exact_copies(found.readable), near_copies(found.readable, progress=progress)
+    compared = None if second is None else _compare(found, second, limit, config.channels, progress)
     seconds = time.perf_counter() - begin
-    about = contents(source, found.seen) if found.seen else None
-    with spinner("measuring decoding, views and training steps", enabled=progress):
-        fit = None if about is None else _fit(data, source, found, about, recipe, place, measure)
-    if fit is not None and preview is not None:
-        save_preview(preview, fit.sample, fit.config.augment, seed=fit.config.seed)
-    return _report(source, found, seconds, (exact, near), about, compared, fit, preview)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fit:
-    """How images, recipe and machine go together."""
-
-    suggestion: Suggestion
-    name: str
-    config: PretrainConfig
-    sample: Sample
-    views: Rate
-    estimate: Estimate | None
-    findings: list[Finding]
-
-
-def _fit(
-    data: Spec,
-    source: Source,
-    found: Scan,
-    about: Contents,
-    recipe: str | None,
-    device: torch.device,
-    measure: bool,
-) -> _Fit:
-    images = len(source)
-    suggestion = suggest(data, about, images, device)
-    config = suggestion.config if recipe is None else from_dict(load_recipe(recipe))
-    sample = draw_sample(source, found.seen, shrink_to=config.augment.useful_size, channels=config.channels)
-    suggestion = suggest(data, about, images, device, sample.statistics)  # what it sees may change the colours only
-    config = suggestion.config if recipe is None else config
-    if config.augment.mean is None:  # as a run does, with the images' own; blank ones have no deviation to divide by
-        std = [max(value, 0.001) for value in sample.statistics.std]
-        config = apply_overrides(config, {"augment.mean": sample.statistics.mean, "augment.std": std})
-    name = recipe or suggestion.recipe
-    findings = list(about_recipe(config, name, about, images))
-    cost = None
-    if measure and images >= config.batch_size:
-        cost = estimate(config, sample, about, images, device)
-        findings += about_estimate(cost, sample.decode, name)
-    views = view_rate(sample, config.augment, device)
-    return _Fit(
-        suggestion=suggestion, name=name, config=config, sample=sample, views=views, estimate=cost, findings=findings
-    )
-
-
-def _second(against: Spec) -> Source:
-    """What was given as the second set: its test split, or all of it where it has no splits."""
-    try:
-        other = open_source(against, split="test")
-    except DataError:
-        other = open_source(against, split="train")
-    return other
-
-
-def _compare(source: Source, found: Scan, other: Source, limit: int, channels: int | None, progress: bool) -> Against:
-    second = scan(other, chosen(len(other), limit), progress=progress, channels=channels)
-    leaked = leaks(found.seen, second.seen, progress=progress)
-    return Against(
-        name=other.name,
-        images=len(other),
-        examined=len(second.seen) + len(second.unreadable),
-        unreadable=second.unreadable,
-        leaked=[Leaked(other.id(leak.index), source.id(leak.twin), leak.exact) for leak in leaked],
-    )
-
-
-def _named(source: Source, groups: Iterable[Group]) -> list[Copies]:
-    return [Copies(source.id(group.first), [source.id(i) for i in group.copies]) for group in groups]
-
-
-def _report(
-    source: Source,
-    found: Scan,
-    seconds: float,
-    copies: tuple[list[Copies], list[Copies]],
-    about: Contents | None,
-    against: Against | None,
-    fit: _Fit | None,
-    preview: Path | None,
-) -> Report:
-    exact, near = copies
-    examined = len(found.seen) + len(found.unreadable)
-    findings = [about_reading(len(source), examined, found.unreadable)]
+    about = contents(found.readable) if found.readable else None
+    findings = [check_readable(len(source), found.examined, found.unreadable, max_unreadable=config.max_unreadable)]
     if about is not None:
-        findings += about_copies(exact, near, examined)
-        findings += about_contents(about, examined)
-    if against is not None and about is not None:
-        findings.append(about_leakage(against))
+        findings += check_duplicates(exact, near, found.examined)
+        findings += check_contents(about, found.examined)
+        findings += [] if compared is None else [check_leakage(compared)]
     report = Report(
         name=source.name,
         images=len(source),
-        examined=examined,
+        examined=found.examined,
         seconds=seconds,
         unreadable=found.unreadable,
-        ignored=dict(getattr(source, "ignored", {})),  # folders count the other files that they hold
+        ignored=dict(source.ignored),
         classes=classes(source),
         contents=about,
         exact_copies=exact,
         near_copies=near,
-        against=against,
+        against=compared,
         findings=findings,
     )
-    return report if fit is None else _with(report, fit, preview)
+    return source, found.readable, report
 
 
-def _with(report: Report, fit: _Fit, preview: Path | None) -> Report:
+def _open_second(against: Spec) -> Source:
+    """Second set: its test split, or all of it if it has no splits."""
+    try:
+        return open_source(against, split="test")
+    except DataError:
+        return open_source(against, split="train")
+
+
+def _compare(found: Scan, source: Source, limit: int, channels: int | None, progress: bool) -> SecondSet:
+    second = scan(source, evenly_spaced(len(source), limit), progress=progress, channels=channels)
+    return SecondSet(
+        name=source.name,
+        images=len(source),
+        examined=second.examined,
+        unreadable=second.unreadable,
+        leaked=leaks(found.readable, second.readable, progress=progress),
+    )
+
+
+def _suggest(
+    data: Spec,
+    source: Source,
+    images: Sequence[Readable],
+    about: Contents,
+    device: torch.device,
+    config: PretrainConfig | None,
+) -> tuple[Suggestion, Sample]:
+    """Suggested recipe, and a sample decoded for the recipe asked for, or else for the suggested one."""
+    suggestion = suggest(data, about, len(source), device)
+    config = suggestion.config if config is None else config
+    sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
+    # Statistics change only the colours of the suggestion, so the sample need not be decoded again.
+    return suggest(data, about, len(source), device, sample.statistics), sample
+
+
+def _with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfig:
+    """Config with the images' own mean and deviation where the recipe leaves them to be measured, as in a run."""
+    if config.augment.mean is not None:
+        return config
+    std = [max(value, 0.001) for value in sample.statistics.std]  # blank images have no deviation to divide by
+    return apply_overrides(config, {"augment.mean": sample.statistics.mean, "augment.std": std})
+
+
+def _measure(report: Report, sample: Sample, config: PretrainConfig, device: torch.device, measure: bool) -> Report:
+    """Report with what the recipe needs: speed of decoding and views and, if wanted, time and memory of training."""
+    assert report.contents is not None
+    assert report.recipe is not None
+    findings = [*report.findings, *check_recipe(config, report.recipe, report.contents, report.images)]
+    cost = None
+    if measure and report.images >= config.batch_size:
+        cost = estimate(config, sample, report.contents, report.images, device)
+        findings += check_estimate(cost, sample.decode, report.recipe)
     return dataclasses.replace(
         report,
-        statistics=fit.sample.statistics,
-        decode=fit.sample.decode,
-        views=fit.views,
-        suggestion=fit.suggestion,
-        recipe=fit.name,
-        estimate=fit.estimate,
-        preview=None if preview is None else str(preview),
-        findings=report.findings + fit.findings,
+        statistics=sample.statistics,
+        decode=sample.decode,
+        views=view_rate(sample, config.augment, device),
+        estimate=cost,
+        findings=findings,
     )
+
+
+def _check_preview_path(path: Path) -> None:
+    """Raise a DataError, before anything is measured, unless a PNG file can be written there."""
+    if path.suffix.lower() != ".png":
+        raise DataError(f"the preview is a PNG file, and {str(path)!r} has another suffix: name it {path.stem}.png")
+    if not path.absolute().parent.is_dir():
+        raise DataError(f"there is no folder {path.absolute().parent} for the preview")
+
+
+def _save_preview(path: Path, sample: Sample, recipe: ViewRecipe, *, seed: int) -> None:
+    """Write a picture of some images of the sample and their views."""
+    from ssole.views.picture import picture
+
+    buffer = io.BytesIO()
+    picture(sample.images[:_ROWS], sample.ids[:_ROWS], recipe=recipe, seed=seed).save(buffer, "PNG")
+    write_bytes_atomically(path, buffer.getvalue())

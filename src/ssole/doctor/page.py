@@ -1,4 +1,4 @@
-"""The page that a person reads: facts, verdicts with what to do about them, cost, and what to type."""
+"""Printed page of a report: facts, verdicts with advice, estimated cost and the command to type."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ssole.doctor.contents import Classes, Contents, Range
+from ssole.doctor.duplicates import Copies, Leak
 from ssole.doctor.estimate import Estimate
-from ssole.doctor.report import Copies, Finding, Leaked, Level, Report
+from ssole.doctor.report import Finding, Level, Report
 from ssole.doctor.scan import Unreadable
 from ssole.doctor.suggest import Suggestion
-from ssole.doctor.words import amount
-from ssole.progress import duration
+from ssole.progress import data_size, duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-_SHOWN = 3  # examples of a finding; the JSON has them all
+_SHOWN = 3  # examples of a finding; the JSON has all
 _BAR = 24  # characters of the longest bar
 _STYLES: dict[Level, str] = {"ok": "green", "look": "bold yellow", "stop": "bold red"}
 _WORDS: dict[Level, str] = {"ok": "OK", "look": "look at this", "stop": "stop"}
@@ -41,14 +41,14 @@ _MODES = {
     "RGBA": "RGB with alpha",
 }
 _SUMMARIES: dict[Level, str] = {
-    "ok": "nothing speaks against training on these images",
-    "look": "a run would go through; look at the points above first",
-    "stop": "put right what says stop before training",
+    "ok": "these images are ready for training",
+    "look": "training would work; look at the points above first",
+    "stop": "fix the points marked stop before training",
 }
 
 
 def print_page(report: Report, console: Console) -> None:
-    """Print the report for a person."""
+    """Print a report for a person."""
     for block in _blocks(report):
         console.print(block, highlight=False)
         console.print()
@@ -61,12 +61,12 @@ def _blocks(report: Report) -> Iterator[RenderableType]:
 
     count = f"{report.images:,} images"
     if report.examined < report.images:
-        count += f", of which {report.examined:,}, evenly spread, were examined (--limit)"
+        count += f"; an evenly spaced sample of {report.examined:,} was examined (--limit)"
     yield Text.assemble((report.name, "bold"), f": {count}; read and compared in {report.seconds:.1f} s")
     yield _rows(_facts(report))
-    yield _verdicts(report)
+    yield _findings(report)
     if report.estimate is not None:
-        yield _rows(_cost(report.estimate, report.recipe or ""), title="What it would cost here, estimated")
+        yield _rows(_cost(report.estimate, report.recipe or ""), title="Estimated cost on this machine")
 
 
 def _rows(rows: Iterable[tuple[str, RenderableType]], title: str | None = None) -> Table:
@@ -77,7 +77,7 @@ def _rows(rows: Iterable[tuple[str, RenderableType]], title: str | None = None) 
     table.title, table.title_justify, table.title_style = title, "left", "bold"
     table.add_column(no_wrap=True, style="dim", min_width=12)
     table.add_column(overflow="fold")
-    for name, value in rows:  # as Text, for rich would take brackets in a file name for markup
+    for name, value in rows:  # as Text, because rich would take brackets in a file name for markup
         table.add_row(name, Text(value) if isinstance(value, str) else value)
     return table
 
@@ -88,21 +88,21 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
         yield "formats", _counts(about.formats)
         yield "colours", _counts({_MODES.get(mode, mode): count for mode, count in about.modes.items()})
         which = "in all" if report.examined == report.images else "in those examined"
-        yield "size", f"{amount(about.total_bytes)} {which}"
+        yield "size", f"{data_size(about.total_bytes)} {which}"
         yield "", _ranges(about)
         yield "shape", _bars(about.aspects)
     if report.classes is not None:
         yield "classes", _classes(report.classes)
     if report.ignored:
         others = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in report.ignored.items())
-        yield "other files", f"{others}: left alone"
+        yield "other files", f"{others}: ignored"
     if (found := report.statistics) is not None:
         mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (found.mean, found.std))
         yield "channels", f"mean {mean}, std {std} (in [0, 1], of {found.images} images)"
     if (rate := report.decode) is not None:
-        yield "decoding", f"{rate.value:,.0f} images/s on {rate.threads} threads, once the disk has read them"
+        yield "decoding", f"{rate.value:,.0f} images/s on {rate.threads} threads, from files that are in memory already"
     if (rate := report.views) is not None:
-        yield "views", f"{rate.value:,.0f} views/s, as {report.recipe} makes them"
+        yield "views", f"{rate.value:,.0f} views/s with the recipe {report.recipe}"
     if report.preview is not None:
         yield "preview", report.preview
 
@@ -114,7 +114,7 @@ def _counts(counts: Mapping[str, int]) -> str:
 def _classes(found: Classes) -> str:
     each = f"{found.smallest:,}" if found.smallest == found.largest else f"{found.smallest:,} to {found.largest:,}"
     rest = f"; {found.unlabelled:,} without a label" if found.unlabelled else ""
-    return f"{found.classes:,}, of {each} images each{rest}"
+    return f"{found.classes:,}, with {each} images each{rest}"
 
 
 def _ranges(about: Contents) -> Table:
@@ -127,7 +127,7 @@ def _ranges(about: Contents) -> Table:
     sides: dict[str, Range] = {"width": about.width, "height": about.height, "shorter side": about.shorter_side}
     for name, side in sides.items():
         table.add_row(name, f"{side.min:,}", f"{side.median:,}", f"{side.max:,} px")
-    table.add_row("bytes each", *(amount(value) for value in (about.bytes.min, about.bytes.median, about.bytes.max)))
+    table.add_row("bytes each", *(data_size(value) for value in (about.bytes.min, about.bytes.median, about.bytes.max)))
     return table
 
 
@@ -145,7 +145,7 @@ def _bars(counts: Mapping[str, int]) -> Table:
     return table
 
 
-def _verdicts(report: Report) -> Table:
+def _findings(report: Report) -> Table:
     from rich.table import Table
     from rich.text import Text
 
@@ -164,9 +164,9 @@ def _verdicts(report: Report) -> Table:
 
 
 def _examples(finding: Finding, report: Report) -> list[str]:
-    """The first of the images that a finding is about."""
+    """Lines that name the first images that a finding is about."""
     contents = report.contents
-    found: dict[str, Sequence[Unreadable | Copies | Leaked | str]] = {
+    images: dict[str, Sequence[Unreadable | Copies | Leak | str]] = {
         "blank": contents.blank if contents is not None else [],
         "misnamed": contents.misnamed if contents is not None else [],
         "unreadable": report.unreadable,
@@ -174,20 +174,20 @@ def _examples(finding: Finding, report: Report) -> list[str]:
         "near_copies": report.near_copies,
         "leakage": report.against.leaked if report.against is not None else [],
     }
-    of = found.get(finding.topic, [])
-    more = [f"and {len(of) - _SHOWN:,} more, which --json FILE lists"] if len(of) > _SHOWN else []
-    return [_example(one) for one in of[:_SHOWN]] + more
+    found = images.get(finding.topic, [])
+    more = [f"and {len(found) - _SHOWN:,} more; --json FILE lists all"] if len(found) > _SHOWN else []
+    return [_example(image) for image in found[:_SHOWN]] + more
 
 
-def _example(one: Unreadable | Copies | Leaked | str) -> str:
-    if isinstance(one, str):
-        return one
-    if isinstance(one, Unreadable):
-        return f"{one.id}: {one.reason}"
-    if isinstance(one, Leaked):
-        return f"{one.id} {'=' if one.exact else '≈'} {one.twin}"
-    more = f", and {len(one.copies) - _SHOWN:,} more" if len(one.copies) > _SHOWN else ""
-    return f"{one.first}: {', '.join(one.copies[:_SHOWN])}{more}"
+def _example(image: Unreadable | Copies | Leak | str) -> str:
+    if isinstance(image, str):
+        return image
+    if isinstance(image, Unreadable):
+        return f"{image.id}: {image.reason}"
+    if isinstance(image, Leak):
+        return f"{image.id} {'=' if image.exact else '≈'} {image.twin}"
+    more = f", and {len(image.copies) - _SHOWN:,} more" if len(image.copies) > _SHOWN else ""
+    return f"{image.first}: {', '.join(image.copies[:_SHOWN])}{more}"
 
 
 def _cost(cost: Estimate, recipe: str) -> Iterator[tuple[str, str]]:
@@ -195,7 +195,7 @@ def _cost(cost: Estimate, recipe: str) -> Iterator[tuple[str, str]]:
     yield "recipe", f"{recipe}: {cost.steps:,} steps of {cost.batch_size} images x {cost.views} views"
     yield "machine", f"{cost.device} in {cost.precision}"
     yield "time", f"about {duration(total.median)} (from {duration(total.low)} to {duration(total.high)})"
-    yield "memory", f"about {amount(cost.memory_bytes)} at its peak, of {amount(cost.memory_available)}"
+    yield "memory", f"about {data_size(cost.memory_bytes)} at its peak, of {data_size(cost.memory_available)}"
     each = f"{step.median:.3g} s a step ({step.low:.3g} to {step.high:.3g})"
     scaled = "" if cost.batch_measured == cost.batch_size else f" of {cost.batch_measured} images, scaled up"
     scaled += f", compiled in {cost.compile_seconds:.0f} s" if cost.compile_seconds else ""
@@ -203,8 +203,8 @@ def _cost(cost: Estimate, recipe: str) -> Iterator[tuple[str, str]]:
 
 
 def _print_suggestion(suggestion: Suggestion, console: Console) -> None:
-    console.print(f"[bold]To begin with:[/] {suggestion.recipe}", highlight=False)
+    console.print(f"[bold]Suggested recipe:[/] {suggestion.recipe}", highlight=False)
     for reason in suggestion.reasons:
         console.print(f"  because {reason}", highlight=False, markup=False)
-    # neither wrapped nor coloured, so that it can be copied
+    # Neither wrapped nor coloured, so that it can be copied.
     console.print(f"\n  {suggestion.command}", highlight=False, markup=False, soft_wrap=True)

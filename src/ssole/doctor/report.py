@@ -1,4 +1,4 @@
-"""All that a look at the images gave, as plain values."""
+"""Report of `ssole doctor` as plain data classes, and its JSON."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssole.doctor.contents import Classes, Contents
+from ssole.doctor.duplicates import Copies, Leak
 from ssole.doctor.estimate import Estimate
-from ssole.doctor.sample import ChannelStatistics, Rate
-from ssole.doctor.scan import Unreadable
+from ssole.doctor.scan import ChannelStatistics, Rate, Unreadable
 from ssole.doctor.suggest import Suggestion
 from ssole.files import write_text_atomically
 
 FORMAT = 1
-"""Of the JSON: raised when a key changes its meaning or goes."""
+"""Version of the JSON: raise it when a key changes its meaning or is removed."""
 
 Level = Literal["ok", "look", "stop"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A verdict on one question."""
+    """Verdict on one question."""
 
     level: Level
-    """ok; look: a run would go through, but a person should look first; stop: it would fail, or mislead."""
+    """ok; look: training would work, but look first; stop: it would fail, or its result would mislead."""
     topic: str
     """One word for programs, such as ``exact_copies``."""
     text: str
@@ -35,72 +35,55 @@ class Finding:
     """What to do about it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Copies:
-    """Images alike, by id."""
-
-    first: str
-    copies: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Leaked:
-    """An image of the second set that is in the first as well, by id."""
-
-    id: str
-    twin: str
-    exact: bool
-
-
 @dataclass(frozen=True, kw_only=True)
-class Against:
-    """The second set."""
+class SecondSet:
+    """Images given with `against`, and which of them are also in the first set."""
 
     name: str
     images: int
     examined: int
     unreadable: list[Unreadable]
-    leaked: list[Leaked]
+    leaked: list[Leak]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What :func:`ssole.doctor.examine` found; the page of `ssole doctor` shows it."""
+    """Result of :func:`ssole.doctor.examine`. Parts that default to None stay None if no image can be read."""
 
     name: str
     images: int
     examined: int
-    """How many were looked at; all of them unless there are more than the limit."""
+    """Number of images read: all of them, or the limit."""
     seconds: float
-    """That reading and comparing took."""
+    """Time for reading and comparing."""
     unreadable: list[Unreadable]
     ignored: dict[str, int]
-    """Files in the folder that are no images, by suffix."""
+    """Number of other files in the data set, by suffix."""
     classes: Classes | None
     contents: Contents | None
-    """None, as are the parts that default to it, where no image can be read."""
+    """None if no image can be read."""
     exact_copies: list[Copies]
     near_copies: list[Copies]
-    against: Against | None
+    against: SecondSet | None
     findings: list[Finding]
     statistics: ChannelStatistics | None = None
     decode: Rate | None = None
     views: Rate | None = None
     suggestion: Suggestion | None = None
     recipe: str | None = None
-    """The recipe that views and estimate are of: the one asked for, else the suggestion."""
+    """Recipe of `views` and `estimate`: the one asked for, or else the suggested one."""
     estimate: Estimate | None = None
     preview: str | None = None
-    """Where the grid of views was written."""
+    """Path of the picture of views."""
 
     @property
     def verdict(self) -> Level:
-        """The worst of the findings."""
+        """The worst level of the findings."""
         levels = {finding.level for finding in self.findings}
         return "stop" if "stop" in levels else "look" if "look" in levels else "ok"
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it; docs/doctor.md describes the keys."""
+        """Report as plain values for JSON; docs/doctor.md describes the keys."""
         from ssole import __version__
 
         return {"ssole": __version__, "format": FORMAT, "verdict": self.verdict, **asdict(self)}
@@ -110,5 +93,5 @@ class Report:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write :meth:`to_json`; the file appears whole or not at all."""
+        """Write :meth:`to_json` to a file, which appears whole or not at all."""
         write_text_atomically(Path(path), self.to_json())

@@ -1,51 +1,59 @@
-"""One pass over the images: each is read and decoded once, and little of it is kept."""
+"""Scan of a data set, which reads and decodes every image once, and Sample, a few images decoded as training does."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ssole.config import ViewRecipe
 from ssole.data.base import Pixels, Source, evenly_spaced
-from ssole.data.decode import decode
+from ssole.data.decode import decode, mean_and_std, moments
 from ssole.errors import DataError
 from ssole.progress import progress_bar
 from ssole.runtime import decoding_threads
+from ssole.views import make_views
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SMALL = 64  # pixels of the shorter side: far more than either fingerprint looks at, and cheap to decode a JPEG to
+SMALL = 64  # pixels of the shorter side: more than the perceptual hash needs, and cheap to decode a JPEG to
 THUMBNAIL = 16
+MOST_IMAGES = 256  # of a sample
+KEPT = 32  # decoded images of a sample that stay in memory; large photographs would fill it otherwise
+SECONDS = 4.0  # for decoding a sample
 _TASK = 32  # images a thread takes at a time: enough to hide the pool's own cost, few enough to stop at once
 
 
 class Header(NamedTuple):
-    """What an encoded image, or an array, says of itself."""
+    """Format, mode and size of an encoded image or an array."""
 
     format: str
     """Pillow's name of the format, or "array"."""
     mode: str
-    """Pillow's mode, such as RGB, L or CMYK; of an array its channels and dtype."""
+    """Pillow's mode, such as RGB, L or CMYK; of an array, its channels and dtype."""
     width: int
     height: int
     bytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """An image that can be read."""
+class Readable:
+    """Record of an image that can be read."""
 
     index: int
+    id: str
     header: Header
-    """With width and height as they are seen, after the EXIF orientation."""
+    """Its width and height are those after the EXIF orientation."""
     digest: bytes
     """Hash of the encoded bytes, or of an array's dtype, shape and values."""
     hash: int
@@ -58,7 +66,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """An image that training would leave out."""
+    """Record of an image that training would leave out."""
 
     index: int
     id: str
@@ -67,69 +75,69 @@ class Unreadable:
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What a pass found; both lists in the order of indices."""
+    """Records of all images examined; both lists are in the order of the indices asked for."""
 
-    seen: list[Seen]
+    readable: list[Readable]
     unreadable: list[Unreadable]
 
+    @property
+    def examined(self) -> int:
+        """Number of images read."""
+        return len(self.readable) + len(self.unreadable)
 
-def chosen(images: int, limit: int) -> NDArray[np.int64]:
-    """Indices of the images to examine: all of them, or `limit` spread evenly."""
-    return np.array(evenly_spaced(images, limit), dtype=np.int64)
 
-
-def scan(
-    source: Source, indices: Sequence[int] | NDArray[np.int64], *, progress: bool, channels: int | None = None
-) -> Scan:
-    """Look at the images of these indices, on several threads; Ctrl-C ends it within a few images.
+def scan(source: Source, indices: Sequence[int], *, progress: bool, channels: int | None = None) -> Scan:
+    """Records of the images with these indices, read by several threads. Ctrl-C ends it within a few images.
 
     Args:
-        channels: None for images that training decodes to RGB, else how many all of them must have.
+        channels: number of channels that every image must have; None for images that training decodes to RGB.
     """
     import imagehash  # noqa: F401 - imported once, before threads do it at the same time
 
-    found: list[Seen | Unreadable] = []
+    records: list[Readable | Unreadable] = []
     with progress_bar(f"reading {source.name}", len(indices), enabled=progress) as advance:
-        for part in _in_threads(source, [int(i) for i in indices], channels):
-            found += part
+        for part in _scan_in_threads(source, list(indices), channels):
+            records += part
             advance(len(part))
     return Scan(
-        seen=[one for one in found if isinstance(one, Seen)],
-        unreadable=[one for one in found if isinstance(one, Unreadable)],
+        readable=[record for record in records if isinstance(record, Readable)],
+        unreadable=[record for record in records if isinstance(record, Unreadable)],
     )
 
 
-def _in_threads(source: Source, indices: list[int], channels: int | None = None) -> Iterator[list[Seen | Unreadable]]:
+def _scan_in_threads(
+    source: Source, indices: list[int], channels: int | None = None
+) -> Iterator[list[Readable | Unreadable]]:
     stop = threading.Event()
 
-    def look_at_some(part: list[int]) -> list[Seen | Unreadable]:
-        return [look_at(source, i, channels) for i in part if not stop.is_set()]
+    def scan_part(part: list[int]) -> list[Readable | Unreadable]:
+        return [scan_image(source, i, channels) for i in part if not stop.is_set()]
 
     pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor")
     try:
         parts = [indices[first : first + _TASK] for first in range(0, len(indices), _TASK)]
-        for task in [pool.submit(look_at_some, part) for part in parts]:
+        for task in [pool.submit(scan_part, part) for part in parts]:
             yield task.result()
     finally:
         stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def look_at(source: Source, i: int, channels: int | None = None) -> Seen | Unreadable:
-    """Read, decode and fingerprint image i."""
-    where = source.id(i)
+def scan_image(source: Source, i: int, channels: int | None = None) -> Readable | Unreadable:
+    """Record of image i: it is read, decoded at a small size, and its hashes are taken."""
+    name = source.id(i)
     try:
         data = source.read(i)
-        pixels = decode(data, where=where, shrink_to=SMALL, channels=channels)
+        pixels = decode(data, where=name, shrink_to=SMALL, channels=channels)
     except DataError as error:
-        return Unreadable(i, where, str(error).removeprefix(f"{where}: "))
+        return Unreadable(i, name, str(error).removeprefix(f"{name}: "))
     header = _header(data)
     height, width = pixels.shape[1:]
     if (width > height) != (header.width > header.height) and width != height:  # turned by its EXIF orientation
         header = header._replace(width=header.height, height=header.width)
     image = _grey(pixels.numpy())
     blank = bool((pixels == pixels[:, :1, :1]).all())
-    return Seen(i, header, _digest(data), _perceptual_hash(image), _thumbnail(image), blank)
+    return Readable(i, name, header, _digest(data), _perceptual_hash(image), _thumbnail(image), blank)
 
 
 def _header(data: bytes | Pixels) -> Header:
@@ -153,7 +161,7 @@ def _digest(data: bytes | Pixels) -> bytes:
 
 
 def _grey(pixels_CHW: Pixels) -> Image:
-    """What fingerprints are taken of: luma, or the mean of channels that are no colours, in 8 bits."""
+    """Grey image in 8 bits: the luma of RGB, or the mean of other channels."""
     from PIL import Image
 
     if len(pixels_CHW) != 3 or pixels_CHW.dtype != np.uint8:
@@ -173,3 +181,91 @@ def _thumbnail(grey: Image) -> NDArray[np.uint8]:
     from PIL.Image import Resampling
 
     return np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Resampling.BOX), dtype=np.uint8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelStatistics:
+    """Mean and standard deviation of each channel in [0, 1]; every image has the same weight, whatever its size."""
+
+    mean: list[float]
+    std: list[float]
+    images: int
+    """Number of images measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """Images decoded, or views made, per second."""
+
+    value: float
+    threads: int
+    images: int
+    """Number of images it was measured on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """A few images decoded as training does, their channel statistics and the speed of decoding."""
+
+    images: list[torch.Tensor]
+    """At most 32: uint8 (3, h, w), or uint8 or uint16 (C, h, w) for a recipe with `channels`."""
+    ids: torch.Tensor
+    """int64, their indices in the source."""
+    statistics: ChannelStatistics
+    decode: Rate
+    """Images read and decoded per second."""
+
+    def batch(self, size: int, device: torch.device) -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]:
+        """Batch of so many images and their ids; images repeat if the sample has fewer. One tensor if sizes agree."""
+        images = [self.images[i % len(self.images)].to(device) for i in range(size)]
+        same = len({image.shape for image in images}) == 1
+        return (torch.stack(images) if same else images), torch.arange(size)
+
+
+def draw_sample(source: Source, readable: Sequence[Readable], *, shrink_to: int, channels: int | None = None) -> Sample:
+    """Sample of evenly spaced images: 256, or as many as are decoded in 4 seconds by the threads that training uses."""
+    count = min(MOST_IMAGES, len(readable))
+    spaced = [readable[k].index for k in evenly_spaced(len(readable), count)]
+    indices = [i for first in range(8) for i in spaced[first::8]]  # a first part of them covers the set too
+
+    def decoded(i: int) -> torch.Tensor:
+        return decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels)
+
+    kept: list[torch.Tensor] = []
+    measured: list[torch.Tensor] = []
+    seconds = 0.0
+    at_once = 4 * decoding_threads()
+    with ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor") as pool:
+        while len(measured) < count and seconds < SECONDS:
+            begin = time.perf_counter()
+            images = list(pool.map(decoded, indices[len(measured) : len(measured) + at_once]))
+            seconds += time.perf_counter() - begin
+            kept += images[: KEPT - len(kept)]
+            measured += [moments(image) for image in images]
+    mean, std = mean_and_std(measured)
+    return Sample(
+        images=kept,
+        ids=torch.tensor(indices[: len(kept)]),
+        statistics=ChannelStatistics(mean=mean, std=std, images=len(measured)),
+        decode=Rate(value=len(measured) / seconds, threads=decoding_threads(), images=len(measured)),
+    )
+
+
+def view_rate(sample: Sample, recipe: ViewRecipe, device: torch.device) -> Rate:
+    """Views per second that the device makes of the sample's images."""
+    images, ids = sample.batch(len(sample.images), device)
+    make_views(images, ids, recipe=recipe, seed=0, epoch=0)  # the first call also prepares what later calls reuse
+    synchronize(device)
+    begin, epoch = time.perf_counter(), 0
+    while time.perf_counter() - begin < SECONDS / 4:
+        epoch += 1
+        make_views(images, ids, recipe=recipe, seed=0, epoch=epoch)
+        synchronize(device)
+    views = epoch * len(ids) * recipe.views
+    return Rate(value=views / (time.perf_counter() - begin), threads=torch.get_num_threads(), images=len(ids))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work, so that the clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

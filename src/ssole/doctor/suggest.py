@@ -1,4 +1,4 @@
-"""Which of the shipped recipes to begin with, and why."""
+"""Suggestion of a shipped recipe, with reasons and the command to type."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 import torch
 
-from ssole.config import PretrainConfig, apply_overrides, from_dict, load_recipe
+from ssole.config import PretrainConfig, load
 from ssole.data.base import Spec
 from ssole.doctor.contents import Contents
-from ssole.doctor.sample import ChannelStatistics
+from ssole.doctor.scan import ChannelStatistics
 from ssole.models.backbone import SMALL_IMAGE
 
-MANY = 500_000  # images, from which on a larger network pays
+MANY = 500_000  # images from which a larger network is worth its cost
 LARGE_GPU = 64 << 30  # bytes of memory, for eight views at 224 px through a ResNet-50
-FEWEST_STEPS = 2000  # below which a network has hardly begun to learn
-_FAR = 0.1  # difference of a channel's mean or deviation from the recipe's, beyond which its own are better
+FEWEST_STEPS = 2000  # with fewer, a network has hardly begun to learn
+_FAR = 0.1  # largest difference of a channel's mean or deviation at which the recipe's values are kept
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suggestion:
-    """A recipe, why, and what to type."""
+    """Recipe, the reasons for it, and the command that trains with it."""
 
     recipe: str
     reasons: list[str]
@@ -35,81 +35,80 @@ class Suggestion:
 
     @property
     def config(self) -> PretrainConfig:
-        """The recipe with its overrides."""
-        return apply_overrides(from_dict(load_recipe(self.recipe)), self.overrides)
+        """Config of the recipe with its overrides."""
+        return load(self.recipe, **self.overrides)
 
 
 def suggest(
     data: Spec, contents: Contents, images: int, device: torch.device, statistics: ChannelStatistics | None = None
 ) -> Suggestion:
-    """Choose by the shorter side, the number of images and the device.
+    """Suggestion by the shorter side of the images, their number and the device.
 
     Args:
-        data: what the user gave, for the command.
-        images: how many there are.
-        statistics: measured on the images; where they are far from the recipe's, they become overrides.
+        data: data as the user gave it, for the command.
+        images: number of images.
+        statistics: measured on the images; they become overrides if they are far from the recipe's.
     """
-    recipe, reasons = _choose(data, contents.shorter_side.median, images, device)
+    side = contents.shorter_side.median
+    recipe, reasons = _choose(data, side, images, device)
     overrides: dict[str, Any] = {}
-    config = from_dict(load_recipe(recipe))
+    config = load(recipe)
     if recipe != "digits-m":
-        overrides |= _size_overrides(config, contents, device, reasons)
+        overrides |= _size_overrides(side, device, reasons)
         overrides |= _length_overrides(config, images, reasons)
-        overrides |= _colour_overrides(config, contents, statistics, reasons)
+        overrides |= _colour_overrides(config, statistics, reasons)
     return Suggestion(recipe=recipe, reasons=reasons, overrides=overrides, command=_command(data, recipe, overrides))
 
 
 def _choose(data: Spec, side: int, images: int, device: torch.device) -> tuple[str, list[str]]:
     if isinstance(data, str) and data == "digits-m":
-        return "digits-m", ["the recipe made for these images"]
+        return "digits-m", ["it is made for these images"]
     gpu = device.type == "cuda"
     if side <= SMALL_IMAGE:
         size = f"the images are small (median shorter side {side} px)"
         return ("cifar10", [size, "there is a GPU"]) if gpu else ("cifar10-cpu", [size, "there is no GPU"])
     size = f"the images are large (median shorter side {side} px)"
     if not gpu:
-        return "cifar10-cpu", [size, "without a GPU, training on views of 224 px would take far too long"]
+        return "cifar10-cpu", [size, "without a GPU, training on views of 224 px would take too long"]
     if images >= MANY and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU:
         return "imagenet1k", [size, f"{images:,} images are enough for a ResNet-50", "the GPU's memory is large enough"]
     return "imagenet100", [size, "there is a GPU"]
 
 
-def _size_overrides(
-    config: PretrainConfig, contents: Contents, device: torch.device, reasons: list[str]
-) -> dict[str, Any]:
-    """On a CPU, views of large images as large as one can afford."""
-    if device.type == "cuda" or contents.shorter_side.median <= SMALL_IMAGE:
+def _size_overrides(side: int, device: torch.device, reasons: list[str]) -> dict[str, Any]:
+    """Larger views for large images on a CPU, as far as it can afford them."""
+    if device.type == "cuda" or side <= SMALL_IMAGE:
         return {}
-    reasons.append(f"views of {SMALL_IMAGE} px see the coarse structure; on a GPU, take imagenet100")
+    reasons.append(f"views of {SMALL_IMAGE} px show the coarse structure; with a GPU, take imagenet100")
     return {"augment.crops.0.size": SMALL_IMAGE}
 
 
 def _length_overrides(config: PretrainConfig, images: int, reasons: list[str]) -> dict[str, Any]:
-    """Batches that the images fill, and steps enough to learn something."""
+    """A batch size that the images fill, and a number of steps large enough to learn something."""
     overrides: dict[str, Any] = {}
     batch = config.batch_size
     if images < 4 * batch:  # at least four different batches an epoch
         batch = 1 << max(1, (images // 4).bit_length() - 1)  # a power of two, and 2 at least, which the loss needs
         overrides["batch_size"] = batch
-        reasons.append(f"a batch of {config.batch_size} is too large a share of {images:,} images")
+        reasons.append(f"{images:,} images are too few for batches of {config.batch_size}")
     steps = config.steps or config.epochs * max(1, images // batch)
     if steps < FEWEST_STEPS:
         overrides["steps"] = FEWEST_STEPS
-        reasons.append(f"{config.epochs} epochs of so few images would be {steps:,} steps only")
+        reasons.append(f"{config.epochs} epochs of so few images would be only {steps:,} steps")
     return overrides
 
 
 def _colour_overrides(
-    config: PretrainConfig, contents: Contents, statistics: ChannelStatistics | None, reasons: list[str]
+    config: PretrainConfig, statistics: ChannelStatistics | None, reasons: list[str]
 ) -> dict[str, Any]:
-    """The images' own normalisation, where the recipe's is far from it."""
+    """The images' own mean and deviation, if the recipe's are far from them."""
     mean, std = config.augment.mean, config.augment.std
     if statistics is None or mean is None or std is None or len(statistics.mean) != len(mean):
         return {}
     measured, given = [*statistics.mean, *statistics.std], [*mean, *std]
     if max(abs(a - b) for a, b in zip(measured, given, strict=True)) <= _FAR or min(statistics.std) < 0.01:
         return {}
-    reasons.append("colours are far from the recipe's mean and deviation")
+    reasons.append("the images' colours are far from the recipe's mean and standard deviation")
     return {
         "augment.mean": [round(value, 3) for value in statistics.mean],
         "augment.std": [round(value, 3) for value in statistics.std],
@@ -117,7 +116,7 @@ def _colour_overrides(
 
 
 def _command(data: Spec, recipe: str, overrides: dict[str, Any]) -> str:
-    given = _words(data)
+    given = _data_arguments(data)
     name = recipe if given == ["DATA"] else PurePath(given[0]).stem or recipe
     words = ["ssole", "pretrain", "--data", *given, "--recipe", recipe, "--out", f"runs/{name}"]
     for setting, value in overrides.items():
@@ -126,8 +125,8 @@ def _command(data: Spec, recipe: str, overrides: dict[str, Any]) -> str:
     return " ".join(word if word == "DATA" else shlex.quote(word) for word in words)
 
 
-def _words(data: Spec) -> list[str]:
-    """The data as typed after --data; DATA stands for images in memory."""
+def _data_arguments(data: Spec) -> list[str]:
+    """Words to type after --data; DATA stands for images in memory."""
     if isinstance(data, (str, os.PathLike)):
         return [os.fspath(data)]
     if isinstance(data, Sequence) and all(isinstance(part, (str, os.PathLike)) for part in data):

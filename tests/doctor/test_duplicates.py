@@ -1,4 +1,4 @@
-"""Copies: exact ones, those that look the same, and pictures that only resemble each other."""
+"""Exact copies, near copies, and pictures that are only similar."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from ssole.data.arrays import ArraySource
-from ssole.doctor.alike import LEAST_CORRELATION, MOST_BITS, Group, Leak, Looks, exact_copies, leaks, near_copies
-from ssole.doctor.scan import Header, Seen, look_at
+from ssole.doctor.duplicates import (
+    LEAST_CORRELATION,
+    MOST_BITS,
+    Copies,
+    Fingerprints,
+    Leak,
+    exact_copies,
+    leaks,
+    near_copies,
+)
+from ssole.doctor.scan import Header, Readable, scan_image
 
 Picture = NDArray[np.uint8]
 
 
-def look(*pictures: Picture) -> list[Seen]:
-    """The pictures, numbered from 0."""
-    found = [look_at(ArraySource(picture[None]), 0) for picture in pictures]
-    return [dataclasses.replace(one, index=i) for i, one in enumerate(found) if isinstance(one, Seen)]
+def records(*pictures: Picture) -> list[Readable]:
+    """Records of the pictures, with ids counted from 0."""
+    found = [scan_image(ArraySource(picture[None]), 0) for picture in pictures]
+    return [dataclasses.replace(one, index=i, id=str(i)) for i, one in enumerate(found) if isinstance(one, Readable)]
 
 
 def reencoded(picture: Picture, quality: int = 50) -> Picture:
@@ -54,103 +63,105 @@ def cropped(picture: Picture) -> Picture:
 
 def test_exact_copies_are_grouped(pictures: list[Picture]) -> None:
     a, b, c = pictures[:3]
-    assert exact_copies(look(a, b, a, c, b, a)) == [Group(0, [2, 5]), Group(1, [4])]
-    assert exact_copies(look(a, b, c)) == []
-    assert exact_copies(look(a, brighter(a))) == []
+    assert exact_copies(records(a, b, a, c, b, a)) == [Copies("0", ["2", "5"]), Copies("1", ["4"])]
+    assert exact_copies(records(a, b, c)) == []
+    assert exact_copies(records(a, brighter(a))) == []
 
 
 @pytest.mark.parametrize("change", [reencoded, halved, brighter, flatter, grey, cropped])
 def test_changed_copies_look_the_same(change: Callable[[Picture], Picture], pictures: list[Picture]) -> None:
     for picture in pictures:
-        assert near_copies(look(picture, change(picture))) == [Group(0, [1])]
+        assert near_copies(records(picture, change(picture))) == [Copies("0", ["1"])]
 
 
 def test_different_pictures_do_not(pictures: list[Picture]) -> None:
-    assert near_copies(look(*pictures)) == []
+    assert near_copies(records(*pictures)) == []
     turned = [np.ascontiguousarray(picture[::-1]) for picture in pictures]
-    assert near_copies(look(*pictures, *turned)) == []
+    assert near_copies(records(*pictures, *turned)) == []
 
 
 def test_exact_copies_are_not_near_copies_too(pictures: list[Picture]) -> None:
     a, b = pictures[:2]
-    assert near_copies(look(a, a, b, b)) == []
-    assert near_copies(look(a, b, a, reencoded(a), b)) == [Group(0, [3])]
+    assert near_copies(records(a, a, b, b)) == []
+    assert near_copies(records(a, b, a, reencoded(a), b)) == [Copies("0", ["3"])]
 
 
 def test_blank_images_are_not_near_copies() -> None:
     blank = [np.full((20, 20, 3), value, dtype=np.uint8) for value in range(0, 250, 10)]
-    assert near_copies(look(*blank)) == []
-    assert leaks(look(*blank), look(np.full((20, 20, 3), 3, dtype=np.uint8))) == []
+    assert near_copies(records(*blank)) == []
+    assert leaks(records(*blank), records(np.full((20, 20, 3), 3, dtype=np.uint8))) == []
 
 
-def invented(count: int, seed: int = 0) -> list[Seen]:
+def made_up(count: int, seed: int = 0) -> list[Readable]:
     """Fingerprints in loose clusters, so that many pairs lie on either side of both thresholds."""
     random = np.random.default_rng(seed)
     hashes = random.integers(0, 2**63, 12, dtype=np.uint64)
-    looks = random.integers(0, 256, (12, 16, 16)).astype(np.float64)
+    images = random.integers(0, 256, (12, 16, 16)).astype(np.float64)
     found = []
     for index in range(count):
         of = index % len(hashes)
         flips = random.choice(64, random.integers(0, 8), replace=False)
         mask = int(sum(1 << int(bit) for bit in flips))
         noise = random.normal(0, random.uniform(5, 50), (16, 16))
-        thumbnail = np.clip(looks[of] + noise, 0, 255).astype(np.uint8)
+        thumbnail = np.clip(images[of] + noise, 0, 255).astype(np.uint8)
         header = Header("PNG", "RGB", 32, 32, 100)
-        found.append(Seen(index, header, index.to_bytes(16, "big"), int(hashes[of]) ^ mask, thumbnail, False))
+        digest, hash = index.to_bytes(16, "big"), int(hashes[of]) ^ mask
+        found.append(Readable(index, str(index), header, digest, hash, thumbnail, False))
     return found
 
 
-def near(a: Seen, b: Seen) -> bool:
+def near(a: Readable, b: Readable) -> bool:
     """The definition, by Python's integers and NumPy's own correlation."""
     if (a.hash ^ b.hash).bit_count() > MOST_BITS:
         return False
     return bool(np.corrcoef(a.thumbnail.ravel(), b.thumbnail.ravel())[0, 1] >= LEAST_CORRELATION)
 
 
-def test_near_is_what_its_definition_says() -> None:
-    found = invented(150)
-    looks = Looks(found)
+def test_near_agrees_with_its_definition() -> None:
+    found = made_up(150)
+    fingerprints = Fingerprints(found)
     hits = 0
     for one in found:
         expected = [j for j, other in enumerate(found) if near(one, other)]
-        assert sorted(looks.near(one)) == expected
-        assert sorted(looks.near(one, start=70)) == [j for j in expected if j >= 70]
+        assert sorted(fingerprints.near(one)) == expected
+        assert sorted(fingerprints.near(one, start=70)) == [j for j in expected if j >= 70]
         hits += len(expected)
     assert 300 < hits < 1500  # neither all of the 12 per cluster nor none
 
 
-def test_the_most_alike_comes_first(pictures: list[Picture]) -> None:
+def test_the_most_similar_comes_first(pictures: list[Picture]) -> None:
     a = pictures[0]
-    variants = look(flatter(reencoded(a, 5)), reencoded(a, 95), reencoded(a, 20))
-    assert Looks(variants).near(look(a)[0])[0] == 1
+    variants = records(flatter(reencoded(a, 5)), reencoded(a, 95), reencoded(a, 20))
+    assert Fingerprints(variants).near(records(a)[0])[0] == 1
 
 
 def test_without_the_copies_no_two_images_are_near() -> None:
-    found = invented(200, seed=1)
+    found = made_up(200, seed=1)
     groups = near_copies(found)
     copies = {i for group in groups for i in group.copies}
     firsts = {group.first for group in groups}
     assert groups
     assert not copies & firsts
-    kept = [one for one in found if one.index not in copies]
+    kept = [one for one in found if one.id not in copies]
     assert not [1 for k, a in enumerate(kept) for b in kept[k + 1 :] if near(a, b)]
-    assert all(near(found[group.first], found[i]) and i > group.first for group in groups for i in group.copies)
+    pairs = [(int(group.first), int(copy)) for group in groups for copy in group.copies]
+    assert all(near(found[i], found[j]) and j > i for i, j in pairs)
 
 
 def test_leaks_name_the_twin_and_prefer_the_exact_one(pictures: list[Picture]) -> None:
-    train = look(*pictures[:6], reencoded(pictures[1]))
-    test = look(pictures[8], pictures[1], reencoded(pictures[2]), pictures[9])
-    assert leaks(train, test) == [Leak(1, 1, exact=True), Leak(2, 2, exact=False)]
-    assert leaks(train, look(*pictures[6:])) == []
+    train = records(*pictures[:6], reencoded(pictures[1]))
+    test = records(pictures[8], pictures[1], reencoded(pictures[2]), pictures[9])
+    assert leaks(train, test) == [Leak("1", "1", exact=True), Leak("2", "2", exact=False)]
+    assert leaks(train, records(*pictures[6:])) == []
     assert leaks([], test) == []
 
 
-def test_many_images_that_all_look_the_same_are_quickly_told() -> None:
+def test_many_images_that_all_look_the_same_are_compared_quickly() -> None:
     """All pairs of 20,000 would be 200 million."""
-    one = invented(1)[0]
-    many = [dataclasses.replace(one, index=i, digest=i.to_bytes(16, "big")) for i in range(20_000)]
+    one = made_up(1)[0]
+    many = [dataclasses.replace(one, index=i, id=str(i), digest=i.to_bytes(16, "big")) for i in range(20_000)]
     begin = time.perf_counter()
     (group,) = near_copies(many)
-    assert group.first == 0
+    assert group.first == "0"
     assert len(group.copies) == 19_999
     assert time.perf_counter() - begin < 20  # seconds; it takes a fraction of one
