@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from measure import save, take_turns
-from ssole.config import ModelConfig, from_dict, load_recipe
+from ssole.config import Crop, ModelConfig, PretrainConfig, ViewRecipe, load
 from ssole.models.backbone import create_encoder
 from ssole.models.cpu import make_batch_norm_compile_well, speed_up_convolutions
 from ssole.runtime import keep_freed_memory, resolve_precision
@@ -38,7 +38,7 @@ def encoder(backbone: str) -> ModelConfig:
 
 
 ENCODERS = {  # config, images in a step of 512 at most, side
-    "cifar10-cpu": (from_dict(load_recipe("cifar10-cpu")).model, 512, 32),
+    "cifar10-cpu": (load("cifar10-cpu").model, 512, 32),
     "ResNet-18, 3x3 stem": (encoder("resnet18"), 256, 32),
     "ResNet-50, 3x3 stem": (encoder("resnet50"), 64, 32),
     "ResNet-18, 224 px": (encoder("resnet18"), 32, 224),
@@ -86,9 +86,10 @@ def main() -> None:
         save(args.out, {**how, "rows": rows}, packages=("timm",))
 
 
-def networks(config: ModelConfig, size: int) -> dict[str, nn.Module]:
+def networks(model: ModelConfig, size: int) -> dict[str, nn.Module]:
     """The contestants, of the same weights."""
-    ordinary = create_encoder(config, size, seed=0).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    config = PretrainConfig(model=model, augment=ViewRecipe(crops=(Crop(size=size),)))
+    ordinary = create_encoder(config).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     compiled, ours, both = (copy.deepcopy(ordinary) for _ in range(3))
     speed_up_convolutions(ours)
     make_batch_norm_compile_well(speed_up_convolutions(both))

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import ssole
 from loss import GRID, embeddings, gradient, hardware, oracle, textbook
 from measure import photographs, ratio
-from ssole.config import PretrainConfig, apply_overrides, from_dict, load_recipe
+from ssole.config import PretrainConfig, load
 from ssole.data.sources import open_source
 from ssole.evaluation.evaluate import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
@@ -191,7 +191,7 @@ def views_piece(*, batches: Mapping[int, int], recipe: str = "cifar10", **overri
         setting = Setting(size=size, views=2, blur=size > 64, images=images)
         crops = [{"count": setting.views, "size": size}]
         changes = {"batch_size": batch, "augment.crops": crops, **overrides}
-        config = apply_overrides(from_dict(load_recipe(recipe)), changes)
+        config = load(recipe, **changes)
         views_ms = milliseconds_of_views(setting, config)
         roofline = Roofline(config, batches=1)
         rest_ms = statistics.median(1e3 * roofline(STEPS_AT_ONCE) / STEPS_AT_ONCE for _ in range(REPEATS))
@@ -253,12 +253,12 @@ def step_piece(configs: Mapping[str, tuple[PretrainConfig, Any]], *, steps: int,
 def step_configs(folder: Path, *, small: int = 20_000, large: int = 4_000) -> dict[str, tuple[PretrainConfig, Any]]:
     """So many small images in memory, and so many photographs in files: the first block passes over all of those."""
     calm = {"optim.lr": 0.01, "optim.final_lr": 0.0, "log_every": 20}  # nothing here depends on learning
-    resnet18 = apply_overrides(from_dict(load_recipe("cifar10")), calm)
+    resnet18 = load("cifar10", **calm)
     resnet50 = {"model.backbone": "resnet50", "batch_size": 128, "views": 2}
     return {
         "ResNet-18, 32 px": (resnet18, photographs(small, 32, 32, shrink=4)),
         "ResNet-50, 224 px": (
-            apply_overrides(from_dict(load_recipe("imagenet100")), {**calm, **resnet50}),
+            load("imagenet100", **calm, **resnet50),
             str(write_photographs(folder, large)),
         ),
     }

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from ssole.config import ViewRecipe, apply_overrides, from_dict, load_recipe
+from ssole.config import ViewRecipe, load
 from ssole.data.digits_m import digits_m
 from ssole.views import make_views
 
@@ -181,7 +181,7 @@ def main() -> None:
         if options.command == "curve":
             figure = curve(options.runs, options.raw_pixels, options.untrained)
         else:
-            config = apply_overrides(from_dict(load_recipe(options.recipe)), {"views": 6})
+            config = load(options.recipe, views=6)
             figure = views(config.augment)
         options.out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(options.out, dpi=200)

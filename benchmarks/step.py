@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from measure import Rates, UntilStopped, draw_bars, in_full_swing, installed, ratio, save, uniform_images
 from parts import Clock, parts_timed, train, where_time_goes
-from ssole.config import PretrainConfig, apply_overrides, from_dict, load_recipe
+from ssole.config import PretrainConfig, apply_overrides, load
 from ssole.models.backbone import create_backbone, feature_dim
 from ssole.runtime import resolve_device, resolve_precision
 from ssole.training.step import Learner
@@ -233,7 +233,7 @@ def main() -> None:
         parser.error(f"--batch needs a number for each of --views, got {args.batch} for {args.views}")
     torch.set_num_threads(args.threads)
     images = uniform_images(args.data, 10_000)
-    recipe = apply_overrides(from_dict(load_recipe(args.recipe)), {"device": "cpu", "compile": args.compile})
+    recipe = load(args.recipe, device="cpu", compile=args.compile)
     rows = {}
     for views, batch in zip(args.views, args.batch, strict=True):
         config = apply_overrides(recipe, {"views": views, "batch_size": batch})

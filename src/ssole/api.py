@@ -9,15 +9,13 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, load_recipe
+from ssole.config import PretrainConfig, apply_overrides, load
 from ssole.data.sources import describe, is_in_memory, open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.evaluate import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.models.backbone import create_backbone
+from ssole.models.backbone import check_backbone
 from ssole.runtime import resolve_device
 from ssole.training.feed import make_plan
 from ssole.training.loop import train
@@ -65,7 +63,7 @@ def pretrain(
         NonFiniteLossError: training diverged at the step it names.
         Interrupted: Ctrl-C or SIGTERM arrived, and a checkpoint was written; :func:`resume` goes on with it.
     """
-    config = apply_overrides(from_dict(load_recipe(str(recipe))), overrides)
+    config = load(recipe, **overrides)
     folder = Path(out) if out is not None else free_folder(Path("runs"), Path(recipe).stem)
     return start(config, folder, data=data, evaluators=evaluators, progress=progress)
 
@@ -80,7 +78,7 @@ def start(
 ) -> Run:
     """Train a complete config in a new run folder. `data` replaces `config.data` where the images are not on disk."""
     device = resolve_device(config.device)  # the quick checks first: data may take a while to open
-    _try_backbone(config)
+    check_backbone(config)
     data = config.data if data is None else data
     config = dataclasses.replace(config, data=describe(data))
     with _open(config, data, "train", progress) as store:
@@ -160,25 +158,6 @@ def _store_options(config: PretrainConfig, progress: bool) -> dict[str, Any]:
         "cache_limit": None if config.cache_gb is None else int(config.cache_gb * 1e9),
         "progress": progress,
     }
-
-
-@torch.no_grad()
-def _try_backbone(config: PretrainConfig) -> None:
-    """Run the backbone once, so that what it does not take is told before there is a run folder."""
-    name = config.model.backbone
-    with torch.random.fork_rng(devices=[]):
-        try:
-            backbone = create_backbone(config.model, config.augment.image_size, channels=config.channels or 3).eval()
-        except (TypeError, AssertionError, RuntimeError) as error:  # timm hands arguments on to the model's constructor
-            raise ConfigError(f"model.backbone_args do not fit {name}: {error}") from None
-        for crop in config.augment.crops:
-            try:
-                backbone(torch.zeros(1, config.channels or 3, crop.size, crop.size))
-            except (AssertionError, RuntimeError, ValueError) as error:
-                raise ConfigError(
-                    f"{name} does not take images of {crop.size} x {crop.size} pixels: {error}. Choose another "
-                    "augment.crops.N.size, or what the model needs in model.backbone_args (such as img_size)"
-                ) from None
 
 
 def _default_evaluators(config: PretrainConfig, store: ImageStore, progress: bool) -> Mapping[int, Evaluator]:

@@ -1,36 +1,18 @@
-"""Every setting of a run, checked once, and never changed.
+"""Settings of a run: immutable, and checked when they are made.
 
-A recipe (YAML) fills a :class:`PretrainConfig`; the command line and Python override single fields by their dotted
-names (``optim.lr``). The config of a run is written to its folder and is all that is needed to go on with it.
+`schema.py` defines every setting; `recipes.py` makes a :class:`PretrainConfig` from a recipe (YAML) and overrides by
+dotted name (``optim.lr``); `presets.py` holds the usual augmentation for kinds of images. Every other part imports this
+one, and it imports none. Field names and defaults are part of the format of recipes and of a run's config.yaml: add
+freely, but do not rename. Docstrings of fields are the help of `ssole pretrain`.
 """
 
 from __future__ import annotations
 
-from ssole.config.presets import PRESETS, view_preset, with_preset
-from ssole.config.recipes import (
-    apply_overrides,
-    field_paths,
-    from_dict,
-    load_recipe,
-    read_settings,
-    recipe_names,
-    to_dict,
-)
-from ssole.config.schema import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    ConfigError,
-    Crop,
-    LossConfig,
-    ModelConfig,
-    OptimConfig,
-    PretrainConfig,
-    ViewRecipe,
-)
+from ssole.config.presets import PRESETS, view_preset
+from ssole.config.recipes import apply_overrides, from_dict, load, recipe_names, to_dict
+from ssole.config.schema import ConfigError, Crop, LossConfig, ModelConfig, OptimConfig, PretrainConfig, ViewRecipe
 
 __all__ = [
-    "IMAGENET_MEAN",
-    "IMAGENET_STD",
     "PRESETS",
     "ConfigError",
     "Crop",
@@ -40,12 +22,9 @@ __all__ = [
     "PretrainConfig",
     "ViewRecipe",
     "apply_overrides",
-    "field_paths",
     "from_dict",
-    "load_recipe",
-    "read_settings",
+    "load",
     "recipe_names",
     "to_dict",
     "view_preset",
-    "with_preset",
 ]

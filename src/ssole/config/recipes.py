@@ -1,4 +1,4 @@
-"""Recipes and overrides: from YAML and dotted names to a checked config, with hints for mistyped names."""
+"""Recipes and overrides: a checked config from YAML and dotted names, with hints for mistyped names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import json
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -14,35 +13,43 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssole.config.presets import with_preset
+from ssole.config.presets import view_preset
 from ssole.config.schema import ConfigError, Crop, PretrainConfig
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+_RECIPES = Path(__file__).parent.parent / "recipes"
 
-def load_recipe(name: str) -> dict[str, Any]:
-    """The values of a recipe: a shipped name (see :func:`recipe_names`) or the path of a YAML file.
+
+def load(name: str | PathLike[str], /, **overrides: Any) -> PretrainConfig:
+    """Config of a recipe, with overrides.
+
+        load("cifar10", batch_size=64, preset="aerial", **{"optim.lr": 1.0})
+
+    Args:
+        name: a shipped recipe (see :func:`recipe_names`), or the path of a YAML file: a recipe or a run's config.yaml.
+        overrides: settings by name or dotted name, as for :func:`apply_overrides`.
 
     Raises:
-        ConfigError: no such recipe (with the closest one), or a file that is not a YAML mapping.
+        ConfigError: no such recipe (with the closest one), a file that is not a YAML mapping, or a wrong setting.
     """
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
-        path = _recipe_folder() / f"{name}.yaml"
+        path = _RECIPES / f"{name}.yaml"
     if not path.is_file():
         close = difflib.get_close_matches(path.stem, recipe_names(), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"no recipe {name!r}.{hint} Shipped: {', '.join(recipe_names())}; or give a .yaml file")
-    return read_settings(path)
+        raise ConfigError(f"no recipe {str(name)!r}.{hint} Shipped: {', '.join(recipe_names())}; or give a .yaml file")
+    return apply_overrides(from_dict(_read_mapping(path)), overrides)
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, a recipe or the config.yaml of a run.
+def recipe_names() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
 
-    Raises:
-        ConfigError: not YAML, or not a mapping.
-    """
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
@@ -54,15 +61,6 @@ def read_settings(path: Path) -> dict[str, Any]:
     return values
 
 
-def recipe_names() -> list[str]:
-    """Names of the recipes that ship with the package."""
-    return sorted(path.stem for path in _recipe_folder().glob("*.yaml"))
-
-
-def _recipe_folder() -> Path:
-    return Path(__file__).parent.parent / "recipes"
-
-
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain dicts, lists and scalars, ready for YAML or JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
@@ -70,7 +68,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
-    """Build a config from nested plain values. Missing keys keep their defaults.
+    """A config from nested plain values. Missing keys keep their defaults.
 
     Raises:
         ConfigError: an unknown key (with the closest known one), a value of the wrong type or out of range.
@@ -79,7 +77,7 @@ def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
 
     _reject_unknown(values, PretrainConfig, "")
     try:
-        # JSON strict mode: no "3" for 3 and no 1.5 for an integer, but lists may fill tuples
+        # JSON in strict mode accepts a list for a tuple, but not "3" for 3, nor 1.5 for an integer
         return _adapter().validate_json(_to_json(values), strict=True)
     except ValidationError as error:
         found = {_explain(item["type"], item["loc"], item["msg"], item["input"]) for item in error.errors()}
@@ -87,12 +85,12 @@ def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
 
 
 def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> PretrainConfig:
-    """A copy of `config` with fields replaced.
+    """A copy of `config` with other values for some fields.
 
     Args:
         overrides: dotted field names to values (``{"optim.lr": 1.0, "augment.crops.0.size": 64, "epochs": 5}``).
-            ``views`` is short for the count of the first crop group, and ``preset`` for all of ``augment`` but its
-            crops (see :func:`ssole.config.view_preset`). A dict value replaces only the fields it names.
+            A dict value replaces only the fields it names. ``views`` is short for the count of the first crop group.
+            ``preset`` replaces all of ``augment`` except its crops (see :func:`ssole.config.view_preset`).
             ``epochs`` without ``steps`` clears the recipe's own ``steps``, which would otherwise win.
 
     Raises:
@@ -100,8 +98,8 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     """
     values, overrides = to_dict(config), dict(overrides)
     preset = overrides.pop("preset", None)
-    if preset is not None:  # first, so that single settings given beside it win
-        values["augment"] = to_dict(with_preset(config.augment, str(preset)))
+    if preset is not None:  # first, so that single settings given with it win
+        values["augment"] = to_dict(view_preset(str(preset))) | {"crops": values["augment"]["crops"]}
     if "epochs" in overrides:
         values["steps"] = None
     for name, value in overrides.items():
@@ -123,38 +121,34 @@ def _to_json(value: Any) -> str:
             return dataclasses.asdict(part)
         if isinstance(part, PathLike):
             return str(part)
-        if hasattr(part, "item"):  # a number of NumPy or torch
+        if hasattr(part, "item"):  # a NumPy or torch scalar
             return part.item()
         raise ConfigError(f"a setting cannot be a {type(part).__name__}, got {part!r}")
 
     return json.dumps(value, default=plain)
 
 
-def _explain(kind: str, place: tuple[int | str, ...], message: str, given: Any) -> str:
-    """What was wrong, from what pydantic says."""
-    if place[:1] == ("data",):  # one message instead of one for each type that it might have been
+def _explain(kind: str, location: tuple[int | str, ...], message: str, given: Any) -> str:
+    """Error message for one of pydantic's findings."""
+    if location[:1] == ("data",):  # pydantic has one finding for each type that `data` may have
         return f"data must be a name, a path or a list of paths, got {given!r}"
-    name = ".".join(str(part) for part in place)
-    if kind == "value_error":  # ours, which quotes what it needs
+    name = ".".join(str(part) for part in location)
+    if kind == "value_error":  # a check in schema.py, whose message is complete
         text = message.removeprefix("Value error, ")
         return f"{name}: {text}" if name else text
-    hint = "; YAML takes 1e-4 for text, and 1.0e-4 for a number" if _is_text_of_number(given) else ""
+    is_number = isinstance(given, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", given, re.IGNORECASE)
+    hint = "; YAML takes 1e-4 for text, and 1.0e-4 for a number" if is_number else ""
     return f"{name}: {message}, got {given!r}{hint}"
 
 
-def _is_text_of_number(given: Any) -> bool:
-    return isinstance(given, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", given, re.IGNORECASE) is not None
-
-
 def _merge(node: Any, path: list[str], value: Any, name: str) -> None:
-    """Put `value` at `path` below `node`, nested dicts and lists; `name` is what the user calls it."""
+    """Set `value` at `path` below `node`, which is nested dicts and lists; `name` is the user's name for the path."""
     first, *rest = path
+    key: Any = first
     if isinstance(node, list):
         if not first.isdigit() or int(first) >= len(node):
             raise ConfigError(f"unknown setting {name!r}: {first!r} should be a number from 0 to {len(node) - 1}")
-        key: Any = int(first)
-    else:
-        key = first
+        key = int(first)
     inner = node[key] if isinstance(node, list) else node.get(key)
     if rest:
         if not isinstance(inner, (dict, list)):
@@ -181,26 +175,26 @@ def _reject_unknown(values: Mapping[str, Any], cls: type, prefix: str) -> None:
                     _reject_unknown(crop, Crop, f"{prefix}crops.{number}.")
 
 
-def field_paths(cls: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and types of all settings below a config class."""
+def _field_paths(cls: type, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings below a config class."""
     for name, hint in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint) and not isinstance(hint, types.GenericAlias):
-            yield from field_paths(typing.cast(type, hint), f"{prefix}{name}.")
+        if dataclasses.is_dataclass(hint):
+            yield from _field_paths(typing.cast(type, hint), f"{prefix}{name}.")
         else:
-            yield prefix + name, hint
+            yield prefix + name
 
 
 def _did_you_mean(name: str) -> str:
-    """A hint at the setting that was meant: by its last part, which need not be whole, or by closeness."""
-    known = [path for path, _ in field_paths(PretrainConfig)]
-    tails = {path: path.rsplit(".", 1)[-1] for path in known}
+    """Hint at the setting that was meant, by the last part of its name (whole or a word of it) or by closeness."""
+    known = list(_field_paths(PretrainConfig))
+    last_parts = {path: path.rsplit(".", 1)[-1] for path in known}
     asked = name.rsplit(".", 1)[-1]
-    exact = [path for path, tail in tails.items() if tail == asked]
-    partial = [path for path, tail in tails.items() if asked in tail.split("_")]
+    exact = [path for path, last in last_parts.items() if last == asked]
+    word = [path for path, last in last_parts.items() if asked in last.split("_")]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    similar = difflib.get_close_matches(asked, list(tails.values()), n=1, cutoff=0.6)
-    by_tail = [path for path, tail in tails.items() if tail in similar]
-    for found in (exact, close, partial, by_tail):
+    similar = difflib.get_close_matches(asked, list(last_parts.values()), n=1, cutoff=0.6)
+    by_last_part = [path for path, last in last_parts.items() if last in similar]
+    for found in (exact, close, word, by_last_part):
         if found:
             return f" Did you mean {found[0]!r}?"
     return ""

@@ -1,6 +1,6 @@
-"""Every setting of a run, as frozen dataclasses that check themselves once.
+"""Settings of a run: frozen dataclasses that check their values when they are made.
 
-A field's docstring is also its help on the command line, where it reads best as a single line.
+The docstring of a field is also its help on the command line: keep it to one line.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ConfigError(ValueError):
-    """A setting is unknown, of the wrong type or out of range; the message names it and what was meant."""
+    """Error for a setting that is unknown, of the wrong type or out of range; the message names it and the closest."""
 
 
 def _check(ok: bool, message: str) -> None:
@@ -24,16 +24,16 @@ def _check(ok: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Crop:
-    """A group of views that share a size: `count` random resized crops of every image."""
+    """Group of views of one size: `count` random resized crops of each image."""
 
     count: int = 2
     """Views of each image in this group."""
     size: int = 32
     """Side of the square crop, in pixels."""
     scale: tuple[float, float] = (0.2, 1.0)
-    """Range of the crop's share of the image area."""
+    """Range of the crop's area, as a share of the image's area."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the crop's aspect ratio, width over height, before resizing to a square."""
+    """Range of the crop's aspect ratio (width over height) before it is resized to a square."""
 
     def __post_init__(self) -> None:
         _check(self.count >= 1, f"crop count must be at least 1, got {self.count}")
@@ -46,38 +46,38 @@ class Crop:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewRecipe:
-    """How views are made of an image. Probabilities are per view; the operations run in the order listed."""
+    """Augmentation that makes the views of an image. Probabilities are per view; operations run in this order."""
 
     crops: tuple[Crop, ...] = (Crop(),)
-    """Crop groups. The first gives the main views; `--views` sets its count."""
+    """Groups of crops. The first group gives the main views; `--views` sets its count."""
     hflip: float = 0.5
-    """Probability of a left-right flip. 0 where handedness matters (digits, text)."""
+    """Probability of a left-right flip. Use 0 where left and right differ (digits, text)."""
     vflip: float = 0.0
     """Probability of an upside-down flip."""
     turn: float = 0.0
-    """Probability of a turn by 90, 180 or 270 degrees, each as likely. 0.75 where no side is up."""
+    """Probability of a turn by 90, 180 or 270 degrees (equally likely). Use 0.75 where no side is up."""
     jitter: float = 0.8
-    """Probability of colour jitter: the four operations below, in random order."""
+    """Probability of colour jitter: the next four operations, in random order."""
     brightness: float = 0.4
-    """Brightness factor is drawn from [max(0, 1 - b), 1 + b]."""
+    """Strength b of brightness changes: the factor is drawn from [max(0, 1 - b), 1 + b]."""
     contrast: float = 0.4
-    """Contrast factor, as brightness."""
+    """Strength of contrast changes, with a factor as for brightness."""
     saturation: float = 0.4
-    """Saturation factor, as brightness."""
+    """Strength of saturation changes, with a factor as for brightness."""
     hue: float = 0.1
-    """Hue shift is drawn from [-h, h] turns of the colour wheel; at most 0.5."""
+    """Strength h of hue changes: the shift is drawn from [-h, h] turns of the colour wheel; at most 0.5."""
     grey: float = 0.2
-    """Probability of turning grey."""
+    """Probability that a view becomes grey."""
     blur: float = 0.0
     """Probability of Gaussian blur."""
     blur_sigma: tuple[float, float] = (0.1, 2.0)
     """Range of the blur's standard deviation, in pixels of the crop."""
     solarize: float = 0.0
-    """Probability of inverting all values of 128/255 and more."""
+    """Probability of solarizing: values of 128/255 and more are inverted."""
     mean: tuple[float, ...] | None = IMAGENET_MEAN
-    """Channel means subtracted at the end (images in [0, 1]). None: measured on the images when a run starts."""
+    """Mean of each channel of images in [0, 1], subtracted last. None: measured on the images when a run starts."""
     std: tuple[float, ...] | None = IMAGENET_STD
-    """Channel standard deviations divided by at the end. None with `mean`."""
+    """Standard deviation of each channel, the divisor after subtracting `mean`. None when `mean` is None."""
 
     def __post_init__(self) -> None:
         _check(len(self.crops) >= 1, "a view recipe needs at least one crop group")
@@ -102,48 +102,48 @@ class ViewRecipe:
 
     @property
     def colour_operations(self) -> tuple[str, ...]:
-        """What the recipe does that only red, green and blue allow."""
+        """Operations of the recipe that need red, green and blue."""
         jittered = tuple(name for name in ("saturation", "hue") if self.jitter > 0 and getattr(self, name) > 0)
         return jittered + (("grey",) if self.grey > 0 else ())
 
     @property
     def views(self) -> int:
-        """Views of each image, over all crop groups."""
+        """Number of views of each image, over all crop groups."""
         return sum(crop.count for crop in self.crops)
 
     @property
     def image_size(self) -> int:
-        """Size of the main crop, which is also the size used for evaluation."""
+        """Side of the main crop in pixels, which is also the image size in evaluation."""
         return self.crops[0].size
 
     @property
     def useful_size(self) -> int:
-        """The shorter side beyond which an image has no detail that a crop could use, in pixels.
+        """Shorter side, in pixels, beyond which an image has more detail than its crops can show.
 
-        It is that of an image whose smallest and narrowest crop has as many pixels as the view made of it. Photographs
-        of many megapixels are reduced to this, for a batch of them would take gigabytes.
+        At this side, the smallest and narrowest crop has as many pixels as its view. Larger photographs are reduced to
+        it, because a batch of photographs of many megapixels would take gigabytes.
         """
         return max(math.ceil(c.size / math.sqrt(c.scale[0] * min(c.ratio[0], 1 / c.ratio[1]))) for c in self.crops)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The encoder: a timm backbone and an MLP projector."""
+    """Encoder: a timm backbone and an MLP projector."""
 
     backbone: str = "resnet18"
     """Any timm model name."""
     backbone_args: dict[str, Any] = field(default_factory=dict)
     """Extra arguments of `timm.create_model`, such as `layers` or `channels` of a ResNet."""
     stem: Literal["auto", "timm", "3x3", "4x4"] = "auto"
-    """Of a ResNet: timm's 7x7 and pooling, or one small convolution without. `auto` is 3x3 at 64 px or less."""
+    """First layers of a ResNet: timm's (7x7, pooling), or a small convolution. `auto`: 3x3 up to 64 px, else timm's."""
     stem_init: Literal["timm", "whitening"] = "timm"
-    """Where the first convolution starts: at timm's random filters, or whitening patches of the first batch's views."""
+    """Initial weights of the first convolution: timm's random filters, or filters that whiten the first batch."""
     projector_dim: int = 4096
     """Embedding dimension D."""
     projector_hidden: int = 4096
     """Width of the projector's hidden layers."""
     projector_layers: int = 3
-    """Linear layers of the projector; 0 leaves it out."""
+    """Number of linear layers of the projector; 0 for no projector."""
     projector_norm: Literal["none", "batch", "layer"] = "none"
     """Normalisation after each hidden layer of the projector. The released configuration has none."""
 
@@ -155,22 +155,22 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """The SSOLE loss; see :class:`ssole.SSOLELoss` for the meaning of each field."""
+    """SSOLE loss; :class:`ssole.SSOLELoss` explains each field."""
 
     high_rank_weight: float = 0.6
-    """Weight of spreading images apart (high rank) against bringing views together (low rank)."""
+    """Weight of the high-rank term (spreads images apart); the low-rank term (brings views together) has weight 1."""
     gamma: float = 0.5
-    """Share of the first of the two measures of spread, in [0, 1]."""
+    """Share of the first of the high-rank term's two parts, in [0, 1]."""
     form: Literal["cosine", "raw"] = "cosine"
-    """Scaled as cosines, or the plain difference of nuclear norms."""
+    """Form of the loss: terms on the scale of cosines, or the plain difference of nuclear norms."""
     low_rank_features: Literal["deviations", "raw"] = "deviations"
-    """Ablation: `raw` takes the views themselves instead of their deviations from the mean."""
+    """Ablation: `raw` uses the views themselves instead of their deviations from their mean."""
     detach_mean: bool = False
-    """Ablation: hold the mean over views constant."""
+    """Ablation: no gradient through the mean over views."""
     coupled: bool = False
     """Ablation: one high-rank term over all views of all images, as in OLE."""
     gradient: Literal["exact", "reference"] = "exact"
-    """Ablation: `reference` has the published code's error in the gradient of the low-rank term."""
+    """Ablation: `reference` repeats the published code's error in the gradient of the low-rank term."""
 
     def __post_init__(self) -> None:
         weight = self.high_rank_weight
@@ -189,15 +189,15 @@ class OptimConfig:
     final_lr: float = 0.002
     """Learning rate of the last step."""
     warmup_steps: int = 0
-    """Steps over which the learning rate rises to its peak."""
+    """Steps in which the learning rate rises to its peak."""
     weight_decay: float = 1e-5
-    """For weights of two or more dimensions only; biases and norm scales are left alone."""
+    """Weight decay of weights with two or more dimensions; biases and norm scales have none."""
     momentum: float = 0.9
-    """For SGD, LARS and Muon."""
+    """Momentum of SGD, LARS and Muon."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """For AdamW, and for Muon's 1-d parameters."""
+    """Betas of AdamW, and of Muon's one-dimensional parameters."""
     clip_grad_norm: float | None = None
-    """Largest norm of the whole gradient; None (null in YAML) switches clipping off."""
+    """Largest norm of the whole gradient; None (null in YAML) for no clipping."""
 
     def __post_init__(self) -> None:
         _check(0 < self.lr < math.inf, f"lr must be positive and finite, got {self.lr}")
@@ -212,50 +212,57 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
-    """Everything that defines a pretraining run."""
+    """Settings of a pretraining run."""
 
     data: str | tuple[str, ...] = "digits-m"
-    """`digits-m`, a folder of images, a list (.txt, .csv), tars, parquet, .npy, or a torchvision name as `cifar10`."""
+    """Images: `digits-m`, a folder, a list (.txt, .csv), tars, parquet, .npy, or a torchvision name like `cifar10`."""
     channels: int | None = None
-    """Channels of images that are no photographs, kept at full depth (8 or 16 bits). None: red, green, blue, 8 bits."""
+    """Channels of images that are not photographs, kept at full depth (8 or 16 bits). None: RGB of 8 bits."""
     max_unreadable: float = 0.01
-    """Share of the images that may turn out to be unreadable before a run stops; each is listed in the run folder."""
+    """Largest share of unreadable images; a run stops above it. The run folder lists them in unreadable.jsonl."""
     cache_gb: float | None = None
-    """Largest cache of decoded images on disk, 0 for none. Null (None): up to half of what is free."""
+    """Size limit of the disk cache of decoded images, in GB; 0 for no cache. None: half of the free space."""
     epochs: int = 100
-    """Passes over the images."""
+    """Number of passes over the images."""
     steps: int | None = None
-    """Optimizer steps in all, instead of epochs."""
+    """Total number of optimizer steps, instead of epochs."""
     batch_size: int = 256
-    """Images in a step (each gives several views)."""
+    """Images in one step; each gives several views."""
     seed: int = 0
-    """Initial weights, order of images and views are functions of it."""
+    """Seed of the initial weights, the order of images and the views."""
     device: str = "auto"
-    """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
+    """`auto` (CUDA if there is a GPU, else CPU), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the encoder; `auto` is bfloat16 where the hardware multiplies it natively. The loss has float32 or better."""
+    """Number format of the encoder; `auto`: bfloat16 where the hardware supports it. The loss has float32 or better."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """The encoder by `torch.compile`; `auto` where it repays the half minute it takes: small images, CPU, 500 steps."""
+    """Compile the encoder (half a minute); `auto`: where it saves time (small images on a CPU, 500 steps or more)."""
     deterministic: bool = False
-    """Repeatable to the last bit on CPU with as many threads, also across interruptions. A little slower."""
+    """Same result to the last bit on a CPU with as many threads, also after interruptions. A little slower."""
     checkpoint_every: int | None = None
-    """Also save a checkpoint every so many steps; one is saved after every epoch in any case."""
+    """Steps between checkpoints, in addition to one after every epoch."""
     log_every: int = 10
-    """Write a line of metrics every so many steps."""
+    """Steps between lines of metrics.jsonl."""
     knn_every: int | None = None
-    """Steps between figures of kNN accuracy, where the data have labels and a test split; training sees neither."""
+    """Steps between measurements of kNN accuracy. Needs labels and a test split, which training does not see."""
     augment: ViewRecipe = field(default_factory=ViewRecipe)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
+    @property
+    def input_channels(self) -> int:
+        """Channels of the encoder's input: `channels`, or 3 for photographs."""
+        return self.channels or 3
+
     def __post_init__(self) -> None:
-        _check(self.channels is None or self.channels >= 1, f"channels must be at least 1, got {self.channels}")
-        given, wanted = self.augment.mean, self.channels or 3
+        for name in ("channels", "epochs", "steps", "checkpoint_every", "log_every", "knn_every"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        given, wanted = self.augment.mean, self.input_channels
         _check(
             given is None or len(given) == wanted,
             f"augment.mean and std need {wanted} numbers for channels = {self.channels}, got {given}: "
-            "null has them measured",
+            "with null they are measured",
         )
         _check(
             wanted == 3 or not self.augment.colour_operations,
@@ -266,17 +273,9 @@ class PretrainConfig:
         _check(
             self.cache_gb is None or 0 <= self.cache_gb < math.inf, f"cache_gb must be at least 0, got {self.cache_gb}"
         )
-        _check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
-        _check(self.steps is None or self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         _check(
             self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}: SSOLE spreads images apart"
         )
-        _check(
-            self.checkpoint_every is None or self.checkpoint_every >= 1,
-            f"checkpoint_every must be at least 1, got {self.checkpoint_every}",
-        )
-        _check(self.log_every >= 1, f"log_every must be at least 1, got {self.log_every}")
-        _check(self.knn_every is None or self.knn_every >= 1, f"knn_every must be at least 1, got {self.knn_every}")
         _check(
             self.augment.views >= 2, f"at least 2 views of each image are needed, the recipe makes {self.augment.views}"
         )

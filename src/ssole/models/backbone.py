@@ -9,67 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssole.config import ConfigError, ModelConfig
+from ssole.config import ConfigError, ModelConfig, PretrainConfig
 
-SMALL_IMAGE = 64  # pixels: up to here a ResNet's 7x7 stride-2 stem and pooling would leave nearly nothing of the image
-
-
-def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) -> nn.Module:
-    """The timm backbone of a config: images (B, channels, image_size, image_size) to pooled features (B, F).
-
-    Raises:
-        ConfigError: an unknown timm name (with close ones), or a small-image stem for a model without a ResNet's stem.
-    """
-    import timm
-
-    if not timm.is_model(config.backbone):
-        close = difflib.get_close_matches(config.backbone, timm.list_models(), n=3)
-        hint = f" Did you mean {', '.join(close)}?" if close else " See timm.list_models()."
-        raise ConfigError(f"timm has no model {config.backbone!r}.{hint}")
-    arguments: dict[str, Any] = dict(config.backbone_args)
-    if channels != 3:  # said only where it differs: not every model takes the argument
-        arguments = {"in_chans": channels, **arguments}
-    model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
-    stem = config.stem
-    if stem == "auto":
-        stem = "3x3" if has_resnet_stem(model) and image_size <= SMALL_IMAGE else "timm"
-    if stem != "timm":
-        small_stem(model, kernel=int(stem[0]))
-    return model
-
-
-def feature_dim(backbone: nn.Module) -> int:
-    """F, the features that a timm model without its classifier gives of an image."""
-    # MobileNets and others have a layer between pooling and classifier, which stays; `num_features` is before it
-    return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
-
-
-def has_resnet_stem(model: nn.Module) -> bool:
-    """Whether the model starts as timm's ResNets do: one 7x7 convolution `conv1`, then `maxpool`."""
-    conv = getattr(model, "conv1", None)
-    return isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7) and hasattr(model, "maxpool")
-
-
-def small_stem(model: nn.Module, kernel: int = 3) -> nn.Module:
-    """Give a timm ResNet the usual stem for small images, in place: 3x3 stride 1 or 4x4 stride 2, and no pooling.
-
-    With it, ``small_stem(timm.create_model("resnet18", num_classes=0)).load_state_dict(...)`` loads a small-image run.
-    """
-    if not has_resnet_stem(model):
-        raise ConfigError(
-            f"stem '{kernel}x{kernel}' needs a ResNet with timm's 7x7 stem, and {type(model).__name__} has another: "
-            "use stem 'timm'"
-        )
-    old: nn.Conv2d = model.conv1  # type: ignore[assignment]
-    stride, padding = (1, 1) if kernel == 3 else (2, 1)
-    model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, kernel, stride=stride, padding=padding, bias=False)
-    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm initialises its own
-    model.maxpool = nn.Identity()
-    return model
+SMALL_IMAGE = 64  # pixels: up to here, a ResNet's 7x7 stride-2 stem and pooling would leave too few positions
 
 
 class Encoder(nn.Module):
-    """Images to embeddings; after training, the backbone is kept and the projector dropped.
+    """Backbone and projector: images to embeddings. After training the backbone is kept, and the projector dropped.
 
     Shapes: images (N, C, S, S) -> features (N, F) from `.backbone` -> embeddings (N, D) from calling the encoder.
     Embeddings are not normalised; the loss does that.
@@ -85,12 +31,98 @@ class Encoder(nn.Module):
         return embeddings
 
 
+def create_encoder(config: PretrainConfig) -> Encoder:
+    """Encoder of a config at its initial weights, a function of the seed. Torch's own generator does not move."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        backbone = create_backbone(config.model, config.augment.image_size, channels=config.input_channels)
+        return Encoder(backbone, create_projector(config.model, feature_dim(backbone)))
+
+
+def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) -> nn.Module:
+    """Timm backbone of a config: images (B, channels, image_size, image_size) to pooled features (B, F).
+
+    Raises:
+        ConfigError: an unknown timm name (with close ones), or a small-image stem for a model without a ResNet's stem.
+    """
+    import timm
+
+    if not timm.is_model(config.backbone):
+        close = difflib.get_close_matches(config.backbone, timm.list_models(), n=3)
+        hint = f" Did you mean {', '.join(close)}?" if close else " See timm.list_models()."
+        raise ConfigError(f"timm has no model {config.backbone!r}.{hint}")
+    arguments: dict[str, Any] = dict(config.backbone_args)
+    if channels != 3:  # passed only when needed, because some models do not take the argument
+        arguments = {"in_chans": channels, **arguments}
+    model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
+    stem = config.stem
+    if stem == "auto":
+        stem = "3x3" if _has_resnet_stem(model) and image_size <= SMALL_IMAGE else "timm"
+    if stem != "timm":
+        small_stem(model, kernel=int(stem[0]))
+    return model
+
+
+@torch.no_grad()
+def check_backbone(config: PretrainConfig) -> None:
+    """Trial of the backbone of a config on one image of each crop size, before there is a run folder.
+
+    Raises:
+        ConfigError: as :func:`create_backbone`; and arguments or image sizes that the model does not take.
+    """
+    name, channels = config.model.backbone, config.input_channels
+    with torch.random.fork_rng(devices=[]):
+        try:
+            backbone = create_backbone(config.model, config.augment.image_size, channels=channels).eval()
+        except (TypeError, AssertionError, RuntimeError) as error:  # timm passes `backbone_args` on
+            raise ConfigError(f"model.backbone_args do not fit {name}: {error}") from None
+        for crop in config.augment.crops:
+            try:
+                backbone(torch.zeros(1, channels, crop.size, crop.size))
+            except (AssertionError, RuntimeError, ValueError) as error:
+                raise ConfigError(
+                    f"{name} does not take images of {crop.size} x {crop.size} pixels: {error}. Choose another "
+                    "augment.crops.N.size, or what the model needs in model.backbone_args (such as img_size)"
+                ) from None
+
+
+def feature_dim(backbone: nn.Module) -> int:
+    """Number of features F of a timm model without its classifier."""
+    # MobileNets and others keep a layer between pooling and classifier; their `num_features` is the width before it
+    return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
+
+
+def small_stem(model: nn.Module, kernel: int = 3) -> nn.Module:
+    """A timm ResNet, changed in place to the usual stem for small images: 3x3 stride 1 or 4x4 stride 2, no pooling.
+
+    With it, ``small_stem(timm.create_model("resnet18", num_classes=0)).load_state_dict(...)`` loads a small-image run.
+
+    Raises:
+        ConfigError: the model does not start as timm's ResNets do.
+    """
+    if not _has_resnet_stem(model):
+        raise ConfigError(
+            f"stem '{kernel}x{kernel}' needs a ResNet with timm's 7x7 stem, and {type(model).__name__} has another: "
+            "use stem 'timm'"
+        )
+    old: nn.Conv2d = model.conv1  # type: ignore[assignment]
+    stride, padding = (1, 1) if kernel == 3 else (2, 1)
+    model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, kernel, stride=stride, padding=padding, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm initialises its own
+    model.maxpool = nn.Identity()
+    return model
+
+
+def _has_resnet_stem(model: nn.Module) -> bool:
+    conv = getattr(model, "conv1", None)
+    return isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7) and hasattr(model, "maxpool")
+
+
 def create_projector(config: ModelConfig, features: int) -> nn.Module:
-    """An MLP from features to D dimensions with ReLU between its layers; see :class:`ModelConfig` for the options."""
+    """MLP from features to D dimensions, with ReLU between its layers; see :class:`ModelConfig` for the options."""
     if config.projector_layers == 0:
         return nn.Identity()
-    norms = {"none": None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
-    norm = norms[config.projector_norm]
+    norm = {"none": None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[config.projector_norm]
     layers: list[nn.Module] = []
     width = features
     for _ in range(config.projector_layers - 1):
@@ -103,28 +135,20 @@ def create_projector(config: ModelConfig, features: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def create_encoder(config: ModelConfig, image_size: int, *, seed: int, channels: int = 3) -> Encoder:
-    """The encoder of a config at its initial weights, a function of the seed. Torch's generator is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        backbone = create_backbone(config, image_size, channels=channels)
-        return Encoder(backbone, create_projector(config, feature_dim(backbone)))
-
-
-_NOISE = 0.01  # variance, of normalised pixels, below which a direction is not amplified further
+_LEAST_VARIANCE = 0.01  # added to variances of normalised pixels, so that directions of mere noise are not amplified
 
 
 @torch.no_grad()
 def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
-    """Set the first convolution's weight, in place, so that its outputs on patches of images are white.
+    """Whitening initialisation of the first convolution, in place: its outputs on patches of the images are white.
 
-    Natural patches are nearly smooth, and a random filter answers to little but their mean. Here the filters are the
+    Natural patches are nearly smooth, so random filters respond to little more than their mean. These filters are the
     principal directions of the patches, each divided by its standard deviation, and their negatives (a ReLU follows).
-    After Page, "How to train your ResNet 8" (2019), and Jordan (2024, arXiv 2404.00498), who keep it frozen; here it is
-    only where training starts.
+    After Page, "How to train your ResNet 8" (2019), and Jordan (2024, arXiv 2404.00498), who keep these filters frozen;
+    here training changes them.
 
     Args:
-        backbone: any model with a convolution of the images; the first in order of definition is taken to be that.
+        backbone: any model whose first convolution, in order of definition, takes the images.
         images: normalised floats (N, C, H, W); a few hundred are plenty.
 
     Raises:
@@ -138,12 +162,12 @@ def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
         )
     length, count = conv.weight[0].numel(), 0
     covariance = torch.zeros(length, length, dtype=torch.float64)
-    for chunk in images.float().split(64):  # patches take many times the memory of their images
+    for chunk in images.float().split(64):  # in chunks: patches take many times the memory of their images
         patches = F.unfold(chunk, conv.kernel_size, stride=conv.stride).transpose(1, 2).flatten(0, 1)
         covariance += (patches.T @ patches).double().cpu()
         count += len(patches)
     variance, directions = torch.linalg.eigh(covariance / count)  # ascending
     chosen = min(conv.out_channels // 2, len(variance))
-    filters = (directions / (variance.clamp(min=0) + _NOISE).sqrt()).T.flip(0)[:chosen]
+    filters = (directions / (variance.clamp(min=0) + _LEAST_VARIANCE).sqrt()).T.flip(0)[:chosen]
     filters = torch.cat([filters, -filters]).view(-1, *conv.weight.shape[1:])
-    conv.weight[: len(filters)] = filters.to(conv.weight)  # channels beyond twice the patch's size stay as they were
+    conv.weight[: len(filters)] = filters.to(conv.weight)  # output channels beyond twice the patch's size stay random

@@ -1,4 +1,4 @@
-"""The encoder through `torch.compile`, where that repays the time it takes."""
+"""`torch.compile` for the encoder: whether a run gains from it, and how."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from ssole.models.backbone import SMALL_IMAGE
 from ssole.models.cpu import make_batch_norm_compile_well
 
 FEWEST_STEPS = 500
-"""Of a run that is worth compiling for: it takes half a minute, and saves about 0.05 s of a 0.25 s step."""
+"""Length of a run from which compiling saves time: it takes half a minute, and saves 0.05 s of a step of 0.25 s."""
 
 
 def wants_compiling(config: PretrainConfig, encoder: nn.Module, device: torch.device, steps: int) -> bool:
-    """Whether a run of so many steps is to be compiled: as its config says, or where it is known to pay.
+    """Whether to compile for a run of so many steps: by `config.compile`, or with `auto`, where it is known to pay.
 
-    What it gains is measured in `benchmarks/encoder.py`: networks of plain convolutions and batch norms on small
-    images gain 1.2 to 1.4 times on CPUs; others, and larger images, next to nothing.
+    `benchmarks/encoder.py` measures the gain: networks of plain convolutions and batch norms on small images are 1.2
+    to 1.4 times as fast on CPUs; others, and larger images, gain next to nothing.
     """
     if config.compile != "auto":
         return config.compile == "always"
     return (
         device.type == "cpu"
-        and not config.deterministic  # repeatable in any case, but a compiler that changes may change last digits
+        and not config.deterministic  # compiled runs repeat too, but another compiler may change last digits
         and steps >= FEWEST_STEPS
         and max(crop.size for crop in config.augment.crops) <= SMALL_IMAGE
         and any(type(module) is nn.BatchNorm2d for module in encoder.modules())
@@ -39,7 +39,7 @@ def wants_compiling(config: PretrainConfig, encoder: nn.Module, device: torch.de
 
 
 def can_compile() -> bool:
-    """Whether what torch.compile needs on a CPU is there: a C++ compiler, and Python's headers (python3-dev)."""
+    """Whether torch.compile can work on this CPU: it needs a C++ compiler and Python's headers (python3-dev)."""
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     return compiler is not None and Path(sysconfig.get_path("include"), "Python.h").exists()
 
@@ -51,15 +51,15 @@ def compile_encoder(
     required: bool,
     stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Compile in place and at once, for views of the sizes that `embed` embeds; weights and state stay as they are.
+    """Compile in place, by a trial of forward and backward; weights, state and gradients are as before.
 
-    What else this process has compiled before is compiled anew when it is next called.
+    Everything else that this process compiled before is compiled again at its next call.
 
     Args:
         encoder: on its device, in training mode.
-        embed: runs the encoder on a batch of some views, as training will.
-        required: whether failing is an error, or else a warning.
-        stopping: whether someone asked to stop. Ctrl-C reaches the compiler too, whose failing then means nothing.
+        embed: runs the encoder on views of the sizes of training.
+        required: whether failing is an error, or a warning.
+        stopping: whether a signal asks to stop. Ctrl-C also ends the compiler, whose failure then means nothing.
 
     Returns:
         Whether the encoder is compiled now.
@@ -71,21 +71,21 @@ def compile_encoder(
         make_batch_norm_compile_well(encoder)
     state = [buffer.clone() for buffer in encoder.buffers()]  # running statistics, which the trial changes
     try:
-        torch.compiler.reset()  # what earlier runs of this process left would count against its limit of eight
-        # anew for each size of views: loops of fixed length are the fast ones; and without breaks in its graph, which
-        # make it slower than it was
+        torch.compiler.reset()  # torch compiles eight versions of a function at most, and earlier runs count
+        # static shapes, because loops of fixed length are the fast ones; and one whole graph, because breaks in it make
+        # the encoder slower than uncompiled
         encoder.compile(dynamic=False, fullgraph=not required)
         embed().sum().backward()
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever compiler and generated code may come up with
+    except Exception as error:  # the compiler and its generated code raise many types
         encoder._compiled_call_impl = None
         if stopping():
             return False
         reason = f"torch.compile failed ({type(error).__name__}: {_gist(str(error))})"
         if required:
             raise ConfigError(f"{reason}: train with compile = never, or see whether a C++ compiler works") from error
-        warnings.warn(f"{reason}: training goes on without, somewhat slower", stacklevel=2)
+        warnings.warn(f"{reason}: training continues without it, somewhat slower", stacklevel=2)
         return False
     finally:
         encoder.zero_grad(set_to_none=True)
@@ -96,6 +96,6 @@ def compile_encoder(
 
 
 def _gist(message: str) -> str:
-    """The line of a compiler's message that says what is wrong, or else the first."""
+    """The line of a compiler's message that names the error, or else its first line."""
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     return next((line for line in lines if "error: " in line), lines[0] if lines else "no message")

@@ -1,4 +1,4 @@
-"""Layers that train faster on CPUs: convolutions and batch norms with the same weights and results."""
+"""Layers that train faster on CPUs: convolutions and batch norms with the weights and results of PyTorch's own."""
 
 from __future__ import annotations
 
@@ -10,24 +10,28 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-
-def replace_layers(model: nn.Module, replaceable: Callable[[nn.Module], bool], new: Callable[[Any], nn.Module]) -> None:
-    """Put new(layer) in the place of every replaceable layer below `model`; names stay."""
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if replaceable(child):
-                setattr(module, name, new(child))
-
-
-_input_gradient = torch.ops.aten.convolution_backward  # `torch.nn.grad.conv2d_input` would lose the memory format
-_LONG = 1 << 15  # rows
-SMALL_MAP = 16  # output positions an image (4x4): above it, copying patches costs more than the product saves
+SMALL_MAP = 16  # output positions of an image (4x4): above it, copying patches costs more than the product saves
+_LONG = 1 << 15  # rows from which a product is divided among threads
+_OVER = (0, 2, 3)  # dimensions of maps (N, C, H, W) that a batch norm averages over
 
 
 def speed_up_convolutions(model: nn.Module) -> nn.Module:
-    """Replace, in place, the convolutions that :class:`FastConv2d` can stand in for; names and weights stay."""
-    replace_layers(model, _replaceable_conv, FastConv2d)
+    """The model with :class:`FastConv2d` for its plain convolutions, changed in place; names and weights stay."""
+    _replace_layers(model, _replaceable_conv, FastConv2d)
     return model
+
+
+def make_batch_norm_compile_well(model: nn.Module) -> nn.Module:
+    """The model with :class:`CompiledBatchNorm2d` for its plain batch norms, changed in place; names and state stay."""
+    _replace_layers(model, _replaceable_norm, CompiledBatchNorm2d)
+    return model
+
+
+def _replace_layers(model: nn.Module, which: Callable[[nn.Module], bool], new: Callable[[Any], nn.Module]) -> None:
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if which(child):
+                setattr(module, name, new(child))
 
 
 def _replaceable_conv(module: nn.Module) -> bool:
@@ -42,13 +46,13 @@ def _replaceable_conv(module: nn.Module) -> bool:
 
 
 class FastConv2d(nn.Conv2d):
-    """`conv` with the same weight, output and gradients to rounding.
+    """Convolution with a faster gradient of the weight, for small output maps and for 1x1 kernels in bfloat16.
 
-    It trains faster where the output map is small or the kernel a single position.
+    It takes over the weight of `conv`. Outputs are the same, and gradients are the same to rounding.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        with torch.device("meta"):  # the weight is taken over, not drawn
+        with torch.device("meta"):  # no initial weight is drawn, because that of `conv` is used
             super().__init__(
                 conv.in_channels,
                 conv.out_channels,
@@ -58,13 +62,13 @@ class FastConv2d(nn.Conv2d):
                 bias=False,
             )
         self.weight = conv.weight
-        self._parts = 1 << (torch.get_num_threads() - 1).bit_length()  # asked here, where no compiler has to follow
+        self._parts = 1 << (torch.get_num_threads() - 1).bit_length()  # set here, because the compiler cannot trace it
         self.train(conv.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images (N, C, H, W) to (N, C_out, H_out, W_out)."""
-        differentiated = torch.is_grad_enabled() and x.device.type == "cpu" and x.ndim == 4
-        if not differentiated:
+        trained_on_cpu = torch.is_grad_enabled() and x.device.type == "cpu" and x.ndim == 4
+        if not trained_on_cpu:
             return super().forward(x)
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         pointwise = self.weight.shape[2:] == (1, 1) and dtype is torch.bfloat16
@@ -82,6 +86,8 @@ class FastConv2d(nn.Conv2d):
 
 
 class _Convolve(torch.autograd.Function):
+    """PyTorch's convolution and gradient of the input, with :func:`_weight_gradient`."""
+
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: tuple[int, int], padding: tuple[int, int], parts: int
@@ -97,7 +103,9 @@ class _Convolve(torch.autograd.Function):
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
             like_forward = (ctx.stride, ctx.padding, [1, 1], False, [0, 0], 1)
-            grad_x = _input_gradient(grad, x, weight, None, *like_forward, [True, False, False])[0]
+            # not `torch.nn.grad.conv2d_input`, which loses the memory format
+            convolution_backward = torch.ops.aten.convolution_backward
+            grad_x = convolution_backward(grad, x, weight, None, *like_forward, [True, False, False])[0]
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_gradient(x, weight.shape, grad, ctx.stride, ctx.padding, ctx.parts)
         return grad_x, grad_weight, None, None, None
@@ -111,13 +119,12 @@ def _weight_gradient(
     padding: tuple[int, int],
     parts: int,
 ) -> torch.Tensor:
-    """The sum over images and positions of (output's gradient) x (input's patch), in the weight's shape."""
+    """Sum over images and positions of (gradient of the output) x (patch of the input), in the weight's `shape`."""
     out, channels, height, width = shape
     rows = grad.permute(0, 2, 3, 1).reshape(-1, out)
     if height == width == 1 and padding == (0, 0):
         columns = x.permute(0, 2, 3, 1)[:, :: stride[0], :: stride[1]].reshape(-1, channels)
-        product = _long_product(rows, columns, parts)
-        return product.view(out, channels, 1, 1)
+        return _long_product(rows, columns, parts).view(out, channels, 1, 1)
     x = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding[1], padding[1], padding[0], padding[0]))  # channels last
     patches = x.unfold(1, height, stride[0]).unfold(2, width, stride[1]).permute(0, 1, 2, 4, 5, 3)
     patches = patches.reshape(-1, height * width * channels)
@@ -126,19 +133,15 @@ def _weight_gradient(
 
 
 def _long_product(a: torch.Tensor, b: torch.Tensor, parts: int) -> torch.Tensor:
-    """a.T @ b, where a and b are many times as long as wide: the result is too small to be divided among threads, so
-    that each gets a part of the rows. `parts` is a power of two; fewer are made where they would not be even."""
+    """a.T @ b for long and narrow a and b, by a sum over `parts` (a power of two) equal parts of the rows.
+
+    The result is too small to be divided among threads, so the rows are. Parts are halved until they are equal.
+    """
     parts = math.gcd(len(a), parts)
     if parts == 1 or len(a) < _LONG:
         return a.T @ b
     a, b = a.unflatten(0, (parts, -1)), b.unflatten(0, (parts, -1))
     return torch.bmm(a.mT, b).sum(0)
-
-
-def make_batch_norm_compile_well(model: nn.Module) -> nn.Module:
-    """Replace, in place, the batch norms that :class:`CompiledBatchNorm2d` can stand in for; names and state stay."""
-    replace_layers(model, _replaceable_norm, CompiledBatchNorm2d)
-    return model
 
 
 def _replaceable_norm(module: nn.Module) -> bool:
@@ -151,10 +154,13 @@ def _replaceable_norm(module: nn.Module) -> bool:
 
 
 class CompiledBatchNorm2d(nn.BatchNorm2d):
-    """`norm` with the same state, output and gradients to rounding; faster to train on CPUs once it is compiled."""
+    """Batch norm that `torch.compile` makes faster in training on CPUs.
+
+    It takes over weights and state of `norm`. Outputs, gradients and state are the same to rounding.
+    """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
-        with torch.device("meta"):  # the state is taken over
+        with torch.device("meta"):  # no memory, because the state of `norm` is used
             super().__init__(norm.num_features, norm.eps, norm.momentum)
         self.weight, self.bias = norm.weight, norm.bias
         for name in ("running_mean", "running_var", "num_batches_tracked"):
@@ -162,8 +168,8 @@ class CompiledBatchNorm2d(nn.BatchNorm2d):
         self.train(norm.training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Maps (N, C, H, W) to the same shape."""
-        one_value = x.numel() == x.shape[1]  # of each channel, which is an error
+        """Feature maps (N, C, H, W) to the same shape."""
+        one_value = x.numel() == x.shape[1]  # for each channel: PyTorch's own layer raises its error
         if one_value or not (self.training and torch.compiler.is_compiling()):
             return super().forward(x)
         y, mean, var = _Normalize.apply(x, self.weight, self.bias, self.eps)
@@ -173,7 +179,7 @@ class CompiledBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _track(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
-        """As `nn.BatchNorm2d` does, with the unbiased variance."""
+        """Update of the running statistics as in `nn.BatchNorm2d`, with the unbiased variance."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -209,9 +215,6 @@ class _Normalize(torch.autograd.Function):
         return grad_x.to(x.dtype), grad_weight, grad_bias, None
 
 
-_OVER = (0, 2, 3)
-
-
 def _c(x: torch.Tensor) -> torch.Tensor:
-    """(C,) as (C, 1, 1)."""
+    """x of shape (C,) as (C, 1, 1), to broadcast over maps (N, C, H, W)."""
     return x[:, None, None]

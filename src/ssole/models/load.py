@@ -1,4 +1,4 @@
-"""From a run, or its weights alone, to a backbone ready for use."""
+"""Trained backbones: the description in a weight file's header, and loading by it."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssole.config import ConfigError, ModelConfig, PretrainConfig, from_dict, to_dict
-from ssole.models.backbone import create_backbone, create_encoder, feature_dim
+from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
+from ssole.models.backbone import create_backbone, feature_dim
 
 _KEY = "ssole"  # entry of the weight file's metadata that describes the network
 
 
 class LoadedBackbone(nn.Module):
-    """A backbone and how to feed it.
+    """A backbone and what its images have to be like.
 
     Calling it maps normalised float images (B, C, S, S) to float32 features (B, F).
 
@@ -26,21 +26,21 @@ class LoadedBackbone(nn.Module):
         image_size: S, in pixels.
         channels: of images kept at full depth, or None for red, green and blue.
         mean, std: of each channel, for images in [0, 1].
-        config: the run's settings as far as the weight file holds them.
+        config: the run's settings, as far as the weight file holds them.
     """
 
     def __init__(self, backbone: nn.Module, config: dict[str, Any]) -> None:
         super().__init__()
         self.backbone = backbone
         self.image_size: int = config["image_size"]
-        self.channels: int | None = config.get("channels")
+        self.channels: int | None = config.get("channels")  # missing in old files
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
         self.config = config
 
     @property
     def num_features(self) -> int:
-        """F, the features of an image."""
+        """Number of features F of an image."""
         return feature_dim(self.backbone)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class LoadedBackbone(nn.Module):
 
 
 def backbone_metadata(config: PretrainConfig) -> dict[str, str]:
-    """What goes into the header of `backbone.safetensors`: enough to rebuild the network without its run folder."""
+    """Header of `backbone.safetensors`: all that is needed to build the network again without its run folder."""
     augment = config.augment
     description = {
         "model": to_dict(config.model),
@@ -59,15 +59,15 @@ def backbone_metadata(config: PretrainConfig) -> dict[str, str]:
         "std": augment.std,
         "seed": config.seed,
     }
-    # one entry: safetensors writes several in random order, and equal runs should have equal files
+    # one entry, because safetensors writes several in random order, and equal runs should have equal files
     return {_KEY: json.dumps(description, sort_keys=True)}
 
 
 def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
-    """The learned backbone, in evaluation mode on the CPU.
+    """Trained backbone, in evaluation mode on the CPU.
 
     Args:
-        run: a run folder, a `backbone.safetensors`, or the :class:`Run` that pretraining gave.
+        run: a run folder, a `backbone.safetensors`, or the :class:`Run` that pretraining returned.
 
     Raises:
         ConfigError: nothing there, an unfinished run, or a weight file that ssole did not write.
@@ -75,22 +75,27 @@ def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
     from safetensors.torch import load_file
 
     path = weights_path(run)
-    description = _read_description(path)
-    model = create_backbone(_model_config(description), description["image_size"], channels=len(description["mean"]))
-    model.load_state_dict(load_file(path), strict=True)
-    return LoadedBackbone(model, description).eval()
+    model = _create(_read_description(path))
+    model.backbone.load_state_dict(load_file(path), strict=True)
+    return model
 
 
 def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
-    """The same network at the weights it started from: the baseline that shows what training added."""
+    """Backbone of a run at its initial weights: the baseline that shows what training added. Raises as :func:`load`."""
     description = _read_description(weights_path(run))
-    channels, size = len(description["mean"]), description["image_size"]
-    encoder = create_encoder(_model_config(description), size, seed=description["seed"], channels=channels)
-    return LoadedBackbone(encoder.backbone, description).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(description["seed"])  # as `create_encoder` does, which also makes the backbone first
+        return _create(description)
+
+
+def _create(description: dict[str, Any]) -> LoadedBackbone:
+    model = from_dict({"model": description["model"]}).model
+    backbone = create_backbone(model, description["image_size"], channels=len(description["mean"]))
+    return LoadedBackbone(backbone, description).eval()
 
 
 def weights_path(run: str | PathLike[str] | Any) -> Path:
-    """The weight file of a run, or of wherever else it may be; raises as :func:`load`."""
+    """Path of the weight file of a run, or of a weight file itself. Raises as :func:`load`."""
     path = Path(getattr(run, "path", run))
     if path.is_file():
         return path
@@ -99,7 +104,7 @@ def weights_path(run: str | PathLike[str] | Any) -> Path:
         return weights
     if (path / "config.yaml").is_file():
         raise ConfigError(
-            f"{path} is not finished, so it has no backbone yet: go on with ssole pretrain --resume {path}"
+            f"{path} is not finished, so it has no backbone yet: resume it with ssole pretrain --resume {path}"
         )
     if not path.exists():
         raise ConfigError(f"there is no {path}: give a run folder or its backbone.safetensors")
@@ -118,7 +123,3 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} was not written by ssole pretrain: its header does not describe the network")
     description: dict[str, Any] = json.loads(metadata[_KEY])
     return description
-
-
-def _model_config(description: dict[str, Any]) -> ModelConfig:
-    return from_dict({"model": description["model"]}).model

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from ssole.config import ConfigError, PretrainConfig, from_dict, read_settings, to_dict
+from ssole.config import ConfigError, PretrainConfig, load, to_dict
 from ssole.errors import DataError
 from ssole.files import remove_leftovers, write_text_atomically
 
@@ -51,7 +51,7 @@ class Run:
             raise ConfigError(f"there is no {self.path}: give a run folder")
         if not file.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
-        return from_dict(read_settings(file))
+        return load(file)
 
     @property
     def checkpoints(self) -> Path:

@@ -150,7 +150,7 @@ class Learner:
 
     def compile(self, stopping: Callable[[], bool] = lambda: False) -> bool:
         """Compile the encoder for the views of the config. Returns whether it is compiled; see `compile_encoder`."""
-        config, channels = self.config, self.config.channels or 3
+        config, channels = self.config, self.config.input_channels
         views = [
             torch.zeros(config.batch_size, crop.count, channels, crop.size, crop.size, device=self.device)
             for crop in config.augment.crops
@@ -189,7 +189,7 @@ class LossWatch:
 
 def _trainable_encoder(config: PretrainConfig, device: torch.device) -> Encoder:
     """Encoder at its initial weights, on the device, with the layers and memory format that train fastest there."""
-    encoder = create_encoder(config.model, config.augment.image_size, seed=config.seed, channels=config.channels or 3)
+    encoder = create_encoder(config)
     encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if device.type == "cpu":
         speed_up_convolutions(encoder)

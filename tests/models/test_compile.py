@@ -1,4 +1,4 @@
-"""Runs through torch.compile: where it is wanted, that it changes nothing but the speed, and what happens without."""
+"""Compiled encoders: when a run compiles, that only the speed changes, and failures of the compiler."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tiny
-from ssole.config import ConfigError, apply_overrides, from_dict, load_recipe
+from ssole.config import ConfigError, load
 from ssole.models import compile as compiling
 from ssole.models.backbone import Encoder
 from ssole.models.compile import compile_encoder, wants_compiling
@@ -25,7 +25,7 @@ def encoder(**overrides: Any) -> Encoder:
     return Learner(tiny.config(**overrides), CPU).encoder
 
 
-# Where it is wanted
+# When a run compiles
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def encoder(**overrides: Any) -> Encoder:
         ({"compile": "never"}, 10_000, False),
     ],
 )
-def test_where_it_is_wanted(
+def test_when_a_run_compiles(
     overrides: dict[str, Any], steps: int, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "can_compile", lambda: True)
@@ -48,7 +48,7 @@ def test_where_it_is_wanted(
     assert wants_compiling(config, encoder(), CPU, steps) is wanted
 
 
-def test_not_by_itself_without_a_compiler_or_batch_norms_or_on_other_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_needs_a_compiler_batch_norms_and_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny.config(deterministic=False)
     monkeypatch.setattr(compiling, "can_compile", lambda: True)
     assert wants_compiling(config, encoder(), CPU, 500)
@@ -61,7 +61,7 @@ def test_not_by_itself_without_a_compiler_or_batch_norms_or_on_other_devices(mon
 
 def test_the_demo_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "can_compile", lambda: True)
-    config = from_dict(load_recipe("digits-m"))
+    config = load("digits-m")
     assert config.steps is not None
     assert wants_compiling(config, Learner(config, CPU).encoder, CPU, config.steps)
 
@@ -70,7 +70,7 @@ def test_the_demo_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["digits-m", "cifar10-cpu", "cifar10"])
 def test_networks_of_recipes_compile_in_one_piece(name: str) -> None:
     """A break in the graph would make them slower than they were."""
-    config = apply_overrides(from_dict(load_recipe(name)), {"batch_size": 2, "precision": "bfloat16"})
+    config = load(name, batch_size=2, precision="bfloat16")
     network = Learner(config, CPU).encoder
     make_batch_norm_compile_well(network)
     torch.compiler.reset()
@@ -79,7 +79,7 @@ def test_networks_of_recipes_compile_in_one_piece(name: str) -> None:
         network(torch.randn(4, 3, 32, 32)).sum().backward()
 
 
-# That it changes nothing but the speed
+# Only the speed changes
 
 
 @needs_compiler
@@ -115,7 +115,7 @@ def test_the_trial_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(value, before[name]), name
 
 
-# Without
+# Failures of the compiler
 
 
 def fail() -> torch.Tensor:
@@ -123,7 +123,7 @@ def fail() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("where", ["when the encoder is called", "at once"])
-def test_what_cannot_be_compiled_trains_all_the_same(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_working_compiler_training_continues(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network = encoder()
     if where == "at once":  # as torch.compile does where it does not know the Python
         monkeypatch.setattr(Encoder, "compile", lambda *_, **__: fail())
@@ -133,17 +133,17 @@ def test_what_cannot_be_compiled_trains_all_the_same(where: str, monkeypatch: py
     assert torch.equal(network(images), encoder()(images))
 
 
-def test_what_must_be_compiled_and_cannot_be_is_an_error() -> None:
+def test_a_required_compiler_that_fails_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"Python.h: No such file.*compile = never"):
         compile_encoder(encoder(), fail, required=True)
 
 
-def test_a_compiler_that_ctrl_c_has_stopped_too_is_no_failure(recwarn: pytest.WarningsRecorder) -> None:
+def test_a_compiler_that_ctrl_c_ended_is_no_failure(recwarn: pytest.WarningsRecorder) -> None:
     assert not compile_encoder(encoder(), fail, required=True, stopping=lambda: True)
     assert not recwarn
 
 
-def test_too_little_memory_is_not_taken_for_a_failed_compiler() -> None:
+def test_lack_of_memory_is_not_a_failed_compiler() -> None:
     def exhaust() -> torch.Tensor:
         raise torch.OutOfMemoryError("2 GiB")
 
@@ -158,7 +158,7 @@ def test_the_gist_of_a_message(message: str, gist: str) -> None:
     assert compiling._gist(message) == gist
 
 
-def test_its_time_counts_as_training_but_not_for_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_counts_in_the_seconds_but_not_in_the_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
     monkeypatch.setattr(Learner, "compile", lambda *_, **__: time.sleep(1.0))

@@ -1,4 +1,4 @@
-"""Settings: typed, checked once, and helpful when mistyped."""
+"""Recipes and overrides: complete, typed, and helpful when mistyped."""
 
 from __future__ import annotations
 
@@ -14,24 +14,22 @@ from ssole.config import (
     LossConfig,
     OptimConfig,
     PretrainConfig,
-    ViewRecipe,
     apply_overrides,
     from_dict,
-    load_recipe,
+    load,
     recipe_names,
     to_dict,
-    view_preset,
 )
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_a_valid_config_and_survives_a_round_trip(name: str) -> None:
-    config = from_dict(load_recipe(name))
+    config = load(name)
     assert from_dict(to_dict(config)) == config
 
 
 def test_imagenet100_is_the_released_configuration() -> None:
-    config = from_dict(load_recipe("imagenet100"))
+    config = load("imagenet100")
     (crop,) = config.augment.crops
     assert (crop.count, crop.size, crop.scale) == (4, 224, (0.14, 1.0))
     assert (config.model.projector_dim, config.model.projector_layers, config.model.projector_norm) == (4096, 3, "none")
@@ -41,8 +39,23 @@ def test_imagenet100_is_the_released_configuration() -> None:
 
 
 def test_digits_are_never_flipped() -> None:
-    augment = from_dict(load_recipe("digits-m")).augment
+    augment = load("digits-m").augment
     assert augment.hflip == augment.vflip == 0
+
+
+def test_recipe_files(tmp_path: Path) -> None:
+    good = tmp_path / "mine.yaml"
+    good.write_text("epochs: 3\noptim: {lr: 0.5}\n")
+    assert load(str(good)).optim.lr == 0.5
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("epochs: [3\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load(str(bad))
+    bad.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="mapping"):
+        load(str(bad))
+    with pytest.raises(ConfigError, match="Did you mean 'cifar10'"):
+        load("cifar-10")
 
 
 def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
@@ -52,6 +65,19 @@ def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
     assert config.optim == dataclasses.replace(OptimConfig(), lr=1.0)
     assert config.loss == LossConfig(gamma=0.25)
     assert config.epochs == 3
+
+
+def test_values_may_be_numpy_numbers_paths_or_configs() -> None:
+    given = {"batch_size": np.int64(8), "optim.lr": np.float32(0.5), "data": Path("a"), "loss": LossConfig(gamma=0.25)}
+    config = apply_overrides(PretrainConfig(), given)
+    assert (config.batch_size, config.optim.lr, config.data, config.loss.gamma) == (8, 0.5, "a", 0.25)
+
+
+def test_epochs_replace_the_steps_of_a_recipe_unless_both_are_given() -> None:
+    recipe = PretrainConfig(steps=700)
+    assert apply_overrides(recipe, {"epochs": 3}).steps is None
+    assert apply_overrides(recipe, {"epochs": 3, "steps": 9}).steps == 9
+    assert apply_overrides(recipe, {"seed": 1}).steps == 700
 
 
 @pytest.mark.parametrize(
@@ -107,74 +133,3 @@ def test_a_wrong_value_is_quoted(key: str, value: object, words: list[str]) -> N
         apply_overrides(PretrainConfig(), {key: value})
     for word in words:
         assert word in str(error.value)
-
-
-def test_values_may_be_numpy_numbers_paths_or_configs() -> None:
-    given = {"batch_size": np.int64(8), "optim.lr": np.float32(0.5), "data": Path("a"), "loss": LossConfig(gamma=0.25)}
-    config = apply_overrides(PretrainConfig(), given)
-    assert (config.batch_size, config.optim.lr, config.data, config.loss.gamma) == (8, 0.5, "a", 0.25)
-
-
-def test_epochs_replace_the_steps_of_a_recipe_unless_both_are_given() -> None:
-    recipe = PretrainConfig(steps=700)
-    assert apply_overrides(recipe, {"epochs": 3}).steps is None
-    assert apply_overrides(recipe, {"epochs": 3, "steps": 9}).steps == 9
-    assert apply_overrides(recipe, {"seed": 1}).steps == 700
-
-
-def test_views_are_counted_over_crop_groups() -> None:
-    recipe = ViewRecipe(crops=(Crop(count=2, size=224), Crop(count=6, size=96)))
-    assert recipe.views == 8
-    assert recipe.image_size == 224
-
-
-def test_recipe_files(tmp_path: Path) -> None:
-    good = tmp_path / "mine.yaml"
-    good.write_text("epochs: 3\noptim: {lr: 0.5}\n")
-    assert from_dict(load_recipe(str(good))).optim.lr == 0.5
-    bad = tmp_path / "bad.yaml"
-    bad.write_text("epochs: [3\n")
-    with pytest.raises(ConfigError, match="not valid YAML"):
-        load_recipe(str(bad))
-    bad.write_text("- 1\n")
-    with pytest.raises(ConfigError, match="mapping"):
-        load_recipe(str(bad))
-    with pytest.raises(ConfigError, match="Did you mean 'cifar10'"):
-        load_recipe("cifar-10")
-
-
-def test_configs_cannot_be_changed() -> None:
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        PretrainConfig().epochs = 3  # type: ignore[misc]
-
-
-def test_a_preset_replaces_augment_but_its_crops() -> None:
-    config = apply_overrides(from_dict(load_recipe("digits-m")), {"preset": "aerial", "views": 3, "augment.hue": 0.2})
-    crop = config.augment.crops[0]
-    assert (crop.count, crop.size, crop.scale) == (3, 32, (0.5, 1.0))
-    assert (config.augment.vflip, config.augment.turn, config.augment.hue) == (0.5, 0.75, 0.2)
-    with pytest.raises(ConfigError, match=r"no preset 'arial'\. Did you mean 'aerial'\?"):
-        apply_overrides(config, {"preset": "arial"})
-
-
-@pytest.mark.parametrize("name", ["digits", "grey", "channels", "aerial"])
-def test_presets_for_images_without_colour_or_upside_do_as_they_say(name: str) -> None:
-    recipe = view_preset(name)
-    if name == "digits":
-        assert (recipe.hflip, recipe.vflip, recipe.turn) == (0, 0, 0)
-    elif name == "aerial":
-        assert (recipe.hflip, recipe.vflip, recipe.turn) == (0.5, 0.5, 0.75)
-    else:
-        assert not recipe.colour_operations
-        assert recipe.mean is None
-
-
-def test_channels_and_their_normalization_must_agree() -> None:
-    config = from_dict({"channels": 5, "augment": to_dict(view_preset("channels"))})
-    assert apply_overrides(config, {"augment.mean": [0.5] * 5, "augment.std": [0.2] * 5}).augment.std == (0.2,) * 5
-    with pytest.raises(ConfigError, match=r"need 5 numbers for channels = 5, got \(0.5, 0.5\)"):
-        apply_overrides(config, {"augment.mean": [0.5] * 2, "augment.std": [0.2] * 2})
-    with pytest.raises(ConfigError, match="saturation and hue and grey need red, green and blue, and channels is 1"):
-        from_dict({"channels": 1, "augment": {"mean": None, "std": None}})
-    with pytest.raises(ConfigError, match="give both mean and std or neither"):
-        from_dict({"augment": {"mean": None}})

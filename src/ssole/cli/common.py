@@ -1,0 +1,48 @@
+"""Arguments and look-ups that several commands share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from ssole.config import ConfigError, PretrainConfig
+from ssole.data.sources import is_in_memory
+from ssole.models.load import weights_path
+from ssole.training.run import Run
+
+Options = TypeVar("Options")
+
+RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+DataWords = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
+FilePath = Annotated[Path, tyro.conf.arg(metavar="FILE")]
+OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+
+
+def parse(command: Callable[..., int], options: type[Options], argv: Sequence[str], *, name: str = "") -> Options:
+    """Options of a command from its arguments; with --help, its docstring is printed and the process exits."""
+    prog = f"ssole {name or command.__name__}"
+    return tyro.cli(options, args=list(argv), prog=prog, description=inspect.getdoc(command))
+
+
+def data_spec(words: tuple[str, ...]) -> Any:
+    """Value of --data or --test: None, one name or path, or a list of paths."""
+    return None if not words else words[0] if len(words) == 1 else list(words)
+
+
+def run_config(path: Path) -> PretrainConfig | None:
+    """Settings of a finished run, or None for a weight file alone."""
+    weights_path(path)  # an error here says what is wrong if this is neither
+    return Run(path).config if (path / "config.yaml").is_file() else None
+
+
+def run_data(config: PretrainConfig | None, run: Path) -> Any:
+    """Images that a run was trained on."""
+    if config is None:
+        raise ConfigError(f"{run} does not say which images to use: pass --data")
+    if is_in_memory(config.data):
+        raise ConfigError(f"{run} was trained on images in memory: pass --data")
+    return config.data

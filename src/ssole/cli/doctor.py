@@ -1,0 +1,77 @@
+"""`ssole doctor`: what to know about images before training on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ssole.cli.common import OptionalFile, data_spec, parse
+from ssole.config import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorArgs:
+    """Options of `ssole doctor`."""
+
+    data: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA", help_behavior_hint="(required)")
+    ] = ()
+    """Images: a folder, parquet (files or a folder), or a data set name such as digits-m."""
+    against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEST", help_behavior_hint="")] = ()
+    """Other images, such as those to test on. Images of TEST that are also in DATA are reported."""
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """Estimate the cost of this recipe (a name, or a YAML file). By default, of the suggested recipe."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N: the device that the suggestion and the estimate are for."""
+    preview: OptionalFile = None
+    """Write a picture (.png) of some images and their views by the recipe."""
+    json: OptionalFile = None
+    """Also write everything as JSON. With -, JSON goes to standard output, and the page to standard error."""
+    limit: Annotated[int, tyro.conf.arg(metavar="INT")] = 100_000
+    """Most images to examine, evenly spaced over DATA (and over TEST)."""
+    estimate: bool = True
+    """Run a few training steps (about 20 s) to estimate time and memory."""
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Check images before training: damage, duplicates, the recipe to choose, and what a run would cost.
+
+    Examples:
+      ssole doctor photos/
+      ssole doctor photos/ --against photos-to-test-on/ --preview views.png
+      ssole doctor photos/ --recipe imagenet100 --json report.json
+
+    Nothing is changed. Every finding says OK, look at this, or stop.
+    Exit code: 0, or 1 when a finding says stop, or 2 for wrong input.
+    """
+    from rich.console import Console
+
+    from ssole.doctor import examine
+    from ssole.doctor.page import print_page
+
+    args = parse(doctor, DoctorArgs, argv)
+    if not args.data:
+        raise ConfigError("which images? For example: ssole doctor photos/ (ssole doctor --help explains the options)")
+    to_stdout = args.json == Path("-")
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise ConfigError(f"there is no folder {args.json.absolute().parent} for {args.json.name}")
+    report = examine(
+        data_spec(args.data),
+        against=data_spec(args.against),
+        recipe=args.recipe,
+        device=args.device,
+        limit=args.limit,
+        preview=args.preview,
+        measure=args.estimate,
+    )
+    print_page(report, Console(stderr=to_stdout))
+    if to_stdout:
+        print(report.to_json(), end="")
+    elif args.json is not None:
+        report.save(args.json)
+        print(f"\nsaved: {args.json}")
+    return 1 if report.verdict == "stop" else 0

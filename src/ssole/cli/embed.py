@@ -1,0 +1,42 @@
+"""`ssole embed`: features of images, written to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssole.cli.common import DataWords, FilePath, RunPath, data_spec, parse, run_config, run_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedArgs:
+    """Options of `ssole embed`."""
+
+    run: RunPath
+    """Run folder, or its backbone.safetensors."""
+    data: DataWords = ()
+    """Images, in any form that pretraining takes. By default, the data of the run."""
+    out: FilePath = Path("embeddings.npz")
+    """File to write: .npz (array, ids, labels, classes) or .parquet (id, embedding, label, class)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def embed(argv: Sequence[str]) -> int:
+    """Write the features of images to a file, with their ids and their labels (if any).
+
+    Examples:
+      ssole embed runs/mine --data photos/
+      ssole embed runs/mine --data photos/ --out photos.parquet
+
+    Similar images have features with a high cosine similarity.
+    """
+    from ssole.evaluation.evaluate import embed as compute
+
+    args = parse(embed, EmbedArgs, argv)
+    data = data_spec(args.data) or run_data(run_config(args.run), args.run)
+    embeddings = compute(args.run, data, device=args.device)
+    path = embeddings.save(args.out)
+    print(f"{len(embeddings.ids)} images, {embeddings.array.shape[1]} features each: {path}")
+    return 0

@@ -1,0 +1,97 @@
+"""`ssole pretrain`: features learned from unlabeled images, by a recipe whose settings are all options."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ssole import api
+from ssole.config import PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
+from ssole.progress import duration
+from ssole.training.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainArgs:
+    """Options of `ssole pretrain`; every field of `config` is one."""
+
+    recipe: str = api.DEFAULT_RECIPE
+    """A recipe's name, or the path of a YAML file."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Run folder. By default runs/RECIPE, with a number if that exists."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
+    """Continue this interrupted run. It keeps its settings, so no other option may be given."""
+    views: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Views of each image; short for --augment.crops.0.count."""
+    preset: Annotated[str | None, tyro.conf.arg(metavar="|".join(PRESETS), help_behavior_hint="")] = None
+    """Usual augmentation for this kind of images. Replaces the recipe's augment settings except its crops."""
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
+
+
+def pretrain(argv: Sequence[str]) -> int:
+    """Learn features from unlabeled images.
+
+    Examples:
+      ssole pretrain                                        the built-in digits-m images, in minutes
+      ssole pretrain --data photos/ --recipe imagenet100    your own images
+      ssole pretrain --resume runs/digits-m                 continue an interrupted run
+    """
+    args, given = parse_options(argv)
+    if args.resume is not None:
+        if others := sorted(given - {"--resume"}):
+            raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(others)}")
+        run = Run(args.resume)
+        if run.finished:
+            print(f"{run.path} has finished already: there is nothing to resume.")
+        _print_finished(api.resume(run))
+        return 0
+    config = args.config
+    if args.views is not None:
+        config = apply_overrides(config, {"views": args.views})
+    if "--epochs" in given and "--steps" not in given:
+        config = apply_overrides(config, {"epochs": config.epochs})  # clears the recipe's own steps
+    _print_finished(api.start(config, args.out or api.free_folder(Path("runs"), Path(args.recipe).stem)))
+    return 0
+
+
+def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
+    """Parsed options, with the recipe's values as defaults, and the names of the options that were given."""
+    given = {word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")}
+    recipe, preset = _option(argv, "--recipe") or api.DEFAULT_RECIPE, _option(argv, "--preset")
+    config = load(recipe) if preset is None else load(recipe, preset=preset)
+    about = (
+        f"{inspect.getdoc(pretrain)}\n\nRecipes: {', '.join(recipe_names())}.\n\n"
+        f"Every setting of a recipe can be overridden. The defaults below are those of {recipe}."
+    )
+    default = PretrainArgs(recipe=recipe, preset=preset, config=config)
+    return tyro.cli(PretrainArgs, default=default, args=list(argv), prog="ssole pretrain", description=about), given
+
+
+def _option(argv: Sequence[str], name: str) -> str | None:
+    """Value of an option (the last one, if given twice), needed before the full parser can be made."""
+    value = None
+    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
+        if word == name and not following.startswith("--"):
+            value = following
+        elif word.startswith(f"{name}="):
+            value = word.split("=", 1)[1]
+    return value
+
+
+def _print_finished(run: Run) -> None:
+    rows = [row for row in run.metrics if "loss" in row]
+    if rows:
+        last = rows[-1]
+        time, rank = duration(last["seconds"]), last["effective_rank"]
+        print(f"{last['step']} steps in {time}, loss {last['loss']:.4f}, effective rank {rank:.0f}")
+    if unreadable := run.unreadable:
+        first = unreadable[0]
+        print(f"{len(unreadable)} unreadable images were left out, such as {first['id']}: {first['reason']}")
+        print(f"all of them: {run.path / 'unreadable.jsonl'}")
+    print(f"weights: {run.backbone_path}")
+    print(f"evaluate them: ssole eval {run.path}")

@@ -1,0 +1,83 @@
+"""`ssole views`: a picture of images and their views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from ssole import api
+from ssole.cli.common import FilePath, data_spec, parse
+from ssole.config import PRESETS, ConfigError, ViewRecipe, load, view_preset
+from ssole.data.base import evenly_spaced
+from ssole.data.decode import decode
+from ssole.data.folder import image_suffixes
+from ssole.data.sources import open_source
+from ssole.files import write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewsArgs:
+    """Options of `ssole views`."""
+
+    data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ("digits-m",)
+    """One image file or several, or data in any form that pretraining takes."""
+    recipe: str = api.DEFAULT_RECIPE
+    """A recipe's name, the path of a YAML file, or a preset: natural, small, digits, aerial, grey, channels."""
+    out: FilePath = Path("views.png")
+    """Picture to write: .png, .jpg or another format that Pillow writes."""
+    images: int = 6
+    """Number of images, evenly spaced over the data."""
+    seed: int = 0
+    """Seed of the run whose views are drawn."""
+    epoch: int = 0
+    """Epoch of the run whose views are drawn."""
+    channels: int | None = None
+    """Channels of images that are not photographs, kept at full depth."""
+
+
+def views(argv: Sequence[str]) -> int:
+    """Draw images and their views by a recipe: one row for each image, which comes first.
+
+    Examples:
+      ssole views photos/ --recipe cifar10
+      ssole views photos/one.jpg --recipe aerial --out one.png
+    """
+    from PIL import Image
+
+    from ssole.views.picture import picture
+
+    args = parse(views, ViewsArgs, argv)
+    recipe = view_preset(args.recipe) if args.recipe in PRESETS else load(args.recipe).augment
+    form = Image.registered_extensions().get(args.out.suffix.lower())
+    if form not in Image.SAVE:
+        raise ConfigError(f"--out names the picture to write, such as views.png; got {args.out}")
+    if not args.out.parent.is_dir():
+        raise ConfigError(f"there is no folder {args.out.parent} to write {args.out.name} to")
+    images, indices = _some_images(args, recipe)
+    sheet = picture(images, indices, recipe=recipe, seed=args.seed, epoch=args.epoch)
+    write_atomically(args.out, lambda path: sheet.save(path, format=form))
+    print(f"{len(images)} image{'s' * (len(images) > 1)} and their views by {args.recipe}: {args.out}")
+    return 0
+
+
+def _some_images(args: ViewsArgs, recipe: ViewRecipe) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Images to draw, and their indices in the data."""
+    if args.images < 1:
+        raise ConfigError(f"--images must be at least 1, got {args.images}")
+    paths = [Path(word) for word in args.data]
+    if all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths):
+        chosen = evenly_spaced(len(paths), args.images)
+        read: list[Any] = [paths[i].read_bytes() for i in chosen]
+        names = [str(paths[i]) for i in chosen]
+    else:
+        source = open_source(data_spec(args.data))
+        chosen = evenly_spaced(len(source), args.images)
+        read, names = [source.read(i) for i in chosen], [source.id(i) for i in chosen]
+    how: dict[str, Any] = {"channels": args.channels, "shrink_to": recipe.useful_size}  # as in training
+    decoded = [decode(data, where=name, **how) for data, name in zip(read, names, strict=True)]
+    return decoded, torch.tensor(chosen)

@@ -1,0 +1,68 @@
+"""`ssole eval`: the table, options, runs without labels, refused input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from commands import Command
+
+import tiny
+
+
+def test_eval_of_a_run_on_its_own_labeled_data(trained: Command) -> None:
+    outcome = trained("eval", "run")
+    assert outcome.code == 0, outcome.err
+    for word in ("trained", "raw pixels", "untrained", "kNN k=20", "linear probe", "saved: run/evaluation.json"):
+        assert word in outcome.out
+    assert json.loads(Path("run/evaluation.json").read_text())
+
+
+def test_eval_options(trained: Command) -> None:
+    tiny.write_folder(Path("test"), 20)
+    given = ["--data", "labeled", "--test", "test", "--protocol", "knn", "--save", "mine.json", "--device", "cpu"]
+    outcome = trained("eval", "run/backbone.safetensors", *given)
+    assert outcome.code == 0, outcome.err
+    assert "linear probe" not in outcome.out
+    assert Path("mine.json").is_file()
+
+
+def test_eval_without_labels_says_so(trained: Command) -> None:
+    outcome = trained("eval", "run", "--data", "unlabeled")
+    assert outcome.code == 0, outcome.err
+    assert "no labels" in outcome.out
+    for word in ("RankMe", "alignment", "uniformity"):
+        assert word in outcome.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["eval"], "RUN"),
+        (["eval", "nowhere"], "there is no nowhere"),
+        (["eval", "photos"], "photos is not a run folder"),
+        (["eval", "run/backbone.safetensors"], "does not say which images to use: pass --data"),
+        (["eval", "run", "--data", "phots"], "'phots'"),
+        (["eval", "run", "--protocol", "svm"], "svm"),
+        (["eval", "run", "--device", "tpu"], "auto, cpu, cuda or cuda:N, got 'tpu'"),
+    ],
+)
+def test_wrong_input_to_eval(trained: Command, arguments: list[str], words: str) -> None:
+    outcome = trained(*arguments)
+    assert outcome.code == 2
+    assert words in outcome.err
+
+
+def test_a_run_on_images_in_memory_needs_data_to_be_evaluated(trained: Command) -> None:
+    tiny.start(Path("array"), steps=1)
+    outcome = trained("eval", "array")
+    assert outcome.code == 2
+    assert "array was trained on images in memory: pass --data" in outcome.err
+
+
+def test_an_interrupted_run_cannot_be_evaluated_yet(trained: Command) -> None:
+    Path("run/backbone.safetensors").unlink()
+    outcome = trained("eval", "run")
+    assert outcome.code == 2
+    assert "run is not finished, so it has no backbone yet: resume it with ssole pretrain --resume run" in outcome.err

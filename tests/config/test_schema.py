@@ -1,0 +1,31 @@
+"""Settings: immutable, and checked together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from ssole.config import ConfigError, Crop, PretrainConfig, ViewRecipe, apply_overrides, from_dict, to_dict, view_preset
+
+
+def test_views_are_counted_over_crop_groups() -> None:
+    recipe = ViewRecipe(crops=(Crop(count=2, size=224), Crop(count=6, size=96)))
+    assert recipe.views == 8
+    assert recipe.image_size == 224
+
+
+def test_configs_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PretrainConfig().epochs = 3  # type: ignore[misc]
+
+
+def test_channels_and_their_normalisation_must_agree() -> None:
+    config = from_dict({"channels": 5, "augment": to_dict(view_preset("channels"))})
+    assert apply_overrides(config, {"augment.mean": [0.5] * 5, "augment.std": [0.2] * 5}).augment.std == (0.2,) * 5
+    with pytest.raises(ConfigError, match=r"need 5 numbers for channels = 5, got \(0.5, 0.5\)"):
+        apply_overrides(config, {"augment.mean": [0.5] * 2, "augment.std": [0.2] * 2})
+    with pytest.raises(ConfigError, match="saturation and hue and grey need red, green and blue, and channels is 1"):
+        from_dict({"channels": 1, "augment": {"mean": None, "std": None}})
+    with pytest.raises(ConfigError, match="give both mean and std or neither"):
+        from_dict({"augment": {"mean": None}})
