@@ -23,6 +23,7 @@ import tiny
 from ssole import api
 from ssole.config import ConfigError, from_dict
 from ssole.data.arrays import ArraySource
+from ssole.data.base import Source
 from ssole.models.backbone import small_stem
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
@@ -133,7 +134,7 @@ def test_training_starts_from_a_whitened_stem_when_asked(tmp_path: Path) -> None
     assert not torch.allclose(stem, ssole.untrained(run).backbone.conv1.weight, atol=1e-3)
 
 
-class Unlabeled:
+class Unlabeled(Source):
     """The tiny images, from a source that does not say a word about labels but what the protocol asks for."""
 
     name, labels, classes = "unlabeled", None, None

@@ -19,6 +19,7 @@ from torch import nn
 import tiny
 from ssole import api
 from ssole.config import ConfigError
+from ssole.data.base import Source
 from ssole.errors import DataError
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.loop import Interrupted
@@ -102,7 +103,7 @@ def test_a_crash_between_the_last_checkpoint_and_the_weights(tmp_path: Path) -> 
     assert run.metrics == rows
 
 
-class Assorted:
+class Assorted(Source):
     """Images of different sizes, decoded one by one; one of them cannot be read."""
 
     name, labels, classes = "assorted", None, None
