@@ -26,8 +26,8 @@ class Subset:
     store: ImageStore
     positions: Tensor
     """(N,) int64, ascending."""
-    labels: Tensor | None
-    """(N,) int64, or None."""
+    labels: Tensor
+    """(N,) int64, -1 where unknown."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -38,7 +38,7 @@ class Subset:
     @classmethod
     def whole(cls, store: ImageStore) -> Subset:
         """All images of a store, without labels."""
-        return cls(store=store, positions=torch.arange(len(store)), labels=None)
+        return cls(store=store, positions=torch.arange(len(store)), labels=torch.full((len(store),), -1))
 
     def get(self, indices: Tensor) -> Tensor | list[Tensor]:
         """Images by position in this subset."""
@@ -53,10 +53,14 @@ class Subset:
         bad = torch.tensor([index for index, _, _ in self.store.unreadable], dtype=torch.int64)
         return ~torch.isin(self.positions, bad)
 
+    def readable_rows(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and labels of the images that can be read, from features of all images."""
+        readable = self.readable
+        return features[readable], self.labels[readable]
+
     def select(self, chosen: Tensor) -> Subset:
         """The images at these positions of this subset."""
-        labels = None if self.labels is None else self.labels[chosen]
-        return Subset(store=self.store, positions=self.positions[chosen], labels=labels)
+        return Subset(store=self.store, positions=self.positions[chosen], labels=self.labels[chosen])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,6 @@ def open_data(
     if test_source is not None:
         return match(store, preprocessing.open_store(test_source, progress=progress))
     subset, notes = labelled(store, source.labels)
-    assert subset.labels is not None
     kept, held = stratified_split(subset.labels, HELD_OUT, seed=seed)
     note = f"No test split ({why_not}): tested on {len(held)} images held out of {len(subset)} by seed {seed}."
     return _checked(subset.select(kept), subset.select(held), source.classes, [note, *notes])
@@ -152,24 +155,22 @@ def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor
 
 
 def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[str]) -> EvaluationData:
-    assert train.labels is not None
-    assert test.labels is not None
     in_train, in_test = set(train.labels.tolist()), set(test.labels.tolist())
 
-    def listed(labels: set[int]) -> str:
+    def quoted(labels: set[int]) -> str:
         shown = [repr(names[label]) if names is not None else str(label) for label in sorted(labels)[:10]]
         return ", ".join(shown) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
 
     if in_test - in_train:
         raise DataError(
             f"the test images ({test.store.source.name}) have classes that the training images "
-            f"({train.store.source.name}) lack: {listed(in_test - in_train)}. Training has {listed(in_train)}. "
+            f"({train.store.source.name}) lack: {quoted(in_test - in_train)}. Training has {quoted(in_train)}. "
             "Give a training and a test set of the same classes"
         )
     if len(in_train) < 2:
-        raise DataError(f"all labels of {train} are {listed(in_train)}: an accuracy needs at least two classes")
+        raise DataError(f"all labels of {train} are {quoted(in_train)}: an accuracy needs at least two classes")
     if in_train - in_test:
-        notes = [*notes, f"No test image is of {listed(in_train - in_test)}."]
+        notes = [*notes, f"No test image is of {quoted(in_train - in_test)}."]
     return EvaluationData(train=train, test=test, classes=max(in_train) + 1, notes=notes)
 
 

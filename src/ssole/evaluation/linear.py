@@ -62,21 +62,19 @@ def linear_probe(
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
 ) -> LinearProbe:
-    """Fit a linear probe, and choose its inverse penalty on a held-out part of train.
+    """Linear probe, fitted with the inverse penalty that is best on a held-out part of train.
 
-    The values of ``c`` are tried in ascending order on 1 - ``validation_share`` of every class; each fit starts from
-    the last. The value with the best accuracy on the rest (the smallest of equals) is fitted on all of train. Test
-    images are not an argument.
+    Values of ``c`` are tried in ascending order on 1 - ``validation_share`` of every class; each fit starts from the
+    last. The best on the rest (the smallest of equals) is fitted on all of train.
 
     Args:
         train_features: (N, F), floating point, finite; the fit runs on their device, in float32 (float64 if they are).
         train_labels: (N,) integers in [0, C), of at least two classes.
         c: inverse penalties to choose from, or a single one.
         num_classes: C; by default the largest label + 1.
-        validation_share: of each class, held out for the choice.
-        seed: of that stratified split.
-        tolerance: the fit has converged when no entry of the gradient in the preconditioned coordinates is larger.
-            There the curvature is near 1, so the objective is within about F C tolerance² / 2 of its minimum.
+        validation_share, seed: of the stratified hold-out.
+        tolerance: largest entry of the preconditioned gradient at convergence. The curvature is near 1 there, so the
+            objective is within about F C tolerance² / 2 of its minimum.
         max_iterations: limit for each fit.
 
     Raises:
