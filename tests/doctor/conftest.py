@@ -1,4 +1,4 @@
-"""Real photographs in small pieces, and files of every kind made of them."""
+"""Pieces of real photographs, and a folder of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ Picture = NDArray[np.uint8]
 
 @pytest.fixture(scope="session")
 def pictures() -> list[Picture]:
-    """12 pieces of two photographs, uint8 (140, 160, 3), none overlapping another."""
+    """12 pieces of two photographs without overlap, uint8 (140, 160, 3)."""
     from sklearn.datasets import load_sample_images
 
-    # rows with detail: the sky above the temple, and the blur behind the flower, look alike anywhere
+    # Rows with detail: pieces of the sky above the temple, or of the blur behind the flower, would look the same.
     corners = [(top, left) for top in (145, 285) for left in (0, 160, 320)]
     return [
         np.ascontiguousarray(photo[top : top + 140, left : left + 160])

@@ -15,7 +15,7 @@ from ssole.doctor.scan import Header, Readable, scan
 
 
 def of(*sizes: tuple[int, int]) -> Contents:
-    """The contents of images of these widths and heights."""
+    """Contents of images with these widths and heights."""
     thumbnail = np.zeros((16, 16), dtype=np.uint8)
     headers = [Header("PNG", "RGB", w, h, 10 * i) for i, (w, h) in enumerate(sizes)]
     return contents([Readable(i, f"{i}", header, b"", 0, thumbnail, False) for i, header in enumerate(headers)])

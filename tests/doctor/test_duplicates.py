@@ -111,7 +111,7 @@ def made_up(count: int, seed: int = 0) -> list[Readable]:
 
 
 def near(a: Readable, b: Readable) -> bool:
-    """The definition, by Python's integers and NumPy's own correlation."""
+    """Definition of near copies, with Python's integers and NumPy's own correlation."""
     if (a.hash ^ b.hash).bit_count() > MOST_BITS:
         return False
     return bool(np.corrcoef(a.thumbnail.ravel(), b.thumbnail.ravel())[0, 1] >= LEAST_CORRELATION)
@@ -157,7 +157,7 @@ def test_leaks_name_the_twin_and_prefer_the_exact_one(pictures: list[Picture]) -
 
 
 def test_many_images_that_all_look_the_same_are_compared_quickly() -> None:
-    """All pairs of 20,000 would be 200 million."""
+    """Comparing all pairs of 20,000 images would be 200 million comparisons."""
     one = made_up(1)[0]
     many = [dataclasses.replace(one, index=i, id=str(i), digest=i.to_bytes(16, "big")) for i in range(20_000)]
     begin = time.perf_counter()

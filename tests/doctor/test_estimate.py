@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,18 @@ def test_a_small_recipe_is_measured_whole(measured: tuple[Sample, Contents], mon
     assert 50 << 20 < found.memory_bytes < found.memory_available
 
 
+def test_the_optimizer_is_timed_apart_from_the_rest_of_the_step(measured: tuple[Sample, Contents]) -> None:
+    trial = Trial(tiny.config(), measured[0], CPU)
+    trial.learner.optimizer.register_step_post_hook(lambda *_: time.sleep(0.3))
+    begin = time.perf_counter()
+    compute, update = trial.step(4)
+    assert update >= 0.3
+    assert 0 < compute <= time.perf_counter() - begin - update
+    assert trial.learner.steps_done == 1
+
+
 class Known(Trial):
-    """Steps of known cost: 10 ms an image and 1 s for the optimizer, 1 MB an image beside 100 MB."""
+    """Trial with steps of known cost: 10 ms an image and 1 s for the optimizer, 1 MB an image beside 100 MB."""
 
     batches: list[int]
 

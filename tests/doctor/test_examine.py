@@ -50,7 +50,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssole.doctor.scan.SECONDS", 0.4)
 
 
-def look(data: Any, **options: Any) -> Report:
+def report_on(data: Any, **options: Any) -> Report:
     return examine(data, device="cpu", progress=False, **({"measure": False} | options))
 
 
@@ -65,7 +65,7 @@ def page(report: Report, width: int = 100) -> str:
 
 
 def damage(folder: Path) -> Path:
-    """Copies, broken files, and a blank one among the pictures."""
+    """The folder of pictures, with copies, a broken file and a blank image added."""
     shutil.copy(folder / "00.png", folder / "copy of 00.png")
     Image.open(folder / "01.png").save(folder / "01 again.jpg", quality=60)
     Image.new("RGB", (30, 20), "white").save(folder / "blank.png")
@@ -75,7 +75,7 @@ def damage(folder: Path) -> Path:
 
 
 def test_a_damaged_folder(folder: Path) -> None:
-    report = look(damage(folder))
+    report = report_on(damage(folder))
     assert (report.images, report.examined) == (16, 16)
     assert [one.id for one in report.unreadable] == ["[bold]empty.jpg"]
     assert [(c.first, c.copies) for c in report.exact_copies] == [("00.png", ["copy of 00.png"])]
@@ -92,7 +92,7 @@ def test_a_damaged_folder(folder: Path) -> None:
 
 
 def test_what_the_page_says(folder: Path) -> None:
-    text = page(look(damage(folder), measure=True))
+    text = page(report_on(damage(folder), measure=True))
     for words in (
         "photos: 16 images",
         "PNG 14, JPEG 1",
@@ -111,13 +111,13 @@ def test_what_the_page_says(folder: Path) -> None:
 
 
 def test_the_command_is_not_wrapped(folder: Path) -> None:
-    report = look(folder)
+    report = report_on(folder)
     assert report.suggestion is not None
     assert report.suggestion.command in page(report, width=40).splitlines()[-1]
 
 
 def test_keys_of_the_json(folder: Path, tmp_path: Path) -> None:
-    report = look(damage(folder), measure=True, against=folder)
+    report = report_on(damage(folder), measure=True, against=folder)
     path = tmp_path / "report.json"
     report.save(path)
     found = json.loads(path.read_text(encoding="ascii"))
@@ -146,7 +146,7 @@ def test_leakage(folder: Path, tmp_path: Path, pictures: list[NDArray[np.uint8]]
     Image.fromarray(pictures[4]).save(test / "b.jpg", quality=70)
     Image.fromarray(np.ascontiguousarray(pictures[5][::-1])).save(test / "c.png")
     (test / "d.png").write_bytes(b"")
-    report = look(folder, against=test)
+    report = report_on(folder, against=test)
     assert report.against is not None
     assert [(leak.id, leak.twin, leak.exact) for leak in report.against.leaked] == [
         ("a.png", "03.png", True),
@@ -162,7 +162,7 @@ def test_the_second_set_is_the_test_split_where_there_is_one(folder: Path, tmp_p
     shutil.copytree(folder, tmp_path / "both" / "train")
     (tmp_path / "both" / "test").mkdir()
     shutil.move(tmp_path / "both" / "train" / "00.png", tmp_path / "both" / "test")
-    report = look(tmp_path / "both", against=tmp_path / "both")
+    report = report_on(tmp_path / "both", against=tmp_path / "both")
     assert report.images == 11
     assert report.against is not None
     assert (report.against.images, report.against.leaked) == (1, [])
@@ -171,7 +171,7 @@ def test_the_second_set_is_the_test_split_where_there_is_one(folder: Path, tmp_p
 def test_nothing_but_broken_files(tmp_path: Path) -> None:
     for number in range(3):
         (tmp_path / f"{number}.png").write_bytes(b"nothing")
-    report = look(tmp_path, measure=True)
+    report = report_on(tmp_path, measure=True)
     assert report.verdict == "stop"
     assert report.contents is None
     assert report.estimate is None
@@ -180,7 +180,7 @@ def test_nothing_but_broken_files(tmp_path: Path) -> None:
 
 
 def test_the_page_names_the_limit(folder: Path) -> None:
-    report = look(folder, limit=5)
+    report = report_on(folder, limit=5)
     assert (report.images, report.examined) == (12, 5)
     text = " ".join(page(report).split())
     assert "12 images; an evenly spaced sample of 5 was examined" in text
@@ -189,7 +189,7 @@ def test_the_page_names_the_limit(folder: Path) -> None:
 
 def test_arrays_and_sources_are_examined(pictures: list[NDArray[np.uint8]]) -> None:
     labels = np.array([0, 1] * 6)
-    report = look(ArraySource(np.stack(pictures), labels, name="mine"))
+    report = report_on(ArraySource(np.stack(pictures), labels, name="mine"))
     assert report.name == "mine"
     assert report.classes is not None
     assert report.classes.classes == 2
@@ -197,11 +197,11 @@ def test_arrays_and_sources_are_examined(pictures: list[NDArray[np.uint8]]) -> N
     assert report.contents.formats == {"array": 12}
     assert report.suggestion is not None
     assert "--data DATA " in report.suggestion.command
-    assert look(np.stack([*pictures, pictures[3]])).exact_copies[0].copies == ["array:12"]
+    assert report_on(np.stack([*pictures, pictures[3]])).exact_copies[0].copies == ["array:12"]
 
 
 def test_a_named_recipe_is_what_is_measured(folder: Path, tmp_path: Path) -> None:
-    report = look(folder, recipe=tiny.recipe(tmp_path), measure=True)
+    report = report_on(folder, recipe=tiny.recipe(tmp_path), measure=True)
     assert report.recipe == str(tmp_path / "tiny.yaml")
     assert report.estimate is not None
     assert (report.estimate.steps, report.estimate.batch_size) == (tiny.STEPS, 4)
@@ -210,7 +210,7 @@ def test_a_named_recipe_is_what_is_measured(folder: Path, tmp_path: Path) -> Non
 
 
 def test_a_batch_that_the_images_do_not_fill_stops(folder: Path) -> None:
-    report = look(folder, recipe="cifar10-cpu", measure=True)
+    report = report_on(folder, recipe="cifar10-cpu", measure=True)
     assert levels(report)["too_few"] == "stop"
     assert report.estimate is None
 
@@ -221,12 +221,12 @@ def test_a_source_without_images_is_refused() -> None:
             return 0
 
     with pytest.raises(DataError, match="nothing holds no images"):
-        look(Nothing(np.zeros((1, 2, 2), dtype=np.uint8), name="nothing"))
+        report_on(Nothing(np.zeros((1, 2, 2), dtype=np.uint8), name="nothing"))
 
 
 def test_a_single_image_is_too_few(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> None:
     Image.fromarray(pictures[0]).save(tmp_path / "only.png")
-    assert levels(look(tmp_path, measure=True))["too_few"] == "stop"
+    assert levels(report_on(tmp_path, measure=True))["too_few"] == "stop"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_a_single_image_is_too_few(tmp_path: Path, pictures: list[NDArray[np.uin
 )
 def test_wrong_input_is_refused(folder: Path, options: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        look(folder, **options)
+        report_on(folder, **options)
 
 
 # The preview
@@ -336,10 +336,10 @@ def test_many_channels_at_full_depth(tmp_path: Path) -> None:
     path = tmp_path / "five.yaml"
     path.write_text(json.dumps(recipe))  # which is YAML
     images[7] = images[3]
-    report = look(images, recipe=str(path), measure=True)
+    report = report_on(images, recipe=str(path), measure=True)
     assert report.unreadable == []
     assert [c.copies for c in report.exact_copies] == [["array:7"]]
     assert report.statistics is not None
     assert report.statistics.mean == pytest.approx((images / 65535).mean(axis=(0, 1, 2)).tolist())
     assert report.estimate is not None
-    assert look(images).verdict == "stop"  # RGB cannot be made of them
+    assert report_on(images).verdict == "stop"  # RGB cannot be made of them

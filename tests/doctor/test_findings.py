@@ -67,7 +67,7 @@ def test_the_store_of_images_has_the_same_limit_by_default() -> None:
     assert limit == PretrainConfig().max_unreadable
 
 
-def test_copies_are_worth_a_look() -> None:
+def test_copies_are_reported() -> None:
     groups = [Copies("a", ["b", "c"]), Copies("d", ["e"])]
     exact, near = check_duplicates(groups, [], 1000)
     assert (exact.level, exact.topic, near.level, near.topic) == ("look", "exact_copies", "ok", "near_copies")

@@ -135,7 +135,7 @@ def test_results_are_in_order_and_the_same_as_one_by_one(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("images", "limit"), [(10, 100), (10, 10), (1000, 7), (3, 2)])
-def test_a_sample_is_spread_evenly(images: int, limit: int) -> None:
+def test_indices_are_evenly_spaced(images: int, limit: int) -> None:
     indices = evenly_spaced(images, limit)
     assert len(indices) == min(images, limit)
     gaps = np.diff([*indices, images])
@@ -144,7 +144,7 @@ def test_a_sample_is_spread_evenly(images: int, limit: int) -> None:
 
 
 class Slow(ArraySource):
-    """Counts what is read of it."""
+    """Source that counts its reads, which take 10 ms."""
 
     reads = 0
 
@@ -155,7 +155,7 @@ class Slow(ArraySource):
 
 
 def test_leaving_early_leaves_no_work_behind() -> None:
-    """What Ctrl-C does: threads end within the image that they are at."""
+    """As on Ctrl-C: every thread ends after the image it is reading."""
     source = Slow(np.zeros((5000, 4, 4), dtype=np.uint8))
     parts = _scan_in_threads(source, list(range(5000)))
     next(parts)
@@ -210,7 +210,7 @@ def test_each_image_has_the_same_weight_whatever_its_size(tmp_path: Path) -> Non
     assert found.std == pytest.approx([0.5, 0, 0])
 
 
-def test_the_sample_is_spread_and_bounded() -> None:
+def test_the_sample_is_evenly_spaced_and_bounded() -> None:
     images = np.arange(1000, dtype=np.int64).repeat(16).reshape(1000, 4, 4)
     sample = sample_of(ArraySource((images // 4).astype(np.uint8)))
     assert sample.statistics.images == sample.decode.images == MOST_IMAGES

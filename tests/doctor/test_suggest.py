@@ -67,7 +67,7 @@ def test_size_number_and_device_decide(
     assert f"{side} px" in found.reasons[0]
 
 
-def test_digits_m_has_a_recipe_of_its_own() -> None:
+def test_digits_m_has_its_own_recipe() -> None:
     found = choose(32, 11_176, CPU, data="digits-m")
     assert (found.recipe, found.overrides) == ("digits-m", {})
 
@@ -123,6 +123,6 @@ def test_the_command_trains_what_is_suggested(data: Any, side: int, images: int,
     assert dataclasses.replace(args.config, data=found.config.data) == found.config
 
 
-def test_images_in_memory_have_a_word_that_stands_for_them() -> None:
+def test_images_in_memory_are_called_data_in_the_command() -> None:
     found = choose(32, 50_000, CPU, data=np.zeros((2, 2, 2), dtype=np.uint8))
     assert found.command == "ssole pretrain --data DATA --recipe cifar10-cpu --out runs/cifar10-cpu"

@@ -23,31 +23,29 @@ def check_readable(images: int, examined: int, unreadable: Sequence[Unreadable],
     count = len(unreadable)
     if count == 0:
         which = "all images" if examined == images else f"all {examined:,} images examined"
-        return Finding(level="ok", topic="unreadable", text=f"{which} can be read")
+        return Finding("ok", "unreadable", f"{which} can be read")
     text = f"cannot be read: {_share(count, examined)}"
     if count > math.ceil(max_unreadable * examined) or count == examined:
         advice = f"training stops if more than {100 * max_unreadable:g} % cannot be read: repair or remove them first"
-        return Finding(level="stop", topic="unreadable", text=text, advice=advice)
+        return Finding("stop", "unreadable", text, advice)
     advice = "training leaves them out and continues; repair them if you need them"
-    return Finding(level="look", topic="unreadable", text=text, advice=advice)
+    return Finding("look", "unreadable", text, advice)
 
 
 def check_duplicates(exact: Sequence[Copies], near: Sequence[Copies], examined: int) -> Iterator[Finding]:
     """Findings on exact and near copies."""
-    count = sum(len(group.copies) for group in exact)
-    if count:
+    if count := sum(len(group.copies) for group in exact):
         advice = "training pushes copies apart as if they were different images: keep one of each"
         text = f"exact copies of other images: {_share(count, examined)}"
-        yield Finding(level="look", topic="exact_copies", text=text, advice=advice)
+        yield Finding("look", "exact_copies", text, advice)
     else:
-        yield Finding(level="ok", topic="exact_copies", text="no image is an exact copy of another")
-    count = sum(len(group.copies) for group in near)
-    if count:
+        yield Finding("ok", "exact_copies", "no image is an exact copy of another")
+    if count := sum(len(group.copies) for group in near):
         advice = "look at a few, and keep all copies of an image in the same split"
         text = f"near copies, which look like other images: {_share(count, examined)}"
-        yield Finding(level="look", topic="near_copies", text=text, advice=advice)
+        yield Finding("look", "near_copies", text, advice)
     else:
-        yield Finding(level="ok", topic="near_copies", text="no two different images look the same")
+        yield Finding("ok", "near_copies", "no two different images look the same")
 
 
 def check_leakage(second: SecondSet) -> Finding:
@@ -55,32 +53,28 @@ def check_leakage(second: SecondSet) -> Finding:
     exact = sum(leak.exact for leak in second.leaked)
     near = len(second.leaked) - exact
     if not second.leaked:
-        return Finding(level="ok", topic="leakage", text=f"no image of {second.name} is also here")
+        return Finding("ok", "leakage", f"no image of {second.name} is also here")
     kinds = [f"{exact:,} exactly"] * bool(exact) + [f"{near:,} nearly"] * bool(near)
     count = _share(len(second.leaked), second.examined)
-    return Finding(
-        level="stop" if exact else "look",
-        topic="leakage",
-        text=f"from {second.name}, also found here: {count}, {' and '.join(kinds)}",
-        advice="accuracy measured on them would be too high: remove them from one of the two sets",
-    )
+    text = f"from {second.name}, also found here: {count}, {' and '.join(kinds)}"
+    advice = "accuracy measured on them would be too high: remove them from one of the two sets"
+    return Finding("stop" if exact else "look", "leakage", text, advice)
 
 
 def check_contents(contents: Contents, examined: int) -> Iterator[Finding]:
     """Findings on blank, misnamed and very long images, which would not stop a run."""
     if count := len(contents.blank):
         advice = "nothing can be learned from them: remove them, or find out where they come from"
-        text = f"have a single colour: {_share(count, examined)}"
-        yield Finding(level="look", topic="blank", text=text, advice=advice)
+        yield Finding("look", "blank", f"have a single colour: {_share(count, examined)}", advice)
     if count := len(contents.misnamed):
         text = f"have another format than their names say: {_share(count, examined)}"
         advice = "training reads the format from the bytes, so they do no harm here; other programs may fail on them"
-        yield Finding(level="look", topic="misnamed", text=text, advice=advice)
-    extreme = contents.aspects["tall"] + contents.aspects["wide"]
-    if extreme > _MANY * examined:
-        text = f"have one side more than twice as long as the other: {_share(extreme, examined)}"
+        yield Finding("look", "misnamed", text, advice)
+    count = contents.aspects["tall"] + contents.aspects["wide"]
+    if count > _MANY * examined:
+        text = f"have one side more than twice as long as the other: {_share(count, examined)}"
         advice = "crops show a small part of them: cut them into several images if each part makes sense alone"
-        yield Finding(level="look", topic="aspect", text=text, advice=advice)
+        yield Finding("look", "aspect", text, advice)
 
 
 def check_recipe(config: PretrainConfig, name: str, contents: Contents, images: int) -> Iterator[Finding]:
@@ -88,15 +82,15 @@ def check_recipe(config: PretrainConfig, name: str, contents: Contents, images: 
     if images < config.batch_size:
         text = f"{images:,} images do not fill one batch of {config.batch_size} ({name})"
         advice = f"pass --batch-size {max(2, images // 4)}, or find more images"
-        yield Finding(level="stop", topic="too_few", text=text, advice=advice)
+        yield Finding("stop", "too_few", text, advice)
     elif images < FEW:
         text = f"{images:,} images are few for learning a representation"
-        yield Finding(level="look", topic="few", text=text, advice="compare with a pretrained network (timm) as well")
+        yield Finding("look", "few", text, "compare with a pretrained network (timm) as well")
     side, size = contents.shorter_side.median, max(crop.size for crop in config.augment.crops)
     if side < size:
         text = f"half of the images have a shorter side of {side} px or less; views of {name} have {size} px"
         advice = f"views would be enlarged and gain no detail: pass --augment.crops.0.size {max(4, side)}"
-        yield Finding(level="look", topic="enlarged", text=text, advice=advice)
+        yield Finding("look", "enlarged", text, advice)
 
 
 def check_estimate(estimate: Estimate, decode: Rate, recipe: str) -> Iterator[Finding]:
@@ -105,18 +99,16 @@ def check_estimate(estimate: Estimate, decode: Rate, recipe: str) -> Iterator[Fi
     available = data_size(estimate.memory_available)
     text = f"{recipe} needs about {data_size(estimate.memory_bytes)} of memory, and {available} are available"
     if share > 1:
-        advice = "lower --batch-size, --views or --augment.crops.0.size"
-        yield Finding(level="stop", topic="memory", text=text, advice=advice)
+        yield Finding("stop", "memory", text, "lower --batch-size, --views or --augment.crops.0.size")
     elif share > _TIGHT:
-        advice = "close other programs, or lower --batch-size"
-        yield Finding(level="look", topic="memory", text=text, advice=advice)
+        yield Finding("look", "memory", text, "close other programs, or lower --batch-size")
     else:
-        yield Finding(level="ok", topic="memory", text=text)
+        yield Finding("ok", "memory", text)
     needed = estimate.batch_size / estimate.step_seconds.median
     if decode.value < needed:
         text = f"{decode.value:,.0f} images/s can be decoded, and the network can train on {needed:,.0f} images/s"
         advice = "the first epoch waits for decoding; later ones do not if decoded images fit into memory or the cache"
-        yield Finding(level="look", topic="decoding", text=text, advice=advice)
+        yield Finding("look", "decoding", text, advice)
 
 
 def _share(count: int, total: int) -> str:

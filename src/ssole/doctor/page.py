@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ssole.doctor.contents import Classes, Contents, Range
 from ssole.doctor.duplicates import Copies, Leak
@@ -49,36 +49,42 @@ _SUMMARIES: dict[Level, str] = {
 
 def print_page(report: Report, console: Console) -> None:
     """Print a report for a person."""
-    for block in _blocks(report):
+    from rich.text import Text
+
+    count = f"{report.images:,} images"
+    if report.examined < report.images:
+        count += f"; an evenly spaced sample of {report.examined:,} was examined (--limit)"
+    blocks: list[RenderableType] = [
+        Text.assemble((report.name, "bold"), f": {count}; read and compared in {report.seconds:.1f} s"),
+        _named_rows(_facts(report)),
+        _findings(report),
+    ]
+    if report.estimate is not None:
+        rows = _cost(report.estimate, report.recipe or "")
+        blocks.append(_named_rows(rows, title="Estimated cost on this machine"))
+    for block in blocks:
         console.print(block, highlight=False)
         console.print()
     if report.suggestion is not None:
         _print_suggestion(report.suggestion, console)
 
 
-def _blocks(report: Report) -> Iterator[RenderableType]:
-    from rich.text import Text
-
-    count = f"{report.images:,} images"
-    if report.examined < report.images:
-        count += f"; an evenly spaced sample of {report.examined:,} was examined (--limit)"
-    yield Text.assemble((report.name, "bold"), f": {count}; read and compared in {report.seconds:.1f} s")
-    yield _rows(_facts(report))
-    yield _findings(report)
-    if report.estimate is not None:
-        yield _rows(_cost(report.estimate, report.recipe or ""), title="Estimated cost on this machine")
-
-
-def _rows(rows: Iterable[tuple[str, RenderableType]], title: str | None = None) -> Table:
+def _grid(rows: Iterable[Iterable[RenderableType]], *columns: dict[str, Any], gap: int = 2) -> Table:
+    """Table without lines; strings are printed as they are, because rich takes brackets in file names for markup."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
+    table = Table.grid(padding=(0, gap))
+    for column in columns:
+        table.add_column(**column)
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
+def _named_rows(rows: Iterable[tuple[str, RenderableType]], title: str | None = None) -> Table:
+    table = _grid(rows, {"no_wrap": True, "style": "dim", "min_width": 12}, {"overflow": "fold"})
     table.title, table.title_justify, table.title_style = title, "left", "bold"
-    table.add_column(no_wrap=True, style="dim", min_width=12)
-    table.add_column(overflow="fold")
-    for name, value in rows:  # as Text, because rich would take brackets in a file name for markup
-        table.add_row(name, Text(value) if isinstance(value, str) else value)
     return table
 
 
@@ -118,49 +124,38 @@ def _classes(found: Classes) -> str:
 
 
 def _ranges(about: Contents) -> Table:
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 3))
-    for column in range(4):
-        table.add_column(justify="right" if column else "left")
-    table.add_row("", "min", "median", "max", style="dim")
     sides: dict[str, Range] = {"width": about.width, "height": about.height, "shorter side": about.shorter_side}
-    for name, side in sides.items():
-        table.add_row(name, f"{side.min:,}", f"{side.median:,}", f"{side.max:,} px")
-    table.add_row("bytes each", *(data_size(value) for value in (about.bytes.min, about.bytes.median, about.bytes.max)))
+    rows = [[name, f"{side.min:,}", f"{side.median:,}", f"{side.max:,} px"] for name, side in sides.items()]
+    rows.append(["bytes each", *(data_size(value) for value in (about.bytes.min, about.bytes.median, about.bytes.max))])
+    right = {"justify": "right"}
+    table = _grid([["", "min", "median", "max"], *rows], {}, right, right, right, gap=3)
+    table.rows[0].style = "dim"
     return table
 
 
 def _bars(counts: Mapping[str, int]) -> Table:
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 3))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(style="cyan")
     most = max(counts.values())
-    for name, count in counts.items():
-        if count:
-            table.add_row(_SHAPES[name], f"{count:,}", "█" * max(1, round(_BAR * count / most)))
-    return table
+    rows = [
+        (_SHAPES[name], f"{count:,}", "█" * max(1, round(_BAR * count / most)))
+        for name, count in counts.items()
+        if count
+    ]
+    return _grid(rows, {}, {"justify": "right"}, {"style": "cyan"}, gap=3)
 
 
 def _findings(report: Report) -> Table:
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True, min_width=12)
-    table.add_column(overflow="fold")
+    rows: list[tuple[RenderableType, RenderableType]] = []
     for finding in report.findings:
-        table.add_row(Text(_WORDS[finding.level], style=_STYLES[finding.level]), Text(finding.text))
+        rows.append((Text(_WORDS[finding.level], style=_STYLES[finding.level]), finding.text))
         if finding.advice:
-            table.add_row("", Text(finding.advice, style="italic"))
-        for example in _examples(finding, report):
-            table.add_row("", Text(f"  {example}", style="dim"))
-    table.add_row("", "")
-    table.add_row(Text("verdict", style="bold"), Text(_SUMMARIES[report.verdict], style=_STYLES[report.verdict]))
-    return table
+            rows.append(("", Text(finding.advice, style="italic")))
+        rows += [("", Text(f"  {example}", style="dim")) for example in _examples(finding, report)]
+    rows.append(("", ""))
+    summary = Text(_SUMMARIES[report.verdict], style=_STYLES[report.verdict])
+    rows.append((Text("verdict", style="bold"), summary))
+    return _grid(rows, {"no_wrap": True, "min_width": 12}, {"overflow": "fold"})
 
 
 def _examples(finding: Finding, report: Report) -> list[str]:

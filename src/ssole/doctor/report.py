@@ -21,7 +21,7 @@ FORMAT = 1
 Level = Literal["ok", "look", "stop"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """Verdict on one question."""
 
