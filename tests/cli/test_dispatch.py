@@ -59,7 +59,7 @@ def test_divergence_names_the_step(command: Command) -> None:
     assert not Run(Path("runs/tiny")).finished
 
 
-def test_a_full_disk_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_an_error_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -69,7 +69,7 @@ def test_a_full_disk_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) 
     assert "error: [Errno 28] No space left on device" in outcome.err
 
 
-def test_memory_that_does_not_suffice_is_told(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lack_of_memory_is_an_error_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
 

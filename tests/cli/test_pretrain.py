@@ -28,7 +28,7 @@ def test_help_of_pretrain_shows_recipes_and_explains_every_option(command: Comma
     assert [option for option, words in explained if words == "(default:"] == []
 
 
-def test_pretrain_says_what_it_made_and_what_to_do_with_it(command: Command) -> None:
+def test_pretrain_prints_its_result_and_the_next_command(command: Command) -> None:
     outcome = command(*TINY)
     assert outcome.code == 0, outcome.err
     assert "22 images, 12 steps of 4 x 2 views, on cpu in float32" in outcome.err
@@ -77,7 +77,7 @@ OVERRIDES: dict[str, dict[str, object]] = {
 
 
 @pytest.mark.parametrize("options", OVERRIDES)
-def test_every_override_lands_in_the_config(command: Command, options: str) -> None:
+def test_every_override_reaches_the_config(command: Command, options: str) -> None:
     outcome = command(*TINY, "--out", "run", *options.split())
     assert outcome.code == 0, outcome.err
     config = Run(Path("run")).config
@@ -161,7 +161,7 @@ def test_a_run_is_never_overwritten(command: Command) -> None:
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
 
 
-def test_resume_tells_what_cannot_be_resumed(command: Command) -> None:
+def test_what_cannot_be_resumed_says_why(command: Command) -> None:
     outcome = command("pretrain", "--resume", "photos")
     assert (outcome.code, outcome.out) == (2, "")
     assert "photos is not a run folder: it has no config.yaml" in outcome.err
@@ -189,7 +189,7 @@ def test_resuming_on_other_data(command: Command) -> None:
     assert "started on 22 images and the data now hold 21" in outcome.err
 
 
-def test_a_corrupt_image_is_left_out_listed_and_told(command: Command) -> None:
+def test_a_corrupt_image_is_left_out_listed_and_reported(command: Command) -> None:
     Path("photos/cat/zzz.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     outcome = command(*TINY)
     assert outcome.code == 0, outcome.err

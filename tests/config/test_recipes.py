@@ -97,7 +97,7 @@ def test_epochs_replace_the_steps_of_a_recipe_unless_both_are_given() -> None:
         ("augment.crops.size", 32, ["augment.crops.size", "'size' should be a number"]),
     ],
 )
-def test_an_unknown_key_is_named_with_the_one_meant(key: str, value: object, words: list[str]) -> None:
+def test_an_unknown_key_is_named_with_the_closest(key: str, value: object, words: list[str]) -> None:
     with pytest.raises(ConfigError) as error:
         apply_overrides(PretrainConfig(), {key: value})
     for word in words:

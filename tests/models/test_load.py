@@ -53,8 +53,8 @@ def test_a_network_with_timms_stem_needs_timm_alone(tmp_path: Path) -> None:
 def test_load_and_untrained(saved: tuple[Run, nn.Module]) -> None:
     run, backbone = saved
     images = torch.randn(2, 3, 32, 32)
-    for place in (run, run.path, str(run.path), run.backbone_path):
-        model = load(place)
+    for source in (run, run.path, str(run.path), run.backbone_path):
+        model = load(source)
         assert not model.training
         assert torch.equal(model(images), backbone(images))
     assert (model.image_size, model.num_features) == (32, 16)

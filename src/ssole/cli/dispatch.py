@@ -31,7 +31,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; exits with 0, 1 for a failed run, 2 for wrong input, 128 + N after signal N."""
+    """The command line. It exits with 0, or 1 for a failed run, 2 for wrong input, 128 + N after signal N."""
     sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
 
 

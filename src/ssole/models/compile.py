@@ -51,7 +51,7 @@ def compile_encoder(
     required: bool,
     stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Compile in place, by a trial of forward and backward; weights, state and gradients are as before.
+    """Compilation in place, by a trial of a forward and a backward pass that leaves weights and state as they were.
 
     Everything else that this process compiled before is compiled again at its next call.
 
