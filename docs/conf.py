@@ -24,8 +24,8 @@ html_show_copyright = False
 
 # Every reference must be found: to a page, to a heading (of the three upper levels) or to a name of ssole.
 nitpicky = True
-# Names of other packages are not looked up, because that would need a network.
-nitpick_ignore_regex = [("py:.*", r"(?!ssole\b).*")]
+# Names of other packages are not looked up, because that would need a network; private names have no page.
+nitpick_ignore_regex = [("py:.*", r"(?!ssole\b).*"), ("py:.*", r".*\._\w+")]
 myst_heading_anchors = 3
 
 # A word in single backticks is code, as in Markdown.

@@ -10,6 +10,7 @@ import io
 import re
 import shlex
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,12 @@ from markdown_it import MarkdownIt
 
 import ssole
 import tiny
+from ssole.cli import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+MARKDOWN = MarkdownIt("commonmark")
 
 # What makes a snippet short: a few steps of a few images. All other settings are those that the page shows.
 SHORT: dict[str, Any] = {
@@ -59,7 +63,7 @@ class Snippet:
 
 def snippets(page: Path) -> list[Snippet]:
     """Fenced blocks of a page, those within lists and HTML among them."""
-    tokens = MarkdownIt("commonmark").parse(page.read_text(encoding="utf-8"))
+    tokens = MARKDOWN.parse(page.read_text(encoding="utf-8"))
     found = []
     for token in tokens:
         if token.type == "fence":
@@ -73,7 +77,9 @@ def snippets(page: Path) -> list[Snippet]:
 
 def inline_commands(page: Path, program: str) -> list[list[str]]:
     """Arguments of each `PROGRAM COMMAND ...` within the text of a page."""
-    return [shlex.split(code) for code in re.findall(rf"`{program} ([a-z]+[^`]*)`", page.read_text(encoding="utf-8"))]
+    tokens = [child for token in MARKDOWN.parse(page.read_text(encoding="utf-8")) for child in token.children or []]
+    codes = [token.content for token in tokens if token.type == "code_inline"]
+    return [shlex.split(code)[1:] for code in codes if re.match(rf"{program} [a-z]", code)]
 
 
 @pytest.fixture
@@ -95,6 +101,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number in range(147):
         with tarfile.open(tmp_path / "shards" / f"imagenet-{number:04}.tar", "w") as tar:
             tar.add(tmp_path / "photos" / names[number % len(names)], f"{number}.png")
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as file:
+        for name in names:
+            file.write(tmp_path / "photos" / name, name)
     images = tiny.images(32)
     np.save(tmp_path / "images.npy", images)
     np.savez(tmp_path / "medmnist.npz", train_images=images, train_labels=np.arange(len(images)) % 2)
@@ -105,7 +114,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_python(snippet: Snippet, names: dict[str, Any]) -> None:
     """Run a block in the namespace of its page; a traceback names the page and its line."""
     source = "\n" * snippet.line + snippet.text
-    code = compile(source, str(snippet.page), "exec")
+    code = compile(source, str(snippet.page), "exec", dont_inherit=True)
     if snippet.not_run is None:
         exec(code, names)  # noqa: S102 - our own text
 
@@ -203,6 +212,15 @@ def test_commands_within_the_text_are_understood(page: Path, monkeypatch: pytest
         check_make(arguments)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_examples_of_the_help_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    examples = re.findall(r"^ *ssole (.*?)(?:  .*)?$", inspect.getdoc(COMMANDS[command]) or "", flags=re.MULTILINE)
+    assert any(example.startswith(command) for example in examples)
+    for example in examples:
+        check_flags(shlex.split(example))
+
+
 def test_the_readme_shows_how_to_begin() -> None:
     texts = [snippet.text for snippet in snippets(ROOT / "README.md")]
     for shown in ("make demo", "make test", "ssole pretrain", "ssole eval", "ssole.pretrain", "SSOLELoss("):
@@ -248,7 +266,9 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
     assert list(undocumented(importlib.import_module(name))) == []
 
 
-def test_the_reference_has_every_public_name() -> None:
-    reference = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "api").glob("*.md"))
-    described = set(re.findall(r"auto(?:function|class|exception):: ssole\.(\w+)$", reference, flags=re.MULTILINE))
-    assert described == set(ssole.__all__)
+def test_the_reference_has_every_public_name_and_every_module() -> None:
+    text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "api").glob("*.md")))
+    names = re.findall(r"auto(?:function|class|exception):: ssole\.(\w+)$", text, flags=re.MULTILINE)
+    assert sorted(names) == sorted(ssole.__all__)
+    modules = re.findall(r"automodule:: (ssole\.[\w.]+)$", text, flags=re.MULTILINE)
+    assert sorted(modules) == [name for name in MODULES if name != "ssole" and not name.startswith("ssole.cli")]
