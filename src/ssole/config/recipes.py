@@ -90,7 +90,7 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     Args:
         overrides: dotted field names to values (``{"optim.lr": 1.0, "augment.crops.0.size": 64, "epochs": 5}``).
             A dict value replaces only the fields it names. ``views`` is short for the count of the first crop group.
-            ``preset`` replaces all of ``augment`` except its crops (see :func:`ssole.config.view_preset`).
+            ``preset`` replaces all of ``augment`` except its crops (see :func:`~ssole.config.presets.view_preset`).
             ``epochs`` without ``steps`` clears the recipe's own ``steps``, which would otherwise win.
 
     Raises:
