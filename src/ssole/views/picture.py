@@ -24,7 +24,7 @@ _SMALLEST = 96  # smaller crops are enlarged to this, pixel by pixel
 def picture(
     images: Sequence[torch.Tensor], ids: torch.Tensor, *, recipe: ViewRecipe, seed: int = 0, epoch: int = 0
 ) -> Image.Image:
-    """Draw the views that :func:`~ssole.views.make_views` makes of images.
+    """Draw the views that :func:`~ssole.make_views` makes of images.
 
     Args:
         images: B tensors uint8 or uint16 (C, h, w). Of more than three channels the first three are shown, of two the
