@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,11 +36,11 @@ class Quantiles:
     median: float
     high: float
 
-    def times(self, factor: float, plus: float = 0.0) -> Quantiles:
-        """Quantiles of the measurements, each multiplied by a factor and increased."""
-        return Quantiles(
-            low=self.low * factor + plus, median=self.median * factor + plus, high=self.high * factor + plus
-        )
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Quantiles:
+        """Quantiles of these values."""
+        low, median, high = np.quantile(values, (0.1, 0.5, 0.9)).tolist()
+        return cls(low=low, median=median, high=high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,8 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
         taken = trial.repeat(batch)
     share = config.batch_size / batch
     times = [compute * share + update for compute, update in taken]
-    low, median, high = np.quantile(times, (0.1, 0.5, 0.9)).tolist()
-    step = Quantiles(low=low, median=median, high=high)
     decode_seconds = min(images, plan.total * config.batch_size) / sample.decode.value
+    preparation = decode_seconds + trial.compile_seconds
     memory = trial.memory(config.batch_size)
     if device.type == "cpu":
         memory += _held_bytes(sample, contents, images, config.batch_size)
@@ -97,10 +96,10 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
         steps=plan.total,
         batch_size=config.batch_size,
         views=config.augment.views,
-        step_seconds=step,
+        step_seconds=Quantiles.of(times),
         decode_seconds=decode_seconds,
         compile_seconds=trial.compile_seconds,
-        seconds=step.times(plan.total, plus=decode_seconds + trial.compile_seconds),
+        seconds=Quantiles.of([plan.total * step + preparation for step in times]),
         steps_measured=len(taken),
         batch_measured=batch,
         memory_bytes=int(memory),
@@ -218,12 +217,12 @@ def _saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
 
 @contextmanager
 def _as_config_errors(config: PretrainConfig) -> Iterator[None]:
-    """Errors of timm and torch about wrong arguments and sizes, raised as errors in the recipe."""
+    """Errors of timm, torch and the loss about wrong settings, raised as errors in the recipe."""
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (TypeError, AssertionError, RuntimeError) as error:
+    except (TypeError, AssertionError, RuntimeError, FloatingPointError) as error:
         raise ConfigError(f"{config.model.backbone} does not run with the recipe's settings: {error}") from error
 
 
