@@ -3,7 +3,7 @@
     python benchmarks/probe.py            # 50,000 train and 10,000 test features of 512 dimensions, 2 threads
     python benchmarks/probe.py --small    # a tenth of that, for a quick look
 
-Runs of the two sides alternate, so that a disturbance meets both; medians are shown, and at full size saved to
+Runs of the two libraries alternate, so that a disturbance slows both. Medians are shown, and at full size saved to
 benchmarks/results/probe.json.
 """
 
@@ -38,7 +38,7 @@ from ssole.evaluation.linear import C_GRID, linear_probe  # noqa: E402
 
 
 def synthetic(n: int, f: int = 512, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rectified, correlated features with a power-law spectrum and overlapping classes, as a trained network gives."""
+    """Features like a trained network's: rectified, correlated, with a power-law spectrum and overlapping classes."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -52,7 +52,7 @@ def synthetic(n: int, f: int = 512, classes: int = 10) -> tuple[torch.Tensor, to
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds, and the last outcome, of each."""
+    """Median seconds and the last result of each function, called in turn."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     outcome = {}
     for _ in range(repeats):

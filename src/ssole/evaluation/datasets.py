@@ -35,27 +35,16 @@ class Subset:
     def __str__(self) -> str:
         return f"{self.store.source.name}, {len(self)} images"
 
-    @classmethod
-    def whole(cls, store: ImageStore) -> Subset:
-        """All images of a store, without labels."""
-        return cls(store=store, positions=torch.arange(len(store)), labels=torch.full((len(store),), -1))
-
     def get(self, indices: Tensor) -> Tensor | list[Tensor]:
         """Images by position in this subset."""
         return self.store.get(self.positions[indices])
 
-    @property
-    def readable(self) -> Tensor:
-        """Mask (N,) of the images that can be read; complete once all of them have been asked for.
-
-        A store gives its next image in place of one that cannot be read, and the label does not belong to that.
-        """
-        bad = torch.tensor([index for index, _, _ in self.store.unreadable], dtype=torch.int64)
-        return ~torch.isin(self.positions, bad)
-
     def readable_rows(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and labels of the images that can be read, from features of all images."""
-        readable = self.readable
+        """Features and labels of the readable images, from the features of all (N, F).
+
+        In place of an unreadable image a store gives the next one, which the label does not belong to.
+        """
+        readable = torch.from_numpy(self.store.readable)[self.positions]
         return features[readable], self.labels[readable]
 
     def select(self, chosen: Tensor) -> Subset:
@@ -88,13 +77,14 @@ def open_data(
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
         note = f"{source.name} has no labels: only label-free figures, which are no accuracies."
-        store = preprocessing.open_store(source, progress=progress)
-        return EvaluationData(train=Subset.whole(store), test=None, notes=[note])
+        store, count = preprocessing.open_store(source, progress=progress), len(source)
+        train = Subset(store=store, positions=torch.arange(count), labels=torch.full((count,), -1))
+        return EvaluationData(train=train, test=None, notes=[note])
     test_source, why_not = _test_source(source, data, test)
     store = preprocessing.open_store(source, progress=progress)
     if test_source is not None:
         return match(store, preprocessing.open_store(test_source, progress=progress))
-    subset, notes = labelled(store, source.labels)
+    subset, notes = _labelled(store, source.labels)
     kept, held = stratified_split(subset.labels, HELD_OUT, seed=seed)
     note = f"No test split ({why_not}): tested on {len(held)} images held out of {len(subset)} by seed {seed}."
     return _checked(subset.select(kept), subset.select(held), source.classes, [note, *notes])
@@ -107,16 +97,12 @@ def match(train: ImageStore, test: ImageStore) -> EvaluationData:
         DataError: where either has no labels, or test has classes that train lacks.
     """
     train_labels, test_labels, names = shared_labels(train.source, test.source)
-    (train_part, train_notes), (test_part, test_notes) = labelled(train, train_labels), labelled(test, test_labels)
+    (train_part, train_notes), (test_part, test_notes) = _labelled(train, train_labels), _labelled(test, test_labels)
     return _checked(train_part, test_part, names, train_notes + test_notes)
 
 
-def labelled(store: ImageStore, labels: NDArray[np.int64]) -> tuple[Subset, list[str]]:
-    """The images of a store whose label is known (not negative), and a note if those are not all.
-
-    Raises:
-        DataError: when there are none.
-    """
+def _labelled(store: ImageStore, labels: NDArray[np.int64]) -> tuple[Subset, list[str]]:
+    """The images of a store with a known label (not negative), and a note where others lack one."""
     all_labels = torch.from_numpy(np.array(labels, dtype=np.int64))
     known = (all_labels >= 0).nonzero()[:, 0]
     if not len(known):
@@ -186,9 +172,7 @@ def _test_source(source: Source, data: Spec, test: Spec | None) -> tuple[Source 
     except DataError as error:
         return None, str(error).split(". ")[0].rstrip(".")
     # Data without splits may open as the same images for both: testing on those would be testing on the training set.
-    same = other is source or (len(other) == len(source) and _ids(other) == _ids(source))
+    same = other is source or (
+        len(other) == len(source) and all(other.id(i) == source.id(i) for i in range(len(source)))
+    )
     return (None, f"{source.name} is one set of images") if same else (other, "")
-
-
-def _ids(source: Source) -> list[str]:
-    return [source.id(i) for i in range(len(source))]

@@ -13,7 +13,7 @@ from torch import nn
 
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
-from ssole.evaluation.datasets import Subset, match, open_data
+from ssole.evaluation.datasets import match, open_data
 from ssole.evaluation.features import Embeddings, extract
 from ssole.evaluation.knn import accuracy, knn_classify
 from ssole.evaluation.preprocessing import Preprocessing
@@ -70,14 +70,13 @@ def evaluate(
     given = list(model_or_run) if isinstance(model_or_run, (list, tuple)) else [model_or_run]
     overrides = {"image_size": image_size, "mean": mean, "std": std}
     how = {"device": resolve_device(device), "precision": precision, "progress": progress}
-    evaluation = Scoring(partial(open_data, data, test, seed=seed, progress=progress), protocol, views, seed, how)
+    scoring = Scoring(partial(open_data, data, test, seed=seed, progress=progress), protocol, views, seed, how)
     models = [_load(one, load, overrides) for one in given]
-    evaluation.add_models("trained" if len(models) == 1 else f"trained ({len(models)} runs)", models)
+    scoring.add_models("trained" if len(models) == 1 else f"trained ({len(models)} runs)", models)
     if baselines:
-        evaluation.add_raw_pixels(models[0][1])
-        runs = [_load(one, untrained, overrides) for one in given if not isinstance(one, nn.Module)]
-        evaluation.add_untrained(runs)
-    return evaluation.result()
+        scoring.add_raw_pixels(models[0][1])
+        scoring.add_untrained([_load(one, untrained, overrides) for one in given if not isinstance(one, nn.Module)])
+    return scoring.result()
 
 
 def embed(
@@ -103,17 +102,17 @@ def embed(
         DataError: data that cannot be opened, or too many unreadable images.
         ValueError: unknown preprocessing, or features that are not finite.
     """
+    device = resolve_device(device)
     model, preprocessing = _load(model_or_run, load, {"image_size": image_size, "mean": mean, "std": std})
-    place = resolve_device(device)
     store = preprocessing.open_store(open_source(data), progress=progress)
-    array = extract(model, store, preprocessing, device=place, precision=precision, progress=progress).numpy()
+    array = extract(model, store, preprocessing, device=device, precision=precision, progress=progress).numpy()
     if store.unreadable:
         _, first, reason = store.unreadable[0]
         warnings.warn(
             f"{len(store.unreadable)} of {len(store)} images cannot be read and are left out: {first} ({reason}), ...",
             stacklevel=2,
         )
-    readable = Subset.whole(store).readable.numpy()
+    readable = store.readable
     return Embeddings(
         array=array[readable],
         ids=[name for name, good in zip(store.ids, readable, strict=True) if good],
@@ -154,15 +153,15 @@ def knn_evaluator(
             )
     data = match(train, test)
     assert data.test is not None
-    subsets = data.train, data.test
-    if max(k) > len(data.train):
-        raise ValueError(f"k is {tuple(k)} and there are {len(data.train)} training images: pass a smaller k")
+    memory, queries = data.train, data.test
+    if max(k) > len(memory):
+        raise ValueError(f"k is {tuple(k)} and there are {len(memory)} training images: pass a smaller k")
 
     def evaluate_knn(backbone: nn.Module) -> dict[str, float]:
         device = next(backbone.parameters()).device
         features_of = partial(extract, backbone, preprocessing=preprocessing, precision=precision, progress=False)
         (train_features, train_labels), (test_features, test_labels) = (
-            subset.readable_rows(features_of(subset)) for subset in subsets
+            subset.readable_rows(features_of(subset)) for subset in (memory, queries)
         )
         scores = knn_classify(
             train_features.to(device), train_labels, test_features.to(device), k=k, num_classes=data.classes

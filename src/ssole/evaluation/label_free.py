@@ -31,7 +31,6 @@ def rankme(features: Tensor, *, eps: float = 1e-7, seed: int = 0) -> float:
     Args:
         features: (N, F), floating point, finite. More than 25,600 rows: a random choice of that many by ``seed``.
         eps: as published; it keeps the logarithm finite, and adds less than 2e-6 F to the entropy.
-        seed: of that choice.
 
     Raises:
         ValueError: for anything but a finite (N, F).
@@ -84,7 +83,6 @@ def uniformity(features: Tensor, *, t: float = 2.0, seed: int = 0) -> float:
     Args:
         features: (N, F) with N >= 2. More than 10,000 rows: a random choice of that many by ``seed``.
         t: above 0.
-        seed: of that choice.
 
     Raises:
         ValueError: for fewer than two rows, or features that are not a finite (N, F).

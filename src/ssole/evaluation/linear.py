@@ -73,8 +73,7 @@ def linear_probe(
         c: inverse penalties to choose from, or a single one.
         num_classes: C; by default the largest label + 1.
         validation_share, seed: of the stratified hold-out.
-        tolerance: largest entry of the preconditioned gradient at convergence. The curvature is near 1 there, so the
-            objective is within about F C tolerance² / 2 of its minimum.
+        tolerance: largest entry of the preconditioned gradient at convergence.
         max_iterations: limit for each fit.
 
     Raises:
@@ -88,18 +87,11 @@ def linear_probe(
     present, labels_N = labels_N.to(train_features.device).unique(return_inverse=True)
     if len(present) < 2:
         raise ValueError(f"all {len(labels_N)} labels are {present.item()}: a classifier needs at least two classes")
-
-    validation: dict[float, float] = {}
-    iterations = 0
-    if len(grid) > 1:
-        fit, held = (part.to(labels_N.device) for part in stratified_split(labels_N, validation_share, seed=seed))
-        trial = _Logistic(train_features[fit], labels_N[fit])
-        for value in grid:
-            iterations += trial.solve(value, tolerance, max_iterations)
-            validation[value] = trial.accuracy(train_features[held], labels_N[held])
+    limits, split = (tolerance, max_iterations), (validation_share, seed)
+    validation, iterations = _validate(train_features, labels_N, grid, split, limits) if len(grid) > 1 else ({}, 0)
     best = max(grid, key=lambda value: (validation.get(value, 0.0), -value))
     final = _Logistic(train_features, labels_N)
-    iterations += final.solve(best, tolerance, max_iterations)
+    iterations += final.solve(best, *limits)
     weight_CF, bias_C = final.classifier()
     return LinearProbe(
         weight=weight_CF.new_zeros(classes, weight_CF.shape[1]).index_copy(0, present, weight_CF),
@@ -109,6 +101,20 @@ def linear_probe(
         iterations=iterations,
         validation=validation,
     )
+
+
+def _validate(
+    features_NF: Tensor, labels_N: Tensor, grid: Sequence[float], split: tuple[float, int], limits: tuple[float, int]
+) -> tuple[dict[float, float], int]:
+    """Accuracy by inverse penalty on a held-out part, and the number of iterations of all fits."""
+    share, seed = split
+    fit, held = (part.to(labels_N.device) for part in stratified_split(labels_N, share, seed=seed))
+    trial = _Logistic(features_NF[fit], labels_N[fit])
+    validation, iterations = {}, 0
+    for value in grid:
+        iterations += trial.solve(value, *limits)
+        validation[value] = trial.accuracy(features_NF[held], labels_N[held])
+    return validation, iterations
 
 
 class _Logistic:
@@ -132,7 +138,10 @@ class _Logistic:
         self.converged = False
 
     def solve(self, c: float, tolerance: float, max_iterations: int) -> int:
-        """Move the solution to the minimum for inverse penalty ``c``, and return the number of iterations."""
+        """Move the solution to the minimum for inverse penalty ``c``, and return the number of iterations.
+
+        The curvature is near 1, so at convergence the objective is within about F C tolerance² / 2 of its minimum.
+        """
         penalty_G1 = torch.full_like(self.variance_G, 1 / (len(self.labels_N1) * c))[:, None]
         penalty_G1[-1] = 0
         # The Hessian is about (mean of p (1 - p)) x variance + penalty on the diagonal. The floor under the mean, one

@@ -106,11 +106,9 @@ class Preprocessing:
         return side <= self.decode_size and (store.shrink_to is None or side < store.shrink_to)
 
     def __call__(self, images: Tensor | Sequence[Tensor], *, device: torch.device | str | None = None) -> Tensor:
-        """Model input (B, C, S, S), float32, of uint8 or uint16 images (B, C, H, W) or a list of B tensors (C, h, w).
+        """Model input (B, C, S, S) float32 of uint8 or uint16 images (B, C, H, W), or of a list of B tensors (C, h, w).
 
-        Args:
-            images: decoded images.
-            device: where to compute; by default where the images are.
+        It is computed on ``device``, by default that of the images.
         """
         crops = center_crop(images, self.image_size, device=device)
         mean_C11, std_C11 = (torch.tensor(list(v), device=crops.device).view(-1, 1, 1) for v in (self.mean, self.std))
@@ -118,15 +116,10 @@ class Preprocessing:
 
 
 def center_crop(images: Tensor | Sequence[Tensor], size: int, *, device: torch.device | str | None = None) -> Tensor:
-    """Centre crops (B, C, size, size), float32 in [0, 1].
+    """Centre crops (B, C, size, size), float32 in [0, 1], of uint8 or uint16 images.
 
     The shorter side is resized to ``size`` (bilinear, antialiased) and the middle square is kept. Images already of
-    that size pass untouched.
-
-    Args:
-        images: uint8 or uint16 (B, C, H, W), or a list of B tensors (C, h, w).
-        size: side of the square in pixels.
-        device: where to compute; by default where the images are.
+    that size pass untouched. Arguments as for calling :class:`Preprocessing`.
     """
     if not isinstance(images, Tensor):
         return torch.cat([center_crop(image[None], size, device=device) for image in images])

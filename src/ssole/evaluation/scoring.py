@@ -28,12 +28,9 @@ with V >= 2 in the first. ``functools.partial(ssole.make_views, recipe=..., seed
 
 
 class Scoring:
-    """Evaluation of one row of the result after another, with the notes and probes that they leave.
+    """Scores of one row of the result after another, with the notes and probes that belong to them.
 
-    Args:
-        open_data: opens the data for a preprocessing.
-        protocol, views, seed: as for :func:`evaluate`.
-        how: device, precision and progress of :func:`extract`.
+    ``open_data`` opens the data for a preprocessing; ``how`` is device, precision and progress of :func:`extract`.
     """
 
     def __init__(
