@@ -228,10 +228,13 @@ print(json.dumps([name for name in before if before[name] != after[name]]))
 
 
 def test_every_module_can_be_imported_first() -> None:
-    """No import order is the only one that works. Each module in a fork of one process, to load torch only once."""
+    """No import order is the only one that works.
+
+    Each module in a fork of one process that has imported `ssole`, which importing any of its modules does first.
+    """
     code = """
 import importlib, os, traceback
-import torch
+import ssole
 for name in sys.argv[1:]:
     child = os.fork()
     if child == 0:
