@@ -9,6 +9,8 @@ import time
 import numpy as np
 from PIL import Image
 
+from ssole.data.base import Source
+
 
 def png(height: int, width: int, seed: int) -> bytes:
     """An image of noise."""
@@ -23,11 +25,8 @@ def pngs(n: int) -> list[bytes]:
     return [png(8 + i % 5, 9 + i % 3, i) for i in range(n)]
 
 
-class Listed:
+class Listed(Source):
     """A source over a list of encoded images or arrays."""
-
-    labels = None
-    classes = None
 
     def __init__(self, items, *, name="listed", seconds=0.0):
         self.items, self.name, self.seconds = items, name, seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import io
@@ -10,7 +11,9 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,13 +27,14 @@ from listed import Listed, png, pngs, wait_until_still
 from ssole.data import cache
 from ssole.data import store as reading
 from ssole.data.arrays import ArraySource
-from ssole.data.base import identify
-from ssole.data.cache import DISK_SHARE
+from ssole.data.cache import DISK_SHARE, ImageCache
 from ssole.data.decode import decode
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 
+Open = Callable[..., ImageCache]
+RECORD = cache._RECORD.itemsize
 N = 60
 ITEMS = pngs(N)
 SOURCE = Path(__file__).parents[2] / "src"
@@ -40,7 +44,7 @@ class Known(Listed):
     """Images that are somewhere, and can tell that they changed: what is decoded is kept from run to run."""
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(b"".join(self.items)).hexdigest()
+        return hashlib.sha256(self.ids_fingerprint.encode() + b"".join(self.items)).hexdigest()
 
 
 def images(items: list[bytes], **options: object) -> list[torch.Tensor]:
@@ -51,6 +55,22 @@ def images(items: list[bytes], **options: object) -> list[torch.Tensor]:
 
 def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def records(folder: Path) -> np.ndarray:
+    """The index of a cache."""
+    return np.fromfile(folder / "index.bin", cache._RECORD)
+
+
+def assert_kept_once(folder: Path) -> None:
+    """Every image is in the cache, and there is nothing else: no bytes but those that align each image."""
+    index = np.sort(records(folder), order="offset")
+    sizes = index["shape"].prod(1) * index["itemsize"]
+    assert (sizes > 0).all()
+    ends = index["offset"] + sizes
+    assert (index["offset"][1:] - ends[:-1] < 64).all()
+    assert (index["offset"][1:] >= ends[:-1]).all()
+    assert (index["offset"][0], ends[-1]) == (0, (folder / "pixels.bin").stat().st_size)
 
 
 def caches(folder: Path) -> list[Path]:
@@ -79,23 +99,23 @@ def test_uniform_images_that_do_not_fit_are_kept_and_stacked(tmp_path: Path) -> 
             assert not store.uniform
             assert torch.equal(store.get(range(N)), ImageStore(Known(items)).images)
             assert torch.equal(store.get(range(N)), ImageStore(Known(items)).images)
-            assert len(store.packed) == N
+            assert len(store.cache) == N
 
 
 def test_by_default_it_is_in_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSOLE_CACHE", str(tmp_path))
     with ImageStore(Known(ITEMS), cache=True) as store:
-        assert store.packed.folder.parent == tmp_path / "packed"
-        about = json.loads((store.packed.folder / "about.json").read_text())
+        assert store.cache.folder.parent == tmp_path / "packed"
+        about = json.loads((store.cache.folder / "about.json").read_text())
         assert (about["source"], about["images"]) == ("listed", N)
 
 
 def test_nothing_is_kept_unasked_in_memory_or_of_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSOLE_CACHE", str(tmp_path))
     arrays = np.zeros((4, 6, 5, 3), np.uint8)
-    assert ImageStore(Known(ITEMS)).packed is None
-    assert ImageStore(Known([png(6, 5, 0)] * 4), cache=True).packed is None
-    assert ImageStore(ArraySource(arrays), cache=True, memory_limit=0).packed is None
+    assert ImageStore(Known(ITEMS)).cache is None
+    assert ImageStore(Known([png(6, 5, 0)] * 4), cache=True).cache is None
+    assert ImageStore(ArraySource(arrays), cache=True, memory_limit=0).cache is None
     assert caches(tmp_path) == []
 
 
@@ -113,7 +133,7 @@ def test_other_ways_of_decoding_have_other_caches(tmp_path: Path) -> None:
 def fill(source: object, folder: Path) -> Path:
     with ImageStore(source, cache=folder) as store:
         store.get(range(len(source)))
-        return store.packed.folder
+        return store.cache.folder
 
 
 def test_an_image_that_changed_is_noticed(tmp_path: Path) -> None:
@@ -139,8 +159,8 @@ def test_every_image_counts_where_a_source_cannot_tell_that_it_changed(tmp_path:
                 assert_same(store.get(range(N)), images(items))
             assert sorted(source.reads) == list(range(N))
             with ImageStore(Listed(items), cache=tmp_path) as beside:
-                assert beside.packed.folder != store.packed.folder
-            assert store.packed.folder.is_dir()
+                assert beside.cache.folder != store.cache.folder
+            assert store.cache.folder.is_dir()
         assert caches(tmp_path) == []
 
 
@@ -179,29 +199,23 @@ def test_an_image_added_to_a_folder_is_noticed(tmp_path: Path) -> None:
     assert len(caches(kept)) == 1
 
 
-def test_all_that_tells_images_apart(tmp_path: Path) -> None:
-    class Placed(Known):
-        def __init__(self, items: list[bytes], **attributes: object) -> None:
-            super().__init__(items)
-            self.__dict__ |= attributes
-
-    assert identify(Known(ITEMS)) == identify(Known(list(ITEMS)))
-    assert len({identify(Known(items)).content for items in (ITEMS, ITEMS[:-1], ITEMS[::-1])}) == 3
-    assert identify(Known(ITEMS)).place != identify(Known(ITEMS[:-1])).place  # a hash of the ids, for want of another
-    assert identify(Placed(ITEMS, root=tmp_path / "a" / "..")).place == str(tmp_path.resolve())
-    assert identify(Placed(ITEMS, root="s3://b/a/")).place == "s3://b/a/"
-    assert identify(Placed(ITEMS, root=tmp_path, place="here")).place == "here"
+def test_what_tells_sources_apart(tmp_path: Path) -> None:
+    assert Known(ITEMS).fingerprint() == Known(list(ITEMS)).fingerprint()
+    assert len({Known(items).fingerprint() for items in (ITEMS, ITEMS[:-1], ITEMS[::-1])}) == 3
+    assert Known(ITEMS).location == Known(ITEMS[::-1]).location != Known(ITEMS[:-1]).location  # a hash of the ids
+    write(tmp_path / "photos", 2)
+    assert open_source(tmp_path / "photos" / ".." / "photos").location == str((tmp_path / "photos").resolve())
     source = Known(ITEMS)
     asked = []
     source.id = lambda i: asked.append(i) or str(i)
-    identify(source)
-    assert asked == list(range(N))
+    with ImageStore(source, cache=tmp_path / "kept"):
+        assert asked == [*asked[:32], *range(N)]  # the probes, and then each id once
 
 
 def test_two_sets_of_one_name_and_ids_in_two_places(tmp_path: Path) -> None:
     sets = [Known(ITEMS), Known(ITEMS[::-1])]
     for number, source in enumerate(sets):
-        source.place = f"/data/{number}/train.parquet"
+        source.location = f"/data/{number}/train.parquet"
     kept = [fill(source, tmp_path) for source in sets]  # and there is no warning: it would be an error
     assert [fill(source, tmp_path) for source in sets] == kept
     assert caches(tmp_path) == sorted(kept)
@@ -211,11 +225,11 @@ def test_a_cache_in_use_is_not_removed(tmp_path: Path) -> None:
     source, changed = Known(ITEMS), Known([png(30, 20, 1000), *ITEMS[1:]])
     with ImageStore(source, cache=tmp_path) as store:
         store.get(range(30))
-        in_use = store.packed.folder
+        in_use = store.cache.folder
         after = fill(changed, tmp_path)  # without a warning
         assert caches(tmp_path) == sorted([in_use, after])
         store.get(range(N))
-        assert len(store.packed) == N
+        assert len(store.cache) == N
     with pytest.warns(UserWarning, match="changed"):
         fill(changed, tmp_path)
     assert caches(tmp_path) == [after]
@@ -244,12 +258,12 @@ def test_a_cache_that_cannot_hold_all_keeps_what_fits_and_says_so(tmp_path: Path
         store = ImageStore(source, cache=tmp_path, cache_limit=size // 2)
     for _ in range(2):
         assert_same(store.get(range(N)), expected)  # and warns no more: here a warning is an error
-    assert 10 < len(store.packed) < 40
-    assert (store.packed.folder / "pixels.bin").stat().st_size <= size // 2
+    assert 10 < len(store.cache) < 40
+    assert (store.cache.folder / "pixels.bin").stat().st_size <= size // 2
     source.reads.clear()
     store.get(range(N))
-    assert len(source.reads) == N - len(store.packed)
-    assert "only" in store.advice() or "threads" in store.advice()
+    assert len(source.reads) == N - len(store.cache)
+    assert "only" in store.hint() or "threads" in store.hint()
     store.close()
 
 
@@ -268,7 +282,7 @@ def test_the_default_limit_is_a_share_of_the_disk_however_often_it_is_opened(
     free(monkeypatch, tmp_path, 1 << 30)
     for _ in range(3):
         with ImageStore(Known(ITEMS), cache=tmp_path) as store:
-            assert store.packed.limit == DISK_SHARE * (1 << 30)
+            assert store.cache.limit == DISK_SHARE * (1 << 30)
             store.get(range(N))
 
 
@@ -297,12 +311,12 @@ def test_a_cache_that_is_deleted_while_in_use_keeps_no_more(tmp_path: Path) -> N
     expected = images(ITEMS)
     with ImageStore(Known(ITEMS), cache=tmp_path) as store:
         store.get(range(30))
-        kept = len(store.packed)
-        shutil.rmtree(store.packed.folder)
-        with pytest.warns(UserWarning, match=r"was deleted: .* decoded in every epoch"):
+        kept = len(store.cache)
+        shutil.rmtree(store.cache.folder)
+        with pytest.warns(UserWarning, match=r"was deleted.* decoded in every epoch"):
             assert_same(store.get(range(N)), expected)
         assert_same(store.get(range(N)), expected)
-        assert len(store.packed) == kept
+        assert len(store.cache) == kept
         assert caches(tmp_path) == []
 
 
@@ -337,7 +351,7 @@ def test_unreadable_images_are_replaced_listed_and_not_kept(tmp_path: Path) -> N
                 assert_same(store.get(range(N)), expected)
             assert [(i, name) for i, name, _ in store.unreadable] == [(i, f"item {i}") for i in (0, 7, 8, 59)]
             assert all(reason.startswith("not an image") for _, _, reason in store.unreadable)
-            assert len(store.packed) == N - 4
+            assert len(store.cache) == N - 4
             if run == 1:
                 assert set(source.reads) <= {0, 7, 8, 59}
 
@@ -417,16 +431,16 @@ def test_images_of_other_channels_than_asked_for_are_unreadable() -> None:
 
 STORE_OF_A_FOLDER = """
 import sys, time, torch
+from ssole.data.base import Source
 from ssole.data.store import ImageStore
 from ssole.data.sources import open_source
 
-class Slow:
+class Slow(Source):
     "The images of a folder, one every so many seconds."
-    labels = classes = None
 
     def __init__(self, root, seconds):
         self.inner, self.seconds = open_source(root), seconds
-        self.name, self.root = self.inner.name, self.inner.root
+        self.name, self.location = self.inner.name, self.inner.location
 
     def __len__(self):
         return len(self.inner)
@@ -481,7 +495,7 @@ def test_two_runs_at_once_share_one_cache(tmp_path: Path) -> None:
         _, *epochs = out.splitlines()
         assert [[int(value) for value in epoch.split()] for epoch in epochs] == [expected, expected]
     (folder,) = caches(cache)
-    assert (folder / "index.bin").stat().st_size == 300 * 36  # nothing was kept twice
+    assert_kept_once(folder)
 
 
 def test_a_run_that_is_killed_while_it_fills_the_cache(tmp_path: Path) -> None:
@@ -491,7 +505,7 @@ def test_a_run_that_is_killed_while_it_fills_the_cache(tmp_path: Path) -> None:
     try:
         assert run.stdout.readline() == "open\n", run.stderr.read()
         (folder,) = caches(cache)
-        while (kept := (folder / "index.bin").stat().st_size // 36) < 20:
+        while (kept := int(np.count_nonzero(records(folder)["itemsize"]))) < 20:
             time.sleep(0.01)
     finally:
         run.kill()
@@ -502,7 +516,7 @@ def test_a_run_that_is_killed_while_it_fills_the_cache(tmp_path: Path) -> None:
     assert run.returncode == 0, err
     assert [[int(value) for value in line.split()] for line in out.splitlines()[1:]] == [sums(root)] * 2
     assert caches(cache) == [folder]
-    assert (folder / "index.bin").stat().st_size == 300 * 36  # what had been kept was not decoded again
+    assert_kept_once(folder)  # what had been kept was not decoded again
 
 
 # Closing
@@ -559,10 +573,222 @@ def test_any_file_that_changed_is_noticed(tmp_path: Path, kind: str) -> None:
             pq.write_table(pa.table({"image": [{"bytes": png(9, 9, i), "path": None}]}), file)
 
     def now() -> str | None:
-        return identify(open_source(tmp_path / "data.txt" if kind == "list" else root)).content
+        return open_source(tmp_path / "data.txt" if kind == "list" else root).fingerprint()
 
     before = now()
     assert before is not None
     assert now() == before
     os.utime(files[17], ns=(0, files[17].stat().st_mtime_ns + 1000))
     assert now() != before
+
+
+# One cache by itself: what is kept comes back, to the bit and without a copy, whatever a kill or a full disk left.
+
+
+def image(i: int, dtype: torch.dtype = torch.uint8) -> torch.Tensor:
+    random = np.random.default_rng(i)
+    high = 256 if dtype == torch.uint8 else 65536
+    return torch.from_numpy(random.integers(0, high, (1 + i % 4, 5 + i % 3, 7))).to(dtype)
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Open]:
+    """Opens the cache in `tmp_path`, and closes it in the end."""
+    with contextlib.ExitStack() as stack:
+
+        def open_cache_here(images: int = 10, *, limit: int = 1 << 30) -> ImageCache:
+            kept = ImageCache(tmp_path, images, limit=limit)
+            stack.callback(kept.close)
+            return kept
+
+        yield open_cache_here
+
+
+@pytest.fixture
+def full(opened: Open) -> ImageCache:
+    """Ten images kept."""
+    kept = opened()
+    for i in range(10):
+        kept.keep(i, image(i))
+    return kept
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_what_is_kept_comes_back(opened: Open, dtype: torch.dtype) -> None:
+    kept = opened(20)
+    for i in range(0, 20, 2):
+        assert kept.get(i) is None
+        kept.keep(i, image(i, dtype))
+    for one in (kept, opened(20)):
+        assert len(one) == 10
+        for i in range(20):
+            found = one.get(i)
+            assert (found is None) == bool(i % 2)
+            if found is not None:
+                assert found.dtype == dtype
+                assert torch.equal(found, image(i, dtype))
+
+
+def test_a_transposed_image_is_kept_as_it_looks(opened: Open) -> None:
+    kept = opened(1)
+    kept.keep(0, image(3).permute(2, 0, 1))
+    assert torch.equal(kept.get(0), image(3).permute(2, 0, 1))
+
+
+def test_images_are_not_copied_and_writing_to_one_leaves_the_file_alone(full: ImageCache, opened: Open) -> None:
+    kept = full
+    first, again = kept.get(3), kept.get(3)
+    assert first.data_ptr() == again.data_ptr()
+    first.zero_()
+    assert torch.equal(opened().get(3), image(3))
+
+
+def test_a_system_that_promises_no_memory_gets_copies(
+    full: ImageCache, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full.close()
+    mapped = np.memmap
+
+    def refuse(file: object, mode: str, **options: object) -> np.ndarray:
+        if mode == "c":
+            raise OSError(12, "Cannot allocate memory")
+        return mapped(file, mode=mode, **options)
+
+    monkeypatch.setattr(cache.np, "memmap", refuse)
+    kept = opened()
+    first, again = kept.get(3), kept.get(3)
+    assert first.data_ptr() != again.data_ptr()
+    assert torch.equal(first, image(3))
+
+
+def test_two_caches_of_one_folder_see_what_the_other_keeps_and_keep_nothing_twice(opened: Open, tmp_path: Path) -> None:
+    one, other = (opened(4) for _ in range(2))
+    one.keep(0, image(0))
+    assert torch.equal(other.get(0), image(0))
+    other.keep(1, image(1))
+    one.keep(1, image(1))
+    assert torch.equal(one.get(1), image(1))
+    assert (tmp_path / "pixels.bin").stat().st_size == 64 + image(1).nbytes  # two images, the second from 64 on
+
+
+def test_many_threads(opened: Open, tmp_path: Path) -> None:
+    kept = opened(200)
+    wrong: list[int] = []
+
+    def work(seed: int) -> None:
+        for i in np.random.default_rng(seed).permutation(200).tolist():
+            if kept.get(i) is None:
+                kept.keep(i, image(i))
+            if not torch.equal(kept.get(i), image(i)):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(kept) == 200
+    assert_kept_once(tmp_path)
+
+
+def assert_right_or_decoded_again(kept: ImageCache, opened: Open) -> None:
+    """Every image is right or not found; those are kept again, and then all are right in another process too."""
+    for i in range(10):
+        found = kept.get(i)
+        assert found is None or torch.equal(found, image(i))
+        kept.keep(i, image(i))
+    again = opened()
+    assert all(torch.equal(again.get(i), image(i)) for i in range(10))
+
+
+@pytest.mark.parametrize("cut", [1, RECORD - 1, RECORD, 2 * RECORD, 3 * RECORD + 1, 10 * RECORD])
+def test_an_index_that_was_cut_short(full: ImageCache, opened: Open, tmp_path: Path, cut: int) -> None:
+    full.close()
+    index = tmp_path / "index.bin"
+    os.truncate(index, index.stat().st_size - cut)
+    kept = opened()
+    whole = 10 - -(-cut // RECORD)
+    assert all(torch.equal(kept.get(i), image(i)) for i in range(whole))
+    assert all(kept.get(i) is None for i in range(whole, 10))
+    assert_right_or_decoded_again(kept, opened)
+
+
+@pytest.mark.parametrize("filler", [b"\0", b"\1", b"\xff", b"\x7f"])
+@pytest.mark.parametrize("part", [slice(0, RECORD), slice(3, 5), slice(8, 20), slice(20, 24), slice(24, RECORD)])
+def test_an_index_with_rubbish_in_a_record(
+    full: ImageCache, opened: Open, tmp_path: Path, filler: bytes, part: slice
+) -> None:
+    """And in the same part of two records, one of them the last."""
+    full.close()
+    index = tmp_path / "index.bin"
+    data = bytearray(index.read_bytes())
+    for i in (4, 9):
+        record = slice(i * RECORD + part.start, i * RECORD + part.stop)
+        data[record] = filler * (part.stop - part.start)
+    index.write_bytes(data)
+    kept = opened()
+    assert all(torch.equal(kept.get(i), image(i)) for i in range(10) if i not in (4, 9))
+    assert_right_or_decoded_again(kept, opened)
+
+
+def test_an_index_that_ends_in_rubbish(full: ImageCache, opened: Open, tmp_path: Path) -> None:
+    full.close()
+    with open(tmp_path / "index.bin", "ab") as index:
+        index.write(b"\1" * 5 * RECORD)
+    kept = opened()
+    assert all(torch.equal(kept.get(i), image(i)) for i in range(10))
+
+
+def test_pixels_that_are_not_those_written_are_decoded_again(full: ImageCache, opened: Open, tmp_path: Path) -> None:
+    full.close()
+    with open(tmp_path / "pixels.bin", "r+b") as pixels:
+        pixels.seek(5)
+        pixels.write(b"\0\0\0\0")
+    os.truncate(tmp_path / "pixels.bin", (tmp_path / "pixels.bin").stat().st_size - 1)
+    kept = opened()
+    assert kept.get(0) is None  # changed
+    assert kept.get(9) is None  # cut
+    for i in (0, 9):
+        kept.keep(i, image(i))
+    again = opened()
+    assert all(torch.equal(again.get(i), image(i)) for i in range(10))
+
+
+def test_the_limit_holds_and_is_told_once(opened: Open, tmp_path: Path) -> None:
+    kept = opened(limit=300)
+    kept.keep(0, image(0))
+    kept.keep(1, image(1))  # 35 and 84 bytes; the third takes 147, from 192 on
+    with pytest.warns(UserWarning, match="reached its limit"):
+        kept.keep(2, image(2))
+    for i in range(3, 10):
+        kept.keep(i, image(i))  # and warns no more: here a warning is an error
+    assert kept.full
+    assert (tmp_path / "pixels.bin").stat().st_size <= 300
+    assert 1 <= len(kept) < 10
+    assert all(kept.get(i) is None or torch.equal(kept.get(i), image(i)) for i in range(10))
+
+
+def test_a_disk_that_refuses_is_told_once_and_what_is_kept_stays(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = opened()
+    kept.keep(0, image(0))
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "_write", refuse)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        kept.keep(1, image(1))
+    kept.keep(2, image(2))  # and warns no more
+    assert torch.equal(kept.get(0), image(0))
+    assert kept.get(1) is None
+
+
+def test_after_close_nothing_is_found_or_kept_and_what_was_handed_out_stays(full: ImageCache) -> None:
+    kept = full
+    found = kept.get(3)
+    kept.close()
+    kept.close()
+    assert kept.get(3) is None
+    kept.keep(3, image(3))
+    assert torch.equal(found, image(3))

@@ -1,63 +1,81 @@
-"""Where the packed cache of a source is: found by the next run, made anew when the images changed, and bounded."""
+"""Decoded images kept on disk: filled while the first epoch trains, read by every later epoch and run.
+
+The cache of one set of images is a folder of
+
+    pixels.bin   the pixels of one image after another, in the order in which they were first asked for
+    index.bin    for each image of the source, where its pixels are, their shape, bytes per value and checksum
+    about.json   what the cache holds, for people to read
+    .lock        held by a process while it appends
+
+Several processes can share one cache. Each appends the images that it decodes and finds those that the others appended.
+Each holds a shared lock on pixels.bin while the cache is open, so that no process removes a cache in use. A record is
+written after its pixels, and a process compares them with the checksum when it first reads them. So an image is right,
+or it is decoded again, whatever a killed process, a full disk or a power cut leaves behind.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 import re
 import shutil
 import tempfile
+import threading
 import warnings
+import zlib
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, Any
 
-from ssole.data.base import identify
-from ssole.data.packed import PackedImages, remove_unless_open
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssole.data.base import Source
 from ssole.data.storage import cache_folder
 from ssole.files import write_text_atomically
 
-if TYPE_CHECKING:
-    from ssole.data.base import Source
-
 DISK_SHARE = 0.5
-"""Share of the disk's free bytes, and of those that caches have, that caches may take by default."""
+"""Default share of the disk for caches: of the bytes that are free and of those that caches have already."""
 
 DECODER = 1
-"""The version of :func:`ssole.data.decode.decode`: raise it with every change of the pixels that it gives."""
+"""Version of :func:`ssole.data.decode.decode`: raise it with every change of the pixels that it returns."""
 
-_TEMPORARY = "-temporary"  # how the folder's name ends
+# Offset of the first byte in pixels.bin; channels, height and width; bytes per value, 0 for an image that is not kept;
+# CRC-32 of the pixels' bytes.
+_RECORD = np.dtype([("offset", "<i8"), ("shape", "<i4", 3), ("itemsize", "<i4"), ("checksum", "<u4")])
+_DTYPES = {1: torch.uint8, 2: torch.uint16}  # by bytes per value
+_ALIGN = 64  # images begin at multiples of so many bytes: 16-bit values need 2, and vector loads are fast
+_PAGE = 4096
+_PATIENCE = 10.0  # seconds to wait for another process to append one image, which takes milliseconds
+_TEMPORARY = "-temporary"  # end of the name of a folder that only one run uses
 
 
 def open_cache(
-    source: Source,
-    *,
-    parent: Path | None,
-    shrink_to: int | None,
-    channels: int | None,
-    limit: int | None,
-    expected: int,
-) -> PackedImages | None:
-    """The cache of a source's images, decoded in one way; empty at first. None, with a warning, where none can be made.
+    source: Source, parent: Path | None, decoding: dict[str, int | None], *, limit: int | None, expected: int
+) -> ImageCache | None:
+    """Cache of a source's images, decoded in one way; empty at first. None, with a warning, where none can be made.
 
-    It is a folder named ``SOURCE-WHICH-STATE`` below the parent: the hash WHICH is of the data's place and the way of
-    decoding, STATE of the data's content (:func:`~ssole.data.base.identify`) and of what decodes. One of another
-    state is out of date, and removed with a warning. Where the source cannot tell a change of its content, the cache is
-    for this run alone, and removed on closing it.
+    It is a folder ``SOURCE-WHICH-STATE`` below the parent. The hash WHICH stands for the data's location and the way of
+    decoding, STATE for the data's content and the versions of the decoder. A cache of another state is out of date and
+    is removed with a warning. If the source cannot tell whether its content changed, the cache is for this run only.
 
-    All caches below the parent share the disk: while they and this one would take more than half of what is free and
-    what they have, the one that was opened longest ago is removed, with a warning. None is that a process has open.
+    All caches below the parent share the disk. While they would take more than half of the bytes that are free or
+    theirs, the one opened longest ago is removed with a warning, unless a process has it open.
 
     Args:
         parent: By default the folder ``packed`` in :func:`~ssole.data.storage.cache_folder`.
-        shrink_to, channels: As for :func:`ssole.data.decode.decode`.
+        decoding: `shrink_to` and `channels` of :func:`ssole.data.decode.decode`.
         limit: Bytes of pixels; by default half of what is free on the disk and of what this cache has.
-        expected: Bytes that the pixels of all images will take, more or less.
+        expected: Bytes that the pixels of all images will take, roughly.
     """
     import PIL
 
     parent = cache_folder() / "packed" if parent is None else parent
-    place, content = identify(source)
-    about = {"source": source.name, "place": place, "shrink_to": shrink_to, "channels": channels}
+    content = source.fingerprint()
+    about = {"source": source.name, "location": source.location, **decoding}
     state = {"images": len(source), "content": content, "decoder": DECODER, "pillow": PIL.__version__}
     prefix = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40]}-{_digest(about)}-"
     folder = parent / (prefix + _digest(state))
@@ -67,10 +85,8 @@ def open_cache(
             folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=_TEMPORARY, dir=parent))
         folder.mkdir(exist_ok=True)
         write_text_atomically(folder / "about.json", json.dumps(about | state, indent=2) + "\n")
-        _remove_outdated(parent, prefix, folder, source.name)
-        room = _make_room(parent, folder, source.name, expected if limit is None else min(expected, limit))
-        limit = room if limit is None else limit
-        packed = PackedImages(folder, len(source), limit=limit, temporary=content is None)
+        room = _make_room(folder, prefix, source.name, expected if limit is None else min(expected, limit))
+        cache = ImageCache(folder, len(source), limit=room if limit is None else limit, temporary=content is None)
     except OSError as error:
         warnings.warn(
             f"decoded images cannot be kept in {folder} ({error}), so they are decoded in every epoch: name another "
@@ -78,38 +94,154 @@ def open_cache(
             stacklevel=2,
         )
         return None
-    if expected > limit:
-        packed.tell(_too_large(packed, source.name, expected))
-    return packed
+    if expected > cache.limit:
+        cache.warn(_too_small(cache, source.name, expected))
+    return cache
+
+
+class ImageCache:
+    """Decoded images in one folder; safe to use from several threads and processes.
+
+    Args:
+        folder: The cache's folder, which must exist.
+        images: How many images the source has.
+        limit: Bytes that pixels.bin may grow to. Images that do not fit are not kept.
+        temporary: Remove the folder on closing.
+
+    Raises:
+        OSError: where the files cannot be made or read.
+    """
+
+    def __init__(self, folder: Path, images: int, *, limit: int, temporary: bool = False) -> None:
+        from filelock import FileLock
+
+        self.folder, self.limit, self._temporary = folder, limit, temporary
+        self.full = False
+        """Whether no more images are kept: the limit is reached, or the disk refused."""
+        self._warned = False
+        self._checked = np.zeros(images, dtype=bool)
+        self._mutex = threading.Lock()  # between the threads of this process; the file lock is between processes
+        self._lock = FileLock(folder / ".lock", thread_local=False)
+        self._pixels, self._index = _open(folder / "pixels.bin"), _open(folder / "index.bin")
+        with suppress(OSError):  # the file system has no locks, or another process is removing this cache
+            _lock(self._pixels, shared=True)
+        self._index.truncate(images * _RECORD.itemsize)  # zeros, which take no space, where it was shorter
+        self._records = np.asarray(np.memmap(self._index, dtype=_RECORD, mode="r"))  # shows what other processes write
+        self._map: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def __len__(self) -> int:
+        """How many images are kept."""
+        return int(np.count_nonzero(self._records["itemsize"]))
+
+    def get(self, i: int) -> torch.Tensor | None:
+        """Image i without a copy, (C, H, W) uint8 or uint16; None if it is not kept.
+
+        The tensor's memory belongs to this process: writing to it does not change the file.
+        """
+        offset, shape, itemsize, checksum = self._records[i].item()
+        if itemsize not in _DTYPES:
+            return None
+        data = self._bytes(offset, length := math.prod(shape.tolist()) * itemsize)
+        if not self._checked[i]:
+            if not 0 < length == len(data) or zlib.crc32(data.data) != checksum:
+                return None
+            self._checked[i] = True
+        pixels = torch.from_numpy(data)
+        pixels[::_PAGE].max()  # waits for the disk here, in a thread that works ahead
+        return pixels.view(_DTYPES[itemsize]).view(shape.tolist())
+
+    def keep(self, i: int, image: torch.Tensor) -> None:
+        """Append image i, (C, H, W) uint8 or uint16, unless it is kept already or the cache is full."""
+        if self.full or image.numel() == 0:
+            return
+        with self._mutex:
+            if self._pixels.closed:
+                return
+            try:
+                if os.fstat(self._pixels.fileno()).st_nlink == 0:  # writing on would fill the disk with a nameless file
+                    raise OSError("it was deleted")
+                with self._lock.acquire(timeout=_PATIENCE, poll_interval=0.002):
+                    if self.get(i) is None:  # no other process was faster
+                        self._append(i, image)
+            except OSError as error:  # filelock's Timeout is one too
+                self.full = True
+                self.warn(
+                    f"no more decoded images are kept in {self.folder} ({error}): the others are decoded in every epoch"
+                )
+
+    def warn(self, message: str) -> None:
+        """Warn once that not every image will be kept; the first reason brings about the others."""
+        if not self._warned:
+            self._warned = True
+            warnings.warn(message, stacklevel=2)
+
+    def close(self) -> None:
+        """Close the files. Images that were handed out stay valid; no more are found or kept."""
+        with self._mutex:
+            self._pixels.close()
+            self._index.close()
+            self._records, self._map = np.zeros_like(self._records), np.empty(0, np.uint8)
+        if self._temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _append(self, i: int, image: torch.Tensor) -> None:
+        data = image.contiguous().numpy().reshape(-1).view(np.uint8).data
+        offset = math.ceil(_size(self._pixels) / _ALIGN) * _ALIGN
+        if offset + len(data) > self.limit:
+            raise OSError("it has reached its limit")
+        _write(self._pixels, offset, data)
+        record = np.array([(offset, tuple(image.shape), image.element_size(), zlib.crc32(data))], _RECORD)
+        # not through the memory map, where a full disk would kill the process
+        _write(self._index, i * _RECORD.itemsize, memoryview(record.tobytes()))
+        self._checked[i] = True
+
+    def _bytes(self, start: int, length: int) -> NDArray[np.uint8]:
+        """Bytes of pixels.bin; fewer than asked for where the record is damaged."""
+        if len(self._map) < start + length <= _size(self._pixels):
+            self._map = _map(self._pixels)  # tensors over the shorter map keep that one alive
+        part = self._map[start : start + length]
+        return part if part.flags.writeable else part.copy()
+
+
+def remove_unless_open(folder: Path) -> bool:
+    """Remove a cache that no process has open. Returns whether it is gone."""
+    pixels = folder / "pixels.bin"
+    try:
+        with nullcontext() if os.name == "nt" else open(pixels, "r+b") as file:
+            if file is not None:
+                _lock(file, shared=False)
+            pixels.unlink()  # Windows refuses while a process has it open, and so needs no lock
+            shutil.rmtree(folder)
+    except OSError:
+        return False
+    return True
 
 
 def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _remove_outdated(parent: Path, prefix: str, folder: Path, name: str) -> None:
-    """Remove what a run that was killed left behind, and caches of these images in another state."""
-    for other in _others(parent, folder):
-        if other.name.endswith(_TEMPORARY):
-            remove_unless_open(other)
-        elif other.name.startswith(prefix) and remove_unless_open(other):
-            warnings.warn(
-                f"{name} changed since its decoded images were kept in {other} (or how they are decoded did): they are "
-                "removed, and the images are decoded anew",
-                stacklevel=3,
-            )
-
-
-def _make_room(parent: Path, folder: Path, name: str, expected: int) -> int:
-    """Remove the caches used least recently, until there is room for one more; the bytes that it may take."""
-    there, free = _size(folder), shutil.disk_usage(parent).free
-    sizes = {other: _size(other) for other in _others(parent, folder)}
-    together = int(DISK_SHARE * (free + there + sum(sizes.values())))
-    for other in sorted(sizes, key=_opened):
-        if sum(sizes.values()) + max(there, expected) <= together:
+def _make_room(folder: Path, prefix: str, name: str, expected: int) -> int:
+    """Remove caches that are out of date, then those opened longest ago until one more fits; the bytes it may take."""
+    others = _caches(folder.parent)
+    there = others.pop(folder, 0)
+    for other in list(others):
+        of_these_images, left_by_a_killed_run = other.name.startswith(prefix), other.name.endswith(_TEMPORARY)
+        if (of_these_images or left_by_a_killed_run) and remove_unless_open(other):
+            del others[other]
+            if not left_by_a_killed_run:
+                warnings.warn(
+                    f"{name} changed since its decoded images were kept in {other} (or how they are decoded did): they "
+                    "are removed, and the images are decoded anew",
+                    stacklevel=3,
+                )
+    free, taken = shutil.disk_usage(folder).free, sum(others.values())
+    together = int(DISK_SHARE * (free + there + taken))
+    for other, size in others.items():
+        if taken + max(there, expected) <= together:
             break
         if remove_unless_open(other):
-            free += sizes.pop(other)
+            free, taken = free + size, taken - size
             warnings.warn(
                 f"the decoded images in {other} are removed, as used least recently, to make room for those of {name}",
                 stacklevel=3,
@@ -117,33 +249,53 @@ def _make_room(parent: Path, folder: Path, name: str, expected: int) -> int:
     return int(DISK_SHARE * (free + there))
 
 
-def _others(parent: Path, folder: Path) -> list[Path]:
-    """The caches below a folder, but for one."""
-    found = (about.parent for about in parent.glob("*/about.json") if (about.parent / "pixels.bin").is_file())
-    return [other for other in found if other != folder]
+def _caches(parent: Path) -> dict[Path, int]:
+    """The caches below a folder and the bytes of their pixels; those opened longest ago come first."""
+    found = []
+    for about in parent.glob("*/about.json"):
+        with suppress(FileNotFoundError):  # it is no cache, or another process has just removed it
+            size = (about.parent / "pixels.bin").stat().st_size
+            found.append((about.stat().st_mtime, about.parent, size))  # about.json is written on opening
+    return {cache: size for _, cache, size in sorted(found)}
 
 
-def _opened(cache: Path) -> float:
-    """When it was last opened, for about.json is written then."""
-    try:
-        return (cache / "about.json").stat().st_mtime
-    except FileNotFoundError:  # another process has just removed it
-        return 0.0
-
-
-def _size(cache: Path) -> int:
-    try:
-        return (cache / "pixels.bin").stat().st_size
-    except FileNotFoundError:  # it is new, or another process has just removed it
-        return 0
-
-
-def _too_large(packed: PackedImages, name: str, expected: int) -> str:
+def _too_small(cache: ImageCache, name: str, expected: int) -> str:
     from rich.filesize import decimal
 
     return (
-        f"the decoded images of {name} will take about {decimal(expected)}, and their cache in {packed.folder} may "
-        f"take {decimal(packed.limit)}: about {packed.limit / expected:.0%} of them are kept, and the others are "
-        "decoded in every epoch. Make room on the disk, or name a folder on a larger one by the environment variable "
-        "SSOLE_CACHE"
+        f"the decoded images of {name} will take about {decimal(expected)}, and their cache in {cache.folder} may take "
+        f"{decimal(cache.limit)}: about {cache.limit / expected:.0%} of them are kept, and the others are decoded in "
+        "every epoch. Make room on the disk, or name a folder on a larger one by the environment variable SSOLE_CACHE"
     )
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Open for reading and writing anywhere; made if missing, and never cut short, since others may be reading it."""
+    path.touch()
+    return open(path, "r+b", buffering=0)
+
+
+def _lock(file: IO[bytes], *, shared: bool) -> None:
+    """Lock a file until it is closed, together with others or alone; `OSError` if it cannot be had at once."""
+    if os.name != "nt":
+        import fcntl
+
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+
+
+def _size(file: IO[bytes]) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+def _write(file: IO[bytes], offset: int, data: memoryview) -> None:
+    file.seek(offset)
+    while data:
+        data = data[file.write(data) :]  # one call may write only a part
+
+
+def _map(file: IO[bytes]) -> NDArray[np.uint8]:
+    """The whole file as memory, whose pages become this process's own when written to."""
+    try:
+        return np.asarray(np.memmap(file, mode="c"))
+    except OSError:  # the system will not promise memory for so many pages; reading needs no promise
+        return np.asarray(np.memmap(file, mode="r"))

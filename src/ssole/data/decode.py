@@ -1,8 +1,12 @@
-"""One way from encoded bytes or an array to a tensor, or to an error that says what is wrong with the image."""
+"""The decoder of images, and statistics of decoded images.
+
+Encoded bytes or an array become a tensor, or an error that says what is wrong with the image.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,15 +14,15 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.data.base import Pixels
-from ssole.data.tiff import BIG_TIFF, is_tiff, pillow_keeps_all, pillow_misreads, read_tiff
+from ssole.data.tiff import BIG_TIFF, is_tiff, pillow_reads, read_tiff
 from ssole.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _EXIF_ORIENTATION = 0x0112
-_PNG_DEPTH = 24  # the byte of a PNG that tells the bits of a channel
-# What the first bytes of files that often end up with an image's name tell about them.
+_PNG_DEPTH = 24  # position of the byte of a PNG that holds the bits per channel
+# First bytes of files that often have an image's name without being one, and what the files are.
 _NOT_IMAGES = {
     b"<!doctype html": "an HTML page, so probably a failed download",
     b"<html": "an HTML page, so probably a failed download",
@@ -43,14 +47,14 @@ def decode(
         channels: None for RGB, or the number of channels that every image has.
 
     Returns:
-        (3, H, W) uint8, contiguous. EXIF orientation is applied; the first frame is taken of an animation; transparency
-        is laid over white, as a browser shows it; 16 bits are scaled by 255/65535 (the full range, not the image's
-        own, so that images stay comparable); CMYK, palette, 1-bit and other modes are converted by Pillow.
+        (3, H, W) uint8, contiguous. EXIF orientation is applied. Of an animation it is the first frame. Transparency is
+        laid over white, as in a browser. 16 bits are scaled by 255/65535: the full range, not the image's own, so that
+        images stay comparable. Pillow converts CMYK, palette, 1-bit and other modes.
 
         With `channels`, (channels, H, W) uint8 or uint16, contiguous: the image's own, at full depth. Grey has 1
-        channel and transparency adds one; palettes, CMYK and other colour spaces count as the RGB they stand for. Of
-        a TIFF it is the first page, or all of them where these are `channels` grey ones. PNG, TIFF and arrays keep 16
-        bits; of other formats Pillow keeps those of grey images.
+        channel and transparency adds one. Palettes, CMYK and other colour spaces count as RGB. Of a TIFF it is the
+        first page, or all pages if there are `channels` grey ones. PNG, TIFF and arrays keep 16 bits; of other formats
+        only grey images do.
 
     Raises:
         DataError: where the image is empty, damaged, truncated, not an image, too large to be trusted (Pillow's
@@ -59,53 +63,43 @@ def decode(
     """
     if channels is not None and channels < 1:
         raise ValueError(f"channels must be at least 1, or None for RGB; got {channels}.")
-    pixels = _checked(data, where) if isinstance(data, np.ndarray) else _decode_bytes(data, where, shrink_to, channels)
+    if not isinstance(data, np.ndarray):
+        pixels = _decode_bytes(data, where, shrink_to, channels)
+    elif data.dtype in (np.uint8, np.uint16) and data.ndim in (2, 3) and data.size > 0:
+        pixels = data
+    else:
+        raise DataError(
+            f"{where}: an image array must be uint8 or uint16 of shape (H, W) or (H, W, C); "
+            f"got {data.dtype} {data.shape}."
+        )
     pixels = pixels.reshape(*pixels.shape[:2], -1)
     if channels is None:
         pixels = _array_to_rgb(pixels, where)
     elif pixels.shape[2] != channels:
         raise DataError(f"{where}: the image has {pixels.shape[2]} channels, and {channels} are asked for.")
-    pixels = _shrunk_array(pixels, shrink_to)  # which most images have been by then, with less work
+    pixels = _shrunk_array(pixels, shrink_to)  # most images are small enough by now, with less work
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 def pillow_pixels(image: Image.Image, where: str) -> Pixels:
-    """The upright pixels of a Pillow image as :func:`decode` takes them; `DataError` where they have no agreed range.
+    """Upright pixels of a Pillow image, as :func:`decode` takes them; `DataError` if they have no agreed range.
 
     (H, W), (H, W, 3) or (H, W, 4) uint8, or (H, W, 1) uint16.
     """
     image = _upright(image)
-    return _own_pixels(image.convert("RGBA") if image.mode == "LA" else image, where, None)
+    return _pixels(image.convert("RGBA") if image.mode == "LA" else image, where, rgb=False)
 
 
-def _checked(array: Pixels, where: str) -> Pixels:
-    if array.dtype not in (np.uint8, np.uint16) or array.ndim not in (2, 3) or array.size == 0:
-        raise DataError(
-            f"{where}: an image array must be uint8 or uint16 of shape (H, W) or (H, W, C); "
-            f"got {array.dtype} {array.shape}."
-        )
-    return array
+def moments(image: torch.Tensor) -> torch.Tensor:
+    """Mean and mean square of each channel of a uint8 or uint16 image (C, h, w), in [0, 1]: float64 (2, C)."""
+    x = image.flatten(1).double() / torch.iinfo(image.dtype).max
+    return torch.stack([x.mean(1), x.square().mean(1)])
 
 
-def _array_to_rgb(array: Pixels, where: str) -> NDArray[np.uint8]:
-    """(H, W, C) of any kind as (H, W, 3) uint8."""
-    from PIL import Image
-
-    count = array.shape[2]
-    if count not in (1, 3, 4):
-        raise DataError(
-            f"{where}: RGB is made of 1, 3 or 4 channels, and this image has {count} ({array.dtype} {array.shape}). "
-            f"Set channels={count} to use them as they are."
-        )
-    if array.dtype == np.uint16:
-        array = _to_8_bits(array)
-    if count == 4:
-        return np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(array))))
-    return np.broadcast_to(array, (*array.shape[:2], 3))
-
-
-def _to_8_bits(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+def mean_and_std(gathered: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, from the moments of images, which all have the same weight."""
+    mean, square = torch.stack(list(gathered)).mean(0)
+    return mean.tolist(), (square - mean**2).clamp_min(0).sqrt().tolist()
 
 
 def _decode_bytes(data: bytes, where: str, shrink_to: int | None, channels: int | None) -> Pixels:
@@ -124,7 +118,7 @@ def _decode_bytes(data: bytes, where: str, shrink_to: int | None, channels: int 
 
 
 def _open(data: bytes) -> Image.Image | None:
-    """None for a TIFF that Pillow does not know."""
+    """The Pillow image, not yet decoded; None for a TIFF that Pillow does not know."""
     from PIL import Image, UnidentifiedImageError
 
     if bytes(data[:4]) in BIG_TIFF:
@@ -142,47 +136,31 @@ def _decode_opened(image: Any, data: bytes, where: str, shrink_to: int | None, c
         raise DataError(f"{where}: EPS is a program to be run, not an image; convert it to PNG first.")
     if channels is not None and image.format == "PNG" and data[_PNG_DEPTH] == 16 and not image.mode.startswith("I"):
         return _deep_png(data, where)
-    if image.format == "TIFF" and (pillow_misreads(image) or (channels is not None and not pillow_keeps_all(image))):
+    if image.format == "TIFF" and not pillow_reads(image, channels):
         return read_tiff(data, channels, where=where)
     if shrink_to is not None:
         image.draft(image.mode, (shrink_to, shrink_to))  # does nothing unless a JPEG is at least twice as large
-    if channels is not None:
-        return _own_pixels(_upright(image), where, shrink_to)
-    return np.asarray(_shrunk(_rgb(_upright(image), where), shrink_to), dtype=np.uint8)
+    return _pixels(_upright(image), where, rgb=channels is None, shrink_to=shrink_to)
 
 
 def _deep_png(data: bytes, where: str) -> NDArray[np.uint16]:
-    """16 bits of several channels (H, W, C), of which Pillow keeps the upper 8.
+    """(H, W, C) of a PNG of several channels of 16 bits, of which Pillow keeps the upper 8.
 
-    PNG puts the upper byte first, and reading it as if the lower one came first gives the lower 8. (The reader of
-    torchvision knows 16 bits, but damaged files crash it and the whole process.)
+    PNG stores the upper byte first. Pillow is told once that it does and once that the lower byte comes first, which
+    gives the lower 8 bits. (torchvision's reader knows 16 bits, but damaged files crash it and the whole process.)
     """
-    upper, lower = (_bytes_of_deep_png(data, order, where).astype(np.uint16) for order in ("B", "L"))
-    pixels: NDArray[np.uint16] = upper << np.uint16(8) | lower
-    return pixels
-
-
-def _bytes_of_deep_png(data: bytes, order: str, where: str) -> NDArray[np.uint8]:
     from PIL import Image
 
-    with Image.open(io.BytesIO(data)) as image:
-        if image.mode == "LA":
-            raise DataError(f"{where}: 16 bits of grey with transparency cannot be read: remove the transparency.")
-        where_it_lies = image.tile[0][:3]
-        image.tile = [(*where_it_lies, f"{image.mode};16{order}")]  # of a type that differs between versions
-        return np.asarray(_upright(image))
-
-
-def _own_pixels(image: Image.Image, where: str, shrink_to: int | None) -> Pixels:
-    """All channels of an upright Pillow image."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        return _integers(image, where)[:, :, None]
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in ("L", "LA", "RGB", "RGBA"):
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    # with an alpha channel Pillow would mix it into the colours
-    return np.asarray(_shrunk(image, shrink_to) if image.mode in ("L", "RGB") else image)
+    parts = []
+    for order in ("B", "L"):
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode == "LA":
+                raise DataError(f"{where}: 16 bits of grey with transparency cannot be read: remove the transparency.")
+            # a plain tuple, because the type of a tile differs between versions
+            image.tile = [(*image.tile[0][:3], f"{image.mode};16{order}")]
+            parts.append(np.asarray(_upright(image)).astype(np.uint16))
+    pixels: NDArray[np.uint16] = parts[0] << np.uint16(8) | parts[1]
+    return pixels
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -206,27 +184,49 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb(image: Image.Image, where: str) -> Image.Image:
-    from PIL import Image
-
-    if image.mode == "F" or image.mode.startswith("I"):
-        return Image.fromarray(_to_8_bits(_integers(image, where))).convert("RGB")
-    if image.has_transparency_data:
-        return _over_white(image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _integers(image: Image.Image, where: str) -> NDArray[np.uint16]:
-    """Pixels of I;16 and its byte orders, and of I, which holds 16-bit images too in some formats and versions."""
+def _pixels(image: Image.Image, where: str, *, rgb: bool, shrink_to: int | None = None) -> Pixels:
+    """Pixels of an upright image, 8 bits as RGB or in all of its channels, or 16 bits (H, W, 1)."""
     if image.mode == "F":
         raise DataError(f"{where}: float pixels have no agreed range; convert the image to 8 or 16 bits per channel.")
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
+    if image.mode.startswith("I"):  # I;16 in any byte order, or I, which some formats and versions use for 16 bits
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise DataError(
+                f"{where}: 32-bit integer pixels ({values.min()} to {values.max()}) have no agreed range; "
+                "convert the image to 8 or 16 bits per channel."
+            )
+        return values.astype(np.uint16)[:, :, None]
+    if rgb and image.has_transparency_data:
+        image = _over_white(image.convert("RGBA"))
+    elif not rgb and image.mode == "1":
+        image = image.convert("L")
+    elif image.mode not in (("RGB",) if rgb else ("L", "LA", "RGB", "RGBA")):
+        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    # with an alpha channel, Pillow would mix it into the colours
+    return np.asarray(_shrunk(image, shrink_to) if image.mode in ("L", "RGB") else image)
+
+
+def _array_to_rgb(array: Pixels, where: str) -> NDArray[np.uint8]:
+    """(H, W, C) of any kind as (H, W, 3) uint8."""
+    from PIL import Image
+
+    count = array.shape[2]
+    if count not in (1, 3, 4):
         raise DataError(
-            f"{where}: 32-bit integer pixels ({values.min()} to {values.max()}) have no agreed range; "
-            "convert the image to 8 or 16 bits per channel."
+            f"{where}: RGB is made of 1, 3 or 4 channels, and this image has {count} ({array.dtype} {array.shape}). "
+            f"Set channels={count} to use them as they are."
         )
-    return values.astype(np.uint16)
+    if array.dtype == np.uint16:
+        array = ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    if count == 4:
+        return np.asarray(_over_white(Image.fromarray(np.ascontiguousarray(array))))
+    return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    from PIL import Image
+
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
 
 
 def _shrunk(image: Image.Image, shrink_to: int | None) -> Image.Image:
@@ -234,32 +234,30 @@ def _shrunk(image: Image.Image, shrink_to: int | None) -> Image.Image:
 
     if shrink_to is None or min(image.size) <= shrink_to:
         return image
-    width, height = (max(shrink_to, round(side * shrink_to / min(image.size))) for side in image.size)
+    width, height = _shrunk_sides(image.size, shrink_to)
     return image.resize((width, height), Resampling.BICUBIC, reducing_gap=2.0)
 
 
 def _shrunk_array(array: Pixels, shrink_to: int | None) -> Pixels:
-    """As :func:`_shrunk`, for (H, W, C) of any depth and number of channels."""
+    """(H, W, C) of any depth and number of channels, as :func:`_shrunk` does it."""
     from PIL import Image
 
     if shrink_to is None or min(array.shape[:2]) <= shrink_to:
         return array
     if array.dtype == np.uint8 and array.shape[2] in (1, 3):
         image = Image.fromarray(np.ascontiguousarray(array[:, :, 0] if array.shape[2] == 1 else array))
-        small_image = _shrunk(image, shrink_to)
-        return np.asarray(small_image).reshape(small_image.height, small_image.width, -1)
-    sides = [max(shrink_to, round(side * shrink_to / min(array.shape[:2]))) for side in array.shape[:2]]
+        small = np.asarray(_shrunk(image, shrink_to))
+        return small.reshape(*small.shape[:2], -1)
     planes = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32))[None]
-    small = torch.nn.functional.interpolate(planes, sides, mode="bicubic", antialias=True)[0]
-    limits = np.iinfo(array.dtype)  # which cubic weights, some below zero, can overstep
-    pixels: Pixels = small.round().clamp(limits.min, limits.max).numpy().astype(array.dtype).transpose(1, 2, 0)
+    sides = _shrunk_sides(array.shape[:2], shrink_to)
+    planes = torch.nn.functional.interpolate(planes, sides, mode="bicubic", antialias=True)[0]
+    limits = np.iinfo(array.dtype)  # cubic weights, some of which are negative, can overstep them
+    pixels: Pixels = planes.round().clamp(limits.min, limits.max).numpy().astype(array.dtype).transpose(1, 2, 0)
     return pixels
 
 
-def _over_white(image: Image.Image) -> Image.Image:
-    from PIL import Image
-
-    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+def _shrunk_sides(sides: tuple[int, ...], shrink_to: int) -> list[int]:
+    return [max(shrink_to, round(side * shrink_to / min(sides))) for side in sides]
 
 
 def _reason(data: bytes, error: Exception) -> str:

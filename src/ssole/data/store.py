@@ -1,7 +1,7 @@
 """ImageStore: the decoded images of a source by index, from memory, from the cache or decoded ahead of use.
 
-Images that cannot be read are recorded here and nowhere else. A store offers them as `unreadable`, a list of (index,
-id, reason), and as `readable`, a boolean mask (N,) of the others.
+A store is the one place that records which images cannot be read: `unreadable` lists them as (index, id, reason), and
+`readable` is a boolean mask (N,) of the others.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ssole.config import PretrainConfig
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.cache import ImageCache, open_cache
-from ssole.data.decode import decode
+from ssole.data.decode import decode, mean_and_std, moments
 from ssole.errors import DataError
 from ssole.progress import progress_bar
 from ssole.runtime import decoding_threads, total_memory, usable_cpus
@@ -43,13 +44,12 @@ class ImageStore:
     :meth:`prefetch` sets to work in advance. With `cache`, its pixels are kept on disk for later epochs and runs.
     The first epoch fills the cache: it has to decode every image anyway, so training begins at once.
 
-    An image that cannot be read is listed in `unreadable`. The next readable image, by index and from the end on to the
-    beginning, takes its place, so a batch depends on its indices alone. A store that is not uniform finds out only when
-    the image is asked for. `labels` are those of the source; in a uniform store, the replaced image has the label of
-    the one that takes its place.
+    An image that cannot be read is listed in `unreadable`, in a store that is not uniform once it has been asked for.
+    The next readable image by index takes its place (after the last comes the first), so a batch depends on its indices
+    alone. `labels` are the source's, but in a uniform store a replaced image has the label of the one in its place.
 
-    A store has threads and open files. Use it in a `with` statement or call :meth:`close`. Otherwise it is closed when
-    Python frees it.
+    A store has threads and open files, so use it in a `with` statement or call :meth:`close`. Otherwise it is closed
+    when Python frees it.
 
     Args:
         source: Where the images come from.
@@ -60,9 +60,8 @@ class ImageStore:
         channels: None for RGB in uint8, or the number of channels that the images have, in uint8 or uint16 as they are.
         max_unreadable: Share of the images, rounded up to whole images, that may be unreadable.
         cache: Keep decoded images that do not fit into memory in this folder, or (True) in ``packed`` in the cache
-            folder, which the environment variable ``SSOLE_CACHE`` names. Later runs and runs at the same time share
-            them. For a source that cannot tell whether its images changed, they are removed on closing. Arrays need no
-            decoding and are never kept.
+            folder, which the environment variable ``SSOLE_CACHE`` names. All runs on the same images share them. They
+            are removed on closing if the source cannot tell whether its images changed. Arrays are never kept.
         cache_limit: Bytes that the cache may take; by default half of what is free on its disk and of what it has
             already. If not all images fit, as many as possible are kept, with a warning.
         progress: Show a bar on a terminal if decoding everything takes more than two seconds.
@@ -79,7 +78,7 @@ class ImageStore:
         workers: int | None = None,
         shrink_to: int | None = None,
         channels: int | None = None,
-        max_unreadable: float = 0.01,
+        max_unreadable: float = PretrainConfig.max_unreadable,
         cache: bool | str | os.PathLike[str] = False,
         cache_limit: int | None = None,
         progress: bool = True,
@@ -94,9 +93,9 @@ class ImageStore:
             if value is not None and value < 1:
                 raise DataError(f"{name} must be at least 1; got {value}.")
         self.source, self.labels = source, source.labels
-        self.shrink_to, self.channels = shrink_to, channels
-        self.workers = workers or decoding_threads()
-        self._reader = _Reader(source, shrink_to, channels, max_unreadable)
+        self.shrink_to, self.channels, self.workers = shrink_to, channels, workers or decoding_threads()
+        decoding = {"shrink_to": shrink_to, "channels": channels}
+        self._reader = _Reader(source, decoding, allowed=math.ceil(max_unreadable * len(source)))
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="ssole-decode")
         self._finalizer = weakref.finalize(self, _close, self._pool, self._reader)
         self._ahead: deque[dict[int, Future[torch.Tensor]]] = deque(maxlen=AHEAD + 1)  # and the batch in use
@@ -104,15 +103,12 @@ class ImageStore:
         probes = [self._reader.read_or_next(i) for i in evenly_spaced(len(source), _PROBES)]
         limit = total_memory() // 4 if memory_limit is None else memory_limit
         self.images = self._decode_all(probes, limit, progress)
+        self.cache: ImageCache | None = None
+        """The cache, if there is one."""
         if self.images is None and cache is not False and not isinstance(source, ArraySource):
-            self._reader.cache = open_cache(
-                source,
-                parent=None if cache is True else Path(cache),
-                shrink_to=shrink_to,
-                channels=channels,
-                limit=cache_limit,
-                expected=len(source) * sum(probe.nbytes for probe in probes) // len(probes),
-            )
+            parent = None if cache is True else Path(cache)
+            expected = len(source) * sum(probe.nbytes for probe in probes) // len(probes)
+            self.cache = self._reader.cache = open_cache(source, parent, decoding, limit=cache_limit, expected=expected)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -132,11 +128,6 @@ class ImageStore:
     def uniform(self) -> bool:
         """Whether all images have one size and are held decoded in `images`."""
         return self.images is not None
-
-    @property
-    def cache(self) -> ImageCache | None:
-        """The cache, if there is one."""
-        return self._reader.cache
 
     @cached_property
     def ids(self) -> list[str]:
@@ -200,9 +191,7 @@ class ImageStore:
                 f"only {len(cache):,} of {readable:,} decoded images are kept in {cache.folder}: make room on the "
                 "disk, or name a folder on a larger one by SSOLE_CACHE"
             )
-        return (
-            "images are decoded anew in every epoch: keep them in a cache, store them smaller, or use more processors"
-        )
+        return "images are decoded anew in every epoch: keep them in a cache, store them smaller, or add processors"
 
     def _check(self, indices: torch.Tensor | Sequence[int]) -> list[int]:
         array = np.asarray(indices, dtype=np.int64 if len(indices) == 0 else None)
@@ -210,8 +199,7 @@ class ImageStore:
             raise DataError(f"Indices must be a one-dimensional list of integers; got {array.dtype} {array.shape}.")
         if array.size and (array.min() < 0 or array.max() >= len(self)):
             raise IndexError(f"Indices must lie in 0..{len(self) - 1}; got {array.min()} to {array.max()}.")
-        numbers: list[int] = array.tolist()
-        return numbers
+        return list(map(int, array))
 
     def _submit(self, wanted: Iterable[int]) -> dict[int, Future[torch.Tensor]]:
         known = {i: future for batch in list(self._ahead) for i, future in batch.items()}
@@ -245,8 +233,7 @@ class ImageStore:
 
 
 def _close(pool: ThreadPoolExecutor, reader: _Reader) -> None:
-    # Without waiting: if a thread of the pool frees the store, it would wait for itself.
-    pool.shutdown(wait=False, cancel_futures=True)
+    pool.shutdown(wait=False, cancel_futures=True)  # a pool's thread that frees the store would wait for itself
     if reader.cache is not None:
         reader.cache.close()
 
@@ -257,12 +244,10 @@ class _Reader:
     It is apart from the store because the pool holds on to it, and would keep the store from being freed.
     """
 
-    def __init__(self, source: Source, shrink_to: int | None, channels: int | None, max_unreadable: float) -> None:
-        self.source = source
+    def __init__(self, source: Source, decoding: dict[str, int | None], *, allowed: int) -> None:
+        self.source, self._decoding, self._allowed = source, decoding, allowed
         self.cache: ImageCache | None = None
         self.reasons: dict[int, str] = {}  # why each unreadable image cannot be read, by index
-        self._shrink_to, self._channels = shrink_to, channels
-        self._allowed = math.ceil(max_unreadable * len(source))
         self._lock = threading.Lock()
 
     def read(self, i: int) -> torch.Tensor | None:
@@ -273,7 +258,7 @@ class _Reader:
             return kept
         name = self.source.id(i)
         try:
-            image = decode(self.source.read(i), where=name, shrink_to=self._shrink_to, channels=self._channels)
+            image = decode(self.source.read(i), where=name, **self._decoding)
         except DataError as error:  # not cached: a disk, a server or a decoder may be there the next time
             with self._lock:
                 self.reasons[i] = str(error).removeprefix(f"{name}: ")
@@ -285,11 +270,10 @@ class _Reader:
         return image
 
     def read_or_next(self, i: int) -> torch.Tensor:
-        """Image i or, if it is unreadable, the next readable one, by index and from the end on to the beginning."""
+        """Image i or, if it is unreadable, the next readable one by index; after the last comes the first."""
         n = len(self.source)
         for step in range(n):
-            image = self.read((i + step) % n)
-            if image is not None:
+            if (image := self.read((i + step) % n)) is not None:
                 return image
         raise self._too_many()
 
@@ -297,8 +281,7 @@ class _Reader:
         """Decode a chunk of images into their rows, unreadable ones aside; False on one of another shape or dtype."""
         rows = images.numpy()  # copied by NumPy: torch would give each of our threads a team of its own
         for i in chunk:
-            image = self.read(i)
-            if image is not None:
+            if (image := self.read(i)) is not None:
                 if image.shape != images.shape[1:] or image.dtype != images.dtype:
                     return False
                 rows[i] = image.numpy()
@@ -315,15 +298,3 @@ class _Reader:
             f"{len(self.reasons)} of the {len(self.source)} images in {self.source.name} cannot be read, and at most "
             f"{min(self._allowed, len(self.source) - 1)} may be (max_unreadable). The first of them:{first}"
         )
-
-
-def moments(image: torch.Tensor) -> torch.Tensor:
-    """Mean and mean square of each channel of a uint8 or uint16 image (C, h, w), in [0, 1]: float64 (2, C)."""
-    x = image.flatten(1).double() / torch.iinfo(image.dtype).max
-    return torch.stack([x.mean(1), x.square().mean(1)])
-
-
-def mean_and_std(gathered: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, from the moments of images, which all have the same weight."""
-    mean, square = torch.stack(list(gathered)).mean(0)
-    return mean.tolist(), (square - mean**2).clamp_min(0).sqrt().tolist()

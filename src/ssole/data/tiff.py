@@ -1,4 +1,4 @@
-"""TIFF images that Pillow cuts to 8 bits or does not open: many channels, many pages, 16 bits."""
+"""The reader of TIFF images that Pillow cuts to 8 bits or does not open: many channels, many pages, 16 bits."""
 
 from __future__ import annotations
 
@@ -16,42 +16,40 @@ from ssole.errors import DataError
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 258, 262, 274, 277  # numbers of tags
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = range(4)  # values of the second
 _PLAIN, _LZW, _DEFLATE = 1, 5, (8, 32946)  # compressions
-# Those that imagecodecs unpacks to no more than it is told; tifffile's own substitutes for it know no such limit.
+# Those that imagecodecs unpacks to no more than a given size; tifffile's own substitutes for it have no such limit.
 _LIMITED = (_LZW, 32773, 34925, 34926, 50000)
-BIG_TIFF = (b"II+\0", b"MM\0+")  # of which Pillow misreads the second
-_STARTS = (b"II*\0", b"MM\0*", *BIG_TIFF)
+BIG_TIFF = (b"II+\0", b"MM\0+")  # Pillow misreads the second
 
 
 def is_tiff(data: bytes) -> bool:
-    """By its first bytes."""
-    return bytes(data[:4]) in _STARTS
+    """Whether these bytes begin like a TIFF."""
+    return bytes(data[:4]) in (b"II*\0", b"MM\0*", *BIG_TIFF)
 
 
-def pillow_keeps_all(image: Any) -> bool:
-    """Whether this is a TIFF of one page of a kind that Pillow opens without loss."""
-    bits = image.tag_v2.get(_BITS, (1,))
-    deep_enough = max(bits) <= 8 or image.mode.startswith("I")
-    return bool(image.n_frames == 1 and deep_enough and image.tag_v2.get(_SAMPLES, 1) == len(image.getbands()))
-
-
-def pillow_misreads(image: Any) -> bool:
-    """Whether this is a TIFF of 16 bits with white at zero, which Pillow does not invert."""
-    return bool(image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+def pillow_reads(image: Any, channels: int | None) -> bool:
+    """Whether Pillow reads an opened TIFF right and, if its own channels are asked for, without loss."""
+    tags = image.tag_v2
+    if image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow does not invert these
+        return False
+    deep_enough = max(tags.get(_BITS, (1,))) <= 8 or image.mode.startswith("I")
+    whole = image.n_frames == 1 and tags.get(_SAMPLES, 1) == len(image.getbands())
+    return channels is None or (deep_enough and whole)
 
 
 def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
-    """The first page (H, W, C), uint8 or uint16; or the pages as channels, when there are as many of them, of one each.
+    """The first page (H, W, C), uint8 or uint16; or all pages as channels, if there are `channels` pages of one each.
 
-    Only pages are looked at, not the OME description that may lie beside them, because that can name other files.
+    An OME description is not followed, because it can name other files.
 
     Args:
-        channels: How many there should be; None takes the first page as it is.
+        data: The file.
+        channels: How many channels there should be; None takes the first page as it is.
         where: Names the image in errors.
 
     Raises:
-        DataError: where the number of channels is another, the image is too large to be trusted (as in Pillow) or
-            unpacks to more than it says, its compression is not read, its channels are neither grey nor RGB (or
-            whatever they are, beyond these), or its pixels have no agreed range.
+        DataError: where the image has other channels than asked for or is too large to be trusted (as in Pillow), where
+            it unpacks to more than its size, its compression or kind of colour is not read, or its pixels have no
+            agreed range.
         Exception: of many types, from tifffile, for a damaged file.
     """
     import tifffile
@@ -69,7 +67,7 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
 
 
 def _photometric(page: Any) -> int:
-    """What the values of a page stand for; of one that does not say, what they do in most."""
+    """What a page's values stand for; brightness, the most common, where it does not say."""
     return int(page.tags.valueof(_PHOTOMETRIC, default=_BLACK_IS_ZERO))
 
 
@@ -91,11 +89,19 @@ def _page(page: Any, pages: int, where: str) -> Pixels:
         pixels = pixels.transpose(1, 2, 0)
     elif page.axes != "YXS":
         raise DataError(f"{where}: a TIFF page with the axes {page.axes} {pixels.shape} is no image.")
-    return _from_black(pixels.astype(pixels.dtype.newbyteorder("="), copy=False), page)
+    pixels = pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if _photometric(page) == _PALETTE:
+        colours: NDArray[np.uint8] = (page.colormap >> 8).astype(np.uint8)  # (3, numbers), always of 16 bits
+        return np.take(colours.T, pixels[:, :, 0], axis=0)
+    if pixels.dtype == bool:
+        pixels = pixels * np.uint8(255)
+    if _photometric(page) == _WHITE_IS_ZERO:
+        pixels = np.invert(pixels)  # inverting all bits gives the largest value minus the pixel
+    return pixels
 
 
 def _check_kind(page: Any, where: str) -> None:
-    """Of pages whose values have another range, or stand for other things, the pixels would be wrong."""
+    """Refuse pages whose values have another range or stand for other things than brightness."""
     if page.dtype.kind not in "bu" or page.dtype.itemsize > 2:
         raise DataError(
             f"{where}: {page.dtype} pixels have no agreed range; convert the image to 8 or 16 bits per channel."
@@ -109,9 +115,9 @@ def _check_kind(page: Any, where: str) -> None:
 
 
 def _check_compression(page: Any, where: str) -> None:
-    """See to it that no strip or tile unpacks to more than its size; deflate can make a thousand times its bytes.
+    """Refuse a strip or tile that unpacks to more than its size; deflate can make a thousand times its bytes.
 
-    What tifffile calls zlib with has no limit, so that it is measured before how much comes out.
+    tifffile's deflate has no limit, so the size that comes out is measured first.
     """
     import tifffile
 
@@ -132,21 +138,8 @@ def _check_compression(page: Any, where: str) -> None:
         raise DataError(f"{where}: the compression {name} is not read in such a TIFF; save the image with deflate.")
 
 
-def _from_black(pixels: Pixels, page: Any) -> Pixels:
-    """Channels that grow with brightness, over their whole range; of a palette's numbers the colours."""
-    photometric = _photometric(page)
-    if photometric == _PALETTE:
-        colours: NDArray[np.uint8] = (page.colormap >> 8).astype(np.uint8)  # (3, numbers), always of 16 bits
-        return np.take(colours.T, pixels[:, :, 0], axis=0)
-    if pixels.dtype == bool:
-        pixels = pixels * np.uint8(255)
-    if photometric == _WHITE_IS_ZERO:
-        pixels = np.invert(pixels)  # all bits the other way: the largest value minus it
-    return pixels
-
-
 def _check_size(values: int, where: str) -> None:
-    """As Pillow does it, allowing for as many values as the largest RGBA image that it opens has."""
+    """Refuse an image as Pillow does, with more values than the largest RGBA image that Pillow opens."""
     from PIL import Image
 
     if values == 0:
@@ -157,8 +150,7 @@ def _check_size(values: int, where: str) -> None:
 
 def _upright(pixels: Pixels, page: Any) -> Pixels:
     """Apply the orientation tag, whose values are those of EXIF."""
-    tag = page.tags.get(_ORIENTATION)
-    orientation = 1 if tag is None else int(tag.value)
+    orientation = int(page.tags.valueof(_ORIENTATION, default=1))
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):

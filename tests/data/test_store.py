@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 from pathlib import Path
@@ -101,6 +100,7 @@ def test_an_unreadable_image_is_replaced_by_the_next_readable(limit, bad):
     order = np.random.default_rng(2).permutation(1000)
     assert torch.equal(store.get(order), expected[order])
     assert [(i, name) for i, name, _ in store.unreadable] == [(i, f"item {i}") for i in bad]
+    assert np.flatnonzero(store.readable).tolist() == good
     assert all("not an image" in reason and "item" not in reason for _, _, reason in store.unreadable)
 
 
@@ -133,14 +133,6 @@ def test_an_error_that_is_not_the_images_is_not_swallowed():
 
     with pytest.raises(RuntimeError, match="a bug"):
         ImageStore(Broken(list(IMAGES)))
-
-
-def test_save_unreadable(tmp_path: Path):
-    store = ImageStore(Listed([b"", *IMAGES]))
-    store.save_unreadable(tmp_path / "unreadable.jsonl")
-    rows = [json.loads(line) for line in (tmp_path / "unreadable.jsonl").read_text().splitlines()]
-    assert rows == [{"index": 0, "id": "item 0", "reason": "the image is empty (0 bytes)."}]
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_an_unreadable_image_takes_the_label_of_its_stand_in():
@@ -226,18 +218,18 @@ def test_channel_statistics_give_each_image_the_same_weight():
     assert (mean, std) == ([0.5] * 3, [0.5] * 3)
 
 
-def test_advice_names_what_is_missing():
-    assert ImageStore(Listed(list(IMAGES))).advice() is None  # in memory
-    assert "cache" in ImageStore(Listed([png(5, 6, 1), png(6, 5, 2)]), workers=999).advice()
+def test_hint_names_what_is_missing():
+    assert ImageStore(Listed(list(IMAGES))).hint() is None  # in memory
+    assert "cache" in ImageStore(Listed([png(5, 6, 1), png(6, 5, 2)]), workers=999).hint()
 
 
-def test_advice_comes_once_all_that_can_be_read_is_kept(tmp_path: Path):
+def test_hint_comes_once_all_that_can_be_read_is_kept(tmp_path: Path):
     items = [b"broken" if i == 30 else png(5 + i % 2, 6, i) for i in range(40)]
     with ImageStore(Listed(items), cache=tmp_path) as store:
         store.get(range(20))
-        assert store.advice() is None  # the cache is being filled
+        assert store.hint() is None  # the cache is being filled
         store.get(range(40))
-        assert "decoded images are read from" in store.advice()
+        assert "decoded images are read from" in store.hint()
 
 
 def test_a_store_is_closed_by_its_with_statement():
