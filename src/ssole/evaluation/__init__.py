@@ -1,8 +1,8 @@
 """Evaluation of a frozen model: its features, and the metrics computed on them.
 
-`evaluate` holds the entry points that `api`, `cli` and `ssole` call. `preprocessing` prepares images for a model,
-`features` runs the model, `datasets` finds train and test images. `knn`, `linear` and `label_free` are the metrics,
-`checks` is what they share, and `results` is the table and the JSON.
+`evaluate` holds what `api`, `cli` and `ssole` call. `preprocessing` prepares images for a model, `features` runs it,
+`datasets` finds train and test images. `knn`, `linear` and `label_free` are the metrics, `checks` is what they share.
+`scoring` computes all metrics of one model or baseline, and `results` holds the figures, their table and their JSON.
 Keep to the bit: preprocessing, the scores of kNN and the objective of the probe, since published figures rest on them.
 `METRICS` and the fields of `results` are the format of `evaluation.json`. Everything else may change freely.
 """

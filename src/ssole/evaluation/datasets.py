@@ -42,7 +42,7 @@ class Subset:
     def readable_rows(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features and labels of the readable images, from the features of all (N, F).
 
-        In place of an unreadable image a store gives the next one, which the label does not belong to.
+        A store returns the next image in place of an unreadable one, and the label is not that image's.
         """
         readable = torch.from_numpy(self.store.readable)[self.positions]
         return features[readable], self.labels[readable]
