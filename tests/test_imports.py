@@ -39,8 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Packages that take long to import: functions that need one import it themselves. (`cli` is not imported by `ssole`,
 # and may have the one that makes it.)
 HEAVY = {
-    "fsspec", "imagehash", "joblib", "lightly", "matplotlib", "pandas", "pyarrow", "pydantic", "rich", "scipy", "sklearn",
-    "tensorboard", "tifffile", "timm", "torchvision", "tyro",
+    "fsspec", "imagehash", "joblib", "lightly", "matplotlib", "pandas", "pyarrow", "pydantic", "rich", "scipy",
+    "sklearn", "tensorboard", "tifffile", "timm", "torchvision", "tyro",
 }  # fmt: skip
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
