@@ -1,4 +1,4 @@
-"""Draws are functions of their coordinates, look random, and do not depend on anything else."""
+"""Random draws: pure functions of their coordinates, uniform, fair and independent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_several_uses_at_once_are_the_same_draws() -> None:
 
 
 def test_the_format_is_pinned() -> None:
-    """SplitMix64 in Python integers, independently of the tensor code: a change here changes every run."""
+    """SplitMix64 in Python integers, independent of the tensor code: a change of the format changes every run."""
     mask = (1 << 64) - 1
 
     def fold(key: int, word: int) -> int:

@@ -1,9 +1,9 @@
-"""Randomness without state: every draw is a pure function of (seed, epoch, image, view, use).
+"""Random numbers without state: every draw is a pure function of (seed, epoch, image, view, use).
 
-A counter-based generator: the five coordinates are folded one after the other through the SplitMix64 finaliser
+The generator is counter-based. It folds the five coordinates, one after the other, through the SplitMix64 finaliser
 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014). Nothing is remembered between
-calls, so a view is the same whatever the batch, worker, process or interruption, and the same on CPU and GPU: the
-arithmetic is 64-bit integers, which wrap identically everywhere.
+calls. So a view does not depend on the batch, the worker, the process or an interruption. It is the same on CPU and
+GPU, because 64-bit integers wrap identically everywhere. The numbers are a format: a change here changes every run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 class Use(IntEnum):
-    """What a draw is for. Values are part of the format: changing one changes every run."""
+    """Purpose of a draw. The values are part of the format: a change of one changes every run."""
 
     ORDER = 0
     CROP = 1
@@ -39,7 +39,7 @@ def _signed(value: int) -> int:
 
 
 def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
-    # int64 shifts copy the sign bit down; the mask makes the shift logical
+    # Shifts of int64 copy the sign bit down. The mask makes the shift logical.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -56,12 +56,12 @@ def _fold(key: torch.Tensor, word: torch.Tensor | int) -> torch.Tensor:
 
 
 def bits(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int, n: int) -> torch.Tensor:
-    """64 random bits for each (image, view, draw).
+    """Random bits, 64 for each (image, view, draw).
 
     Args:
         seed, epoch: any Python integers (taken modulo 2^64).
-        ids: int64 (B,), the images' indices in their data set.
-        views: int64 (V,), the views' numbers, on the same device.
+        ids: int64 (B,), the index of each image in its data set.
+        views: int64 (V,), numbers of the views, on the same device.
         use: a :class:`Use`.
         n: draws for each image and view.
 
@@ -73,9 +73,8 @@ def bits(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int
 
 
 def _image_keys(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-    run = _fold(
-        _fold(torch.zeros((), dtype=torch.int64), seed), epoch
-    ).item()  # on the CPU: two numbers need no kernels
+    # On the CPU: two numbers are not worth a kernel.
+    run = _fold(_fold(torch.zeros((), dtype=torch.int64), seed), epoch).item()
     return _fold(_fold(ids, int(run))[:, None], views[None, :])
 
 
@@ -87,7 +86,7 @@ def uniforms(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use:
 def uniforms_of_uses(
     seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, draws: Mapping[Use, int]
 ) -> dict[Use, torch.Tensor]:
-    """Several :func:`uniforms` at once, with a fraction of their kernels: {use: n} gives {use: (B, V, n)}."""
+    """Uniform draws for several uses in a few kernels: {use: n} gives {use: (B, V, n)}. See :func:`uniforms`."""
     uses = torch.tensor([use for use, n in draws.items() for _ in range(n)]).to(ids.device, non_blocking=True)
     numbers = torch.tensor([i for n in draws.values() for i in range(n)]).to(ids.device, non_blocking=True)
     u = _unit(_fold(_fold(_image_keys(seed, epoch, ids, views)[..., None], uses), numbers))
@@ -95,11 +94,11 @@ def uniforms_of_uses(
 
 
 def _unit(bits: torch.Tensor) -> torch.Tensor:
-    # the top 24 bits fill a float32 mantissa exactly, so 1.0 cannot come out
+    # The top 24 bits fit a float32 mantissa exactly, so that no draw rounds up to 1.0.
     return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> torch.Tensor:
-    """The order in which epoch `epoch` visits `n` images: an int64 permutation (n,), a function of its arguments."""
+    """Order of `n` images in an epoch: an int64 permutation (n,), a pure function of (seed, epoch, n)."""
     keys = bits(seed, epoch, torch.arange(n), torch.zeros(1, dtype=torch.int64), Use.ORDER, 1).flatten()
     return torch.sort(keys, stable=True).indices

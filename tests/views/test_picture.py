@@ -1,4 +1,4 @@
-"""The picture of views: what is where on it."""
+"""Picture of views: the place and the pixels of each part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recipe does to images, as a picture: a row for each image, first as it is, then its views."""
+"""Picture of views: one row per image, which shows the image and then its views."""
 
 from __future__ import annotations
 
@@ -16,39 +16,40 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _GAP = 4  # pixels between pictures
-_HEADER = 18
-_PAPER = 224  # light grey, on which white views have an edge
-_SMALLEST = 96  # smaller crops are enlarged to this, pixel by pixel
+_HEADER = 18  # pixels of the line of names
+_PAPER = 224  # light grey, so that white views have a visible edge
+_SMALLEST = 96  # pixels; smaller crops are enlarged to this, pixel by pixel
 
 
 def picture(
     images: Sequence[torch.Tensor], ids: torch.Tensor, *, recipe: ViewRecipe, seed: int = 0, epoch: int = 0
 ) -> Image.Image:
-    """Draw the views that :func:`~ssole.make_views` makes of images.
+    """Picture of images and of the views that :func:`~ssole.make_views` makes of them.
 
     Args:
-        images: B tensors uint8 or uint16 (C, h, w). Of more than three channels the first three are shown, of two the
-            first.
-        ids: int64 (B,), the images' indices in their data set.
-        recipe: its mean and std play no part.
+        images: B tensors uint8 or uint16 (C, h, w). The first three channels are shown, or one if there are fewer.
+        ids: int64 (B,), the index of each image in its data set.
+        recipe: the settings of the views. Its mean and std are not used.
 
     Returns:
-        An RGB picture with B rows: the image, then its views, crop group by crop group.
+        An RGB picture with B rows: the image, and its views in the order of crop groups.
     """
     channels = images[0].shape[0]
     plain = dataclasses.replace(recipe, mean=(0.0,) * channels, std=(1.0,) * channels)
     groups = make_views(list(images), ids, recipe=plain, seed=seed, epoch=epoch)
     side = max(_SMALLEST, max(crop.size for crop in recipe.crops))
-    columns = [torch.stack([_fitted(image, side) for image in images])]
+    columns = [torch.stack([_fit_image(image, side) for image in images])]
     names = ["image"]
     for crop, views in zip(recipe.crops, groups, strict=True):
-        columns += [torch.stack([_enlarged(view, side) for view in of_one_number]) for of_one_number in views.unbind(1)]
+        columns += [
+            torch.stack([_enlarge_view(view, side) for view in of_one_number]) for of_one_number in views.unbind(1)
+        ]
         names += [f"{crop.size} px, view {number + 1}" for number in range(len(names) - 1, len(names) - 1 + crop.count)]
-    return _drawn(columns, names, side)
+    return _draw_sheet(columns, names, side)
 
 
-def _fitted(image: torch.Tensor, side: int) -> torch.Tensor:
-    """The whole image in a square, its proportions kept: (C, side, side) in [0, 1], white around it."""
+def _fit_image(image: torch.Tensor, side: int) -> torch.Tensor:
+    """Whole image scaled into a square (C, side, side) in [0, 1], with its proportions and a grey border."""
     x = image[None].to(torch.float32) / torch.iinfo(image.dtype).max
     scale = side / max(x.shape[2:])
     height, width = (max(1, round(length * scale)) for length in x.shape[2:])
@@ -58,15 +59,15 @@ def _fitted(image: torch.Tensor, side: int) -> torch.Tensor:
     return F.pad(x[0], (left, side - width - left, top, side - height - top), value=_PAPER / 255)
 
 
-def _enlarged(view: torch.Tensor, side: int) -> torch.Tensor:
-    """A view in a square, by a whole factor so that its pixels stay what they are: (C, side, side)."""
+def _enlarge_view(view: torch.Tensor, side: int) -> torch.Tensor:
+    """View in a square (C, side, side), enlarged by a whole factor so that its pixels stay sharp."""
     factor = max(1, side // view.shape[-1])
     x = view.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
     before, rest = (side - x.shape[-1]) // 2, (side - x.shape[-1] + 1) // 2
     return F.pad(x, (before, rest, before, rest), value=_PAPER / 255)
 
 
-def _drawn(columns: list[torch.Tensor], names: list[str], side: int) -> Image.Image:
+def _draw_sheet(columns: list[torch.Tensor], names: list[str], side: int) -> Image.Image:
     from PIL import Image, ImageDraw
 
     step = side + _GAP

@@ -1,4 +1,4 @@
-"""What to sample: the parameters of every view, as pure functions of (seed, epoch, image, view).
+"""Random parameters of views, as pure functions of (seed, epoch, image, view).
 
 Shape suffixes: B images, V views of a crop group, N = B V views. The distributions are torchvision's
 (`RandomResizedCrop`, `ColorJitter`, `RandomGrayscale`, `GaussianBlur`, `RandomSolarize`).
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 
 import torch
 
@@ -15,6 +16,7 @@ from ssole.config import Crop, ViewRecipe
 from ssole.rng import Use, uniforms_of_uses
 
 _CROP_TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to a centre crop
+# Draws of each view. They are part of the format, as is their order: a change here changes every run.
 _DRAWS = {
     Use.CROP: 2 * _CROP_TRIES + 2,
     Use.HFLIP: 1,
@@ -29,14 +31,14 @@ _DRAWS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ViewParams:
-    """Parameters of N views; every tensor has shape (N,) unless noted."""
+    """Parameters of N views. Every tensor is bool (N,) unless noted."""
 
     box: torch.Tensor
-    """float32 (N, 4): left, top, width, height of the crop, whole pixels of the image."""
+    """float32 (N, 4): left, top, width, height of the crop, in whole pixels of the image."""
     hflip: torch.Tensor
     vflip: torch.Tensor
     turns: torch.Tensor
-    """int64: quarter turns, counter-clockwise, after the flips."""
+    """int64 (N,): quarter turns, counter-clockwise, after the flips."""
     jitter: torch.Tensor
     order: torch.Tensor
     """int64 (N, 4): jitter operations in the order they run: 0 brightness, 1 contrast, 2 saturation, 3 hue."""
@@ -44,12 +46,18 @@ class ViewParams:
     """float32 (N, 4): brightness, contrast, saturation factors and hue shift (in turns); 1, 1, 1, 0 without jitter."""
     grey: torch.Tensor
     sigma: torch.Tensor
-    """float32: standard deviation of the blur in pixels, 0 where there is none."""
+    """float32 (N,): standard deviation of the blur in pixels, 0 where there is none."""
     solarize: torch.Tensor
 
     def __getitem__(self, rows: torch.Tensor | slice) -> ViewParams:
-        """The parameters of some of the views."""
+        """Parameters of some of the views."""
         return ViewParams(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def numbers(self) -> list[SimpleNamespace]:
+        """Parameters of each view as plain numbers and lists, in fields of the same names; boxes as integers."""
+        values = {field.name: getattr(self, field.name).tolist() for field in fields(self)}
+        values["box"] = self.box.long().tolist()
+        return [SimpleNamespace(**dict(zip(values, view, strict=True))) for view in zip(*values.values(), strict=True)]
 
 
 def sample_params(
@@ -62,12 +70,12 @@ def sample_params(
     seed: int,
     epoch: int,
 ) -> ViewParams:
-    """Draw the parameters of the views of one crop group, image by image: N = B V.
+    """Parameters of all views of one crop group, image by image: N = B V.
 
     Args:
-        ids: int64 (B,) image indices in the data set.
-        views: int64 (V,) numbers of the views, counted over all crop groups.
-        sizes: (B, 2) or (1, 2) heights and widths of the images.
+        ids: int64 (B,), image indices in the data set.
+        views: int64 (V,), numbers of the views, counted over all crop groups.
+        sizes: (B, 2) or (1, 2), heights and widths of the images.
     """
     u = uniforms_of_uses(seed, epoch, ids, views, _DRAWS)
     u = {use: draws.flatten(0, 1) for use, draws in u.items()}
@@ -94,13 +102,14 @@ def sample_params(
 
 
 def _around_one(strength: float) -> tuple[float, float]:
+    """Range of a factor."""
     return max(0.0, 1 - strength), 1 + strength
 
 
 def _boxes(crop: Crop, u: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Random resized crops: the first of ten tries that fits, else the largest centre crop within the ratio.
+    """Boxes of random resized crops: the first of ten tries that fits, else the largest centre crop within the ratio.
 
-    In float64, where no two devices round a side of the crop to different pixels.
+    The computation is in float64, so that no two devices round a side of the crop to different pixels.
     """
     u, sizes = u.double(), sizes.double()
     height, width = sizes[:, :1], sizes[:, 1:]
@@ -115,7 +124,7 @@ def _boxes(crop: Crop, u: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     found = fits.any(dim=-1)
     w = torch.where(found, w.gather(-1, first)[:, 0], torch.minimum(width, (height * crop.ratio[1]).round()))
     h = torch.where(found, h.gather(-1, first)[:, 0], torch.minimum(height, (width / crop.ratio[0]).round()))
-    # +1 because both ends are possible; the minimum guards against u * (n + 1) rounding up to n + 1
+    # The + 1 makes both ends possible. The minimum guards against u * (n + 1) rounding up to n + 1.
     left = torch.minimum((u[:, -2] * (width - w + 1)).floor(), width - w)
     top = torch.minimum((u[:, -1] * (height - h + 1)).floor(), height - h)
     left = torch.where(found, left, ((width - w) / 2).round())
