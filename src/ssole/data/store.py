@@ -33,7 +33,7 @@ AHEAD = 2
 """Batches that may be decoded ahead of the one in use."""
 
 _PROBES = 32  # images, evenly spaced over the set, that must share a size before everything is decoded
-_CHUNK = 32  # images that a thread decodes per task: many beside the pool's own cost, few to wait for on Ctrl-C
+_CHUNK = 256  # images that a thread decodes per task: enough to make the pool's own cost vanish
 
 
 class ImageStore:
@@ -104,7 +104,6 @@ class ImageStore:
         limit = total_memory() // 4 if memory_limit is None else memory_limit
         self.images = self._decode_all(probes, limit, progress)
         self.cache: ImageCache | None = None
-        """The cache, if there is one."""
         if self.images is None and cache is not False and not isinstance(source, ArraySource):
             parent = None if cache is True else Path(cache)
             expected = len(source) * sum(probe.nbytes for probe in probes) // len(probes)
@@ -210,18 +209,17 @@ class ImageStore:
         n, first = len(self), probes[0]
         if len({(probe.shape, probe.dtype) for probe in probes}) > 1 or n * first.nbytes > limit:
             return None
-        images = torch.empty((n, *first.shape), dtype=first.dtype)
+        images, stop = torch.empty((n, *first.shape), dtype=first.dtype), threading.Event()
         chunks = [range(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
         with progress_bar("decoding images", n, enabled=progress) as advance:  # ready before there is work to interrupt
-            tasks = [self._pool.submit(self._reader.fill, images, chunk) for chunk in chunks]
+            tasks = [self._pool.submit(self._reader.fill, images, chunk, stop) for chunk in chunks]
             try:
                 for chunk, task in zip(chunks, tasks, strict=True):
                     if not task.result():
                         return None
                     advance(len(chunk))
-            finally:  # also on Ctrl-C, which should not have to wait for every image
-                for task in tasks:
-                    task.cancel()
+            finally:  # also on Ctrl-C, which should not have to wait for a chunk of photographs
+                stop.set()
         if (bad := np.flatnonzero(~self.readable)).size:
             rows, good = images.numpy(), np.flatnonzero(self.readable)
             next_good = good[np.searchsorted(good, bad) % len(good)]
@@ -277,10 +275,12 @@ class _Reader:
                 return image
         raise self._too_many()
 
-    def fill(self, images: torch.Tensor, chunk: range) -> bool:
-        """Decode a chunk of images into their rows, unreadable ones aside; False on one of another shape or dtype."""
+    def fill(self, images: torch.Tensor, chunk: range, stop: threading.Event) -> bool:
+        """Decode the readable images of a chunk into their rows; False on another shape or dtype, or when stopped."""
         rows = images.numpy()  # copied by NumPy: torch would give each of our threads a team of its own
         for i in chunk:
+            if stop.is_set():
+                return False
             if (image := self.read(i)) is not None:
                 if image.shape != images.shape[1:] or image.dtype != images.dtype:
                     return False
