@@ -15,6 +15,7 @@ import tiny
 from ssole import api
 from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
+from ssole.data.sources import describe
 from ssole.errors import DataError
 from ssole.training.run import Run
 
@@ -140,15 +141,15 @@ def test_resuming_what_is_no_run() -> None:
 def test_names_stay_and_paths_become_absolute() -> None:
     tiny.write_folder(Path("photos"))
     assert pretrain("photos", steps=1).config.data == str(Path("photos").absolute())
-    assert api._describe("digits-m") == "digits-m"
-    assert api._describe("CIFAR10") == "CIFAR10"
-    assert api._describe(["photos", Path("photos/cat")]) == (
+    assert describe("digits-m") == "digits-m"
+    assert describe("CIFAR10") == "CIFAR10"
+    assert describe(["photos", Path("photos/cat")]) == (
         str(Path("photos").absolute()),
         str(Path("photos/cat").absolute()),
     )
-    assert api._describe("shard-{00..09}.tar") == str(Path("shard-{00..09}.tar").absolute())
-    assert api._describe("s3://bucket/*.tar") == "s3://bucket/*.tar"
-    assert api._describe([b"an encoded image", b"another"]) == "in memory: list"
+    assert describe("shard-{00..09}.tar") == str(Path("shard-{00..09}.tar").absolute())
+    assert describe("s3://bucket/*.tar") == "s3://bucket/*.tar"
+    assert describe([b"an encoded image", b"another"]) == "in memory: list"
 
 
 # Large photographs
