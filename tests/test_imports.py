@@ -29,10 +29,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": BELOW_API - {"evaluation"},  # evaluators come in as callables
     "evaluation": {"data", "models", "config", "distributed", "runtime", "spectrum"},
     "doctor": {"config", "data", "models", "runtime", "training", "views"},
-    "report": set(),  # reads run folders
     "api": BELOW_API,
-    "cli": BELOW_API | {"doctor", "report", "api"},
-    "__init__": BELOW_API | {"report", "api"},
+    "cli": BELOW_API | {"doctor", "api"},
+    "__init__": BELOW_API | {"api"},
     "__main__": {"cli"},
 }
 

@@ -1,4 +1,4 @@
-"""What a user calls: pretrain, resume."""
+"""Pretraining and resuming: `pretrain`, `resume`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ssole.training.loop import train
 from ssole.training.run import Run, create_run, lock_run, record_images, require_same_images
 
 if TYPE_CHECKING:
-    from ssole.data.base import Spec, Split
+    from ssole.data.base import Spec
     from ssole.training.monitor import Evaluator
 
 DEFAULT_RECIPE = "digits-m"
@@ -45,12 +45,12 @@ def pretrain(
     Args:
         data: `digits-m`, a folder of images, a list of files, tar shards, parquet, NumPy files, a torchvision name such
             as `cifar10`, an array (N, H, W, C), or any object with a length and an index: all that
-            :func:`ssole.data.sources.open_source` opens. By default what the recipe names. Labels are never needed, and
-            never used by training.
-        recipe: a shipped recipe's name or the path of a YAML file.
-        out: the run folder, by default `runs/RECIPE`, numbered when that is taken. Nothing is ever overwritten.
-        evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. By
-            default, with the recipe's `knn_every`, a kNN accuracy on the data's own test split where it has labels.
+            :func:`ssole.data.sources.open_source` opens. The default is the recipe's own. Training needs no labels and
+            never uses them.
+        recipe: name of a shipped recipe, or path of a YAML file.
+        out: run folder; by default `runs/RECIPE`, with a number if that exists. Nothing is ever overwritten.
+        evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. If
+            the recipe sets `knn_every`, the default is kNN accuracy on the test split of the data, if it has labels.
         progress: show a progress bar.
         overrides: settings by name (`epochs=5`, `views=4`, `preset="aerial"`), dotted name (`**{"optim.lr": 1.0}`), or
             a group as a dict.
@@ -60,8 +60,8 @@ def pretrain(
 
     Raises:
         ConfigError, DataError: a setting or the data are not usable; the message says what to do.
-        NonFiniteLossError: training diverged at the step it names.
-        Interrupted: Ctrl-C or SIGTERM arrived, and a checkpoint was written; :func:`resume` goes on with it.
+        NonFiniteLossError: training diverged; the message names the step.
+        Interrupted: Ctrl-C or SIGTERM arrived, and a checkpoint was written; :func:`resume` continues from it.
     """
     config = load(recipe, **overrides)
     folder = Path(out) if out is not None else free_folder(Path("runs"), Path(recipe).stem)
@@ -76,16 +76,16 @@ def start(
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
 ) -> Run:
-    """Train a complete config in a new run folder. `data` replaces `config.data` where the images are not on disk."""
-    device = resolve_device(config.device)  # the quick checks first: data may take a while to open
+    """Pretraining of a complete config in a new run folder; `data` replaces `config.data`."""
+    device = resolve_device(config.device)  # quick checks first, because data may take a while to open
     check_backbone(config)
     data = config.data if data is None else data
     config = dataclasses.replace(config, data=describe(data))
-    with _open(config, data, "train", progress) as store:
+    with _open(config, data, progress) as store:
         plan = make_plan(config, len(store))
         config = _measured(config, store)
         evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
-        run = create_run(out, config)  # only now, so that what is refused leaves no folder behind
+        run = create_run(out, config)  # only after all checks, so that a refused run leaves no folder
         record_images(run, len(store), store.source.ids_fingerprint)
         with lock_run(run):
             return train(run, store, plan, device, evaluators=evaluators, progress=progress)
@@ -98,15 +98,15 @@ def resume(
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
 ) -> Run:
-    """Go on with an interrupted run from its newest checkpoint; a finished one is returned as it is.
+    """Continue an interrupted run from its newest checkpoint; a finished run is returned unchanged.
 
     Args:
         run: the run, or its folder.
-        data: the images, needed only when the run was started on images in memory.
+        data: the images, needed only if the run was started on images in memory.
         evaluators, progress: as for :func:`pretrain`.
 
     Raises:
-        As :func:`pretrain`; and ConfigError when this is no run folder or none of its checkpoints can be read.
+        As :func:`pretrain`; also ConfigError if this is no run folder or no checkpoint can be read.
     """
     found = run if isinstance(run, Run) else Run(Path(run))
     config = found.config
@@ -116,7 +116,7 @@ def resume(
         raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
     device = resolve_device(config.device)
     images = config.data if data is None else data
-    with _open(config, images, "train", progress) as store:
+    with _open(config, images, progress) as store:
         require_same_images(found, len(store), store.source.ids_fingerprint)
         evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
         with lock_run(found):
@@ -125,7 +125,7 @@ def resume(
 
 
 def _measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
-    """With the mean and std of the images where the config leaves them open."""
+    """Config with mean and std measured on the images if it leaves them open."""
     if config.augment.mean is not None:
         return config
     mean, std = store.channel_statistics()
@@ -138,17 +138,17 @@ def _measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
 
 
 def free_folder(parent: Path, name: str) -> Path:
-    """`parent/name`, or with the first free number behind it."""
+    """Path `parent/name`, or `parent/name-N` with the first free number N from 2 on."""
     path, number = parent / name, 2
     while path.exists():
         path, number = parent / f"{name}-{number}", number + 1
     return path
 
 
-def _open(config: PretrainConfig, data: Spec, split: Split, progress: bool) -> ImageStore:
-    source = open_source(data, split=split)
+def _open(config: PretrainConfig, data: Spec, progress: bool) -> ImageStore:
+    """Store of the training images, decoded no larger than crops can use."""
     options = _store_options(config, progress)
-    return ImageStore(source, shrink_to=config.augment.useful_size, channels=config.channels, **options)
+    return ImageStore(open_source(data), shrink_to=config.augment.useful_size, channels=config.channels, **options)
 
 
 def _store_options(config: PretrainConfig, progress: bool) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _store_options(config: PretrainConfig, progress: bool) -> dict[str, Any]:
 
 
 def _default_evaluators(config: PretrainConfig, store: ImageStore, progress: bool) -> Mapping[int, Evaluator]:
-    """kNN accuracy on the data's own test split, if the recipe asks for it and the data have what it takes."""
+    """Evaluator of kNN accuracy on the test split, if the recipe asks for it and the data have labels and a split."""
     if config.knn_every is None:
         return {}
     augment, options = config.augment, _store_options(config, progress)
@@ -176,7 +176,7 @@ def _default_evaluators(config: PretrainConfig, store: ImageStore, progress: boo
         test = preprocessing.open_store(open_source(config.data, split="test"), **options)
         if test.ids == store.ids:  # a folder that is itself called test
             raise DataError("the test images are those of training")
-        if not preprocessing.suits(store):  # views are cut from images of another size than those of `ssole eval`
+        if not preprocessing.suits(store):  # training decodes larger images than `ssole eval` does
             store = preprocessing.open_store(store.source, **options)
         return {config.knn_every: knn_evaluator(store, test, preprocessing, precision=config.precision)}
     except ValueError as error:
