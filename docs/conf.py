@@ -30,6 +30,7 @@ myst_heading_anchors = 3
 
 # A word in single backticks is code, as in Markdown.
 default_role = "code"
+viewcode_follow_imported_members = False  # else source pages link back to names that no page has
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True, "exclude-members": "extra_repr"}
 autodoc_typehints_format = "short"
