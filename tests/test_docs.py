@@ -154,11 +154,11 @@ def check_pip(arguments: list[str], snippet: Snippet) -> None:
     assert asked <= extras, snippet.place
 
 
-def check_program(arguments: list[str], snippet: Snippet) -> None:
-    """A script of the repository, its options and the files that it takes."""
+def check_program(arguments: list[str], snippet: Snippet | None = None) -> None:
+    """A script of the repository, and its options."""
     source = (ROOT / arguments[0]).read_text(encoding="utf-8")
     options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
-    assert {option for option in options if option not in source} == set(), snippet.place
+    assert {option for option in options if option not in source} == set(), snippet
 
 
 def check_nothing(arguments: list[str], snippet: Snippet) -> None:
@@ -210,6 +210,8 @@ def test_commands_within_the_text_are_understood(page: Path, monkeypatch: pytest
         check_flags(arguments)
     for arguments in inline_commands(page, "make"):
         check_make(arguments)
+    for arguments in inline_commands(page, "python"):
+        check_program(arguments)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
