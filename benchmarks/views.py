@@ -1,12 +1,12 @@
-"""Views a second of `ssole.make_views` beside the pipelines that users would pick, on a CPU.
+"""Benchmark of views: views a second of `ssole.make_views` and of other pipelines, on a CPU.
 
     python benchmarks/views.py --out benchmarks/results/views.json --plot views.svg
     python benchmarks/views.py --data cifar10-train.parquet --out ...      32-pixel views of those images
     python benchmarks/views.py --rounds 1 --seconds 0.5                    a quick look
 
 Every contestant makes the same views: SimCLR's random resized crop, flip, colour jitter, grey, Gaussian blur (at 32
-pixels, where SimCLR has none, also without), normalisation. Images are decoded beforehand, for decoding costs all of
-them the same. Blocks of the contestants alternate; medians over rounds, and the ratio within each round. A data
+pixels, where SimCLR has none, also without), normalisation. Images are decoded beforehand, because decoding costs
+all of them the same. Blocks of the contestants alternate; medians over rounds, and the ratio within each round. A data
 loader's workers are started and busy before a block is timed, and idle while others are.
 Needs an idle machine with 2 cores, and kornia: pip install 'ssole[bench]'.
 """
@@ -43,7 +43,7 @@ from measure import (
 )
 from ssole import Crop, ViewRecipe, make_views
 
-WORKERS = 2  # of a data loader, and threads of whoever has none: one for each core that every contestant has
+WORKERS = 2  # workers of a data loader, or threads of a contestant without one: one per core
 # torchvision and kornia want the size of a blur: SimCLR's tenth of a large image, but at least what ssole has for small
 # ones, three standard deviations to each side. (In ssole that is all; the rest cannot be seen in 8 bits.)
 BLUR_SIZE = {32: 13, 224: 23}
@@ -64,7 +64,7 @@ class Setting:
     size: int
     views: int
     blur: bool
-    """SimCLR has it for large images and leaves it out for small ones."""
+    """Whether views are blurred. SimCLR blurs large images and not small ones."""
     images: NDArray[np.uint8]
     """(B, H, W, 3): a batch."""
 
@@ -85,7 +85,7 @@ def ssole_views(setting: Setting) -> Callable[[int], object]:
 
 
 def ssole_views_of_a_list(setting: Setting) -> Callable[[int], object]:
-    """The same images as a list, each cut a little differently, as photographs of a folder come."""
+    """The same images as a list of slightly different sizes, like photographs in a folder."""
     batch = [
         torch.from_numpy(image[: len(image) - number % 7, : image.shape[1] - number % 5]).permute(2, 0, 1).contiguous()
         for number, image in enumerate(setting.images)
@@ -145,7 +145,7 @@ def torchvision_transform(recipe: ViewRecipe, *, pillow: bool) -> Callable[[Any]
 
 
 class Views(Dataset):  # type: ignore[type-arg]
-    """Views of one image as an item: a list that the loader stacks by view, as self-supervised pipelines have it."""
+    """Data set whose items are the views of one image, as a list that the loader stacks by view."""
 
     def __init__(self, setting: Setting, *, pillow: bool) -> None:
         self._images, self._pillow, self._count = setting.images, pillow, setting.views
@@ -160,7 +160,7 @@ class Views(Dataset):  # type: ignore[type-arg]
 
 
 def torchvision_loader(setting: Setting, *, pillow: bool) -> DataLoader[Any]:
-    """A data loader as users have it: worker processes of one thread each, with the usual two batches ahead."""
+    """Data loader with worker processes of one thread each, and the usual two batches ahead."""
     order = UntilStopped(len(setting.images), len(setting.images))
     return DataLoader(
         Views(setting, pillow=pillow),
@@ -211,7 +211,7 @@ def contestants(setting: Setting, seconds: float) -> dict[str, Callable[[], floa
 
 
 def memory(setting: Setting) -> dict[str, Any]:
-    """What one large call of `make_views` takes beyond its images, and how much of it are the views."""
+    """Memory of one large call of `make_views` beside its images, and the part of it that the views take."""
     make = ssole_views(setting)
     extra = peak_extra_bytes(lambda: make(0))
     views = len(setting.images) * setting.views
@@ -224,7 +224,7 @@ def memory(setting: Setting) -> dict[str, Any]:
 
 
 def measure(setting: Setting, rounds: int, seconds: float) -> dict[str, Any]:
-    """A table of one setting, printed, and what is saved of it."""
+    """Rates and ratios of one setting, printed as a table and returned to be saved."""
     rates = take_turns(contestants(setting, seconds), rounds)
     ours = rates["ssole"]
     ratios = {name: ratio(ours, theirs) for name, theirs in rates.items() if not name.startswith("ssole")}
