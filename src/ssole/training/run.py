@@ -163,12 +163,12 @@ def rewind(run: Run, step: int) -> None:
     _write_lines(run.path / "metrics.jsonl", [row for row in run.metrics if row["step"] <= step])
 
 
-def record_images(run: Run, images: int, ids_digest: str) -> None:
+def record_images(run: Run, images: int, ids_fingerprint: str) -> None:
     """Write the number of images and a hash of their ids, for :func:`require_same_images`."""
-    write_text_atomically(run.path / _IMAGES, json.dumps({"images": images, "ids": ids_digest}) + "\n")
+    write_text_atomically(run.path / _IMAGES, json.dumps({"images": images, "ids": ids_fingerprint}) + "\n")
 
 
-def require_same_images(run: Run, images: int, ids_digest: str) -> None:
+def require_same_images(run: Run, images: int, ids_fingerprint: str) -> None:
     """Raise a DataError unless the run was started on these images, with these ids in this order."""
     path = run.path / _IMAGES
     if not path.is_file():  # a run of an older version
@@ -178,7 +178,7 @@ def require_same_images(run: Run, images: int, ids_digest: str) -> None:
         raise DataError(
             f"the run was started on {before['images']} images and the data now hold {images}: resuming needs the same"
         )
-    if before["ids"] != ids_digest:
+    if before["ids"] != ids_fingerprint:
         raise DataError(
             f"the run was started on as many images ({images}) by other names or in another order: resuming needs the "
             "same, since the views of an image depend on its index"
