@@ -17,20 +17,21 @@ from ssole.training.optim import OPTIMIZERS, create_optimizer
 from ssole.training.run import Run, create_run
 
 
-def encoder(seed: int) -> nn.Module:
+def encoder(seed: int) -> nn.ModuleDict:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 5))
-    return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return nn.ModuleDict({"encoder": model.to(memory_format=torch.channels_last)})  # type: ignore[call-overload]
 
 
-def trained(optimizer_name: str, steps: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
-    model = encoder(0)
+def trained(optimizer_name: str, steps: int = 3) -> tuple[nn.ModuleDict, torch.optim.Optimizer]:
+    modules = encoder(0)
+    model = modules["encoder"]
     optimizer = create_optimizer(model, OptimConfig(name=optimizer_name, lr=0.01))  # type: ignore[arg-type]
     for _ in range(steps):
         optimizer.zero_grad()
         model(torch.randn(2, 3, 8, 8)).square().mean().backward()
         optimizer.step()
-    return model, optimizer
+    return modules, optimizer
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def save(run: Run, *steps: int) -> None:
     model, optimizer = trained("sgd")
     for step in steps:
         with torch.no_grad():
-            model[0].bias.fill_(step)  # type: ignore[operator]
+            model["encoder"][0].bias.fill_(step)  # type: ignore[index]
         save_checkpoint(run, model, optimizer, Progress(step=step, images=9, seconds=float(step)))
 
 
@@ -51,7 +52,7 @@ def load(run: Run) -> tuple[int, float]:
     model = encoder(1)
     progress = load_checkpoint(run, model, create_optimizer(model, OptimConfig()))
     assert progress is not None
-    return progress.step, float(model[0].bias.detach()[0])  # type: ignore[operator]
+    return progress.step, float(model["encoder"][0].bias.detach()[0])  # type: ignore[index]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

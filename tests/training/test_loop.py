@@ -29,7 +29,7 @@ from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
 from ssole.training.optim import learning_rate
 from ssole.training.run import Run
-from ssole.training.step import LossWatch, NonFiniteLossError
+from ssole.training.step import NonFiniteLossError
 from ssole.views import make_views
 
 
@@ -370,18 +370,3 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int) 
     run = Run(tmp_path / "run")
     assert step not in checkpoint_steps(run)
     assert not run.finished
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_watch_names_the_first_step_wherever_it_looks(device: str) -> None:
-    watch = LossWatch(torch.device(device))
-    watch.add(1, torch.tensor(0.5))
-    watch.check()
-    watch.check()
-    watch.add(2, torch.tensor(0.5))
-    with pytest.raises(NonFiniteLossError, match=r"^step 3: the loss is inf\. ") as error:  # noqa: PT012
-        watch.add(3, torch.tensor(math.inf))
-        assert device == "cuda"  # the CPU has looked already
-        watch.add(4, torch.tensor(math.nan))
-        watch.check()
-    assert error.value.step == 3

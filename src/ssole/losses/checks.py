@@ -5,6 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+
+class EmbeddingError(ValueError):
+    """Embeddings that are NaN, infinite, or zero where they must be normalised."""
+
+
 # The gradient with respect to a row grows as 1 / length: below this length it would overflow float32.
 _ZERO_LENGTH = 1e-36
 # Indices that an error lists.
@@ -30,7 +35,7 @@ def check_embeddings(z: Tensor) -> None:
 
 
 def check_rows(z: Tensor, sizes: Tensor, *, zero_is_error: bool) -> None:
-    """ValueError that names rows of `z` (..., D) which are not finite, or zero where that is an error.
+    """EmbeddingError that names rows of `z` (..., D) which are not finite, or zero where that is an error.
 
     `sizes` (...) makes the usual, clean case cheap. It is any figure at hand that is NaN or infinite when a row is, and
     otherwise grows with the row's length. Nothing is checked while torch.compile traces.
@@ -44,13 +49,13 @@ def check_rows(z: Tensor, sizes: Tensor, *, zero_is_error: bool) -> None:
         bad = ~torch.isfinite(z)
         if bool(bad.any()):
             what = f"{int(torch.isnan(z).sum())} NaN and {int(torch.isinf(z).sum())} infinite values"
-            raise ValueError(
+            raise EmbeddingError(
                 f"embeddings of shape {tuple(z.shape)} hold {what}, at {_where(bad)}; look for the step that made them"
             )
         if zero_is_error:
             zero = torch.linalg.vector_norm(z.double(), dim=-1) <= _ZERO_LENGTH
             if bool(zero.any()):
-                raise ValueError(
+                raise EmbeddingError(
                     f"{int(zero.sum())} of {zero.numel()} embeddings are zero vectors (shorter than {_ZERO_LENGTH}) "
                     f"and cannot be normalized, at {_where(zero)}; use normalize=False, or look for a dead projector"
                 )

@@ -34,11 +34,11 @@ class Progress:
     """Training time of the whole run so far."""
 
 
-def save_checkpoint(run: Run, encoder: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write a checkpoint and remove all but the newest two."""
+def save_checkpoint(run: Run, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    """Write a checkpoint of modules by name and their optimizer; remove all but the newest two."""
     from safetensors.torch import save_file
 
-    tensors = {f"encoder.{name}": tensor for name, tensor in encoder.state_dict().items()}
+    tensors = dict(modules.state_dict())
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:  # SGD without momentum keeps None
@@ -55,8 +55,8 @@ def checkpoint_steps(run: Run) -> list[int]:
     return sorted(int(path.stem.removeprefix("step-")) for path in run.checkpoints.glob("step-*.json"))
 
 
-def load_checkpoint(run: Run, encoder: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
-    """Restore the newest complete checkpoint into encoder and optimizer; None if the run has none yet.
+def load_checkpoint(run: Run, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Progress | None:
+    """Restore the newest complete checkpoint into modules and optimizer; None if the run has none yet.
 
     A damaged checkpoint gives a warning, and the one before is taken.
 
@@ -75,7 +75,7 @@ def load_checkpoint(run: Run, encoder: nn.Module, optimizer: torch.optim.Optimiz
         except (SafetensorError, OSError, ValueError, TypeError) as error:
             warnings.warn(f"the checkpoint of step {step} is damaged and left out: {error}", stacklevel=2)
             continue
-        _restore(tensors, encoder, optimizer)
+        _restore(tensors, modules, optimizer)
         return progress
     if steps:
         raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: start anew in another folder (--out)")
@@ -90,9 +90,8 @@ def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) ->
     write_atomically(run.backbone_path, lambda path: save_file(tensors, path, metadata=dict(metadata)))
 
 
-def _restore(tensors: Mapping[str, torch.Tensor], encoder: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    weights = {name.removeprefix("encoder."): t for name, t in tensors.items() if name.startswith("encoder.")}
-    encoder.load_state_dict(weights, strict=True)
+def _restore(tensors: Mapping[str, torch.Tensor], modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
+    modules.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("optimizer.")}, strict=True)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, torch.Tensor | bool]] = {}
     for name, tensor in tensors.items():

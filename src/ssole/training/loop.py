@@ -98,7 +98,7 @@ def _due(step: int, every: int | None) -> bool:
 
 def _resume(run: Run, learner: Learner, plan: Plan) -> Progress:
     """Restore learner and run folder to the newest checkpoint, or to the start if there is none."""
-    done = load_checkpoint(run, learner.encoder, learner.optimizer) or Progress(0, plan.images, seconds=0.0)
+    done = load_checkpoint(run, learner.modules, learner.optimizer) or Progress(0, plan.images, seconds=0.0)
     if done.images != plan.images:
         raise DataError(
             f"the run was started on {done.images} images and the data now hold {plan.images}: resuming needs the same"
@@ -118,7 +118,7 @@ def _resume(run: Run, learner: Learner, plan: Plan) -> Progress:
 def _save(run: Run, learner: Learner, done: Progress) -> None:
     """Write a checkpoint of weights that are known to be finite."""
     learner.check_weights()
-    save_checkpoint(run, learner.encoder, learner.optimizer, done)
+    save_checkpoint(run, learner.modules, learner.optimizer, done)
 
 
 def _title(learner: Learner, plan: Plan) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssole.losses.ssole import SSOLETerms
 from ssole.progress import duration
 from ssole.spectrum import effective_rank
 from ssole.training.checkpoint import Progress
@@ -28,6 +27,7 @@ Evaluator = Callable[[nn.Module], dict[str, float]]
 """Function from the backbone to named figures, such as {"knn20": 0.83}."""
 
 _LONG_WAIT = 0.2  # share of the time; above it, waiting for images is worth a hint
+_SHOWN = 2  # terms of the loss beside it; metrics.jsonl has all
 _PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
 
 
@@ -97,16 +97,14 @@ class Monitor:
         self._screen.advance(self._step)
 
     @torch.no_grad()
-    def log(self, epoch: int, lr: float, terms: SSOLETerms, z_BVD: torch.Tensor) -> None:
+    def log(self, epoch: int, lr: float, terms: Mapping[str, torch.Tensor], z_BVD: torch.Tensor) -> None:
         """Write a line of metrics: the loss and its terms, and the effective rank of the first view's embeddings."""
         rate = self._images / max(1e-9, self._stepped)
-        loss, low, high = (float(term) for term in (terms.total, terms.low_rank, terms.high_rank))
+        values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
         row = {
             "step": self._step,
             "epoch": epoch,
-            "loss": loss,
-            "low_rank": low,
-            "high_rank": high,
+            **values,
             "effective_rank": float(effective_rank(F.normalize(z_BVD[:, 0].double(), dim=-1))),
             "lr": lr,
             "images_per_second": round(rate, 1),
@@ -114,7 +112,8 @@ class Monitor:
             "seconds": round(self.seconds, 3),
         }
         self._write(row)
-        figures = f"loss {loss:.3f} (low rank {low:.3f}, high rank {high:.3f})"
+        total, *parts = (f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
+        figures = total + (f" ({', '.join(parts[:_SHOWN])})" if parts else "")
         self._screen.note("loss", f"{rate:,.0f} images/s  {figures}  effective rank {row['effective_rank']:.0f}")
         self._show_waiting()
 

@@ -17,7 +17,8 @@ from torch import nn
 
 from ssole.config import PretrainConfig
 from ssole.losses import SSOLELoss
-from ssole.losses.ssole import SSOLETerms
+from ssole.losses.checks import EmbeddingError
+from ssole.losses.terms import named_terms
 from ssole.models.backbone import Encoder, create_encoder, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.models.cpu import speed_up_convolutions
@@ -44,7 +45,8 @@ class NonFiniteLossError(FloatingPointError):
 class StepResult(NamedTuple):
     """Loss terms and embeddings of one training step, both from before the weights were updated."""
 
-    terms: SSOLETerms
+    terms: dict[str, torch.Tensor]
+    """Scalar tensors by name; the first, `loss`, is the total."""
     z_BVD: torch.Tensor
 
 
@@ -56,24 +58,29 @@ class Learner:
 
     Args:
         config: the settings of the run; initial weights are a function of `config.seed`.
-        device: where the encoder is placed.
+        device: where encoder and loss are placed.
+        loss: a module of your own, in place of the one that `config.loss` names.
 
     Attributes:
         encoder: in training mode, in the form that trains fastest on the device; its weights and their names are those
             of :func:`ssole.models.backbone.create_encoder`.
-        loss: the module that maps embeddings (B, V, D) to named terms.
-        optimizer: over all parameters of the encoder.
+        loss: the module that maps embeddings (B, V, D) to a scalar or to named terms (`ssole.losses.terms`).
+        modules: encoder and loss by name: all that has weights to be trained and saved.
+        optimizer: over all parameters of these modules.
         steps_done: number of steps taken so far; a restored checkpoint sets it.
     """
 
-    def __init__(self, config: PretrainConfig, device: torch.device) -> None:
+    def __init__(self, config: PretrainConfig, device: torch.device, loss: nn.Module | None = None) -> None:
         if device.type == "cpu":
             keep_freed_memory()
         self.config, self.device = config, device
         self.encoder = _trainable_encoder(config, device)
         # Looking at values makes an accelerator wait. There, the loss watch finds NaN and infinity later.
-        self.loss = SSOLELoss(**dataclasses.asdict(config.loss), check_input=device.type == "cpu")
-        self.optimizer = create_optimizer(self.encoder, config.optim)
+        if loss is None:
+            loss = SSOLELoss(**dataclasses.asdict(config.loss), check_input=device.type == "cpu")
+        self.loss = loss.to(device).train()
+        self.modules = nn.ModuleDict({"encoder": self.encoder, "loss": self.loss})
+        self.optimizer = create_optimizer(self.modules, config.optim)
         self.steps_done = 0
         self._watch = LossWatch(device)
 
@@ -100,8 +107,8 @@ class Learner:
         _seed_layers(self.config.seed, self.steps_done)
         z_BVD = self.embed(views)
         terms = self.loss_terms(z_BVD)
-        self._watch.add(self.steps_done + 1, terms.total)
-        self.descend(terms.total)
+        self._watch.add(self.steps_done + 1, terms["loss"])
+        self.descend(terms["loss"])
         self.steps_done += 1
         return StepResult(terms, z_BVD)
 
@@ -115,11 +122,11 @@ class Learner:
             ]
         return torch.cat(groups, dim=1)
 
-    def loss_terms(self, z_BVD: torch.Tensor) -> SSOLETerms:
-        """Named loss terms of embeddings; an input that the loss refuses becomes an error that names the step."""
+    def loss_terms(self, z_BVD: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Named loss terms of embeddings, the total first; an error that names the step if these are not finite."""
         try:
-            return self.loss.terms(z_BVD)
-        except (ValueError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            return named_terms(self.loss, z_BVD)
+        except (EmbeddingError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise NonFiniteLossError(self.steps_done + 1, str(error)) from error
 
     def descend(self, loss: torch.Tensor) -> None:
@@ -127,7 +134,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.config.optim.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.encoder.parameters(), self.config.optim.clip_grad_norm)
+            nn.utils.clip_grad_norm_(self.modules.parameters(), self.config.optim.clip_grad_norm)
         self.optimizer.step()
 
     def check_losses(self) -> None:
@@ -140,7 +147,7 @@ class Learner:
         A finite loss may have had an infinite gradient.
         """
         self.check_losses()
-        floats = [tensor for tensor in self.encoder.state_dict().values() if tensor.is_floating_point()]
+        floats = [tensor for tensor in self.modules.state_dict().values() if tensor.is_floating_point()]
         if not bool(torch.stack([tensor.isfinite().all() for tensor in floats]).all()):
             raise NonFiniteLossError(self.steps_done, "it left weights that are not finite")
 

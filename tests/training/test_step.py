@@ -1,0 +1,92 @@
+"""The training step with losses other than SSOLE's, and what is trained and refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from ssole.training.step import Learner, LossWatch, NonFiniteLossError
+from ssole.views import make_views
+
+CPU = torch.device("cpu")
+IMAGES = torch.from_numpy(tiny.images()).permute(0, 3, 1, 2).contiguous()
+IDS = torch.arange(4)
+
+
+class Contrast(nn.Module):
+    """A loss with a weight of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, z: Tensor) -> dict[str, Tensor]:
+        z = nn.functional.normalize(z.float(), dim=-1)
+        align = (z[:, 0] - z[:, 1]).square().sum(-1).mean()
+        spread = (z[:, 0] @ z[:, 0].T).square().mean()
+        return {"loss": align + self.scale * spread, "align": align, "spread": spread}
+
+
+def test_a_step_is_gradient_descent_on_the_views_of_its_epoch() -> None:
+    learner, by_hand = (Learner(tiny.config(), CPU) for _ in range(2))
+    learner.step(IMAGES[:4], IDS, epoch=3, lr=0.1)
+    settings = by_hand.config
+    (views,) = make_views(IMAGES[:4], IDS, recipe=settings.augment, seed=settings.seed, epoch=3)
+    z = by_hand.encoder(views.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, (4, 2))
+    by_hand.loss(z).backward()
+    torch.optim.SGD(
+        [
+            {"params": [p for p in by_hand.encoder.parameters() if p.ndim >= 2], "weight_decay": 1e-5},
+            {"params": [p for p in by_hand.encoder.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=0.1,
+        momentum=0.9,
+    ).step()
+    for a, b in zip(learner.encoder.parameters(), by_hand.encoder.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+    assert learner.steps_done == 1
+
+
+def test_weights_of_a_loss_are_trained_clipped_and_checked() -> None:
+    loss = Contrast()
+    learner = Learner(tiny.config(), CPU, loss)
+    terms, z_BVD = learner.step(IMAGES[:4], IDS, epoch=0, lr=0.1)
+    assert list(terms) == ["loss", "align", "spread"]
+    assert z_BVD.shape == (4, 2, 8)
+    assert float(loss.scale.detach()) == pytest.approx(1 - 0.1 * float(terms["spread"].detach()), rel=1e-4)
+    with torch.no_grad():
+        loss.scale.fill_(math.inf)
+    with pytest.raises(NonFiniteLossError, match="step 1: it left weights that are not finite"):
+        learner.check_weights()
+
+
+def test_embeddings_that_are_not_finite_name_the_step_and_other_errors_stay_themselves() -> None:
+    learner = Learner(tiny.config(), CPU)
+    with pytest.raises(NonFiniteLossError, match=r"^step 1: embeddings of shape .* hold 1 NaN"):
+        learner.loss_terms(torch.randn(4, 2, 8).index_put_((torch.tensor(0),) * 3, torch.tensor(math.nan)))
+
+    class Wrong(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return z.mean(0)
+
+    with pytest.raises(ValueError, match="Wrong must return a scalar tensor"):
+        Learner(tiny.config(), CPU, Wrong()).step(IMAGES[:4], IDS, epoch=0, lr=0.1)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_watch_names_the_first_step_wherever_it_looks(device: str) -> None:
+    watch = LossWatch(torch.device(device))
+    watch.add(1, torch.tensor(0.5))
+    watch.check()
+    watch.check()
+    watch.add(2, torch.tensor(0.5))
+    with pytest.raises(NonFiniteLossError, match=r"^step 3: the loss is inf\. ") as error:  # noqa: PT012
+        watch.add(3, torch.tensor(math.inf))
+        assert device == "cuda"  # the CPU has looked already
+        watch.add(4, torch.tensor(math.nan))
+        watch.check()
+    assert error.value.step == 3
