@@ -42,17 +42,17 @@ def test_locations_stay_and_fingerprints_change(tmp_path):
     """The location names a folder or a list; the fingerprint changes with files, ids and their order."""
     root = tree(tmp_path / "photos", "a/1.png", "a/2.png")
     source = FolderSource(root / ".." / "photos")
-    assert source.location == str(root.resolve())
+    assert source.identity == str(root.resolve())
     first = source.fingerprint()
     assert first == FolderSource(root).fingerprint()
     tree(root, "a/3.png")
-    assert FolderSource(root).location == source.location
+    assert FolderSource(root).identity == source.identity
     assert FolderSource(root).fingerprint() not in (None, first)
     orders = []
     for name, text in (("1.txt", "a/1.png\na/2.png"), ("2.txt", "a/2.png\na/1.png"), ("3.txt", "a/1.png")):
         (root / name).write_text(text)
         orders.append(ListSource(root / name))
-    assert [listed.location for listed in orders] == [f"{root}/{i}.txt" for i in (1, 2, 3)]
+    assert [listed.identity for listed in orders] == [f"{root}/{i}.txt" for i in (1, 2, 3)]
     assert len({listed.fingerprint() for listed in orders}) == 3
 
 
@@ -60,7 +60,7 @@ def test_by_default_a_source_is_known_by_its_ids(tmp_path):
     ids = ["0.png", os.fsdecode(b"caf\xe9.png")]
     digest = hashlib.sha256("\0".join(ids).encode("utf-8", "surrogatepass")).hexdigest()
     source = Known(ids)
-    assert source.location == source.ids_fingerprint == digest
+    assert source.identity == source.ids_fingerprint == digest
     assert source.fingerprint() is None
     (tmp_path / "x.bin").write_bytes(b"1")
     known = Known(ids, files=[str(tmp_path / "x.bin")])
@@ -70,8 +70,8 @@ def test_by_default_a_source_is_known_by_its_ids(tmp_path):
     assert known.fingerprint() not in (None, before)
     (tmp_path / "x.bin").unlink()
     assert known.fingerprint() is not None
-    known.location = "here"
-    assert known.location == "here"
+    known.identity = "here"
+    assert known.identity == "here"
 
 
 class Known(Source):

@@ -202,9 +202,9 @@ def test_an_image_added_to_a_folder_is_noticed(tmp_path: Path) -> None:
 def test_what_tells_sources_apart(tmp_path: Path) -> None:
     assert Known(ITEMS).fingerprint() == Known(list(ITEMS)).fingerprint()
     assert len({Known(items).fingerprint() for items in (ITEMS, ITEMS[:-1], ITEMS[::-1])}) == 3
-    assert Known(ITEMS).location == Known(ITEMS[::-1]).location != Known(ITEMS[:-1]).location  # a hash of the ids
+    assert Known(ITEMS).identity == Known(ITEMS[::-1]).identity != Known(ITEMS[:-1]).identity  # a hash of the ids
     write(tmp_path / "photos", 2)
-    assert open_source(tmp_path / "photos" / ".." / "photos").location == str((tmp_path / "photos").resolve())
+    assert open_source(tmp_path / "photos" / ".." / "photos").identity == str((tmp_path / "photos").resolve())
     source = Known(ITEMS)
     asked = []
     source.id = lambda i: asked.append(i) or str(i)
@@ -215,7 +215,7 @@ def test_what_tells_sources_apart(tmp_path: Path) -> None:
 def test_two_sets_of_one_name_and_ids_in_two_places(tmp_path: Path) -> None:
     sets = [Known(ITEMS), Known(ITEMS[::-1])]
     for number, source in enumerate(sets):
-        source.location = f"/data/{number}/train.parquet"
+        source.identity = f"/data/{number}/train.parquet"
     kept = [fill(source, tmp_path) for source in sets]  # and there is no warning: it would be an error
     assert [fill(source, tmp_path) for source in sets] == kept
     assert caches(tmp_path) == sorted(kept)
@@ -440,7 +440,7 @@ class Slow(Source):
 
     def __init__(self, root, seconds):
         self.inner, self.seconds = open_source(root), seconds
-        self.name, self.location = self.inner.name, self.inner.location
+        self.name, self.identity = self.inner.name, self.inner.identity
 
     def __len__(self):
         return len(self.inner)

@@ -55,7 +55,7 @@ def test_parquet_location(tmp_path, monkeypatch):
     for folder in ("a", "b"):
         write(tmp_path / folder / "x.parquet", [1])
     monkeypatch.chdir(tmp_path)
-    assert [open_source(folder).location for folder in "ab"] == [f"{tmp_path}/{folder}/x.parquet" for folder in "ab"]
+    assert [open_source(folder).identity for folder in "ab"] == [f"{tmp_path}/{folder}/x.parquet" for folder in "ab"]
 
 
 def test_parquet_class_names_from_hugging_face(tmp_path):

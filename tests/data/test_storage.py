@@ -135,7 +135,7 @@ def test_fingerprint_and_location(server, served, kind):
         pq.write_table(pa.table({"image": [png(i)]}), served / f"shard-{i}.parquet")
     urls = [f"{server.url}/shard-{i}.{kind}" for i in (1, 0)]
     source = open_source([f"{url}?token=1" for url in urls])
-    assert source.location == "\n".join(sorted(urls))
+    assert source.identity == "\n".join(sorted(urls))
     before = source.fingerprint()
     assert isinstance(before, str)
     assert open_source([f"{url}?token=1" for url in urls]).fingerprint() == before

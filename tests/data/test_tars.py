@@ -171,8 +171,8 @@ def test_location_is_that_of_all_files(tmp_path, monkeypatch):
         for i in range(2):
             shard(tmp_path / folder / f"{i}.tar", 0)
     monkeypatch.chdir(tmp_path / "a")
-    assert open_source(["1.tar", "0.tar"]).location == f"{tmp_path}/a/0.tar\n{tmp_path}/a/1.tar"
-    assert open_source("../b").location == f"{tmp_path}/b/0.tar\n{tmp_path}/b/1.tar"
+    assert open_source(["1.tar", "0.tar"]).identity == f"{tmp_path}/a/0.tar\n{tmp_path}/a/1.tar"
+    assert open_source("../b").identity == f"{tmp_path}/b/0.tar\n{tmp_path}/b/1.tar"
 
 
 def test_splits(tmp_path):

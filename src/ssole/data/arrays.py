@@ -1,4 +1,4 @@
-"""Images in one array: given by the user, in NumPy's files, or in the small torchvision data sets."""
+"""Arrays of images as sources: given by the user, in NumPy files, or in the small torchvision data sets."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _TEST_LABELS = ("y_test", "test_labels", "y_val", "val_labels")
 
 
 class ArraySource(Source):
-    """Images of an array, which may be mapped from a file.
+    """Source of the images of an array, which may be mapped from a file.
 
     Args:
         images: uint8 or uint16, (N, H, W) or (N, H, W, C).
         labels: (N,) integers, or None.
         classes: Names of the labels 0, 1, ...
-        name: Begins the ids, ``name:row``.
+        name: Beginning of the ids, ``name:row``.
 
     Raises:
-        DataError: where the images or labels have another shape or type.
+        DataError: the images or labels have another shape or type.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class ArraySource(Source):
 
 
 def open_npy(location: str) -> ArraySource:
-    """The array of a ``.npy`` file. It is mapped, so that only what is read is loaded; behind a URL, loaded whole.
+    """Source of a ``.npy`` file, which is mapped, so that an image is loaded when it is read; a remote file is loaded.
 
     Raises:
-        DataError: where it cannot be read, or its array holds no images (see :class:`ArraySource`).
+        DataError: the file cannot be read, or its array holds no images (see :class:`ArraySource`).
     """
     name = name_of(location)
     try:
@@ -91,7 +91,7 @@ def open_npy(location: str) -> ArraySource:
 
 
 def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
-    """Images and labels of a ``.npz`` file, loaded into memory.
+    """Source of the images and labels of a ``.npz`` file, loaded into memory.
 
     Images are called x_train, train_images, images, x, data or arr_0, and their labels y_train, train_labels, labels, y
     or targets. Those of a test split are x_test, test_images, x_val or val_images, with labels y_test, and so on.
@@ -101,7 +101,7 @@ def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
         whole: Open a file without a test split as either split.
 
     Raises:
-        DataError: where it cannot be read, would not fit into memory, or lacks such arrays.
+        DataError: the file cannot be read, lacks such arrays, or they would not fit into memory.
     """
     name = name_of(location)
     try:
@@ -143,7 +143,7 @@ def _keys(archive: Any, split: Split, whole: bool, location: str) -> tuple[str, 
 
 
 def _size(archive: Any, key: str) -> int:
-    """Bytes of an array according to the archive's table; zipfile unpacks no more than that."""
+    """Bytes of an array by the archive's table; zipfile unpacks no more than that."""
     names = archive.zip.namelist()
     size: int = archive.zip.getinfo(f"{key}.npy" if f"{key}.npy" in names else key).file_size
     return size
@@ -179,14 +179,14 @@ TORCHVISION: dict[str, _Torchvision] = {
     "kmnist": _Torchvision("KMNIST", *_BY_FLAG, _MNIST % ("KMNIST", _KMNIST_URL)),
     "svhn": _Torchvision("SVHN", {"split": "train"}, _TEST, _SVHN),
 }
-"""The torchvision data sets by the names that users give."""
+"""Torchvision data sets by the names that users give."""
 
 
 def open_torchvision(name: str, split: Split) -> ArraySource:
-    """A data set of :data:`TORCHVISION` from the cache folder, downloaded first where it is missing.
+    """Source of a data set of :data:`TORCHVISION` in the cache folder, where it is downloaded if missing.
 
     Raises:
-        DataError: where it can neither be found nor downloaded; the message says which files to place where.
+        DataError: it is missing and cannot be downloaded; the message says which files to place where.
     """
     from torchvision import datasets
 

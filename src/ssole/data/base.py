@@ -1,4 +1,4 @@
-"""Source, the base class of everything images are read from, and what its subclasses share: indices and labels."""
+"""Source, the base class of everything that images are read from, and the numbering of labels."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Split = Literal["train", "test"]
 
 MOST_FILES = 100_000
-"""Files that a fingerprint looks at, which takes about a second."""
+"""Largest number of files for a fingerprint, which then takes about a second."""
 
 
 class Source(ABC):
-    """Images with stable ids and, perhaps, labels; the base class of all sources, and of one of your own.
+    """Base class of sources: images with stable ids and, perhaps, labels.
 
-    A subclass sets `name` and defines `__len__`, `id` and `read`. Everything else has a default. To keep the decoded
-    images of your own source from run to run, define `files`, or `fingerprint`.
+    For a source of your own, write a subclass that sets `name` and defines `__len__`, `id` and `read`. Everything else
+    has a default. To keep its decoded images from run to run, also define `files` or `fingerprint`.
 
     Attributes:
         name: A short name for messages and reports.
         labels: (N,) int64 with −1 for an image whose label is unknown; None without labels.
         classes: Names of the labels 0, 1, ..., or None.
-        ignored: How many files that are no images were found beside them, by suffix.
-        hidden: How many files and folders were left out because their name begins with a dot.
+        ignored: Number of other files found beside the images, by suffix.
+        hidden: Number of files and folders left out because their name begins with a dot.
     """
 
     name: str
@@ -48,42 +48,42 @@ class Source(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """The number of images."""
+        """Number of images."""
 
     @abstractmethod
     def id(self, i: int) -> str:
-        """The name of image i, the same in every run: its path below the root, or ``file:row``."""
+        """Name of image i, the same in every run: its path below the root, or ``file:row``."""
 
     @abstractmethod
     def read(self, i: int) -> bytes | Pixels:
         """Image i, encoded or as an array (H, W) or (H, W, C), uint8 or uint16; safe to call from several threads.
 
         Raises:
-            DataError: beginning with the id, where the image cannot be read.
+            DataError: the image cannot be read; the message begins with the id.
         """
 
     @cached_property
     def ids_fingerprint(self) -> str:
-        """A hash of all ids in their order. Run folders hold it in images.json, so its value must stay as it is."""
+        """Hash of all ids in their order. Run folders hold it in images.json, so its definition must not change."""
         ids = "\0".join(self.id(i) for i in range(len(self)))
         return hashlib.sha256(ids.encode("utf-8", "surrogatepass")).hexdigest()  # file names need not be valid text
 
     @cached_property
-    def location(self) -> str:
-        """What tells this data set from others and stays when images are added or changed, such as a folder's path.
+    def identity(self) -> str:
+        """Text that identifies the data set and stays when images are added or changed, such as a folder's path.
 
         By default it is a hash of the ids. A subclass may set it.
         """
         return self.ids_fingerprint
 
     def files(self) -> list[str] | None:
-        """Paths or URLs of the files that hold the images, or of an evenly spaced sample; None where it cannot tell."""
+        """Paths or URLs of the files that hold the images, or an evenly spaced sample of them; None if unknown."""
         return None
 
     def fingerprint(self) -> str | None:
-        """A hash that changes whenever an image may have changed; None where the source cannot tell.
+        """Hash that changes whenever an image may have changed; None if the source cannot tell.
 
-        By default it is made of the ids and of the sizes and times of `files`. Your own should contain
+        By default it is made of the ids and of the sizes and times of `files`. A fingerprint of your own should include
         `ids_fingerprint`.
         """
         files = self.files()
@@ -100,22 +100,22 @@ class Indexable(Protocol):
 
 
 Spec: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Pixels | Indexable | Source"
-"""What users may give as data; see :func:`ssole.data.sources.open_source`."""
+"""Data as users may give them; see :func:`ssole.data.sources.open_source`."""
 
 
 def evenly_spaced(n: int, count: int) -> list[int]:
-    """Up to `count` different indices below n, evenly spaced, beginning with 0."""
+    """Evenly spaced indices below n, beginning with 0: `count` of them, or all n if there are fewer."""
     count = min(n, count)
     return [k * n // count for k in range(count)]
 
 
 def number_labels(column: Any, *, where: str) -> tuple[NDArray[np.int64], list[str] | None]:
-    """Labels of an Arrow column as integers, −1 where it is null, and class names where they were texts.
+    """Labels of an Arrow column as integers (−1 for null), and their class names if they were texts, else None.
 
     Integers stay as they are. Texts are numbered in alphabetical order.
 
     Raises:
-        DataError: beginning with `where`, when a label does not fit 64 bits.
+        DataError: a label does not fit 64 bits; the message begins with `where`.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -134,12 +134,12 @@ def number_labels(column: Any, *, where: str) -> tuple[NDArray[np.int64], list[s
 
 
 def number_texts(column: Any, *, where: str) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Labels of an Arrow column of texts: integers where all are numbers, else numbered names; None if all are null."""
+    """Labels of an Arrow column of texts: integers if all are integers, else numbered names; None if all are null."""
     import pyarrow as pa
 
     if column.null_count == len(column):
         return None, None
-    with suppress(pa.ArrowInvalid):  # some are names
+    with suppress(pa.ArrowInvalid):  # some texts are names
         column = column.cast(pa.int64())
     return number_labels(column, where=where)
 
@@ -155,7 +155,7 @@ def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArr
         Train labels (N,) int64, test labels (M,) int64, and the class names or None.
 
     Raises:
-        DataError: where one of them has no labels.
+        DataError: one of the sources has no labels.
     """
     for part, source in (("training", train), ("test", test)):
         if source.labels is None:

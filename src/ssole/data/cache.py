@@ -1,4 +1,4 @@
-"""Decoded images kept on disk: filled while the first epoch trains, read by every later epoch and run.
+"""Cache of decoded images on disk: filled while the first epoch trains, read by every later epoch and run.
 
 The cache of one set of images is a folder of
 
@@ -56,7 +56,7 @@ _TEMPORARY = "-temporary"  # end of the name of a folder that only one run uses
 def open_cache(
     source: Source, parent: Path | None, decoding: dict[str, int | None], *, limit: int | None, expected: int
 ) -> ImageCache | None:
-    """Cache of a source's images, decoded in one way; empty at first. None, with a warning, where none can be made.
+    """Cache of a source's images, decoded in one way; empty at first. None, with a warning, if it cannot be made.
 
     It is a folder ``SOURCE-WHICH-STATE`` below the parent. The hash WHICH stands for the data's location and the way of
     decoding, STATE for the data's content and the versions of the decoder. A cache of another state is out of date and
@@ -75,7 +75,7 @@ def open_cache(
 
     parent = cache_folder() / "packed" if parent is None else parent
     content = source.fingerprint()
-    about = {"source": source.name, "location": source.location, **decoding}
+    about = {"source": source.name, "location": source.identity, **decoding}
     state = {"images": len(source), "content": content, "decoder": DECODER, "pillow": PIL.__version__}
     prefix = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', source.name)[:40]}-{_digest(about)}-"
     folder = parent / (prefix + _digest(state))
@@ -100,16 +100,16 @@ def open_cache(
 
 
 class ImageCache:
-    """Decoded images in one folder; safe to use from several threads and processes.
+    """Cache of decoded images in one folder; safe to use from several threads and processes.
 
     Args:
         folder: The cache's folder, which must exist.
-        images: How many images the source has.
+        images: Number of images of the source.
         limit: Bytes that pixels.bin may grow to. Images that do not fit are not kept.
         temporary: Remove the folder on closing.
 
     Raises:
-        OSError: where the files cannot be made or read.
+        OSError: the files cannot be made or read.
     """
 
     def __init__(self, folder: Path, images: int, *, limit: int, temporary: bool = False) -> None:
@@ -130,7 +130,7 @@ class ImageCache:
         self._map: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def __len__(self) -> int:
-        """How many images are kept."""
+        """Number of images kept."""
         return int(np.count_nonzero(self._records["itemsize"]))
 
     def get(self, i: int) -> torch.Tensor | None:
@@ -170,7 +170,7 @@ class ImageCache:
                 )
 
     def warn(self, message: str) -> None:
-        """Warn once that not every image will be kept; the first reason brings about the others."""
+        """Warn once that not every image will be kept; later reasons follow from the first."""
         if not self._warned:
             self._warned = True
             warnings.warn(message, stacklevel=2)
@@ -222,7 +222,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def _make_room(folder: Path, prefix: str, name: str, expected: int) -> int:
-    """Remove caches that are out of date, then those opened longest ago until one more fits; the bytes it may take."""
+    """Bytes that a cache may take, after removing others: those out of date, then those opened longest ago."""
     others = _caches(folder.parent)
     there = others.pop(folder, 0)
     for other in list(others):
@@ -250,7 +250,7 @@ def _make_room(folder: Path, prefix: str, name: str, expected: int) -> int:
 
 
 def _caches(parent: Path) -> dict[Path, int]:
-    """The caches below a folder and the bytes of their pixels; those opened longest ago come first."""
+    """Caches below a folder and the bytes of their pixels; those opened longest ago come first."""
     found = []
     for about in parent.glob("*/about.json"):
         with suppress(FileNotFoundError):  # it is no cache, or another process has just removed it
@@ -270,13 +270,13 @@ def _too_small(cache: ImageCache, name: str, expected: int) -> str:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """Open for reading and writing anywhere; made if missing, and never cut short, since others may be reading it."""
+    """File open for reading and writing; made if missing, and never truncated, because others may be reading it."""
     path.touch()
     return open(path, "r+b", buffering=0)
 
 
 def _lock(file: IO[bytes], *, shared: bool) -> None:
-    """Lock a file until it is closed, together with others or alone; `OSError` if it cannot be had at once."""
+    """Lock a file, shared or alone, until it is closed; `OSError` if that is not possible at once."""
     if os.name != "nt":
         import fcntl
 
@@ -294,7 +294,7 @@ def _write(file: IO[bytes], offset: int, data: memoryview) -> None:
 
 
 def _map(file: IO[bytes]) -> NDArray[np.uint8]:
-    """The whole file as memory, whose pages become this process's own when written to."""
+    """Memory map of the whole file, copied on write."""
     try:
         return np.asarray(np.memmap(file, mode="c"))
     except OSError:  # the system will not promise memory for so many pages; reading needs no promise

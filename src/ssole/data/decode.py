@@ -1,7 +1,4 @@
-"""The decoder of images, and statistics of decoded images.
-
-Encoded bytes or an array become a tensor, or an error that says what is wrong with the image.
-"""
+"""Decoding of images, from encoded bytes or an array to a tensor, and statistics of decoded images."""
 
 from __future__ import annotations
 
@@ -144,10 +141,10 @@ def _decode_opened(image: Any, data: bytes, where: str, shrink_to: int | None, c
 
 
 def _deep_png(data: bytes, where: str) -> NDArray[np.uint16]:
-    """(H, W, C) of a PNG of several channels of 16 bits, of which Pillow keeps the upper 8.
+    """Pixels (H, W, C) of a PNG with several channels of 16 bits. Pillow itself would keep only the upper 8 bits.
 
-    PNG stores the upper byte first. Pillow is told once that it does and once that the lower byte comes first, which
-    gives the lower 8 bits. (torchvision's reader knows 16 bits, but damaged files crash it and the whole process.)
+    PNG stores the upper byte first. Pillow reads it twice: once as it is, and once as if the lower byte came first,
+    which gives the lower 8 bits. (torchvision reads 16 bits, but damaged files crash it and the whole process.)
     """
     from PIL import Image
 
@@ -164,7 +161,7 @@ def _deep_png(data: bytes, where: str) -> NDArray[np.uint16]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; ``ImageOps.exif_transpose`` would rewrite the EXIF too, and fail on damaged ones."""
+    """Image turned by its EXIF orientation; ``ImageOps.exif_transpose`` rewrites the EXIF too, and fails on damage."""
     from PIL.Image import Transpose
 
     turns = {
@@ -207,7 +204,7 @@ def _pixels(image: Image.Image, where: str, *, rgb: bool, shrink_to: int | None 
 
 
 def _array_to_rgb(array: Pixels, where: str) -> NDArray[np.uint8]:
-    """(H, W, C) of any kind as (H, W, 3) uint8."""
+    """RGB pixels (H, W, 3) uint8 of an array (H, W, C)."""
     from PIL import Image
 
     count = array.shape[2]
@@ -239,7 +236,7 @@ def _shrunk(image: Image.Image, shrink_to: int | None) -> Image.Image:
 
 
 def _shrunk_array(array: Pixels, shrink_to: int | None) -> Pixels:
-    """(H, W, C) of any depth and number of channels, as :func:`_shrunk` does it."""
+    """Reduced pixels of an array (H, W, C) of any depth and number of channels; see :func:`_shrunk`."""
     from PIL import Image
 
     if shrink_to is None or min(array.shape[:2]) <= shrink_to:

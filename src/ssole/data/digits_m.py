@@ -47,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Random choices for the N images of a split, from which a test proves that splits share nothing."""
+    """Random choices for the N images of a split. A test uses them to prove that splits share nothing."""
 
     digit: NDArray[np.int64]  # (N,) index into load_digits
     side: NDArray[np.int64]  # (N,) of the digit, in pixels
@@ -69,13 +69,13 @@ def digits_m(split: Split = "train", *, seed: int = 0, cache: bool = True) -> tu
         split: "train" (11,176 images of 1,397 digits) or "test" (1,600 images of 400 other digits).
         seed: Decides which digits are in which split, and every random choice. The same seed gives the same bytes.
         cache: Keep the result under ``$SSOLE_CACHE`` (default: the platform's cache folder, ``~/.cache/ssole``).
-            A damaged cache is built again. Where nothing can be written, nothing is kept.
+            A damaged cache is built again. If the folder is not writable, nothing is kept.
 
     Returns:
         images (N, 32, 32, 3) uint8 and labels (N,) int64 in 0..9, in random order.
 
     Raises:
-        DataError: for any other split, or a seed that is not a non-negative integer.
+        DataError: another split, or a seed that is not an integer of at least 0.
     """
     if split not in BLENDS:
         raise DataError(f"digits-m has the splits 'train' and 'test', not {split!r}.")
@@ -143,19 +143,19 @@ def _build(split: Split, seed: int) -> tuple[Images, Labels]:
 
 
 def _enlarge(tile: Any, side: int, corner: NDArray[np.int64]) -> NDArray[np.int16]:
-    """An enlarged 8 x 8 digit on black: (32, 32) int16 in 0..255. Integers give the same bytes on every machine."""
+    """Enlarged 8 x 8 digit on black: (32, 32) int16 in 0..255. Integers give the same bytes on every machine."""
     from PIL import Image
 
     large = np.asarray(tile.resize((side, side), Image.Resampling.BICUBIC), dtype=np.int16)
     stroke = np.zeros((SIDE, SIDE), np.int16)
     top, left = corner
-    # Enlarged, the 16 grey levels of the scan are a blur; a steeper ramp makes strokes sharp again.
+    # The 16 grey levels of the scan look blurred when enlarged. A steeper ramp makes strokes sharp again.
     stroke[top : top + side, left : left + side] = np.clip((large - 64) * 2, 0, 255)
     return stroke
 
 
 def _blend(crop: Images, stroke: NDArray[np.int16]) -> _Blend:
-    """MNIST-M's |photo − digit|, and by how much the strokes differ from the photograph (mid-grey would hide them)."""
+    """Image |photo − digit| of MNIST-M, and the contrast of strokes with the photograph (mid-grey would hide them)."""
     image = np.abs(crop.astype(np.int16) - stroke[..., None])
     change = np.abs(image - crop).mean(axis=-1)[stroke > 127]
     return _Blend(image.astype(np.uint8), float(change.mean()) if change.size else 0.0)

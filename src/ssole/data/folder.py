@@ -1,4 +1,4 @@
-"""Folders of images, however deep, and lists of image files."""
+"""Folders of images, at any depth, and lists of image files."""
 
 from __future__ import annotations
 
@@ -22,40 +22,40 @@ from ssole.data.base import MOST_FILES, Source, evenly_spaced, number_texts
 from ssole.data.storage import folder_of, is_remote, name_of, read_bytes, suffix_of
 from ssole.errors import DataError
 
-# Formats that Pillow registers but that hold documents, video, scientific grids or programs rather than pixels.
+# Formats that Pillow registers but that hold documents, video, scientific grids or programs.
 _NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 SPECIAL = "pipe, socket or device"
-"""The key of special files among those that a source ignored."""
+"""Key of special files in `Source.ignored`."""
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
 LIST_SUFFIXES = (".txt", *_TABLES)
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "filepath", "image")
 _LABEL_COLUMNS = ("label", "labels", "class", "target")
-# A quick check for most entries: relative, no protocol or drive, and no part begins with a dot.
+# Entries that are surely below the root, as most are: relative, without protocol or drive, no part begins with a dot.
 _PLAIN = re.compile(r"[^/\\.:][^/\\:]*(?:/[^/\\.:][^/\\:]*)*")
 
 
 class FolderSource(Source):
-    """All images below a folder, in the order of their paths.
+    """Source of all images below a folder, in the order of their paths.
 
     Images are known by their suffix: all those that Pillow opens. Names that begin with a dot are skipped and counted
     in `.hidden`. Links are followed, and each real folder is visited once, so loops end. Other files are counted by
-    suffix in `.ignored`, and so are pipes, sockets and devices, whatever their name.
+    suffix in `.ignored`. Pipes, sockets and devices are counted there too, whatever their name.
 
-    Labels are the first-level sub-folders when every image lies in one and there are at least two.
+    Labels are the first-level sub-folders if every image lies in one and there are at least two.
 
     Args:
-        root: The folder; an image's id is its path below it, with forward slashes.
+        root: The folder. An image's id is its path below the folder, with forward slashes.
         inside: Take only the images in this sub-folder of the root; the first level is then the one below it.
 
     Raises:
-        DataError: where the folder cannot be listed, is empty or holds no image.
+        DataError: the folder cannot be listed, is empty or holds no image.
     """
 
     def __init__(self, root: str | os.PathLike[str], *, inside: str = "") -> None:
         folder = Path(root) / inside
         self.name = folder.name or str(folder)
-        self.location = str(folder.resolve())
+        self.identity = str(folder.resolve())
         self._folder, self._prefix = folder, f"{inside}/" if inside else ""
         self._paths, self.ignored, self.hidden = _scan(folder)
         if not self._paths:
@@ -82,23 +82,23 @@ class FolderSource(Source):
 
 
 class ListSource(Source):
-    """The image files that a list names.
+    """Source of the image files that a list names.
 
     ``.txt`` holds one path a line; empty lines are skipped. ``.csv`` and ``.tsv`` have a header with a column path,
-    file, filename, file_name, filepath or image, and perhaps one of labels: label, labels, class or target. Labels that
-    are all integers stay as they are, others are names, and an empty one is unknown (−1).
+    file, filename, file_name, filepath or image, and perhaps a column of labels: label, labels, class or target. If all
+    labels are integers they stay as they are, else they are names. An empty label is unknown (−1).
 
-    Paths are relative to the root, or absolute and below it. None may leave it, so that a list from elsewhere reads
-    nothing but images beside it. Links within the root are followed, because its owner made them. Whether the files
-    exist is only seen when they are read.
+    Paths are relative to the root, or absolute and below it. None may leave it, so that a list from elsewhere can only
+    read images beside it. Links within the root are followed, because its owner made them. Missing files are only
+    noticed when they are read.
 
     Args:
         file: The list, as a path or URL.
         root: The folder that the paths are relative to and must not leave; by default that of the list. An image's id
-            is its path below the root, with forward slashes.
+            is its path below this folder, with forward slashes.
 
     Raises:
-        DataError: where the list cannot be read, names nothing, has no column of paths, or a path leaves the root.
+        DataError: the list cannot be read, names no file or has no column of paths, or a path leaves the root.
     """
 
     def __init__(self, file: str | os.PathLike[str], *, root: str | os.PathLike[str] | None = None) -> None:
@@ -106,8 +106,8 @@ class ListSource(Source):
         root = folder_of(file) if root is None else os.fspath(root)
         self.name = name_of(file)
         self.root = root.rstrip("/") if is_remote(root) else os.path.abspath(root)
-        self.location = f"{self.root}/{self.name}"  # two lists may have one root
-        # names that are no valid text survive, as they do in a folder
+        self.identity = f"{self.root}/{self.name}"  # two lists may have one root
+        # names that are not valid text are kept, as they are in a folder
         text = read_bytes(file, where=file).decode("utf-8-sig", errors="surrogateescape")
         labels: list[str] | None = None
         if delimiter := _TABLES.get(suffix_of(file)):
@@ -149,7 +149,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def kinds(ignored: Mapping[str, int]) -> str:
-    """The commonest suffixes in words, with the number of files of each."""
+    """Most frequent suffixes in words, with the number of files of each."""
     return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in Counter(ignored).most_common(8))
 
 
@@ -160,7 +160,7 @@ class _Found(NamedTuple):
 
 
 def _scan(folder: Path) -> _Found:
-    """Everything in a folder and all below it. A million files in a thousand folders take two seconds."""
+    """Files at any depth of a folder. A million files in a thousand folders take two seconds."""
     suffixes = image_suffixes()
     paths: list[str] = []
     ignored: Counter[str] = Counter()
@@ -196,7 +196,7 @@ def _scan(folder: Path) -> _Found:
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """Whether this is a folder, file or special file. A broken link counts as a file, which cannot be read."""
+    """Kind of an entry: folder, file or special file. A broken link counts as a file, which is then unreadable."""
     try:
         if entry.is_dir():
             return "folder"
@@ -206,7 +206,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _folder_labels(paths: list[str]) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Numbers of the first-level folders. Each one's images follow each other in sorted paths."""
+    """Labels and class names from the first-level folders; sorted paths keep the images of each folder together."""
     counts: dict[str, int] = {}
     start = 0
     while start < len(paths):
@@ -224,7 +224,7 @@ def _folder_labels(paths: list[str]) -> tuple[NDArray[np.int64] | None, list[str
 
 
 def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[str] | None]:
-    """The paths and labels of a table. A row without a path is a `DataError`, as labels would shift without it."""
+    """Paths and labels of a table. A row without a path is a `DataError`: skipping it would shift the labels."""
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     entries: list[str] = []
     labels: list[str] = []
@@ -263,7 +263,7 @@ def _list_labels(labels: list[str], location: str) -> tuple[NDArray[np.int64] | 
 
 
 def _below_root(entries: list[str], root: str, location: str) -> Iterator[str]:
-    """Each entry as a path below the root, without ``..``."""
+    """Entries of a list as paths below the root, without ``..``."""
     inside = _inside_url if is_remote(root) else _inside_folder
     prefix = root if root.endswith(("/", os.sep)) else root + ("/" if is_remote(root) else os.sep)
     for entry in entries:
@@ -278,7 +278,7 @@ def _below_root(entries: list[str], root: str, location: str) -> Iterator[str]:
 
 
 def _inside_folder(entry: str, prefix: str) -> str | None:
-    # an absolute entry replaces the root; the text is what is read later, so no link can lead .. elsewhere
+    # join takes an absolute entry as it is; the normalised path is the one read later, so no link can lead .. elsewhere
     path = os.path.normpath(os.path.join(prefix, entry))
     return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else None
 

@@ -1,4 +1,4 @@
-"""Images of any object with a length and an index, such as a torch dataset or a list of Pillow images."""
+"""Objects with a length and an index as sources, such as a torch dataset or a list of Pillow images."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ _IMAGE_KEYS = ("image", "img", "jpg", "png")
 
 
 class ObjectSource(Source):
-    """Items of any object with ``__len__`` and ``__getitem__``.
+    """Source of any object with ``__len__`` and ``__getitem__``, whose items are images.
 
     An item is an image, a tuple that begins with one, or a mapping with one under ``image``, ``img``, ``jpg`` or
     ``png``. An image is a Pillow image; an array uint8 or uint16, (H, W) or (H, W, C); a tensor of these types, (H, W)
-    or (C, H, W); encoded bytes; or a path. Where ``__getitem__`` raises an error, the image is unreadable, and the
-    error is the reason.
+    or (C, H, W); encoded bytes; or a path. If ``__getitem__`` raises an error, the image is unreadable, and the error
+    is the reason.
 
-    Labels are the object's ``targets`` or ``labels`` where these are one integer for each item, and class names its
-    ``classes``. They are never taken from the items, because that would decode every image.
+    Labels are the object's ``targets`` or ``labels``, if these are one integer for each item. Class names are its
+    ``classes``. Labels are never taken from the items, because that would decode every image.
 
     Args:
-        items: The object. Ids are ``name:index``, or the path where a list holds paths.
-        name: Begins the ids; by default the object's ``name``, or else that of its type.
-        thread_safe: Several threads may get items at once. By default only one does, except for lists and tuples,
+        items: The object. Ids are ``name:index``, or the paths if it is a list of paths.
+        name: Beginning of the ids; by default the object's ``name``, or else that of its type.
+        thread_safe: Let several threads get items at once. By default only one does, except for lists and tuples,
             because most data sets do not say that they are safe.
 
     Raises:
-        DataError: where the object has no length or index, or its first item is of another kind, such as the float
-            tensors that a transform makes.
+        DataError: the object has no length or index, or its first item is of another kind, such as a float tensor that
+            a transform made.
     """
 
     def __init__(self, items: Indexable, *, name: str | None = None, thread_safe: bool = False) -> None:
@@ -55,8 +55,8 @@ class ObjectSource(Source):
         self.name = name or (given if isinstance(given, str) else type(items).__name__)
         is_list = isinstance(items, (list, tuple))
         self._holds_paths = is_list and all(isinstance(items[i], (str, os.PathLike)) for i in range(len(items)))
-        self._turn = nullcontext() if is_list or thread_safe else threading.Lock()
-        self._pillow_turn = threading.Lock()  # one image may be the item of several indices
+        self._items_lock = nullcontext() if is_list or thread_safe else threading.Lock()
+        self._pillow_lock = threading.Lock()  # one image may be the item of several indices
         self.labels, self.classes = _labels(items)
         if len(items):
             self._check_first()
@@ -76,7 +76,7 @@ class ObjectSource(Source):
         if not _is_pillow(item):
             return _array(item, where)
         try:
-            with self._pillow_turn:
+            with self._pillow_lock:
                 copy = _copy(item)
             return copy if isinstance(copy, bytes) else pillow_pixels(copy, where)
         except DataError:
@@ -90,7 +90,7 @@ class ObjectSource(Source):
 
     def _item(self, i: int) -> Any:
         try:
-            with self._turn:
+            with self._items_lock:
                 item = self._items[i]
         except Exception as error:
             raise DataError(f"{self.id(i)}: getting the item failed ({type(error).__name__}: {error}).") from error
@@ -102,7 +102,7 @@ class ObjectSource(Source):
         return item[0] if isinstance(item, (tuple, list)) and item else item
 
     def _check_first(self) -> None:
-        """Raise an error for items of a wrong kind now, rather than after many. The first may just be unreadable."""
+        """Check the kind of the first item now, not in the middle of a run. It may be unreadable, which is no error."""
         try:
             item = self._item(0)
         except DataError:
@@ -118,7 +118,7 @@ def _is_pillow(item: Any) -> bool:
 
 
 def _array(item: Any, where: str) -> Pixels:
-    """An array as it is, or a tensor's with channels last."""
+    """Pixels of an array, or of a tensor with its channels moved last."""
     import torch
 
     is_tensor = isinstance(item, torch.Tensor)
@@ -137,11 +137,11 @@ def _array(item: Any, where: str) -> Pixels:
 
 
 def _copy(image: Image.Image) -> Image.Image | bytes:
-    """A copy to decode, so that the image stays as it is.
+    """Copy of an image for decoding, so that the image stays as it is.
 
-    For an image that Pillow has opened and not yet decoded it is the bytes of its file. Decoding the image itself would
-    keep its pixels in it, and a list of such images would come to hold the whole data set decoded. For other images it
-    is a copy, because several threads cannot share a Pillow image.
+    For an image that Pillow has opened but not decoded, the copy is the bytes of its file. Decoding would keep the
+    pixels in the image, and a list of such images would end up holding the whole data set decoded. Other images are
+    copied because several threads cannot share a Pillow image.
     """
     file = getattr(image, "fp", None)
     if file is None or not getattr(image, "tile", None) or image.tell() != 0:

@@ -1,4 +1,4 @@
-"""Images in parquet files, in the layout of Hugging Face."""
+"""Parquet files of images in the layout of Hugging Face as sources."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _BATCH_ROWS = 1024  # Arrow cannot read nested columns of more than 2 GiB; small
 
 
 class ParquetSource(Source):
-    """Rows of parquet files that share a schema.
+    """Source of images in parquet files that share a schema, one image a row.
 
     The image column holds encoded images: a struct with `bytes` (Hugging Face's ``Image``), or binary. The label
     column, if any, holds integers or strings; a null label is −1. Class names come from Hugging Face's ``ClassLabel``
     when present, else from the strings. All encoded bytes are held in memory, and `read` copies those of one image.
 
     Args:
-        files: One or more parquet files, as paths or URLs; rows follow the order given.
-        root: An image's id is ``path:row`` with the file's path below this folder (default: the file's name alone).
-        image_column, label_column: The columns to use; found by type and name when not given.
+        files: One or more parquet files, as paths or URLs. Images have the order of files and of rows.
+        root: Folder or URL. An image's id is ``path:row`` with the file's path below it; by default the file's name.
+        image_column, label_column: Columns to use; by default they are found by type and name.
 
     Raises:
-        DataError: where a file is not parquet, schemas differ, no image or named column is found, there are no rows, or
-            the encoded images would not fit into memory.
+        DataError: a file is not parquet, schemas differ, no image column or named column is found, there are no rows,
+            or the encoded images would not fit into memory.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class ParquetSource(Source):
         paths = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not paths:
             raise DataError("No parquet file was given.")
-        self._files, self.location = paths, "\n".join(sorted(map(absolute, paths)))
+        self._files, self.identity = paths, "\n".join(sorted(map(absolute, paths)))
         schema = _open(paths[0]).schema_arrow
         features = _features(schema)
         image = _image_column(schema, features, image_column, paths[0])
@@ -86,7 +86,7 @@ class ParquetSource(Source):
 
 
 def image_column(file: str) -> str | None:
-    """Name of the column that holds a file's images, or None."""
+    """Name of the column that holds the images of a parquet file, or None."""
     try:
         schema = _open(file).schema_arrow
         return _image_column(schema, _features(schema), None, file)
@@ -123,7 +123,7 @@ def _check_memory(paths: list[str], image: str) -> None:
 
 
 def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any]]:
-    """Arrow arrays of the encoded images and of the labels."""
+    """Encoded images and labels of a file, as Arrow arrays."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -144,7 +144,7 @@ def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any
 
 
 def _features(schema: Any) -> dict[str, Any]:
-    """Hugging Face's description of the columns, from the schema's metadata; empty without one."""
+    """Description of the columns by Hugging Face, from the schema's metadata; empty without one."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
     except (KeyError, TypeError, ValueError):

@@ -38,7 +38,7 @@ _IN_MEMORY = "in memory: "
 
 
 def open_source(spec: Spec, *, split: Split = "train") -> Source:
-    """The source that reads what a user gave as data.
+    """Source that reads what a user gave as data.
 
     Args:
         spec: One of
@@ -58,8 +58,9 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
             * an array (N, H, W) or (N, H, W, C), uint8 or uint16;
             * any object with ``__len__`` and ``__getitem__``, such as a torch dataset, or a list of Pillow images
               (:class:`ObjectSource`);
-            * a source of your own, a subclass of :class:`ssole.data.base.Source`. It is returned as it is. Sources,
-              arrays and objects are the same for either split.
+            * a source of your own, a subclass of :class:`ssole.data.base.Source`, which is returned as it is.
+
+            Sources, arrays and objects are the same for either split.
         split: For a folder with ``train/`` beside ``test/`` (or ``val/``, ``valid/``, ``validation/``, the first that
             exists), the sub-folder; likewise for files with these words in their paths, and for arrays of a ``.npz``
             with these words in their names. A folder or files without such names are all "train". Asking them for
@@ -89,10 +90,19 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
     return _open_url(text, split) if is_remote(text) else _open_path(text, split)
 
 
-def describe(spec: Spec) -> str | tuple[str, ...]:
-    """The data as text for a config: names and URLs as they are, and absolute paths, for any later working directory.
+def open_test_images(spec: Spec) -> Source:
+    """Source of images given for testing: their test split, or all of them where there are no splits."""
+    try:
+        return open_source(spec, split="test")
+    except DataError:
+        return open_source(spec, split="train")
 
-    Data in memory get a text from which they cannot be opened again; see :func:`is_in_memory`.
+
+def describe(spec: Spec) -> str | tuple[str, ...]:
+    """Text that names the data in a config: names and URLs as they are, and absolute paths.
+
+    So the data are found again from another working directory. Data in memory cannot be opened again from their text;
+    see :func:`is_in_memory`.
     """
     if _are_paths(spec):
         return tuple(str(describe(part)) for part in spec)
@@ -104,7 +114,7 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
 
 
 def is_in_memory(described: str | Sequence[str] | None) -> bool:
-    """Whether :func:`describe` was given images that a config cannot name."""
+    """Whether a text of :func:`describe` stands for images in memory, which a config cannot name."""
     return isinstance(described, str) and described.startswith(_IN_MEMORY)
 
 
@@ -178,7 +188,7 @@ def _open_images(root: Path, split: Split) -> FolderSource:
 
 
 def _shards_below(root: Path) -> list[str]:
-    """Parquet files if the first holds images, else tars, else the parquet files: opening them says what they lack.
+    """Parquet files if the first holds images, else tars, else the parquet files, whose opening says what they lack.
 
     Tar shards often have tables of captions beside them, but images in both are an error.
     """
@@ -230,19 +240,19 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
 
 
 def _kind(file: str) -> str:
-    """The suffix; .tar for compressed tars too, because opening them says how to unpack them."""
+    """Suffix of a file; .tar for compressed tars too, because opening them says how to unpack them."""
     name = name_of(file).lower()
     return ".tar" if ".tar." in name or name.endswith(".tgz") else suffix_of(file)
 
 
 def _split_word(path: str) -> str | None:
-    """The last word of a path that names a split."""
+    """Last word of a path that names a split, such as train or val."""
     words = [word for word in re.findall(r"[a-z]+", path.lower()) if word == "train" or word in _TEST_NAMES]
     return words[-1] if words else None
 
 
 def _files_of_split(files: list[str], root: str, split: Split) -> list[str]:
-    """The files that belong to the split, by the last split name in their path below the root."""
+    """Files of a split, by the last word in their path below the root that names one."""
     words = [_split_word(relative_to(file, root)) for file in files]
     tests = [name for name in _TEST_NAMES if name in words]
     if split == "test":

@@ -1,6 +1,6 @@
-"""Storage: reading files of this machine and files behind URLs, their names, patterns of names, and fingerprints.
+"""Storage: local files and files behind URLs, their names, patterns of names, and fingerprints.
 
-A *location* is a path or a URL, as text. Only this module treats the two differently when it reads.
+A *location* is a path or a URL, as text. When files are read, only this module treats the two differently.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from urllib.parse import urlsplit
 from ssole.errors import DataError
 
 CONNECTIONS = 8
-"""Connections to a server at once, while it is asked about many files."""
+"""Connections to a server at once, for requests about many files."""
 
 _URL = re.compile(r"[A-Za-z][\w+.:-]+://")  # two letters at least: C:// is a drive
 _BLOCK = 1 << 18  # bytes fetched at once while seeking through a file
 _PAUSES = (0.5, 2.0)  # seconds before a read is tried again: most failures of a network pass
-# Errors that a second try does not mend.
+# Errors after which a second try would not help.
 _FINAL = (DataError, FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
 # Names that file systems give to a property that changes when a file does.
 _VERSIONS = {"etag", "last-modified", "lastmodified", "mtime", "updated", "created", "content-md5", "commit_hash"}
 _BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
-_MOST = 100_000  # files that braces may stand for: more is a slip
+_MOST = 100_000  # files that braces may stand for: more are probably a mistake
 
 
 def is_remote(location: str) -> bool:
-    """Whether this is a URL such as ``s3://bucket/data.tar``, rather than a path."""
+    """Whether a location is a URL such as ``s3://bucket/data.tar``, rather than a path."""
     return _URL.match(location) is not None
 
 
 def name_of(location: str) -> str:
-    """The file's name, without its folder and without a URL's query."""
+    """Name of a file, without its folder and without a URL's query."""
     return urlsplit(location).path.rpartition("/")[2] if is_remote(location) else Path(location).name
 
 
@@ -51,24 +51,24 @@ def suffix_of(location: str) -> str:
 
 
 def folder_of(location: str) -> str:
-    """The folder that a file lies in."""
+    """Folder of a file."""
     return location.partition("?")[0].rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
 
 
 def absolute(location: str) -> str:
-    """An absolute path, or a URL without its query, which may hold secrets."""
+    """Absolute path, or URL without its query, which may hold secrets."""
     return location.partition("?")[0] if is_remote(location) else os.path.abspath(location)
 
 
 def relative_to(location: str, folder: str) -> str:
-    """A file's path below a folder that holds it, with forward slashes."""
+    """Path of a file below a folder that holds it, with forward slashes."""
     if is_remote(location):
         return absolute(location).removeprefix(folder).lstrip("/")
     return Path(location).relative_to(folder).as_posix()
 
 
 def common_folder(locations: Sequence[str]) -> str:
-    """The deepest folder that holds all of these files; `DataError` where there is none."""
+    """Deepest folder that holds all of these files; `DataError` if there is none."""
     folders = [folder_of(location) for location in locations]
     if len(set(folders)) == 1:
         return folders[0]
@@ -90,7 +90,7 @@ def read_bytes(location: str, *, where: str, start: int = 0, end: int | None = N
     Local files are opened directly: through fsspec a small file would take twice as long.
 
     Raises:
-        DataError: beginning with `where`, when the file cannot be read or does not hold these bytes.
+        DataError: the file cannot be read or does not hold these bytes; the message begins with `where`.
     """
     try:
         if is_remote(location):
@@ -110,7 +110,7 @@ def read_bytes(location: str, *, where: str, start: int = 0, end: int | None = N
 
 
 def open_binary(location: str) -> BinaryIO:
-    """A file open for reading and seeking; `DataError` where it cannot be opened."""
+    """File that is open for reading and seeking; `DataError` if it cannot be opened."""
     try:
         if not is_remote(location):
             return open(location, "rb", opener=_open_regular)
@@ -126,7 +126,7 @@ def open_binary(location: str) -> BinaryIO:
 
 
 def require_regular(path: str) -> None:
-    """Raise `OSError` for a pipe, socket or device: reading one may wait for ever."""
+    """Raise `OSError` for a pipe, socket or device, because reading one may wait for ever."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder has an error of its own
         raise OSError("not a regular file but a pipe, socket or device")
@@ -134,17 +134,17 @@ def require_regular(path: str) -> None:
 
 def _open_regular(path: str, flags: int) -> int:
     require_regular(path)
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # should a pipe take its place just now
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # in case a pipe takes its place just now
 
 
 def file_fingerprint(location: str) -> tuple[str, bool]:
-    """A text that changes when the file does, and whether that is certain.
+    """Text that changes when the file does, and whether it is sure to change.
 
-    For a local file it is the size and time of change, for a remote one what its server tells. Where that is only the
-    size, a change may leave it as it was.
+    For a local file it holds the size and time of change, for a remote file what the server tells. If that is only the
+    size, a changed file of the same size has the same text.
 
     Raises:
-        DataError: where there is no such file.
+        DataError: there is no such file.
     """
     try:
         if not is_remote(location):
@@ -161,12 +161,12 @@ def file_fingerprint(location: str) -> tuple[str, bool]:
 
 
 def files_fingerprint(locations: Sequence[str]) -> str | None:
-    """A hash that changes when one of these files does; None where a server does not tell enough."""
+    """Hash that changes when one of these files does; None if a server does not tell enough."""
     if is_remote(locations[0]):
         try:
             with ThreadPoolExecutor(CONNECTIONS) as pool:
                 found = list(pool.map(file_fingerprint, locations))
-        except DataError:  # which will be met again on reading
+        except DataError:  # reading the file will raise it again
             return None
         if not all(certain for _, certain in found):
             return None
@@ -182,8 +182,7 @@ def files_fingerprint(locations: Sequence[str]) -> str | None:
 
 
 def files_below(url: str) -> list[str]:
-    """Sorted URLs of the files below a remote folder, given without a slash at its end; `DataError` if it cannot be
-    listed."""
+    """Sorted URLs of the files below a remote folder (no slash at its end); `DataError` if it cannot be listed."""
     fs, path = _filesystem(url)
     try:
         return sorted(f"{url}/{file.removeprefix(path).lstrip('/')}" for file in fs.find(path))
@@ -197,13 +196,13 @@ def has_pattern(text: str) -> bool:
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a pattern stands for.
+    """Files of a pattern.
 
-    Braces count, ``{0000..0099}``, or list, ``{a,b}``, as in a shell; whether these files exist is not looked at.
-    ``*``, ``?`` and ``[...]`` match existing files, sorted. In URLs only ``*`` does, because ``?`` begins a query.
+    Braces count, ``{0000..0099}``, or list, ``{a,b}``, as in a shell; these files need not exist. ``*``, ``?`` and
+    ``[...]`` match existing files, sorted. In URLs only ``*`` is a wildcard, because ``?`` begins a query.
 
     Raises:
-        DataError: where nothing matches, or braces stand for more than 100,000 files.
+        DataError: nothing matches, or braces stand for more than 100,000 files.
     """
     import bracex
 
@@ -225,7 +224,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def cache_folder() -> Path:
-    """The folder of downloads and caches: ``$SSOLE_CACHE``, else ``ssole`` in the platform's folder of caches."""
+    """Folder of downloads and caches: ``$SSOLE_CACHE``, else ``ssole`` in the platform's cache folder."""
     from platformdirs import user_cache_path
 
     given = os.environ.get("SSOLE_CACHE")
@@ -242,7 +241,7 @@ def _remote_matches(pattern: str) -> list[str]:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system for a URL, and the path in it; `DataError` where a package for it is missing."""
+    """File system of fsspec for a URL, and the path in it; `DataError` if a package for it is missing."""
     import fsspec
 
     try:
@@ -257,7 +256,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _read_remote(url: str, start: int, end: int | None) -> bytes:
-    """Bytes of a remote file; a read that fails is tried three times. Raises whatever the file system raises."""
+    """Bytes of a remote file, in up to three tries. Errors are those of the file system."""
     fs, path = _filesystem(url)
     limits = {} if start == 0 and end is None else {"start": start, "end": end}
     for pause in (*_PAUSES, None):

@@ -33,7 +33,7 @@ AHEAD = 2
 """Batches that may be decoded ahead of the one in use."""
 
 _PROBES = 32  # images, evenly spaced over the set, that must share a size before everything is decoded
-_CHUNK = 256  # images that a thread decodes per task: enough to make the pool's own cost vanish
+_CHUNK = 256  # images that a thread decodes in one task: so many that the pool's own cost does not matter
 
 
 class ImageStore:
@@ -44,7 +44,7 @@ class ImageStore:
     :meth:`prefetch` sets to work in advance. With `cache`, its pixels are kept on disk for later epochs and runs.
     The first epoch fills the cache: it has to decode every image anyway, so training begins at once.
 
-    An image that cannot be read is listed in `unreadable`, in a store that is not uniform once it has been asked for.
+    An image that cannot be read is listed in `unreadable`: at once in a uniform store, else when it is first asked for.
     The next readable image by index takes its place (after the last comes the first), so a batch depends on its indices
     alone. `labels` are the source's, but in a uniform store a replaced image has the label of the one in its place.
 
@@ -130,7 +130,7 @@ class ImageStore:
 
     @cached_property
     def ids(self) -> list[str]:
-        """The source's id of every image."""
+        """Ids of all images."""
         return [self.source.id(i) for i in range(len(self))]
 
     @property
@@ -140,7 +140,7 @@ class ImageStore:
 
     @property
     def readable(self) -> NDArray[np.bool_]:
-        """(N,) mask of all images except those found unreadable so far."""
+        """(N,) boolean mask of all images except those found unreadable so far."""
         mask = np.ones(len(self), dtype=bool)
         mask[[i for i, _, _ in self.unreadable]] = False
         return mask
@@ -211,7 +211,8 @@ class ImageStore:
             return None
         images, stop = torch.empty((n, *first.shape), dtype=first.dtype), threading.Event()
         chunks = [range(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
-        with progress_bar("decoding images", n, enabled=progress) as advance:  # ready before there is work to interrupt
+        # the bar begins before there are tasks that Ctrl-C would have to stop
+        with progress_bar("decoding images", n, enabled=progress) as advance:
             tasks = [self._pool.submit(self._reader.fill, images, chunk, stop) for chunk in chunks]
             try:
                 for chunk, task in zip(chunks, tasks, strict=True):
@@ -237,9 +238,10 @@ def _close(pool: ThreadPoolExecutor, reader: _Reader) -> None:
 
 
 class _Reader:
-    """What the threads of a store run: reads, decodes and caches images, and records which cannot be read.
+    """Reader of a store's threads: it reads, decodes and caches images, and records which cannot be read.
 
-    It is apart from the store because the pool holds on to it, and would keep the store from being freed.
+    It is apart from the store because the pool refers to it. A pool that refers to the store would keep it from being
+    freed.
     """
 
     def __init__(self, source: Source, decoding: dict[str, int | None], *, allowed: int) -> None:
@@ -277,7 +279,7 @@ class _Reader:
 
     def fill(self, images: torch.Tensor, chunk: range, stop: threading.Event) -> bool:
         """Decode the readable images of a chunk into their rows; False on another shape or dtype, or when stopped."""
-        rows = images.numpy()  # copied by NumPy: torch would give each of our threads a team of its own
+        rows = images.numpy()  # NumPy copies, because torch would start more threads for each of ours
         for i in chunk:
             if stop.is_set():
                 return False

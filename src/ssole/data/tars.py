@@ -1,4 +1,4 @@
-"""Images in tar shards, in the layout of WebDataset, read at their offsets from an index."""
+"""Tar shards in the layout of WebDataset as sources, and the index by which their images are read."""
 
 from __future__ import annotations
 
@@ -36,33 +36,33 @@ from ssole.files import write_atomically
 
 _VERSION = 2  # of the index
 _LABELS = ("cls", "json", "txt")  # members that may hold a label, the likeliest first
-_LONGEST = {"cls": 256, "json": 1 << 20, "txt": 64}  # bytes of a member with a label; longer ones are other things
+_LONGEST = {"cls": 256, "json": 1 << 20, "txt": 64}  # largest size in bytes of a member that holds a label
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\x00": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _BLOCK = 512  # bytes; a tar consists of blocks of this size
 _FACTS = b"ssole"
 
 
 class TarSource(Source):
-    """Images of tar files in the layout of WebDataset.
+    """Source of images in tar files in the layout of WebDataset.
 
     Members whose names agree up to the first dot belong to one sample: ``a/1.jpg``, ``a/1.cls``. Its image is known by
-    the suffix. Its label is an integer or name in ``.cls``, else ``"label"`` in ``.json``, else an integer in ``.txt``;
+    its suffix. Its label is an integer or name in ``.cls``, else ``"label"`` in ``.json``, else an integer in ``.txt``;
     samples without one have −1. Nothing is unpacked, so names of members cannot lead anywhere.
 
-    Images are read at their offsets, in any order, from an index that is made once for each shard (see
-    :func:`~ssole.data.tars.tar_index`). Compressed tars do not allow that. When a tar breaks off, its whole members are
-    used, and `.problems` and a warning say so.
+    Images are read in any order, at offsets from an index that is made once for each shard (see
+    :func:`~ssole.data.tars.tar_index`). Compressed tars do not allow that. If a tar breaks off, its complete members
+    are used, and `.problems` and a warning say so.
 
     Args:
-        files: Tar files, as paths or URLs; images follow their order, and within one that of its members.
-        root: An image's id is ``path:member`` with the tar's path below this folder or URL, by default the deepest that
-            holds all of the files.
+        files: Tar files, as paths or URLs. Images have the order of files and of members.
+        root: Folder or URL. An image's id is ``path:member`` with the tar's path below it. By default it is the deepest
+            folder that holds all of the files.
 
     Attributes:
-        problems: A sentence about each tar that breaks off or is damaged.
+        problems: A sentence for each tar that breaks off or is damaged.
 
     Raises:
-        DataError: where a tar cannot be read or is compressed, or none holds an image.
+        DataError: a tar cannot be read or is compressed, or no tar holds an image.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class TarSource(Source):
         self._files = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not self._files:
             raise DataError("No tar file was given.")
-        self.location = "\n".join(sorted(map(absolute, self._files)))
+        self.identity = "\n".join(sorted(map(absolute, self._files)))
         folder = common_folder(self._files) if root is None else os.fspath(root)
         self._names = [relative_to(file, folder) for file in self._files]
         more = f" and {len(self._files) - 1} more" if len(self._files) > 1 else ""
@@ -124,13 +124,13 @@ class TarIndex(NamedTuple):
 
 
 def tar_index(location: str) -> TarIndex:
-    """The index of a tar: read from the file where it is kept, else built and kept.
+    """Index of a tar, read from its file, or built and written to it.
 
-    It is kept beside the tar as a hidden file, or in the cache folder where that cannot be written. It is built again
-    when the tar has changed, or Pillow opens images with other suffixes.
+    The file is a hidden one beside the tar, or in the cache folder if that is not writable. The index is built again if
+    the tar has changed, or if Pillow opens images with other suffixes.
 
     Raises:
-        DataError: where the tar cannot be read, is none, or is compressed.
+        DataError: the file cannot be read, is no tar, or is compressed.
     """
     fingerprint, _ = file_fingerprint(location)
     conditions = {"version": _VERSION, "fingerprint": fingerprint, "suffixes": sorted(image_suffixes())}
@@ -154,7 +154,7 @@ def tar_index(location: str) -> TarIndex:
 
 
 def build_index(location: str) -> TarIndex:
-    """The index made from all headers and labels of a tar; see :func:`tar_index`."""
+    """Index made from all headers and labels of a tar; see :func:`tar_index`."""
     import pyarrow as pa
 
     with open_binary(location) as file:
@@ -184,7 +184,7 @@ def build_index(location: str) -> TarIndex:
 
 @dataclass
 class _Sample:
-    """Members of one key: where its image is, with a size of -1 before it was found, and the texts of its labels."""
+    """Members of one key: position of the image (size -1 before it is found) and texts of the labels."""
 
     name: str = ""
     offset: int = 0
@@ -194,14 +194,14 @@ class _Sample:
 
 @dataclass
 class _Shard:
-    """Everything found so far while a tar is read."""
+    """State while a tar is read: everything found so far."""
 
     samples: dict[str, _Sample] = field(default_factory=dict)  # by key, in the order of their first members
     ignored: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
 
     def read(self, file: BinaryIO, location: str) -> str | None:
-        """Add all whole members. A sentence if the tar is damaged, else None."""
+        """Add all complete members. Returns a sentence if the tar is damaged, else None."""
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         try:
@@ -238,8 +238,8 @@ class _Shard:
             self.ignored[suffix] += 1
 
     def add_image(self, sample: _Sample, member: tarfile.TarInfo) -> None:
-        """Add an image. Of several with one key (``1.jpg``, ``1.mask.png``), the first without a second dot counts."""
-        if sample.size >= 0 and sample.name != member.name:  # not the same name, appended to replace the first
+        """Add an image. Of several with one key (``1.jpg``, ``1.mask.png``), the first without a second dot is kept."""
+        if sample.size >= 0 and sample.name != member.name:  # an equal name was appended to replace the first
             old, new = (path.rpartition("/")[2].count(".") for path in (sample.name, member.name))
             better = new < 2 <= old
             self.ignored[os.path.splitext(sample.name if better else member.name)[1].lower()] += 1
@@ -264,21 +264,21 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _label(member: tarfile.TarInfo, extension: str, file: BinaryIO) -> str | None:
-    """The label in a member, as text. In a ``.txt`` only an integer is a label, as it may also be a caption."""
+    """Label in a member, as text. In a ``.txt`` only an integer is a label, because other texts may be captions."""
     if extension not in _LABELS or member.size > _LONGEST[extension]:
         return None
     file.seek(member.offset_data)
     try:
         text = file.read(member.size).decode("utf-8").strip()
         value = json.loads(text)["label"] if extension == "json" else int(text) if extension == "txt" else text
-        str(value).encode("utf-8")  # JSON may contain halves of surrogate pairs, which are no text
+        str(value).encode("utf-8")  # JSON may contain halves of surrogate pairs, which are not valid text
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return None
     return str(value) if isinstance(value, (int, str)) and not isinstance(value, bool) and value != "" else None
 
 
 def _load(path: Path, conditions: dict[str, object]) -> TarIndex | None:
-    """The index in a file; None where there is none, it is damaged, or it was made under other conditions."""
+    """Index in a file; None if there is none, it is damaged, or it was made under other conditions."""
     from pyarrow import ArrowException, feather
 
     try:

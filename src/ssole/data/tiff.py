@@ -1,4 +1,4 @@
-"""The reader of TIFF images that Pillow cuts to 8 bits or does not open: many channels, many pages, 16 bits."""
+"""Reading of TIFF images that Pillow cuts to 8 bits or does not open: many channels, many pages, 16 bits."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def pillow_reads(image: Any, channels: int | None) -> bool:
 
 
 def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
-    """The first page (H, W, C), uint8 or uint16; or all pages as channels, if there are `channels` pages of one each.
+    """Pixels (H, W, C) of the first page, or of `channels` pages of one channel each; uint8 or uint16.
 
     An OME description is not followed, because it can name other files.
 
@@ -47,10 +47,9 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
         where: Names the image in errors.
 
     Raises:
-        DataError: where the image has other channels than asked for or is too large to be trusted (as in Pillow), where
-            it unpacks to more than its size, its compression or kind of colour is not read, or its pixels have no
-            agreed range.
-        Exception: of many types, from tifffile, for a damaged file.
+        DataError: the image has other channels than asked for, unpacks to more than its size, has a compression or kind
+            of colour that is not read, or pixels without an agreed range.
+        Exception: a damaged file (many types, from tifffile), or an image too large to be trusted (Pillow's error).
     """
     import tifffile
 
@@ -67,7 +66,7 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
 
 
 def _photometric(page: Any) -> int:
-    """What a page's values stand for; brightness, the most common, where it does not say."""
+    """Meaning of a page's values, by its tag; brightness, the most common, if it has no tag."""
     return int(page.tags.valueof(_PHOTOMETRIC, default=_BLACK_IS_ZERO))
 
 
@@ -101,7 +100,7 @@ def _page(page: Any, pages: int, where: str) -> Pixels:
 
 
 def _check_kind(page: Any, where: str) -> None:
-    """Refuse pages whose values have another range or stand for other things than brightness."""
+    """Refuse pages whose values have another range or another meaning than brightness or palette."""
     if page.dtype.kind not in "bu" or page.dtype.itemsize > 2:
         raise DataError(
             f"{where}: {page.dtype} pixels have no agreed range; convert the image to 8 or 16 bits per channel."
@@ -139,7 +138,7 @@ def _check_compression(page: Any, where: str) -> None:
 
 
 def _check_size(values: int, where: str) -> None:
-    """Refuse an image as Pillow does, with more values than the largest RGBA image that Pillow opens."""
+    """Refuse an empty image, and as Pillow does, one with more values than the largest RGBA image that it opens."""
     from PIL import Image
 
     if values == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, load
 from ssole.data.base import Source, Spec, evenly_spaced
-from ssole.data.sources import open_source
+from ssole.data.sources import open_source, open_test_images
 from ssole.doctor.contents import Contents, classes, contents
 from ssole.doctor.duplicates import exact_copies, leaks, near_copies
 from ssole.doctor.estimate import estimate
@@ -28,7 +27,7 @@ from ssole.doctor.report import Report, SecondSet
 from ssole.doctor.scan import Readable, Sample, Scan, draw_sample, scan, view_rate
 from ssole.doctor.suggest import Suggestion, suggest
 from ssole.errors import DataError
-from ssole.files import write_bytes_atomically
+from ssole.files import write_atomically
 from ssole.progress import spinner
 from ssole.runtime import resolve_device
 
@@ -41,31 +40,31 @@ def examine(
     *,
     against: Spec | None = None,
     recipe: str | None = None,
-    device: str = "auto",
+    device: torch.device | str = "auto",
     limit: int = LIMIT,
     preview: Path | None = None,
     measure: bool = True,
     progress: bool = True,
 ) -> Report:
-    """Report on images before they are trained on. It changes nothing, and unreadable images do not stop it.
+    """Report on images before training. It changes nothing, and unreadable images do not stop it.
 
     Args:
         data: as for :func:`ssole.pretrain`.
-        against: a second set, such as test images, which should have no image of the first.
-        recipe: name of a shipped recipe, or a YAML file, whose cost is estimated; by default the suggested one.
+        against: a second set, such as test images, which should share no image with the first.
+        recipe: recipe whose cost is estimated (a name, or a YAML file); by default the suggested one.
         device: `auto`, `cpu`, `cuda` or `cuda:N`, for the suggestion and the estimate.
-        limit: largest number of images read of each set; of a larger set, an evenly spaced sample is read.
+        limit: largest number of images to read of each set, evenly spaced over it.
         preview: PNG file to write, with a grid of images and their views.
         measure: whether to run a few training steps for the estimate.
         progress: whether to show progress bars on a terminal.
 
     Raises:
-        DataError: there are no images, or the preview cannot be written there.
+        DataError: there are no images, or the preview cannot be written.
         ConfigError: no such recipe or device.
     """
     if limit < 2:
         raise ConfigError(f"limit is a number of images, at least 2; got {limit}")
-    target = resolve_device(device)
+    device = resolve_device(device)
     config = None if recipe is None else load(recipe)
     if preview is not None:
         _check_preview_path(preview)
@@ -73,10 +72,10 @@ def examine(
     if report.contents is None:
         return report
     with spinner("measuring decoding, views and training steps", enabled=progress):
-        suggestion, sample = _suggest(data, source, images, report.contents, target, config)
+        suggestion, sample = _suggest(data, source, images, report.contents, device, config)
         config = _with_normalisation(suggestion.config if config is None else config, sample)
         report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)
-        report = _measure(report, sample, config, target, measure)
+        report = _measure(report, sample, config, device, measure)
     if preview is not None:
         _save_preview(preview, sample, config.augment, seed=config.seed)
         report = dataclasses.replace(report, preview=str(preview))
@@ -86,10 +85,10 @@ def examine(
 def _read(
     data: Spec, against: Spec | None, config: PretrainConfig, limit: int, progress: bool
 ) -> tuple[Source, list[Readable], Report]:
-    """Source of the images, records of the readable ones, and a report on all that reading and comparing shows."""
+    """Source of the images, records of the readable images, and the report so far, from reading and comparing."""
     begin = time.perf_counter()
     source = open_source(data, split="train")
-    second = None if against is None else _open_second(against)
+    second = None if against is None else open_test_images(against)
     if len(source) == 0:
         raise DataError(f"{source.name} holds no images.")
     found = scan(source, evenly_spaced(len(source), limit), progress=progress, channels=config.channels)
@@ -119,14 +118,6 @@ def _read(
     return source, found.readable, report
 
 
-def _open_second(against: Spec) -> Source:
-    """Second set: its test split, or all of it if it has no splits."""
-    try:
-        return open_source(against, split="test")
-    except DataError:
-        return open_source(against, split="train")
-
-
 def _compare(found: Scan, source: Source, limit: int, channels: int | None, progress: bool) -> SecondSet:
     second = scan(source, evenly_spaced(len(source), limit), progress=progress, channels=channels)
     return SecondSet(
@@ -146,16 +137,16 @@ def _suggest(
     device: torch.device,
     config: PretrainConfig | None,
 ) -> tuple[Suggestion, Sample]:
-    """Suggested recipe, and a sample decoded for the recipe asked for, or else for the suggested one."""
+    """Suggestion, and a sample decoded for the recipe asked for, or else for the suggested recipe."""
     suggestion = suggest(data, about, len(source), device)
     config = suggestion.config if config is None else config
     sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
-    # Statistics change only the colours of the suggestion, so the sample need not be decoded again.
+    # The statistics change only mean and std of the suggested config, so the sample need not be decoded again.
     return suggest(data, about, len(source), device, sample.statistics), sample
 
 
 def _with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfig:
-    """Config with the images' own mean and deviation where the recipe leaves them to be measured, as in a run."""
+    """Config with mean and std measured on the sample if the recipe leaves them open, as in a run."""
     if config.augment.mean is not None:
         return config
     std = [max(value, 0.001) for value in sample.statistics.std]  # blank images have no deviation to divide by
@@ -163,7 +154,7 @@ def _with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfi
 
 
 def _measure(report: Report, sample: Sample, config: PretrainConfig, device: torch.device, measure: bool) -> Report:
-    """Report with what the recipe needs: speed of decoding and views and, if wanted, time and memory of training."""
+    """Report with the costs of a recipe: speed of decoding and views, and time and memory if `measure` is true."""
     assert report.contents is not None
     assert report.recipe is not None
     findings = [*report.findings, *check_recipe(config, report.recipe, report.contents, report.images)]
@@ -182,7 +173,7 @@ def _measure(report: Report, sample: Sample, config: PretrainConfig, device: tor
 
 
 def _check_preview_path(path: Path) -> None:
-    """Raise a DataError, before anything is measured, unless a PNG file can be written there."""
+    """Check, before anything is read, that the path is that of a PNG file in a folder that exists."""
     if path.suffix.lower() != ".png":
         raise DataError(f"the preview is a PNG file, and {str(path)!r} has another suffix: name it {path.stem}.png")
     if not path.absolute().parent.is_dir():
@@ -190,9 +181,8 @@ def _check_preview_path(path: Path) -> None:
 
 
 def _save_preview(path: Path, sample: Sample, recipe: ViewRecipe, *, seed: int) -> None:
-    """Write a picture of some images of the sample and their views."""
+    """Write a picture of some images and their views."""
     from ssole.views.picture import picture
 
-    buffer = io.BytesIO()
-    picture(sample.images[:_ROWS], sample.ids[:_ROWS], recipe=recipe, seed=seed).save(buffer, "PNG")
-    write_bytes_atomically(path, buffer.getvalue())
+    sheet = picture(sample.images[:_ROWS], sample.ids[:_ROWS], recipe=recipe, seed=seed)
+    write_atomically(path, lambda temporary: sheet.save(temporary, "PNG"))

@@ -1,4 +1,4 @@
-"""Evaluation data: train and test images with labels in one numbering, and stratified splits."""
+"""Evaluation data: train and test images, their labels in one numbering, and stratified splits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssole.data.base import Source, Spec, shared_labels
-from ssole.data.sources import open_source
+from ssole.data.sources import open_source, open_test_images
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.preprocessing import Preprocessing
@@ -42,7 +42,7 @@ class Subset:
     def readable_rows(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features and labels of the readable images, from the features of all (N, F).
 
-        A store returns the next image in place of an unreadable one, and the label is not that image's.
+        A store returns the next image in place of an unreadable one, so the label would belong to another image.
         """
         readable = torch.from_numpy(self.store.readable)[self.positions]
         return features[readable], self.labels[readable]
@@ -115,8 +115,8 @@ def _labelled(store: ImageStore, labels: NDArray[np.int64]) -> tuple[Subset, lis
 def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:
     """Stratified random split: positions (kept, held out), both ascending, with ``share`` of each class held out.
 
-    At least one image of every class of two or more is held out, and at least one is kept; a class of one image is
-    kept. A function of the arguments alone, on every machine.
+    Of every class of two or more images, at least one is held out and at least one is kept. A class of one image is
+    kept. The result depends on the arguments alone, on every machine.
 
     Args:
         labels: (N,) integers.
@@ -124,7 +124,7 @@ def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor
         seed: of the random choice.
 
     Raises:
-        ValueError: when share is outside (0, 1), or nothing could be held out.
+        ValueError: share is outside (0, 1), or every class has a single image.
     """
     if not 0 < share < 1:
         raise ValueError(f"the share to hold out is {share}; it must be between 0 and 1")
@@ -163,15 +163,12 @@ def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[s
 def _test_source(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:
     """Source of the test images, or None and the reason why there is none."""
     if test is not None:
-        try:
-            return open_source(test, split="test"), ""
-        except DataError:  # it may have no splits: then all of it is meant
-            return open_source(test, split="train"), ""
+        return open_test_images(test), ""
     try:
         other = open_source(data, split="test")
     except DataError as error:
         return None, str(error).split(". ")[0].rstrip(".")
-    # Data without splits may open as the same images for both: testing on those would be testing on the training set.
+    # Data without splits may open as the same images for both: a test on those would be a test on the training set.
     same = other is source or (
         len(other) == len(source) and all(other.id(i) == source.id(i) for i in range(len(source)))
     )
