@@ -1,4 +1,4 @@
-"""Checks of features and labels, and exact float32 products: what all metrics share."""
+"""Shared parts of the metrics: checks of features and labels, and exact float32 products."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 
-def check_finite(features: Tensor, what: str) -> None:
-    """Check of features: a non-empty, finite, floating-point (N, F); ``what`` names them in the message.
+def check_features(features: Tensor, what: str) -> None:
+    """Check that features are a non-empty, finite, floating-point (N, F); ``what`` names them in the message.
 
     Raises:
         ValueError: says what arrived; for NaN or infinity, how many rows are affected and the first of them.

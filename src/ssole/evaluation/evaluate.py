@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ssole.data.base import Spec
 
 ModelOrRun = nn.Module | str | PathLike[str] | Any
-"""Module giving features (B, F); or a run folder, its ``backbone.safetensors``, or the Run of pretraining."""
+"""Module that returns features (B, F); or a run folder, its ``backbone.safetensors``, or the Run of pretraining."""
 
 
 def evaluate(
@@ -48,23 +48,23 @@ def evaluate(
     """Accuracy of simple classifiers on frozen features, beside raw pixels and the untrained network.
 
     kNN (k = 20 and 10) and the linear probe learn from the train images of ``data`` and are scored on the test images,
-    which nothing else sees. Without labels, the label-free metrics are given instead, and a note says so.
+    which are used for nothing else. Without labels, the result has the label-free metrics instead, and a note says so.
 
     Args:
-        model_or_run: a run folder, a ``backbone.safetensors``, a Run, or a module giving features (B, F); or a list of
-            these (the same training with several seeds), for means and deviations over them.
+        model_or_run: a run folder, a ``backbone.safetensors``, a Run, or a module that returns features (B, F). A list
+            of these, such as runs of one recipe with several seeds, gives means and standard deviations.
         data: as for pretraining; classifiers learn from its train split.
         test: the test images; by default the test split of ``data``, else a stratified fifth of it, and a note says so.
         protocol: "knn", "linear" or "label_free", or several of them.
         baselines: also evaluate raw pixels and, for runs, the same network at its initial weights.
-        views: makes two views of each image for the alignment, which is otherwise left out.
-        seed: of the hold-out and validation splits.
+        views: function that makes the views of images for the alignment; without it, alignment is left out.
+        seed: seed of the hold-out and validation splits.
         device: "auto" is the GPU where there is one.
         precision, progress: as for :func:`~ssole.evaluation.features.extract`.
         image_size, mean, std: preprocessing; by default the model's attributes, else timm's ``pretrained_cfg``.
 
     Raises:
-        DataError: data that cannot be opened, or labels that differ between train and test.
+        DataError: data that cannot be opened, or test classes that train lacks.
         ValueError: unknown preprocessing, features that are not finite, or fewer training images than k.
     """
     given = list(model_or_run) if isinstance(model_or_run, (list, tuple)) else [model_or_run]
@@ -131,18 +131,18 @@ def knn_evaluator(
 ) -> Callable[[nn.Module], dict[str, float]]:
     """Evaluator for the training loop: backbone -> {"knn20": top-1 accuracy in [0, 1]}, with an entry for each k.
 
-    The figure is exactly that of :func:`evaluate` for the same weights, data and precision. The evaluator runs where
-    the backbone's parameters are and leaves the backbone as it was, training modes included.
+    The accuracy is exactly that of :func:`evaluate` for the same weights, data and precision. The evaluator runs on the
+    device of the backbone's parameters and leaves the backbone as it was, training modes included.
 
     Args:
         train, test: stores of labelled images that suit the preprocessing (:meth:`Preprocessing.suits`).
-        preprocessing: of the backbone.
+        preprocessing: preprocessing of the backbone.
         k: numbers of neighbours.
         precision: as for :func:`~ssole.evaluation.features.extract`.
 
     Raises:
-        DataError: without labels, or with other classes in test.
-        ValueError: at once, when a store is decoded otherwise or a k exceeds the number of training images.
+        DataError: a store has no labels, or test has classes that train lacks.
+        ValueError: a store is decoded in another way, or a k exceeds the number of training images.
     """
     for store in (train, test):
         if not preprocessing.suits(store):
@@ -172,7 +172,7 @@ def knn_evaluator(
 
 
 def _load(
-    model_or_run: ModelOrRun, loader: Callable[[Any], nn.Module], how: dict[str, Any]
+    model_or_run: ModelOrRun, loader: Callable[[Any], nn.Module], overrides: dict[str, Any]
 ) -> tuple[nn.Module, Preprocessing]:
     model = model_or_run if isinstance(model_or_run, nn.Module) else loader(model_or_run)
-    return model, Preprocessing.from_model(model, **how)
+    return model, Preprocessing.from_model(model, **overrides)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ssole.evaluation.checks import check_finite
+from ssole.evaluation.checks import check_features
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import write_atomically
 from ssole.progress import progress_bar
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ssole.data.base import Source
 
 RAW_PIXEL_SIZE = 32
-"""Side to which images are shrunk before their pixels serve as features: larger ones only make the baseline worse."""
+"""Side of the images, in pixels, whose pixels serve as features: larger images only make the baseline worse."""
 
 
 class DecodedImages(Protocol):
@@ -51,20 +51,20 @@ def extract(
 ) -> Tensor:
     """Features of every image, in order: (N, F) float32 on the CPU.
 
-    The model runs in evaluation mode and without gradients. Afterwards the training mode of every submodule is as
-    before, and the model is on its old device.
+    The model runs in evaluation mode and without gradients. Afterwards it is on its old device, and every submodule has
+    its old training mode.
 
     Args:
-        model: maps (B, C, S, S) float32 to (B, F), or to (B, F, 1, 1).
+        model: module from (B, C, S, S) float32 to (B, F) or (B, F, 1, 1).
         images: decoded images, or a Source to decode.
-        preprocessing: makes the model's input from them.
+        preprocessing: preprocessing of the model.
         batch_size: images in a forward pass; it changes speed and memory only.
-        device: where to run; by default where the model's parameters are.
-        precision: of the model's convolutions and products; see :func:`ssole.runtime.resolve_precision`.
+        device: device to run on; by default that of the model's parameters.
+        precision: number format of the model's convolutions and products; see :func:`ssole.runtime.resolve_precision`.
         progress: show a bar when it takes more than two seconds.
 
     Raises:
-        ValueError: when there are no images, or the features are not (B, F), or not finite.
+        ValueError: there are no images, or the features are not (B, F) or not finite.
     """
     store = _store(images, preprocessing)
     device = torch.device(device) if device is not None else _device_of(model)
@@ -79,16 +79,16 @@ def extract(
                     features = torch.empty(len(store), rows.shape[1])
             features[start : start + len(rows)] = rows
     assert features is not None  # _store refuses an empty one
-    check_finite(features, "features")
+    check_features(features, "features")
     return features
 
 
 def raw_pixels(images: DecodedImages | Source, preprocessing: Preprocessing, *, progress: bool = False) -> Tensor:
     """Raw pixels as features, the baseline without learning: (N, C * S * S) float32, S = min(image_size, 32).
 
-    They are the model's input, shrunk to 32 pixels if larger, and flattened. No image is normalised by itself: taking
-    out each one's own brightness and contrast is feature engineering, and can make a stronger baseline (61 % instead of
-    57 % by kNN, k = 20, on digits-m).
+    They are the model's input, shrunk to 32 pixels if larger, and flattened. No image is normalised by its own mean and
+    deviation. That would be feature engineering, and can make a stronger baseline (61 % instead of 57 % by kNN, k = 20,
+    on digits-m).
     """
     store = _store(images, preprocessing)
     shrunk = dataclasses.replace(preprocessing, image_size=min(preprocessing.image_size, RAW_PIXEL_SIZE))
@@ -97,7 +97,7 @@ def raw_pixels(images: DecodedImages | Source, preprocessing: Preprocessing, *, 
 
 @contextmanager
 def frozen(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Context with the model on ``device``, in evaluation mode, without gradients; on leaving, it is as before."""
+    """Context with the model on ``device``, in evaluation mode, without gradients; afterwards it is as before."""
     home, modes = _device_of(model), {module: module.training for module in model.modules()}
     try:
         model.eval().to(device)
@@ -116,7 +116,7 @@ def _store(images: DecodedImages | Source, preprocessing: Preprocessing) -> Deco
 
 
 def _batches(store: DecodedImages, size: int, *, progress: bool) -> Iterator[tuple[int, Tensor | list[Tensor]]]:
-    """Batches of images, each with the position of its first; the next is read while the caller works on one."""
+    """Batches of images, each with the position of its first image; the next batch is read while one is in use."""
     parts = torch.split(torch.arange(len(store)), size)
     with ThreadPoolExecutor(1) as reader, progress_bar("features", len(store), enabled=progress) as advance:
         ahead = reader.submit(store.get, parts[0])
@@ -171,7 +171,7 @@ class Embeddings:
         The file appears whole or not at all. Neither form needs pickle to be read.
 
         Raises:
-            ValueError: for another ending.
+            ValueError: the name has another suffix.
         """
         path = Path(path)
         writers = {".npz": self._write_npz, ".parquet": self._write_parquet}

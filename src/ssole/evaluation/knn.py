@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssole.evaluation.checks import check_finite, check_labels, exact_float32
+from ssole.evaluation.checks import check_features, check_labels, exact_float32
 
 SIMILARITY_BYTES = 256 * 2**20
 """Largest block of the query x train similarity matrix."""
@@ -46,13 +46,13 @@ def knn_classify(
         num_classes: C; by default the largest label + 1.
 
     Raises:
-        ValueError: for mismatched shapes, non-finite features, labels out of range, k > N, or tau <= 0.
+        ValueError: mismatched shapes, features that are not finite, labels out of range, k > N, or tau <= 0.
     """
     labels_N, classes = check_labels(train_labels, len(train_features), num_classes)
     _check(train_features, test_features, k, tau)
     similarity_QK, index_QK = nearest(train_features, test_features, max(k))
     votes_QK = labels_N.to(index_QK.device)[index_QK]
-    # Dividing every weight by the nearest one's leaves the shares as they are and cannot overflow for a small tau.
+    # Every weight is divided by that of the nearest neighbour: the shares stay, and a small tau cannot overflow.
     weight_QK = torch.exp((similarity_QK - similarity_QK[:, :1]) / tau)
     scores_QC = torch.zeros(len(test_features), classes, device=index_QK.device)
     result = {}
@@ -64,7 +64,7 @@ def knn_classify(
 
 
 def nearest(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k nearest training rows of each query, best first: (Q, k) cosine similarities, float32, and indices, int64.
+    """Nearest training rows of each query, best first: cosine similarities (Q, k) float32, and indices (Q, k) int64.
 
     Memory beyond the features and the result is bounded by a few times ``SIMILARITY_BYTES``.
     """
@@ -99,7 +99,7 @@ def _top(similarity_QN: Tensor, k: int) -> Tensor:
     value_QK, index_QK = similarity_QN.topk(extra, dim=1)
     index_QK = index_QK[:, :k]
     if extra > k:
-        # topk may take any of several equals at the edge; the (k + 1)-th value shows in which rows that matters.
+        # Of several values equal to the k-th, topk may take any. The (k + 1)-th value shows in which rows that matters.
         tied = (value_QK[:, k - 1] == value_QK[:, k]).nonzero()[:, 0]
         if len(tied):
             index_QK = index_QK.index_copy(0, tied, _first_at_the_edge(similarity_QN[tied], value_QK[tied, k - 1], k))
@@ -109,7 +109,7 @@ def _top(similarity_QN: Tensor, k: int) -> Tensor:
 
 
 def _first_at_the_edge(similarity_RN: Tensor, edge_R: Tensor, k: int) -> Tensor:
-    """Indices (R, k), ascending, of all values above the edge value and of the first ones equal to it."""
+    """Indices (R, k), ascending, of all values above the edge value and of the first values equal to it."""
     above = similarity_RN > edge_R[:, None]
     equal = similarity_RN == edge_R[:, None]
     room_R1 = k - above.sum(1, keepdim=True)
@@ -117,8 +117,8 @@ def _first_at_the_edge(similarity_RN: Tensor, edge_R: Tensor, k: int) -> Tensor:
 
 
 def _check(train_features: Tensor, test_features: Tensor, k: Sequence[int], tau: float) -> None:
-    check_finite(train_features, "train features")
-    check_finite(test_features, "test features")
+    check_features(train_features, "train features")
+    check_features(test_features, "test features")
     if train_features.shape[1] != test_features.shape[1]:
         raise ValueError(
             f"train features have shape {tuple(train_features.shape)} and test features {tuple(test_features.shape)}; "

@@ -1,7 +1,7 @@
 """Label-free metrics of features: effective rank, RankMe, alignment and uniformity.
 
-None of these is an accuracy. They tell a collapsed or degenerate representation from a live one, and rank runs of one
-method on one dataset, no more.
+None of these is an accuracy. They detect a collapsed representation, and rank runs of one method on one dataset. They
+say no more than that.
 
 Shape suffixes: N images, F features.
 """
@@ -12,28 +12,28 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssole.evaluation.checks import check_finite, exact_float32
+from ssole.evaluation.checks import check_features, exact_float32
 from ssole.spectrum import effective_rank
 
 SAMPLE = 25_600
-"""Most images that the ranks use: the number that Garrido et al. found enough for ImageNet."""
+"""Largest number of images for the ranks: what Garrido et al. found enough for ImageNet."""
 PAIRS_SAMPLE = 10_000
-"""Most images that uniformity uses, whose cost is quadratic."""
+"""Largest number of images for uniformity, whose cost is quadratic."""
 
 
 def rankme(features: Tensor, *, eps: float = 1e-7, seed: int = 0) -> float:
     """RankMe: effective rank of the features as they are, in [0, min(N, F)].
 
-    See :func:`ssole.spectrum.effective_rank` for the formula. Garrido et al. 2023 (arXiv:2210.02885), eq. 1-2; with
-    features rather than embeddings, see their section 3.3. A common mean is part of the spectrum;
+    The formula is that of :func:`ssole.spectrum.effective_rank`. Source: Garrido et al. 2023 (arXiv:2210.02885),
+    eq. 1-2, and section 3.3 for features rather than embeddings. A common mean is part of the spectrum;
     :func:`centred_effective_rank` leaves it out.
 
     Args:
         features: (N, F), floating point, finite. More than 25,600 rows: a random choice of that many by ``seed``.
-        eps: as published; it keeps the logarithm finite, and adds less than 2e-6 F to the entropy.
+        eps: added to every share, as published. It keeps the logarithm finite and adds less than 2e-6 F to the entropy.
 
     Raises:
-        ValueError: for anything but a finite (N, F).
+        ValueError: features that are not a finite (N, F).
     """
     return float(effective_rank(_sample(features, SAMPLE, seed), eps=eps))
 
@@ -45,7 +45,7 @@ def centred_effective_rank(features: Tensor, *, seed: int = 0) -> float:
     """
     features = _sample(features, SAMPLE, seed)
     centred = features.double() - features.double().mean(0)
-    # Equal features leave the rounding of their mean behind, which is no variation.
+    # Centring equal features leaves only the rounding error of their mean.
     if centred.abs().max() <= 1e-6 * features.abs().max():
         return 0.0
     return float(effective_rank(centred))
@@ -63,10 +63,10 @@ def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
         alpha: power of the distance, above 0.
 
     Raises:
-        ValueError: for unequal shapes, or features that are not a finite (N, F).
+        ValueError: unequal shapes, or features that are not a finite (N, F).
     """
-    check_finite(first, "features of the first view")
-    check_finite(second, "features of the second view")
+    check_features(first, "features of the first view")
+    check_features(second, "features of the second view")
     if first.shape != second.shape:
         raise ValueError(f"features of two views have shapes {tuple(first.shape)} and {tuple(second.shape)}: not equal")
     difference = F.normalize(first.double(), dim=1) - F.normalize(second.double(), dim=1)
@@ -85,7 +85,7 @@ def uniformity(features: Tensor, *, t: float = 2.0, seed: int = 0) -> float:
         t: above 0.
 
     Raises:
-        ValueError: for fewer than two rows, or features that are not a finite (N, F).
+        ValueError: fewer than two rows, or features that are not a finite (N, F).
     """
     features = _sample(features, PAIRS_SAMPLE, seed)
     count = len(features)
@@ -102,7 +102,7 @@ def uniformity(features: Tensor, *, t: float = 2.0, seed: int = 0) -> float:
 
 
 def _sample(features: Tensor, limit: int, seed: int) -> Tensor:
-    check_finite(features, "features")
+    check_features(features, "features")
     if len(features) <= limit:
         return features.detach()
     chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:limit]

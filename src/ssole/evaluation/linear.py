@@ -1,7 +1,7 @@
 """Linear probe: a linear classifier of frozen features.
 
-Multinomial logistic regression with an l2 penalty, the objective of scikit-learn's ``LogisticRegression``: over weights
-W (F, C) and biases b (C,), with c the inverse penalty (their ``C``) and x standardised,
+Multinomial logistic regression with an l2 penalty, the objective of scikit-learn's ``LogisticRegression``:
+over weights W (F, C) and biases b (C,), where c is the inverse penalty (their ``C``) and x is standardised:
 
     mean_n [ logsumexp(x_n W + b) - (x_n W + b)_{y_n} ]  +  |W|² / (2 N c)
 
@@ -21,11 +21,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssole.evaluation.checks import check_finite, check_labels, exact_float32
+from ssole.evaluation.checks import check_features, check_labels, exact_float32
 from ssole.evaluation.datasets import stratified_split
 
 C_GRID = tuple(10.0 ** (power / 2) for power in range(-10, 5))
 """Inverse penalties tried by default: 1e-5 to 100 in half decades."""
+VALIDATION_SHARE = 0.1
+"""Share of each training class on which the inverse penalty is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class LinearProbe:
 
     def scores(self, features: Tensor) -> Tensor:
         """Class probabilities (N, C), float64, of features (N, F)."""
-        check_finite(features, "features")
+        check_features(features, "features")
         return _logits(features, self.weight, self.bias).softmax(1)
 
 
@@ -57,29 +59,28 @@ def linear_probe(
     *,
     c: float | Sequence[float] = C_GRID,
     num_classes: int | None = None,
-    validation_share: float = 0.1,
     seed: int = 0,
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
 ) -> LinearProbe:
     """Linear probe, fitted with the inverse penalty that is best on a held-out part of train.
 
-    Values of ``c`` are tried in ascending order on 1 - ``validation_share`` of every class; each fit starts from the
-    last. The best on the rest (the smallest of equals) is fitted on all of train.
+    Values of ``c`` are tried in ascending order on 90 % of every class; each fit starts from the solution of the last.
+    The value that is best on the other 10 % (the smallest of equals) is fitted on all of train.
 
     Args:
         train_features: (N, F), floating point, finite; the fit runs on their device, in float32 (float64 if they are).
         train_labels: (N,) integers in [0, C), of at least two classes.
         c: inverse penalties to choose from, or a single one.
         num_classes: C; by default the largest label + 1.
-        validation_share, seed: of the stratified hold-out.
+        seed: seed of the stratified hold-out.
         tolerance: largest entry of the preconditioned gradient at convergence.
         max_iterations: limit for each fit.
 
     Raises:
-        ValueError: for mismatched shapes, non-finite features, labels of one class only, or an inverse penalty <= 0.
+        ValueError: mismatched shapes, features that are not finite, labels of one class, or an inverse penalty <= 0.
     """
-    check_finite(train_features, "train features")
+    check_features(train_features, "train features")
     labels_N, classes = check_labels(train_labels, len(train_features), num_classes)
     grid = (float(c),) if isinstance(c, (int, float)) else tuple(sorted(c))
     if not grid or min(grid) <= 0:
@@ -87,8 +88,8 @@ def linear_probe(
     present, labels_N = labels_N.to(train_features.device).unique(return_inverse=True)
     if len(present) < 2:
         raise ValueError(f"all {len(labels_N)} labels are {present.item()}: a classifier needs at least two classes")
-    limits, split = (tolerance, max_iterations), (validation_share, seed)
-    validation, iterations = _validate(train_features, labels_N, grid, split, limits) if len(grid) > 1 else ({}, 0)
+    limits = (tolerance, max_iterations)
+    validation, iterations = _validate(train_features, labels_N, grid, seed, limits) if len(grid) > 1 else ({}, 0)
     best = max(grid, key=lambda value: (validation.get(value, 0.0), -value))
     final = _Logistic(train_features, labels_N)
     iterations += final.solve(best, *limits)
@@ -104,11 +105,10 @@ def linear_probe(
 
 
 def _validate(
-    features_NF: Tensor, labels_N: Tensor, grid: Sequence[float], split: tuple[float, int], limits: tuple[float, int]
+    features_NF: Tensor, labels_N: Tensor, grid: Sequence[float], seed: int, limits: tuple[float, int]
 ) -> tuple[dict[float, float], int]:
     """Accuracy by inverse penalty on a held-out part, and the number of iterations of all fits."""
-    share, seed = split
-    fit, held = (part.to(labels_N.device) for part in stratified_split(labels_N, share, seed=seed))
+    fit, held = (part.to(labels_N.device) for part in stratified_split(labels_N, VALIDATION_SHARE, seed=seed))
     trial = _Logistic(features_NF[fit], labels_N[fit])
     validation, iterations = {}, 0
     for value in grid:
@@ -118,9 +118,9 @@ def _validate(
 
 
 class _Logistic:
-    """Objective of the probe on some images, and the best weights so far.
+    """Objective of the probe on some images, and its current solution.
 
-    ``solution_GC`` holds them in principal axes, (F + 1, C); the last row is the bias.
+    ``solution_GC`` (F + 1, C) holds the weights in principal axes; the last row is the bias.
     """
 
     def __init__(self, features_NF: Tensor, labels_N: Tensor) -> None:
@@ -132,7 +132,7 @@ class _Logistic:
         self.labels_N1 = labels_N[:, None]
         self.variance_G = torch.cat([variance_F.clamp_min(0), variance_F.new_ones(1)])  # 1: the bias's constant input
         self.classes = int(labels_N.max()) + 1
-        # Columns are padded to a multiple of 16, at which products with so few of them run 2 to 4 times as fast.
+        # Columns are padded to a multiple of 16: products of so few columns then run 2 to 4 times as fast.
         self.padded = -(-self.classes // 16) * 16
         self.solution_GC = variance_F.new_zeros(len(self.variance_G), self.classes)
         self.converged = False
@@ -144,8 +144,8 @@ class _Logistic:
         """
         penalty_G1 = torch.full_like(self.variance_G, 1 / (len(self.labels_N1) * c))[:, None]
         penalty_G1[-1] = 0
-        # The Hessian is about (mean of p (1 - p)) x variance + penalty on the diagonal. The floor under the mean, one
-        # undecided image in a million, keeps the scale of the bias finite.
+        # The diagonal of the Hessian is about (mean of p (1 - p)) x variance + penalty. The mean is clamped to that of
+        # one undecided image in a million, which keeps the scale of the bias finite.
         probability_NC = self._forward(self.solution_GC)[1]
         curvature_C = (probability_NC * (1 - probability_NC)).mean(0, dtype=torch.float64).clamp_min(1e-6)
         scale_GC = (self.variance_G[:, None] * curvature_C + penalty_G1).rsqrt()
@@ -172,7 +172,7 @@ class _Logistic:
             return float(loss + (penalty_G1 * weight_GC.square()).sum() / 2) / tolerance
 
         solver.step(objective)
-        objective()  # the line search may have looked elsewhere last
+        objective()  # gradient at the solution; the line search may have tried another point last
         self.solution_GC = point_GC.detach() * scale_GC
         self.converged = point_GC.grad is not None and bool(point_GC.grad.abs().max() <= 1)
         return int(solver.state[point_GC]["n_iter"])
@@ -183,7 +183,7 @@ class _Logistic:
         return weight_CF, self.solution_GC[-1] - weight_CF @ self.mean_F
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Accuracy of the present solution on other images."""
+        """Accuracy of the current solution on other images."""
         return int((_logits(features, *self.classifier()).argmax(1) == labels).sum()) / len(labels)
 
     def _forward(self, weight_GC: Tensor) -> tuple[Tensor, Tensor]:
@@ -206,15 +206,15 @@ class _Logistic:
 
 
 def _logits(features_NF: Tensor, weight_CF: Tensor, bias_C: Tensor) -> Tensor:
-    """Logits (N, C) float64, in blocks that bound the memory of the wider copy."""
+    """Logits (N, C) float64, computed in blocks to bound the memory of the float64 copy."""
     blocks = [torch.addmm(bias_C, block.double(), weight_CF.T) for block in torch.split(features_NF, 8192)]
     return torch.cat(blocks)
 
 
 def _moments(features_NF: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature; the latter is 1 where the feature is constant."""
+    """Mean and standard deviation of each feature; the deviation of a constant feature is set to 1."""
     mean_F = features_NF.mean(0, dtype=torch.float64)
     std_F = (features_NF - mean_F.to(features_NF.dtype)).square().mean(0, dtype=torch.float64).sqrt()
-    # Below this, what varies is the rounding of a constant.
+    # Below this, the feature is constant and varies by rounding alone.
     rounding = 8 * torch.finfo(features_NF.dtype).eps * mean_F.abs()
     return mean_F, std_F.where(std_F > rounding, 1.0)

@@ -17,10 +17,10 @@ from ssole.models.load import LoadedBackbone
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """Preprocessing of a frozen model, from decoded images to its input.
+    """Preprocessing of a frozen model: from decoded images to its input.
 
     Calling it centre-crops (:func:`center_crop`), scales to [0, 1] and normalises. kNN while training, evaluation and
-    embedding all use it, so that one set of weights gives one figure.
+    embedding all use it, so the same weights always give the same accuracy.
 
     Raises:
         ValueError: where mean and std are not one number for each channel, or a std is not above 0.
@@ -75,20 +75,20 @@ class Preprocessing:
             image_size=int(found["image_size"]),
             mean=tuple(found["mean"]),
             std=tuple(found["std"]),
-            # Other modules may have an attribute of this name that means something else.
+            # Other modules may have an attribute of this name with another meaning.
             channels=model.channels if isinstance(model, LoadedBackbone) else None,
         )
 
     @property
     def decode_size(self) -> int:
-        """Shorter side to which larger images are reduced on decoding, in pixels.
+        """Shorter side, in pixels, to which larger images are reduced when they are decoded.
 
-        Whole photographs would fill the memory. Twice the size of the input is left for the exact resize.
+        Whole photographs would fill the memory. Twice the input size leaves enough detail for the exact resize.
         """
         return 2 * self.image_size
 
     def open_store(self, source: Source, **options: Any) -> ImageStore:
-        """Store of a source's images, decoded for this model; ``options`` are further ones of :class:`ImageStore`."""
+        """Store of a source's images, decoded for this model; ``options`` go to :class:`ImageStore`."""
         return ImageStore(source, shrink_to=self.decode_size, channels=self.channels, **options)
 
     def suits(self, store: ImageStore) -> bool:
@@ -102,7 +102,7 @@ class Preprocessing:
             return True
         if store.images is None:
             return False
-        side = min(store.images.shape[-2:])  # equal to the store's size, it may be what a larger image was reduced to
+        side = min(store.images.shape[-2:])  # if it equals `store.shrink_to`, the images may have been reduced
         return side <= self.decode_size and (store.shrink_to is None or side < store.shrink_to)
 
     def __call__(self, images: Tensor | Sequence[Tensor], *, device: torch.device | str | None = None) -> Tensor:

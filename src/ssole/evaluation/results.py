@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """One figure and its uncertainty."""
+    """Value of a metric and its uncertainty."""
 
     value: float
-    """The figure: of one run, or the mean over several."""
+    """Value of one run, or mean over several."""
     std: float | None
     """For several runs, the standard deviation between them (n - 1 in the denominator). For the accuracy of one run,
     its binomial standard error sqrt(a (1 - a) / n), which covers the choice of test images and not that of the seed.
-    None for a label-free figure of one run."""
+    None for a label-free metric of one run."""
     n: int
-    """Number of images that the figure was measured on."""
+    """Number of images of the measurement."""
     runs: int = 1
 
     @classmethod
@@ -38,7 +38,7 @@ class Score:
 
     @classmethod
     def over_runs(cls, scores: Sequence[Score]) -> Score:
-        """Mean and standard deviation of one figure over several runs; a single score is returned as it is."""
+        """Mean and standard deviation of a metric over several runs; a single score is returned as it is."""
         if len(scores) == 1:
             return scores[0]
         values = [score.value for score in scores]
@@ -74,7 +74,7 @@ class EvaluationResult:
     notes: list[str] = field(default_factory=list)
     """What a reader must know: a hold-out split, missing labels, images left out, a probe that did not converge."""
     probes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Linear probes by row, one for each run: the chosen ``c``, ``converged``, ``iterations`` and ``validation``."""
+    """Linear probes by row, a dict for each run: the chosen ``c``, ``converged``, ``iterations`` and ``validation``."""
 
     def table(self) -> Table:
         """Table for ``rich.print``."""

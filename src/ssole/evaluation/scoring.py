@@ -21,16 +21,16 @@ Protocol = Literal["knn", "linear", "label_free"]
 PROTOCOLS: tuple[Protocol, ...] = ("knn", "linear", "label_free")
 NEIGHBOURS = (20, 10)
 ALIGNMENT_SAMPLE = 10_000
-"""Most images whose views are compared."""
+"""Largest number of images for the alignment."""
 Views = Callable[[Tensor | list[Tensor], Tensor], Sequence[Tensor]]
 """Function from decoded images and their indices to views: for each crop group (B, V, C, S, S) float32 for the model,
 with V >= 2 in the first. ``functools.partial(ssole.make_views, recipe=..., seed=0, epoch=0)`` is one."""
 
 
 class Scoring:
-    """Scores of one row of the result after another, with the notes and probes that belong to them.
+    """Collector of an evaluation's scores, row by row, with their notes and probes.
 
-    ``open_data`` opens the data for a preprocessing; ``how`` is device, precision and progress of :func:`extract`.
+    ``open_data`` opens the data for a preprocessing; ``how`` holds device, precision and progress for :func:`extract`.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Scoring:
             self._note("No untrained row: the initial weights of a module are unknown; give its run.")
 
     def result(self) -> EvaluationResult:
-        """The result of all rows so far."""
+        """Result of all rows so far."""
         data = self._opened[0]
         return EvaluationResult(
             rows=self._rows,
@@ -94,7 +94,7 @@ class Scoring:
         )
 
     def _data(self, preprocessing: Preprocessing) -> EvaluationData:
-        """The data, decoded for a preprocessing; opened once for all that they suit."""
+        """Data decoded for a preprocessing; opened once for all models whose preprocessing they suit."""
         for data in self._opened:
             if all(preprocessing.suits(subset.store) for subset in (data.train, data.test) if subset is not None):
                 return data
@@ -104,7 +104,7 @@ class Scoring:
         return self._opened[-1]
 
     def _scores(self, row: str, data: EvaluationData, features_of: Callable[[Subset], Tensor]) -> dict[str, Score]:
-        """Scores of the features that a function gives; without labels, the label-free ones."""
+        """Scores of the features that a function extracts; without labels, the label-free metrics."""
         protocols = self._protocols if data.test is not None else ("label_free",)
         train, train_labels = self._features(data.train, features_of)
         scores: dict[str, Score] = {}
