@@ -29,7 +29,7 @@ from torch import nn
 from measure import save, take_turns
 from ssole.config import Crop, ModelConfig, PretrainConfig, ViewRecipe, load
 from ssole.models.backbone import create_encoder
-from ssole.models.cpu import make_batch_norm_compile_well, speed_up_convolutions
+from ssole.models.cpu import speed_up_compiled_batch_norms, speed_up_convolutions
 from ssole.runtime import keep_freed_memory, resolve_precision
 
 
@@ -92,7 +92,7 @@ def networks(model: ModelConfig, size: int) -> dict[str, nn.Module]:
     ordinary = create_encoder(config).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     compiled, ours, both = (copy.deepcopy(ordinary) for _ in range(3))
     speed_up_convolutions(ours)
-    make_batch_norm_compile_well(speed_up_convolutions(both))
+    speed_up_compiled_batch_norms(speed_up_convolutions(both))
     for model in (compiled, both):
         model.compile(dynamic=False)
     return {"ordinary": ordinary, "compiled": compiled, "ours": ours, "ours, compiled": both}

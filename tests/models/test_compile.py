@@ -13,7 +13,7 @@ from ssole.config import ConfigError, load
 from ssole.models import compile as compiling
 from ssole.models.backbone import Encoder
 from ssole.models.compile import compile_encoder, wants_compiling
-from ssole.models.cpu import make_batch_norm_compile_well
+from ssole.models.cpu import speed_up_compiled_batch_norms
 from ssole.training.loop import Interrupted
 from ssole.training.step import Learner
 
@@ -72,7 +72,7 @@ def test_networks_of_recipes_compile_in_one_piece(name: str) -> None:
     """A break in the graph would make them slower than they were."""
     config = load(name, batch_size=2, precision="bfloat16")
     network = Learner(config, CPU).encoder
-    make_batch_norm_compile_well(network)
+    speed_up_compiled_batch_norms(network)
     torch.compiler.reset()
     network.compile(backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16):

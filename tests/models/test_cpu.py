@@ -15,7 +15,7 @@ from ssole.models.cpu import (
     CompiledBatchNorm2d,
     FastConv2d,
     _Normalize,
-    make_batch_norm_compile_well,
+    speed_up_compiled_batch_norms,
     speed_up_convolutions,
 )
 
@@ -207,12 +207,12 @@ def test_only_plain_batch_norms_are_replaced() -> None:
     model = nn.Sequential(
         nn.BatchNorm2d(2), nn.BatchNorm2d(2, affine=False), nn.BatchNorm2d(2, momentum=None), nn.SyncBatchNorm(2)
     )
-    make_batch_norm_compile_well(model)
+    speed_up_compiled_batch_norms(model)
     assert [type(module) is CompiledBatchNorm2d for module in model] == [True, False, False, False]
 
 
 def test_a_network_of_compiled_norms_keeps_its_names() -> None:
     plain = timm.create_model("resnet18", num_classes=0, channels=[8, 8, 16, 16], layers=[1, 1, 1, 1])
-    fast = make_batch_norm_compile_well(copy.deepcopy(plain))
+    fast = speed_up_compiled_batch_norms(copy.deepcopy(plain))
     assert sum(isinstance(module, CompiledBatchNorm2d) for module in fast.modules()) == 13  # every one of it
     assert [*fast.state_dict()] == [*plain.state_dict()]

@@ -11,11 +11,11 @@ from torch import nn
 
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
 
-SMALL_IMAGE = 64  # pixels: up to here, a ResNet's 7x7 stride-2 stem and pooling would leave too few positions
+SMALL_IMAGE = 64  # pixels: up to this side, a ResNet's 7x7 stride-2 stem and pooling leave too few positions
 
 
 class Encoder(nn.Module):
-    """Backbone and projector: images to embeddings. After training the backbone is kept, and the projector dropped.
+    """Backbone and projector: images to embeddings. After training, only the backbone is kept.
 
     Shapes: images (N, C, S, S) -> features (N, F) from `.backbone` -> embeddings (N, D) from calling the encoder.
     Embeddings are not normalised; the loss does that.
@@ -32,7 +32,7 @@ class Encoder(nn.Module):
 
 
 def create_encoder(config: PretrainConfig) -> Encoder:
-    """Encoder of a config at its initial weights, a function of the seed. Torch's own generator does not move."""
+    """Encoder of a config at its initial weights, which the seed decides. torch's global generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = create_backbone(config.model, config.augment.image_size, channels=config.input_channels)
@@ -43,7 +43,7 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
     """Timm backbone of a config: images (B, channels, image_size, image_size) to pooled features (B, F).
 
     Raises:
-        ConfigError: an unknown timm name (with close ones), or a small-image stem for a model without a ResNet's stem.
+        ConfigError: an unknown timm name (with similar ones), or a small-image stem for a model that is no ResNet.
     """
     import timm
 
@@ -68,7 +68,7 @@ def check_backbone(config: PretrainConfig) -> None:
     """Trial of the backbone of a config on one image of each crop size, before there is a run folder.
 
     Raises:
-        ConfigError: as :func:`create_backbone`; and arguments or image sizes that the model does not take.
+        ConfigError: as :func:`create_backbone`; also arguments or image sizes that the model does not take.
     """
     name, channels = config.model.backbone, config.input_channels
     with torch.random.fork_rng(devices=[]):
@@ -88,17 +88,18 @@ def check_backbone(config: PretrainConfig) -> None:
 
 def feature_dim(backbone: nn.Module) -> int:
     """Number of features F of a timm model without its classifier."""
-    # MobileNets and others keep a layer between pooling and classifier; their `num_features` is the width before it
+    # MobileNets and others keep a layer between pooling and classifier, and their `num_features` is its input's width
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
 def small_stem(model: nn.Module, kernel: int = 3) -> nn.Module:
-    """A timm ResNet, changed in place to the usual stem for small images: 3x3 stride 1 or 4x4 stride 2, no pooling.
+    """Timm ResNet with the usual stem for small images, changed in place: 3x3 stride 1 or 4x4 stride 2, no pooling.
 
-    With it, ``small_stem(timm.create_model("resnet18", num_classes=0)).load_state_dict(...)`` loads a small-image run.
+    ``small_stem(timm.create_model("resnet18", num_classes=0)).load_state_dict(...)`` loads the weights of a
+    run on small images.
 
     Raises:
-        ConfigError: the model does not start as timm's ResNets do.
+        ConfigError: the model does not start like timm's ResNets.
     """
     if not _has_resnet_stem(model):
         raise ConfigError(
@@ -135,24 +136,24 @@ def create_projector(config: ModelConfig, features: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-_LEAST_VARIANCE = 0.01  # added to variances of normalised pixels, so that directions of mere noise are not amplified
+_LEAST_VARIANCE = 0.01  # added to variances of normalised pixels, so that noise is not amplified
 
 
 @torch.no_grad()
 def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
-    """Whitening initialisation of the first convolution, in place: its outputs on patches of the images are white.
+    """Whitening initialisation of the first convolution, in place: its outputs are uncorrelated, with variance 1.
 
-    Natural patches are nearly smooth, so random filters respond to little more than their mean. These filters are the
-    principal directions of the patches, each divided by its standard deviation, and their negatives (a ReLU follows).
-    After Page, "How to train your ResNet 8" (2019), and Jordan (2024, arXiv 2404.00498), who keep these filters frozen;
-    here training changes them.
+    Patches of photographs are nearly smooth, so random filters respond to little more than their mean. These filters
+    are the principal directions of the patches, each divided by its standard deviation, and their negatives (because a
+    ReLU follows). Source: Page, "How to train your ResNet 8" (2019), and Jordan (2024, arXiv 2404.00498). Both keep the
+    filters frozen; here training changes them.
 
     Args:
         backbone: any model whose first convolution, in order of definition, takes the images.
-        images: normalised floats (N, C, H, W); a few hundred are plenty.
+        images: normalised floats (N, C, H, W); a few hundred are enough.
 
     Raises:
-        ConfigError: no convolution over the images' channels.
+        ConfigError: the model does not start with a convolution of the images' channels.
     """
     conv = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
     if conv is None or conv.in_channels != images.shape[1] or conv.groups != 1:
@@ -162,7 +163,7 @@ def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
         )
     length, count = conv.weight[0].numel(), 0
     covariance = torch.zeros(length, length, dtype=torch.float64)
-    for chunk in images.float().split(64):  # in chunks: patches take many times the memory of their images
+    for chunk in images.float().split(64):  # in chunks, because patches take many times the memory of their images
         patches = F.unfold(chunk, conv.kernel_size, stride=conv.stride).transpose(1, 2).flatten(0, 1)
         covariance += (patches.T @ patches).double().cpu()
         count += len(patches)
@@ -170,4 +171,4 @@ def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
     chosen = min(conv.out_channels // 2, len(variance))
     filters = (directions / (variance.clamp(min=0) + _LEAST_VARIANCE).sqrt()).T.flip(0)[:chosen]
     filters = torch.cat([filters, -filters]).view(-1, *conv.weight.shape[1:])
-    conv.weight[: len(filters)] = filters.to(conv.weight)  # output channels beyond twice the patch's size stay random
+    conv.weight[: len(filters)] = filters.to(conv.weight)  # any further output channels stay random

@@ -14,24 +14,24 @@ from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig
 from ssole.models.backbone import SMALL_IMAGE
-from ssole.models.cpu import make_batch_norm_compile_well
+from ssole.models.cpu import speed_up_compiled_batch_norms
 
-FEWEST_STEPS = 500
-"""Length of a run from which compiling saves time: it takes half a minute, and saves 0.05 s of a step of 0.25 s."""
+COMPILE_FROM_STEPS = 500
+"""Steps from which compiling saves time: it takes half a minute, and saves 0.05 s of a step of 0.25 s."""
 
 
 def wants_compiling(config: PretrainConfig, encoder: nn.Module, device: torch.device, steps: int) -> bool:
-    """Whether to compile for a run of so many steps: by `config.compile`, or with `auto`, where it is known to pay.
+    """Whether a run of this many steps compiles its encoder: as `config.compile` says, or with `auto`, where it pays.
 
-    `benchmarks/encoder.py` measures the gain: networks of plain convolutions and batch norms on small images are 1.2
-    to 1.4 times as fast on CPUs; others, and larger images, gain next to nothing.
+    `benchmarks/encoder.py` measures the gain. On CPUs, networks of plain convolutions and batch norms are 1.2 to 1.4
+    times as fast on small images. Other networks and larger images gain next to nothing.
     """
     if config.compile != "auto":
         return config.compile == "always"
     return (
         device.type == "cpu"
-        and not config.deterministic  # compiled runs repeat too, but another compiler may change last digits
-        and steps >= FEWEST_STEPS
+        and not config.deterministic  # compiled runs repeat too, but another compiler may change the last digits
+        and steps >= COMPILE_FROM_STEPS
         and max(crop.size for crop in config.augment.crops) <= SMALL_IMAGE
         and any(type(module) is nn.BatchNorm2d for module in encoder.modules())
         and can_compile()
@@ -51,15 +51,16 @@ def compile_encoder(
     required: bool,
     stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Compilation in place, by a trial of a forward and a backward pass that leaves weights and state as they were.
+    """Compilation of the encoder, in place, by one forward and backward pass; weights and state stay as they were.
 
-    Everything else that this process compiled before is compiled again at its next call.
+    Everything else that this process compiled before will be compiled again at its next call.
 
     Args:
-        encoder: on its device, in training mode.
-        embed: runs the encoder on views of the sizes of training.
-        required: whether failing is an error, or a warning.
-        stopping: whether a signal asks to stop. Ctrl-C also ends the compiler, whose failure then means nothing.
+        encoder: encoder on its device, in training mode.
+        embed: function that runs the encoder on views of the sizes used in training.
+        required: whether a failure is an error instead of a warning.
+        stopping: function that tells whether a signal asks to stop. Ctrl-C also ends the compiler, and that failure is
+            not reported.
 
     Returns:
         Whether the encoder is compiled now.
@@ -68,12 +69,12 @@ def compile_encoder(
         ConfigError: compiling failed and is required.
     """
     if next(encoder.parameters()).device.type == "cpu":
-        make_batch_norm_compile_well(encoder)
-    state = [buffer.clone() for buffer in encoder.buffers()]  # running statistics, which the trial changes
+        speed_up_compiled_batch_norms(encoder)
+    state = [buffer.clone() for buffer in encoder.buffers()]  # running statistics, which the pass changes
     try:
         torch.compiler.reset()  # torch compiles eight versions of a function at most, and earlier runs count
-        # static shapes, because loops of fixed length are the fast ones; and one whole graph, because breaks in it make
-        # the encoder slower than uncompiled
+        # static shapes, because loops of fixed length are faster; and one whole graph, because with breaks in it the
+        # encoder is slower than uncompiled
         encoder.compile(dynamic=False, fullgraph=not required)
         embed().sum().backward()
     except torch.OutOfMemoryError:

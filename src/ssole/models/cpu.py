@@ -10,19 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-SMALL_MAP = 16  # output positions of an image (4x4): above it, copying patches costs more than the product saves
+SMALL_MAP = 16  # output positions of an image (4x4); in larger maps, copying patches costs more than it saves
 _LONG = 1 << 15  # rows from which a product is divided among threads
 _OVER = (0, 2, 3)  # dimensions of maps (N, C, H, W) that a batch norm averages over
 
 
 def speed_up_convolutions(model: nn.Module) -> nn.Module:
-    """The model with :class:`FastConv2d` for its plain convolutions, changed in place; names and weights stay."""
+    """Model with :class:`FastConv2d` for its plain convolutions, changed in place; names and weights stay."""
     _replace_layers(model, _replaceable_conv, FastConv2d)
     return model
 
 
-def make_batch_norm_compile_well(model: nn.Module) -> nn.Module:
-    """The model with :class:`CompiledBatchNorm2d` for its plain batch norms, changed in place; names and state stay."""
+def speed_up_compiled_batch_norms(model: nn.Module) -> nn.Module:
+    """Model with :class:`CompiledBatchNorm2d` for its plain batch norms, changed in place; names and state stay."""
     _replace_layers(model, _replaceable_norm, CompiledBatchNorm2d)
     return model
 
@@ -48,11 +48,11 @@ def _replaceable_conv(module: nn.Module) -> bool:
 class FastConv2d(nn.Conv2d):
     """Convolution with a faster gradient of the weight, for small output maps and for 1x1 kernels in bfloat16.
 
-    It takes over the weight of `conv`. Outputs are the same, and gradients are the same to rounding.
+    It shares the weight of `conv`. Outputs are the same, and gradients are the same to rounding.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
-        with torch.device("meta"):  # no initial weight is drawn, because that of `conv` is used
+        with torch.device("meta"):  # draws no initial weight: that of `conv` is used
             super().__init__(
                 conv.in_channels,
                 conv.out_channels,
@@ -86,7 +86,7 @@ class FastConv2d(nn.Conv2d):
 
 
 class _Convolve(torch.autograd.Function):
-    """PyTorch's convolution and gradient of the input, with :func:`_weight_gradient`."""
+    """PyTorch's convolution and its gradient of the input, with the gradient of the weight by `_weight_gradient`."""
 
     @staticmethod
     def forward(
@@ -133,9 +133,10 @@ def _weight_gradient(
 
 
 def _long_product(a: torch.Tensor, b: torch.Tensor, parts: int) -> torch.Tensor:
-    """a.T @ b for long and narrow a and b, by a sum over `parts` (a power of two) equal parts of the rows.
+    """Product a.T @ b of long and narrow a and b, as a sum over `parts` (a power of two) equal parts of the rows.
 
-    The result is too small to be divided among threads, so the rows are. Parts are halved until they are equal.
+    The result is too small to be divided among threads, so the rows are divided. The number of parts is halved until it
+    divides the rows.
     """
     parts = math.gcd(len(a), parts)
     if parts == 1 or len(a) < _LONG:
@@ -156,11 +157,11 @@ def _replaceable_norm(module: nn.Module) -> bool:
 class CompiledBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that `torch.compile` makes faster in training on CPUs.
 
-    It takes over weights and state of `norm`. Outputs, gradients and state are the same to rounding.
+    It shares weights and state with `norm`. Outputs, gradients and state are the same to rounding.
     """
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
-        with torch.device("meta"):  # no memory, because the state of `norm` is used
+        with torch.device("meta"):  # takes no memory: the state of `norm` is used
             super().__init__(norm.num_features, norm.eps, norm.momentum)
         self.weight, self.bias = norm.weight, norm.bias
         for name in ("running_mean", "running_var", "num_batches_tracked"):
@@ -169,7 +170,7 @@ class CompiledBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Feature maps (N, C, H, W) to the same shape."""
-        one_value = x.numel() == x.shape[1]  # for each channel: PyTorch's own layer raises its error
+        one_value = x.numel() == x.shape[1]  # in each channel, for which PyTorch's own layer raises its error
         if one_value or not (self.training and torch.compiler.is_compiling()):
             return super().forward(x)
         y, mean, var = _Normalize.apply(x, self.weight, self.bias, self.eps)

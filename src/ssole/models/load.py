@@ -17,7 +17,7 @@ _KEY = "ssole"  # entry of the weight file's metadata that describes the network
 
 
 class LoadedBackbone(nn.Module):
-    """A backbone and what its images have to be like.
+    """Backbone with the description of its input.
 
     Calling it maps normalised float images (B, C, S, S) to float32 features (B, F).
 
@@ -26,7 +26,7 @@ class LoadedBackbone(nn.Module):
         image_size: S, in pixels.
         channels: of images kept at full depth, or None for red, green and blue.
         mean, std: of each channel, for images in [0, 1].
-        config: the run's settings, as far as the weight file holds them.
+        config: the description in the weight file, with the run's model settings and seed.
     """
 
     def __init__(self, backbone: nn.Module, config: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class LoadedBackbone(nn.Module):
 
 
 def backbone_metadata(config: PretrainConfig) -> dict[str, str]:
-    """Header of `backbone.safetensors`: all that is needed to build the network again without its run folder."""
+    """Header of `backbone.safetensors`: what is needed to build the network again without its run folder."""
     augment = config.augment
     description = {
         "model": to_dict(config.model),
@@ -70,7 +70,7 @@ def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
         run: a run folder, a `backbone.safetensors`, or the :class:`Run` that pretraining returned.
 
     Raises:
-        ConfigError: nothing there, an unfinished run, or a weight file that ssole did not write.
+        ConfigError: the path does not exist, the run is unfinished, or ssole did not write the weight file.
     """
     from safetensors.torch import load_file
 
@@ -81,7 +81,7 @@ def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
 
 
 def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
-    """Backbone of a run at its initial weights: the baseline that shows what training added. Raises as :func:`load`."""
+    """Backbone of a run at its initial weights, the baseline for what training added. Raises as :func:`load`."""
     description = _read_description(weights_path(run))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(description["seed"])  # as `create_encoder` does, which also makes the backbone first
