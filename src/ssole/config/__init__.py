@@ -1,9 +1,9 @@
-"""Settings of a run: immutable, and checked when they are made.
+"""Settings of a run: immutable, and checked on creation.
 
 `schema.py` defines every setting; `recipes.py` makes a :class:`PretrainConfig` from a recipe (YAML) and overrides by
-dotted name (``optim.lr``); `presets.py` holds the usual augmentation for kinds of images. Every other part imports this
-one, and it imports none. Field names and defaults are part of the format of recipes and of a run's config.yaml: add
-freely, but do not rename. Docstrings of fields are the help of `ssole pretrain`.
+dotted name (``optim.lr``); `presets.py` holds the usual augmentation for kinds of images. It imports no
+other part of the package. Field names and defaults are part of the format of recipes and of a run's config.yaml: add
+fields freely, but do not rename any. Docstrings of fields are the help of `ssole pretrain`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recipes and overrides: a checked config from YAML and dotted names, with hints for mistyped names."""
+"""Recipes and overrides: checked configs from YAML and dotted names, with hints for mistyped names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssole.config.presets import view_preset
-from ssole.config.schema import ConfigError, Crop, PretrainConfig
+from ssole.config.schema import ConfigError, Crop, LossConfig, ModelConfig, OptimConfig, PretrainConfig, ViewRecipe
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -62,20 +62,19 @@ def _read_mapping(path: Path) -> dict[str, Any]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain dicts, lists and scalars, ready for YAML or JSON."""
+    """Config as plain dicts, lists and scalars, ready for YAML or JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
 
 
 def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
-    """A config from nested plain values. Missing keys keep their defaults.
+    """Config from nested plain values. Missing keys keep their defaults.
 
     Raises:
         ConfigError: an unknown key (with the closest known one), a value of the wrong type or out of range.
     """
     from pydantic import ValidationError
 
-    _reject_unknown(values, PretrainConfig, "")
     try:
         # JSON in strict mode accepts a list for a tuple, but not "3" for 3, nor 1.5 for an integer
         return _adapter().validate_json(_to_json(values), strict=True)
@@ -85,20 +84,20 @@ def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
 
 
 def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> PretrainConfig:
-    """A copy of `config` with other values for some fields.
+    """Copy of a config with other values for some fields.
 
     Args:
         overrides: dotted field names to values (``{"optim.lr": 1.0, "augment.crops.0.size": 64, "epochs": 5}``).
             A dict value replaces only the fields it names. ``views`` is short for the count of the first crop group.
             ``preset`` replaces all of ``augment`` except its crops (see :func:`~ssole.config.presets.view_preset`).
-            ``epochs`` without ``steps`` clears the recipe's own ``steps``, which would otherwise win.
+            ``epochs`` without ``steps`` clears the recipe's own ``steps``, which would override it.
 
     Raises:
         ConfigError: as :func:`from_dict`.
     """
     values, overrides = to_dict(config), dict(overrides)
     preset = overrides.pop("preset", None)
-    if preset is not None:  # first, so that single settings given with it win
+    if preset is not None:  # first, so that single settings override it
         values["augment"] = to_dict(view_preset(str(preset))) | {"crops": values["augment"]["crops"]}
     if "epochs" in overrides:
         values["steps"] = None
@@ -112,6 +111,8 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
 def _adapter() -> TypeAdapter[PretrainConfig]:
     from pydantic import TypeAdapter
 
+    for cls in (PretrainConfig, ViewRecipe, Crop, ModelConfig, LossConfig, OptimConfig):
+        cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[union-attr]
     return TypeAdapter(PretrainConfig)
 
 
@@ -133,6 +134,8 @@ def _explain(kind: str, location: tuple[int | str, ...], message: str, given: An
     if location[:1] == ("data",):  # pydantic has one finding for each type that `data` may have
         return f"data must be a name, a path or a list of paths, got {given!r}"
     name = ".".join(str(part) for part in location)
+    if kind == "unexpected_keyword_argument":
+        return f"unknown setting {name!r}.{_did_you_mean(name)}"
     if kind == "value_error":  # a check in schema.py, whose message is complete
         text = message.removeprefix("Value error, ")
         return f"{name}: {text}" if name else text
@@ -161,20 +164,6 @@ def _merge(node: Any, path: list[str], value: Any, name: str) -> None:
         node[key] = value
 
 
-def _reject_unknown(values: Mapping[str, Any], cls: type, prefix: str) -> None:
-    hints = typing.get_type_hints(cls)
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(f"unknown setting {prefix + str(key)!r}.{_did_you_mean(prefix + str(key))}")
-        inner = hints[key]
-        if dataclasses.is_dataclass(inner) and isinstance(value, Mapping):
-            _reject_unknown(value, typing.cast(type, inner), f"{prefix}{key}.")
-        elif key == "crops" and isinstance(value, (list, tuple)):
-            for number, crop in enumerate(value):
-                if isinstance(crop, Mapping):
-                    _reject_unknown(crop, Crop, f"{prefix}crops.{number}.")
-
-
 def _field_paths(cls: type, prefix: str = "") -> Iterator[str]:
     """Dotted names of all settings below a config class."""
     for name, hint in typing.get_type_hints(cls).items():
@@ -185,7 +174,7 @@ def _field_paths(cls: type, prefix: str = "") -> Iterator[str]:
 
 
 def _did_you_mean(name: str) -> str:
-    """Hint at the setting that was meant, by the last part of its name (whole or a word of it) or by closeness."""
+    """Hint at the setting that was meant: one with the same last part, a close name, or a last part with that word."""
     known = list(_field_paths(PretrainConfig))
     last_parts = {path: path.rsplit(".", 1)[-1] for path in known}
     asked = name.rsplit(".", 1)[-1]

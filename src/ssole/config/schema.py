@@ -1,4 +1,4 @@
-"""Settings of a run: frozen dataclasses that check their values when they are made.
+"""Schema of the settings: frozen dataclasses that check their values on creation.
 
 The docstring of a field is also its help on the command line: keep it to one line.
 """
@@ -14,7 +14,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class ConfigError(ValueError):
-    """Error for a setting that is unknown, of the wrong type or out of range; the message names it and the closest."""
+    """Error for a setting that is unknown, of the wrong type or out of range. The message names it.
+
+    For an unknown setting, the message also names the closest known one.
+    """
 
 
 def _check(ok: bool, message: str) -> None:
@@ -120,8 +123,8 @@ class ViewRecipe:
     def useful_size(self) -> int:
         """Shorter side, in pixels, beyond which an image has more detail than its crops can show.
 
-        At this side, the smallest and narrowest crop has as many pixels as its view. Larger photographs are reduced to
-        it, because a batch of photographs of many megapixels would take gigabytes.
+        At this size, the smallest and narrowest crop has as many pixels as its view. Larger photographs are reduced to
+        it when they are decoded, because a batch of photographs of many megapixels would take gigabytes.
         """
         return max(math.ceil(c.size / math.sqrt(c.scale[0] * min(c.ratio[0], 1 / c.ratio[1]))) for c in self.crops)
 
