@@ -23,7 +23,7 @@ OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavio
 
 
 def parse(command: Callable[..., int], options: type[Options], argv: Sequence[str], *, name: str = "") -> Options:
-    """Options of a command from its arguments; with --help, its docstring is printed and the process exits."""
+    """Options of a command, parsed from its arguments; --help prints the command's docstring and exits."""
     prog = f"ssole {name or command.__name__}"
     return tyro.cli(options, args=list(argv), prog=prog, description=inspect.getdoc(command))
 
@@ -35,12 +35,12 @@ def data_spec(words: tuple[str, ...]) -> Any:
 
 def run_config(path: Path) -> PretrainConfig | None:
     """Settings of a finished run, or None for a weight file alone."""
-    weights_path(path)  # an error here says what is wrong if this is neither
+    weights_path(path)  # raises an error for anything else
     return Run(path).config if (path / "config.yaml").is_file() else None
 
 
 def run_data(config: PretrainConfig | None, run: Path) -> Any:
-    """Images that a run was trained on."""
+    """Images that a run was trained on, as its config names them."""
     if config is None:
         raise ConfigError(f"{run} does not say which images to use: pass --data")
     if is_in_memory(config.data):

@@ -31,7 +31,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """The command line. It exits with 0, or 1 for a failed run, 2 for wrong input, 128 + N after signal N."""
+    """Entry point. It exits with 0, or 1 for a failed run, 2 for wrong input, 128 + N after signal N."""
     sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -69,13 +69,13 @@ def _usage() -> str:
 
 
 def _run(command: Command, argv: Sequence[str]) -> int:
-    """Exit code of a command; errors that a user can correct are printed in one line, without a traceback."""
+    """Exit code of a command. Errors that a user can correct are printed in one line, without a traceback."""
     try:
         return command(argv)
     except ValueError as error:  # ConfigError and DataError among them: their messages say what to do
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
+    except BrokenPipeError:  # the program that reads the output has ended, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # the exit code of a process that SIGPIPE ends
     except (FloatingPointError, OSError) as error:  # a loss that is not finite; a full disk
@@ -90,8 +90,6 @@ def _run(command: Command, argv: Sequence[str]) -> int:
         return 128 + int(getattr(error, "signal_number", 2))
 
 
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
-) -> None:
-    """A warning in one line; the line of code that gave it is of no use on the command line."""
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Print a warning in one line, without the line of code that raised it."""
     print(f"warning: {message}", file=sys.stderr)

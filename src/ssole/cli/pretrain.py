@@ -1,4 +1,4 @@
-"""`ssole pretrain`: features learned from unlabeled images, by a recipe whose settings are all options."""
+"""`ssole pretrain`: learning of features from unlabeled images. Every setting of a recipe is an option."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
 
 
 def _option(argv: Sequence[str], name: str) -> str | None:
-    """Value of an option (the last one, if given twice), needed before the full parser can be made."""
+    """Value of an option (the last one, if given twice). The full parser can only be made once it is known."""
     value = None
     for word, following in zip(argv, [*argv[1:], "--"], strict=True):
         if word == name and not following.startswith("--"):

@@ -41,7 +41,7 @@ class ViewsArgs:
 
 
 def views(argv: Sequence[str]) -> int:
-    """Draw images and their views by a recipe: one row for each image, which comes first.
+    """Draw images and their views by a recipe: one row for each image, followed by its views.
 
     Examples:
       ssole views photos/ --recipe cifar10
@@ -78,6 +78,8 @@ def _some_images(args: ViewsArgs, recipe: ViewRecipe) -> tuple[list[torch.Tensor
         source = open_source(data_spec(args.data))
         chosen = evenly_spaced(len(source), args.images)
         read, names = [source.read(i) for i in chosen], [source.id(i) for i in chosen]
-    how: dict[str, Any] = {"channels": args.channels, "shrink_to": recipe.useful_size}  # as in training
-    decoded = [decode(data, where=name, **how) for data, name in zip(read, names, strict=True)]
+    decoded = [
+        decode(data, where=name, channels=args.channels, shrink_to=recipe.useful_size)  # as in training
+        for data, name in zip(read, names, strict=True)
+    ]
     return decoded, torch.tensor(chosen)
