@@ -17,8 +17,8 @@ from ssole.doctor.duplicates import (
     LEAST_CORRELATION,
     MOST_BITS,
     Copies,
-    Fingerprints,
     Leak,
+    NearCopySearch,
     exact_copies,
     leaks,
     near_copies,
@@ -93,7 +93,7 @@ def test_blank_images_are_not_near_copies() -> None:
 
 
 def made_up(count: int, seed: int = 0) -> list[Readable]:
-    """Fingerprints in loose clusters, so that many pairs lie on either side of both thresholds."""
+    """Hashes and thumbnails in loose clusters, so that many pairs lie on either side of both thresholds."""
     random = np.random.default_rng(seed)
     hashes = random.integers(0, 2**63, 12, dtype=np.uint64)
     images = random.integers(0, 256, (12, 16, 16)).astype(np.float64)
@@ -119,12 +119,12 @@ def near(a: Readable, b: Readable) -> bool:
 
 def test_near_agrees_with_its_definition() -> None:
     found = made_up(150)
-    fingerprints = Fingerprints(found)
+    search = NearCopySearch(found)
     hits = 0
     for one in found:
         expected = [j for j, other in enumerate(found) if near(one, other)]
-        assert sorted(fingerprints.near(one)) == expected
-        assert sorted(fingerprints.near(one, start=70)) == [j for j in expected if j >= 70]
+        assert sorted(search.near(one)) == expected
+        assert sorted(search.near(one, start=70)) == [j for j in expected if j >= 70]
         hits += len(expected)
     assert 300 < hits < 1500  # neither all of the 12 per cluster nor none
 
@@ -132,7 +132,7 @@ def test_near_agrees_with_its_definition() -> None:
 def test_the_most_similar_comes_first(pictures: list[Picture]) -> None:
     a = pictures[0]
     variants = records(flatter(reencoded(a, 5)), reencoded(a, 95), reencoded(a, 20))
-    assert Fingerprints(variants).near(records(a)[0])[0] == 1
+    assert NearCopySearch(variants).near(records(a)[0])[0] == 1
 
 
 def test_without_the_copies_no_two_images_are_near() -> None:

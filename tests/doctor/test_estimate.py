@@ -33,7 +33,7 @@ def measured() -> tuple[Sample, Contents]:
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS", 0.5)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 0.5)
 
 
 def test_bytes_for_the_backward_pass_are_counted_once_each() -> None:
@@ -57,8 +57,8 @@ def test_a_trial_leaves_the_weights_and_the_generator_as_they_were(measured: tup
 
 
 def test_a_small_recipe_is_measured_whole(measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS", 60.0)  # so that a busy machine does not keep the batch small
-    monkeypatch.setattr(module, "MOST_STEPS", 5)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 60.0)  # so that a busy machine does not keep the batch small
+    monkeypatch.setattr(module, "MAX_TRIAL_STEPS", 5)
     found = estimate(tiny.config(steps=50, batch_size=8), *measured, 22, CPU)
     assert (found.steps, found.batch_size, found.batch_measured, found.views) == (50, 8, 8, 2)
     assert (found.device, found.precision) == ("cpu", "float32")
@@ -97,11 +97,11 @@ class Known(Trial):
 
     @property
     def _seconds_left(self) -> float:
-        return module.SECONDS - self._now
+        return module.TRIAL_SECONDS - self._now
 
 
 def test_a_batch_grows_to_the_whole_where_time_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS", 1000.0)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 1000.0)
     trial = Known()
     assert trial.grow(100, most_bytes=10**12) == 100
     assert trial.batches == [4, 4, 8, 8, 16, 16, 32, 32, 64, 64]
@@ -110,14 +110,14 @@ def test_a_batch_grows_to_the_whole_where_time_and_memory_allow(monkeypatch: pyt
 
 def test_a_batch_stops_growing_for_time(monkeypatch: pytest.MonkeyPatch) -> None:
     # a step of 32 takes 1.32 s, four of them 5.3; growing to 16 has taken 2 * (1.04 + 1.08 + 1.16) = 6.6 by then
-    monkeypatch.setattr(module, "SECONDS", 12.0)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 12.0)
     assert Known().grow(1000, most_bytes=10**12) == 32
-    monkeypatch.setattr(module, "SECONDS", 11.0)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 11.0)
     assert Known().grow(1000, most_bytes=10**12) == 16
 
 
 def test_a_batch_stops_growing_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SECONDS", 1000.0)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 1000.0)
     trial = Known()
     assert trial.grow(1000, most_bytes=1.6e8) == 32  # 64 would take 100 + 32 + 1.15 * 32 MB and may not
     assert trial.memory(64) == pytest.approx(1.32e8 + 1.15 * 32e6)
@@ -143,8 +143,8 @@ def test_a_run_that_would_be_compiled_is_measured_compiled(
     measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Saved bytes are counted before. The compiler is not under test, so a quick one takes its place."""
-    monkeypatch.setattr(module, "SECONDS", 60.0)
-    monkeypatch.setattr(module, "MOST_STEPS", 5)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 60.0)
+    monkeypatch.setattr(module, "MAX_TRIAL_STEPS", 5)
     compiled = []
 
     def compile_eagerly(learner: Learner) -> bool:

@@ -46,8 +46,8 @@ ESTIMATE_KEYS = {
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
-    monkeypatch.setattr(estimating, "SECONDS", 0.5)
-    monkeypatch.setattr("ssole.doctor.scan.SECONDS", 0.4)
+    monkeypatch.setattr(estimating, "TRIAL_SECONDS", 0.5)
+    monkeypatch.setattr("ssole.doctor.scan.SAMPLE_SECONDS", 0.4)
     monkeypatch.setattr("ssole.models.compile.can_compile", lambda: False)  # test_estimate.py compiles
 
 

@@ -250,6 +250,8 @@ def test_views_are_counted_with_all_of_an_images_views(monkeypatch: pytest.Monke
     recipe = ViewRecipe(crops=(Crop(count=2, size=8), Crop(count=3, size=4)))
     # begun at 0, asked at 1: the time is up at once, so that no view is made
     assert view_rate(sample, recipe, CPU).value == 0
-    monkeypatch.setattr("ssole.doctor.scan.SECONDS", 10.0)  # 2.5 s: looks at 1 and 2 find time, the one at 3 does not
+    monkeypatch.setattr(
+        "ssole.doctor.scan.SAMPLE_SECONDS", 10.0
+    )  # 2.5 s: looks at 1 and 2 find time, the one at 3 does not
     clock = iter(range(100))
     assert view_rate(sample, recipe, CPU).value == 2 * 4 * 5 / 4

@@ -86,7 +86,7 @@ def test_few_images_get_batches_that_they_fill(images: int) -> None:
 
 
 def test_few_images_get_steps_enough() -> None:
-    assert choose(500, 1000, GPU).config.steps == module.FEWEST_STEPS
+    assert choose(500, 1000, GPU).config.steps == module.MIN_RUN_STEPS
     assert choose(500, 100_000, GPU).config.steps is None
     assert choose(32, 1000, CPU).config.steps == load("cifar10-cpu").steps
 

@@ -20,7 +20,7 @@ class DoctorArgs:
     data: Annotated[
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA", help_behavior_hint="(required)")
     ] = ()
-    """Images: a folder, parquet (files or a folder), or a data set name such as digits-m."""
+    """Images, in any form that pretraining takes."""
     against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEST", help_behavior_hint="")] = ()
     """Other images, such as those to test on. Images of TEST that are also in DATA are reported."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None

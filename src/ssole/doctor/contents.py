@@ -23,7 +23,7 @@ ASPECTS = {
     "wide": float("inf"),
 }
 """Shapes of images and their largest width over height; the bounds are symmetric about a square."""
-_SAME = {"MPO": "JPEG"}  # cameras write several JPEGs into one file, with the suffix .jpg
+_SAME = {"MPO": "JPEG"}  # MPO is several JPEGs in one file, which cameras write with the suffix .jpg
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +40,22 @@ class Contents:
     """Formats, sizes and shapes of the readable images."""
 
     formats: dict[str, int]
-    """Number of images of each format, as found from the bytes; the most frequent first."""
+    """Number of images by format, which is read from the bytes; the most frequent first."""
     modes: dict[str, int]
-    """Number of images of each of Pillow's modes, or of an array's channels and dtype; the most frequent first."""
+    """Number of images by Pillow's mode, or by an array's channels and dtype; the most frequent first."""
     width: Range
     height: Range
     shorter_side: Range
     bytes: Range
     total_bytes: int
     aspects: dict[str, int]
-    """Number of images of each shape, in the order of :data:`ASPECTS`."""
+    """Number of images by shape, in the order of :data:`ASPECTS`."""
     one_size: bool
     """Whether all images have the same size."""
     blank: list[str]
     """Ids of images of a single colour."""
     misnamed: list[str]
-    """Ids of files whose suffix names another format than their bytes have."""
+    """Ids of files whose suffix does not fit the format of their bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)

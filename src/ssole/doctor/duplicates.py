@@ -30,10 +30,10 @@ class Copies:
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """Image of the second set that is also in the first."""
+    """Image of the second set that is also in the first set."""
 
     id: str
-    """In the second set."""
+    """Id in the second set."""
     twin: str
     """Id of the most similar image of the first set."""
     exact: bool
@@ -52,18 +52,18 @@ def exact_copies(images: Iterable[Readable]) -> list[Copies]:
 
 
 def near_copies(images: Sequence[Readable], *, progress: bool = False) -> list[Copies]:
-    """Groups of images that look the same but differ in their bytes. Each copy is near to the first of its group.
+    """Groups of images that look the same but differ in their bytes; every copy is near to the first of its group.
 
-    The search is greedy, in the order given: an image is a copy if it is near to an earlier one that is not a copy
-    itself. Without the copies, no two images are near. Exact copies are left out, and so are blank images, which all
-    look the same.
+    The search is greedy, in the order given: an image is a copy if it is near to an earlier image that is not a copy
+    itself. So no two images are near once the copies are removed. Exact copies are left out, and so are blank images,
+    because they all look the same.
     """
     by_digest: dict[bytes, Readable] = {}
     for image in images:
         if not image.blank:
             by_digest.setdefault(image.digest, image)
     unique = list(by_digest.values())
-    fingerprints = Fingerprints(unique)
+    search = NearCopySearch(unique)
     is_copy = np.zeros(len(unique), dtype=bool)
     groups: list[Copies] = []
     with progress_bar("comparing images", len(unique), enabled=progress) as advance:
@@ -71,7 +71,7 @@ def near_copies(images: Sequence[Readable], *, progress: bool = False) -> list[C
             advance()
             if is_copy[i]:
                 continue
-            near = fingerprints.near(image, start=i + 1)
+            near = search.near(image, start=i + 1)
             near = near[~is_copy[near]]
             if near.size:
                 is_copy[near] = True
@@ -80,23 +80,23 @@ def near_copies(images: Sequence[Readable], *, progress: bool = False) -> list[C
 
 
 def leaks(first: Sequence[Readable], second: Sequence[Readable], *, progress: bool = False) -> list[Leak]:
-    """Images of the second set that are in the first as well, exactly or nearly."""
+    """Images of the second set that are also in the first set, exactly or nearly."""
     by_digest = {image.digest: image.id for image in reversed(first)}
     candidates = [image for image in first if not image.blank]
-    fingerprints = Fingerprints(candidates)
+    search = NearCopySearch(candidates)
     found: list[Leak] = []
     with progress_bar("comparing the two sets", len(second), enabled=progress) as advance:
         for image in second:
             advance()
             if image.digest in by_digest:
                 found.append(Leak(image.id, by_digest[image.digest], exact=True))
-            elif not image.blank and (near := fingerprints.near(image)).size:
+            elif not image.blank and (near := search.near(image)).size:
                 found.append(Leak(image.id, candidates[near[0]].id, exact=False))
     return found
 
 
-class Fingerprints:
-    """Perceptual hashes and thumbnails of many images, to be compared with those of one."""
+class NearCopySearch:
+    """Search for near copies of one image among many, by their perceptual hashes and thumbnails."""
 
     def __init__(self, images: Sequence[Readable]) -> None:
         self._hashes = np.array([image.hash for image in images], dtype=np.uint64)
@@ -104,7 +104,7 @@ class Fingerprints:
         self._thumbnails = thumbnails.reshape(len(images), THUMBNAIL**2)
 
     def near(self, image: Readable, *, start: int = 0) -> NDArray[np.int64]:
-        """Positions, from `start` on, of the images near to this one, the most similar first."""
+        """Positions, from `start` on, of the images that are near to this one; the most similar first."""
         bits = np.bitwise_count(self._hashes[start:] ^ np.uint64(image.hash))
         candidates = start + np.flatnonzero(bits <= MOST_BITS)
         correlation = _correlation(self._thumbnails[candidates], image.thumbnail.ravel())

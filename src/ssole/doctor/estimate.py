@@ -20,9 +20,9 @@ from ssole.runtime import resolve_precision, total_memory
 from ssole.training.feed import make_plan
 from ssole.training.step import Learner
 
-SECONDS = 20.0  # that the trial takes at most, roughly
-FEWEST_STEPS, MOST_STEPS = 3, 20
-SMALLEST_BATCH = 4  # images in the first step; later batches grow from it
+TRIAL_SECONDS = 20.0  # approximate limit for the whole trial
+MIN_TRIAL_STEPS, MAX_TRIAL_STEPS = 3, 20
+SMALLEST_BATCH = 4  # images in the first step, from which the batch grows
 _SPARE = 0.5  # share of the available memory that a step of the trial may take
 _WORKSPACE = 1.15  # factor for the temporary memory of convolutions, which is not counted
 _PROCESS = 1 << 30  # bytes of a process that trains, for systems that cannot tell
@@ -30,7 +30,7 @@ _PROCESS = 1 << 30  # bytes of a process that trains, for systems that cannot te
 
 @dataclass(frozen=True, kw_only=True)
 class Quantiles:
-    """Quantiles of measurements: low 10 %, median 50 %, high 90 %."""
+    """Quantiles of measurements: 10 % (low), 50 % (median) and 90 % (high)."""
 
     low: float
     median: float
@@ -45,7 +45,7 @@ class Quantiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Time and memory of a run, extrapolated from few steps: it tells minutes from days, not 10 minutes from 12."""
+    """Time and memory of a run, extrapolated from a few steps: good for minutes or days, not for 10 or 12 minutes."""
 
     device: str
     precision: str
@@ -62,21 +62,21 @@ class Estimate:
     """Time of the whole run."""
     steps_measured: int
     batch_measured: int
-    """Images in a measured step; below `batch_size` if a whole batch would have taken too much time or memory."""
+    """Images in a measured step: fewer than `batch_size` if a whole batch would take too much time or memory."""
     memory_bytes: int
     """Peak memory: of the process on a CPU, of the tensors on a GPU."""
     memory_available: int
 
 
 def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images: int, device: torch.device) -> Estimate:
-    """Estimate of a run of `config` over so many images.
+    """Estimate of a run of `config` over this number of images.
 
     Raises:
         ConfigError: the recipe's network cannot be built, or does not accept its images.
         DataError: fewer images than a batch.
     """
     plan = make_plan(config, images)
-    available = _available(device)
+    available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
     with _as_config_errors(config), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         trial = Trial(config, sample, device)
         batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
@@ -108,14 +108,16 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
 
 
 class Trial:
-    """Training steps of a recipe that keep the weights, with their time and memory.
+    """Trial of a recipe: training steps at a learning rate of 0, with their time and memory.
 
-    The steps are those of a run, by the same :class:`~ssole.training.step.Learner`, at a learning rate of 0. At the
-    recipe's own rate, without its warmup, the loss might overflow.
+    The steps are those of a run, by the same :class:`~ssole.training.step.Learner`. The learning rate is 0 because the
+    loss might overflow at the recipe's own rate without its warmup.
     """
 
     def __init__(self, config: PretrainConfig, sample: Sample, device: torch.device) -> None:
-        self._config, self._sample, self._device = config, sample, device
+        self._sample, self._device, self._batch_size = sample, device, config.batch_size
+        floats = sum(crop.count * config.input_channels * crop.size**2 for crop in config.augment.crops)
+        self._view_bytes = 4 * floats  # of an image's views, in float32
         self.learner = Learner(config, device)
         self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
         self.compile_seconds = 0.0
@@ -125,7 +127,7 @@ class Trial:
         self._begin = time.perf_counter()
 
     def step(self, batch: int) -> tuple[float, float]:
-        """Take a step on so many images: seconds for views, network and loss, and seconds for the optimizer."""
+        """Take a step on a batch of this size: seconds for views, network and loss, and seconds for the optimizer."""
         images, ids = self._sample.batch(batch, self._device)
         compiled = self.compile_seconds > 0  # counting would compile the encoder again
         counting: AbstractContextManager[dict[int, int]]
@@ -146,20 +148,14 @@ class Trial:
         self._update_begin = time.perf_counter()
         self._in_use = _memory_in_use(self._device)
 
-    @property
-    def _view_bytes(self) -> int:
-        """Bytes of an image's views, in float32."""
-        channels = self._config.channels or 3
-        return sum(4 * crop.count * channels * crop.size**2 for crop in self._config.augment.crops)
-
     def grow(self, most: int, *, most_bytes: float) -> int:
         """Largest batch to measure on: `most` images, or as many as time and memory allow."""
         batch = min(SMALLEST_BATCH, most)
         while batch < most:
-            # The faster of two: the first prepares what later ones reuse, and other work may slow down either.
+            # The faster of two steps: the first has to set things up, and other work may slow down either.
             compute, update = min(self.step(batch), self.step(batch))
             larger = min(2 * batch, most)
-            seconds = (1 + FEWEST_STEPS) * (compute * larger / batch + update)
+            seconds = (1 + MIN_TRIAL_STEPS) * (compute * larger / batch + update)
             if seconds > self._seconds_left or self.memory(larger) > most_bytes:
                 break
             batch = larger
@@ -167,7 +163,7 @@ class Trial:
 
     def compile(self) -> None:
         """Compile the encoder for a whole batch, as the run does. This does not count towards the trial's time."""
-        self.step(self._config.batch_size)  # counts the bytes for the backward pass, which cannot be done later
+        self.step(self._batch_size)  # counts the bytes for the backward pass, which is not possible once compiled
         begin = time.perf_counter()
         compiled = self.learner.compile()
         seconds = time.perf_counter() - begin
@@ -178,18 +174,18 @@ class Trial:
         """Times of several steps, as :meth:`step` returns them, after one step that warms up."""
         self.step(batch)
         taken: list[tuple[float, float]] = []
-        while len(taken) < FEWEST_STEPS or (len(taken) < MOST_STEPS and self._seconds_left > 0):
+        while len(taken) < MIN_TRIAL_STEPS or (len(taken) < MAX_TRIAL_STEPS and self._seconds_left > 0):
             taken.append(self.step(batch))
         return taken
 
     @property
     def _seconds_left(self) -> float:
-        return SECONDS - (time.perf_counter() - self._begin)
+        return TRIAL_SECONDS - (time.perf_counter() - self._begin)
 
     def memory(self, batch: int) -> float:
-        """Bytes in use in a step on so many images, extrapolated from the largest batch so far.
+        """Bytes in use in a step on a batch of this size, extrapolated from the largest batch so far.
 
-        The bytes kept for the backward pass grow linearly with the batch; the slope is that between two batches.
+        The bytes kept for the backward pass grow linearly with the batch, so two batches give the slope.
         """
         small, large = min(self._saved), max(self._saved)
         if small == large:
@@ -201,7 +197,7 @@ class Trial:
 
 @contextmanager
 def _saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes of each tensor that autograd keeps for the backward pass, by address, without the weights."""
+    """Bytes of the tensors that autograd keeps for the backward pass, by address; weights are not counted."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}
 
@@ -217,7 +213,7 @@ def _saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
 
 @contextmanager
 def _as_config_errors(config: PretrainConfig) -> Iterator[None]:
-    """Errors of timm, torch and the loss about wrong settings, raised as errors in the recipe."""
+    """Context that raises errors of timm, torch and the loss as a ConfigError about the recipe."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -227,18 +223,14 @@ def _as_config_errors(config: PretrainConfig) -> Iterator[None]:
 
 
 def _held_bytes(sample: Sample, contents: Contents, images: int, batch_size: int) -> int:
-    """Bytes of decoded images in memory: all if they share a size and fit, else three batches, two of them ahead."""
+    """Bytes of decoded images in memory: of all if they share a size and fit, else of three batches (two are ahead)."""
     one = max(image.nbytes for image in sample.images)
     everything = images * one
     return everything if contents.one_size and everything <= total_memory() // 4 else 3 * batch_size * one
 
 
-def _available(device: torch.device) -> int:
-    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
-
-
 def _memory_in_use(device: torch.device) -> int:
-    """Most bytes that tensors took on the GPU, or the bytes of this process, which a run needs as well."""
+    """Peak bytes of tensors on the GPU; on a CPU the bytes of this process, which a run needs too."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     statm = Path("/proc/self/statm")

@@ -13,9 +13,9 @@ from ssole.doctor.report import Finding, SecondSet
 from ssole.doctor.scan import Rate, Unreadable
 from ssole.progress import data_size
 
-FEW = 1000  # images
-_MANY = 0.05  # share of the images from which a minor point is reported
-_TIGHT = 0.8  # share of the memory from which other programs may use up the rest
+FEW_IMAGES = 1000
+_MANY_SHARE = 0.05  # smallest share of the images for reporting a minor point
+_TIGHT = 0.8  # share of the memory above which other programs may need the rest
 
 
 def check_readable(images: int, examined: int, unreadable: Sequence[Unreadable], *, max_unreadable: float) -> Finding:
@@ -62,7 +62,7 @@ def check_leakage(second: SecondSet) -> Finding:
 
 
 def check_contents(contents: Contents, examined: int) -> Iterator[Finding]:
-    """Findings on blank, misnamed and very long images, which would not stop a run."""
+    """Findings on blank, misnamed and very long images. None of them stops a run."""
     if count := len(contents.blank):
         advice = "nothing can be learned from them: remove them, or find out where they come from"
         yield Finding("look", "blank", f"have a single colour: {_share(count, examined)}", advice)
@@ -71,19 +71,19 @@ def check_contents(contents: Contents, examined: int) -> Iterator[Finding]:
         advice = "training reads the format from the bytes, so they do no harm here; other programs may fail on them"
         yield Finding("look", "misnamed", text, advice)
     count = contents.aspects["tall"] + contents.aspects["wide"]
-    if count > _MANY * examined:
+    if count > _MANY_SHARE * examined:
         text = f"have one side more than twice as long as the other: {_share(count, examined)}"
         advice = "crops show a small part of them: cut them into several images if each part makes sense alone"
         yield Finding("look", "aspect", text, advice)
 
 
 def check_recipe(config: PretrainConfig, name: str, contents: Contents, images: int) -> Iterator[Finding]:
-    """Findings on a recipe for so many images of this size."""
+    """Findings on whether a recipe suits the number and size of the images."""
     if images < config.batch_size:
         text = f"{images:,} images do not fill one batch of {config.batch_size} ({name})"
         advice = f"pass --batch-size {max(2, images // 4)}, or find more images"
         yield Finding("stop", "too_few", text, advice)
-    elif images < FEW:
+    elif images < FEW_IMAGES:
         text = f"{images:,} images are few for learning a representation"
         yield Finding("look", "few", text, "compare with a pretrained network (timm) as well")
     side, size = contents.shorter_side.median, max(crop.size for crop in config.augment.crops)

@@ -48,7 +48,7 @@ _SUMMARIES: dict[Level, str] = {
 
 
 def print_page(report: Report, console: Console) -> None:
-    """Print a report for a person."""
+    """Print a report for people to read."""
     from rich.text import Text
 
     count = f"{report.images:,} images"
@@ -70,7 +70,7 @@ def print_page(report: Report, console: Console) -> None:
 
 
 def _grid(rows: Iterable[Iterable[RenderableType]], *columns: dict[str, Any], gap: int = 2) -> Table:
-    """Table without lines; strings are printed as they are, because rich takes brackets in file names for markup."""
+    """Table without lines. Strings become Text, because rich would read brackets in file names as markup."""
     from rich.table import Table
     from rich.text import Text
 
@@ -201,5 +201,5 @@ def _print_suggestion(suggestion: Suggestion, console: Console) -> None:
     console.print(f"[bold]Suggested recipe:[/] {suggestion.recipe}", highlight=False)
     for reason in suggestion.reasons:
         console.print(f"  because {reason}", highlight=False, markup=False)
-    # Neither wrapped nor coloured, so that it can be copied.
+    # The command is neither wrapped nor coloured, so that it can be copied.
     console.print(f"\n  {suggestion.command}", highlight=False, markup=False, soft_wrap=True)

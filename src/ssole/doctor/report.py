@@ -26,7 +26,7 @@ class Finding:
     """Verdict on one question."""
 
     level: Level
-    """ok; look: training would work, but look first; stop: it would fail, or its result would mislead."""
+    """`ok`, `look` (training would work, but look first) or `stop` (it would fail, or its result would mislead)."""
     topic: str
     """One word for programs, such as ``exact_copies``."""
     text: str
@@ -89,7 +89,7 @@ class Report:
         return {"ssole": __version__, "format": FORMAT, "verdict": self.verdict, **asdict(self)}
 
     def to_json(self) -> str:
-        """:meth:`to_dict` as text, in ASCII, even where a file name is no valid text."""
+        """JSON of :meth:`to_dict`. It is ASCII, even where a file name is not valid text."""
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
     def save(self, path: str | PathLike[str]) -> None:

@@ -26,11 +26,11 @@ from ssole.views import make_views
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SMALL = 64  # pixels of the shorter side: more than the perceptual hash needs, and cheap to decode a JPEG to
-THUMBNAIL = 16
+SCAN_SIZE = 64  # pixels of the shorter side: more than the perceptual hash needs, and quick to decode from a JPEG
+THUMBNAIL = 16  # pixels of the side
 MOST_IMAGES = 256  # of a sample
-KEPT = 32  # decoded images of a sample that stay in memory; large photographs would fill it otherwise
-SECONDS = 4.0  # for decoding a sample
+KEPT = 32  # decoded images of a sample that stay in memory; more large photographs could fill it
+SAMPLE_SECONDS = 4.0  # time for decoding a sample
 _TASK = 32  # images a thread takes at a time: enough to hide the pool's own cost, few enough to stop at once
 
 
@@ -53,7 +53,7 @@ class Readable:
     index: int
     id: str
     header: Header
-    """Its width and height are those after the EXIF orientation."""
+    """Width and height are those after the EXIF orientation."""
     digest: bytes
     """Hash of the encoded bytes, or of an array's dtype, shape and values."""
     hash: int
@@ -66,7 +66,7 @@ class Readable:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """Record of an image that training would leave out."""
+    """Record of an image that cannot be read, so training would leave it out."""
 
     index: int
     id: str
@@ -96,7 +96,7 @@ def scan(source: Source, indices: Sequence[int], *, progress: bool, channels: in
 
     records: list[Readable | Unreadable] = []
     with progress_bar(f"reading {source.name}", len(indices), enabled=progress) as advance:
-        for part in _scan_in_threads(source, list(indices), channels):
+        for part in _scan_in_threads(source, indices, channels):
             records += part
             advance(len(part))
     return Scan(
@@ -106,11 +106,11 @@ def scan(source: Source, indices: Sequence[int], *, progress: bool, channels: in
 
 
 def _scan_in_threads(
-    source: Source, indices: list[int], channels: int | None = None
+    source: Source, indices: Sequence[int], channels: int | None = None
 ) -> Iterator[list[Readable | Unreadable]]:
     stop = threading.Event()
 
-    def scan_part(part: list[int]) -> list[Readable | Unreadable]:
+    def scan_part(part: Sequence[int]) -> list[Readable | Unreadable]:
         return [scan_image(source, i, channels) for i in part if not stop.is_set()]
 
     pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor")
@@ -124,11 +124,14 @@ def _scan_in_threads(
 
 
 def scan_image(source: Source, i: int, channels: int | None = None) -> Readable | Unreadable:
-    """Record of image i: it is read, decoded at a small size, and its hashes are taken."""
+    """Record of image i, which is read, decoded at a small size and hashed."""
+    import imagehash
+    from PIL.Image import Resampling
+
     name = source.id(i)
     try:
         data = source.read(i)
-        pixels = decode(data, where=name, shrink_to=SMALL, channels=channels)
+        pixels = decode(data, where=name, shrink_to=SCAN_SIZE, channels=channels)
     except DataError as error:
         return Unreadable(i, name, str(error).removeprefix(f"{name}: "))
     header = _header(data)
@@ -137,7 +140,10 @@ def scan_image(source: Source, i: int, channels: int | None = None) -> Readable 
         header = header._replace(width=header.height, height=header.width)
     image = _grey(pixels.numpy())
     blank = bool((pixels == pixels[:, :1, :1]).all())
-    return Readable(i, name, header, _digest(data), _perceptual_hash(image), _thumbnail(image), blank)
+    # pHash: which of the 8 x 8 lowest frequencies of the image, reduced to 32 x 32, are above their median
+    bits = int.from_bytes(np.packbits(imagehash.phash(image).hash).tobytes(), "big")
+    thumbnail = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Resampling.BOX), dtype=np.uint8)
+    return Readable(i, name, header, _digest(data), bits, thumbnail, blank)
 
 
 def _header(data: bytes | Pixels) -> Header:
@@ -170,22 +176,9 @@ def _grey(pixels_CHW: Pixels) -> Image:
     return Image.fromarray(np.ascontiguousarray(pixels_CHW.transpose(1, 2, 0))).convert("L")
 
 
-def _perceptual_hash(grey: Image) -> int:
-    """pHash: the signs, about their median, of the 8 x 8 lowest frequencies of the image reduced to 32 x 32."""
-    import imagehash
-
-    return int.from_bytes(np.packbits(imagehash.phash(grey).hash).tobytes(), "big")
-
-
-def _thumbnail(grey: Image) -> NDArray[np.uint8]:
-    from PIL.Image import Resampling
-
-    return np.asarray(grey.resize((THUMBNAIL, THUMBNAIL), Resampling.BOX), dtype=np.uint8)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ChannelStatistics:
-    """Mean and standard deviation of each channel in [0, 1]; every image has the same weight, whatever its size."""
+    """Mean and standard deviation of each channel of pixels in [0, 1]; every image has the same weight."""
 
     mean: list[float]
     std: list[float]
@@ -195,12 +188,13 @@ class ChannelStatistics:
 
 @dataclass(frozen=True, kw_only=True)
 class Rate:
-    """Images decoded, or views made, per second."""
+    """Speed of decoding images or of making views."""
 
     value: float
+    """Images or views per second."""
     threads: int
     images: int
-    """Number of images it was measured on."""
+    """Number of images of the measurement."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,23 +204,23 @@ class Sample:
     images: list[torch.Tensor]
     """At most 32: uint8 (3, h, w), or uint8 or uint16 (C, h, w) for a recipe with `channels`."""
     ids: torch.Tensor
-    """int64, their indices in the source."""
+    """(N,) int64, the images' indices in the source."""
     statistics: ChannelStatistics
     decode: Rate
-    """Images read and decoded per second."""
+    """Speed of reading and decoding."""
 
     def batch(self, size: int, device: torch.device) -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]:
-        """Batch of so many images and their ids; images repeat if the sample has fewer. One tensor if sizes agree."""
+        """Batch of `size` images and their ids; images repeat if the sample has fewer. One tensor if sizes agree."""
         images = [self.images[i % len(self.images)].to(device) for i in range(size)]
         same = len({image.shape for image in images}) == 1
         return (torch.stack(images) if same else images), torch.arange(size)
 
 
 def draw_sample(source: Source, readable: Sequence[Readable], *, shrink_to: int, channels: int | None = None) -> Sample:
-    """Sample of evenly spaced images: 256, or as many as are decoded in 4 seconds by the threads that training uses."""
+    """Sample of evenly spaced images: 256, or fewer if 4 seconds end first. It has as many threads as training."""
     count = min(MOST_IMAGES, len(readable))
     spaced = [readable[k].index for k in evenly_spaced(len(readable), count)]
-    indices = [i for first in range(8) for i in spaced[first::8]]  # a first part of them covers the set too
+    indices = [i for first in range(8) for i in spaced[first::8]]  # so that a first part covers the whole set too
 
     def decoded(i: int) -> torch.Tensor:
         return decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels)
@@ -236,7 +230,7 @@ def draw_sample(source: Source, readable: Sequence[Readable], *, shrink_to: int,
     seconds = 0.0
     at_once = 4 * decoding_threads()
     with ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor") as pool:
-        while len(measured) < count and seconds < SECONDS:
+        while len(measured) < count and seconds < SAMPLE_SECONDS:
             begin = time.perf_counter()
             images = list(pool.map(decoded, indices[len(measured) : len(measured) + at_once]))
             seconds += time.perf_counter() - begin
@@ -252,12 +246,12 @@ def draw_sample(source: Source, readable: Sequence[Readable], *, shrink_to: int,
 
 
 def view_rate(sample: Sample, recipe: ViewRecipe, device: torch.device) -> Rate:
-    """Views per second that the device makes of the sample's images."""
+    """Speed of making views of the sample's images on a device."""
     images, ids = sample.batch(len(sample.images), device)
-    make_views(images, ids, recipe=recipe, seed=0, epoch=0)  # the first call also prepares what later calls reuse
+    make_views(images, ids, recipe=recipe, seed=0, epoch=0)  # the first call also sets things up
     synchronize(device)
     begin, epoch = time.perf_counter(), 0
-    while time.perf_counter() - begin < SECONDS / 4:
+    while time.perf_counter() - begin < SAMPLE_SECONDS / 4:
         epoch += 1
         make_views(images, ids, recipe=recipe, seed=0, epoch=epoch)
         synchronize(device)

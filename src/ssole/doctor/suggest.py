@@ -17,10 +17,10 @@ from ssole.doctor.contents import Contents
 from ssole.doctor.scan import ChannelStatistics
 from ssole.models.backbone import SMALL_IMAGE
 
-MANY = 500_000  # images from which a larger network is worth its cost
-LARGE_GPU = 64 << 30  # bytes of memory, for eight views at 224 px through a ResNet-50
-FEWEST_STEPS = 2000  # with fewer, a network has hardly begun to learn
-_FAR = 0.1  # largest difference of a channel's mean or deviation at which the recipe's values are kept
+MANY_IMAGES = 500_000  # from here on, a larger network is worth its cost
+LARGE_GPU = 64 << 30  # bytes of memory that a ResNet-50 needs for eight views of 224 px
+MIN_RUN_STEPS = 2000  # in fewer steps, a network hardly begins to learn
+_FAR = 0.1  # difference of a mean or deviation above which the images' own values replace the recipe's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +47,16 @@ def suggest(
     Args:
         data: data as the user gave it, for the command.
         images: number of images.
-        statistics: measured on the images; they become overrides if they are far from the recipe's.
+        statistics: channel statistics of the images; they become overrides if they are far from the recipe's.
     """
     side = contents.shorter_side.median
     recipe, reasons = _choose(data, side, images, device)
     overrides: dict[str, Any] = {}
     config = load(recipe)
     if recipe != "digits-m":
-        overrides |= _size_overrides(side, device, reasons)
+        if device.type != "cuda" and side > SMALL_IMAGE:  # larger views than the recipe's, as large as a CPU can afford
+            overrides["augment.crops.0.size"] = SMALL_IMAGE
+            reasons.append(f"views of {SMALL_IMAGE} px show the coarse structure; with a GPU, take imagenet100")
         overrides |= _length_overrides(config, images, reasons)
         overrides |= _colour_overrides(config, statistics, reasons)
     return Suggestion(recipe=recipe, reasons=reasons, overrides=overrides, command=_command(data, recipe, overrides))
@@ -70,17 +72,9 @@ def _choose(data: Spec, side: int, images: int, device: torch.device) -> tuple[s
     size = f"the images are large (median shorter side {side} px)"
     if not gpu:
         return "cifar10-cpu", [size, "without a GPU, training on views of 224 px would take too long"]
-    if images >= MANY and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU:
+    if images >= MANY_IMAGES and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU:
         return "imagenet1k", [size, f"{images:,} images are enough for a ResNet-50", "the GPU's memory is large enough"]
     return "imagenet100", [size, "there is a GPU"]
-
-
-def _size_overrides(side: int, device: torch.device, reasons: list[str]) -> dict[str, Any]:
-    """Larger views for large images on a CPU, as far as it can afford them."""
-    if device.type == "cuda" or side <= SMALL_IMAGE:
-        return {}
-    reasons.append(f"views of {SMALL_IMAGE} px show the coarse structure; with a GPU, take imagenet100")
-    return {"augment.crops.0.size": SMALL_IMAGE}
 
 
 def _length_overrides(config: PretrainConfig, images: int, reasons: list[str]) -> dict[str, Any]:
@@ -92,8 +86,8 @@ def _length_overrides(config: PretrainConfig, images: int, reasons: list[str]) -
         overrides["batch_size"] = batch
         reasons.append(f"{images:,} images are too few for batches of {config.batch_size}")
     steps = config.steps or config.epochs * max(1, images // batch)
-    if steps < FEWEST_STEPS:
-        overrides["steps"] = FEWEST_STEPS
+    if steps < MIN_RUN_STEPS:
+        overrides["steps"] = MIN_RUN_STEPS
         reasons.append(f"{config.epochs} epochs of so few images would be only {steps:,} steps")
     return overrides
 
@@ -101,7 +95,7 @@ def _length_overrides(config: PretrainConfig, images: int, reasons: list[str]) -
 def _colour_overrides(
     config: PretrainConfig, statistics: ChannelStatistics | None, reasons: list[str]
 ) -> dict[str, Any]:
-    """The images' own mean and deviation, if the recipe's are far from them."""
+    """Mean and deviation of the images, if the recipe's are far from them."""
     mean, std = config.augment.mean, config.augment.std
     if statistics is None or mean is None or std is None or len(statistics.mean) != len(mean):
         return {}
