@@ -1,8 +1,8 @@
 """Data: from a folder, file, pattern, name, URL, array or object to batches of decoded images.
 
-sources     opens what a user gives; base has `Source`, the class of everything it returns
+sources     `open_source`, from data as users give them to a `Source`, the class that base defines
 folder, tars, parquet, arrays, objects, digits_m     one kind of source each
-storage     reads local files and files behind URLs
+storage     local files and files behind URLs
 decode, cache, store     pixels from bytes; decoded images on disk; `ImageStore`, images by index
 
 `ssole.api`, the doctor and the evaluation call `open_source` and `ImageStore`. Never change ids, `ids_fingerprint`, the

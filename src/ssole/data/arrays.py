@@ -183,7 +183,7 @@ TORCHVISION: dict[str, _Torchvision] = {
 
 
 def open_torchvision(name: str, split: Split) -> ArraySource:
-    """Source of a data set of :data:`TORCHVISION` in the cache folder, where it is downloaded if missing.
+    """Source of a data set of :data:`TORCHVISION`, which is downloaded to the cache folder if missing.
 
     Raises:
         DataError: it is missing and cannot be downloaded; the message says which files to place where.

@@ -2,15 +2,15 @@
 
 The cache of one set of images is a folder of
 
-    pixels.bin   the pixels of one image after another, in the order in which they were first asked for
-    index.bin    for each image of the source, where its pixels are, their shape, bytes per value and checksum
-    about.json   what the cache holds, for people to read
+    pixels.bin   pixels of the images, in the order in which they were first asked for
+    index.bin    for each image of the source: position of its pixels, their shape, bytes per value and checksum
+    about.json   description of the cache, for people to read
     .lock        held by a process while it appends
 
-Several processes can share one cache. Each appends the images that it decodes and finds those that the others appended.
-Each holds a shared lock on pixels.bin while the cache is open, so that no process removes a cache in use. A record is
-written after its pixels, and a process compares them with the checksum when it first reads them. So an image is right,
-or it is decoded again, whatever a killed process, a full disk or a power cut leaves behind.
+Several processes can share one cache. Each appends the images that it decodes and finds the images of the others. Each
+holds a shared lock on pixels.bin while the cache is open, so that no process removes a cache in use. A record is
+written after its pixels, and a process compares the pixels with the checksum when it first reads them. So after a
+killed process, a full disk or a power cut, every image is either right or decoded again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ssole.data.storage import cache_folder
 from ssole.files import write_text_atomically
 
 DISK_SHARE = 0.5
-"""Default share of the disk for caches: of the bytes that are free and of those that caches have already."""
+"""Default share of the disk for caches: of the bytes that are free or taken by caches."""
 
 DECODER = 1
 """Version of :func:`ssole.data.decode.decode`: raise it with every change of the pixels that it returns."""
@@ -47,7 +47,7 @@ DECODER = 1
 # CRC-32 of the pixels' bytes.
 _RECORD = np.dtype([("offset", "<i8"), ("shape", "<i4", 3), ("itemsize", "<i4"), ("checksum", "<u4")])
 _DTYPES = {1: torch.uint8, 2: torch.uint16}  # by bytes per value
-_ALIGN = 64  # images begin at multiples of so many bytes: 16-bit values need 2, and vector loads are fast
+_ALIGN = 64  # images begin at multiples of 64 bytes: 16-bit values need 2, and vector instructions load fast
 _PAGE = 4096
 _PATIENCE = 10.0  # seconds to wait for another process to append one image, which takes milliseconds
 _TEMPORARY = "-temporary"  # end of the name of a folder that only one run uses
@@ -125,7 +125,7 @@ class ImageCache:
         self._pixels, self._index = _open(folder / "pixels.bin"), _open(folder / "index.bin")
         with suppress(OSError):  # the file system has no locks, or another process is removing this cache
             _lock(self._pixels, shared=True)
-        self._index.truncate(images * _RECORD.itemsize)  # zeros, which take no space, where it was shorter
+        self._index.truncate(images * _RECORD.itemsize)  # fills it with zeros, which take no space, if it was shorter
         self._records = np.asarray(np.memmap(self._index, dtype=_RECORD, mode="r"))  # shows what other processes write
         self._map: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -297,5 +297,5 @@ def _map(file: IO[bytes]) -> NDArray[np.uint8]:
     """Memory map of the whole file, copied on write."""
     try:
         return np.asarray(np.memmap(file, mode="c"))
-    except OSError:  # the system will not promise memory for so many pages; reading needs no promise
+    except OSError:  # the system may refuse to reserve memory for copies; reading needs none
         return np.asarray(np.memmap(file, mode="r"))

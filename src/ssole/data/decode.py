@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _EXIF_ORIENTATION = 0x0112
 _PNG_DEPTH = 24  # position of the byte of a PNG that holds the bits per channel
-# First bytes of files that often have an image's name without being one, and what the files are.
+# First bytes of files that often have the name of an image but are none, and descriptions of these files.
 _NOT_IMAGES = {
     b"<!doctype html": "an HTML page, so probably a failed download",
     b"<html": "an HTML page, so probably a failed download",
@@ -248,7 +248,7 @@ def _shrunk_array(array: Pixels, shrink_to: int | None) -> Pixels:
     planes = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32))[None]
     sides = _shrunk_sides(array.shape[:2], shrink_to)
     planes = torch.nn.functional.interpolate(planes, sides, mode="bicubic", antialias=True)[0]
-    limits = np.iinfo(array.dtype)  # cubic weights, some of which are negative, can overstep them
+    limits = np.iinfo(array.dtype)  # some cubic weights are negative, so results may leave the range
     pixels: Pixels = planes.round().clamp(limits.min, limits.max).numpy().astype(array.dtype).transpose(1, 2, 0)
     return pixels
 

@@ -218,7 +218,7 @@ def _folder_labels(paths: list[str]) -> tuple[NDArray[np.int64] | None, list[str
         start = end
     if len(counts) < 2:
         return None, None
-    classes = sorted(counts)  # another order than that of paths: "a-b/" comes before "a/"
+    classes = sorted(counts)  # paths have another order: "a-b/" comes before "a/"
     number = {top: label for label, top in enumerate(classes)}
     return np.repeat([number[top] for top in counts], list(counts.values())).astype(np.int64), classes
 

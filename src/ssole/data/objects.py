@@ -35,7 +35,7 @@ class ObjectSource(Source):
 
     Args:
         items: The object. Ids are ``name:index``, or the paths if it is a list of paths.
-        name: Beginning of the ids; by default the object's ``name``, or else that of its type.
+        name: Beginning of the ids; by default the object's ``name``, or else the name of its type.
         thread_safe: Let several threads get items at once. By default only one does, except for lists and tuples,
             because most data sets do not say that they are safe.
 

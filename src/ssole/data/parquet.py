@@ -24,7 +24,7 @@ class ParquetSource(Source):
 
     The image column holds encoded images: a struct with `bytes` (Hugging Face's ``Image``), or binary. The label
     column, if any, holds integers or strings; a null label is −1. Class names come from Hugging Face's ``ClassLabel``
-    when present, else from the strings. All encoded bytes are held in memory, and `read` copies those of one image.
+    when present, else from the strings. All encoded images are held in memory, and `read` copies one of them.
 
     Args:
         files: One or more parquet files, as paths or URLs. Images have the order of files and of rows.

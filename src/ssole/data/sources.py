@@ -1,4 +1,4 @@
-"""Opening data: from what a user gives (a path, pattern, name, URL, array or object) to a source."""
+"""Opening of data: from a path, pattern, name, URL, array or object to a source."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _IN_MEMORY = "in memory: "
 
 
 def open_source(spec: Spec, *, split: Split = "train") -> Source:
-    """Source that reads what a user gave as data.
+    """Source of the images that a user gave as data.
 
     Args:
         spec: One of
@@ -68,7 +68,7 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
             is itself named after a test split is opened for either.
 
     Raises:
-        DataError: where nothing of that name exists (the message suggests close names), no image is found, the split is
+        DataError: nothing of that name exists (the message suggests close names), no image is found, the split is
             missing, or reading a URL needs a package that is missing.
     """
     if split not in ("train", "test"):
@@ -160,7 +160,7 @@ def _open_folder(root: Path, split: Split) -> Source:
         if not (files := _shards_below(root)):
             raise
         return _open_files(files, str(root), split)
-    # Tars beside images are mostly what these were unpacked from; parquet files may be tables of anything.
+    # The images were mostly unpacked from tars beside them, which is fine. Parquet files may be tables of anything.
     shards = _shards_below(root) if ".parquet" in images.ignored else []
     parquet = [file for file in shards if _kind(file) == ".parquet"]
     if parquet and image_column(parquet[0]) is not None:
@@ -174,7 +174,7 @@ def _open_folder(root: Path, split: Split) -> Source:
 def _open_images(root: Path, split: Split) -> FolderSource:
     names = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     tests = [name for name in _TEST_NAMES if name in names]
-    # A data set may have a *class* called train. With a test folder beside it, or nothing else, it is a split.
+    # A data set may have a *class* called train. It is a split if a test folder, or no other folder, is beside it.
     if "train" in names and (tests or len(names) == 1):
         if split == "test" and not tests:
             raise DataError(f"{root} has train/ but no test split; expected one of {', '.join(_TEST_NAMES)} beside it.")

@@ -48,8 +48,8 @@ class ImageStore:
     The next readable image by index takes its place (after the last comes the first), so a batch depends on its indices
     alone. `labels` are the source's, but in a uniform store a replaced image has the label of the one in its place.
 
-    A store has threads and open files, so use it in a `with` statement or call :meth:`close`. Otherwise it is closed
-    when Python frees it.
+    A store has threads and open files, so use it in a `with` statement or call :meth:`close`. If you do not, it is
+    closed when Python frees it.
 
     Args:
         source: Where the images come from.
@@ -62,12 +62,12 @@ class ImageStore:
         cache: Keep decoded images that do not fit into memory in this folder, or (True) in ``packed`` in the cache
             folder, which the environment variable ``SSOLE_CACHE`` names. All runs on the same images share them. They
             are removed on closing if the source cannot tell whether its images changed. Arrays are never kept.
-        cache_limit: Bytes that the cache may take; by default half of what is free on its disk and of what it has
-            already. If not all images fit, as many as possible are kept, with a warning.
+        cache_limit: Bytes that the cache may take; by default half of the bytes on its disk that are free or its own.
+            If not all images fit, as many as possible are kept, with a warning.
         progress: Show a bar on a terminal if decoding everything takes more than two seconds.
 
     Raises:
-        DataError: if more images than allowed are unreadable, none can be read, or an argument is out of range.
+        DataError: more images than allowed are unreadable, none can be read, or an argument is out of range.
     """
 
     def __init__(
@@ -166,7 +166,7 @@ class ImageStore:
     def channel_statistics(self, sample: int = 1000) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, in units of the full range (255, or 65535 for uint16).
 
-        Measured on up to `sample` evenly spaced images. Each has the same weight whatever its size.
+        Measured on up to `sample` evenly spaced images. All have the same weight, small or large.
         """
         if sample < 1:
             raise DataError(f"sample must be at least 1 image; got {sample}.")

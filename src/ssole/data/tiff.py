@@ -14,11 +14,11 @@ from ssole.data.base import Pixels
 from ssole.errors import DataError
 
 _BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 258, 262, 274, 277  # numbers of tags
-_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = range(4)  # values of the second
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = range(4)  # values of the tag PHOTOMETRIC
 _PLAIN, _LZW, _DEFLATE = 1, 5, (8, 32946)  # compressions
-# Those that imagecodecs unpacks to no more than a given size; tifffile's own substitutes for it have no such limit.
+# Compressions that imagecodecs unpacks to no more than a given size; tifffile's own substitutes have no such limit.
 _LIMITED = (_LZW, 32773, 34925, 34926, 50000)
-BIG_TIFF = (b"II+\0", b"MM\0+")  # Pillow misreads the second
+BIG_TIFF = (b"II+\0", b"MM\0+")  # Pillow misreads the big-endian one
 
 
 def is_tiff(data: bytes) -> bool:
@@ -129,7 +129,7 @@ def _check_compression(page: Any, where: str) -> None:
             if data is not None and len(zlib.decompressobj().decompress(data, limit + 1)) > limit:
                 raise DataError(f"{where}: the image unpacks to more than its size; it could be a decompression bomb.")
     elif page.compression in _LIMITED:
-        codec = tifffile.TIFF.DECOMPRESSORS[page.compression]  # a KeyError that names the package where it is missing
+        codec = tifffile.TIFF.DECOMPRESSORS[page.compression]  # if the package is missing, the KeyError names it
         if not codec.__module__.startswith("imagecodecs"):
             raise KeyError(f"{page.compression!r} requires the 'imagecodecs' package")
     else:
@@ -148,7 +148,7 @@ def _check_size(values: int, where: str) -> None:
 
 
 def _upright(pixels: Pixels, page: Any) -> Pixels:
-    """Apply the orientation tag, whose values are those of EXIF."""
+    """Pixels turned by the orientation tag, which has the values of EXIF."""
     orientation = int(page.tags.valueof(_ORIENTATION, default=1))
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
