@@ -13,7 +13,7 @@ def check_features(features: Tensor, what: str) -> None:
     """Check that features are a non-empty, finite, floating-point (N, F); ``what`` names them in the message.
 
     Raises:
-        ValueError: says what arrived; for NaN or infinity, how many rows are affected and the first of them.
+        ValueError: anything else; for NaN or infinity, the message has the number of such rows and the first.
     """
     if features.ndim != 2 or not features.is_floating_point():
         raise ValueError(

@@ -25,7 +25,7 @@ class Score:
     """Value of one run, or mean over several."""
     std: float | None
     """For several runs, the standard deviation between them (n - 1 in the denominator). For the accuracy of one run,
-    its binomial standard error sqrt(a (1 - a) / n), which covers the choice of test images and not that of the seed.
+    its binomial standard error sqrt(a (1 - a) / n), which covers the choice of test images but not of the seed.
     None for a label-free metric of one run."""
     n: int
     """Number of images of the measurement."""
