@@ -42,9 +42,10 @@ demo: install
 	fi
 	@$(VENV)/bin/ssole eval "$(DEMO)"
 
+# Two processes, each with one file of tests at a time: many tests use one thread, or wait for a process they started.
 test:
 	@scripts/install.sh test
-	@$(VENV)/bin/python -m pytest
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 lint:
 	@scripts/install.sh dev
