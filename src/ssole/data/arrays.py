@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.base import Pixels, Source, Split
-from ssole.data.storage import cache_folder, is_remote, name_of, open_binary, read_bytes, require_regular
+from ssole.data.storage import cache_folder, data_errors, is_remote, name_of, open_binary, read_bytes, require_regular
 from ssole.errors import DataError
 from ssole.runtime import check_memory
 
@@ -18,6 +18,7 @@ _TRAIN_IMAGES = ("x_train", "train_images", "images", "x", "data", "arr_0")
 _TRAIN_LABELS = ("y_train", "train_labels", "labels", "y", "targets")
 _TEST_IMAGES = ("x_test", "test_images", "x_val", "val_images")
 _TEST_LABELS = ("y_test", "test_labels", "y_val", "val_labels")
+_UNREADABLE = "Cannot read {} as a NumPy file without pickled objects"
 
 
 class ArraySource(Source):
@@ -79,14 +80,12 @@ def open_npy(location: str) -> ArraySource:
         DataError: the file cannot be read, or its array holds no images (see :class:`ArraySource`).
     """
     name = name_of(location)
-    try:
+    with data_errors(_UNREADABLE.format(location)):
         if is_remote(location):
             images = np.load(io.BytesIO(read_bytes(location, where=name)), allow_pickle=False)
         else:
             require_regular(location)
             images = np.load(location, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _unreadable(location, error) from error
     return ArraySource(images, name=name)
 
 
@@ -104,24 +103,19 @@ def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
         DataError: the file cannot be read, lacks such arrays, or they would not fit into memory.
     """
     name = name_of(location)
-    try:
-        with open_binary(location) as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{location} holds one array, not an archive of them: name it .npy.")
-            images, labels = _keys(archive, split, whole, location)
-            wanted = [key for key in (images, labels) if key is not None]
-            check_memory(
-                sum(_size(archive, key) for key in wanted),
-                f"The arrays {wanted} of {location}",
-                "Save the images as .npy, which is read image by image.",
-            )
-            numbers = None if labels is None else archive[labels]
-            pixels = archive[images]
-    except DataError:
-        raise
-    except Exception as error:  # zipfile has many: for damage, encryption, unknown compression; a server has its own
-        raise _unreadable(location, error) from error
+    with data_errors(_UNREADABLE.format(location)), open_binary(location) as file:
+        archive = np.load(file, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise DataError(f"{location} holds one array, not an archive of them: name it .npy.")
+        images, labels = _keys(archive, split, whole, location)
+        wanted = [key for key in (images, labels) if key is not None]
+        check_memory(
+            sum(_size(archive, key) for key in wanted),
+            f"The arrays {wanted} of {location}",
+            "Save the images as .npy, which is read image by image.",
+        )
+        numbers = None if labels is None else archive[labels]
+        pixels = archive[images]
     if numbers is not None and numbers.ndim == 2 and numbers.shape[1] == 1:
         numbers = numbers[:, 0]
     return ArraySource(pixels, numbers, name=f"{name}/{images}")
@@ -147,10 +141,6 @@ def _size(archive: Any, key: str) -> int:
     names = archive.zip.namelist()
     size: int = archive.zip.getinfo(f"{key}.npy" if f"{key}.npy" in names else key).file_size
     return size
-
-
-def _unreadable(location: str, error: Exception) -> DataError:
-    return DataError(f"Cannot read {location} as a NumPy file without pickled objects: {error}")
 
 
 class _Torchvision(NamedTuple):

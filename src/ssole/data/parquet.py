@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ssole.data.base import Source, number_labels
-from ssole.data.storage import absolute, is_remote, name_of, open_binary, relative_to, require_regular
+from ssole.data.storage import absolute, data_errors, is_remote, name_of, open_binary, relative_to, require_regular
 from ssole.errors import DataError
 from ssole.runtime import check_memory
 
@@ -97,15 +97,11 @@ def image_column(file: str) -> str | None:
 def _open(path: str) -> Any:
     import pyarrow.parquet as pq
 
-    try:
+    with data_errors(f"Cannot read {path} as parquet"):
         if is_remote(path):
             return pq.ParquetFile(open_binary(path))
         require_regular(path)
         return pq.ParquetFile(path, memory_map=True)
-    except DataError:
-        raise
-    except Exception as error:  # Arrow's, an OSError, or any error of a client of fsspec
-        raise DataError(f"Cannot read {path} as parquet: {error}") from error
 
 
 def _check_memory(paths: list[str], image: str) -> None:
@@ -132,14 +128,12 @@ def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any
     if missing := [name for name in wanted if name not in file.schema_arrow.names]:
         raise DataError(f"{path} lacks the column {missing[0]!r} of the first file; it has {file.schema_arrow.names}.")
     images, labels = [], []
-    try:
+    with data_errors(f"{path} is damaged, or cannot be read"):
         for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
             column = batch.column(image)
             column = pc.struct_field(column, "bytes") if pa.types.is_struct(column.type) else column
             images.append(column.cast(pa.large_binary()))
             labels += [batch.column(label)] if label is not None else []
-    except Exception as error:  # the same kinds as above
-        raise DataError(f"{path} is damaged, or cannot be read: {error}") from error
     return images, labels
 
 

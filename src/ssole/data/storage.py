@@ -12,8 +12,9 @@ import os
 import re
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,6 +85,22 @@ def common_folder(locations: Sequence[str]) -> str:
     return "/".join(shared)
 
 
+@contextmanager
+def data_errors(what: str) -> Iterator[None]:
+    """Context that raises any error as a DataError: `what`, with the reason in brackets. A DataError passes unchanged.
+
+    Files raise errors of many types: OSError, ValueError for a NUL in the name, those of Arrow and zipfile for damage,
+    and those of the clients of fsspec.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{what} ({reason.rstrip('.')}).") from error
+
+
 def read_bytes(location: str, *, where: str, start: int = 0, end: int | None = None) -> bytes:
     """Bytes `start` to `end` of a file, or all of them; safe to call from several threads.
 
@@ -92,17 +109,13 @@ def read_bytes(location: str, *, where: str, start: int = 0, end: int | None = N
     Raises:
         DataError: the file cannot be read or does not hold these bytes; the message begins with `where`.
     """
-    try:
+    with data_errors(f"{where}: cannot read the file"):
         if is_remote(location):
             data = _read_remote(location, start, end)
         else:
             with open(location, "rb", opener=_open_regular) as file:
                 file.seek(start)
                 data = file.read(-1 if end is None else end - start)
-    except DataError:
-        raise
-    except Exception as error:  # OSError, ValueError for a NUL in the name, or any error of a client of fsspec
-        raise DataError(f"{where}: cannot read the file ({_reason(error)}).") from error
     if end is not None and len(data) != end - start:
         cause = "its server ignores ranges: download it" if len(data) > end - start else "it was cut short or replaced"
         raise DataError(f"{where}: {name_of(location)} gave {len(data)} bytes in place of {end - start}; {cause}.")
@@ -111,15 +124,11 @@ def read_bytes(location: str, *, where: str, start: int = 0, end: int | None = N
 
 def open_binary(location: str) -> BinaryIO:
     """File that is open for reading and seeking; `DataError` if it cannot be opened."""
-    try:
+    with data_errors(f"Cannot open {location}"):
         if not is_remote(location):
             return open(location, "rb", opener=_open_regular)
         fs, path = _filesystem(location)
         file: BinaryIO = fs.open(path, "rb", block_size=_BLOCK)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"Cannot open {location} ({_reason(error)}).") from error
     if not file.seekable():
         raise DataError(f"The server of {location} does not serve parts of a file: download it.")
     return file
@@ -146,16 +155,12 @@ def file_fingerprint(location: str) -> tuple[str, bool]:
     Raises:
         DataError: there is no such file.
     """
-    try:
+    with data_errors(f"There is no file {location}"):
         if not is_remote(location):
             status = os.stat(location)
             return f"{status.st_size} {status.st_mtime_ns}", True
         fs, path = _filesystem(location)
         info = fs.info(path)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"There is no file {location} ({_reason(error)}).") from error
     versions = {key: str(info[key]) for key in sorted(info) if key.lower() in _VERSIONS}
     return json.dumps([info.get("size"), versions]), bool(versions)
 
@@ -270,7 +275,3 @@ def _read_remote(url: str, start: int, end: int | None) -> bytes:
                 raise
             time.sleep(pause)
     raise AssertionError("unreachable")
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

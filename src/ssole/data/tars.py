@@ -23,6 +23,7 @@ from ssole.data.storage import (
     absolute,
     cache_folder,
     common_folder,
+    data_errors,
     file_fingerprint,
     folder_of,
     is_remote,
@@ -165,12 +166,8 @@ def build_index(location: str) -> TarIndex:
                 f"with {command}: compressing images once more saves hardly any space."
             )
         shard = _Shard()
-        try:
+        with data_errors(f"Cannot read {location}"):  # such as a server without ranges
             problem = shard.read(file, location)
-        except DataError:
-            raise
-        except Exception as error:  # an OSError, or any error of a client of fsspec, as for a server without ranges
-            raise DataError(f"Cannot read {location}: {error}") from error
     samples = [sample for sample in shard.samples.values() if sample.size >= 0]
     labels = [next((s.labels[kind] for kind in _LABELS if kind in s.labels), None) for s in samples]
     columns = {
