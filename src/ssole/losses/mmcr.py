@@ -1,0 +1,55 @@
+"""The MMCR loss: the mean views of the images span as many directions as they can.
+
+Published setting (Yerxa et al. 2023): projector of 3 linear layers, 8192 wide, 512 dimensions, batch normalisation;
+local weight 0, batch 2048, LARS, lr 0.6 * batch / 256, weight decay 1e-6.
+
+Shape suffixes: B images, V views, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ssole.losses.base import EmbeddingLoss, check_number
+from ssole.losses.nuclear import nuclear_norm
+
+
+class MMCRTerms(NamedTuple):
+    """The loss and its terms: scalar tensors. The local term has no gradient of its own where its weight is 0."""
+
+    total: Tensor
+    """Loss: -centroids + local_weight * local."""
+    centroids: Tensor
+    """Nuclear norm of the images' mean views: sqrt(B) at full collapse, B for equal views of orthonormal images."""
+    local: Tensor
+    """Mean over images of the nuclear norm of their views: sqrt(V) for equal views, V for orthonormal ones."""
+
+
+class MMCRLoss(EmbeddingLoss[MMCRTerms]):
+    r"""Maximum manifold capacity representations: -||C||_* + local_weight * mean over images of ||Z_i||_*.
+
+    Z_i are the (V, D) views of image i with rows scaled to unit length, C is the (B, D) matrix of their means over
+    views, and ||.||_* the nuclear norm. Source: Yerxa, Kuang, Simoncelli and Chung, "Learning Efficient Coding of
+    Natural Images with Maximum Manifold Capacity Representations" (NeurIPS 2023).
+
+    Args:
+        local_weight: weight of the local term, finite and at least 0.
+        check_input: whether to look for NaN, infinity and zero vectors, for which an accelerator must wait.
+    """
+
+    _unit_rows = True
+
+    def __init__(self, *, local_weight: float = 0.0, check_input: bool = True) -> None:
+        super().__init__(check_input=check_input)
+        self.local_weight = check_number("local_weight", local_weight)
+
+    def extra_repr(self) -> str:
+        return f"local_weight={self.local_weight}"
+
+    def _terms(self, z_BVD: Tensor) -> MMCRTerms:
+        centroids = nuclear_norm(z_BVD.mean(1))
+        local = nuclear_norm(z_BVD if self.local_weight > 0 else z_BVD.detach()).mean()
+        total = -centroids + self.local_weight * local if self.local_weight > 0 else -centroids
+        return MMCRTerms(total, centroids, local)
