@@ -1,0 +1,122 @@
+"""The W-MSE loss: views agree after whitening, which rules out collapse.
+
+Published setting (Ermolov et al. 2021): projector of 2 linear layers, 1024 wide, 64 dimensions (128 on STL-10 and Tiny
+ImageNet), batch normalisation; sub-batches of twice as many images as dimensions, batch 512 with 2 views or 256 with 4,
+Adam, lr 0.003, weight decay 1e-6; 1 iteration, or 4 with 128 dimensions and 2 views.
+
+Shape suffixes: B images (b in a sub-batch), V views, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ssole import distributed
+from ssole.losses.base import EmbeddingLoss, check_count
+
+# Shortest whitened embedding that is scaled to unit length: an image at the mean of its sub-batch stays 0.
+_SHORTEST = 1e-12
+
+
+class WMSETerms(NamedTuple):
+    """The loss and its term: scalar tensors, differentiable."""
+
+    total: Tensor
+    """Loss: 2 - 2 * cosine."""
+    cosine: Tensor
+    """Mean cosine of two whitened views of an image."""
+
+
+class WMSELoss(EmbeddingLoss[WMSETerms]):
+    r"""Whitening mean squared error: mean over images and pairs of views of ||w_v / |w_v| - w_u / |w_u|||^2.
+
+    w_v = L^-1 (z_v - mean) are the embeddings of view v, whitened over a random sub-batch, with L the Cholesky factor
+    of (1 - shrinkage) * covariance + shrinkage * I, which is float64. Whitening needs more images than dimensions.
+    Source: Ermolov, Siarohin, Sangineto and Sebe, "Whitening for Self-Supervised Representation Learning" (ICML 2021).
+
+    The batch is split into as many sub-batches of `subset_size` as it holds; images left over are spread over them. The
+    split is drawn from torch's global generator, which training seeds from the run's seed and the step. Processes agree
+    on it also where their generators differ.
+
+    Args:
+        subset_size: images of a sub-batch, or of the batch if that is smaller. None for 2 D, as published.
+        iterations: number of random splits to average over.
+        shrinkage: share of the identity in the covariance, in [0, 1).
+        check_input: whether to look for NaN, infinity and dependent dimensions, for which an accelerator must wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        subset_size: int | None = None,
+        iterations: int = 1,
+        shrinkage: float = 0.0,
+        check_input: bool = True,
+    ) -> None:
+        super().__init__(check_input=check_input)
+        if not 0 <= shrinkage < 1:
+            raise ValueError(f"shrinkage must be in [0, 1), got {shrinkage}")
+        self.subset_size = None if subset_size is None else check_count("subset_size", subset_size, 2)
+        self.iterations = check_count("iterations", iterations, 1)
+        self.shrinkage = shrinkage
+
+    def extra_repr(self) -> str:
+        return f"subset_size={self.subset_size}, iterations={self.iterations}, shrinkage={self.shrinkage}"
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.
+
+        Args:
+            z: (B, V, D), of any floating dtype, V at least 2, and B above D.
+
+        Raises:
+            ValueError: wrong shape or dtype, NaN or infinity, too few images, dimensions that depend on each other.
+        """
+        return super().forward(z)
+
+    def _terms(self, z_BVD: Tensor) -> WMSETerms:
+        images, views, dims = z_BVD.shape
+        size = min(2 * dims if self.subset_size is None else self.subset_size, images)
+        if size <= dims:
+            raise ValueError(
+                f"whitening {dims} dimensions needs a batch and a subset_size of more than {dims} images, better "
+                f"{2 * dims} or more, got {images} images and subset_size={self.subset_size}; use a larger batch, or a "
+                f"projector of {max(1, images // 2)} dimensions or fewer (published: 64)"
+            )
+        # Float64, as the covariance of embeddings squares their condition number.
+        whole_BVD = z_BVD.double()
+        cosines = whole_BVD.new_zeros(())
+        for _ in range(self.iterations):
+            for part_bVD in _random_order(whole_BVD).tensor_split(images // size):
+                w_VbD = self._whiten(part_bVD.transpose(0, 1))
+                u_VbD = w_VbD / torch.linalg.vector_norm(w_VbD, dim=-1, keepdim=True).clamp(min=_SHORTEST)
+                # Over different views, the cosines of an image sum to |sum of its rows|^2 - sum of |row|^2.
+                cosines = cosines + u_VbD.sum(0).square().sum() - u_VbD.square().sum()
+        cosine = cosines / (self.iterations * images * views * (views - 1))
+        return WMSETerms((2 - 2 * cosine).to(z_BVD.dtype), cosine.to(z_BVD.dtype))
+
+    def _whiten(self, z_VbD: Tensor) -> Tensor:
+        """Embeddings of each view with mean 0 and, without shrinkage, the identity as covariance."""
+        _, images, dims = z_VbD.shape
+        centred_VbD = z_VbD - z_VbD.mean(1, keepdim=True)
+        covariance_VDD = centred_VbD.mT @ centred_VbD / (images - 1)
+        identity = torch.eye(dims, dtype=z_VbD.dtype, device=z_VbD.device)
+        covariance_VDD = (1 - self.shrinkage) * covariance_VDD + self.shrinkage * identity
+        # Without its check for errors, for which an accelerator would wait.
+        factor_VDD, failures_V = torch.linalg.cholesky_ex(covariance_VDD)
+        if self.check_input and not torch.compiler.is_compiling() and bool(failures_V.any()):
+            raise ValueError(
+                f"the covariance of {dims} dimensions over {images} images is singular: some dimensions are constant "
+                "or depend on others, so they cannot be whitened; use fewer dimensions, or shrinkage=1e-3"
+            )
+        whitened_VbD: Tensor = torch.linalg.solve_triangular(factor_VDD.mT, centred_VbD, upper=True, left=False)
+        return whitened_VbD
+
+
+def _random_order(z_BVD: Tensor) -> Tensor:
+    """Images in random order, the same on all processes: the sum of all processes' keys sorts them."""
+    keys_B = distributed.all_reduce(torch.rand(len(z_BVD), device=z_BVD.device))
+    return z_BVD[keys_B.argsort()]
