@@ -15,7 +15,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssole import distributed
-from ssole.losses import OLELoss, SSOLELoss
+from ssole.losses import LOSSES as PUBLIC
+from ssole.losses import LeJEPALoss, SSOLELoss, SupervisedLoss, WMSELoss
 
 B, D_IN, D = 7, 6, 12
 SPLITS = {"equal": (0, 4, 8), "unequal": (0, 2, 7), "one image": (0, 1, 7)}
@@ -47,10 +48,18 @@ def _process(rank: int, work: Callable[..., dict[str, torch.Tensor]], folder: Pa
     save_file({name: tensor.detach().contiguous() for name, tensor in result.items()}, folder / f"{rank}.safetensors")
 
 
+class FirstTwo(WMSELoss):
+    """W-MSE of the first two dimensions, as few images cannot be whitened in more."""
+
+    def terms(self, z: torch.Tensor):
+        return super().terms(z[..., :2])
+
+
 LOSSES: dict[str, Callable[[], nn.Module]] = {
-    "ssole": SSOLELoss,
+    **PUBLIC,
     "coupled": lambda: SSOLELoss(coupled=True, form="raw"),
-    "ole": OLELoss,
+    "w-mse": lambda: FirstTwo(subset_size=4),
+    "supervised": lambda: SupervisedLoss(classes=3, dims=D),
 }
 # (name, split, views, dtype). An odd number of views gives the processes different numbers of views.
 CASES = [
@@ -60,7 +69,23 @@ CASES = [
     ("ssole", "one image", 2, "float32"),
     ("coupled", "unequal", 2, "float64"),
     ("ole", "unequal", 3, "float64"),
+    *((name, "equal", 2, "float64") for name in PUBLIC if name not in ("ssole", "ole")),
+    *((name, "unequal", 3, "float64") for name in PUBLIC if name not in ("ssole", "ole")),
 ]
+
+
+def loss_of(name: str, z: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss with the same parameters and random draws everywhere, and the gradient of its parameters."""
+    torch.manual_seed(3)
+    module = LOSSES[name]()
+    value = module(z, labels) if isinstance(module, SupervisedLoss) else module(z)
+    value.backward()
+    grads = [parameter.grad.flatten() for parameter in module.parameters()]
+    return value, torch.cat(grads) if grads else torch.zeros(0)
+
+
+def labels_of(split: str) -> torch.Tensor:
+    return torch.arange(SPLITS[split][-1]) % 4 - 1
 
 
 def all_cases(rank: int) -> dict[str, torch.Tensor]:
@@ -72,10 +97,13 @@ def all_cases(rank: int) -> dict[str, torch.Tensor]:
         model = DistributedDataParallel(network(dtype))
         z = model(x)
         z.retain_grad()
-        loss = LOSSES[name]()(z)
-        loss.backward()
+        loss, own = loss_of(name, z, labels_of(split)[start:stop])
         key = f"{name} {split} {views} {dtype_name}"
         result |= {f"{key} value": loss, f"{key} weight": model.module.weight.grad, f"{key} z": z.grad}
+        result |= {f"{key} own": own}
+    torch.manual_seed(rank)
+    z = batch("equal", 2)[4 * rank : 4 * rank + 4]
+    result["other seeds"] = torch.stack([LeJEPALoss()(z), FirstTwo(subset_size=4)(z)])
     return result
 
 
@@ -87,14 +115,16 @@ def test_loss_and_gradient_under_ddp_equal_one_process(tmp_path):
         model = network(dtype)
         z = model(batch(split, views).to(dtype))
         z.retain_grad()
-        loss = LOSSES[name]()(z)
-        loss.backward()
+        loss, own = loss_of(name, z, labels_of(split))
         tolerance = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
         for rank in ranks:
             torch.testing.assert_close(rank[f"{key} value"], loss.detach(), **tolerance)
             torch.testing.assert_close(rank[f"{key} weight"], model.weight.grad, **tolerance)
+            torch.testing.assert_close(rank[f"{key} own"], own, **tolerance)
         # Gradients of z are not averaged, so each process holds world_size times its share.
         torch.testing.assert_close(torch.cat([rank[f"{key} z"] for rank in ranks]) / 2, z.grad, **tolerance)
+    # Also where generators differ, processes draw the same slices and sub-batches.
+    assert torch.equal(ranks[0]["other seeds"], ranks[1]["other seeds"])
 
 
 def collectives(rank: int) -> dict[str, torch.Tensor]:

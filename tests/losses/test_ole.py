@@ -68,3 +68,11 @@ def test_bad_input_is_quoted(z, labels, message):
 def test_bad_margin_is_quoted(margin):
     with pytest.raises(ValueError, match=f"margin.*{margin}"):
         OLELoss(margin)
+
+
+def test_terms_add_up():
+    z = embeddings(5, 3, 20)
+    terms = OLELoss().terms(z)
+    assert torch.equal(terms.total, OLELoss()(z))
+    assert terms.total.item() == pytest.approx(float(terms.low_rank - terms.high_rank), rel=1e-12)
+    assert terms.high_rank.item() == pytest.approx(norm(z.flatten(0, 1)).item() / 15, rel=1e-12)

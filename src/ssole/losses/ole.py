@@ -6,6 +6,7 @@ Shape suffixes: N rows, D embedding dimensions.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,17 @@ from torch import Tensor, nn
 from ssole import distributed
 from ssole.losses.checks import check_rows
 from ssole.losses.nuclear import nuclear_norm
+
+
+class OLETerms(NamedTuple):
+    """The loss and its terms: scalar tensors, differentiable."""
+
+    total: Tensor
+    """Loss: low_rank - high_rank."""
+    low_rank: Tensor
+    """Sum over classes of max(margin, nuclear norm), over the number of rows."""
+    high_rank: Tensor
+    """Nuclear norm of all rows, over their number."""
 
 
 class OLELoss(nn.Module):
@@ -50,6 +62,10 @@ class OLELoss(nn.Module):
         Raises:
             ValueError: wrong shape or dtype, NaN or infinity.
         """
+        return self.terms(z, labels).total
+
+    def terms(self, z: Tensor, labels: Tensor | None = None) -> OLETerms:
+        """Named terms of the loss, with the arguments and errors of `forward`."""
         self._check(z, labels)
         with torch.autocast(z.device.type, enabled=False):
             z = distributed.gather(z if z.dtype == torch.float64 else z.float())
@@ -62,7 +78,8 @@ class OLELoss(nn.Module):
                     [nuclear_norm(z[labels == label].flatten(0, -2)) for label in labels.unique()]
                 )
             rows_ND = z.flatten(0, -2)
-            return (class_norms.clamp(min=self.margin).sum() - nuclear_norm(rows_ND)) / len(rows_ND)
+            low, high, rows = class_norms.clamp(min=self.margin).sum(), nuclear_norm(rows_ND), len(rows_ND)
+            return OLETerms((low - high) / rows, low / rows, high / rows)
 
     def _check(self, z: Tensor, labels: Tensor | None) -> None:
         shape = tuple(z.shape)
