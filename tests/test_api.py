@@ -61,6 +61,44 @@ def test_overrides_by_name_dotted_name_and_group() -> None:
     assert (config.augment.crops[0].count, config.augment.crops[0].size) == (3, 6)
 
 
+class Spread(nn.Module):
+    """A loss of one's own, with a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        z = nn.functional.normalize(z.float(), dim=-1)
+        align = (z[:, 0] - z[:, 1]).square().sum(-1).mean()
+        return {"loss": align + self.scale * (z[:, 0] @ z[:, 0].T).square().mean(), "align": align}
+
+
+def test_a_loss_of_ones_own_trains_and_resumes_exactly() -> None:
+    settings: dict[str, Any] = {"steps": 8, "checkpoint_every": 2, "deterministic": True}
+    whole = pretrain(out="whole", loss=Spread(), **settings)
+    assert (whole.config.loss.name, whole.config.loss.module) == ("custom", "Spread")
+    assert whole.config.model.projector_dim == 8  # the recipe's projector stays
+    assert all({"loss", "align"} <= row.keys() for row in whole.metrics)
+
+    def crash(backbone: nn.Module) -> dict[str, float]:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        pretrain(out="half", loss=Spread(), evaluators={5: crash}, **settings)
+    with pytest.raises(ConfigError, match=r"code from Python \(Spread\).* pass loss=module to ssole.pretrain or ssole"):
+        ssole.resume("half", data=tiny.images(), progress=False)
+    half = ssole.resume("half", data=tiny.images(), loss=Spread(), progress=False)
+    assert half.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
+    last = "checkpoints/step-00000008.safetensors"
+    assert (half.path / last).read_bytes() == (whole.path / last).read_bytes()
+
+
+def test_a_recipe_cannot_name_code() -> None:
+    with pytest.raises(ConfigError, match="which no recipe or run folder holds"):
+        pretrain(out="run", **{"loss.name": "custom"})
+
+
 def test_epochs_replace_the_steps_of_the_recipe() -> None:
     assert len(pretrain(epochs=1).metrics) == tiny.STEPS_PER_EPOCH
 

@@ -9,6 +9,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from ssole.config import PretrainConfig, apply_overrides, load
 from ssole.data.sources import describe, is_in_memory, open_source
 from ssole.data.store import ImageStore
@@ -33,6 +35,7 @@ def pretrain(
     *,
     recipe: str | PathLike[str] = DEFAULT_RECIPE,
     out: str | PathLike[str] | None = None,
+    loss: nn.Module | Mapping[str, Any] | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
     **overrides: Any,
@@ -49,6 +52,9 @@ def pretrain(
             never uses them.
         recipe: name of a shipped recipe, or path of a YAML file.
         out: run folder; by default `runs/RECIPE`, with a number if that exists. Nothing is ever overwritten.
+        loss: a module of your own that maps embeddings (B, V, D), V views of B images, to a scalar or to named terms
+            (:func:`ssole.losses.terms.named_terms`); or settings of the recipe's loss, `loss={"name": "simclr"}`. The
+            weights of a module are trained and saved like the encoder's.
         evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. If
             the recipe sets `knn_every`, the default is kNN accuracy on the test split of the data, if it has labels.
         progress: show a progress bar.
@@ -63,9 +69,12 @@ def pretrain(
         NonFiniteLossError: training diverged; the message names the step.
         Interrupted: Ctrl-C or SIGTERM arrived, and a checkpoint was written; :func:`resume` continues from it.
     """
+    module = loss if isinstance(loss, nn.Module) else None
+    if loss is not None:
+        overrides["loss"] = loss if module is None else {"name": "custom", "module": type(module).__qualname__}
     config = load(recipe, **overrides)
     folder = Path(out) if out is not None else free_folder(Path("runs"), Path(recipe).stem)
-    return start(config, folder, data=data, evaluators=evaluators, progress=progress)
+    return start(config, folder, data=data, loss=module, evaluators=evaluators, progress=progress)
 
 
 def start(
@@ -73,10 +82,11 @@ def start(
     out: Path,
     *,
     data: Spec | None = None,
+    loss: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
 ) -> Run:
-    """Pretraining of a complete config in a new run folder; `data` replaces `config.data`."""
+    """Pretraining of a complete config in a new run folder; `data` and `loss` replace those of the config."""
     device = resolve_device(config.device)  # quick checks first, because data may take a while to open
     check_backbone(config)
     data = config.data if data is None else data
@@ -88,13 +98,14 @@ def start(
         run = create_run(out, config)  # only after all checks, so that a refused run leaves no folder
         record_images(run, len(store), store.source.ids_fingerprint)
         with lock_run(run):
-            return train(run, store, plan, device, evaluators=evaluators, progress=progress)
+            return train(run, store, plan, device, loss=loss, evaluators=evaluators, progress=progress)
 
 
 def resume(
     run: Run | str | PathLike[str],
     *,
     data: Spec | None = None,
+    loss: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
 ) -> Run:
@@ -103,6 +114,7 @@ def resume(
     Args:
         run: the run, or its folder.
         data: the images, needed only if the run was started on images in memory.
+        loss: the module, needed only if the run was started with one.
         evaluators, progress: as for :func:`pretrain`.
 
     Raises:
@@ -121,7 +133,7 @@ def resume(
         evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
         with lock_run(found):
             plan = make_plan(config, len(store))
-            return train(found, store, plan, device, evaluators=evaluators, progress=progress)
+            return train(found, store, plan, device, loss=loss, evaluators=evaluators, progress=progress)
 
 
 def _measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:

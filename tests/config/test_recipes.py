@@ -11,9 +11,9 @@ import pytest
 from ssole.config import (
     ConfigError,
     Crop,
-    LossConfig,
     OptimConfig,
     PretrainConfig,
+    SSOLEConfig,
     apply_overrides,
     from_dict,
     load,
@@ -32,8 +32,8 @@ def test_imagenet100_is_the_released_configuration() -> None:
     config = load("imagenet100")
     (crop,) = config.augment.crops
     assert (crop.count, crop.size, crop.scale) == (4, 224, (0.14, 1.0))
-    assert (config.model.projector_dim, config.model.projector_layers, config.model.projector_norm) == (4096, 3, "none")
-    assert config.loss == LossConfig(high_rank_weight=0.6, gamma=0.5)
+    assert config.projector == (3, 4096, 4096, "none")
+    assert config.loss == SSOLEConfig(high_rank_weight=0.6, gamma=0.5)
     assert config.optim == OptimConfig(name="sgd", lr=2.0, final_lr=0.002, weight_decay=1e-5)
     assert (config.batch_size, config.epochs) == (128, 100)
 
@@ -63,12 +63,12 @@ def test_overrides_reach_every_depth_and_leave_the_rest() -> None:
     config = apply_overrides(PretrainConfig(), overrides)
     assert config.augment.crops == (Crop(count=6, size=48),)
     assert config.optim == dataclasses.replace(OptimConfig(), lr=1.0)
-    assert config.loss == LossConfig(gamma=0.25)
+    assert config.loss == SSOLEConfig(gamma=0.25)
     assert config.epochs == 3
 
 
 def test_values_may_be_numpy_numbers_paths_or_configs() -> None:
-    given = {"batch_size": np.int64(8), "optim.lr": np.float32(0.5), "data": Path("a"), "loss": LossConfig(gamma=0.25)}
+    given = {"batch_size": np.int64(8), "optim.lr": np.float32(0.5), "data": Path("a"), "loss": SSOLEConfig(gamma=0.25)}
     config = apply_overrides(PretrainConfig(), given)
     assert (config.batch_size, config.optim.lr, config.data, config.loss.gamma) == (8, 0.5, "a", 0.25)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from oracle import embeddings, gradient, oracle_terms, relative
 
 from ssole import losses
-from ssole.config import LossConfig
+from ssole.config import SSOLEConfig
 from ssole.losses import SSOLELoss
 from ssole.losses.ssole import collapse
 
@@ -423,11 +423,12 @@ def test_more_rows_than_dimensions_warns_once():
 
 
 def test_arguments_are_the_fields_of_the_config():
-    fields = dataclasses.asdict(LossConfig(high_rank_weight=1.7, coupled=True))
+    fields = dataclasses.asdict(SSOLEConfig(high_rank_weight=1.7, coupled=True))
+    del fields["name"]
     loss = SSOLELoss(**fields, check_input=False)
     assert {name: getattr(loss, name) for name in fields} == fields
     defaults = {name: value.default for name, value in inspect.signature(SSOLELoss).parameters.items()}
-    assert defaults == {**dataclasses.asdict(LossConfig()), "normalize": True, "check_input": True}
+    assert {"name": "ssole"} | defaults == {**dataclasses.asdict(SSOLEConfig()), "normalize": True, "check_input": True}
 
 
 def test_options_show_in_repr():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import tiny
-from ssole.config import ConfigError, ModelConfig, PretrainConfig
+from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 from ssole.models.backbone import (
     check_backbone,
     create_backbone,
@@ -53,7 +53,7 @@ def test_unknown_backbones_get_suggestions() -> None:
 
 @pytest.mark.parametrize(("layers", "linear"), [(0, []), (1, [(5, 3)]), (3, [(5, 7), (7, 7), (7, 3)])])
 def test_projector_layers(layers: int, linear: list[tuple[int, int]]) -> None:
-    projector = create_projector(ModelConfig(projector_layers=layers, projector_hidden=7, projector_dim=3), 5)
+    projector = create_projector(Projector(layers, hidden=7, dim=3, norm="none"), 5)
     found = [(m.in_features, m.out_features) for m in projector.modules() if isinstance(m, nn.Linear)]
     assert found == linear
     assert not [m for m in projector.modules() if isinstance(m, (nn.BatchNorm1d, nn.LayerNorm))]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import tiny
+from ssole.errors import DataError
 from ssole.training.step import Learner, LossWatch, NonFiniteLossError
 from ssole.views import make_views
 
@@ -53,7 +56,7 @@ def test_a_step_is_gradient_descent_on_the_views_of_its_epoch() -> None:
 
 def test_weights_of_a_loss_are_trained_clipped_and_checked() -> None:
     loss = Contrast()
-    learner = Learner(tiny.config(), CPU, loss)
+    learner = Learner(tiny.config(), CPU, loss=loss)
     terms, z_BVD = learner.step(IMAGES[:4], IDS, epoch=0, lr=0.1)
     assert list(terms) == ["loss", "align", "spread"]
     assert z_BVD.shape == (4, 2, 8)
@@ -74,7 +77,7 @@ def test_embeddings_that_are_not_finite_name_the_step_and_other_errors_stay_them
             return z.mean(0)
 
     with pytest.raises(ValueError, match="Wrong must return a scalar tensor"):
-        Learner(tiny.config(), CPU, Wrong()).step(IMAGES[:4], IDS, epoch=0, lr=0.1)
+        Learner(tiny.config(), CPU, loss=Wrong()).step(IMAGES[:4], IDS, epoch=0, lr=0.1)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -90,3 +93,36 @@ def test_the_watch_names_the_first_step_wherever_it_looks(device: str) -> None:
         watch.add(4, torch.tensor(math.nan))
         watch.check()
     assert error.value.step == 3
+
+
+# Losses by name
+
+
+@pytest.mark.parametrize("name", ["ole", "simclr", "barlow-twins", "vicreg", "frossl", "mmcr", "lejepa"])
+def test_every_loss_of_a_recipe_trains(name: str) -> None:
+    settings = tiny.config(loss__name=name, model__projector_hidden=8, model__projector_dim=4)
+    learner = Learner(settings, CPU)
+    before = [p.detach().clone() for p in learner.encoder.parameters()]
+    terms, _ = learner.step(IMAGES[:8], torch.arange(8), epoch=0, lr=0.1)
+    assert math.isfinite(float(terms["loss"].detach()))
+    assert len(terms) >= 2
+    assert not all(torch.equal(a, b) for a, b in zip(before, learner.encoder.parameters(), strict=True))
+
+
+def test_the_supervised_loss_sees_the_labels_of_its_images() -> None:
+    labels = np.arange(22) % 3
+    learner = Learner(tiny.config(loss__name="supervised"), CPU, labels=labels)
+    seen = []
+    original = learner.loss.terms
+    learner.loss.terms = lambda z, y: seen.append(y.tolist()) or original(z, y)
+    ids = torch.tensor([5, 0, 7, 1])
+    terms, z_BVD = learner.step(IMAGES[ids], ids, epoch=0, lr=0.1)
+    assert seen == [[2, 0, 1, 1]]
+    assert z_BVD.shape == (4, 2, 16)  # features: there is no projector
+    assert float(terms["loss"].detach()) > 0
+
+
+@pytest.mark.parametrize("labels", [None, np.full(22, -1), np.zeros(22, np.int64)])
+def test_the_supervised_loss_needs_labels(labels: np.ndarray[Any, Any] | None) -> None:
+    with pytest.raises(DataError, match="'supervised' needs labels of at least two classes"):
+        Learner(tiny.config(loss__name="supervised"), CPU, labels=labels)

@@ -30,7 +30,9 @@ class PretrainArgs:
     """Views of each image; short for --augment.crops.0.count."""
     preset: Annotated[str | None, tyro.conf.arg(metavar="|".join(PRESETS), help_behavior_hint="")] = None
     """Usual augmentation for this kind of images. Replaces the recipe's augment settings except its crops."""
-    config: Annotated[PretrainConfig, tyro.conf.arg(name="")] = field(default_factory=PretrainConfig)
+    config: Annotated[PretrainConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(
+        default_factory=PretrainConfig
+    )
 
 
 def pretrain(argv: Sequence[str]) -> int:
@@ -63,7 +65,8 @@ def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
     """Parsed options, with the recipe's values as defaults, and the names of the options that were given."""
     given = {word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")}
     recipe, preset = _option(argv, "--recipe") or api.DEFAULT_RECIPE, _option(argv, "--preset")
-    config = load(recipe) if preset is None else load(recipe, preset=preset)
+    shaping = {"preset": preset, "loss.name": _option(argv, "--loss.name")}  # these decide which options there are
+    config = load(recipe, **{name: value for name, value in shaping.items() if value is not None})
     about = (
         f"{inspect.getdoc(pretrain)}\n\nRecipes: {', '.join(recipe_names())}.\n\n"
         f"Every setting of a recipe can be overridden. The defaults below are those of {recipe}."

@@ -8,18 +8,24 @@ fields freely, but do not rename any. Docstrings of fields are the help of `ssol
 
 from __future__ import annotations
 
+from ssole.config.losses import LOSS_CONFIGS, CustomConfig, LossConfig, Projector, SSOLEConfig
 from ssole.config.presets import PRESETS, view_preset
 from ssole.config.recipes import apply_overrides, from_dict, load, recipe_names, to_dict
-from ssole.config.schema import ConfigError, Crop, LossConfig, ModelConfig, OptimConfig, PretrainConfig, ViewRecipe
+from ssole.config.schema import Crop, ModelConfig, OptimConfig, PretrainConfig, ViewRecipe
+from ssole.errors import ConfigError
 
 __all__ = [
+    "LOSS_CONFIGS",
     "PRESETS",
     "ConfigError",
     "Crop",
+    "CustomConfig",
     "LossConfig",
     "ModelConfig",
     "OptimConfig",
     "PretrainConfig",
+    "Projector",
+    "SSOLEConfig",
     "ViewRecipe",
     "apply_overrides",
     "from_dict",

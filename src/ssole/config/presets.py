@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from ssole.config.schema import ConfigError, Crop, ViewRecipe
+from ssole.config.schema import Crop, ViewRecipe
+from ssole.errors import ConfigError
 
 _LARGE, _SMALL = (Crop(count=2, size=224),), (Crop(count=4, size=32),)
 _DIGITS = (Crop(count=4, size=32, scale=(0.5, 1.0)),)  # a smaller part of a character may look like another character

@@ -11,14 +11,17 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from ssole.config.losses import LOSS_CONFIGS, LossConfig, Projector
 from ssole.config.presets import view_preset
-from ssole.config.schema import ConfigError, Crop, LossConfig, ModelConfig, OptimConfig, PretrainConfig, ViewRecipe
+from ssole.config.schema import Crop, ModelConfig, OptimConfig, PretrainConfig, ViewRecipe
+from ssole.errors import ConfigError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
+Config = TypeVar("Config")
 _RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -73,14 +76,33 @@ def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
     Raises:
         ConfigError: an unknown key (with the closest known one), a value of the wrong type or out of range.
     """
+    config = _validated(PretrainConfig, {name: value for name, value in values.items() if name != "loss"})
+    return dataclasses.replace(config, loss=_loss_from_dict(values["loss"])) if "loss" in values else config
+
+
+def _loss_from_dict(values: Any) -> LossConfig:
+    """Settings of the loss that `name` chooses, by default SSOLE."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"loss must be a mapping of settings, got {values!r}")
+    name = values.get("name", "ssole")
+    if not isinstance(name, str) or name not in LOSS_CONFIGS:
+        close = difflib.get_close_matches(str(name), LOSS_CONFIGS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"no loss {name!r}.{hint} There are: {', '.join(LOSS_CONFIGS)}")
+    return _validated(LOSS_CONFIGS[name], values, "loss")
+
+
+def _validated(cls: type[Config], values: Mapping[str, Any], *prefix: str) -> Config:
+    """Config of a class from plain values; `prefix` is where its settings stand."""
     from pydantic import ValidationError
 
     try:
         # JSON in strict mode accepts a list for a tuple, but not "3" for 3, nor 1.5 for an integer
-        return _adapter().validate_json(_to_json(values), strict=True)
+        config: Config = _adapter(cls).validate_json(_to_json(values), strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
-        found = {_explain(item["type"], item["loc"], item["msg"], item["input"]) for item in error.errors()}
+        found = {_explain(item["type"], (*prefix, *item["loc"]), item["msg"], item["input"]) for item in error.errors()}
         raise ConfigError("; ".join(sorted(found))) from None
+    return config
 
 
 def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> PretrainConfig:
@@ -91,6 +113,7 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
             A dict value replaces only the fields it names. ``views`` is short for the count of the first crop group.
             ``preset`` replaces all of ``augment`` except its crops (see :func:`~ssole.config.presets.view_preset`).
             ``epochs`` without ``steps`` clears the recipe's own ``steps``, which would override it.
+            ``loss.name`` clears the recipe's own settings of loss and projector, which are those of another method.
 
     Raises:
         ConfigError: as :func:`from_dict`.
@@ -101,19 +124,25 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
         values["augment"] = to_dict(view_preset(str(preset))) | {"crops": values["augment"]["crops"]}
     if "epochs" in overrides:
         values["steps"] = None
+    loss = overrides.get("loss")
+    name = overrides.get("loss.name", loss.get("name") if isinstance(loss, Mapping) else None)
+    if name not in (None, values["loss"]["name"]):
+        values["loss"] = {"name": name}
+        if name != "custom":
+            values["model"] |= {f"projector_{field}": None for field in Projector._fields}
     for name, value in overrides.items():
         path = "augment.crops.0.count" if name == "views" else name
         _merge(values, path.split("."), json.loads(_to_json(value)), name)
     return from_dict(values)
 
 
-@lru_cache(maxsize=1)
-def _adapter() -> TypeAdapter[PretrainConfig]:
+@lru_cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter
 
-    for cls in (PretrainConfig, ViewRecipe, Crop, ModelConfig, LossConfig, OptimConfig):
-        cls.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[union-attr]
-    return TypeAdapter(PretrainConfig)
+    for one in (PretrainConfig, ViewRecipe, Crop, ModelConfig, OptimConfig, *LOSS_CONFIGS.values()):
+        one.__pydantic_config__ = {"extra": "forbid"}  # type: ignore[union-attr]
+    return TypeAdapter(cls)
 
 
 def _to_json(value: Any) -> str:
@@ -167,8 +196,13 @@ def _merge(node: Any, path: list[str], value: Any, name: str) -> None:
 def _field_paths(cls: type, prefix: str = "") -> Iterator[str]:
     """Dotted names of all settings below a config class."""
     for name, hint in typing.get_type_hints(cls).items():
+        if typing.get_origin(hint) is typing.ClassVar:
+            continue
         if dataclasses.is_dataclass(hint):
             yield from _field_paths(typing.cast(type, hint), f"{prefix}{name}.")
+        elif hint is LossConfig:
+            for loss in LOSS_CONFIGS.values():
+                yield from _field_paths(loss, f"{prefix}{name}.")
         else:
             yield prefix + name
 

@@ -9,20 +9,10 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ssole.config.losses import LossConfig, Projector, SSOLEConfig, check
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class ConfigError(ValueError):
-    """Error for a setting that is unknown, of the wrong type or out of range. The message names it.
-
-    For an unknown setting, the message also names the closest known one.
-    """
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +29,10 @@ class Crop:
     """Range of the crop's aspect ratio (width over height) before it is resized to a square."""
 
     def __post_init__(self) -> None:
-        _check(self.count >= 1, f"crop count must be at least 1, got {self.count}")
-        _check(self.size >= 4, f"crop size must be at least 4 pixels, got {self.size}")
-        _check(
-            0 < self.scale[0] <= self.scale[1] <= 1, f"crop scale must satisfy 0 < min <= max <= 1, got {self.scale}"
-        )
-        _check(0 < self.ratio[0] <= self.ratio[1], f"crop ratio must satisfy 0 < min <= max, got {self.ratio}")
+        check(self.count >= 1, f"crop count must be at least 1, got {self.count}")
+        check(self.size >= 4, f"crop size must be at least 4 pixels, got {self.size}")
+        check(0 < self.scale[0] <= self.scale[1] <= 1, f"crop scale must satisfy 0 < min <= max <= 1, got {self.scale}")
+        check(0 < self.ratio[0] <= self.ratio[1], f"crop ratio must satisfy 0 < min <= max, got {self.ratio}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,22 +71,22 @@ class ViewRecipe:
     """Standard deviation of each channel, the divisor after subtracting `mean`. None when `mean` is None."""
 
     def __post_init__(self) -> None:
-        _check(len(self.crops) >= 1, "a view recipe needs at least one crop group")
+        check(len(self.crops) >= 1, "a view recipe needs at least one crop group")
         for name in ("hflip", "vflip", "turn", "jitter", "grey", "blur", "solarize"):
-            _check(0 <= getattr(self, name) <= 1, f"{name} is a probability in [0, 1], got {getattr(self, name)}")
+            check(0 <= getattr(self, name) <= 1, f"{name} is a probability in [0, 1], got {getattr(self, name)}")
         for name in ("brightness", "contrast", "saturation"):
-            _check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
-        _check(0 <= self.hue <= 0.5, f"hue must be in [0, 0.5], got {self.hue}")
-        _check(
+            check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+        check(0 <= self.hue <= 0.5, f"hue must be in [0, 0.5], got {self.hue}")
+        check(
             0 < self.blur_sigma[0] <= self.blur_sigma[1],
             f"blur_sigma must satisfy 0 < min <= max, got {self.blur_sigma}",
         )
-        _check(
+        check(
             (self.mean is None) == (self.std is None), f"give both mean and std or neither, got {self.mean}, {self.std}"
         )
         if self.mean is not None and self.std is not None:
-            _check(min(self.std, default=0) > 0, f"std must be positive, got {self.std}")
-            _check(
+            check(min(self.std, default=0) > 0, f"std must be positive, got {self.std}")
+            check(
                 len(self.mean) == len(self.std),
                 f"mean and std need a number for each channel, got {len(self.mean)} and {len(self.std)}",
             )
@@ -141,44 +129,21 @@ class ModelConfig:
     """First layers of a ResNet: timm's (7x7, pooling), or a small convolution. `auto`: 3x3 up to 64 px, else timm's."""
     stem_init: Literal["timm", "whitening"] = "timm"
     """Initial weights of the first convolution: timm's random filters, or filters that whiten the first batch."""
-    projector_dim: int = 4096
-    """Embedding dimension D."""
-    projector_hidden: int = 4096
+    projector_dim: int | None = None
+    """Embedding dimension D. None, here and below: as published for the loss."""
+    projector_hidden: int | None = None
     """Width of the projector's hidden layers."""
-    projector_layers: int = 3
+    projector_layers: int | None = None
     """Number of linear layers of the projector; 0 for no projector."""
-    projector_norm: Literal["none", "batch", "layer"] = "none"
-    """Normalisation after each hidden layer of the projector. The released configuration has none."""
+    projector_norm: Literal["none", "batch", "layer"] | None = None
+    """Normalisation after each hidden layer of the projector. SSOLE's published one has none."""
 
     def __post_init__(self) -> None:
-        _check(self.projector_layers >= 0, f"projector_layers must be at least 0, got {self.projector_layers}")
+        layers = self.projector_layers
+        check(layers is None or layers >= 0, f"projector_layers must be at least 0, got {layers}")
         for name in ("projector_dim", "projector_hidden"):
-            _check(getattr(self, name) >= 1, f"{name} must be positive, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """SSOLE loss; :class:`ssole.SSOLELoss` explains each field."""
-
-    high_rank_weight: float = 0.6
-    """Weight of the high-rank term (spreads images apart); the low-rank term (brings views together) has weight 1."""
-    gamma: float = 0.5
-    """Share of the first of the high-rank term's two parts, in [0, 1]."""
-    form: Literal["cosine", "raw"] = "cosine"
-    """Form of the loss: terms on the scale of cosines, or the plain difference of nuclear norms."""
-    low_rank_features: Literal["deviations", "raw"] = "deviations"
-    """Ablation: `raw` uses the views themselves instead of their deviations from their mean."""
-    detach_mean: bool = False
-    """Ablation: no gradient through the mean over views."""
-    coupled: bool = False
-    """Ablation: one high-rank term over all views of all images, as in OLE."""
-    gradient: Literal["exact", "reference"] = "exact"
-    """Ablation: `reference` repeats the published code's error in the gradient of the low-rank term."""
-
-    def __post_init__(self) -> None:
-        weight = self.high_rank_weight
-        _check(0 <= weight < math.inf, f"high_rank_weight must be at least 0 and finite, got {weight}")
-        _check(0 <= self.gamma <= 1, f"gamma must be in [0, 1], got {self.gamma}")
+            value = getattr(self, name)
+            check(value is None or value >= 1, f"{name} must be positive, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,14 +168,14 @@ class OptimConfig:
     """Largest norm of the whole gradient; None (null in YAML) for no clipping."""
 
     def __post_init__(self) -> None:
-        _check(0 < self.lr < math.inf, f"lr must be positive and finite, got {self.lr}")
-        _check(0 <= self.final_lr <= self.lr, f"final_lr must be in [0, lr = {self.lr}], got {self.final_lr}")
-        _check(self.warmup_steps >= 0, f"warmup_steps must be at least 0, got {self.warmup_steps}")
-        _check(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}")
-        _check(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
-        _check(all(0 <= beta < 1 for beta in self.betas), f"betas must be in [0, 1), got {self.betas}")
+        check(0 < self.lr < math.inf, f"lr must be positive and finite, got {self.lr}")
+        check(0 <= self.final_lr <= self.lr, f"final_lr must be in [0, lr = {self.lr}], got {self.final_lr}")
+        check(self.warmup_steps >= 0, f"warmup_steps must be at least 0, got {self.warmup_steps}")
+        check(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}")
+        check(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+        check(all(0 <= beta < 1 for beta in self.betas), f"betas must be in [0, 1), got {self.betas}")
         clip = self.clip_grad_norm
-        _check(clip is None or clip > 0, f"clip_grad_norm must be positive, or None for no clipping, got {clip}")
+        check(clip is None or clip > 0, f"clip_grad_norm must be positive, or None for no clipping, got {clip}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +214,7 @@ class PretrainConfig:
     """Steps between measurements of kNN accuracy. Needs labels and a test split, which training does not see."""
     augment: ViewRecipe = field(default_factory=ViewRecipe)
     model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
+    loss: LossConfig = field(default_factory=SSOLEConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     @property
@@ -257,28 +222,32 @@ class PretrainConfig:
         """Channels of the encoder's input: `channels`, or 3 for photographs."""
         return self.channels or 3
 
+    @property
+    def projector(self) -> Projector:
+        """Shape of the projector: what `model` says, else what was published for the loss."""
+        given = {name: getattr(self.model, f"projector_{name}") for name in Projector._fields}
+        return self.loss.projector._replace(**{name: value for name, value in given.items() if value is not None})
+
     def __post_init__(self) -> None:
         for name in ("channels", "epochs", "steps", "checkpoint_every", "log_every", "knn_every"):
             value = getattr(self, name)
-            _check(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+            check(value is None or value >= 1, f"{name} must be at least 1, got {value}")
         given, wanted = self.augment.mean, self.input_channels
-        _check(
+        check(
             given is None or len(given) == wanted,
             f"augment.mean and std need {wanted} numbers for channels = {self.channels}, got {given}: "
             "with null they are measured",
         )
-        _check(
+        check(
             wanted == 3 or not self.augment.colour_operations,
             f"{' and '.join(self.augment.colour_operations)} need red, green and blue, and channels is {wanted}: "
             "set them to 0, or use the preset 'channels'",
         )
-        _check(0 <= self.max_unreadable <= 1, f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
-        _check(
+        check(0 <= self.max_unreadable <= 1, f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
+        check(
             self.cache_gb is None or 0 <= self.cache_gb < math.inf, f"cache_gb must be at least 0, got {self.cache_gb}"
         )
-        _check(
-            self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}: SSOLE spreads images apart"
-        )
-        _check(
+        check(self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}: SSOLE spreads images apart")
+        check(
             self.augment.views >= 2, f"at least 2 views of each image are needed, the recipe makes {self.augment.views}"
         )

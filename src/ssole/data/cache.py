@@ -7,10 +7,9 @@ The cache of one set of images is a folder of
     about.json   description of the cache, for people to read
     .lock        held by a process while it appends
 
-Several processes can share one cache. Each appends the images that it decodes and finds the images of the others. Each
-holds a shared lock on pixels.bin while the cache is open, so that no process removes a cache in use. A record is
-written after its pixels, and a process compares the pixels with the checksum when it first reads them. So after a
-killed process, a full disk or a power cut, every image is either right or decoded again.
+Several processes can share one cache. Each appends the images that it decodes and finds those of the others. A shared
+lock on pixels.bin keeps a cache in use from being removed. A record is written after its pixels, and whoever first
+reads these compares them with the checksum. So after a kill or a power cut every image is right, or decoded again.
 """
 
 from __future__ import annotations

@@ -50,8 +50,7 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
             * a list of image files, ``.txt``, ``.csv`` or ``.tsv`` (:class:`ListSource`);
             * a parquet file (:class:`ParquetSource`) or tar shard (:class:`TarSource`), several, a folder of them, or a
               pattern such as ``"data/*.parquet"`` or ``"shard-{0000..0099}.tar"``;
-            * a NumPy file, ``.npy`` or ``.npz`` (:func:`~ssole.data.arrays.open_npy`,
-              :func:`~ssole.data.arrays.open_npz`);
+            * a NumPy file, ``.npy`` or ``.npz`` (:mod:`ssole.data.arrays`);
             * any of these files, patterns, or folders of parquet files or tars, behind a URL that fsspec reads, such as
               ``s3://``, ``gs://``, ``hf://``, ``https://``;
             * several image files, as a sequence of paths or URLs;

@@ -1,7 +1,6 @@
 """ImageStore: the decoded images of a source by index, from memory, from the cache or decoded ahead of use.
 
-A store is the one place that records which images cannot be read: `unreadable` lists them as (index, id, reason), and
-`readable` is a boolean mask (N,) of the others.
+A store alone records unreadable images: `unreadable` lists (index, id, reason); `readable` is a mask of the others.
 """
 
 from __future__ import annotations
@@ -31,9 +30,8 @@ from ssole.runtime import decoding_threads, total_memory, usable_cpus
 
 AHEAD = 2
 """Batches that may be decoded ahead of the one in use."""
-
-_PROBES = 32  # images, evenly spaced over the set, that must share a size before everything is decoded
-_CHUNK = 256  # images that a thread decodes in one task: so many that the pool's own cost does not matter
+# Evenly spaced images that must share a size before all are decoded; and images that a thread decodes in one task.
+_PROBES, _CHUNK = 32, 256
 
 
 class ImageStore:
@@ -166,12 +164,12 @@ class ImageStore:
     def channel_statistics(self, sample: int = 1000) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, in units of the full range (255, or 65535 for uint16).
 
-        Measured on up to `sample` evenly spaced images. All have the same weight, small or large.
+        Up to `sample` evenly spaced images are measured; all have the same weight, small or large.
         """
         if sample < 1:
             raise DataError(f"sample must be at least 1 image; got {sample}.")
-        chosen = evenly_spaced(len(self), sample)
-        return mean_and_std([m for k in range(0, len(chosen), 64) for m in map(moments, self.get(chosen[k : k + 64]))])
+        parts = torch.tensor(evenly_spaced(len(self), sample)).split(64)
+        return mean_and_std([m for part in parts for m in map(moments, self.get(part))])
 
     def hint(self) -> str | None:
         """One line on how to get images sooner; None in memory, or while the cache, which will help, is filling."""

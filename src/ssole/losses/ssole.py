@@ -51,7 +51,7 @@ class SSOLELoss(nn.Module):
     process and equals that of one process with the concatenated batch. The gradient does too once it is averaged over
     processes, as DistributedDataParallel does.
 
-    Except for `normalize` and `check_input`, the arguments are the fields of `ssole.config.LossConfig`.
+    Except for `normalize` and `check_input`, the arguments are the fields of `ssole.config.SSOLEConfig`.
 
     Args:
         high_rank_weight: weight of the high-rank term, finite and at least 0.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssole.config import ConfigError, ModelConfig, PretrainConfig
+from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 
 SMALL_IMAGE = 64  # pixels: up to this side, a ResNet's 7x7 stride-2 stem and pooling leave too few positions
 
@@ -36,7 +36,7 @@ def create_encoder(config: PretrainConfig) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = create_backbone(config.model, config.augment.image_size, channels=config.input_channels)
-        return Encoder(backbone, create_projector(config.model, feature_dim(backbone)))
+        return Encoder(backbone, create_projector(config.projector, feature_dim(backbone)))
 
 
 def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) -> nn.Module:
@@ -119,20 +119,20 @@ def _has_resnet_stem(model: nn.Module) -> bool:
     return isinstance(conv, nn.Conv2d) and conv.kernel_size == (7, 7) and hasattr(model, "maxpool")
 
 
-def create_projector(config: ModelConfig, features: int) -> nn.Module:
-    """MLP from features to D dimensions, with ReLU between its layers; see :class:`ModelConfig` for the options."""
-    if config.projector_layers == 0:
+def create_projector(shape: Projector, features: int) -> nn.Module:
+    """MLP from features to D dimensions, with ReLU between its layers."""
+    if shape.layers == 0:
         return nn.Identity()
-    norm = {"none": None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[config.projector_norm]
+    norm = {"none": None, "batch": nn.BatchNorm1d, "layer": nn.LayerNorm}[shape.norm]
     layers: list[nn.Module] = []
     width = features
-    for _ in range(config.projector_layers - 1):
-        layers.append(nn.Linear(width, config.projector_hidden, bias=norm is None))
+    for _ in range(shape.layers - 1):
+        layers.append(nn.Linear(width, shape.hidden, bias=norm is None))
         if norm is not None:
-            layers.append(norm(config.projector_hidden))
+            layers.append(norm(shape.hidden))
         layers.append(nn.ReLU(inplace=True))
-        width = config.projector_hidden
-    layers.append(nn.Linear(width, config.projector_dim))
+        width = shape.hidden
+    layers.append(nn.Linear(width, shape.dim))
     return nn.Sequential(*layers)
 
 

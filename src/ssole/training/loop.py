@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 import torch
+from torch import nn
 
 from ssole.config import ConfigError
 from ssole.data.store import ImageStore
@@ -39,18 +40,17 @@ def train(
     plan: Plan,
     device: torch.device,
     *,
+    loss: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
 ) -> Run:
     """Train a run to its end, from its newest checkpoint if it has one.
 
-    `evaluators` is {steps: f}: every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl.
-
-    Raises:
-        NonFiniteLossError, Interrupted, DataError, ConfigError.
+    `loss` replaces the config's. `evaluators` is {steps: f}: every so many steps, and at the end, f(backbone) gives
+    figures for metrics.jsonl. Raises NonFiniteLossError, Interrupted, DataError or ConfigError.
     """
     config, evaluators = run.config, _checked(evaluators or {})
-    learner = Learner(config, device)
+    learner = Learner(config, device, loss=loss, labels=store.labels)
     done = _resume(run, learner, plan)
     feed = Feed(store, device)
     monitor = Monitor(run, _title(learner, plan), total=plan.total, done=done, feed=feed, progress=progress)
@@ -70,10 +70,9 @@ def train(
                 learner.check_losses()
                 monitor.log(epoch, lr, terms, z_BVD)
 
-            for every, evaluator in evaluators.items():
-                if last or _due(step, every):
-                    monitor.evaluate(evaluator, learner.encoder.backbone)
-                    learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
+            for evaluator in (f for every, f in evaluators.items() if last or _due(step, every)):
+                monitor.evaluate(evaluator, learner.encoder.backbone)
+                learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
 
             if last or _due(step, config.checkpoint_every) or plan.ends_epoch(step) or stopping:
                 record_unreadable(run, store.unreadable)

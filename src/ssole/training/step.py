@@ -12,14 +12,17 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from ssole.config import PretrainConfig
-from ssole.losses import SSOLELoss
+from ssole.config import ConfigError, CustomConfig, PretrainConfig
+from ssole.errors import DataError
+from ssole.losses import LOSSES
 from ssole.losses.checks import EmbeddingError
 from ssole.losses.terms import named_terms
-from ssole.models.backbone import Encoder, create_encoder, whiten_stem
+from ssole.models.backbone import Encoder, create_encoder, feature_dim, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.models.cpu import speed_up_convolutions
 from ssole.rng import Use, bits
@@ -60,6 +63,7 @@ class Learner:
         config: the settings of the run; initial weights are a function of `config.seed`.
         device: where encoder and loss are placed.
         loss: a module of your own, in place of the one that `config.loss` names.
+        labels: int64 (N,) of all images, -1 where unknown; only losses with `needs_labels` see them.
 
     Attributes:
         encoder: in training mode, in the form that trains fastest on the device; its weights and their names are those
@@ -70,15 +74,21 @@ class Learner:
         steps_done: number of steps taken so far; a restored checkpoint sets it.
     """
 
-    def __init__(self, config: PretrainConfig, device: torch.device, loss: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        device: torch.device,
+        *,
+        loss: nn.Module | None = None,
+        labels: NDArray[np.int64] | None = None,
+    ) -> None:
         if device.type == "cpu":
             keep_freed_memory()
         self.config, self.device = config, device
         self.encoder = _trainable_encoder(config, device)
-        # Looking at values makes an accelerator wait. There, the loss watch finds NaN and infinity later.
-        if loss is None:
-            loss = SSOLELoss(**dataclasses.asdict(config.loss), check_input=device.type == "cpu")
-        self.loss = loss.to(device).train()
+        self.loss = (create_loss(config, self.encoder, labels) if loss is None else loss).to(device).train()
+        needs_labels = bool(getattr(self.loss, "needs_labels", False))
+        self._labels = torch.from_numpy(labels) if needs_labels and labels is not None else None
         self.modules = nn.ModuleDict({"encoder": self.encoder, "loss": self.loss})
         self.optimizer = create_optimizer(self.modules, config.optim)
         self.steps_done = 0
@@ -99,14 +109,15 @@ class Learner:
         views = make_views(images, ids, recipe=self.config.augment, seed=self.config.seed, epoch=epoch)
         if self.steps_done == 0 and self.config.model.stem_init == "whitening":
             whiten_stem(self.encoder.backbone, views[0].flatten(0, 1))
-        return self.step_on_views(views, lr=lr)
+        labels = () if self._labels is None else (self._labels[ids.cpu()].to(self.device),)
+        return self.step_on_views(views, *labels, lr=lr)
 
-    def step_on_views(self, views: list[torch.Tensor], *, lr: float) -> StepResult:
+    def step_on_views(self, views: list[torch.Tensor], *labels: torch.Tensor, lr: float) -> StepResult:
         """Take one training step on views that are made already, one tensor (B, V_g, C, S_g, S_g) a crop group."""
         set_learning_rate(self.optimizer, lr)
         _seed_layers(self.config.seed, self.steps_done)
         z_BVD = self.embed(views)
-        terms = self.loss_terms(z_BVD)
+        terms = self.loss_terms(z_BVD, *labels)
         self._watch.add(self.steps_done + 1, terms["loss"])
         self.descend(terms["loss"])
         self.steps_done += 1
@@ -122,10 +133,10 @@ class Learner:
             ]
         return torch.cat(groups, dim=1)
 
-    def loss_terms(self, z_BVD: torch.Tensor) -> dict[str, torch.Tensor]:
+    def loss_terms(self, z_BVD: torch.Tensor, *labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named loss terms of embeddings, the total first; an error that names the step if these are not finite."""
         try:
-            return named_terms(self.loss, z_BVD)
+            return named_terms(self.loss, z_BVD, *labels)
         except (EmbeddingError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             raise NonFiniteLossError(self.steps_done + 1, str(error)) from error
 
@@ -192,6 +203,31 @@ class LossWatch:
         for step, loss in zip(steps, torch.stack(losses).tolist(), strict=True):
             if not math.isfinite(loss):
                 raise NonFiniteLossError(step, f"the loss is {loss}")
+
+
+def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int64] | None = None) -> nn.Module:
+    """Loss that a config names, for the embeddings of an encoder.
+
+    Raises:
+        ConfigError: the config records a module that was given in Python.
+        DataError: the loss needs labels, and there are none.
+    """
+    if isinstance(config.loss, CustomConfig):
+        raise ConfigError(
+            f"the loss is code from Python ({config.loss.module}), which no recipe or run folder holds: pass "
+            "loss=module to ssole.pretrain or ssole.resume"
+        )
+    fields = dataclasses.asdict(config.loss)
+    name = fields.pop("name")
+    if name == "supervised":
+        if labels is None or labels.max() < 1:
+            raise DataError("the loss 'supervised' needs labels of at least two classes, and the images have none")
+        dims = config.projector.dim if config.projector.layers else feature_dim(encoder.backbone)
+        fields |= {"classes": int(labels.max()) + 1, "dims": dims}
+    # Looking at values makes an accelerator wait. There, the loss watch finds NaN and infinity later.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # for losses that have weights
+        return LOSSES[name](**fields, check_input=next(encoder.parameters()).device.type == "cpu")
 
 
 def _trainable_encoder(config: PretrainConfig, device: torch.device) -> Encoder:

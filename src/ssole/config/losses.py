@@ -1,0 +1,246 @@
+"""Settings of the losses: one frozen dataclass a method, chosen by `loss.name`.
+
+Fields are arguments of the classes in :mod:`ssole.losses`, which explain them. Each method's published projector stands
+in `projector`; the model takes it where `model.projector_*` are left open. Sources are in docs/losses.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+from ssole.errors import ConfigError
+
+
+def check(ok: bool, message: str) -> None:
+    """Raise a ConfigError with the message unless `ok`."""
+    if not ok:
+        raise ConfigError(message)
+
+
+def _check_weight(name: str, value: float) -> None:
+    check(0 <= value < math.inf, f"{name} must be at least 0 and finite, got {value}")
+
+
+class Projector(NamedTuple):
+    """Shape of a projector, an MLP with ReLU between its layers."""
+
+    layers: int
+    """Number of linear layers; 0 for no projector."""
+    hidden: int
+    """Width of the hidden layers."""
+    dim: int
+    """Embedding dimension D."""
+    norm: Literal["none", "batch", "layer"]
+    """Normalisation after each hidden layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSOLEConfig:
+    """SSOLE loss; :class:`ssole.SSOLELoss` explains each field."""
+
+    projector: ClassVar[Projector] = Projector(3, 4096, 4096, "none")
+    name: Literal["ssole"] = "ssole"
+    """Loss: ssole, ole, simclr, barlow-twins, vicreg, frossl, mmcr, w-mse, lejepa or supervised. Choose it first."""
+    high_rank_weight: float = 0.6
+    """Weight of the high-rank term (spreads images apart); the low-rank term (brings views together) has weight 1."""
+    gamma: float = 0.5
+    """Share of the first of the high-rank term's two parts, in [0, 1]."""
+    form: Literal["cosine", "raw"] = "cosine"
+    """Form of the loss: terms on the scale of cosines, or the plain difference of nuclear norms."""
+    low_rank_features: Literal["deviations", "raw"] = "deviations"
+    """Ablation: `raw` uses the views themselves instead of their deviations from their mean."""
+    detach_mean: bool = False
+    """Ablation: no gradient through the mean over views."""
+    coupled: bool = False
+    """Ablation: one high-rank term over all views of all images, as in OLE."""
+    gradient: Literal["exact", "reference"] = "exact"
+    """Ablation: `reference` repeats the published code's error in the gradient of the low-rank term."""
+
+    def __post_init__(self) -> None:
+        _check_weight("high_rank_weight", self.high_rank_weight)
+        check(0 <= self.gamma <= 1, f"gamma must be in [0, 1], got {self.gamma}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OLEConfig:
+    """OLE loss without labels, each image its own class; the failing ancestor of SSOLE."""
+
+    projector: ClassVar[Projector] = SSOLEConfig.projector
+    name: Literal["ole"] = "ole"
+    """Loss, as in the other methods."""
+    margin: float = 1.0
+    """Norm below which a class is not pushed down further."""
+
+    def __post_init__(self) -> None:
+        _check_weight("margin", self.margin)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimCLRConfig:
+    """NT-Xent loss of SimCLR (Chen et al. 2020)."""
+
+    projector: ClassVar[Projector] = Projector(2, 2048, 128, "batch")
+    name: Literal["simclr"] = "simclr"
+    """Loss, as in the other methods."""
+    temperature: float = 0.1
+    """Temperature tau; published: 0.1 on ImageNet with large batches, 0.5 on CIFAR-10."""
+
+    def __post_init__(self) -> None:
+        check(0 < self.temperature < math.inf, f"temperature must be above 0 and finite, got {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarlowTwinsConfig:
+    """Barlow Twins loss (Zbontar et al. 2021)."""
+
+    projector: ClassVar[Projector] = Projector(3, 8192, 8192, "batch")
+    name: Literal["barlow-twins"] = "barlow-twins"
+    """Loss, as in the other methods."""
+    redundancy_weight: float = 5e-3
+    """Weight of the correlations between different dimensions."""
+
+    def __post_init__(self) -> None:
+        _check_weight("redundancy_weight", self.redundancy_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VICRegConfig:
+    """VICReg loss (Bardes et al. 2022)."""
+
+    projector: ClassVar[Projector] = Projector(3, 8192, 8192, "batch")
+    name: Literal["vicreg"] = "vicreg"
+    """Loss, as in the other methods."""
+    invariance_weight: float = 25.0
+    """Weight of the distance between views."""
+    variance_weight: float = 25.0
+    """Weight of the hinge on each dimension's standard deviation."""
+    covariance_weight: float = 1.0
+    """Weight of the covariances between different dimensions."""
+
+    def __post_init__(self) -> None:
+        for name in ("invariance_weight", "variance_weight", "covariance_weight"):
+            _check_weight(name, getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FroSSLConfig:
+    """FroSSL loss (Skean et al. 2024)."""
+
+    projector: ClassVar[Projector] = Projector(3, 2048, 1024, "batch")
+    name: Literal["frossl"] = "frossl"
+    """Loss, as in the other methods."""
+    invariance_weight: float = 1.0
+    """Weight of the distance between views and their mean."""
+
+    def __post_init__(self) -> None:
+        _check_weight("invariance_weight", self.invariance_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMCRConfig:
+    """MMCR loss (Yerxa et al. 2023)."""
+
+    projector: ClassVar[Projector] = Projector(3, 8192, 512, "batch")
+    name: Literal["mmcr"] = "mmcr"
+    """Loss, as in the other methods."""
+    local_weight: float = 0.0
+    """Weight of the nuclear norm of each image's views."""
+
+    def __post_init__(self) -> None:
+        _check_weight("local_weight", self.local_weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WMSEConfig:
+    """W-MSE loss (Ermolov et al. 2021)."""
+
+    projector: ClassVar[Projector] = Projector(2, 1024, 64, "batch")
+    name: Literal["w-mse"] = "w-mse"
+    """Loss, as in the other methods."""
+    subset_size: int | None = None
+    """Images whitened together. None: twice the embedding dimension."""
+    iterations: int = 1
+    """Number of random splits into sub-batches."""
+    shrinkage: float = 0.0
+    """Share of the identity in the covariance, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        check(self.subset_size is None or self.subset_size >= 2, f"subset_size must be 2 or more: {self.subset_size}")
+        check(self.iterations >= 1, f"iterations must be at least 1, got {self.iterations}")
+        check(0 <= self.shrinkage < 1, f"shrinkage must be in [0, 1), got {self.shrinkage}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeJEPAConfig:
+    """LeJEPA loss, with SIGReg (Balestriero and LeCun 2025)."""
+
+    projector: ClassVar[Projector] = Projector(3, 2048, 64, "batch")
+    name: Literal["lejepa"] = "lejepa"
+    """Loss, as in the other methods."""
+    sigreg_weight: float = 0.05
+    """Share of SIGReg against the distance between views, in [0, 1]."""
+    slices: int = 1024
+    """Number of random directions."""
+    knots: int = 17
+    """Points at which the characteristic functions are compared."""
+    domain: float = 5.0
+    """Largest of these points."""
+
+    def __post_init__(self) -> None:
+        check(0 <= self.sigreg_weight <= 1, f"sigreg_weight must be in [0, 1], got {self.sigreg_weight}")
+        check(self.slices >= 1, f"slices must be at least 1, got {self.slices}")
+        check(self.knots >= 2, f"knots must be at least 2, got {self.knots}")
+        check(0 < self.domain < math.inf, f"domain must be above 0 and finite, got {self.domain}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig:
+    """Cross-entropy with the labels, on the same views: the upper bound of the other methods."""
+
+    projector: ClassVar[Projector] = Projector(0, 1, 1, "none")
+    name: Literal["supervised"] = "supervised"
+    """Loss, as in the other methods."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomConfig:
+    """Record of a loss that was given as a module, `ssole.pretrain(..., loss=module)`. A recipe cannot name code."""
+
+    projector: ClassVar[Projector] = SSOLEConfig.projector
+    name: Literal["custom"] = "custom"
+    """Loss, as in the other methods."""
+    module: str = ""
+    """Name of the module's class, for the record."""
+
+
+LossConfig = (
+    SSOLEConfig
+    | OLEConfig
+    | SimCLRConfig
+    | BarlowTwinsConfig
+    | VICRegConfig
+    | FroSSLConfig
+    | MMCRConfig
+    | WMSEConfig
+    | LeJEPAConfig
+    | SupervisedConfig
+    | CustomConfig
+)
+"""Settings of any loss."""
+
+LOSS_CONFIGS: dict[str, type[LossConfig]] = {
+    "ssole": SSOLEConfig,
+    "ole": OLEConfig,
+    "simclr": SimCLRConfig,
+    "barlow-twins": BarlowTwinsConfig,
+    "vicreg": VICRegConfig,
+    "frossl": FroSSLConfig,
+    "mmcr": MMCRConfig,
+    "w-mse": WMSEConfig,
+    "lejepa": LeJEPAConfig,
+    "supervised": SupervisedConfig,
+    "custom": CustomConfig,
+}
+"""Config classes by the name that a recipe gives the loss."""
