@@ -15,17 +15,17 @@ from ssole import distributed
 from ssole.losses.checks import check_embeddings, check_rows
 
 
-class HasTotal(Protocol):
+class _HasTotal(Protocol):
     """Named terms with the loss as `total`."""
 
     @property
     def total(self) -> Tensor: ...
 
 
-Terms = TypeVar("Terms", bound=HasTotal)
+_Terms = TypeVar("_Terms", bound=_HasTotal)
 
 
-class EmbeddingLoss(nn.Module, Generic[Terms]):
+class EmbeddingLoss(nn.Module, Generic[_Terms]):
     """Loss of the embeddings of a global batch: checks, precision and processes; subclasses add the formula.
 
     The loss is computed in float32, or in float64 for float64, outside autocast.
@@ -57,12 +57,12 @@ class EmbeddingLoss(nn.Module, Generic[Terms]):
         """
         return self.terms(z).total
 
-    def terms(self, z: Tensor) -> Terms:
+    def terms(self, z: Tensor) -> _Terms:
         """Named terms of the loss, with the arguments and errors of `forward`."""
         with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
             return self._terms(self._global_batch(z))
 
-    def _terms(self, z_BVD: Tensor) -> Terms:
+    def _terms(self, z_BVD: Tensor) -> _Terms:
         raise NotImplementedError
 
     def _global_batch(self, z: Tensor) -> Tensor:

@@ -31,7 +31,9 @@ class FroSSLTerms(NamedTuple):
 
 
 class FroSSLLoss(EmbeddingLoss[FroSSLTerms]):
-    r"""Sum over views v of log ||C_v||_F^2 + invariance_weight * V / B * ||U_v - mean over views of U||_F^2.
+    r"""FroSSL loss, the sum over views v of
+
+        log ||C_v||_F^2 + invariance_weight * V / B * ||U_v - mean over views of U||_F^2
 
     U_v is the (B, D) batch in view v whose columns are scaled to unit length, and C_v = U_v^T U_v / D, of trace 1, its
     normalised second-moment matrix. As in the authors' code for several views, columns are not centred. Source: Skean,

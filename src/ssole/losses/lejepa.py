@@ -49,7 +49,7 @@ class LeJEPALoss(EmbeddingLoss[LeJEPATerms]):
     Args:
         sigreg_weight: weight of SIGReg, in [0, 1]; invariance has the rest.
         slices: number of random directions.
-        knots: number of points of the trapezoidal rule, at least 3.
+        knots: number of points of the trapezoidal rule, at least 2.
         domain: largest t of the integral, above 0.
         check_input: whether to look for NaN and infinity, for which an accelerator must wait.
     """
@@ -68,7 +68,7 @@ class LeJEPALoss(EmbeddingLoss[LeJEPATerms]):
             raise ValueError(f"sigreg_weight must be in [0, 1], got {sigreg_weight}")
         self.sigreg_weight = sigreg_weight
         self.slices = check_count("slices", slices, 1)
-        self.knots = check_count("knots", knots, 3)
+        self.knots = check_count("knots", knots, 2)
         self.domain = check_number("domain", domain, positive=True)
 
     def extra_repr(self) -> str:

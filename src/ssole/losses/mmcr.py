@@ -28,7 +28,9 @@ class MMCRTerms(NamedTuple):
 
 
 class MMCRLoss(EmbeddingLoss[MMCRTerms]):
-    r"""Maximum manifold capacity representations: -||C||_* + local_weight * mean over images of ||Z_i||_*.
+    r"""Loss of maximum manifold capacity representations:
+
+        -||C||_* + local_weight * mean over images i of ||Z_i||_*
 
     Z_i are the (V, D) views of image i with rows scaled to unit length, C is the (B, D) matrix of their means over
     views, and ||.||_* the nuclear norm. Source: Yerxa, Kuang, Simoncelli and Chung, "Learning Efficient Coding of

@@ -31,11 +31,13 @@ class WMSETerms(NamedTuple):
 
 
 class WMSELoss(EmbeddingLoss[WMSETerms]):
-    r"""Whitening mean squared error: mean over images and pairs of views of ||w_v / |w_v| - w_u / |w_u|||^2.
+    r"""Whitening mean squared error: mean over images and pairs of views (v, u) of
 
-    w_v = L^-1 (z_v - mean) are the embeddings of view v, whitened over a random sub-batch, with L the Cholesky factor
-    of (1 - shrinkage) * covariance + shrinkage * I, which is float64. Whitening needs more images than dimensions.
-    Source: Ermolov, Siarohin, Sangineto and Sebe, "Whitening for Self-Supervised Representation Learning" (ICML 2021).
+        ||w_v - w_u||^2 = 2 - 2 cos(w_v, w_u),        w_v = L^-1 (z_v - mean), scaled to unit length
+
+    L is the Cholesky factor of (1 - shrinkage) * covariance + shrinkage * I, in float64. Mean and covariance are those
+    of view v over a random sub-batch, which needs more images than dimensions. Source: Ermolov, Siarohin, Sangineto and
+    Sebe, "Whitening for Self-Supervised Representation Learning" (ICML 2021).
 
     The batch is split into as many sub-batches of `subset_size` as it holds; images left over are spread over them. The
     split is drawn from torch's global generator, which training seeds from the run's seed and the step. Processes agree
