@@ -1,4 +1,4 @@
-"""What every test stands on: two threads, fixed seeds, a cache of its own, no downloads."""
+"""What every test stands on: few threads, fixed seeds, a cache of its own, no downloads."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import os
 import random
 from collections.abc import Iterator
 
+# Two workers of pytest-xdist share two cores: more threads than cores would wait for each other by spinning.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
 # Read by the thread pools and by matplotlib when they are first imported, which is after this file.
-os.environ["OMP_NUM_THREADS"] = "2"
-os.environ["MKL_NUM_THREADS"] = "2"
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(THREADS)
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["MPLBACKEND"] = "Agg"
 # A test that would download fails instead, everywhere alike.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(THREADS)
 
 # The same examples on every machine and run, and no limit on time: machines that run tests are busy machines.
 hypothesis.settings.register_profile("ssole", derandomize=True, deadline=None, database=None)
@@ -45,4 +47,4 @@ def torch_as_it_was() -> Iterator[None]:
     yield
     torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)

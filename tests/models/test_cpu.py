@@ -117,7 +117,9 @@ def test_other_convolutions_are_left_alone(conv: nn.Conv2d) -> None:
 
 
 @pytest.mark.parametrize(("images", "size", "stride"), [(3, 7, 1), (3, 8, 2), (130, 16, 1)])
-def test_bfloat16_gradient_of_1x1_convolutions_on_large_maps(images: int, size: int, stride: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bfloat16_gradient_of_1x1_convolutions_on_large_maps(images: int, size: int, stride: int, threads: int) -> None:
+    torch.set_num_threads(threads)  # among which the rows of a long product are divided
     torch.manual_seed(0)
     conv = nn.Conv2d(8, 6, 1, stride=stride, bias=False)
     x = torch.randn(images, 8, size, size).to(memory_format=torch.channels_last)
