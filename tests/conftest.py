@@ -6,10 +6,10 @@ import os
 import random
 from collections.abc import Iterator
 
-# Two workers of pytest-xdist share two cores: more threads than cores would wait for each other by spinning.
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
-# Read by the thread pools and by matplotlib when they are first imported, which is after this file.
-os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(THREADS)
+# Read by the thread pools and by matplotlib when they are first imported, which is after this file. Two workers of
+# pytest-xdist share two cores: more threads than cores would wait for each other by spinning.
+os.environ["OMP_NUM_THREADS"] = "1" if "PYTEST_XDIST_WORKER" in os.environ else "2"
+os.environ["MKL_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 os.environ["MPLBACKEND"] = "Agg"
 # A test that would download fails instead, everywhere alike.
@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 
+THREADS = int(os.environ["OMP_NUM_THREADS"])
 torch.set_num_threads(THREADS)
 
 # The same examples on every machine and run, and no limit on time: machines that run tests are busy machines.
