@@ -51,8 +51,9 @@ class LoadedBackbone(nn.Module):
 def backbone_metadata(config: PretrainConfig) -> dict[str, str]:
     """Header of `backbone.safetensors`: what is needed to build the network again without its run folder."""
     augment = config.augment
+    projector = {f"projector_{name}": value for name, value in config.projector._asdict().items()}
     description = {
-        "model": to_dict(config.model),
+        "model": to_dict(config.model) | projector,
         "image_size": augment.image_size,
         "channels": config.channels,
         "mean": augment.mean,
