@@ -61,7 +61,8 @@ def test_a_module_from_python_keeps_the_projector() -> None:
     [
         ({"name": "simclrr"}, r"no loss 'simclrr'\. Did you mean 'simclr'\? There are: ssole, ole, simclr"),
         ({"name": ["simclr"]}, r"no loss \['simclr'\]"),
-        ({"name": "simclr", "gamma": 0.5}, r"unknown setting 'loss\.gamma'"),
+        ({"name": "simclr", "gamma": 0.5}, r"unknown setting 'loss\.gamma'\. It belongs to the loss ssole"),
+        ({"temperature": 0.5}, r"'loss\.temperature'\. It belongs to the loss simclr: choose that by loss\.name first"),
         ({"name": "simclr", "temperature": 0.0}, "loss: temperature must be above 0 and finite, got 0.0"),
         ({"name": "simclr", "temperature": "warm"}, r"loss\.temperature: .*'warm'"),
         ({"name": "vicreg", "variance_weight": -1.0}, "variance_weight must be at least 0 and finite, got -1.0"),

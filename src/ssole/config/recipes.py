@@ -212,6 +212,9 @@ def _did_you_mean(name: str) -> str:
     known = list(_field_paths(PretrainConfig))
     last_parts = {path: path.rsplit(".", 1)[-1] for path in known}
     asked = name.rsplit(".", 1)[-1]
+    if name in known:  # known and refused, as it is a field of other losses only
+        others = [loss for loss, cls in LOSS_CONFIGS.items() if asked in cls.__dataclass_fields__]
+        return f" It belongs to the loss {' or '.join(others)}: choose that by loss.name first."
     exact = [path for path, last in last_parts.items() if last == asked]
     word = [path for path, last in last_parts.items() if asked in last.split("_")]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
