@@ -51,6 +51,7 @@ class StepResult(NamedTuple):
     terms: dict[str, torch.Tensor]
     """Scalar tensors by name; the first, `loss`, is the total."""
     z_BVD: torch.Tensor
+    """Embeddings."""
 
 
 class Learner:
