@@ -407,6 +407,17 @@ def test_pages_are_frames_where_each_has_the_channels():
     assert np.array_equal(own(tiff(frames[..., 0], photometric="minisblack"), 1), frames[0, ..., :1])
 
 
+def test_for_rgb_a_later_page_of_a_tiff_may_be_damaged():
+    image = Image.fromarray(RGB)
+    data = bytearray(encode(image, "TIFF", save_all=True, append_images=[image]))
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        width = file.pages[1].tags["ImageWidth"].offset
+    struct.pack_into("<H", data, width, 65000)  # another tag
+    with pytest.raises(TypeError), Image.open(io.BytesIO(data)) as opened:
+        opened.seek(1)
+    assert np.array_equal(decoded(bytes(data)), RGB)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_of_a_deep_tiff_is_that_of_a_common_one(orientation):
     """The oracle is Pillow's turning of the upper bits of the first three channels."""

@@ -31,9 +31,10 @@ def pillow_reads(image: Any, channels: int | None) -> bool:
     tags = image.tag_v2
     if image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow does not invert these
         return False
+    if channels is None:  # pages after the first do not matter then: not even whether they are damaged
+        return True
     deep_enough = max(tags.get(_BITS, (1,))) <= 8 or image.mode.startswith("I")
-    whole = image.n_frames == 1 and tags.get(_SAMPLES, 1) == len(image.getbands())
-    return channels is None or (deep_enough and whole)
+    return bool(deep_enough and image.n_frames == 1 and tags.get(_SAMPLES, 1) == len(image.getbands()))
 
 
 def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
