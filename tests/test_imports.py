@@ -185,19 +185,12 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 def test_import_is_quick() -> None:
-    """Under 0.2 s beyond `import torch`, or a tenth of what that takes, which a busy machine slows as much.
-
-    The best of a few tries counts: other work only ever makes it look slower.
-    """
-    code = """import time
-start = time.perf_counter(); import torch
-middle = time.perf_counter(); import ssole
-print(middle - start, time.perf_counter() - middle)"""
-    over: list[float] = []
-    while len(over) < 6 and min(over, default=1.0) >= 0:
-        torch_seconds, seconds = map(float, run_python(code).split())
-        over.append(seconds - max(0.2, 0.1 * torch_seconds))
-    assert min(over) < 0, over
+    """Under 0.2 s beyond `import torch`. The best of several tries: a busy machine only ever makes it look slower."""
+    code = "import time, torch; start = time.perf_counter(); import ssole; print(time.perf_counter() - start)"
+    seconds: list[float] = []
+    while len(seconds) < 15 and min(seconds, default=1.0) >= 0.2:
+        seconds.append(float(run_python(code)))
+    assert min(seconds) < 0.2, seconds
 
 
 def test_import_loads_no_heavy_package() -> None:
