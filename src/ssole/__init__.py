@@ -5,16 +5,20 @@ from __future__ import annotations
 __version__ = "0.1.0"
 
 from ssole.api import pretrain, resume
+from ssole.comparison.compare import compare
+from ssole.comparison.result import Comparison
 from ssole.config import ConfigError, Crop, PretrainConfig, ViewRecipe
 from ssole.errors import DataError
 from ssole.evaluation.evaluate import embed, evaluate
 from ssole.evaluation.features import Embeddings
+from ssole.export.export import export
 from ssole.losses import OLELoss, SSOLELoss, nuclear_norm
 from ssole.models.load import load, untrained
 from ssole.training.run import Run
 from ssole.views import make_views
 
 __all__ = [
+    "Comparison",
     "ConfigError",
     "Crop",
     "DataError",
@@ -24,8 +28,10 @@ __all__ = [
     "Run",
     "SSOLELoss",
     "ViewRecipe",
+    "compare",
     "embed",
     "evaluate",
+    "export",
     "load",
     "make_views",
     "nuclear_norm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,14 +14,15 @@ from torch import nn
 from ssole.config import PretrainConfig, apply_overrides, load
 from ssole.data.sources import describe, is_in_memory, open_source
 from ssole.data.store import ImageStore
-from ssole.errors import DataError
+from ssole.errors import SECRET, DataError
 from ssole.evaluation.evaluate import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.backbone import check_backbone
 from ssole.runtime import resolve_device
 from ssole.training.feed import make_plan
+from ssole.training.images import record_images, require_same_images
 from ssole.training.loop import train
-from ssole.training.run import Run, create_run, lock_run, record_images, require_same_images
+from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
@@ -91,13 +92,15 @@ def start(
     check_backbone(config)
     data = config.data if data is None else data
     config = dataclasses.replace(config, data=describe(data))
-    with _open(config, data, progress) as store:
+    with open_store(config, data, progress) as store:
         plan = make_plan(config, len(store))
-        config = _measured(config, store)
+        config = measured(config, store)
         evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
-        run = create_run(out, config)  # only after all checks, so that a refused run leaves no folder
-        record_images(run, len(store), store.source.ids_fingerprint)
-        with lock_run(run):
+        with (
+            new_run(out, config) as run,
+            lock_run(run),
+        ):  # only after all checks, so that a refused run leaves no folder
+            record_images(run, store.source)
             return train(run, store, plan, device, loss=loss, evaluators=evaluators, progress=progress)
 
 
@@ -108,17 +111,22 @@ def resume(
     loss: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
+    allow_changes: Collection[Change] = (),
 ) -> Run:
     """Continue an interrupted run from its newest checkpoint; a finished run is returned unchanged.
 
     Args:
         run: the run, or its folder.
-        data: the images, needed only if the run was started on images in memory.
+        data: the images, needed only if the run was started on images in memory, or behind URLs with a password or a
+            query, which run folders do not keep.
         loss: the module, needed only if the run was started with one.
         evaluators, progress: as for :func:`pretrain`.
+        allow_changes: what may have changed since the run was started, and is a warning then: "images" (their contents,
+            sizes or times; names and order must be the same), "settings" (config.yaml) and "version" (of ssole).
 
     Raises:
-        As :func:`pretrain`; also ConfigError if this is no run folder or no checkpoint can be read.
+        As :func:`pretrain`; also ConfigError if this is no run folder, no checkpoint can be read, or settings or
+        version changed, and DataError if the images did.
     """
     found = run if isinstance(run, Run) else Run(Path(run))
     config = found.config
@@ -126,17 +134,23 @@ def resume(
         return found
     if data is None and is_in_memory(config.data):
         raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
+    if data is None and SECRET in str(config.data):
+        raise DataError(
+            f"{found.path} was started on a URL with a password or a query, which it does not keep: pass the URL again "
+            "(--data, or ssole.resume(run, data=URL))"
+        )
+    require_same_recipe(found, allowed=allow_changes)
     device = resolve_device(config.device)
     images = config.data if data is None else data
-    with _open(config, images, progress) as store:
-        require_same_images(found, len(store), store.source.ids_fingerprint)
+    with open_store(config, images, progress) as store:
+        require_same_images(found, store.source, allowed="images" in allow_changes)
         evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
         with lock_run(found):
             plan = make_plan(config, len(store))
             return train(found, store, plan, device, loss=loss, evaluators=evaluators, progress=progress)
 
 
-def _measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
+def measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
     """Config with mean and std measured on the images if it leaves them open."""
     if config.augment.mean is not None:
         return config
@@ -157,7 +171,7 @@ def free_folder(parent: Path, name: str) -> Path:
     return path
 
 
-def _open(config: PretrainConfig, data: Spec, progress: bool) -> ImageStore:
+def open_store(config: PretrainConfig, data: Spec, progress: bool) -> ImageStore:
     """Store of the training images, decoded no larger than crops can use."""
     options = _store_options(config, progress)
     return ImageStore(open_source(data), shrink_to=config.augment.useful_size, channels=config.channels, **options)

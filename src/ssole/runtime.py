@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -140,6 +141,33 @@ def total_memory() -> int:
         if text.isdigit():
             amounts.append(int(text))
     return min(amounts, default=8 << 30)  # a common size, where the system does not tell, as on Windows
+
+
+def forget_peak_memory(device: torch.device) -> bool:
+    """Start measuring peak memory anew; freed memory goes back to the system. Returns whether it can be measured."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak that /proc/self/status gives
+    except (AttributeError, OSError):  # another system or C library
+        return False
+    return True
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Peak memory in bytes since :func:`forget_peak_memory`: of the tensors on a GPU, of the process on a CPU.
+
+    None where the system does not tell.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
 def check_memory(size: int, what: str, hint: str) -> None:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 
 from ssole import __version__
+from ssole.cli.compare import compare
 from ssole.cli.doctor import doctor
 from ssole.cli.embed import embed
 from ssole.cli.eval import evaluate
+from ssole.cli.export import export
 from ssole.cli.pretrain import pretrain
 from ssole.cli.views import views
 
@@ -24,8 +26,10 @@ Command = Callable[[Sequence[str]], int]
 COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "pretrain": pretrain,
+    "compare": compare,
     "eval": evaluate,
     "embed": embed,
+    "export": export,
     "views": views,
 }
 

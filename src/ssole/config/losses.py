@@ -1,16 +1,20 @@
 """Settings of the losses: one frozen dataclass a method, chosen by `loss.name`.
 
 Fields are arguments of the classes in :mod:`ssole.losses`, which explain them. Each method's published projector stands
-in `projector`; the model takes it where `model.projector_*` are left open. Sources are in docs/losses.md.
+in `projector`; the model takes it where `model.projector_*` are left open. `search` holds the range of each setting
+that `ssole compare` searches, on a logarithmic scale. Sources are in docs/losses.md.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
 
 from ssole.errors import ConfigError
+
+SearchRanges: TypeAlias = dict[str, tuple[float, float]]
+"""Lowest and highest value of settings, by name."""
 
 
 def check(ok: bool, message: str) -> None:
@@ -41,6 +45,7 @@ class SSOLEConfig:
     """SSOLE loss; :class:`ssole.SSOLELoss` explains each field."""
 
     projector: ClassVar[Projector] = Projector(3, 4096, 4096, "none")
+    search: ClassVar[SearchRanges] = {"high_rank_weight": (0.5, 8.0)}
     name: Literal["ssole"] = "ssole"
     """Loss: ssole, ole, simclr, barlow-twins, vicreg, frossl, mmcr, w-mse, lejepa or supervised. Choose it first."""
     high_rank_weight: float = 0.6
@@ -68,6 +73,7 @@ class OLEConfig:
     """OLE loss without labels, each image its own class; the failing ancestor of SSOLE."""
 
     projector: ClassVar[Projector] = SSOLEConfig.projector
+    search: ClassVar[SearchRanges] = {"margin": (0.1, 3.0)}
     name: Literal["ole"] = "ole"
     """Loss, as in the other methods."""
     margin: float = 1.0
@@ -82,6 +88,7 @@ class SimCLRConfig:
     """NT-Xent loss of SimCLR (Chen et al. 2020)."""
 
     projector: ClassVar[Projector] = Projector(2, 2048, 128, "batch")
+    search: ClassVar[SearchRanges] = {"temperature": (0.05, 1.0)}
     name: Literal["simclr"] = "simclr"
     """Loss, as in the other methods."""
     temperature: float = 0.1
@@ -96,6 +103,7 @@ class BarlowTwinsConfig:
     """Barlow Twins loss (Zbontar et al. 2021)."""
 
     projector: ClassVar[Projector] = Projector(3, 8192, 8192, "batch")
+    search: ClassVar[SearchRanges] = {"redundancy_weight": (1e-3, 0.1)}
     name: Literal["barlow-twins"] = "barlow-twins"
     """Loss, as in the other methods."""
     redundancy_weight: float = 5e-3
@@ -110,6 +118,7 @@ class VICRegConfig:
     """VICReg loss (Bardes et al. 2022)."""
 
     projector: ClassVar[Projector] = Projector(3, 8192, 8192, "batch")
+    search: ClassVar[SearchRanges] = {"variance_weight": (5.0, 100.0), "covariance_weight": (0.2, 25.0)}
     name: Literal["vicreg"] = "vicreg"
     """Loss, as in the other methods."""
     invariance_weight: float = 25.0
@@ -129,6 +138,7 @@ class FroSSLConfig:
     """FroSSL loss (Skean et al. 2024)."""
 
     projector: ClassVar[Projector] = Projector(3, 2048, 1024, "batch")
+    search: ClassVar[SearchRanges] = {"invariance_weight": (0.3, 10.0)}
     name: Literal["frossl"] = "frossl"
     """Loss, as in the other methods."""
     invariance_weight: float = 1.0
@@ -143,6 +153,7 @@ class MMCRConfig:
     """MMCR loss (Yerxa et al. 2023)."""
 
     projector: ClassVar[Projector] = Projector(3, 8192, 512, "batch")
+    search: ClassVar[SearchRanges] = {"local_weight": (0.01, 1.0)}
     name: Literal["mmcr"] = "mmcr"
     """Loss, as in the other methods."""
     local_weight: float = 0.0
@@ -157,6 +168,7 @@ class WMSEConfig:
     """W-MSE loss (Ermolov et al. 2021)."""
 
     projector: ClassVar[Projector] = Projector(2, 1024, 64, "batch")
+    search: ClassVar[SearchRanges] = {"shrinkage": (0.003, 0.3)}
     name: Literal["w-mse"] = "w-mse"
     """Loss, as in the other methods."""
     subset_size: int | None = None
@@ -177,6 +189,7 @@ class LeJEPAConfig:
     """LeJEPA loss, with SIGReg (Balestriero and LeCun 2025)."""
 
     projector: ClassVar[Projector] = Projector(3, 2048, 64, "batch")
+    search: ClassVar[SearchRanges] = {"sigreg_weight": (0.01, 0.3)}
     name: Literal["lejepa"] = "lejepa"
     """Loss, as in the other methods."""
     sigreg_weight: float = 0.05
@@ -200,6 +213,7 @@ class SupervisedConfig:
     """Cross-entropy with the labels, on the same views: the upper bound of the other methods."""
 
     projector: ClassVar[Projector] = Projector(0, 1, 1, "none")
+    search: ClassVar[SearchRanges] = {}
     name: Literal["supervised"] = "supervised"
     """Loss, as in the other methods."""
 
@@ -209,6 +223,7 @@ class CustomConfig:
     """Record of a loss that was given as a module, `ssole.pretrain(..., loss=module)`. A recipe cannot name code."""
 
     projector: ClassVar[Projector] = SSOLEConfig.projector
+    search: ClassVar[SearchRanges] = {}
     name: Literal["custom"] = "custom"
     """Loss, as in the other methods."""
     module: str = ""

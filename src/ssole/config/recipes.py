@@ -44,7 +44,7 @@ def load(name: str | PathLike[str], /, **overrides: Any) -> PretrainConfig:
         close = difflib.get_close_matches(path.stem, recipe_names(), n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         raise ConfigError(f"no recipe {str(name)!r}.{hint} Shipped: {', '.join(recipe_names())}; or give a .yaml file")
-    return apply_overrides(from_dict(_read_mapping(path)), overrides)
+    return apply_overrides(from_dict(read_mapping(path)), overrides)
 
 
 def recipe_names() -> list[str]:
@@ -52,16 +52,51 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+_LONGEST = 1 << 18  # bytes of a file of settings; shipped recipes have one or two thousand
+_DEEPEST = 20  # levels of mappings and lists; settings have four
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Mapping in a YAML file, which may be a stranger's.
+
+    Aliases (``*name``) are not read, because a few lines of them can stand for more values than fit into memory.
+
+    Raises:
+        ConfigError: the file is no YAML, no mapping, too long, nested too deeply, or has aliases.
+    """
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        with open(path, "rb") as file:
+            data = file.read(_LONGEST + 1)
+        if len(data) > _LONGEST:
+            raise ValueError(f"it has more than {_LONGEST} bytes")
+        text = data.decode("utf-8")
+        _check_nesting(text)
+        values = yaml.safe_load(text)
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        OverflowError,
+    ) as error:  # numbers and dates raise errors of their own
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(values).__name__}")
     return values
+
+
+def _check_nesting(text: str) -> None:
+    """Raise a `ValueError` for aliases and for deep nesting, before any value is made."""
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text):
+        if isinstance(event, yaml.AliasEvent):
+            raise ValueError(f"line {event.start_mark.line + 1} has an alias (*{event.anchor}): write the value out")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -155,7 +190,10 @@ def _to_json(value: Any) -> str:
             return part.item()
         raise ConfigError(f"a setting cannot be a {type(part).__name__}, got {part!r}")
 
-    return json.dumps(value, default=plain)
+    try:
+        return json.dumps(value, default=plain)
+    except (TypeError, ValueError, RecursionError) as error:  # keys that are no text, a list that contains itself
+        raise ConfigError(f"settings must be plain values with names: {error}") from None
 
 
 def _explain(kind: str, location: tuple[int | str, ...], message: str, given: Any) -> str:

@@ -80,7 +80,7 @@ def open_data(
         store, count = preprocessing.open_store(source, progress=progress), len(source)
         train = Subset(store=store, positions=torch.arange(count), labels=torch.full((count,), -1))
         return EvaluationData(train=train, test=None, notes=[note])
-    test_source, why_not = _test_source(source, data, test)
+    test_source, why_not = find_test_images(source, data, test)
     store = preprocessing.open_store(source, progress=progress)
     if test_source is not None:
         return match(store, preprocessing.open_store(test_source, progress=progress))
@@ -160,7 +160,7 @@ def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[s
     return EvaluationData(train=train, test=test, classes=max(in_train) + 1, notes=notes)
 
 
-def _test_source(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:
+def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:
     """Source of the test images, or None and the reason why there is none."""
     if test is not None:
         return open_test_images(test), ""

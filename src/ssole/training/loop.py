@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.models.load import backbone_metadata
 from ssole.runtime import resolve_precision, torch_state
-from ssole.training.checkpoint import Progress, load_checkpoint, save_backbone, save_checkpoint
+from ssole.training.checkpoint import Progress, load_checkpoint, require_space, save_backbone, save_checkpoint
 from ssole.training.feed import Feed, Plan
 from ssole.training.monitor import Evaluator, Monitor
 from ssole.training.optim import learning_rate
@@ -27,10 +28,10 @@ from ssole.training.step import Learner
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM arrived, and a checkpoint was written."""
+    """Ctrl-C, SIGTERM or SIGHUP arrived, and a checkpoint was written; the message says how to go on."""
 
-    def __init__(self, run: Run, step: int, signal_number: int) -> None:
-        super().__init__(f"stopped after step {step}; go on with: ssole pretrain --resume {run.path}")
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
         self.signal_number = signal_number
 
 
@@ -76,10 +77,11 @@ def train(
 
             if last or _due(step, config.checkpoint_every) or plan.ends_epoch(step) or stopping:
                 record_unreadable(run, store.unreadable)
-                _save(run, learner, Progress(step + 1, len(store), monitor.seconds))
+                _save(run, learner, monitor, Progress(step + 1, len(store), monitor.seconds))
 
             if stopping and not last:
-                raise Interrupted(run, step + 1, stopping)
+                how = f"go on with: ssole pretrain --resume {run.path}"
+                raise Interrupted(f"stopped after step {step + 1}; {how}", stopping)
 
     save_backbone(run, learner.encoder.backbone, backbone_metadata(config))
     return run
@@ -97,26 +99,42 @@ def _due(step: int, every: int | None) -> bool:
 
 def _resume(run: Run, learner: Learner, plan: Plan) -> Progress:
     """Restore learner and run folder to the newest checkpoint, or to the start if there is none."""
-    done = load_checkpoint(run, learner.modules, learner.optimizer) or Progress(0, plan.images, seconds=0.0)
+    done = load_checkpoint(run, learner.modules, learner.optimizer, last_step=plan.total)
+    if done is None:
+        _require_no_progress(run, plan)
+        done = Progress(0, plan.images, seconds=0.0)
     if done.images != plan.images:
         raise DataError(
             f"the run was started on {done.images} images and the data now hold {plan.images}: resuming needs the same"
         )
-    threads, now = run.environment["threads"], torch.get_num_threads()
+    threads, now = run.environment.get("threads", 0), torch.get_num_threads()
     if run.config.deterministic and done.step and threads != now:
         warnings.warn(
             f"the run began with {threads} threads and goes on with {now}, which may change last digits: "
             f"set OMP_NUM_THREADS={threads} to go on exactly",
             stacklevel=3,
         )
+    require_space(run, learner.modules)
     rewind(run, done.step)
     learner.steps_done = done.step
     return done
 
 
-def _save(run: Run, learner: Learner, done: Progress) -> None:
-    """Write a checkpoint of weights that are known to be finite."""
+def _require_no_progress(run: Run, plan: Plan) -> None:
+    """Raise a ConfigError if the metrics of a run without checkpoints show that it had some."""
+    first = min(plan.steps_per_epoch, run.config.checkpoint_every or plan.steps_per_epoch)
+    last = max((row["step"] for row in run.metrics), default=0)
+    if last > first or not run.checkpoints.is_dir():
+        raise ConfigError(
+            f"the metrics of {run.path} reach step {last}, and {run.checkpoints} holds no checkpoint to go on from: "
+            "copy the checkpoints back, or start anew in another folder (--out)"
+        )
+
+
+def _save(run: Run, learner: Learner, monitor: Monitor, done: Progress) -> None:
+    """Write a checkpoint of weights that are known to be finite, after the metrics up to it are on the disk."""
     learner.check_weights()
+    monitor.flush()
     save_checkpoint(run, learner.modules, learner.optimizer, done)
 
 
@@ -136,24 +154,38 @@ class Stop:
     """Number of the signal, or 0."""
 
 
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # of Ctrl-C, of `kill` and schedulers, and of a terminal that was closed
+_AT_ONCE = 1.0  # seconds in which another signal is the same request: schedulers and terminals send several
+
+
 @contextmanager
 def stop_signal(notify: Callable[[], None]) -> Iterator[Stop]:
-    """Handler of Ctrl-C and SIGTERM: the first sets a request for the loop to answer, a second one acts at once.
+    """Handler of Ctrl-C, SIGTERM and SIGHUP: the first sets a request for the loop to answer, a second acts at once.
 
+    Another of the three within a second of the first is part of the same request. SIGHUP stays ignored under `nohup`.
     `notify` is called on the first one. It runs inside a signal handler, so it must not print.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
         yield stop
         return
+    first = 0.0
 
     def request(number: int, frame: FrameType | None) -> None:
-        stop.requested = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
-        notify()
+        nonlocal first
+        if not stop.requested:
+            stop.requested, first = number, time.monotonic()
+            notify()
+        elif number == stop.requested or time.monotonic() - first > _AT_ONCE:
+            # in place of restoring all handlers on the first signal: Python reports one that was on its way as an error
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    known = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]  # Windows has no SIGHUP
+    before = {number: signal.getsignal(number) for number in known}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, request)
     try:
         yield stop
     finally:

@@ -1,0 +1,97 @@
+"""`ssole compare`: methods side by side, in the same loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ssole.cli.common import DataWords, data_spec, parse
+from ssole.config import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareArgs:
+    """Options of `ssole compare`."""
+
+    experiment: Annotated[
+        tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[EXPERIMENT.yaml]", help_behavior_hint="")
+    ] = None
+    """A file with these options and, perhaps, arms of your own; see docs/compare.md. Options override it."""
+    methods: Annotated[str | None, tyro.conf.arg(metavar="A,B,...", help_behavior_hint="")] = None
+    """Losses to compare, with commas between them: ssole,simclr,vicreg."""
+    data: DataWords = ()
+    """Labelled images, in any form that pretraining takes. By default, the recipe's own."""
+    test: DataWords = ()
+    """Images to test on. By default, the test split of the data, or else a held-out part of them."""
+    recipe: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Settings that all methods share: a recipe's name, or a YAML file. By default digits-m."""
+    budget: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """What each run may take: 10m, 2000steps, 300kimages or 1Mviews. By default, the steps of the recipe."""
+    seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Runs of each method. By default 3."""
+    search: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Settings that are tried for each method on a part of the training images; 0 for none. By default 6."""
+    projector: Literal["recipe", "published"] | None = None
+    """Projector of all methods, by default that of the recipe; or of each method what was published for its loss."""
+    set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUE", help_behavior_hint="")] = ()
+    """Settings for all methods, such as batch_size=64 optim.lr=0.02."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Folder of the comparison. By default runs/compare-RECIPE. The same command goes on where it stopped."""
+    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    """Continue the comparison in this folder. It keeps its settings, so no other option may be given."""
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Compare methods in the same loop: same images, views, backbone, budget and search of settings.
+
+    Examples:
+      ssole compare --methods ssole,simclr,vicreg --budget 600steps --out runs/losses
+      ssole compare --methods ssole,simclr --data photos/ --recipe imagenet100 --budget 30m --seeds 3
+      ssole compare experiments/lambda.yaml
+      ssole compare --resume runs/losses
+    """
+    from rich.console import Console
+
+    from ssole.comparison.compare import compare as run
+    from ssole.comparison.compare import resume_comparison
+    from ssole.comparison.table import table
+
+    args = parse(compare, CompareArgs, argv)
+    if args.resume is not None:
+        if len(argv) > len(["--resume", args.resume]):
+            raise ConfigError("--resume keeps the settings of the comparison; leave the other options out")
+        result = resume_comparison(args.resume)
+    else:
+        result = run(**_arguments(args))
+    Console().print(table(result))
+    print(f"saved: {result.path / 'comparison.json'}")
+    return 0 if result.best is not None else 1
+
+
+def _arguments(args: CompareArgs) -> dict[str, Any]:
+    """Arguments of :func:`ssole.compare` from the experiment and the options, which override it."""
+    from ssole.comparison.experiment import read_experiment
+
+    found = {} if args.experiment is None else read_experiment(args.experiment)
+    given = {name: getattr(args, name) for name in ("recipe", "budget", "seeds", "search", "projector", "out")}
+    given |= {"data": data_spec(args.data), "test": data_spec(args.test)}
+    given["methods"] = None if args.methods is None else [name.strip() for name in args.methods.split(",")]
+    found |= {name: value for name, value in given.items() if value is not None}
+    if "methods" not in found:
+        raise ConfigError("name the methods to compare: --methods ssole,simclr, or an experiment.yaml")
+    if args.experiment is not None and args.out is None:
+        found["out"] = Path("runs") / args.experiment.stem
+    return found | dict(map(_setting, args.set))
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    import yaml
+
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set takes SETTING=VALUE, such as optim.lr=0.02, got {text!r}")
+    return name, yaml.safe_load(value)

@@ -1,0 +1,139 @@
+"""`compare`: methods in the same loop, on the same images and views, with equal budgets and an equal search."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from ssole import api
+from ssole.comparison.images import open_images
+from ssole.comparison.plan import make_plan
+from ssole.comparison.request import Budget, Methods, Request, load_request, make_arms, save_request
+from ssole.comparison.result import Comparison
+from ssole.comparison.runner import Runner
+from ssole.config import ConfigError, PretrainConfig, load
+from ssole.data.base import Spec
+from ssole.data.sources import describe, is_in_memory, open_source
+from ssole.training.loop import Interrupted
+from ssole.training.run import Run, lock_run
+
+
+def compare(
+    methods: Methods,
+    data: Spec | None = None,
+    *,
+    recipe: str | PathLike[str] = api.DEFAULT_RECIPE,
+    budget: str | None = None,
+    seeds: int = 3,
+    search: int = 6,
+    test: Spec | None = None,
+    projector: Literal["recipe", "published"] = "recipe",
+    out: str | PathLike[str] | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> Comparison:
+    """Compare methods under equal conditions: images, views, their order, backbone, optimizer, budget and search.
+
+        result = ssole.compare(["ssole", "simclr", "vicreg"], budget="600steps", out="runs/losses")
+        result = ssole.compare({"ssole": {"loss.name": "ssole"}, "mine": MyLoss()}, "photos/", budget="10m")
+
+    Each arm first has a search of its learning rate, weight decay and the one or two weights of its loss: `search`
+    random settings, by successive halving (:mod:`ssole.comparison.search`), judged by kNN accuracy on a tenth of the
+    training images. Then it is trained on all training images with the best settings, once a seed, and judged on the
+    test images, which are used for nothing else. Equal seeds are paired.
+
+    A comparison can be interrupted at any point. The same call, with the same `out`, goes on where it stopped.
+
+    Args:
+        methods: names of losses (:data:`ssole.losses.LOSSES`). Or arms by name: each a dict of settings as in
+            `overrides`, which the search leaves as they are, or a loss module of your own.
+        data: labelled images, as for :func:`ssole.pretrain`; by default the recipe's own. Labels serve for judging
+            only, except for the method `supervised`.
+        recipe: settings that all arms share.
+        budget: what each run may take: a time (`10m`), `2000steps`, `300kimages`, or `1.2Mviews`. By default, the
+            steps of the recipe. Times become steps by measuring each arm's step first, and the search counts apart.
+        seeds: number of runs of each arm.
+        search: number of settings that each arm's search tries, its own among them; 0 for no search.
+        test: test images; by default the test split of the data, else a stratified fifth that is held out.
+        projector: `recipe` gives all arms the recipe's projector, `published` each the one published for its loss.
+        out: folder of the comparison; by default a new one, `runs/compare-RECIPE`.
+        progress: say what it will cost, and show progress.
+        overrides: settings for all arms, as for :func:`ssole.pretrain`.
+
+    Returns:
+        The result. It also stands in `out`: comparison.json, two plots, and the run folder of each trial.
+
+    Raises:
+        ConfigError: a wrong setting, an unknown method, or a folder with another comparison.
+        DataError: the data cannot be opened or have no labels.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is lost.
+    """
+    base = load(recipe, **overrides)
+    data = base.data if data is None else data
+    base = replace(base, knn_every=None)
+    if seeds < 1 or search < 0 or search == 1:
+        raise ConfigError(
+            f"a comparison needs 1 seed or more, and a search of 0 or of 2 trials or more: {seeds}, {search}"
+        )
+    request = Request(
+        arms=make_arms(methods, base, projector=projector),
+        data=describe(data),
+        test=None if test is None else describe(test),
+        budget=Budget.parse(budget if budget is not None else _recipe_budget(base, data)),
+        seeds=seeds,
+        search=search,
+    )
+    folder = Path(out) if out is not None else api.free_folder(Path("runs"), f"compare-{Path(recipe).stem}")
+    data = data if is_in_memory(request.data) else request.data  # by the same names as when it goes on
+    test = test if is_in_memory(request.test) else request.test
+    return _run(request, folder, data, test, progress)
+
+
+def _recipe_budget(config: PretrainConfig, data: Spec) -> str:
+    steps = config.steps if config.steps is not None else config.epochs * (len(open_source(data)) // config.batch_size)
+    return f"{steps}steps"
+
+
+def resume_comparison(folder: str | PathLike[str], *, progress: bool = True) -> Comparison:
+    """Continue an interrupted comparison of data that its folder names, or read a finished one.
+
+    Raises:
+        ConfigError: no comparison's folder, or arms or images that are code or arrays from Python.
+        Otherwise as :func:`compare`.
+    """
+    folder = Path(folder)
+    request = load_request(folder)
+    if any(is_in_memory(text) for text in (request.data, request.test)):
+        raise ConfigError(f"{folder} compares on images in memory: call ssole.compare again with the same arguments")
+    return _run(request, folder, request.data, request.test, progress)
+
+
+def _run(request: Request, folder: Path, data: Spec, test: Spec | None, progress: bool) -> Comparison:
+    images = open_images(data, test)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {folder}: {error}") from None
+    with lock_run(Run(folder)), _resumable(folder):
+        save_request(folder, request)
+        with api.open_store(request.arms[0].config, images.train, progress) as store:
+            fewest = len(images.search_train if request.search else images.train)
+            plan = make_plan(folder, request, store, fewest)
+            arms = [replace(arm, config=api.measured(arm.config, store)) for arm in request.arms]
+        runner = Runner(request, arms, plan, folder, data, images, progress=progress)
+        return runner.run()
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """Context that ends with a hint on how to go on when Ctrl-C or SIGTERM arrives."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        message = f"stopped; go on with: ssole compare --resume {folder}"
+        raise Interrupted(message, int(getattr(stop, "signal_number", signal.SIGINT))) from None

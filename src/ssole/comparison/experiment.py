@@ -1,0 +1,44 @@
+"""Experiment: a YAML file with the arguments of `ssole.compare`."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from ssole.comparison.compare import compare
+from ssole.config import ConfigError
+from ssole.config.recipes import read_mapping
+
+_KEYS = {name for name in inspect.signature(compare).parameters if name not in ("out", "progress", "overrides")} | {
+    "set"
+}
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """Arguments of :func:`ssole.compare` from a file.
+
+        recipe: cifar10-cpu
+        budget: 600steps
+        search: 0
+        set: {optim.lr: 0.02}           settings for all arms
+        methods:                        a list of losses, or arms by name with their settings
+          lambda 1: {loss.name: ssole, loss.high_rank_weight: 1.0}
+          lambda 2: {loss.name: ssole, loss.high_rank_weight: 2.0}
+
+    Raises:
+        ConfigError: the file is missing, is no YAML mapping, or has a key that does not exist.
+    """
+    if not path.is_file():
+        raise ConfigError(f"there is no experiment {path}: give a YAML file, or --methods")
+    values = read_mapping(path)
+    for key in values:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ConfigError(f"{path}: unknown key {key!r}.{hint} There are: {', '.join(sorted(_KEYS))}")
+    settings = values.pop("set", {})
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: set must be a mapping of settings, got {settings!r}")
+    return {**settings, **values}

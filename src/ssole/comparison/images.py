@@ -1,0 +1,87 @@
+"""The images of a comparison: for training and testing, and a part of train that the search is judged on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ssole.data.base import Source, Spec, evenly_spaced
+from ssole.data.sources import open_source
+from ssole.data.subset import SubsetSource
+from ssole.errors import DataError
+from ssole.evaluation.datasets import HELD_OUT, find_test_images, stratified_split
+
+VALIDATION_SHARE = 0.1
+"""Share of each class of the training images on which settings are chosen."""
+SPLIT_SEED = 0
+"""Seed of the splits, which are the same in every comparison of the same images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Images of a comparison. The search sees `search_train` and `validation`, which are the parts of `train`."""
+
+    train: Source
+    test: Source
+    search_train: Source
+    validation: Source
+    held_out: bool
+    """Whether the test images are held out of the data that were given."""
+    notes: list[str]
+    """What a reader of the result must know about the data."""
+
+
+def open_images(data: Spec, test: Spec | None) -> Images:
+    """Images of a comparison. Test images are those given, else the test split, else a stratified fifth of the data.
+
+    Raises:
+        DataError: the data have no labels, which methods are judged by.
+    """
+    source = open_source(data)
+    labels = _known_labels(source)
+    test_source, why_not = find_test_images(source, data, test)
+    notes = []
+    held_out = test_source is None
+    if test_source is None:
+        kept, held = _split(labels, HELD_OUT)
+        source, test_source = _part(source, kept, "train"), _part(source, held, "test")
+        notes.append(f"No test split ({why_not}): tested on {len(held)} images held out by seed {SPLIT_SEED}.")
+        labels = _known_labels(source)
+    else:
+        _known_labels(test_source)
+    kept, held = _split(labels, VALIDATION_SHARE)
+    return Images(
+        train=source,
+        test=test_source,
+        search_train=_part(source, kept, "for the search"),
+        validation=_part(source, held, "validation"),
+        held_out=held_out,
+        notes=notes,
+    )
+
+
+def sample(source: Source, most: int) -> Source:
+    """Evenly spaced sample of at most so many labelled images of a source."""
+    labelled = np.flatnonzero(_known_labels(source).numpy() >= 0)
+    return _part(source, torch.from_numpy(labelled[evenly_spaced(len(labelled), most)]), "sample")
+
+
+def _known_labels(source: Source) -> torch.Tensor:
+    if source.labels is None or source.labels.max() < 0:
+        raise DataError(f"methods are judged by labels, and {source.name} has none: give images in a folder a class")
+    return torch.from_numpy(np.array(source.labels, dtype=np.int64))
+
+
+def _split(labels: torch.Tensor, share: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stratified split of the labelled images; the others are kept too, because training needs no labels."""
+    known = (labels >= 0).nonzero()[:, 0]
+    held = known[stratified_split(labels[known], share, seed=SPLIT_SEED)[1]]
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[held] = False
+    return kept.nonzero()[:, 0], held
+
+
+def _part(source: Source, positions: torch.Tensor, what: str) -> Source:
+    return SubsetSource(source, positions.numpy(), name=f"{source.name} ({what})")

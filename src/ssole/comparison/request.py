@@ -1,0 +1,203 @@
+"""Request: what a comparison compares, checked and complete, and its file in the comparison's folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from torch import nn
+
+from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides, from_dict, to_dict
+from ssole.files import write_text_atomically
+
+Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module]"
+"""Names of losses; or arms by name, each with its settings, or with a loss of your own."""
+
+_FILE = "comparison.yaml"
+_UNITS = {"step": 1.0, "image": 1.0, "view": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What each run may take."""
+
+    amount: float
+    unit: Literal["steps", "images", "views", "seconds"]
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Budget of a text: 10m, 600s, 2h, 2000steps, 300kimages or 1.2Mviews.
+
+        Raises:
+            ConfigError: anything else.
+        """
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kM]?) *(step|image|view|s|min|m|h)s?", text.strip())
+        if found is None or float(found[1]) == 0:
+            raise ConfigError(
+                f"a budget is a time or a number, such as 10m, 2000steps, 300kimages, 1Mviews: got {text!r}"
+            )
+        number, prefix, unit = found.groups()
+        amount = float(number) * _PREFIXES[prefix] * _UNITS[unit]
+        return cls(amount=amount, unit=f"{unit}s" if len(unit) > 3 else "seconds")  # type: ignore[arg-type]
+
+    def steps(self, config: PretrainConfig, step_seconds: float) -> int:
+        """Steps of a run of this config, each of which takes so long."""
+        one = {
+            "steps": 1.0,
+            "images": config.batch_size,
+            "views": config.batch_size * config.augment.views,
+            "seconds": step_seconds,
+        }[self.unit]
+        return max(1, int(self.amount / one))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arm:
+    """One of the compared methods, or one setting of a method."""
+
+    name: str
+    config: PretrainConfig
+    """Complete settings, except for the seed and the number of steps, which trials set."""
+    pinned: tuple[str, ...] = ()
+    """Settings that the search leaves as they are, by dotted name."""
+    module: nn.Module | None = field(default=None, compare=False)
+    """Loss of your own; each trial trains a copy of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a comparison compares. Equal requests train the same runs."""
+
+    arms: tuple[Arm, ...]
+    data: str | tuple[str, ...]
+    """Text that names the training images (:func:`ssole.data.sources.describe`)."""
+    test: str | tuple[str, ...] | None
+    budget: Budget
+    """What each run may take."""
+    seeds: int
+    """Number of runs of each arm, with seeds 0, 1, ... Arms share images, their order, views and initial backbone."""
+    search: int
+    """Number of settings tried for each arm; 0 for no search."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The request as plain dicts and lists, ready for YAML or JSON."""
+        arms = {
+            arm.name: {"config": to_dict(arm.config), "pinned": list(arm.pinned), "code": _code(arm.module)}
+            for arm in self.arms
+        }
+        plain = {name: getattr(self, name) for name in ("data", "test", "seeds", "search")}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+        return {**plain, "budget": dataclasses.asdict(self.budget), "arms": arms}
+
+
+def make_arms(methods: Methods, base: PretrainConfig, *, projector: Literal["recipe", "published"]) -> tuple[Arm, ...]:
+    """Arms of methods.
+
+    Args:
+        methods: names of losses, or arms by name.
+        base: the recipe. Arms share all of its settings that they do not change.
+        projector: whether methods keep the recipe's projector, or take the one published for their loss.
+
+    Raises:
+        ConfigError: a loss that does not exist (the message names close ones), a wrong setting, or no two arms.
+    """
+    named = methods if isinstance(methods, Mapping) else {name: {"loss.name": name} for name in methods}
+    if len(named) < 2 or (not isinstance(methods, Mapping) and len(named) < len(methods)):
+        raise ConfigError(f"a comparison needs two different methods or more, got {', '.join(methods) or 'none'}")
+    for name in named:
+        if not re.fullmatch(r"[\w.+= -]{1,80}", name) or name in (".", ".."):
+            raise ConfigError(f"the name of an arm is a folder's too: letters, digits, and . + = - _, got {name!r}")
+    return tuple(_make_arm(name, given, base, projector) for name, given in named.items())
+
+
+def _make_arm(name: str, given: Mapping[str, Any] | nn.Module, base: PretrainConfig, projector: str) -> Arm:
+    if isinstance(given, nn.Module):
+        config = apply_overrides(base, {"loss": {"name": "custom", "module": type(given).__qualname__}})
+        return Arm(name=name, config=config, module=given)
+    settings = dict(given)
+    config = apply_overrides(base, settings)
+    if projector == "recipe" and config.loss.projector.layers:  # a loss without a projector stays without
+        shape = {f"model.projector_{part}": getattr(base.projector, part) for part in Projector._fields}
+        config = apply_overrides(config, {key: value for key, value in shape.items() if key not in settings})
+    return Arm(name=name, config=config, pinned=tuple(sorted(settings)))
+
+
+def save_request(folder: Path, request: Request) -> None:
+    """Write the request to a comparison's folder, or check that it is the one that the folder was made with.
+
+    Raises:
+        ConfigError: the folder holds another comparison, or something else; the message names the differences.
+    """
+    import yaml
+
+    path, new = folder / _FILE, request.to_dict()
+    if path.is_file():
+        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if changes := list(_differences(old, new)):
+            more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
+            raise ConfigError(
+                f"{folder} holds another comparison, which cannot go on with other settings: "
+                f"{'; '.join(changes[:5])}{more}. Choose another folder (--out)"
+            )
+        return
+    if any(entry.name != ".lock" for entry in folder.iterdir()):
+        raise ConfigError(f"{folder} is not empty, and nothing is overwritten: choose another folder (--out)")
+    write_text_atomically(path, yaml.safe_dump(new, sort_keys=False))
+
+
+def load_request(folder: Path) -> Request:
+    """Request that a comparison's folder was made with.
+
+    Raises:
+        ConfigError: no comparison's folder, or one with code of your own, which no file holds.
+    """
+    import yaml
+
+    path = folder / _FILE
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not the folder of a comparison: it has no {_FILE}")
+    try:
+        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if coded := [name for name, arm in saved["arms"].items() if arm["code"]]:
+            raise ConfigError(
+                f"{', '.join(coded)} is code from Python: call ssole.compare again with the same arguments"
+            )
+        arms = tuple(
+            Arm(name=name, config=from_dict(arm["config"]), pinned=tuple(arm["pinned"]))
+            for name, arm in saved.pop("arms").items()
+        )
+        texts = {name: _as_text(saved.pop(name)) for name in ("data", "test")}
+        return Request(arms=arms, budget=Budget(**saved.pop("budget")), **texts, **saved)
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}): start the comparison anew in another folder") from None
+
+
+def _as_text(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _code(module: nn.Module | None) -> str | None:
+    return None if module is None else repr(module)
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Settings that differ, each as `name: OLD before, NEW now`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [
+            found
+            for key in keys
+            for found in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    if old == new:
+        return []
+    return [f"{name}: {_short(old)} before, {_short(new)} now"]
+
+
+def _short(value: Any) -> str:
+    return "nothing" if value is None else "settings" if isinstance(value, dict) else repr(value)

@@ -1,0 +1,159 @@
+"""Comparison: the result, arm by arm, with paired differences; as plain values for `comparison.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssole.comparison.trial import Trial
+from ssole.evaluation.results import METRICS
+from ssole.files import write_text_atomically
+
+RANKED_BY = "knn20"
+"""Metric that arms are ranked by, in the search and in the result."""
+SHOWN = ("knn20", "linear", "centred_effective_rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Mean of a figure over the runs of an arm."""
+
+    mean: float
+    std: float | None
+    """Standard deviation between runs (n - 1 in the denominator); None for one run."""
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Summary:
+        """Summary of at least one value."""
+        std = statistics.stdev(values) if len(values) > 1 else None
+        return cls(mean=statistics.fmean(values), std=std, n=len(values))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Paired difference to the best arm, run by run of the same seed: the best one's figure minus this arm's."""
+
+    best: str
+    mean: float
+    standard_error: float | None
+    """Standard deviation of the differences over the square root of their number; None for one pair."""
+    n: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the difference exceeds twice its standard error."""
+        return self.standard_error is not None and abs(self.mean) > 2 * self.standard_error
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchTrial:
+    """A run of the search, judged on the validation images."""
+
+    trial: int
+    steps: int
+    settings: dict[str, Any]
+    score: float | None
+    """kNN accuracy, k = 20; None if it failed."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """What an arm gave so far."""
+
+    steps: int
+    """Steps of each run of the result."""
+    chosen: dict[str, Any] = field(default_factory=dict)
+    """Settings that the search chose instead of the arm's own; none if its own were best."""
+    search: list[SearchTrial] = field(default_factory=list)
+    runs: list[Trial] = field(default_factory=list)
+    """Finished runs of the result, by seed."""
+    error: str | None = None
+    """Why the arm has no result."""
+
+    def values(self, name: str) -> list[float]:
+        """A score of all runs that did not fail."""
+        return [run.scores[name] for run in self.runs if run.error is None]
+
+    def summary(self) -> dict[str, Summary]:
+        """Means by name: scores, `images_per_second` and `peak_memory`."""
+        good = [run for run in self.runs if run.error is None]
+        figures = {name: [run.scores[name] for run in good if name in run.scores] for name in METRICS}
+        figures["images_per_second"] = [run.images_per_second for run in good if run.images_per_second is not None]
+        figures["peak_memory"] = [float(run.peak_memory) for run in good if run.peak_memory is not None]
+        return {name: Summary.of(values) for name, values in figures.items() if values}
+
+    @property
+    def reason(self) -> str | None:
+        """Why the arm has no result, or the error of its first run that failed."""
+        return self.error or next((run.error for run in self.runs if run.error is not None), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Result of a comparison."""
+
+    path: Path
+    """Folder with `comparison.json`, the plots, and the run folder of each trial."""
+    arms: dict[str, ArmResult]
+    request: dict[str, Any]
+    environment: dict[str, Any]
+    data: dict[str, str]
+    """Names and numbers of the images: `train`, `test`, `search_train`, `validation`."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader must know: a hold-out split, a search of less than one epoch, missing plots."""
+
+    @property
+    def best(self) -> str | None:
+        """Arm with the highest mean accuracy (kNN, k = 20) among those whose runs all finished; None without one."""
+        means = {name: statistics.fmean(arm.values(RANKED_BY)) for name, arm in self.arms.items() if _complete(arm)}
+        return max(means, key=lambda name: means[name]) if means else None
+
+    def difference(self, name: str) -> Difference | None:
+        """Paired difference of the best arm to another; None for the best arm, and without common seeds."""
+        best = self.best
+        if best is None or name == best:
+            return None
+        others = {run.seed: run.scores[RANKED_BY] for run in self.arms[name].runs if run.error is None}
+        pairs = [run.scores[RANKED_BY] - others[run.seed] for run in self.arms[best].runs if run.seed in others]
+        if not pairs:
+            return None
+        error = statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
+        return Difference(best=best, mean=statistics.fmean(pairs), standard_error=error, n=len(pairs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain dicts and lists, ready for JSON."""
+        arms = {}
+        for name, arm in self.arms.items():
+            difference = self.difference(name)
+            arms[name] = {
+                "summary": {key: asdict(value) for key, value in arm.summary().items()},
+                "difference_to_best": None if difference is None else asdict(difference) | {"clear": difference.clear},
+                **asdict(arm),
+            }
+        return {
+            "format": 1,
+            "best": self.best,
+            "ranked_by": RANKED_BY,
+            "notes": self.notes,
+            "data": self.data,
+            "environment": self.environment,
+            "arms": arms,
+            "request": self.request,
+        }
+
+    def save(self) -> Path:
+        """Write `comparison.json`; the file appears whole or not at all."""
+        path = self.path / "comparison.json"
+        write_text_atomically(path, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        return path
+
+
+def _complete(arm: ArmResult) -> bool:
+    return bool(arm.runs) and all(run.error is None for run in arm.runs)

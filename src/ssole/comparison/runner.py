@@ -1,0 +1,214 @@
+"""Runner of all trials of a comparison, in a fixed order; the result is saved after each of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ssole.comparison.images import Images, sample
+from ssole.comparison.plan import ArmPlan, cost_lines, share_of, short_epochs
+from ssole.comparison.plots import draw
+from ssole.comparison.request import Arm, Request
+from ssole.comparison.result import RANKED_BY, ArmResult, Comparison, SearchTrial
+from ssole.comparison.search import best, draw_settings, rungs
+from ssole.comparison.trial import Trial, run_trial
+from ssole.config import PretrainConfig, apply_overrides
+from ssole.data.base import Spec
+from ssole.evaluation.evaluate import evaluate, knn_evaluator
+from ssole.evaluation.preprocessing import Preprocessing
+from ssole.training.run import Run, environment
+
+if TYPE_CHECKING:
+    from ssole.training.monitor import Evaluator
+
+CURVE_POINTS = 8
+CURVE_IMAGES = (10_000, 2_000)
+"""Most train and test images for a point of the curve of accuracy. The figures of the table use all images."""
+
+
+class Runner:
+    """Runner of a comparison: first the search of each arm, then one run of each arm for seed 0, then for seed 1, ...
+
+    Args:
+        request: what is compared.
+        arms: its arms, with mean and std measured on the images.
+        plan: steps by arm.
+        folder: where everything is written.
+        data: the training images as they were given.
+        images: the images.
+        progress: say what it costs, and show progress.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        arms: Sequence[Arm],
+        plan: Mapping[str, ArmPlan],
+        folder: Path,
+        data: Spec,
+        images: Images,
+        *,
+        progress: bool,
+    ) -> None:
+        self._request, self._arms, self._plan, self._folder = request, arms, plan, folder
+        self._images, self._progress = images, progress
+        self._train: Spec = images.train if images.held_out else data  # run folders name their data where they can
+        self._results = {arm.name: ArmResult(steps=plan[arm.name].steps, error=plan[arm.name].error) for arm in arms}
+        self._notes = [*images.notes, *short_epochs(request, plan, len(images.search_train))]
+
+    def run(self) -> Comparison:
+        """Run all trials that have not finished, and save the result."""
+        for line in (*cost_lines(self._request, self._plan), *self._notes):
+            self._say(line)
+        able = [arm for arm in self._arms if self._plan[arm.name].error is None]
+        for arm in able:
+            self._search(arm)
+        for seed in range(self._request.seeds):
+            for arm in able:
+                if self._results[arm.name].error is None:
+                    self._run_seed(arm, seed)
+        try:
+            draw(self._result())
+        except ImportError:
+            self._notes.append("No plots: they need matplotlib, pip install 'ssole[plot]'.")
+        return self._saved()
+
+    def _search(self, arm: Arm) -> None:
+        """Choose the settings of an arm by its search."""
+        result, steps = self._results[arm.name], self._plan[arm.name].steps
+        going_on = list(range(self._request.search))
+        for number, rung in enumerate(rungs(self._request.search)):
+            scores = {}
+            for trial in going_on[: rung.trials]:
+                record = self._search_trial(arm, trial, number, share_of(steps, rung.share))
+                score = None if record.error is not None else record.scores[RANKED_BY]
+                result.search.append(
+                    SearchTrial(
+                        trial=trial, steps=record.steps, settings=record.settings, score=score, error=record.error
+                    )
+                )
+                if score is not None:
+                    scores[trial] = score
+                self._saved()
+            going_on = best(scores, len(going_on))
+            if not going_on:
+                reasons = f"all trials of its search failed, the last one by {result.search[-1].error}"
+                self._results[arm.name] = ArmResult(steps=steps, search=result.search, error=reasons)
+                return
+        if going_on:
+            result.chosen.update(draw_settings(arm, going_on[0]))
+            self._say(f"{arm.name}: chosen {_words(result.chosen) or 'its own settings'}")
+
+    def _search_trial(self, arm: Arm, trial: int, rung: int, steps: int) -> Trial:
+        settings = draw_settings(arm, trial)
+        # a seed that no run of the result has
+        config = apply_overrides(arm.config, {**settings, "steps": steps, "seed": self._request.seeds})
+        self._say(f"{arm.name}, search, trial {trial}, {steps} steps: {_words(settings) or 'its own settings'}")
+        record = run_trial(
+            self._folder / arm.name / f"search-{rung}-trial-{trial}",
+            config,
+            self._images.search_train,
+            self._judge_validation,
+            settings=settings,
+            loss=arm.module,
+            progress=self._progress,
+        )
+        self._say(f"{arm.name}, search, trial {trial}: {_outcome(record)}")
+        return record
+
+    def _run_seed(self, arm: Arm, seed: int) -> None:
+        result = self._results[arm.name]
+        settings = result.chosen
+        config = apply_overrides(arm.config, {**settings, "steps": result.steps, "seed": seed})
+        self._say(f"{arm.name}, seed {seed}, {result.steps} steps")
+        record = run_trial(
+            self._folder / arm.name / f"seed-{seed}",
+            config,
+            self._train,
+            self._judge_test,
+            settings=settings,
+            loss=arm.module,
+            evaluators=self._curve(config),
+            progress=self._progress,
+        )
+        self._say(f"{arm.name}, seed {seed}: {_outcome(record)}")
+        result.runs.append(record)
+        self._saved()
+
+    def _judge_validation(self, run: Run) -> dict[str, float]:
+        result = evaluate(
+            run,
+            self._images.search_train,
+            test=self._images.validation,
+            protocol="knn",
+            baselines=False,
+            progress=False,
+            device=run.config.device,
+        )
+        return {name: score.value for name, score in result.rows["trained"].items()}
+
+    def _judge_test(self, run: Run) -> dict[str, float]:
+        result = evaluate(
+            run,
+            self._images.train,
+            test=self._images.test,
+            protocol=("knn", "linear", "label_free"),
+            baselines=False,
+            progress=self._progress,
+            device=run.config.device,
+        )
+        return {name: score.value for name, score in result.rows["trained"].items()}
+
+    def _curve(self, config: PretrainConfig) -> dict[int, Evaluator]:
+        """Evaluator of kNN accuracy along a run, on a sample of the images."""
+        assert config.steps is not None
+        assert config.augment.mean is not None
+        assert config.augment.std is not None
+        preprocessing = Preprocessing(
+            image_size=config.augment.image_size,
+            mean=config.augment.mean,
+            std=config.augment.std,
+            channels=config.channels,
+        )
+        train, test = (preprocessing.open_store(source, progress=False) for source in self._curve_images)
+        every = max(1, config.steps // CURVE_POINTS)
+        return {every: knn_evaluator(train, test, preprocessing, precision=config.precision)}
+
+    @cached_property
+    def _curve_images(self) -> list[Any]:
+        both = (self._images.train, self._images.test)
+        return [sample(source, most) for source, most in zip(both, CURVE_IMAGES, strict=True)]
+
+    def _result(self) -> Comparison:
+        images = self._images
+        parts = {name: getattr(images, name) for name in ("train", "test", "search_train", "validation")}
+        if not self._request.search:
+            parts = {name: parts[name] for name in ("train", "test")}
+        return Comparison(
+            path=self._folder,
+            arms=self._results,
+            request=self._request.to_dict(),
+            environment={name: value for name, value in environment().items() if name != "command"},
+            data={name: f"{source.name}, {len(source):,} images" for name, source in parts.items()},
+            notes=self._notes,
+        )
+
+    def _saved(self) -> Comparison:
+        result = self._result()
+        result.save()
+        return result
+
+    def _say(self, line: str) -> None:
+        if self._progress:
+            print(line, file=sys.stderr, flush=True)
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items())
+
+
+def _outcome(record: Trial) -> str:
+    return f"kNN {100 * record.scores[RANKED_BY]:.1f} %" if record.error is None else f"failed: {record.error}"

@@ -1,0 +1,71 @@
+"""Search of settings: random draws, equal for all arms, in one or two rungs of successive halving.
+
+Every arm has the same number of trials and the same number of steps in all. Trial 0 is the arm's own settings. Later
+trials multiply its learning rate and weight decay by random factors, the same for every arm, and draw the one or
+two settings of its loss that `ssole.config.losses` names. Sources: Bergstra and Bengio, "Random search for
+hyper-parameter optimization" (JMLR 2012); Jamieson and Talwalkar, "Non-stochastic best arm identification" (2016).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from ssole.comparison.request import Arm
+
+LR_FACTORS = (0.25, 4.0)
+WEIGHT_DECAY_FACTORS = (0.1, 10.0)
+KEPT = 3
+"""One in so many trials goes on to the next rung, which has so many times the steps."""
+
+
+class Rung(NamedTuple):
+    """Stage of the search."""
+
+    trials: int
+    """Number of trials that take part."""
+    share: float
+    """Their steps, as a share of a whole run's."""
+
+
+def rungs(trials: int) -> tuple[Rung, ...]:
+    """Rungs of a search: all trials at a ninth of the steps, and the best third of them at a third.
+
+    Up to three trials have one rung, at a third. Each run is a whole one, with its learning rate falling to the end.
+    """
+    if trials == 0:
+        return ()
+    last = math.ceil(trials / KEPT)
+    return (Rung(trials, 1 / KEPT**2), Rung(last, 1 / KEPT)) if last > 1 else (Rung(trials, 1 / KEPT),)
+
+
+def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
+    """Settings of a trial by dotted name, as overrides of the arm's; none for trial 0."""
+    if trial == 0:
+        return {}
+    # One number for each searched setting: the learning rate, the weight decay, and those of the loss.
+    loss = {f"loss.{name}": ends for name, ends in arm.config.loss.search.items()}
+    shares = np.random.default_rng([0, trial]).random(2 + len(loss)).tolist()
+    optim = {
+        "optim.lr": (arm.config.optim.lr, LR_FACTORS),
+        "optim.weight_decay": (arm.config.optim.weight_decay, WEIGHT_DECAY_FACTORS),
+    }
+    ranges = {name: (value * low, value * high) for name, (value, (low, high)) in optim.items()} | loss
+    return {
+        name: _between(low, high, share)
+        for (name, (low, high)), share in zip(ranges.items(), shares, strict=True)
+        if name not in arm.pinned and low > 0
+    }
+
+
+def best(scores: Mapping[int, float], count: int) -> list[int]:
+    """Trials with the highest scores, best first; the earlier trial wins a tie."""
+    return sorted(scores, key=lambda trial: (-scores[trial], trial))[:count]
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """Number at this share of the way from low to high on a logarithmic scale, to three significant digits."""
+    return float(f"{low * (high / low) ** share:.3g}")

@@ -1,0 +1,64 @@
+"""Table of a comparison for a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ssole.comparison.result import RANKED_BY, SHOWN, ArmResult, Comparison, Difference, Summary
+from ssole.evaluation.results import METRICS
+from ssole.progress import data_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def table(comparison: Comparison) -> Table:
+    """Table for ``rich.print``: an arm a row, best first and those that failed last; their reasons stand below."""
+    from rich.table import Table
+    from rich.text import Text
+
+    seeds = comparison.request["seeds"]
+    title = f"{comparison.data['test']}; {seeds} {'run' if seeds == 1 else 'runs'} of each, mean ± std"
+    failures = [f"{name} failed: {arm.reason}" for name, arm in comparison.arms.items() if arm.reason is not None]
+    caption = Text("\n".join([*comparison.notes, *failures]))
+    shown = Table(title=Text(title), caption=caption, caption_justify="left")
+    shown.add_column("")
+    for heading in (*(METRICS[name] for name in SHOWN), "images/s", "peak memory", "behind the best"):
+        shown.add_column(heading, justify="right")
+    for name in sorted(comparison.arms, key=lambda name: _rank(comparison.arms[name])):
+        arm = comparison.arms[name]
+        summary = arm.summary()
+        cells = [_score(metric, summary.get(metric)) for metric in SHOWN]
+        cells += [_rate(summary.get("images_per_second")), _memory(summary.get("peak_memory"))]
+        shown.add_row(Text(name), *cells, _behind(comparison.difference(name), is_best=name == comparison.best))
+    return shown
+
+
+def _rank(arm: ArmResult) -> float:
+    values = arm.values(RANKED_BY)
+    return -sum(values) / len(values) if values and arm.reason is None else 1.0
+
+
+def _score(metric: str, summary: Summary | None) -> str:
+    if summary is None:
+        return "-"
+    scale, unit = (1, "") if "rank" in metric else (100, " %")
+    spread = "" if summary.std is None else f" ± {scale * summary.std:.1f}"
+    return f"{scale * summary.mean:.1f}{unit}{spread}"
+
+
+def _rate(summary: Summary | None) -> str:
+    return "-" if summary is None else f"{summary.mean:,.0f}"
+
+
+def _memory(summary: Summary | None) -> str:
+    return "-" if summary is None else data_size(summary.mean)
+
+
+def _behind(difference: Difference | None, *, is_best: bool) -> str:
+    if difference is None:
+        return "best" if is_best else "-"
+    if difference.standard_error is None:
+        return f"{100 * difference.mean:.1f} (one pair)"
+    sure = "" if difference.clear else ", unclear"
+    return f"{100 * difference.mean:.1f} ± {100 * difference.standard_error:.1f}{sure}"

@@ -1,0 +1,121 @@
+"""One trial of a comparison: a run that is trained, judged and recorded in `trial.json` in its folder."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ssole import api
+from ssole.config import PretrainConfig
+from ssole.data.base import Spec
+from ssole.files import write_text_atomically
+from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
+from ssole.training.run import Run
+
+if TYPE_CHECKING:
+    from ssole.training.monitor import Evaluator
+
+_FILE = "trial.json"
+FAILURES = (ArithmeticError, ImportError, MemoryError, RuntimeError, ValueError)
+"""What a method may fail with. A full disk or Ctrl-C is no failure of a method: it ends the comparison."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Record of a trial: what it gave and what it took, or why it failed."""
+
+    steps: int
+    seed: int
+    settings: dict[str, Any]
+    """Settings that differ from the arm's, by dotted name."""
+    scores: dict[str, float] = field(default_factory=dict)
+    """Figures by name, as in :data:`ssole.evaluation.results.METRICS`; accuracies are shares in [0, 1]."""
+    seconds: float | None = None
+    """Time of training, without evaluation."""
+    images_per_second: float | None = None
+    peak_memory: int | None = None
+    """Bytes: of the process on a CPU, of the tensors on a GPU. None where it was not measured from the start."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Accuracy along the run: {"images", "seconds", "knn20"}."""
+    error: str | None = None
+    """Why the trial failed; None if it did not."""
+
+
+def describe_failure(error: Exception) -> str:
+    """One line that says why a method failed."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+
+
+def read_trial(folder: Path) -> Trial | None:
+    """Record of a finished trial; None if the trial has not finished."""
+    path = folder / _FILE
+    return Trial(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def run_trial(
+    folder: Path,
+    config: PretrainConfig,
+    data: Spec,
+    judge: Callable[[Run], dict[str, float]],
+    *,
+    settings: Mapping[str, Any],
+    loss: nn.Module | None = None,
+    evaluators: Mapping[int, Evaluator] | None = None,
+    progress: bool = True,
+) -> Trial:
+    """Record of a trial, which is trained or goes on from its newest checkpoint, unless it has finished already.
+
+    Args:
+        folder: the run folder.
+        config: settings of the run.
+        data: its images.
+        judge: function from the finished run to its scores.
+        settings: what to record as the trial's settings.
+        loss: the module, for a loss of your own.
+        evaluators, progress: as for :func:`ssole.pretrain`.
+    """
+    if (done := read_trial(folder)) is not None:
+        return done
+    assert config.steps is not None
+    record = Trial(steps=config.steps, seed=config.seed, settings=dict(settings))
+    device = resolve_device(config.device)
+    loss = copy.deepcopy(loss)
+    measured = forget_peak_memory(device) and not folder.exists()
+    try:
+        if (folder / "config.yaml").is_file():
+            run = api.resume(folder, data=data, loss=loss, evaluators=evaluators or {}, progress=progress)
+        else:
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before it began
+            run = api.start(config, folder, data=data, loss=loss, evaluators=evaluators or {}, progress=progress)
+        memory = peak_memory(device) if measured else None
+        record = _finished(record, run, judge(run), memory)
+    except FAILURES as error:
+        record = Trial(**(asdict(record) | {"error": describe_failure(error)}))
+        folder.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(folder / _FILE, json.dumps(asdict(record), indent=1) + "\n")
+    return record
+
+
+def _finished(record: Trial, run: Run, scores: dict[str, float], memory: int | None) -> Trial:
+    batch = run.config.batch_size
+    seconds = max(float(row["seconds"]) for row in run.metrics)
+    curve = [
+        {"images": row["step"] * batch, "seconds": row["seconds"], "knn20": row["knn20"]}
+        for row in run.metrics
+        if "knn20" in row
+    ]
+    figures = {
+        "scores": scores,
+        "seconds": seconds,
+        "images_per_second": round(record.steps * batch / seconds, 1),
+        "peak_memory": memory,
+        "curve": curve,
+    }
+    return Trial(**(asdict(record) | figures))
