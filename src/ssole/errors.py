@@ -1,14 +1,50 @@
-"""Errors a user can act on."""
+"""Errors a user can act on, and text from outside that is safe to show."""
 
 from __future__ import annotations
+
+import re
+
+SECRET = "REMOVED"
+"""Text in place of the password and the query of a URL."""
+
+_URL = re.compile(
+    r"""(?<![\w+.-])(?P<start>[A-Za-z][\w+.-]+://)(?P<user>[^/?\s@'"<>]*@)?(?P<path>[^?\s'"<>]*)(?P<query>\?[^\s'"<>)]*)?"""
+)
+# C0 and C1 control characters but tab and newline, which move the cursor, colour text or set a window's title; marks
+# that reverse the direction of writing; and halves of surrogate pairs, which no encoding has
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def without_secrets(text: str) -> str:
+    """Text whose URLs have lost passwords and queries, which may be signatures: ``https://host/a.tar?REMOVED``."""
+
+    def plain(url: re.Match[str]) -> str:
+        user = f"{SECRET}@" if url["user"] else ""
+        return url["start"] + user + url["path"] + (f"?{SECRET}" if url["query"] else "")
+
+    return _URL.sub(plain, text)
+
+
+def printable(text: str) -> str:
+    """Text without characters that steer a terminal: names of files may hold any. They are shown as ``\\x1b``."""
+    return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 class ConfigError(ValueError):
     """Error for a setting that is unknown, of the wrong type or out of range. The message names it.
 
-    For an unknown setting, the message also names the closest known one.
+    For an unknown setting, the message also names the closest known one. URLs in it lose passwords and queries.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))
 
 
 class DataError(ValueError):
-    """Something is wrong with the images or labels that were given; the message quotes what and says what to do."""
+    """Something is wrong with the images or labels that were given; the message quotes what and says what to do.
+
+    URLs in it lose passwords and queries.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(without_secrets(message))

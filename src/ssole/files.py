@@ -1,11 +1,17 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and JSON files that may be damaged."""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from ssole.errors import ConfigError
 
 _SUFFIX = ".ssole-tmp"
 
@@ -13,20 +19,22 @@ _SUFFIX = ".ssole-tmp"
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it into place.
 
-    A reader, or whoever comes after a crash, sees the old file or the new one and never a part of either.
+    A reader, or whoever comes after a crash or a power cut, sees the old file or the new one and never a part of
+    either. The file has the permissions that the umask gives.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=_SUFFIX)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}"
+    open(temporary, "xb").close()
+    permissions = stat.S_IMODE(temporary.stat().st_mode)
     try:
         write(temporary)
+        temporary.chmod(permissions)  # the writer may have made another file in its place
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner may read
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _flush_folder(path.parent)
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:
@@ -43,3 +51,49 @@ def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of writers that were killed. Nobody may be writing to the folder meanwhile."""
     for path in folder.glob(f".*{_SUFFIX}"):
         path.unlink()
+
+
+def require_regular(path: str | os.PathLike[str]) -> None:
+    """Raise `OSError` for a pipe, socket or device, because reading one may wait for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder has an error of its own
+        raise OSError("not a regular file but a pipe, socket or device")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Mapping that a JSON file holds.
+
+    Raises:
+        ConfigError: the file is missing, cannot be read, or holds something else; the message names it.
+    """
+    try:
+        require_regular(path)
+        values = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error})") from None
+    return values
+
+
+def parse_json(text: str) -> dict[str, Any]:
+    """Mapping that a JSON text holds; `ValueError` if it holds something else."""
+    try:
+        values = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds no mapping but {str(values)[:40]!r}")
+    return values
+
+
+def _flush_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk, so that a rename survives a power cut."""
+    if os.name == "nt":  # which opens no folders
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems without such a flush
+            raise
+    finally:
+        os.close(handle)

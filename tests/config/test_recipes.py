@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from ssole.config import (
     ConfigError,
@@ -133,3 +135,42 @@ def test_a_wrong_value_is_quoted(key: str, value: object, words: list[str]) -> N
         apply_overrides(PretrainConfig(), {key: value})
     for word in words:
         assert word in str(error.value)
+
+
+LEVELS = zip("abcdefghi", "bcdefghij", strict=True)
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+BOMB += "".join(f"{name}: &{name} [{', '.join(['*' + inner] * 9)}]\n" for inner, name in LEVELS)
+STRANGE = {
+    "an alias bomb": (BOMB, r"line 2 has an alias \(\*a\): write the value out"),
+    "a list in itself": ("a: &a [*a]", "has an alias"),
+    "merged mappings": ("a: &a {epochs: 1}\nb: {<<: *a}", "has an alias"),
+    "deep lists": ("a: " + "[" * 50_000, "nested more than 20 levels deep|exceeded maximum nesting depth"),
+    "deep mappings": ("a: " + "{a: " * 5_000, "nested more than 20 levels deep"),
+    "a long number": ("epochs: " + "9" * 5_000, "not valid YAML"),
+    "no date": ("data: 2020-99-99", "not valid YAML"),
+    "a date": ("data: 2020-01-02", "cannot be a date"),
+    "bytes": ("data: !!binary aGVsbG8=", "cannot be a bytes"),
+    "a set": ("data: !!set {a, b}", "cannot be a set|data must be a name"),
+    "a date as name": ("2020-01-02: 3", "must be plain values with names"),
+    "a list as name": ("? [1, 2]\n: 3", "not valid YAML"),
+    "an object": ("data: !!python/object/apply:os.getcwd []", "not valid YAML"),
+    "much text": ("# " + "x" * (1 << 26), "more than 67108864 bytes"),
+    "many values": ("data: [" + "x," * 600_000 + "]", "more than 500000 values"),
+    "other bytes": ("data: \udcff", "not valid YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), STRANGE.values(), ids=STRANGE)
+def test_a_strangers_recipe_is_refused_at_once(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    begin = time.monotonic()
+    with pytest.raises(ConfigError, match=message):
+        load(path)
+    assert time.monotonic() - begin < 5
+
+
+def test_a_long_list_of_files_is_read(tmp_path: Path) -> None:
+    files = [f"/images/of/one/class/{number:06}.jpg" for number in range(20_000)]
+    (tmp_path / "many.yaml").write_text(yaml.safe_dump({"data": files}))
+    assert load(tmp_path / "many.yaml").data == tuple(files)

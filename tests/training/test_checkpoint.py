@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import tiny
@@ -137,7 +140,32 @@ def incomplete_json(run: Run) -> None:
     (run.checkpoints / "step-00000006.json").write_text(json.dumps({"step": 6}))
 
 
-DAMAGE = [truncated_tensors, empty_tensors, missing_tensors, truncated_json, incomplete_json]
+def other_step_in_json(run: Run) -> None:
+    """A checkpoint of an earlier version, without checksums, that claims to be complete."""
+    (run.checkpoints / "step-00000006.json").write_text(json.dumps({"step": 10**6, "images": 9, "seconds": 1.0}))
+
+
+def deep_json(run: Run) -> None:
+    (run.checkpoints / "step-00000006.json").write_text("[" * 10**5)
+
+
+def list_in_json(run: Run) -> None:
+    (run.checkpoints / "step-00000006.json").write_text("[1, 2]")
+
+
+def weights_of_another_network(run: Run) -> None:
+    whole = run.checkpoints / "step-00000006.safetensors"
+    save_file({"encoder.0.weight": torch.zeros(3)}, whole)
+    (run.checkpoints / "step-00000006.json").write_text(json.dumps({"step": 6, "images": 9, "seconds": 1.0}))
+
+
+def pipe(run: Run) -> None:
+    missing_tensors(run)
+    os.mkfifo(run.checkpoints / "step-00000006.safetensors")
+
+
+DAMAGE = [other_step_in_json, deep_json, list_in_json, weights_of_another_network, pipe]
+DAMAGE += [truncated_tensors, empty_tensors, missing_tensors, truncated_json, incomplete_json]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -150,6 +178,55 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(run: Run, damage:
     assert checkpoint_steps(run) == [4, 5]
     assert load(run) == (5, 5.0)
     assert len(list(run.checkpoints.iterdir())) == 4
+
+
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+def test_any_changed_byte_is_found(run: Run, suffix: str) -> None:
+    save(run, 4, 6)
+    path = run.checkpoints / f"step-00000006.{suffix}"
+    data = path.read_bytes()
+    places = range(len(data)) if suffix == "json" else range(0, len(data), len(data) // 100)
+    for place in places:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.warns(UserWarning, match="the checkpoint of step 6 is damaged and left out: "):
+            assert load(run) == (4, 4.0), place
+    path.write_bytes(data)
+    assert load(run) == (6, 6.0)
+
+
+def test_a_checkpoint_of_the_first_version_is_read(run: Run) -> None:
+    save(run, 6)
+    (run.checkpoints / "step-00000006.json").write_text(json.dumps({"step": 6, "images": 9, "seconds": 1.0}))
+    assert load(run) == (6, 6.0)
+
+
+def test_a_step_after_the_last_is_of_another_run(run: Run) -> None:
+    save(run, 4, 6)
+    model = encoder(1)
+    with pytest.warns(UserWarning, match="step 6 is damaged and left out: the run has 5 steps"):
+        progress = load_checkpoint(run, model, create_optimizer(model, OptimConfig()), last_step=5)
+    assert progress is not None
+    assert progress.step == 4
+
+
+def test_other_files_in_the_folder_are_left_alone(run: Run) -> None:
+    stray = [
+        run.checkpoints / name for name in ("step-7 (1).json", "step-00000007 (1).json", "step-x.json", "notes.txt")
+    ]
+    for path in stray:
+        path.write_text("of a sync client")
+    save(run, 4, 6, 8)
+    assert checkpoint_steps(run) == [6, 8]
+    assert load(run) == (8, 8.0)
+    assert all(path.exists() for path in stray)
+
+
+def test_a_disk_without_room_is_told_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
+    monkeypatch.setattr("ssole.training.checkpoint.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(ConfigError, match=r"need at least .* more, and the disk has 9\.8 KiB free: make room"):
+        tiny.start(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_when_all_are_damaged_nothing_starts_anew_silently(run: Run) -> None:

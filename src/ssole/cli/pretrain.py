@@ -12,8 +12,9 @@ import tyro
 
 from ssole import api
 from ssole.config import PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
+from ssole.errors import printable
 from ssole.progress import duration
-from ssole.training.run import Run
+from ssole.training.run import Change, Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,11 @@ class PretrainArgs:
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Run folder. By default runs/RECIPE, with a number if that exists."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
-    """Continue this interrupted run. It keeps its settings, so no other option may be given."""
+    """Continue this interrupted run. It keeps its settings: only --data and --allow-changes may be given with it."""
+    allow_changes: Annotated[
+        tuple[Change, ...], tyro.conf.arg(metavar="images|settings|version", help_behavior_hint="")
+    ] = ()
+    """With --resume: what may have changed since the run was started. Without, a change is an error that shows it."""
     views: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Views of each image; short for --augment.crops.0.count."""
     preset: Annotated[str | None, tyro.conf.arg(metavar="|".join(PRESETS), help_behavior_hint="")] = None
@@ -45,13 +50,16 @@ def pretrain(argv: Sequence[str]) -> int:
     """
     args, given = parse_options(argv)
     if args.resume is not None:
-        if others := sorted(given - {"--resume"}):
+        if others := sorted(given - {"--resume", "--data", "--allow-changes"}):
             raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(others)}")
         run = Run(args.resume)
         if run.finished:
             print(f"{run.path} has finished already: there is nothing to resume.")
-        _print_finished(api.resume(run))
+        data = args.config.data if "--data" in given else None
+        _print_finished(api.resume(run, data=data, allow_changes=args.allow_changes))
         return 0
+    if args.allow_changes:
+        raise ConfigError("--allow-changes goes with --resume RUN: a new run has nothing to compare with")
     config = args.config
     if args.views is not None:
         config = apply_overrides(config, {"views": args.views})
@@ -94,7 +102,8 @@ def _print_finished(run: Run) -> None:
         print(f"{last['step']} steps in {time}, loss {last['loss']:.4f}, effective rank {rank:.0f}")
     if unreadable := run.unreadable:
         first = unreadable[0]
-        print(f"{len(unreadable)} unreadable images were left out, such as {first['id']}: {first['reason']}")
+        example = printable(f"{first.get('id')}: {first.get('reason')}")
+        print(f"{len(unreadable)} unreadable images were left out, such as {example}")
         print(f"all of them: {run.path / 'unreadable.jsonl'}")
     print(f"weights: {run.backbone_path}")
     print(f"evaluate them: ssole eval {run.path}")

@@ -1,25 +1,31 @@
 """Checkpoints: weights, optimizer state and the number of steps done, which is all that a run needs to resume.
 
 checkpoints/  step-00000100.safetensors   weights and optimizer state
-              step-00000100.json          steps done; written second, so that the first is complete if it exists
+              step-00000100.json          steps done, and checksums of both files; written second, so that the first is
+                                          complete if it exists
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
+import shutil
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from ssole.config import ConfigError
-from ssole.files import write_atomically, write_text_atomically
-from ssole.training.run import Run
+from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
+from ssole.progress import data_size
+from ssole.training.run import Run, writing
 
 _KEEP = 2  # the newest checkpoint, and one more in case a disk lost part of it
+_NAME = re.compile(r"step-(\d{8,18})\.(?:json|safetensors)")  # other files in the folder are someone else's
 
 
 @dataclass(frozen=True)
@@ -35,47 +41,61 @@ class Progress:
 
 
 def save_checkpoint(run: Run, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write a checkpoint of modules by name and their optimizer; remove all but the newest two."""
+    """Write a checkpoint of modules by name and their optimizer; remove all but the newest two.
+
+    Raises:
+        OSError: it cannot be written. The checkpoints before it are untouched.
+    """
     from safetensors.torch import save_file
 
-    tensors = dict(modules.state_dict())
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            if value is not None:  # SGD without momentum keeps None
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
-    plain = {name: _plain(tensor) for name, tensor in tensors.items()}
+    plain = {name: _plain(tensor) for name, tensor in _tensors(modules, optimizer).items()}
     stem = _stem(run, progress.step)
-    write_atomically(stem.with_suffix(".safetensors"), lambda path: save_file(plain, path))
-    write_text_atomically(stem.with_suffix(".json"), json.dumps(asdict(progress)) + "\n")
-    _remove_all_but([step for step in checkpoint_steps(run) if step <= progress.step][-_KEEP:], run)
+    tensors = stem.with_suffix(".safetensors")
+    with writing(run, f"the checkpoint of step {progress.step}"):
+        write_atomically(tensors, lambda path: save_file(plain, path))
+        write_text_atomically(stem.with_suffix(".json"), _description(asdict(progress) | {"tensors": _digest(tensors)}))
+        _remove_all_but([step for step in checkpoint_steps(run) if step <= progress.step][-_KEEP:], run)
+
+
+def require_space(run: Run, modules: nn.ModuleDict) -> None:
+    """Raise a ConfigError if the disk has no room for the checkpoints and final weights still to be written."""
+    weights = sum(tensor.nbytes for tensor in modules.state_dict().values())
+    missing = _KEEP + 1 - len(checkpoint_steps(run))  # the oldest is removed when the newest is complete
+    needed = weights * (2 * missing + 1)  # every optimizer keeps at least one value for each weight
+    if (free := shutil.disk_usage(run.path).free) < needed:
+        raise ConfigError(
+            f"the checkpoints in {run.path} need at least {data_size(needed)} more, and the disk has {data_size(free)} "
+            "free: make room, or choose a folder on another disk (--out)"
+        )
 
 
 def checkpoint_steps(run: Run) -> list[int]:
     """Steps of the run's checkpoints, oldest first."""
-    return sorted(int(path.stem.removeprefix("step-")) for path in run.checkpoints.glob("step-*.json"))
+    return sorted(step for path, step in _files(run) if path.suffix == ".json")
 
 
-def load_checkpoint(run: Run, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Progress | None:
+def load_checkpoint(
+    run: Run, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, *, last_step: int | None = None
+) -> Progress | None:
     """Restore the newest complete checkpoint into modules and optimizer; None if the run has none yet.
 
-    A damaged checkpoint gives a warning, and the one before is taken.
+    A damaged checkpoint gives a warning, and the one before is taken. So does one that is not of this run: of a step
+    after `last_step`, or of other modules. The checksums find any changed byte.
 
     Raises:
         ConfigError: there are checkpoints, and all of them are damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     steps = checkpoint_steps(run)
     for step in reversed(steps):
-        stem = _stem(run, step)
         try:
-            progress = Progress(**json.loads(stem.with_suffix(".json").read_text(encoding="utf-8")))
-            tensors = load_file(stem.with_suffix(".safetensors"))
-        except (SafetensorError, OSError, ValueError, TypeError) as error:
-            warnings.warn(f"the checkpoint of step {step} is damaged and left out: {error}", stacklevel=2)
+            progress, tensors = _read(run, step)
+            if not 0 < progress.step <= (last_step or step):
+                raise ValueError(f"the run has {last_step} steps")
+            _restore(tensors, modules, optimizer)
+        except (OSError, ValueError, RuntimeError, LookupError) as error:
+            reason = " ".join(str(error).split())[:300]
+            warnings.warn(f"the checkpoint of step {step} is damaged and left out: {reason}", stacklevel=2)
             continue
-        _restore(tensors, modules, optimizer)
         return progress
     if steps:
         raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: start anew in another folder (--out)")
@@ -87,7 +107,60 @@ def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) ->
     from safetensors.torch import save_file
 
     tensors = {name: _plain(tensor) for name, tensor in backbone.state_dict().items()}
-    write_atomically(run.backbone_path, lambda path: save_file(tensors, path, metadata=dict(metadata)))
+    with writing(run, "the final weights"):
+        write_atomically(run.backbone_path, lambda path: save_file(tensors, path, metadata=dict(metadata)))
+
+
+def _tensors(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    tensors = dict(modules.state_dict())
+    for index, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            if value is not None:  # SGD without momentum keeps None
+                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+    return tensors
+
+
+def _description(values: dict[str, int | float | str]) -> str:
+    """Text of the JSON file: values, and the checksum of these."""
+    checksum = hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    return json.dumps(values | {"checksum": checksum}) + "\n"
+
+
+def _read(run: Run, step: int) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """Progress and tensors of a checkpoint. `OSError` or `ValueError` if they are not what was written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    stem = _stem(run, step)
+    path, tensors = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
+    require_regular(path)
+    require_regular(tensors)
+    text = path.read_text(encoding="utf-8")
+    values = parse_json(text)
+    if "checksum" in values or "tensors" in values:  # both are missing in checkpoints of the first version
+        del values["checksum"]
+        if text != _description(values):
+            raise ValueError(f"{path.name} is not what was written")
+        if values.pop("tensors") != _digest(tensors):
+            raise ValueError(f"{tensors.name} is not what was written")
+    if values.keys() != {field.name for field in fields(Progress)}:
+        raise ValueError(f"{path.name} holds {', '.join(values)}")
+    progress = Progress(**values)
+    if progress.step != step or not isinstance(progress.images, int) or not isinstance(progress.seconds, (int, float)):
+        raise ValueError(f"{path.name} holds {values}")
+    try:
+        return progress, load_file(tensors)
+    except SafetensorError as error:
+        raise ValueError(f"{tensors.name}: {error}") from None
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _restore(tensors: Mapping[str, torch.Tensor], modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
@@ -113,13 +186,17 @@ def _like_parameter(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tens
     return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
 
 
+def _files(run: Run) -> list[tuple[Path, int]]:
+    """Files of all checkpoints, and their steps."""
+    names = sorted(run.checkpoints.iterdir()) if run.checkpoints.is_dir() else []
+    return [(path, int(match[1])) for path in names if (match := _NAME.fullmatch(path.name))]
+
+
 def _remove_all_but(kept: list[int], run: Run) -> None:
     """Remove all other checkpoints: older ones, damaged newer ones, and parts that a kill left behind."""
-    names = {_stem(run, step).name for step in kept}
-    for suffix in (".json", ".safetensors"):  # in this order: a kill in between must leave no JSON alone
-        for path in run.checkpoints.glob(f"step-*{suffix}"):
-            if path.stem not in names:
-                path.unlink()
+    for path, step in sorted(_files(run), key=lambda file: file[0].suffix):  # a kill in between leaves no JSON alone
+        if step not in kept:
+            path.unlink()
 
 
 def _stem(run: Run, step: int) -> Path:

@@ -8,20 +8,21 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssole.errors import printable
 from ssole.progress import duration
 from ssole.spectrum import effective_rank
 from ssole.training.checkpoint import Progress
 from ssole.training.feed import Feed
-from ssole.training.run import Run
+from ssole.training.run import Run, writing
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 """Function from the backbone to named figures, such as {"knn20": 0.83}."""
@@ -47,10 +48,10 @@ class Monitor:
         self._run, self._title, self._done, self._feed = run, title, done, feed
         self._step, self._images, self._paused, self._prepared = done.step, 0, 0.0, 0.0
         self._waiting, self._hinted = WaitShare(), False
+        self._file: TextIO | None = None  # made by the first step: until then, a failed start leaves nothing
         self._screen = _Screen(total, done.step, progress)
 
     def __enter__(self) -> Monitor:
-        self._file = open(self._run.path / "metrics.jsonl", "a", encoding="utf-8")
         self._board = _tensorboard(self._run.path / "tensorboard", self._done.step)
         self._screen.start(f"{self._run.path}: {self._title}")
         self._start = time.perf_counter()
@@ -61,7 +62,9 @@ class Monitor:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._screen.stop()
-        self._file.close()
+        if self._file is not None:
+            with suppress(OSError):  # every line was written already, or this error was raised
+                self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -93,6 +96,9 @@ class Monitor:
         """Count one step of so many images."""
         self._step += 1
         self._images += images
+        if self._file is None:
+            with writing(self._run, "metrics.jsonl"):
+                self._file = open(self._run.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed on exit
         self._waiting.add(self._stepped, self._feed.waited)
         self._screen.advance(self._step)
 
@@ -125,6 +131,12 @@ class Monitor:
         self._write({"step": self._step, "seconds": round(self.seconds, 3), **figures})
         self._screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
+    def flush(self) -> None:
+        """Flush the metrics to the disk, so that a power cut leaves those up to each checkpoint."""
+        if self._file is not None:
+            with writing(self._run, "metrics.jsonl"):
+                os.fsync(self._file.fileno())
+
     def show_stopping(self) -> None:
         """Show that a signal arrived. Called inside a signal handler, so it does not print."""
         self._screen.show_stopping()
@@ -139,8 +151,10 @@ class Monitor:
             self._screen.print_line(f"{share:.0%} of the time is spent waiting for data: {hint}")
 
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        assert self._file is not None  # opened by `advance`
+        with writing(self._run, "metrics.jsonl"):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name in row.keys() - {"step", "epoch"}:
                 self._board.add_scalar(name, row[name], row["step"])
@@ -218,7 +232,8 @@ class _Screen:
 
     def stop(self) -> None:
         if self._live:
-            self._display.stop()
+            with suppress(OSError):  # the terminal has gone, which sent SIGHUP
+                self._display.stop()
         elif self._notes and self._step == self._total:
             self._print_notes(left=0.0)  # only here, when the figures of the last step are complete
 
@@ -230,7 +245,8 @@ class _Screen:
         if self._live:  # the display's own thread draws it
             self._text.plain = "stopping after this step; Ctrl-C again to stop at once"
         elif self._show:
-            os.write(2, b"stopping after this step\n")
+            with suppress(OSError):  # the terminal has gone, which sent SIGHUP
+                os.write(2, b"stopping after this step\n")
 
     def note(self, kind: str, text: str) -> None:
         """Show the newest figures of a kind, beside those of other kinds."""
@@ -244,7 +260,8 @@ class _Screen:
     def print_line(self, line: str) -> None:
         """Print a line; on a terminal, above the bar."""
         if self._show:
-            self._console.print(line, soft_wrap=True, highlight=False, markup=False)
+            with suppress(OSError):  # a terminal that has gone does not end a run
+                self._console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
 
     def _print_notes(self, left: float) -> None:
         figures = "  ".join(self._notes.values())

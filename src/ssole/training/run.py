@@ -1,12 +1,12 @@
 """Run: the folder of a pretraining run, and its files. Each is written whole or not at all.
 
 NAME/  config.yaml            every setting
-       environment.json       versions and hardware
+       environment.json       versions, hardware and the settings once more
        metrics.jsonl          one line a log step
        checkpoints/           see ssole.training.checkpoint
        backbone.safetensors   the final weights
        unreadable.jsonl       images that could not be read, if any
-       images.json            number and hash of the images that the run was started on
+       images.json            see ssole.training.images
        .lock                  held by the process that trains
 """
 
@@ -14,20 +14,23 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
-from ssole.errors import DataError
-from ssole.files import remove_leftovers, write_text_atomically
+from ssole.errors import without_secrets
+from ssole.files import parse_json, read_json, remove_leftovers, write_text_atomically
 
-_IMAGES = "images.json"
+Change = Literal["images", "settings", "version"]
+"""What may be allowed to have changed between start and resuming."""
 
 
 @dataclass(frozen=True)
@@ -70,19 +73,18 @@ class Run:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Versions and hardware that the run was started on."""
-        found: dict[str, Any] = json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
-        return found
+        """Versions, hardware and settings that the run was started with; ConfigError if the file was damaged."""
+        return read_json(self.path / "environment.json")
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """Lines of metrics.jsonl."""
-        return _read_lines(self.path / "metrics.jsonl")
+        """Lines of metrics.jsonl; ConfigError if the file was damaged."""
+        return _read_lines(self.path / "metrics.jsonl", number="step")
 
     @property
     def unreadable(self) -> list[dict[str, Any]]:
         """Images that could not be read and were left out, each as {"index", "id", "reason"}."""
-        return _read_lines(self.path / "unreadable.jsonl")
+        return _read_lines(self.path / "unreadable.jsonl", number="index")
 
 
 def create_run(path: Path, config: PretrainConfig) -> Run:
@@ -97,17 +99,65 @@ def create_run(path: Path, config: PretrainConfig) -> Run:
         raise ConfigError(
             f"{path} already holds a run: go on with it (--resume {path}), or choose another folder (--out)"
         )
+    missing = _missing(path)
     try:
         if path.exists() and any(path.iterdir()):
             raise ConfigError(f"{path} is not empty, and nothing is overwritten: choose another folder (--out)")
-        run = Run(path)
-        run.checkpoints.mkdir(parents=True)
-        write_text_atomically(path / "environment.json", json.dumps(environment(), indent=2) + "\n")
-        # last, because a folder with a config.yaml counts as a run
-        write_text_atomically(path / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
+        run, settings = Run(path), to_dict(config)
+        run.checkpoints.mkdir(parents=True)  # of two processes at once, one fails here
     except OSError as error:
         raise ConfigError(f"cannot make the run folder {path}: {error}") from None
+    try:
+        facts = environment() | {"settings": settings}
+        write_text_atomically(path / "environment.json", json.dumps(facts, indent=2) + "\n")
+        # last, because a folder with a config.yaml counts as a run
+        write_text_atomically(path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    except OSError as error:
+        _remove(path, missing)
+        raise ConfigError(f"cannot make the run folder {path}: {error}") from None
     return run
+
+
+@contextmanager
+def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
+    """New run, as :func:`create_run` makes it. If the block fails before the first step, what was made is removed."""
+    missing = _missing(path)
+    run = create_run(path, config)
+    try:
+        yield run
+    except BaseException:
+        if not (path / "metrics.jsonl").exists():  # the first step makes it
+            _remove(path, missing)
+        raise
+
+
+def _missing(path: Path) -> list[Path]:
+    """Those of a folder and its parents that do not exist, the folder itself first."""
+    return [folder for folder in (path, *path.parents) if not folder.exists()]
+
+
+def _remove(path: Path, made: list[Path]) -> None:
+    """Empty a run folder, and remove it and its parents if they were made for it."""
+    for entry in path.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    for folder in made:
+        with suppress(OSError):  # another run has come to lie in it
+            folder.rmdir()
+
+
+@contextmanager
+def writing(run: Run, what: str) -> Iterator[None]:
+    """Context for writing a file of a run: an `OSError` says what could not be written, and how to go on."""
+    from safetensors import SafetensorError  # what a full disk raises there
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise OSError(
+            f"{what} could not be written to {run.path} ({reason}). What was there before is untouched: when this is "
+            f"mended, go on with: ssole pretrain --resume {run.path}"
+        ) from error
 
 
 @contextmanager
@@ -143,7 +193,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": sys.argv,
+        "command": [without_secrets(word) for word in sys.argv],
     }
 
 
@@ -156,33 +206,44 @@ def _processor() -> str:
     return platform.processor()
 
 
+def require_same_recipe(run: Run, *, allowed: Collection[Change] = ()) -> None:
+    """Raise a ConfigError if the settings or the version of ssole are others than when the run was started.
+
+    The message lists the differences. Those that are allowed are a warning.
+    """
+    from ssole import __version__
+
+    facts, now = run.environment, dict(_leaves(to_dict(run.config)))
+    before = dict(_leaves(settings)) if isinstance(settings := facts.get("settings"), dict) else {}
+    others = sorted(name for name in before.keys() & now.keys() if now[name] != before[name])
+    changed = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in others]
+    found: dict[Change, str] = {}
+    if changed:
+        found["settings"] = f"config.yaml of {run.path} changed since the run was started: {'; '.join(changed)}"
+    if facts.get("ssole", __version__) != __version__:
+        found["version"] = f"{run.path} was started with ssole {facts['ssole']}, and this is {__version__}"
+    for change, words in found.items():
+        if change not in allowed:
+            raise ConfigError(f"{words}. Undo this, or go on with it by --allow-changes {change}")
+        warnings.warn(f"{words}; the run goes on with that", stacklevel=2)
+
+
+def _leaves(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{group}{name}.")
+        else:
+            yield group + name, value
+
+
 def rewind(run: Run, step: int) -> None:
     """Remove leftovers and the metrics after `step`; a resumed run writes these metrics again."""
     remove_leftovers(run.path)
     remove_leftovers(run.checkpoints)
-    _write_lines(run.path / "metrics.jsonl", [row for row in run.metrics if row["step"] <= step])
-
-
-def record_images(run: Run, images: int, ids_fingerprint: str) -> None:
-    """Write the number of images and a hash of their ids, for :func:`require_same_images`."""
-    write_text_atomically(run.path / _IMAGES, json.dumps({"images": images, "ids": ids_fingerprint}) + "\n")
-
-
-def require_same_images(run: Run, images: int, ids_fingerprint: str) -> None:
-    """Raise a DataError unless the run was started on these images, with these ids in this order."""
-    path = run.path / _IMAGES
-    if not path.is_file():  # a run of an older version
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    if before["images"] != images:
-        raise DataError(
-            f"the run was started on {before['images']} images and the data now hold {images}: resuming needs the same"
-        )
-    if before["ids"] != ids_fingerprint:
-        raise DataError(
-            f"the run was started on as many images ({images}) by other names or in another order: resuming needs the "
-            "same, since the views of an image depend on its index"
-        )
+    path, rows = run.path / "metrics.jsonl", run.metrics
+    if path.exists():
+        _write_lines(path, [row for row in rows if row["step"] <= step])
 
 
 def record_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:
@@ -190,16 +251,27 @@ def record_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:
     rows = {row["index"]: row for row in run.unreadable}
     new = {index: {"index": index, "id": name, "reason": reason} for index, name, reason in found}
     if new.keys() - rows.keys():
-        _write_lines(run.path / "unreadable.jsonl", [row for _, row in sorted((rows | new).items())])
+        with writing(run, "unreadable.jsonl"):
+            _write_lines(run.path / "unreadable.jsonl", [row for _, row in sorted((rows | new).items())])
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path, *, number: str) -> list[dict[str, Any]]:
+    """Mappings in the lines of a file, each with a whole number of that name."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8", errors="replace")
     # A kill may have cut the last line short: only lines that end in a newline are complete.
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    rows = []
+    for place, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
+        try:
+            row = parse_json(line)
+            if type(row.get(number)) is not int:
+                raise ValueError(f"it has no {number}")
+        except ValueError as error:
+            raise ConfigError(f"line {place} of {path} is damaged ({error}): repair or remove this line") from None
+        rows.append(row)
+    return rows

@@ -1,0 +1,102 @@
+"""Record of the images that a run was started on, so that going on with others is an error.
+
+images.json   number of images, hash of their ids, fingerprint of the source, and hashes of some images' contents
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from ssole.data.arrays import ArraySource
+from ssole.data.base import Source, evenly_spaced
+from ssole.data.storage import CONNECTIONS
+from ssole.errors import ConfigError, DataError
+from ssole.files import read_json, write_text_atomically
+from ssole.training.run import Run, writing
+
+_NAME = "images.json"
+_SAMPLE = 32  # images whose contents are compared
+
+
+def record_images(run: Run, source: Source) -> None:
+    """Write what :func:`require_same_images` compares."""
+    with writing(run, _NAME):
+        write_text_atomically(run.path / _NAME, json.dumps(_record(source)) + "\n")
+
+
+def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> None:
+    """Raise a DataError unless the run was started on these images, with these ids in this order.
+
+    Replaced images are noticed by the sizes and times of their files, and by the contents of 32 of them; in an array by
+    these alone; and not at all in an object or source that does not name its files. With `allowed`, replaced images are
+    a warning, and the record is written anew.
+    """
+    path = run.path / _NAME
+    if not path.is_file():  # a run of an older version
+        return
+    before, now = read_json(path), _record(source)
+    if not isinstance(before.get("images"), int) or not isinstance(before.get("ids"), str):
+        raise ConfigError(f"{path} is damaged: it does not say which images the run was started on")
+    if before["images"] != now["images"]:
+        raise DataError(
+            f"the run was started on {before['images']} images and the data now hold {now['images']}: resuming needs "
+            "the same"
+        )
+    if before["ids"] != now["ids"]:
+        raise DataError(
+            f"the run was started on as many images ({now['images']}) by other names or in another order: resuming "
+            "needs the same, since the views of an image depend on its index"
+        )
+    if (change := _change(before, now)) is None:
+        return
+    if not allowed:
+        raise DataError(f"{change}. Resuming needs the images that the run was started on; --allow-changes images")
+    warnings.warn(f"{change}; the run goes on with them", stacklevel=2)
+    record_images(run, source)
+
+
+def _record(source: Source) -> dict[str, Any]:
+    has_contents = source.files() is not None or isinstance(source, ArraySource)  # others may be slow or random
+    chosen = evenly_spaced(len(source), _SAMPLE) if has_contents else []
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        contents = dict(zip(map(source.id, chosen), pool.map(lambda i: _digest(source, i), chosen), strict=True))
+    return {
+        "images": len(source),
+        "ids": source.ids_fingerprint,
+        "fingerprint": source.fingerprint(),
+        "contents": {name: digest for name, digest in contents.items() if digest is not None},
+    }
+
+
+def _digest(source: Source, i: int) -> str | None:
+    """Hash of an image as the source reads it; None if it cannot be read, which may pass."""
+    try:
+        data = source.read(i)
+    except DataError:
+        return None
+    if isinstance(data, np.ndarray):
+        data = f"{data.dtype} {data.shape} ".encode() + data.tobytes()
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def _change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """What changed between two records of images of the same names, in words; None if nothing is known to have."""
+    earlier = before.get("contents")
+    earlier = earlier if isinstance(earlier, dict) else {}  # runs of the first version have none
+    both = earlier.keys() & now["contents"].keys()
+    others = [name for name in now["contents"] if name in both and earlier[name] != now["contents"][name]]
+    if others:
+        return f"{len(others)} of {len(both)} images that were compared have other contents now, such as {others[0]}"
+    known = before.get("fingerprint") is not None and now["fingerprint"] is not None
+    if known and before["fingerprint"] != now["fingerprint"]:
+        return (
+            f"sizes or times of change of the files are others than at the start, though {len(both)} images that were "
+            "compared are the same (as after copying the files)"
+        )
+    return None

@@ -1,0 +1,135 @@
+"""Other images under the same names are noticed, and allowed when the user says so."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tiny
+from ssole import api
+from ssole.config import ConfigError
+from ssole.data.arrays import ArraySource
+from ssole.data.base import Source
+from ssole.data.folder import FolderSource
+from ssole.errors import DataError
+from ssole.training.images import record_images, require_same_images
+from ssole.training.run import Run, create_run
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return create_run(tmp_path / "run", tiny.config())
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return tiny.write_folder(tmp_path / "photos")
+
+
+def same_size_and_time(photos: Path) -> None:
+    """Every picture has one other byte, and the time of change that it had."""
+    for path in photos.rglob("*.png"):
+        status, data = path.stat(), bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def one_of_many(photos: Path) -> None:
+    path = sorted(photos.rglob("*.png"))[3]
+    path.write_bytes(path.read_bytes() + b"more")
+
+
+def touched(photos: Path) -> None:
+    for path in photos.rglob("*.png"):
+        os.utime(path, (0, 0))
+
+
+CHANGES = {
+    same_size_and_time: "22 of 22 images that were compared have other contents now, such as cat/000.png",
+    one_of_many: "1 of 22 images",
+    touched: "sizes or times of change of the files are others than at the start",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_replaced_files_are_refused_until_allowed(run: Run, photos: Path, change: Callable[[Path], None]) -> None:
+    record_images(run, FolderSource(photos))
+    require_same_images(run, FolderSource(photos))
+    change(photos)
+    with pytest.raises(DataError, match=f"{CHANGES[change]}.*--allow-changes images"):
+        require_same_images(run, FolderSource(photos))
+    with pytest.warns(UserWarning, match=f"{CHANGES[change]}.*the run goes on with them"):
+        require_same_images(run, FolderSource(photos), allowed=True)
+    require_same_images(run, FolderSource(photos))  # allowed once and for all
+
+
+def test_a_changed_array_is_refused(run: Run) -> None:
+    record_images(run, ArraySource(tiny.images()))
+    require_same_images(run, ArraySource(tiny.images()))
+    with pytest.raises(DataError, match="22 of 22 images"):
+        require_same_images(run, ArraySource(255 - tiny.images()))
+
+
+class Objects(Source):
+    name = "objects"
+
+    def __len__(self) -> int:
+        return 5
+
+    def id(self, i: int) -> str:
+        return str(i)
+
+    def read(self, i: int) -> bytes:
+        raise AssertionError("reading may be slow, and give another image each time")
+
+
+def test_objects_are_known_by_their_ids_alone(run: Run) -> None:
+    record_images(run, Objects())
+    require_same_images(run, Objects())
+
+
+def test_an_image_that_could_not_be_read_is_not_compared(run: Run, photos: Path) -> None:
+    first = sorted(photos.rglob("*.png"))[0]
+    data = first.read_bytes()
+    first.unlink()
+    first.symlink_to("nowhere")
+    record_images(run, FolderSource(photos))
+    written = json.loads((run.path / "images.json").read_text())
+    assert len(written["contents"]) == 21
+    first.unlink()
+    first.write_bytes(data)
+    with pytest.raises(DataError, match="though 21 images that were compared are the same"):
+        require_same_images(run, FolderSource(photos))
+
+
+def test_a_record_of_the_first_version_still_compares_names(run: Run, photos: Path) -> None:
+    source = FolderSource(photos)
+    (run.path / "images.json").write_text(json.dumps({"images": len(source), "ids": source.ids_fingerprint}))
+    require_same_images(run, source)
+    (run.path / "images.json").write_text(json.dumps({"images": len(source), "ids": "others"}))
+    with pytest.raises(DataError, match="by other names"):
+        require_same_images(run, source)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "{}", '{"images": "22"}', "[" * 10**5])
+def test_a_damaged_record_is_named(run: Run, photos: Path, text: str) -> None:
+    (run.path / "images.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"images\.json"):
+        require_same_images(run, FolderSource(photos))
+
+
+def test_a_run_on_replaced_pictures_goes_on_when_allowed(tmp_path: Path, photos: Path) -> None:
+    whole = tiny.start(tmp_path / "whole", data=str(photos))
+    expected = whole.backbone_path.read_bytes()
+    whole.backbone_path.unlink()
+    touched(photos)
+    with pytest.raises(DataError, match="times of change"):
+        api.resume(whole, progress=False)
+    with pytest.warns(UserWarning, match="goes on with them"):
+        api.resume(whole, progress=False, allow_changes=["images"])
+    assert whole.backbone_path.read_bytes() == expected

@@ -1,0 +1,150 @@
+"""The run folder: made whole or not at all, and readable or said to be damaged."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch import nn
+
+import tiny
+from ssole import api
+from ssole.config import ConfigError
+from ssole.training.run import Run, create_run, new_run
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(backbone: nn.Module) -> dict[str, float]:
+    raise Crash
+
+
+@pytest.fixture
+def crashed(tmp_path: Path) -> Run:
+    """A run that ended after step 7, with a checkpoint of step 5."""
+    with pytest.raises(Crash):
+        tiny.start(tmp_path / "run", evaluators={7: crash})
+    return Run(tmp_path / "run")
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_start_that_fails_leaves_nothing(tmp_path: Path, exists: bool) -> None:
+    out = tmp_path / "runs" / "mine"
+    if exists:
+        out.mkdir(parents=True)
+    for _ in range(2):  # the second start is not refused either
+        with pytest.raises(Crash), new_run(out, tiny.config()):
+            raise Crash
+        assert list(tmp_path.rglob("*")) == ([out.parent, out] if exists else [])
+    assert tiny.start(out).finished
+
+
+def test_a_start_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    create_run(tmp_path / "first", tiny.config())
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="already holds a run"), new_run(tmp_path / "first", tiny.config()):
+        pass
+    assert contents(tmp_path) == before
+
+
+def test_a_loss_that_cannot_be_made_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs labels"):
+        tiny.start(tmp_path / "run", loss={"name": "supervised"})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_fails_after_its_first_step_stays(tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        tiny.start(tmp_path / "run", evaluators={1: crash}, log_every=100)
+    assert tiny.resume(tmp_path / "run").finished
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_permissions_follow_the_umask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
+    import os
+
+    before = os.umask(umask)
+    try:
+        run = tiny.start(tmp_path / "run", steps=5)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in run.path.rglob("*") if path.name != ".lock"}
+    folders = {"checkpoints", "tensorboard"}
+    assert {mode for name, mode in modes.items() if name not in folders} == {0o666 & ~umask}
+    assert modes["checkpoints"] == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("how", ["folder", "contents"])
+def test_without_its_checkpoints_a_run_is_refused_and_keeps_its_metrics(crashed: Run, how: str) -> None:
+    shutil.rmtree(crashed.checkpoints)
+    if how == "contents":
+        crashed.checkpoints.mkdir()
+    before = contents(crashed.path)
+    with pytest.raises(ConfigError, match=r"reach step 7, and .*checkpoints holds no checkpoint"):
+        tiny.resume(crashed)
+    assert contents(crashed.path) == before
+
+
+DAMAGED: dict[str, list[str]] = {
+    "environment.json": ["", "null", "[1]", "{", "[" * 10**5, '{"a": 1'],
+    "images.json": ["", "null", "{}", "[" * 10**5],
+    "metrics.jsonl": ["\n", "null\n", "{}\n", '{"step": "1"}\n', '{"step": true}\n', "[" * 10**5 + "\n", "\x00\n"],
+    "config.yaml": ["", "null", "- 1", "a: b: c", "[" * 10**4, "epochs: " + "9" * 5000, "\x00"],
+}
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in DAMAGED.items() for text in texts])
+def test_a_damaged_file_is_named_and_nothing_is_changed(crashed: Run, name: str, text: str) -> None:
+    (crashed.path / name).write_text(text)
+    before = contents(crashed.path)
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+        tiny.resume(crashed)
+    assert contents(crashed.path) == before
+
+
+def test_a_damaged_line_of_unreadable_images_is_named(crashed: Run) -> None:
+    (crashed.path / "unreadable.jsonl").write_text('{"index": 1}\n{"index": null}\n')
+    with pytest.raises(ConfigError, match=r"line 2 of .*unreadable\.jsonl"):
+        _ = crashed.unreadable
+
+
+def change_settings(run: Run, **changes: Any) -> None:
+    settings = yaml.safe_load((run.path / "config.yaml").read_text())
+    (run.path / "config.yaml").write_text(yaml.safe_dump(settings | changes))
+
+
+def test_changed_settings_are_shown_and_refused_until_allowed(crashed: Run) -> None:
+    change_settings(crashed, seed=3, log_every=2)
+    with pytest.raises(ConfigError, match=r"log_every was 1 and is 2; seed was 0 and is 3. .*--allow-changes settings"):
+        tiny.resume(crashed)
+    with pytest.warns(UserWarning, match="seed was 0 and is 3; the run goes on with that"):
+        run = api.resume(crashed, data=tiny.images(), progress=False, allow_changes=["settings"])
+    assert run.finished
+
+
+def test_another_version_is_refused_until_allowed(crashed: Run) -> None:
+    path = crashed.path / "environment.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"ssole": "0.0.1"}))
+    with pytest.raises(ConfigError, match=r"was started with ssole 0\.0\.1, and this is .*--allow-changes version"):
+        tiny.resume(crashed)
+    with pytest.warns(UserWarning, match="the run goes on with that"):
+        api.resume(crashed, data=tiny.images(), progress=False, allow_changes=["version"])
+
+
+def test_a_run_of_the_first_version_has_no_settings_to_compare(crashed: Run) -> None:
+    path = crashed.path / "environment.json"
+    facts = json.loads(path.read_text())
+    del facts["settings"]
+    path.write_text(json.dumps(facts))
+    assert tiny.resume(crashed).finished
