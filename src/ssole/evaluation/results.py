@@ -81,18 +81,22 @@ class EvaluationResult:
         from rich.table import Table
 
         where = f"test: {self.test}" if self.test is not None else f"images: {self.train}"
-        shown = [name for name in METRICS if any(name in row for row in self.rows.values())]
-        shown = [name for name in shown if not name.endswith("_top5") or (self.classes or 0) >= 100]
         table = Table(title=f"Frozen features; {where}", caption="\n".join(self.notes) or None, caption_justify="left")
-        cells = [["", *self.rows]]
-        cells += [[METRICS[name], *(_cell(name, row.get(name)) for row in self.rows.values())] for name in shown]
-        if len(shown) <= 4:  # more columns would not fit a terminal: metrics then go down the page
+        cells = self.cells()
+        if len(cells[0]) > 5:  # more columns would not fit a terminal: metrics then go down the page
             cells = [list(line) for line in zip(*cells, strict=True)]
         for heading in cells[0]:
             table.add_column(heading, justify="right" if heading else "left")
         for line in cells[1:]:
             table.add_row(*line)
         return table
+
+    def cells(self) -> list[list[str]]:
+        """Table as texts: a line of headings, and a line for each row of the result. Top 5 is left out below 100 classes."""
+        shown = [name for name in METRICS if any(name in row for row in self.rows.values())]
+        shown = [name for name in shown if not name.endswith("_top5") or (self.classes or 0) >= 100]
+        headings = ["", *(METRICS[name] for name in shown)]
+        return [headings, *([row, *(_cell(n, scores.get(n)) for n in shown)] for row, scores in self.rows.items())]
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain dicts and lists, ready for JSON."""
@@ -103,6 +107,22 @@ class EvaluationResult:
         path = Path(path)
         write_text_atomically(path, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
         return path
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> EvaluationResult:
+        """Result that :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is not such a result.
+        """
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = {
+                row: {name: Score(**score) for name, score in scores.items()} for row, scores in fields["rows"].items()
+            }
+            return cls(**{**fields, "rows": rows})
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is not a result of ssole eval ({error!r}): run ssole eval again") from None
 
 
 def _cell(name: str, score: Score | None) -> str:

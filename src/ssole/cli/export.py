@@ -1,0 +1,38 @@
+"""`ssole export`: a backbone in the format of another library."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ssole.cli.common import OptionalFile, RunPath, parse
+from ssole.export.export import Format
+from ssole.export.export import export as write
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArgs:
+    """Options of `ssole export`."""
+
+    run: RunPath
+    """Run folder, or its backbone.safetensors."""
+    to: Format
+    """Format: timm, torchvision (weights), onnx, torch-export (programs), hf (transformers' AutoModel)."""
+    out: OptionalFile = None
+    """Folder to write. By default, RUN/export/FORMAT."""
+
+
+def export(argv: Sequence[str]) -> int:
+    """Write the backbone of a run in the format of another library, checked against the source.
+
+    Examples:
+      ssole export runs/mine --to timm
+      ssole export runs/mine --to onnx --out backbone-onnx
+
+    The folder holds the weights with their normalisation and a README.md with the code that loads them.
+    """
+    args = parse(export, ExportArgs, argv)
+    folder = write(args.run, to=args.to, out=args.out)
+    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    print(f"how to load it: {folder / 'README.md'}")
+    return 0

@@ -1,0 +1,92 @@
+"""Model card: the README.md of an exported folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ssole import __version__
+from ssole.config import ConfigError
+from ssole.evaluation.results import EvaluationResult
+from ssole.export.written import Written
+from ssole.models.load import LoadedBackbone
+from ssole.training.run import Run
+
+
+def model_card(model: LoadedBackbone, written: Written, *, weights: Path, difference: float) -> str:
+    """Text of the card: what the model is, how to load it, its input, how it was made, its evaluation.
+
+    Args:
+        model: the source.
+        written: what was written.
+        weights: weight file of the source; its folder is asked for the run's settings and evaluation.
+        difference: largest difference between features of source and result.
+    """
+    header = ["---", *([f"library_name: {written.library}"] if written.library else [])]
+    header += ["pipeline_tag: image-feature-extraction", "tags:", "- ssole", "- self-supervised", "---", ""]
+    backbone, size, channels = model.config["model"]["backbone"], model.image_size, len(model.mean)
+    same = f"differ from those of the source by at most {difference:.1g}" if difference else "equal those of the source"
+    checked = f"Its features {same} on random images"
+    checked += f" ({written.unchecked})." if written.unchecked else "."
+    parts = [
+        f"# {_code(backbone)}, trained without labels",
+        f"Backbone that maps images to {model.num_features} features, exported by ssole {__version__}. {checked}",
+        f"## Load it\n\nIn this folder, with {written.needs}:\n\n```python\n{written.snippet}\n```",
+        f"## Input\n\n{channels} channels of {size} x {size} pixels, as {written.input}. Resize the shorter side to "
+        f"{size} (bilinear, antialiased), cut out the central square, and scale to [0, 1].\n\n"
+        f"| | |\n|---|---|\n| mean | {_numbers(model.mean)} |\n| std | {_numbers(model.std)} |",
+        *_training(weights.parent),
+        *_evaluation(weights.parent),
+    ]
+    return "\n".join(header) + "\n\n".join(parts) + "\n"
+
+
+def _training(folder: Path) -> list[str]:
+    try:
+        run = Run(folder)
+        config, metrics = run.config, run.metrics
+    except ConfigError:  # a weight file alone
+        return []
+    steps = max((row["step"] for row in metrics), default=None)
+    data = [config.data] if isinstance(config.data, str) else list(config.data)
+    names = ", ".join(_code(Path(name).name) for name in data[:3]) + (", ..." if len(data) > 3 else "")
+    rows = {
+        "images": names,  # the last part of paths alone: a card is for others to read
+        "loss": _code(config.loss.name),
+        "views of an image": str(config.augment.views),
+        "steps": f"{steps} of {config.batch_size} images" if steps is not None else "unknown",
+    }
+    lines = [f"| {name} | {value} |" for name, value in rows.items()]
+    return ["## Training\n\n| | |\n|---|---|\n" + "\n".join(lines)]
+
+
+def _evaluation(folder: Path) -> list[str]:
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        return ["## Evaluation\n\nNot measured: `ssole eval` measures it, and an export after that has the table."]
+    result = EvaluationResult.load(path)
+    heading, *rows = result.cells()
+    table = [heading, ["---"] * len(heading), *rows]
+    lines = ["| " + " | ".join(map(_plain, line)) + " |" for line in table]
+    where = f"Frozen features; test: {_plain(result.test)}." if result.test else f"Images: {_plain(result.train)}."
+    notes = "".join(f"\n- {_plain(note)}" for note in result.notes)
+    return ["## Evaluation\n\n" + where + "\n\n" + "\n".join(lines) + ("\n" + notes if notes else "")]
+
+
+def largest_difference(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Largest difference of features, relative to the largest feature where that is above 1."""
+    return float((first - second).abs().max() / first.abs().max().clamp(min=1))
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:.6g}" for value in values)
+
+
+def _code(text: str) -> str:
+    return "`" + text.replace("`", "'") + "`"
+
+
+def _plain(text: str | None) -> str:
+    """Text from outside that Markdown takes for text: names of data sets and classes."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in (text or "").replace("\n", " "))

@@ -1,0 +1,95 @@
+"""Export of a backbone: write, read back, compare, describe."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from ssole.config import ConfigError
+from ssole.export.card import largest_difference, model_card
+from ssole.export.graphs import write_onnx, write_torch_export
+from ssole.export.timm_folder import write_hf, write_timm
+from ssole.export.torchvision_weights import write_torchvision
+from ssole.export.written import NormalisedBackbone, Written
+from ssole.models.load import LoadedBackbone, load, weights_path
+
+Format: TypeAlias = Literal["timm", "torchvision", "onnx", "torch-export", "hf"]
+FORMATS: dict[str, Callable[[LoadedBackbone, Path], Written]] = {
+    "timm": write_timm,
+    "torchvision": write_torchvision,
+    "onnx": write_onnx,
+    "torch-export": write_torch_export,
+    "hf": write_hf,
+}
+TOLERANCE = 1e-5
+"""Largest difference between features of source and result, relative to the largest feature where that is above 1."""
+_BATCHES = (1, 3)  # sizes that are compared; two of them show a batch size that became a constant
+
+
+def export(run: str | PathLike[str] | Any, *, to: Format, out: str | PathLike[str] | None = None) -> Path:
+    """Write a trained backbone in the format of another library, with its normalisation and a model card.
+
+        folder = ssole.export("runs/mine", to="timm")
+        model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+    The result is read back, and its features of random images are compared with those of the source. The folder appears
+    only if they agree to 1e-5.
+
+    Args:
+        run: a run folder, a `backbone.safetensors`, or a :class:`Run`.
+        to: `timm` (config.json and model.safetensors), `hf` (the same, for transformers' AutoModel), `torchvision`
+            (weights for torchvision's models), `onnx` or `torch-export` (programs for any batch size, which take images
+            in [0, 1] and normalise them).
+        out: folder to write; by default `export/FORMAT` in the run folder. It must not exist or be empty.
+
+    Returns:
+        The folder. Its README.md shows the code that loads it.
+
+    Raises:
+        ConfigError: an unfinished run, an unknown format, a folder that is not empty, a missing package, or a backbone
+            that the format cannot hold; the message says what to do.
+    """
+    write = FORMATS.get(to)
+    if write is None:
+        close = difflib.get_close_matches(to, FORMATS, n=1)
+        hint = f"Did you mean {close[0]!r}?" if close else f"Choose from {', '.join(FORMATS)}."
+        raise ConfigError(f"there is no format {to!r}. {hint}")
+    weights = weights_path(run)
+    folder = Path(out) if out is not None else weights.parent / "export" / to
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not an empty folder, and nothing is overwritten: choose another (--out)")
+    model = load(run)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        place = Path(temporary) / folder.name
+        place.mkdir()
+        written = write(model, place)
+        difference = _compare(model, written)
+        if not difference <= TOLERANCE:
+            raise ConfigError(
+                f"the {to} export of {weights} differs from its source by {difference:.2g}, more than {TOLERANCE:g}, "
+                f"so it was not kept: {to} cannot hold this backbone; try another format"
+            )
+        card = model_card(model, written, weights=weights, difference=difference)
+        (place / "README.md").write_text(card, encoding="utf-8")
+        os.replace(place, folder)
+    return folder
+
+
+@torch.inference_mode()
+def _compare(model: LoadedBackbone, written: Written) -> float:
+    source = NormalisedBackbone(model, model.mean, model.std).eval()
+    generator = torch.Generator().manual_seed(0)
+    differences = []
+    for count in _BATCHES:
+        images = torch.rand(count, len(model.mean), model.image_size, model.image_size, generator=generator)
+        expected, found = source(images), written.features(images)
+        differences.append(largest_difference(expected, found) if found.shape == expected.shape else float("inf"))
+    return max(differences)

@@ -1,0 +1,84 @@
+"""Programs that need no model code: ONNX and torch.export. Both normalise their input themselves."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssole.config import ConfigError
+from ssole.export.written import NormalisedBackbone, Written, preprocessing_of
+from ssole.models.load import LoadedBackbone
+
+_KEY = "preprocessing"  # of the metadata of both formats
+_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+_INPUT = "images in [0, 1]; it normalises them itself"
+
+
+def write_onnx(model: LoadedBackbone, folder: Path) -> Written:
+    """Write model.onnx, for any batch size, and read it with onnxruntime.
+
+    Raises:
+        ConfigError: a package of the extra `export` is missing.
+    """
+    missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"--to onnx needs {', '.join(missing)}: pip install 'ssole[export]'")
+    import onnxruntime
+
+    path = folder / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's remarks on itself; the comparison decides
+        exported = torch.onnx.export(
+            _program(model), dynamo=True, input_names=["images"], output_names=["features"], verbose=False
+        )
+    assert exported is not None
+    exported.model.metadata_props[_KEY] = json.dumps(preprocessing_of(model))
+    _name_batch(exported.model.graph)
+    exported.save(path, external_data=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
+
+    lines = [
+        "import json",
+        "",
+        "import onnxruntime",
+        "",
+        'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
+        f'preprocessing = json.loads(session.get_modelmeta().custom_metadata_map["{_KEY}"])',
+        '# images: float32 (B, C, S, S); features: session.run(None, {"images": images})[0]',
+    ]
+    return Written(features=features, snippet="\n".join(lines), needs="onnxruntime", input=_INPUT)
+
+
+def write_torch_export(model: LoadedBackbone, folder: Path) -> Written:
+    """Write model.pt2, for any batch size, and read it with torch."""
+    path, name = folder / "model.pt2", f"{_KEY}.json"
+    torch.export.save(_program(model), path, extra_files={name: json.dumps(preprocessing_of(model))})
+    program = torch.export.load(path).module()
+    lines = [
+        "import torch",
+        "",
+        f'files = {{"{name}": ""}}',
+        'model = torch.export.load("model.pt2", extra_files=files).module()',
+        f'preprocessing = files["{name}"]  # JSON',
+    ]
+    return Written(features=program, snippet="\n".join(lines), needs="torch", input=_INPUT)
+
+
+def _program(model: LoadedBackbone) -> torch.export.ExportedProgram:
+    graph = NormalisedBackbone(model.backbone, model.mean, model.std).eval()
+    images = torch.rand(2, len(model.mean), model.image_size, model.image_size)  # 2, because 1 would become a constant
+    return torch.export.export(graph, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def _name_batch(graph: Any) -> None:
+    """Give the batch dimension of an ONNX graph's input and output its name; the exporter invents one."""
+    for value in (*graph.inputs, *graph.outputs):
+        value.shape[0] = "batch"

@@ -1,0 +1,113 @@
+"""`ssole.export`: every format read back by the code of its card, the comparison, and refused input."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from weight_files import Weights
+
+import ssole
+import tiny
+from ssole.config import ConfigError
+from ssole.export import export as module
+from ssole.export.export import FORMATS
+from ssole.export.written import NormalisedBackbone, Written
+
+STOCK: dict[str, Any] = {"model.stem": "timm", "augment.crops.0.size": 40}
+SMALL: dict[str, Any] = {"model.stem": "4x4"}
+PLAIN_ARGUMENTS = {"model.backbone_args": {}}  # torchvision takes no widths
+
+
+def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Names that the code of a card defines."""
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {}
+    exec(code[1], names)  # noqa: S102 - our own text
+    return names
+
+
+@pytest.mark.parametrize("kind", [STOCK, SMALL], ids=["stock", "small stem"])
+@pytest.mark.parametrize("to", FORMATS)
+def test_the_code_of_the_card_gives_the_features_of_the_source(
+    to: Any, kind: dict[str, Any], weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if to == "hf":
+        pytest.importorskip("transformers", reason="transformers is not installed")
+    if to == "onnx":
+        pytest.importorskip("onnxscript", reason="the extra export is not installed")
+    source = weights(**kind, **(PLAIN_ARGUMENTS if to == "torchvision" else {}))
+    folder = ssole.export(source, to=to)
+    assert folder == source.parent / "export" / to
+    model = ssole.load(source)
+    names = run_card(folder, monkeypatch)
+    for count in (1, 5):
+        images = torch.rand(count, 3, model.image_size, model.image_size)
+        normal = (images - torch.tensor(model.mean).view(3, 1, 1)) / torch.tensor(model.std).view(3, 1, 1)
+        expected = model(normal)
+        if to == "onnx":
+            found = torch.from_numpy(names["session"].run(None, {"images": images.numpy()})[0])
+        elif to == "torch-export":
+            found = names["model"](images)
+        elif to == "hf":
+            found = names["model"](normal).pooler_output
+        else:
+            found = names["model"](normal)
+        assert found.shape == (count, model.num_features)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5 * max(1.0, expected.abs().max().item()))
+
+
+@pytest.mark.parametrize("to", ["timm", "torch-export"])
+def test_images_of_four_channels(to: Any, weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    four = {"channels": 4, "augment.mean": (0.5,) * 4, "augment.std": (0.3,) * 4}
+    source = weights(**STOCK, **four, **{"augment.saturation": 0, "augment.hue": 0, "augment.grey": 0})
+    names = run_card(ssole.export(source, to=to), monkeypatch)
+    images = torch.rand(2, 4, 40, 40)
+    given = images if to == "torch-export" else (images - 0.5) / 0.3
+    torch.testing.assert_close(names["model"](given), ssole.load(source)((images - 0.5) / 0.3), rtol=0, atol=1e-5)
+
+
+def test_an_export_that_differs_leaves_no_folder(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_wrong(model: Any, folder: Path) -> Written:
+        wrong = NormalisedBackbone(model.backbone, model.mean, [2 * value for value in model.std])
+        return Written(features=wrong.eval(), snippet="", needs="")
+
+    monkeypatch.setitem(FORMATS, "timm", write_wrong)
+    source = weights()
+    with pytest.raises(ConfigError, match=r"differs from its source by .*, more than 1e-05, so it was not kept"):
+        ssole.export(source, to="timm")
+    assert list((source.parent / "export").iterdir()) == []
+
+
+def test_a_result_that_is_not_finite_does_not_pass(weights: Weights) -> None:
+    model = ssole.load(weights())
+    nan = Written(features=lambda images: torch.full((len(images), model.num_features), np.nan), snippet="", needs="")
+    assert not module._compare(model, nan) <= module.TOLERANCE
+
+
+def test_a_run_its_folder_and_another_place(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run", steps=1)
+    assert ssole.export(run, to="timm") == tmp_path / "run" / "export" / "timm"
+    assert ssole.export(run.path, to="timm", out=tmp_path / "new" / "there") == tmp_path / "new" / "there"
+    (tmp_path / "empty").mkdir()
+    ssole.export(run.path, to="timm", out=tmp_path / "empty")
+    assert json.loads((tmp_path / "empty" / "config.json").read_text())["architecture"]
+
+
+def test_refused_input(tmp_path: Path, weights: Weights) -> None:
+    source = weights()
+    with pytest.raises(ConfigError, match=r"no format 'onx'. Did you mean 'onnx'\?"):
+        ssole.export(source, to="onx")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"Choose from timm, torchvision"):
+        ssole.export(source, to="keras")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="is not an empty folder, and nothing is overwritten"):
+        ssole.export(source, to="timm", out=tmp_path)
+    with pytest.raises(ConfigError, match="there is no"):
+        ssole.export(tmp_path / "nowhere", to="timm")
