@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,3 +103,79 @@ def test_networks_of_other_channels_load(tmp_path: Path) -> None:
     for model in (load(run), untrained(run)):
         assert model.channels == 5
         assert torch.equal(model(images), backbone(images))
+
+
+def altered(saved: Run, folder: Path, **changes: object) -> Path:
+    """The weight file with other entries in its description."""
+    description = json.loads(backbone_metadata(saved.config)["ssole"]) | changes
+    path = folder / "altered.safetensors"
+    save_file(load_file(saved.backbone_path), path, metadata={"ssole": json.dumps(description)})
+    return path
+
+
+ALTERED: list[dict[str, object]] = [
+    {"model": None},
+    {"model": []},
+    {"model": {"backbone": 3}},
+    {"model": {"backbone": "resnet_18"}},
+    {"model": {"backbone": "hf-hub:someone/resnet18"}},
+    {"model": {"backbone": "resnet18", "unknown": 1}},
+    {"model": {"backbone": "resnet18", "backbone_args": {"checkpoint_path": "evil.pth"}}},
+    {"model": {"backbone": "resnet18", "backbone_args": {"pretrained_cfg": {"file": "evil.pth"}}}},
+    {"model": {"backbone": "resnet18", "backbone_args": {"layers": "many"}}},
+    {"model": {"backbone": "resnet18", "backbone_args": {"layers": [10**6] * 4}}},
+    {"model": {"backbone": "resnet18", "backbone_args": {"channels": [60_000] * 4}}},
+    {"model": {"backbone": "resnet18", "backbone_args": {"channels": [-1] * 4}}},
+    {"model": {"backbone": "resnet34"}},  # whose weights these are not
+    {"image_size": None},
+    {"image_size": "32"},
+    {"image_size": 0},
+    {"image_size": -3},
+    {"image_size": 32.5},
+    {"image_size": True},
+    {"image_size": 10**9},
+    {"channels": 0},
+    {"channels": "3"},
+    {"channels": 10**6},
+    {"channels": 4},
+    {"mean": None},
+    {"mean": [0.5]},
+    {"mean": ["0.5"] * 3},
+    {"mean": [float("nan")] * 3},
+    {"mean": [0.5] * 10**5, "std": [0.5] * 10**5},
+    {"std": [0.0] * 3},
+    {"std": [-1.0] * 3},
+    {"std": {"a": 1}},
+    {"seed": None},
+    {"seed": 2**70},
+    {"seed": "1"},
+]
+
+
+@pytest.mark.parametrize("changes", ALTERED, ids=str)
+@pytest.mark.parametrize("make", [load, untrained])
+def test_an_altered_header_is_an_error(
+    saved: tuple[Run, nn.Module], tmp_path: Path, changes: dict[str, object], make: Callable[[Path], nn.Module]
+) -> None:
+    if changes == {"model": {"backbone": "resnet34"}} and make is untrained:
+        pytest.skip("a network at its start has no weights to compare")
+    with pytest.raises(ConfigError):
+        make(altered(saved[0], tmp_path, **changes))
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{", "{}", "[" * 10**5, "Infinity", "9" * 5000])
+def test_a_header_that_describes_nothing_names_the_file(
+    saved: tuple[Run, nn.Module], tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "x.safetensors"
+    save_file(load_file(saved[0].backbone_path), path, metadata={"ssole": text})
+    with pytest.raises(ConfigError, match=r"the header of .*x\.safetensors does not describe a network"):
+        load(path)
+
+
+def test_missing_and_other_weights_are_an_error(saved: tuple[Run, nn.Module], tmp_path: Path) -> None:
+    weights, metadata = load_file(saved[0].backbone_path), backbone_metadata(saved[0].config)
+    for change in ({}, weights | {"more": torch.zeros(1)}, weights | {"conv1.weight": torch.zeros(2, 2)}):
+        save_file(change, tmp_path / "x.safetensors", metadata=metadata)
+        with pytest.raises(ConfigError, match="are not of the network that its header describes"):
+            load(tmp_path / "x.safetensors")

@@ -218,7 +218,7 @@ def _as_config_errors(config: PretrainConfig) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (TypeError, AssertionError, RuntimeError, FloatingPointError) as error:
+    except (ConfigError, TypeError, AssertionError, RuntimeError, FloatingPointError) as error:
         raise ConfigError(f"{config.model.backbone} does not run with the recipe's settings: {error}") from error
 
 

@@ -11,6 +11,7 @@ from ssole.doctor.estimate import Estimate
 from ssole.doctor.report import Finding, Level, Report
 from ssole.doctor.scan import Unreadable
 from ssole.doctor.suggest import Suggestion
+from ssole.errors import printable
 from ssole.progress import data_size, duration
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def print_page(report: Report, console: Console) -> None:
     if report.examined < report.images:
         count += f"; an evenly spaced sample of {report.examined:,} was examined (--limit)"
     blocks: list[RenderableType] = [
-        Text.assemble((report.name, "bold"), f": {count}; read and compared in {report.seconds:.1f} s"),
+        Text.assemble((printable(report.name), "bold"), f": {count}; read and compared in {report.seconds:.1f} s"),
         _named_rows(_facts(report)),
         _findings(report),
     ]
@@ -78,7 +79,7 @@ def _grid(rows: Iterable[Iterable[RenderableType]], *columns: dict[str, Any], ga
     for column in columns:
         table.add_column(**column)
     for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        table.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in row))
     return table
 
 
@@ -150,8 +151,8 @@ def _findings(report: Report) -> Table:
     for finding in report.findings:
         rows.append((Text(_WORDS[finding.level], style=_STYLES[finding.level]), finding.text))
         if finding.advice:
-            rows.append(("", Text(finding.advice, style="italic")))
-        rows += [("", Text(f"  {example}", style="dim")) for example in _examples(finding, report)]
+            rows.append(("", Text(printable(finding.advice), style="italic")))
+        rows += [("", Text(f"  {printable(example)}", style="dim")) for example in _examples(finding, report)]
     rows.append(("", ""))
     summary = Text(_SUMMARIES[report.verdict], style=_STYLES[report.verdict])
     rows.append((Text("verdict", style="bold"), summary))
@@ -202,4 +203,4 @@ def _print_suggestion(suggestion: Suggestion, console: Console) -> None:
     for reason in suggestion.reasons:
         console.print(f"  because {reason}", highlight=False, markup=False)
     # The command is neither wrapped nor coloured, so that it can be copied.
-    console.print(f"\n  {suggestion.command}", highlight=False, markup=False, soft_wrap=True)
+    console.print(f"\n  {printable(suggestion.command)}", highlight=False, markup=False, soft_wrap=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
+from ssole.models.arguments import checked_arguments, misfit, require_memory
 
 SMALL_IMAGE = 64  # pixels: up to this side, a ResNet's 7x7 stride-2 stem and pooling leave too few positions
 
@@ -43,7 +43,8 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
     """Timm backbone of a config: images (B, channels, image_size, image_size) to pooled features (B, F).
 
     Raises:
-        ConfigError: an unknown timm name (with similar ones), or a small-image stem for a model that is no ResNet.
+        ConfigError: an unknown timm name (with similar ones), arguments that the network does not take, that are no
+            plain values or that would need more than the memory, or a small-image stem for a model that is no ResNet.
     """
     import timm
 
@@ -51,10 +52,15 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
         close = difflib.get_close_matches(config.backbone, timm.list_models(), n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else " See timm.list_models()."
         raise ConfigError(f"timm has no model {config.backbone!r}.{hint}")
-    arguments: dict[str, Any] = dict(config.backbone_args)
+    arguments = checked_arguments(config)
     if channels != 3:  # passed only when needed, because some models do not take the argument
         arguments = {"in_chans": channels, **arguments}
-    model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
+    if arguments:
+        require_memory(config.backbone, arguments)
+    try:
+        model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
+    except Exception as error:  # noqa: BLE001 - timm passes the arguments on, and the network says in its own way
+        raise ConfigError(misfit(config.backbone, error)) from None
     stem = config.stem
     if stem == "auto":
         stem = "3x3" if _has_resnet_stem(model) and image_size <= SMALL_IMAGE else "timm"
@@ -72,14 +78,11 @@ def check_backbone(config: PretrainConfig) -> None:
     """
     name, channels = config.model.backbone, config.input_channels
     with torch.random.fork_rng(devices=[]):
-        try:
-            backbone = create_backbone(config.model, config.augment.image_size, channels=channels).eval()
-        except (TypeError, AssertionError, RuntimeError) as error:  # timm passes `backbone_args` on
-            raise ConfigError(f"model.backbone_args do not fit {name}: {error}") from None
+        backbone = create_backbone(config.model, config.augment.image_size, channels=channels).eval()
         for crop in config.augment.crops:
             try:
                 backbone(torch.zeros(1, channels, crop.size, crop.size))
-            except (AssertionError, RuntimeError, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - the network says in its own way what it does not take
                 raise ConfigError(
                     f"{name} does not take images of {crop.size} x {crop.size} pixels: {error}. Choose another "
                     "augment.crops.N.size, or what the model needs in model.backbone_args (such as img_size)"

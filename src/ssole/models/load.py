@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
+from ssole.files import parse_json
 from ssole.models.backbone import create_backbone, feature_dim
 
+_LARGEST_SIDE, _MOST_CHANNELS = 8192, 1024  # of the images that a weight file may ask for
 _KEY = "ssole"  # entry of the weight file's metadata that describes the network
 
 
@@ -71,13 +73,19 @@ def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
         run: a run folder, a `backbone.safetensors`, or the :class:`Run` that pretraining returned.
 
     Raises:
-        ConfigError: the path does not exist, the run is unfinished, or ssole did not write the weight file.
+        ConfigError: the path does not exist, the run is unfinished, ssole did not write the weight file, or it is
+            damaged.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = weights_path(run)
     model = _create(_read_description(path))
-    model.backbone.load_state_dict(load_file(path), strict=True)
+    try:
+        model.backbone.load_state_dict(load_file(path), strict=True)
+    except (RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"the weights in {path} are not of the network that its header describes: {reason}") from None
     return model
 
 
@@ -122,5 +130,33 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
     if _KEY not in metadata:
         raise ConfigError(f"{path} was not written by ssole pretrain: its header does not describe the network")
-    description: dict[str, Any] = json.loads(metadata[_KEY])
+    try:
+        description = parse_json(metadata[_KEY])
+        _check_description(description)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"the header of {path} does not describe a network: {error}") from None
     return description
+
+
+def _check_description(description: dict[str, Any]) -> None:
+    """Raise a `ValueError` unless a header holds all that building the network and its preprocessing need."""
+    channels, mean, std = (description.get(name) for name in ("channels", "mean", "std"))
+    right = {
+        "model": isinstance(description.get("model"), dict),
+        "image_size": _is_integer(description.get("image_size"), 1, _LARGEST_SIDE),
+        "channels": channels is None or _is_integer(channels, 1, _MOST_CHANNELS),
+        "mean": _are_numbers(mean) and len(mean) == (channels or 3),
+        "std": _are_numbers(std) and len(std) == (channels or 3) and min(std) > 0,
+        "seed": _is_integer(description.get("seed"), -(2**63), 2**64 - 1),  # what torch takes
+    }
+    if wrong := [name for name, is_right in right.items() if not is_right]:
+        found = "; ".join(f"{name} is {description.get(name)!r}" for name in wrong)
+        raise ValueError(found[:300])
+
+
+def _is_integer(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _are_numbers(values: Any) -> TypeGuard[list[float]]:
+    return isinstance(values, list) and all(type(v) in (int, float) and abs(v) < 1e6 for v in values)

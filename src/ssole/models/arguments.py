@@ -1,0 +1,80 @@
+"""Arguments of backbones: those that settings and weight files may give to timm, and how large a network they make."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ssole.config import ConfigError, ModelConfig
+from ssole.runtime import total_memory
+
+# Arguments of `timm.create_model` that shape a network. Not among them are those that name files or addresses
+# (`checkpoint_path`, `pretrained_cfg`, `cache_dir`): settings may come from strangers.
+_ARGUMENTS = frozenset(
+    """
+    aa_layer act_layer attn_drop_rate attn_ratio avg_down base_width bias block_config block_reduce_first bottle_ratio
+    cardinality channel_multiplier channels class_token conv_bias conv_mlp depth depth_mult depths dim dims distilled
+    down_kernel_size drop_block_rate drop_path_rate drop_rate dynamic_img_pad dynamic_img_size embed_dim embed_dims
+    embed_norm expand_ratio fc_norm final_norm fix_stem global_pool groups growth_rate head_dim head_hidden_size
+    head_init_scale head_norm_first heads img_size in_chans init_values key_dim kernel_size kernel_sizes layers
+    layer_scale_init_value ls_init_value mlp_ratio mlp_ratios no_embed_class norm_eps norm_layer num_blocks
+    num_features num_heads num_init_features output_stride pad_type patch_drop_rate patch_size pool_type
+    pos_drop_rate pos_embed pre_norm proj_bias proj_drop_rate qk_norm qkv_bias reg_tokens replace_stem_pool rope_type
+    scale_mlp_norm se_ratio sr_ratios stem_chs stem_size stem_type stem_width strict_img_size swiglu_mlp use_abs_pos_emb
+    use_fc_norm use_grn use_rel_pos_bias use_rot_pos_emb weight_init width width_factor width_mult widths window_ratio
+    window_size window_sizes zero_init_last
+    """.split()  # noqa: SIM905 - a hundred names are easier to read as text
+)
+_LARGEST, _DEEPEST = 65_536, 1_000  # number in an argument, and blocks of a network; timm's have far less
+_DEPTHS = ("depth", "depths", "layers", "num_blocks", "block_config")
+
+
+def checked_arguments(config: ModelConfig) -> dict[str, Any]:
+    """Copy of `backbone_args`; `ConfigError` for an argument that is not allowed, or no plain value."""
+    for name, value in config.backbone_args.items():
+        if name not in _ARGUMENTS:
+            close = difflib.get_close_matches(name, sorted(_ARGUMENTS), n=1)
+            hint = f"Did you mean {close[0]!r}? " if close else ""
+            known = f"{hint}Allowed are sizes, shapes and rates of the network: {', '.join(sorted(_ARGUMENTS))}"
+            raise ConfigError(misfit(config.backbone, f"{name!r} is not allowed. {known}"))
+        numbers = list(_numbers(value))
+        if any(abs(number) > _LARGEST or number != number for number in numbers):
+            raise ConfigError(misfit(config.backbone, f"{name} has a number above {_LARGEST}"))
+        if name in _DEPTHS and sum(numbers) > _DEEPEST:
+            raise ConfigError(misfit(config.backbone, f"{name} asks for more than {_DEEPEST} blocks"))
+    return dict(config.backbone_args)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Numbers in a plain value; `ConfigError` for a mapping or another object."""
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, (int, float)):
+        yield value
+    elif value is not None and not isinstance(value, str):
+        raise ConfigError(f"model.backbone_args holds {value!r}: it takes numbers, words and lists of them")
+
+
+def misfit(name: str, reason: object) -> str:
+    """Message about arguments that a model does not take."""
+    return f"model.backbone_args do not fit {name}: {reason}"
+
+
+def require_memory(name: str, arguments: dict[str, Any]) -> None:
+    """Raise a ConfigError for a network whose weights alone would take more than 80 % of the memory."""
+    import timm
+
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # which has sizes, and no memory
+        try:
+            model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
+        except Exception:  # noqa: BLE001 - the same error comes from making it, or the network needs real numbers
+            return
+    size, limit = sum(weight.nbytes for weight in model.state_dict().values()), int(0.8 * total_memory())
+    if size > limit:
+        raise ConfigError(
+            misfit(name, f"its weights would take {size / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB may be used")
+        )
