@@ -1,10 +1,8 @@
 """Pictures of docs/theory.md: what the losses reach, cannot see and pull at, drawn from the losses themselves.
 
     python experiments/theory.py
-    python experiments/theory.py --only ole --out .
 
-Writes docs/img/theory-*.png. `ole` trains small encoders, for about 20 seconds on one core.
-Needs matplotlib: pip install 'ssole[plot]'.
+Writes docs/img/theory-*.png, in half a minute on one core. Needs matplotlib: pip install 'ssole[plot]'.
 
 Shape suffixes: B images, V views, D embedding dimensions, F input features.
 """
@@ -28,7 +26,6 @@ from ssole.losses.ssole import collapse
 from ssole.spectrum import effective_rank
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 IMAGES = Path(__file__).parent.parent / "docs" / "img"
@@ -45,7 +42,6 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.axisbelow": True,
     "grid.color": "#eaeef2",
     "legend.frameon": False,
     "figure.constrained_layout.use": True,
@@ -188,15 +184,10 @@ def draw_random() -> Figure:
     right.annotate("8 / 3π", (fine[0], 8 / (3 * math.pi)), xytext=(0, 3), textcoords="offset points", color="#57606a")
     right.set(title="Share of the greatest possible norm", ylabel="r / greatest r", ylim=(0.83, 1.005))
     for axes in (left, right):
-        log_ratio_axis(axes)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks([1 / 16, 1 / 4, 1, 4, 16], ["1/16", "1/4", "1", "4", "16"])
+        axes.set_xlabel("B / D")
     return figure
-
-
-def log_ratio_axis(axes: Axes) -> None:
-    """Axis of B / D from 1/16 to 16."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks([1 / 16, 1 / 4, 1, 4, 16], ["1/16", "1/4", "1", "4", "16"])
-    axes.set_xlabel("B / D")
 
 
 def draw_high_rank() -> Figure:
@@ -297,8 +288,7 @@ def main() -> None:
 
     matplotlib.use("Agg")
     options.out.mkdir(parents=True, exist_ok=True)
-    # More rows than dimensions are on purpose here.
-    warnings.filterwarnings("ignore", message="The high-rank term has")
+    warnings.filterwarnings("ignore", message="The high-rank term has")  # more rows than dimensions, on purpose
     with matplotlib.rc_context(STYLE):
         for name in [options.only] if options.only else PICTURES:
             path = options.out / f"theory-{name}.png"
