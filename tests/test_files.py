@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from ssole.files import remove_leftovers, write_atomically, write_bytes_atomically, write_text_atomically
+from ssole.errors import ConfigError
+from ssole.files import read_json, remove_leftovers, write_atomically, write_bytes_atomically, write_text_atomically
 
 
 def test_text_and_bytes_arrive_and_replace(tmp_path: Path) -> None:
@@ -41,3 +43,46 @@ def test_what_a_killed_writer_left_is_removed_and_no_other_file(tmp_path: Path) 
     (tmp_path / ".hidden").write_text("someone's")
     remove_leftovers(tmp_path)
     assert {entry.name for entry in tmp_path.iterdir()} == {"a.txt", ".hidden"}
+
+
+@pytest.mark.parametrize("umask", [0o077, 0o022, 0o002])
+def test_permissions_are_those_of_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        write_text_atomically(tmp_path / "a.txt", "text")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_names_are_flushed_after_the_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power cut could leave the old name of a new file, or a new name of an empty one."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flush(handle: int) -> None:
+        done.append("flush folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "flush file")
+        fsync(handle)
+
+    def rename(old: Path, new: Path) -> None:
+        done.append("rename")
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    write_text_atomically(tmp_path / "a.txt", "text")
+    assert done == ["flush file", "rename", "flush folder"]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "1", "null", "{", "[" * 10**5, "\udcff"])
+def test_json_that_is_no_mapping_names_its_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "facts.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ConfigError, match=r"facts\.json cannot be read"):
+        read_json(path)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "facts.json")
+    with pytest.raises(ConfigError, match=r"facts\.json cannot be read \(not a regular file but a pipe"):
+        read_json(tmp_path / "facts.json")

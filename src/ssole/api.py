@@ -95,7 +95,7 @@ def start(
     with open_store(config, data, progress) as store:
         plan = make_plan(config, len(store))
         config = measured(config, store)
-        evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
+        evaluators = _default_evaluators(config, data, store, progress) if evaluators is None else evaluators
         with (
             new_run(out, config) as run,
             lock_run(run),
@@ -144,7 +144,7 @@ def resume(
     images = config.data if data is None else data
     with open_store(config, images, progress) as store:
         require_same_images(found, store.source, allowed="images" in allow_changes)
-        evaluators = _default_evaluators(config, store, progress) if evaluators is None else evaluators
+        evaluators = _default_evaluators(config, images, store, progress) if evaluators is None else evaluators
         with lock_run(found):
             plan = make_plan(config, len(store))
             return train(found, store, plan, device, loss=loss, evaluators=evaluators, progress=progress)
@@ -186,7 +186,9 @@ def _store_options(config: PretrainConfig, progress: bool) -> dict[str, Any]:
     }
 
 
-def _default_evaluators(config: PretrainConfig, store: ImageStore, progress: bool) -> Mapping[int, Evaluator]:
+def _default_evaluators(
+    config: PretrainConfig, data: Spec, store: ImageStore, progress: bool
+) -> Mapping[int, Evaluator]:
     """Evaluator of kNN accuracy on the test split, if the recipe asks for it and the data have labels and a split."""
     if config.knn_every is None:
         return {}
@@ -199,7 +201,7 @@ def _default_evaluators(config: PretrainConfig, store: ImageStore, progress: boo
     try:
         if is_in_memory(config.data):
             raise DataError("images in memory have no test split")
-        test = preprocessing.open_store(open_source(config.data, split="test"), **options)
+        test = preprocessing.open_store(open_source(data, split="test"), **options)
         if test.ids == store.ids:  # a folder that is itself called test
             raise DataError("the test images are those of training")
         if not preprocessing.suits(store):  # training decodes larger images than `ssole eval` does

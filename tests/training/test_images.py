@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import os
+import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tiny
@@ -133,3 +138,24 @@ def test_a_run_on_replaced_pictures_goes_on_when_allowed(tmp_path: Path, photos:
     with pytest.warns(UserWarning, match="goes on with them"):
         api.resume(whole, progress=False, allow_changes=["images"])
     assert whole.backbone_path.read_bytes() == expected
+
+
+def test_a_signed_url_leaves_no_trace_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(tmp_path / "images.npy", tiny.images())
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://me:password@127.0.0.1:{server.server_port}/images.npy?signature=abc"
+        monkeypatch.setattr(sys, "argv", ["ssole", "pretrain", "--data", url])
+        run = tiny.start(tmp_path / "run", data=url)
+        run.backbone_path.unlink()
+        with pytest.raises(DataError, match=r"started on a URL with a password or a query, .*pass the URL again"):
+            api.resume(run, progress=False)
+        assert api.resume(run, data=url.replace("abc", "of another day"), progress=False).finished
+        server.shutdown()
+    for path in run.path.rglob("*"):
+        if path.is_file():
+            assert b"password" not in path.read_bytes(), path
+            assert b"signature" not in path.read_bytes(), path
+    assert f"http://REMOVED@127.0.0.1:{server.server_port}/images.npy?REMOVED" == run.config.data

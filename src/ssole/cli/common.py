@@ -11,6 +11,7 @@ import tyro
 
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.sources import is_in_memory
+from ssole.errors import SECRET
 from ssole.models.load import weights_path
 from ssole.training.run import Run
 
@@ -45,4 +46,6 @@ def run_data(config: PretrainConfig | None, run: Path) -> Any:
         raise ConfigError(f"{run} does not say which images to use: pass --data")
     if is_in_memory(config.data):
         raise ConfigError(f"{run} was trained on images in memory: pass --data")
+    if SECRET in str(config.data):
+        raise ConfigError(f"{run} was trained on a URL with a password or a query, which it does not keep: pass --data")
     return config.data

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.base import Pixels, Source, Split
-from ssole.data.storage import cache_folder, data_errors, is_remote, name_of, open_binary, read_bytes, require_regular
+from ssole.data.storage import cache_folder, data_errors, is_remote, name_of, open_binary, read_bytes
 from ssole.errors import DataError
-from ssole.runtime import check_memory
+from ssole.files import require_regular
+from ssole.runtime import check_memory, total_memory
 
 _TRAIN_IMAGES = ("x_train", "train_images", "images", "x", "data", "arr_0")
 _TRAIN_LABELS = ("y_train", "train_labels", "labels", "y", "targets")
@@ -82,7 +83,8 @@ def open_npy(location: str) -> ArraySource:
     name = name_of(location)
     with data_errors(_UNREADABLE.format(location)):
         if is_remote(location):
-            images = np.load(io.BytesIO(read_bytes(location, where=name)), allow_pickle=False)
+            data = read_bytes(location, where=name, most=int(0.4 * total_memory()))  # and as much for the array
+            images = np.load(io.BytesIO(data), allow_pickle=False)
         else:
             require_regular(location)
             images = np.load(location, mmap_mode="r", allow_pickle=False)

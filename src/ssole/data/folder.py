@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ssole.data.base import MOST_FILES, Source, evenly_spaced, number_texts
 from ssole.data.storage import folder_of, is_remote, name_of, read_bytes, suffix_of
-from ssole.errors import DataError
+from ssole.errors import DataError, without_secrets
 
 # Formats that Pillow registers but that hold documents, video, scientific grids or programs.
 _NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
@@ -89,8 +89,8 @@ class ListSource(Source):
     labels are integers they stay as they are, else they are names. An empty label is unknown (−1).
 
     Paths are relative to the root, or absolute and below it. None may leave it, so that a list from elsewhere can only
-    read images beside it. Links within the root are followed, because its owner made them. Missing files are only
-    noticed when they are read.
+    read images beside it; redirects of a web server may not leave it either. Links within the root are followed,
+    because its owner made them. Missing files are only noticed when they are read.
 
     Args:
         file: The list, as a path or URL.
@@ -106,7 +106,7 @@ class ListSource(Source):
         root = folder_of(file) if root is None else os.fspath(root)
         self.name = name_of(file)
         self.root = root.rstrip("/") if is_remote(root) else os.path.abspath(root)
-        self.identity = f"{self.root}/{self.name}"  # two lists may have one root
+        self.identity = without_secrets(f"{self.root}/{self.name}")  # two lists may have one root
         # names that are not valid text are kept, as they are in a folder
         text = read_bytes(file, where=file).decode("utf-8-sig", errors="surrogateescape")
         labels: list[str] | None = None
@@ -131,7 +131,7 @@ class ListSource(Source):
         if not is_remote(self.root):
             return read_bytes(os.path.join(self.root, path), where=path)
         quoted = quote(path, errors="surrogateescape") if self.root.startswith("http") else path
-        return read_bytes(f"{self.root}/{quoted}", where=path)
+        return read_bytes(f"{self.root}/{quoted}", where=path, inside=self.root)
 
     def files(self) -> list[str] | None:
         if is_remote(self.root):  # one request for each image would take too long

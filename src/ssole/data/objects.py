@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ssole.data.base import MOST_FILES, Indexable, Pixels, Source, evenly_spaced
 from ssole.data.decode import pillow_pixels
 from ssole.data.storage import is_remote, read_bytes
-from ssole.errors import DataError
+from ssole.errors import DataError, without_secrets
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +34,7 @@ class ObjectSource(Source):
     ``classes``. Labels are never taken from the items, because that would decode every image.
 
     Args:
-        items: The object. Ids are ``name:index``, or the paths if it is a list of paths.
+        items: The object. Ids are ``name:index``, or the paths if it is a list of paths; URLs lose password and query.
         name: Beginning of the ids; by default the object's ``name``, or else the name of its type.
         thread_safe: Let several threads get items at once. By default only one does, except for lists and tuples,
             because most data sets do not say that they are safe.
@@ -56,6 +56,7 @@ class ObjectSource(Source):
         is_list = isinstance(items, (list, tuple))
         self._holds_paths = is_list and all(isinstance(items[i], (str, os.PathLike)) for i in range(len(items)))
         self._items_lock = nullcontext() if is_list or thread_safe else threading.Lock()
+        self._ids = _ids(items) if self._holds_paths else None
         self._pillow_lock = threading.Lock()  # one image may be the item of several indices
         self.labels, self.classes = _labels(items)
         if len(items):
@@ -65,7 +66,7 @@ class ObjectSource(Source):
         return len(self._items)
 
     def id(self, i: int) -> str:
-        return os.fspath(self._items[i]) if self._holds_paths else f"{self.name}:{i}"
+        return f"{self.name}:{i}" if self._ids is None else self._ids[i]
 
     def read(self, i: int) -> bytes | Pixels:
         item, where = self._item(i), self.id(i)
@@ -85,7 +86,8 @@ class ObjectSource(Source):
             raise DataError(f"{where}: the image is damaged ({type(error).__name__}: {error}).") from error
 
     def files(self) -> list[str] | None:
-        files = [self.id(i) for i in evenly_spaced(len(self), MOST_FILES)] if self._holds_paths else []
+        chosen = evenly_spaced(len(self), MOST_FILES) if self._holds_paths else []
+        files = [os.fspath(self._items[i]) for i in chosen]
         return None if any(map(is_remote, files)) else files
 
     def _item(self, i: int) -> Any:
@@ -109,6 +111,14 @@ class ObjectSource(Source):
             return
         if not isinstance(item, (bytes, bytearray, str, os.PathLike)) and not _is_pillow(item):
             _array(item, self.id(0))
+
+
+def _ids(paths: Any) -> list[str]:
+    """Ids of paths and URLs. A URL loses its password and query, which may be of this day only and nobody else's."""
+    names = [without_secrets(path) if is_remote(path := os.fspath(item)) else path for item in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name}:{i}" if is_remote(name) else name for i, name in enumerate(names)]  # the queries told them apart
 
 
 def _is_pillow(item: Any) -> bool:

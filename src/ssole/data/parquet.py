@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ssole.data.base import Source, number_labels
-from ssole.data.storage import absolute, data_errors, is_remote, name_of, open_binary, relative_to, require_regular
-from ssole.errors import DataError
+from ssole.data.storage import absolute, data_errors, is_remote, name_of, open_binary, relative_to
+from ssole.errors import DataError, without_secrets
+from ssole.files import require_regular
 from ssole.runtime import check_memory
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes")
@@ -49,7 +50,7 @@ class ParquetSource(Source):
         paths = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not paths:
             raise DataError("No parquet file was given.")
-        self._files, self.identity = paths, "\n".join(sorted(map(absolute, paths)))
+        self._files, self.identity = paths, without_secrets("\n".join(sorted(map(absolute, paths))))
         schema = _open(paths[0]).schema_arrow
         features = _features(schema)
         image = _image_column(schema, features, image_column, paths[0])

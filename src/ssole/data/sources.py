@@ -29,7 +29,7 @@ from ssole.data.storage import (
     suffix_of,
 )
 from ssole.data.tars import TarSource
-from ssole.errors import DataError
+from ssole.errors import DataError, without_secrets
 
 _ONE_FILE = (*LIST_SUFFIXES, ".npy", ".npz")  # kinds where one file is a whole data set
 _FILES = (".parquet", ".tar", *_ONE_FILE)
@@ -98,7 +98,7 @@ def open_test_images(spec: Spec) -> Source:
 
 
 def describe(spec: Spec) -> str | tuple[str, ...]:
-    """Text that names the data in a config: names and URLs as they are, and absolute paths.
+    """Text that names the data in a config: names as they are, URLs without passwords and queries, absolute paths.
 
     So the data are found again from another working directory. Data in memory cannot be opened again from their text;
     see :func:`is_in_memory`.
@@ -107,7 +107,9 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
         return tuple(str(describe(part)) for part in spec)
     if isinstance(spec, (str, os.PathLike)):
         text, path = str(spec), Path(spec).expanduser()
-        is_name = text == "digits-m" or text.lower() in TORCHVISION or is_remote(text)
+        if is_remote(text):
+            return without_secrets(text)
+        is_name = text == "digits-m" or text.lower() in TORCHVISION
         return str(path.absolute()) if not is_name and (path.exists() or has_pattern(text)) else text
     return _IN_MEMORY + str(getattr(spec, "name", f"{type(spec).__name__} {getattr(spec, 'shape', '')}".strip()))
 

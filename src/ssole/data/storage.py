@@ -10,17 +10,22 @@ import hashlib
 import json
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
+from ssole.data.remote import filesystem, read_remote, tell_silence
 from ssole.errors import DataError
+from ssole.files import require_regular
+from ssole.progress import data_size
+
+MOST_BYTES = 1 << 30
+"""Largest file that is read whole, unless its reader says otherwise: no image has more."""
 
 CONNECTIONS = 8
 """Connections to a server at once, for requests about many files."""
@@ -101,24 +106,45 @@ def data_errors(what: str) -> Iterator[None]:
         raise DataError(f"{what} ({reason.rstrip('.')}).") from error
 
 
-def read_bytes(location: str, *, where: str, start: int = 0, end: int | None = None) -> bytes:
+def read_bytes(
+    location: str,
+    *,
+    where: str,
+    start: int = 0,
+    end: int | None = None,
+    most: int = MOST_BYTES,
+    inside: str | None = None,
+) -> bytes:
     """Bytes `start` to `end` of a file, or all of them; safe to call from several threads.
 
     Local files are opened directly: through fsspec a small file would take twice as long.
 
+    Args:
+        location: The file.
+        where: Names it in errors.
+        start, end: The part of it.
+        most: Bytes that may be read: a link to a device, a sparse file or a server could go on without end.
+        inside: Folder (a URL) that the redirects of a web server may not leave.
+
     Raises:
-        DataError: the file cannot be read or does not hold these bytes; the message begins with `where`.
+        DataError: the file cannot be read, is too large, or does not hold these bytes; the message begins with `where`.
     """
+    wanted = None if end is None else end - start
+    if wanted is not None and wanted > most:
+        raise DataError(f"{where}: it has {data_size(wanted)}, and at most {data_size(most)} are read.")
     with data_errors(f"{where}: cannot read the file"):
         if is_remote(location):
-            data = _read_remote(location, start, end)
+            data = _read_remote(location, start, end, most if wanted is None else wanted, inside)
         else:
             with open(location, "rb", opener=_open_regular) as file:
+                size = max(0, os.fstat(file.fileno()).st_size - start)
                 file.seek(start)
-                data = file.read(-1 if end is None else end - start)
-    if end is not None and len(data) != end - start:
-        cause = "its server ignores ranges: download it" if len(data) > end - start else "it was cut short or replaced"
-        raise DataError(f"{where}: {name_of(location)} gave {len(data)} bytes in place of {end - start}; {cause}.")
+                data = file.read(min(size, most + 1) if wanted is None else wanted)
+    if wanted is None and len(data) > most:
+        raise DataError(f"{where}: the file has more than {data_size(most)}, and is not read.")
+    if wanted is not None and len(data) != wanted:
+        cause = "its server ignores ranges: download it" if len(data) > wanted else "it was cut short or replaced"
+        raise DataError(f"{where}: {name_of(location)} gave {len(data)} bytes in place of {wanted}; {cause}.")
     return data
 
 
@@ -127,18 +153,11 @@ def open_binary(location: str) -> BinaryIO:
     with data_errors(f"Cannot open {location}"):
         if not is_remote(location):
             return open(location, "rb", opener=_open_regular)
-        fs, path = _filesystem(location)
+        fs, path = filesystem(location)
         file: BinaryIO = fs.open(path, "rb", block_size=_BLOCK)
     if not file.seekable():
         raise DataError(f"The server of {location} does not serve parts of a file: download it.")
     return file
-
-
-def require_regular(path: str) -> None:
-    """Raise `OSError` for a pipe, socket or device, because reading one may wait for ever."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a folder has an error of its own
-        raise OSError("not a regular file but a pipe, socket or device")
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -159,7 +178,7 @@ def file_fingerprint(location: str) -> tuple[str, bool]:
         if not is_remote(location):
             status = os.stat(location)
             return f"{status.st_size} {status.st_mtime_ns}", True
-        fs, path = _filesystem(location)
+        fs, path = filesystem(location)
         info = fs.info(path)
     versions = {key: str(info[key]) for key in sorted(info) if key.lower() in _VERSIONS}
     return json.dumps([info.get("size"), versions]), bool(versions)
@@ -188,7 +207,7 @@ def files_fingerprint(locations: Sequence[str]) -> str | None:
 
 def files_below(url: str) -> list[str]:
     """Sorted URLs of the files below a remote folder (no slash at its end); `DataError` if it cannot be listed."""
-    fs, path = _filesystem(url)
+    fs, path = filesystem(url)
     try:
         return sorted(f"{url}/{file.removeprefix(path).lstrip('/')}" for file in fs.find(path))
     except Exception as error:
@@ -241,36 +260,20 @@ def _has_wildcard(text: str) -> bool:
 
 
 def _remote_matches(pattern: str) -> list[str]:
-    fs, path = _filesystem(pattern)
+    fs, path = filesystem(pattern)
     return sorted(fs.unstrip_protocol(file) for file in fs.glob(path))
 
 
-def _filesystem(url: str) -> tuple[Any, str]:
-    """File system of fsspec for a URL, and the path in it; `DataError` if a package for it is missing."""
-    import fsspec
-
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        raise DataError(f"{url} needs a package that is missing ({error}): pip install 'ssole[remote]'") from error
-    except ValueError as error:  # an unknown protocol
-        raise DataError(f"Cannot read {url}: {error}") from error
-    if "file" in fs.protocol and os.path.exists(path):
-        require_regular(path)
-    return fs, path
-
-
-def _read_remote(url: str, start: int, end: int | None) -> bytes:
+def _read_remote(url: str, start: int, end: int | None, most: int, inside: str | None) -> bytes:
     """Bytes of a remote file, in up to three tries. Errors are those of the file system."""
-    fs, path = _filesystem(url)
-    limits = {} if start == 0 and end is None else {"start": start, "end": end}
+    fs, path = filesystem(url, inside=inside)
     for pause in (*_PAUSES, None):
         try:
-            data: bytes = fs.cat_file(path, **limits)
-            return data
+            return read_remote(fs, path, start, end, most)
         except _FINAL:
             raise
-        except Exception:  # fsspec's clients have errors of their own
+        except Exception as error:  # fsspec's clients have errors of their own
+            tell_silence(url, error)
             if pause is None:
                 raise
             time.sleep(pause)

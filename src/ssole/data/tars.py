@@ -32,7 +32,7 @@ from ssole.data.storage import (
     read_bytes,
     relative_to,
 )
-from ssole.errors import DataError
+from ssole.errors import DataError, without_secrets
 from ssole.files import write_atomically
 
 _VERSION = 2  # of the index
@@ -77,7 +77,7 @@ class TarSource(Source):
         self._files = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not self._files:
             raise DataError("No tar file was given.")
-        self.identity = "\n".join(sorted(map(absolute, self._files)))
+        self.identity = without_secrets("\n".join(sorted(map(absolute, self._files))))
         folder = common_folder(self._files) if root is None else os.fspath(root)
         self._names = [relative_to(file, folder) for file in self._files]
         more = f" and {len(self._files) - 1} more" if len(self._files) > 1 else ""
