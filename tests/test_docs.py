@@ -40,6 +40,10 @@ LANGUAGES_NOT_RUN = {"bibtex", "text", "{toctree}", "{eval-rst}"}
 METHOD_LIKE = (property, classmethod, staticmethod, functools.cached_property)
 SHORT_FLAGS = {
     "pretrain": [f"--{name.replace('_', '-')}={value}" for name, value in SHORT.items()],
+    "compare": [
+        *("--budget=2steps", "--seeds=1", "--search=0", "--set"),
+        *(f"{name}={'null' if value is None else value}" for name, value in SHORT.items() if name != "steps"),
+    ],
     "doctor": ["--no-estimate"],
     "eval": ["--protocol=knn"],  # the probe's decomposition of raw pixels takes 10 s
 }
@@ -87,7 +91,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder with the files that the pages name, and short runs."""
     from PIL import Image
 
-    pretrain, evaluate = ssole.pretrain, ssole.evaluate
+    pretrain, evaluate, compare = ssole.pretrain, ssole.evaluate, ssole.compare
+    shared = {name: value for name, value in SHORT.items() if name != "steps"}
+    short = {"budget": "2steps", "seeds": 1, "search": 0, **shared}
+    monkeypatch.setattr(ssole, "compare", lambda *data, **given: compare(*data, **{**given, **short}))
     monkeypatch.setattr(ssole, "pretrain", lambda *data, **given: pretrain(*data, **{**given, **SHORT}))
     monkeypatch.setattr(ssole, "evaluate", lambda *data, **given: evaluate(*data, **{"protocol": "knn", **given}))
     monkeypatch.chdir(tmp_path)
@@ -117,6 +124,13 @@ def run_python(snippet: Snippet, names: dict[str, Any]) -> None:
     code = compile(source, str(snippet.page), "exec", dont_inherit=True)
     if snippet.not_run is None:
         exec(code, names)  # noqa: S102 - our own text
+
+
+def write_file(snippet: Snippet) -> None:
+    """Write a YAML block to the file that its first line, a comment, names."""
+    name = re.match(r"# ([\w-]+\.yaml)\n", snippet.text)
+    assert name is not None, f"{snippet.place}: the first line should be a comment with the file's name"
+    Path(name[1]).write_text(snippet.text, encoding="utf-8")
 
 
 def run_shell(snippet: Snippet) -> None:
@@ -199,6 +213,8 @@ def test_snippets_run(page: Path, workplace: Path) -> None:
             run_python(snippet, names)
         elif snippet.language == "sh":
             run_shell(snippet)
+        elif snippet.language == "yaml":
+            write_file(snippet)
         else:
             assert snippet.language in LANGUAGES_NOT_RUN, f"{snippet.place}: nothing runs {snippet.language!r}"
 

@@ -198,10 +198,10 @@ def test_without_a_test_split_a_fifth_is_held_out_of_training() -> None:
 def test_times_become_steps_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from ssole.comparison import plan
 
-    monkeypatch.setattr(plan, "step_seconds", lambda arm, store: 0.5 if arm.name == "ssole" else 0.25)
+    monkeypatch.setattr(plan, "step_seconds", lambda arm, store, steps: 0.5 if arm.name == "ssole" else 0.25)
     result = compare(budget="2s", seeds=1)
     assert {name: arm.steps for name, arm in result.arms.items()} == {"ssole": 4, "simclr": 8}
-    monkeypatch.setattr(plan, "step_seconds", lambda arm, store: 9.0)
+    monkeypatch.setattr(plan, "step_seconds", lambda arm, store, steps: 9.0)
     assert resume_comparison("out", progress=False).arms["ssole"].steps == 4
 
 
@@ -237,8 +237,8 @@ def test_arrays_and_published_projectors() -> None:
         ({"methods": {"..": {}, "c": {}}}, ConfigError, r"got '\.\.'"),
         ({"budget": "soon"}, ConfigError, "a budget is a time or a number, .* got 'soon'"),
         ({"budget": "0steps"}, ConfigError, "got '0steps'"),
-        ({"seeds": 0}, ConfigError, "1 seed or more"),
-        ({"search": 1}, ConfigError, "0 or of 2 trials or more"),
+        ({"seeds": 0}, ConfigError, "at least 1 seed, got 0"),
+        ({"search": 1}, ConfigError, "2 trials or more, or 0 for none, got 1"),
         ({"data": "photos/nowhere"}, DataError, "nowhere"),
         ({"data": tiny.images()}, DataError, "methods are judged by labels, and array has none"),
         ({"batchsize": 3}, ConfigError, "Did you mean 'batch_size'?"),

@@ -40,33 +40,22 @@ def compare(
     """Compare methods under equal conditions: images, views, their order, backbone, optimizer, budget and search.
 
         result = ssole.compare(["ssole", "simclr", "vicreg"], budget="600steps", out="runs/losses")
-        result = ssole.compare({"ssole": {"loss.name": "ssole"}, "mine": MyLoss()}, "photos/", budget="10m")
 
-    Each arm first has a search of its learning rate, weight decay and the one or two weights of its loss: `search`
-    random settings, by successive halving (:mod:`ssole.comparison.search`), judged by kNN accuracy on a tenth of the
-    training images. Then it is trained on all training images with the best settings, once a seed, and judged on the
-    test images, which are used for nothing else. Equal seeds are paired.
-
-    A comparison can be interrupted at any point. The same call, with the same `out`, goes on where it stopped.
+    Each arm's settings are searched on a part of the training images (:mod:`ssole.comparison.search`). Then it is
+    trained on all of them, once a seed, and judged on the test images, which are used for nothing else. The same call,
+    with the same `out`, goes on where it was interrupted.
 
     Args:
-        methods: names of losses (:data:`ssole.losses.LOSSES`). Or arms by name: each a dict of settings as in
-            `overrides`, which the search leaves as they are, or a loss module of your own.
-        data: labelled images, as for :func:`ssole.pretrain`; by default the recipe's own. Labels serve for judging
-            only, except for the method `supervised`.
-        recipe: settings that all arms share.
-        budget: what each run may take: a time (`10m`), `2000steps`, `300kimages`, or `1.2Mviews`. By default, the
-            steps of the recipe. Times become steps by measuring each arm's step first, and the search counts apart.
+        methods: names of losses; or arms by name, each with settings as in `overrides`, or a loss module of your own.
+        data: labelled images, as for :func:`ssole.pretrain`; by default the recipe's own.
+        recipe, overrides: settings that all arms share, as for :func:`ssole.pretrain`.
+        budget: what each run may take: a time (`10m`), `2000steps`, `300kimages`, `1.2Mviews`; default the recipe's.
         seeds: number of runs of each arm.
         search: number of settings that each arm's search tries, its own among them; 0 for no search.
         test: test images; by default the test split of the data, else a stratified fifth that is held out.
         projector: `recipe` gives all arms the recipe's projector, `published` each the one published for its loss.
-        out: folder of the comparison; by default a new one, `runs/compare-RECIPE`.
+        out: folder for the result, its plots and the run folders; by default a new one, `runs/compare-RECIPE`.
         progress: say what it will cost, and show progress.
-        overrides: settings for all arms, as for :func:`ssole.pretrain`.
-
-    Returns:
-        The result. It also stands in `out`: comparison.json, two plots, and the run folder of each trial.
 
     Raises:
         ConfigError: a wrong setting, an unknown method, or a folder with another comparison.
@@ -74,24 +63,33 @@ def compare(
         KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is lost.
     """
     base = load(recipe, **overrides)
-    data = base.data if data is None else data
-    base = replace(base, knn_every=None)
-    if seeds < 1 or search < 0 or search == 1:
-        raise ConfigError(
-            f"a comparison needs 1 seed or more, and a search of 0 or of 2 trials or more: {seeds}, {search}"
-        )
-    request = Request(
-        arms=make_arms(methods, base, projector=projector),
+    request = _make_request(methods, base, base.data if data is None else data, test, projector, budget, seeds, search)
+    folder = Path(out) if out is not None else api.free_folder(Path("runs"), f"compare-{Path(recipe).stem}")
+    return _run(request, folder, data, test, progress)
+
+
+def _make_request(
+    methods: Methods,
+    base: PretrainConfig,
+    data: Spec,
+    test: Spec | None,
+    projector: Literal["recipe", "published"],
+    budget: str | None,
+    seeds: int,
+    search: int,
+) -> Request:
+    if seeds < 1:
+        raise ConfigError(f"a comparison needs at least 1 seed, got {seeds}")
+    if search < 0 or search == 1:
+        raise ConfigError(f"a search has 2 trials or more, or 0 for none, got {search}")
+    return Request(
+        arms=make_arms(methods, replace(base, knn_every=None), projector=projector),
         data=describe(data),
         test=None if test is None else describe(test),
         budget=Budget.parse(budget if budget is not None else _recipe_budget(base, data)),
         seeds=seeds,
         search=search,
     )
-    folder = Path(out) if out is not None else api.free_folder(Path("runs"), f"compare-{Path(recipe).stem}")
-    data = data if is_in_memory(request.data) else request.data  # by the same names as when it goes on
-    test = test if is_in_memory(request.test) else request.test
-    return _run(request, folder, data, test, progress)
 
 
 def _recipe_budget(config: PretrainConfig, data: Spec) -> str:
@@ -110,10 +108,13 @@ def resume_comparison(folder: str | PathLike[str], *, progress: bool = True) -> 
     request = load_request(folder)
     if any(is_in_memory(text) for text in (request.data, request.test)):
         raise ConfigError(f"{folder} compares on images in memory: call ssole.compare again with the same arguments")
-    return _run(request, folder, request.data, request.test, progress)
+    return _run(request, folder, None, None, progress)
 
 
-def _run(request: Request, folder: Path, data: Spec, test: Spec | None, progress: bool) -> Comparison:
+def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, progress: bool) -> Comparison:
+    # What has a name is opened by it, here as later when the comparison goes on.
+    data = data if data is not None and is_in_memory(request.data) else request.data
+    test = test if is_in_memory(request.test) else request.test
     images = open_images(data, test)
     try:
         folder.mkdir(parents=True, exist_ok=True)

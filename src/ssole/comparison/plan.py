@@ -25,8 +25,8 @@ _FILE = "plan.json"
 _WARMUP, _MEASURED = 3, 8
 _MOST_SECONDS = 20.0
 """Time after which an arm is measured no further."""
-_MANY_STEPS = 10_000
-"""Number of steps that `wants_compiling` is asked for; the budget may be a time, and the steps are not known yet."""
+_GUESS = 0.1
+"""Seconds of a step, for telling whether a run with a budget of time is long enough to be compiled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def make_plan(folder: Path, request: Request, store: ImageStore, fewest: int) ->
     for arm in request.arms:
         try:
             feed.make_plan(arm.config, fewest)  # raises an error for too few images
-            seconds = step_seconds(arm, store)
+            seconds = step_seconds(arm, store, request.budget.steps(arm.config, _GUESS))
         except FAILURES as error:
             failures.append(error)
             plan[arm.name] = ArmPlan(steps=0, step_seconds=0.0, error=describe_failure(error))
@@ -80,12 +80,12 @@ def make_plan(folder: Path, request: Request, store: ImageStore, fewest: int) ->
     return plan
 
 
-def step_seconds(arm: Arm, store: ImageStore) -> float:
-    """Median time of a training step of an arm, after warming up, at a learning rate of 0."""
+def step_seconds(arm: Arm, store: ImageStore, steps: int) -> float:
+    """Median time of a step in a run of so many, after warming up, at a learning rate of 0."""
     config, device = arm.config, resolve_device(arm.config.device)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         learner = Learner(config, device, loss=arm.module, labels=store.labels)
-        if learner.wants_compiling(_MANY_STEPS):
+        if learner.wants_compiling(steps):
             learner.compile()
         ids = torch.arange(config.batch_size) % len(store)
         images = store.get(ids)
