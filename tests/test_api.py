@@ -314,3 +314,10 @@ def test_a_channel_without_content_is_told(tmp_path: Path) -> None:
     images[..., 0] = np.arange(12)[:, None, None]
     with pytest.raises(DataError, match="channel 1 of array has the same value everywhere"):
         tiny.start(tmp_path / "run", data=images, preset="channels", channels=2)
+
+
+def test_images_of_one_grey_are_refused(tmp_path: Path) -> None:
+    grey = np.full((16, 12, 12, 3), 77, np.uint8)
+    with pytest.raises(DataError, match="channel 0 of array has the same value everywhere"):
+        tiny.start(tmp_path / "run", data=ArraySource(grey), augment__mean=None, augment__std=None)
+    assert not (tmp_path / "run").exists()

@@ -265,3 +265,37 @@ def test_a_failed_download_says_what_to_place_where(tmp_path, monkeypatch, error
         open_source("cifar100")
     for part in ("cifar100", str(error), "cifar-100-python.tar.gz", str(tmp_path / "torchvision")):
         assert part in str(raised.value)
+
+
+def claiming(shape: str) -> bytes:
+    """A .npy whose header claims a shape, before a thousand bytes."""
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header += b" " * (63 - (10 + len(header)) % 64) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(1000)
+
+
+SHAPES = ["(-1, 10, 10)", "(-2, -5, 10, 10)", "(10, -10, -10)", "(10**11, 100, 100)", f"({2**62}, {2**62}, 4)"]
+SHAPES += [f"({2**64}, 1, 1)", "(1e3, 1, 1)", "('a',)", "10", "()", "(" * 3000, "(1000000000000, 1, 1)", "(0, 10, 10)"]
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+@pytest.mark.parametrize("shape", SHAPES, ids=range(len(SHAPES)))
+def test_shapes_that_a_file_does_not_hold_are_an_error(tmp_path, kind, shape):
+    path = tmp_path / f"a.{kind}"
+    if kind == "npy":
+        path.write_bytes(claiming(shape))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("images.npy", claiming(shape))
+    with pytest.raises(DataError, match=r"a\.np[yz]"):
+        open_source(path)
+
+
+def test_labels_beyond_63_bits_are_numbered():
+    labels = np.array([2**64 - 1, 5, 2**64 - 1, 2**63], np.uint64)
+    source = ArraySource(np.zeros((4, 2, 2), np.uint8), labels)
+    assert source.labels.tolist() == [2, 0, 2, 1]
+    assert source.classes == ["5", str(2**63), str(2**64 - 1)]
+    plain = ArraySource(np.zeros((4, 2, 2), np.uint8), np.array([7, 5, 7, 6], np.uint64))
+    assert plain.labels.tolist() == [7, 5, 7, 6]
+    assert plain.classes is None

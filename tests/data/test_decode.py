@@ -16,7 +16,7 @@ import torch
 from image_files import deep_png
 from PIL import Image
 
-from ssole.data.decode import decode
+from ssole.data.decode import decode, mean_and_std, moments
 from ssole.errors import DataError
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -273,6 +273,53 @@ def test_decompression_bomb(monkeypatch):
     data = encode(Image.new("RGB", (50, 41)))
     with pytest.raises(DataError, match=r"^here: .*2050 pixels.*MAX_IMAGE_PIXELS"):
         decode(data, where="here")
+
+
+def claiming(width: int, height: int, *, depth: int = 8, kind: int = 0) -> bytes:
+    """A PNG that claims a size; decoding it would take that much memory."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("channels", [None, 1])
+@pytest.mark.parametrize("sides", [(1, 178_000_000), (65_536, 2), (2, 65_536)])
+def test_a_side_too_long_to_be_trusted(sides, channels):
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"^here: The image has a side of \d+ pixels, more than 65535, .*into tiles"):
+        decode(claiming(*sides), where="here", channels=channels)
+    assert tracemalloc.get_traced_memory()[1] < 10e6
+    tracemalloc.stop()
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_the_limit_is_of_bytes_too(monkeypatch):
+    """16 bits in four channels take twice the bytes of as many RGBA pixels."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"^here: The image has 12000 bytes of values, which could be a decompression"):
+        decode(claiming(30, 50, depth=16, kind=6), where="here", channels=4)
+    long = encode(Image.new("L", (65_535, 1)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)
+    assert decode(long, where="here").shape == (3, 1, 65_535)
+
+
+@pytest.mark.parametrize("value", [1, 77, 128, 254])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_constant_has_no_standard_deviation(value, dtype):
+    """Not even of rounding, by which training would divide."""
+    images = [torch.from_numpy(np.full((3, 33, 31), value, dtype)) for _ in range(16)]
+    mean, std = mean_and_std([moments(image) for image in images])
+    assert std == [0.0, 0.0, 0.0]
+    assert mean == pytest.approx([value / np.iinfo(dtype).max] * 3)
+    flat = np.full((3, 33, 31), value, dtype)
+    flat[:, :, ::2] += 1  # the least that can be seen
+    assert min(mean_and_std([moments(torch.from_numpy(flat))])[1]) > 1e-6
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

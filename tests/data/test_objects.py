@@ -190,6 +190,12 @@ def test_attributes_that_are_no_labels(targets):
     assert open_source(Items([RGB] * 3, targets=targets)).labels is None
 
 
+def test_labels_beyond_63_bits_are_numbered():
+    source = open_source(Items([RGB] * 3, targets=np.array([2**64 - 1, 4, 2**64 - 1], np.uint64)))
+    assert source.labels.tolist() == [1, 0, 1]
+    assert source.classes == ["4", str(2**64 - 1)]
+
+
 def test_classes_that_do_not_name_the_labels():
     source = open_source(Items([RGB] * 3, targets=[0, 1, 2], classes=["a", "b"]))
     assert source.labels.tolist() == [0, 1, 2]

@@ -167,3 +167,13 @@ def test_images_beside_parquet(tmp_path):
     write(tmp_path / "meta.parquet", [1])
     with pytest.raises(DataError, match=r"both 1 image files and 1 parquet"):
         open_source(tmp_path)
+
+
+def test_labels_beyond_63_bits_are_numbered(tmp_path):
+    labels = pa.array([2**64 - 1, None, 3, 2**64 - 1], pa.uint64())
+    pq.write_table(pa.table({"image": [png(i) for i in range(4)], "label": labels}), tmp_path / "a.parquet")
+    source = open_source(tmp_path / "a.parquet")
+    assert source.labels.tolist() == [1, -1, 0, 1]
+    assert source.classes == ["3", str(2**64 - 1)]
+    pq.write_table(pa.table({"image": [png()], "label": pa.array([9], pa.uint64())}), tmp_path / "b.parquet")
+    assert open_source(tmp_path / "b.parquet").labels.tolist() == [9]

@@ -382,3 +382,35 @@ def test_patterns_that_are_wrong(tmp_path):
         open_source("shard-{0..999}-{0..999}.tar")
     with pytest.raises(DataError, match="No file matches"):
         open_source(f"{tmp_path}/*.tar")
+
+
+def headers_without_end(count: int) -> bytes:
+    """Many headers that say something about a next one."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 0
+    return info.tobuf() * count
+
+
+def zeros(data: bytes) -> bytes:
+    """A hole, as after a disk lost a part: the end of a tar looks the same."""
+    return data[:2048] + bytes(4096) + data[6144:]
+
+
+def chain_of_headers(data: bytes) -> bytes:
+    return data[:2048] + headers_without_end(5000)
+
+
+def long_hole(data: bytes) -> bytes:
+    return data[:2048] + bytes(2 << 20)
+
+
+@pytest.mark.parametrize("damage", [zeros, chain_of_headers, long_hole])
+def test_members_before_any_damage_are_kept_and_the_loss_is_told(tmp_path, damage):
+    path = tar(tmp_path / "a.tar", {f"{i}.png": png(i) for i in range(8)})  # 1024 bytes each
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.warns(
+        UserWarning, match=r"a\.tar breaks off or is damaged after byte \d+: what comes after that is lost"
+    ):
+        source = TarSource(path)
+    assert ids(source) == ["a.tar:0.png", "a.tar:1.png"]
+    assert [value(source, i) for i in range(2)] == [0, 1]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import Pixels, Source, Split
+from ssole.data.base import Pixels, Source, Split, number_integers
 from ssole.data.storage import cache_folder, data_errors, is_remote, name_of, open_binary, read_bytes
 from ssole.errors import DataError
 from ssole.files import require_regular
@@ -60,8 +60,8 @@ class ArraySource(Source):
                     f"{name}: {len(images)} images need as many integer labels; got {labels.dtype} {labels.shape}."
                 )
         self.name, self.images = name, images
-        self.labels = None if labels is None else labels.astype(np.int64)
-        self.classes = None if classes is None else list(classes)
+        self.labels, self.classes = (None, None) if labels is None else number_integers(labels)
+        self.classes = self.classes if classes is None else list(classes)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -81,7 +81,7 @@ def open_npy(location: str) -> ArraySource:
         DataError: the file cannot be read, or its array holds no images (see :class:`ArraySource`).
     """
     name = name_of(location)
-    with data_errors(_UNREADABLE.format(location)):
+    with data_errors(_UNREADABLE.format(location)), np.errstate(over="ignore"):  # the header may claim any shape
         if is_remote(location):
             data = read_bytes(location, where=name, most=int(0.4 * total_memory()))  # and as much for the array
             images = np.load(io.BytesIO(data), allow_pickle=False)

@@ -109,13 +109,10 @@ def evenly_spaced(n: int, count: int) -> list[int]:
     return [k * n // count for k in range(count)]
 
 
-def number_labels(column: Any, *, where: str) -> tuple[NDArray[np.int64], list[str] | None]:
+def number_labels(column: Any) -> tuple[NDArray[np.int64], list[str] | None]:
     """Labels of an Arrow column as integers (−1 for null), and their class names if they were texts, else None.
 
-    Integers stay as they are. Texts are numbered in alphabetical order.
-
-    Raises:
-        DataError: a label does not fit 64 bits; the message begins with `where`.
+    Integers stay as they are. Texts are numbered in alphabetical order, and integers beyond 63 bits by their value.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -124,16 +121,23 @@ def number_labels(column: Any, *, where: str) -> tuple[NDArray[np.int64], list[s
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     classes = None
-    if types.is_string(column.type) or types.is_large_string(column.type):
-        classes = sorted(pc.unique(column.drop_null()).to_pylist())
-        column = pc.index_in(column, value_set=pa.array(classes, type=column.type))
-    try:
-        return pc.fill_null(column.cast(pa.int64()), -1).to_numpy().astype(np.int64), classes
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{where} do not fit 64-bit integers: {error}") from error
+    is_text = types.is_string(column.type) or types.is_large_string(column.type)
+    if is_text or (types.is_uint64(column.type) and (pc.max(column).as_py() or 0) >= 2**63):
+        names = sorted(pc.unique(column.drop_null()).to_pylist())
+        column = pc.index_in(column, value_set=pa.array(names, type=column.type))
+        classes = [str(name) for name in names]
+    return pc.fill_null(column.cast(pa.int64()), -1).to_numpy().astype(np.int64), classes
 
 
-def number_texts(column: Any, *, where: str) -> tuple[NDArray[np.int64] | None, list[str] | None]:
+def number_integers(labels: NDArray[np.integer]) -> tuple[NDArray[np.int64], list[str] | None]:
+    """Labels of an array, as :func:`number_labels` gives those of a column: only beyond 63 bits they are numbered."""
+    if labels.dtype != np.uint64 or labels.max(initial=0) < 2**63:
+        return labels.astype(np.int64), None
+    names, numbers = np.unique(labels, return_inverse=True)
+    return numbers.astype(np.int64), [str(name) for name in names]
+
+
+def number_texts(column: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:
     """Labels of an Arrow column of texts: integers if all are integers, else numbered names; None if all are null."""
     import pyarrow as pa
 
@@ -141,7 +145,7 @@ def number_texts(column: Any, *, where: str) -> tuple[NDArray[np.int64] | None, 
         return None, None
     with suppress(pa.ArrowInvalid):  # some texts are names
         column = column.cast(pa.int64())
-    return number_labels(column, where=where)
+    return number_labels(column)
 
 
 def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str] | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.data.base import Pixels
-from ssole.data.tiff import BIG_TIFF, is_tiff, pillow_reads, read_tiff
+from ssole.data.tiff import BIG_TIFF, check_size, is_tiff, pillow_reads, read_tiff
 from ssole.errors import DataError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 _EXIF_ORIENTATION = 0x0112
+# Rounding leaves the variance of a constant at up to 1e-15. Values that differ by one step of 16 bits have 5e-11.
+_ROUNDING = 1e-12
 _PNG_DEPTH = 24  # position of the byte of a PNG that holds the bits per channel
 # First bytes of files that often have the name of an image but are none, and descriptions of these files.
 _NOT_IMAGES = {
@@ -94,9 +97,14 @@ def moments(image: torch.Tensor) -> torch.Tensor:
 
 
 def mean_and_std(gathered: Sequence[torch.Tensor]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, from the moments of images, which all have the same weight."""
+    """Mean and standard deviation of each channel, from the moments of images, which all have the same weight.
+
+    The standard deviation of a channel that has one value everywhere is exactly 0.
+    """
     mean, square = torch.stack(list(gathered)).mean(0)
-    return mean.tolist(), (square - mean**2).clamp_min(0).sqrt().tolist()
+    variance = square - mean**2
+    variance[variance < _ROUNDING] = 0
+    return mean.tolist(), variance.sqrt().tolist()
 
 
 def _decode_bytes(data: bytes, where: str, shrink_to: int | None, channels: int | None) -> Pixels:
@@ -131,6 +139,8 @@ def _open(data: bytes) -> Image.Image | None:
 def _decode_opened(image: Any, data: bytes, where: str, shrink_to: int | None, channels: int | None) -> Pixels:
     if image.format == "EPS":  # Pillow would hand the file to Ghostscript, a program that it can then steer
         raise DataError(f"{where}: EPS is a program to be run, not an image; convert it to PNG first.")
+    deep = image.mode.startswith("I") or (image.format == "PNG" and data[_PNG_DEPTH] == 16)
+    check_size(image.size, math.prod(image.size) * len(image.getbands()) * (1 + deep), where)
     if channels is not None and image.format == "PNG" and data[_PNG_DEPTH] == 16 and not image.mode.startswith("I"):
         return _deep_png(data, where)
     if image.format == "TIFF" and not pillow_reads(image, channels):

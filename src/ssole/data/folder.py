@@ -259,7 +259,7 @@ def _list_labels(labels: list[str], location: str) -> tuple[NDArray[np.int64] | 
         column = pa.array([label or None for label in labels], pa.string())
     except UnicodeEncodeError as error:
         raise DataError(f"The labels of {location} are not all UTF-8: {error}") from error
-    return number_texts(column, where=f"The labels of {location}")
+    return number_texts(column)
 
 
 def _below_root(entries: list[str], root: str, location: str) -> Iterator[str]:

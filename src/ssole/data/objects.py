@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import MOST_FILES, Indexable, Pixels, Source, evenly_spaced
+from ssole.data.base import MOST_FILES, Indexable, Pixels, Source, evenly_spaced, number_integers
 from ssole.data.decode import pillow_pixels
 from ssole.data.storage import is_remote, read_bytes
 from ssole.errors import DataError, without_secrets
@@ -173,6 +173,6 @@ def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:
         if labels is not None and labels.shape == (len(items),) and np.issubdtype(labels.dtype, np.integer):
             classes = getattr(items, "classes", None)
             if not isinstance(classes, (list, tuple)) or len(classes) <= labels.max(initial=-1):
-                return labels.astype(np.int64), None
+                return number_integers(labels)
             return labels.astype(np.int64), [str(name) for name in classes]
     return None, None

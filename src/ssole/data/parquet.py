@@ -66,7 +66,7 @@ class ParquetSource(Source):
             raise DataError(f"{_names(paths)} holds no rows.")
         if label is not None:
             column = pa.chunked_array([chunk for _, labels in parts for chunk in labels])
-            self.labels, self.classes = number_labels(column, where=f"The labels in column {label!r}")
+            self.labels, self.classes = number_labels(column)
             self.classes = features.get(label, {}).get("names") or self.classes
 
     def __len__(self) -> int:

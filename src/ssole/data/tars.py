@@ -40,6 +40,7 @@ _LABELS = ("cls", "json", "txt")  # members that may hold a label, the likeliest
 _LONGEST = {"cls": 256, "json": 1 << 20, "txt": 64}  # largest size in bytes of a member that holds a label
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\x00": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _BLOCK = 512  # bytes; a tar consists of blocks of this size
+_PADDING = 1 << 20  # bytes of zeros after the last member; tar writes 10 KiB or less unless told otherwise
 _FACTS = b"ssole"
 
 
@@ -96,7 +97,7 @@ class TarSource(Source):
             raise DataError(f"{self.name} holds no images (known by suffixes such as .jpg), only {others}.")
         self._members = table.column("name").combine_chunks()
         self._offsets, self._sizes = (table.column(name).to_numpy() for name in ("offset", "size"))
-        self.labels, self.classes = number_texts(table.column("label"), where=f"The labels of {self.name}")
+        self.labels, self.classes = number_texts(table.column("label"))
 
     def __len__(self) -> int:
         return len(self._offsets)
@@ -211,9 +212,11 @@ class _Shard:
             if not cut:
                 self.add(member, file)
         file.seek(tar.offset)
-        if not cut and file.read(_BLOCK) == bytes(_BLOCK):
+        # after the last member only zeros, and not many: a hole of zeros in the middle looks like the end
+        if not cut and size - tar.offset <= _PADDING and len(rest := file.read()) >= _BLOCK and not any(rest):
             return None
-        return f"{location} breaks off or is damaged after byte {min(tar.offset, size)}: what comes after that is lost."
+        where = f"{without_secrets(location)} breaks off or is damaged after byte {min(tar.offset, size)}"
+        return f"{where}: what comes after that is lost."
 
     def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
         """Add one member as an image, a label or neither."""
@@ -251,7 +254,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         here = tar.offset
         try:
             member = tar.next()
-        except tarfile.TarError:
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError):  # some versions do not catch their own
             return
         # some versions of tarfile follow a negative size backwards, and never end
         if member is None or member.size < 0 or tar.offset < here:

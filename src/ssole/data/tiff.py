@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = range(4)  # values of the tag P
 _PLAIN, _LZW, _DEFLATE = 1, 5, (8, 32946)  # compressions
 # Compressions that imagecodecs unpacks to no more than a given size; tifffile's own substitutes have no such limit.
 _LIMITED = (_LZW, 32773, 34925, 34926, 50000)
+LONGEST_SIDE = 65_535
+"""Largest side of an image, in pixels; a JPEG cannot have more. A longer one is no photograph, and costs gigabytes."""
 BIG_TIFF = (b"II+\0", b"MM\0+")  # Pillow misreads the big-endian one
 
 
@@ -73,7 +76,7 @@ def _photometric(page: Any) -> int:
 
 def _page(page: Any, pages: int, where: str) -> Pixels:
     """(H, W, C) in the byte order of the machine, with black at zero and a palette applied."""
-    _check_size(page.size * pages, where)
+    check_size(page.shape, page.size * pages * page.dtype.itemsize, where)
     _check_kind(page, where)
     try:
         if page.compression != _PLAIN:
@@ -122,7 +125,7 @@ def _check_compression(page: Any, where: str) -> None:
     import tifffile
 
     values = math.prod(page.chunks)  # of a strip or tile, which may reach over the image's edge
-    _check_size(values, where)
+    check_size((), values * page.dtype.itemsize, where)
     limit = values * page.dtype.itemsize
     if page.compression in _DEFLATE:
         segments = page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts, flat=True)
@@ -138,14 +141,33 @@ def _check_compression(page: Any, where: str) -> None:
         raise DataError(f"{where}: the compression {name} is not read in such a TIFF; save the image with deflate.")
 
 
-def _check_size(values: int, where: str) -> None:
-    """Refuse an empty image, and as Pillow does, one with more values than the largest RGBA image that it opens."""
+def check_size(sides: Sequence[int], size: int, where: str) -> None:
+    """Refuse an image without pixels, and one too large to be trusted; `PIL.Image.MAX_IMAGE_PIXELS = None` trusts all.
+
+    Args:
+        sides: In pixels.
+        size: Bytes of the decoded image. The limit is that of the largest RGBA image that Pillow opens, 0.7 GB.
+        where: Names the image in errors.
+
+    Raises:
+        DataError: the image is empty.
+        Exception: Pillow's error for decompression bombs.
+    """
     from PIL import Image
 
-    if values == 0:
+    if size == 0:
         raise DataError(f"{where}: the image has no pixels.")
-    if Image.MAX_IMAGE_PIXELS is not None and values > 4 * 2 * Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"The image has {values} values, which could be a decompression bomb.")
+    if Image.MAX_IMAGE_PIXELS is None:
+        return
+    if max(sides, default=0) > LONGEST_SIDE:
+        raise Image.DecompressionBombError(
+            f"The image has a side of {max(sides)} pixels, more than {LONGEST_SIDE}, which could be a decompression "
+            "bomb. Cut it into tiles."
+        )
+    if size > 4 * 2 * Image.MAX_IMAGE_PIXELS:
+        raise Image.DecompressionBombError(
+            f"The image has {size} bytes of values, which could be a decompression bomb."
+        )
 
 
 def _upright(pixels: Pixels, page: Any) -> Pixels:
