@@ -1,4 +1,4 @@
-# make demo    install, train on digits-m, print the table        make lint    ruff and mypy
+# make demo    install, train on digits-m, table and report       make lint    ruff and mypy
 # make test    install, run the tests                             make docs    build the documentation site
 # make setup   install everything for work on ssole               make clean   remove caches and builds
 #
@@ -13,7 +13,7 @@ export PYTHON
 .PHONY: help install setup demo test lint format docs wheel clean distclean
 
 help:
-	@echo "make demo     train on digits-m (3 to 4 minutes on 2 cores) and print the table; FRESH=1 trains again"
+	@echo "make demo     train on digits-m (3 to 4 minutes on 2 cores) print the table, write a report; FRESH=1 trains again"
 	@echo "make setup    install everything for work on ssole, and check each commit with pre-commit"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy --strict; 'make format' rewrites"
@@ -22,7 +22,7 @@ help:
 	@echo "make clean    remove caches and builds; 'make distclean' also $(VENV). Runs are never removed"
 
 install:
-	@scripts/install.sh
+	@scripts/install.sh report
 
 setup:
 	@scripts/install.sh dev
@@ -41,6 +41,7 @@ demo: install
 		$(VENV)/bin/ssole pretrain --out "$(DEMO)"; \
 	fi
 	@$(VENV)/bin/ssole eval "$(DEMO)"
+	@$(VENV)/bin/ssole report "$(DEMO)"
 
 # Two processes, each with one file of tests at a time: many tests use one thread, or wait for a process they started.
 test:

@@ -142,11 +142,12 @@ def demo(checkout: Path, *arguments: str) -> list[str]:
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 def test_make_demo_can_run_again(tmp_path: Path) -> None:
     trains, resumes = "pretrain --out runs/demo", "pretrain --resume runs/demo"
-    assert demo(tmp_path) == [trains, "eval runs/demo"]
-    assert demo(tmp_path) == ["eval runs/demo"]  # finished: only evaluated again
+    shows = ["eval runs/demo", "report runs/demo"]
+    assert demo(tmp_path) == [trains, *shows]
+    assert demo(tmp_path) == shows  # finished: only evaluated again
     (tmp_path / "runs/demo/backbone.safetensors").unlink()
-    assert demo(tmp_path) == [resumes, "eval runs/demo"]  # interrupted
-    assert demo(tmp_path, "FRESH=1") == [trains, "eval runs/demo"]
+    assert demo(tmp_path) == [resumes, *shows]  # interrupted
+    assert demo(tmp_path, "FRESH=1") == [trains, *shows]
     (tmp_path / "runs/demo/backbone.safetensors").unlink()
     (tmp_path / "runs/demo/checkpoints/1").unlink()
-    assert demo(tmp_path) == [trains, "eval runs/demo"]  # interrupted before its first checkpoint
+    assert demo(tmp_path) == [trains, *shows]  # interrupted before its first checkpoint

@@ -29,19 +29,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": BELOW_API - {"evaluation"},  # evaluators come in as callables
     "evaluation": {"data", "models", "config", "distributed", "runtime", "spectrum"},
     "export": {"config", "models", "evaluation", "training"},
+    "report": {"config", "data", "models", "views", "training", "evaluation", "runtime"},
     "doctor": {"config", "data", "models", "runtime", "training", "views"},
     "api": BELOW_API,
     "comparison": BELOW_API | {"api"},
-    "cli": BELOW_API | {"doctor", "export", "api", "comparison"},
-    "__init__": BELOW_API | {"export", "api", "comparison"},
+    "cli": BELOW_API | {"doctor", "export", "report", "api", "comparison"},
+    "__init__": BELOW_API | {"export", "report", "api", "comparison"},
     "__main__": {"cli"},
 }
 
 # Packages that take long to import: functions that need one import it themselves. (`cli` is not imported by `ssole`,
 # and may have the one that makes it.)
 HEAVY = {
-    "fsspec", "imagehash", "joblib", "lightly", "matplotlib", "onnx", "onnxruntime", "pandas", "pyarrow", "pydantic", "rich", "scipy",
-    "sklearn", "tensorboard", "tifffile", "timm", "torchvision", "transformers",
+    "bokeh", "fsspec", "imagehash", "jinja2", "joblib", "lightly", "matplotlib", "onnx", "onnxruntime", "pandas",
+    "pyarrow", "pydantic", "rich", "scipy", "sklearn", "tensorboard", "tifffile", "timm", "torchvision", "transformers",
     "tyro",
 }  # fmt: skip
 
@@ -176,7 +177,8 @@ def test_what_is_imported_is_declared() -> None:
     imported = {name.split(".")[0] for tree in trees for _, name in imported_names(tree, "ssole")}
     distributions = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     third_party = {distributions.get(name, name) for name in imported - set(sys.stdlib_module_names) - {"ssole"}}
-    assert third_party - {"tensorboard", "matplotlib", "lightly", "onnxruntime", "transformers"} == declared
+    extras = {"tensorboard", "matplotlib", "lightly", "onnxruntime", "transformers", "bokeh", "jinja2"}
+    assert third_party - extras == declared
 
 
 def run_python(code: str, *arguments: str) -> str:

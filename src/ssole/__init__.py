@@ -14,6 +14,7 @@ from ssole.evaluation.features import Embeddings
 from ssole.export.export import export
 from ssole.losses import OLELoss, SSOLELoss, nuclear_norm
 from ssole.models.load import load, untrained
+from ssole.report.report import report
 from ssole.training.run import Run
 from ssole.views import make_views
 
@@ -36,6 +37,7 @@ __all__ = [
     "make_views",
     "nuclear_norm",
     "pretrain",
+    "report",
     "resume",
     "untrained",
 ]

@@ -19,6 +19,7 @@ from ssole.cli.embed import embed
 from ssole.cli.eval import evaluate
 from ssole.cli.export import export
 from ssole.cli.pretrain import pretrain
+from ssole.cli.report import report
 from ssole.cli.views import views
 
 Command = Callable[[Sequence[str]], int]
@@ -28,6 +29,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": pretrain,
     "compare": compare,
     "eval": evaluate,
+    "report": report,
     "embed": embed,
     "export": export,
     "views": views,

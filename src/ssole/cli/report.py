@@ -1,0 +1,53 @@
+"""`ssole report`: one page that shows whether training worked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ssole.cli.common import DataWords, OptionalFile, data_spec, parse
+from ssole.report.report import report as write
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportArgs:
+    """Options of `ssole report`."""
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    """Run folder, or several to compare."""
+    data: DataWords = ()
+    """Images, in any form that pretraining takes. By default, the data of each run."""
+    out: OptionalFile = None
+    """File to write. By default, RUN/report.html of the first run."""
+    images: int = 4000
+    """Largest number of images to look at, drawn at random; at most 50,000."""
+    columns: OptionalFile = None
+    """CSV file whose first column names images: its other columns can colour the map."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def report(argv: Sequence[str]) -> int:
+    """Write a page that shows whether training worked, and why; several runs are shown side by side.
+
+    Examples:
+      ssole report runs/mine
+      ssole report runs/mine runs/other --out both.html
+
+    The page holds everything it needs: open it from the disk, or send it to someone.
+    """
+    args = parse(report, ReportArgs, argv)
+    path = write(
+        list(args.runs),
+        data=data_spec(args.data),
+        out=args.out,
+        images=args.images,
+        columns=args.columns,
+        device=args.device,
+    )
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return 0

@@ -1,0 +1,201 @@
+"""The page: facts of runs to HTML, with everything inside that it needs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssole import __version__
+from ssole.report import charts
+from ssole.report.confusions import confusions
+from ssole.report.neighbours import Neighbours, alike, outliers, sample_neighbours
+from ssole.report.pictures import data_uri, sheets
+from ssole.report.points import colourings, place
+from ssole.report.record import Record
+from ssole.report.sample import Part, Sample
+from ssole.report.verdict import judge
+
+LARGEST_PAGE = 8_000_000
+"""Bytes that a page should not exceed."""
+_SHEET_BYTES = 3_000_000  # of thumbnails of the map, for all runs together
+_SHEET_SIDE = 40
+_QUERIES, _OUTLIERS, _PAIRS, _MISTAKES, _VIEW_ROWS = 6, 12, 6, 6, 4
+_MATRIX = 20  # classes of the largest matrix that is shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What is known of a run: its record, and a sample of its images or the reason why there is none."""
+
+    record: Record
+    sample: Sample | None
+    reason: str
+    columns: Path | None = None
+    """CSV file with columns to colour the map by."""
+
+
+def render(facts: Sequence[Facts]) -> str:
+    """HTML of the page."""
+    from bokeh.resources import Resources
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {
+        "sort_keys": False
+    }  # in Bokeh's JSON, a model comes before its references
+    template = environment.get_template("page.html.j2")
+    records = [fact.record for fact in facts]
+    parts = {fact.record.name: fact.sample.train for fact in facts if fact.sample is not None}
+    return template.render(
+        version=__version__,
+        runs=[_run(fact, _SHEET_BYTES // len(facts)) for fact in facts],
+        curves=charts.curves(records),
+        spectrum=charts.spectrum({name: (part.after, part.before) for name, part in parts.items()}) if parts else None,
+        css=(folder / "page.css").read_text(encoding="utf-8"),
+        js=(folder / "page.js").read_text(encoding="utf-8"),
+        bokeh=Resources(mode="inline", components=["bokeh"]).js_raw,
+    )
+
+
+def _run(fact: Facts, sheet_bytes: int) -> dict[str, Any]:
+    """What the template shows of one run."""
+    record, sample = fact.record, fact.sample
+    return {
+        "name": record.name,
+        "verdict": judge(record, sample),
+        "reason": fact.reason,
+        "evaluation": record.evaluation,
+        "cost": record.cost(),
+        "command": record.command(),
+        "digest": _digest(record),
+        "environment": {key: str(value) for key, value in record.environment.items() if key != "command"},
+        "config": (record.path / "config.yaml").read_text(encoding="utf-8"),
+        "unreadable": record.unreadable,
+        "pictures": None if sample is None else _pictures(fact, sample, sheet_bytes),
+    }
+
+
+def _digest(record: Record) -> str:
+    found = record.images
+    if found is None:
+        return "not recorded"
+    return f"{found['images']:,} images, SHA-256 of their names {found.get('ids', 'not recorded')}"
+
+
+def _pictures(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:
+    """Sections of a run that need its images."""
+    train = sample.train
+    seen = functools.partial(_seen, sample, train)
+    found = confusions(sample, _MISTAKES) if sample.labelled else None
+    tested = functools.partial(_seen, sample, sample.test) if sample.test is not None else seen
+    return {
+        "count": len(train),
+        "total": sample.total,
+        "labelled": sample.labelled,
+        "views": _views(fact.record, train),
+        "neighbours": [_neighbours(sample, one) for one in sample_neighbours(train, _QUERIES)],
+        "map": _map(fact, sample, sheet_bytes),
+        "accuracies": _accuracies(sample, found) if found is not None else None,
+        "mistakes": [
+            {
+                "true": sample.name_of(one.true),
+                "predicted": sample.name_of(one.predicted),
+                "count": one.count,
+                "images": [tested(row) for row in one.rows],
+            }
+            for one in (found.mistakes if found is not None else [])
+        ],
+        "outliers": [{**seen(row), "value": f"{value:.2f}"} for row, value in outliers(train, _OUTLIERS)],
+        "alike": [
+            {"images": [seen(one), seen(two)], "value": f"{value:.3f}"} for one, two, value in alike(train, _PAIRS)
+        ],
+    }
+
+
+def _seen(sample: Sample, part: Part, row: int) -> dict[str, Any]:
+    """An image as the template shows it."""
+    label = sample.name_of(int(part.labels[row])) if sample.labelled else None
+    return {"src": data_uri(part.picture(row)), "id": part.id(row), "label": label}
+
+
+def _neighbours(sample: Sample, found: Neighbours) -> dict[str, Any]:
+    part = sample.train
+    own = int(part.labels[found.row])
+
+    def row_of(rows: list[int]) -> dict[str, Any]:
+        same = [own >= 0 and int(part.labels[row]) == own for row in rows]
+        images = [{**_seen(sample, part, row), "same": one} for row, one in zip(rows, same, strict=True)]
+        return {"images": images, "same": sum(same)}
+
+    known = sample.labelled and own >= 0
+    return {
+        "query": _seen(sample, part, found.row),
+        "known": known,
+        "after": row_of(found.after),
+        "before": row_of(found.before),
+    }
+
+
+def _views(record: Record, part: Part) -> dict[str, str]:
+    """Picture of a few images and their views by the run's recipe, in the first epoch."""
+    from ssole.views.picture import picture
+
+    rows = torch.linspace(0, len(part) - 1, min(_VIEW_ROWS, len(part))).long()
+    indices = part.subset.positions[part.rows[rows]]
+    images = [part.image(int(row)) for row in rows]
+    config = record.config
+    sheet = picture(images, indices, recipe=config.augment, seed=config.seed, epoch=0)
+    sheet.thumbnail((1600, 1600))
+    crops = "; ".join(f"{crop.count} of {crop.size} px" for crop in config.augment.crops)
+    return {"src": data_uri(sheet), "alt": f"{len(images)} images, each beside its views ({crops})"}
+
+
+def _map(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:
+    """Chart, and the data that the page's script colours, filters and explains it with."""
+    part = sample.train
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(1)).tolist()
+    made = sheets(lambda row: part.picture(row, _SHEET_SIDE), order, _SHEET_SIDE, sheet_bytes)
+    columns = colourings(sample, fact.columns)
+    where = torch.empty(len(part), dtype=torch.int64)
+    where[torch.tensor(order)] = torch.arange(len(part))
+    data = {
+        "ids": [part.id(row) for row in range(len(part))],
+        "columns": [{"name": one.name, "names": one.names, "codes": one.codes.tolist()} for one in columns],
+        "sheets": made,
+        "side": _SHEET_SIDE,
+        "where": where.tolist(),
+    }
+    shown = min(len(part), len(made) * 500)
+    chart = charts.scatter(place(part.after), fact.record.name)
+    return {"chart": chart, "data": data, "columns": [one.name for one in columns], "shown": shown}
+
+
+def _accuracies(sample: Sample, found: Any) -> dict[str, Any]:
+    """Accuracy of each class, worst first, and the matrix if it is not too large to read."""
+    totals = found.matrix.sum(1)
+    rows: list[dict[str, Any]] = [
+        {"name": sample.name_of(label), "share": int(found.matrix[i, i]) / int(totals[i]), "count": int(totals[i])}
+        for i, label in enumerate(found.labels)
+        if totals[i]
+    ]
+    matrix = None
+    if len(found.labels) <= _MATRIX:
+        names = [sample.name_of(label) for label in found.labels]
+        shares = (found.matrix / totals.clamp(min=1)[:, None]).tolist()
+        counts = found.matrix.tolist()
+        cells = [list(zip(*pair, strict=True)) for pair in zip(counts, shares, strict=True)]
+        matrix = {"names": names, "rows": list(zip(names, cells, strict=True))}
+    rows.sort(key=lambda row: row["share"])
+    return {"k": found.k, "accuracy": found.accuracy, "count": int(totals.sum()), "rows": rows, "matrix": matrix}

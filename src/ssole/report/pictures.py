@@ -1,0 +1,64 @@
+"""Pictures of a page as data URIs: thumbnails, and sheets of many thumbnails."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_COLUMNS, _ROWS = 25, 20  # thumbnails of a sheet
+
+
+def to_picture(image: torch.Tensor, side: int) -> Image.Image:
+    """Picture of a decoded image (C, h, w), uint8 or uint16, that fits into a square of `side` pixels.
+
+    Three channels are shown, or one if there are fewer. Images smaller than the square stay as they are.
+    """
+    from PIL import Image
+
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    if shown.dtype != torch.uint8:
+        shown = (shown.to(torch.int32) >> 8).to(torch.uint8)
+    picture = Image.fromarray(shown.permute(1, 2, 0).contiguous().numpy())
+    picture.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=None)
+    return picture
+
+
+def data_uri(picture: Image.Image, quality: int = 85) -> str:
+    """Picture as a data URI, in WebP."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=quality)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def sheets(get: Callable[[int], Image.Image], order: Sequence[int], side: int, most_bytes: int) -> list[str]:
+    """Sheets of square thumbnails in the given order, as many whole sheets as fit into `most_bytes`.
+
+    Thumbnail number n is on sheet n // 500, in row (n % 500) // 25 and column n % 25.
+    """
+    from PIL import Image
+
+    made: list[str] = []
+    size = 0
+    for start in range(0, len(order), _COLUMNS * _ROWS):
+        part = order[start : start + _COLUMNS * _ROWS]
+        rows = -(-len(part) // _COLUMNS)
+        sheet = Image.new("RGB", (_COLUMNS * side, rows * side), (128, 128, 128))
+        for number, index in enumerate(part):
+            picture = get(index).convert("RGB")
+            place = (number % _COLUMNS * side, number // _COLUMNS * side)
+            scale = side / max(picture.size)
+            shape = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+            left, top = ((side - length) // 2 for length in shape)
+            sheet.paste(picture.resize(shape), (place[0] + left, place[1] + top))
+        made.append(data_uri(sheet, quality=60))
+        size += len(made[-1])
+        if size > most_bytes:
+            return made[:-1]
+    return made

@@ -1,0 +1,139 @@
+"""Map of the features: a point for each image in two dimensions, and the columns that colour the points."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssole.errors import DataError
+from ssole.evaluation.knn import nearest
+from ssole.report.sample import Sample
+
+LANDMARKS = 2000
+"""Points that t-SNE places; others lie between the three landmarks that they are most similar to."""
+MOST_NAMES = 19
+"""Values of a column with a colour of their own; the rarer ones share one."""
+_BINS = 8  # of a column of numbers
+_CLUSTERS = 10  # where there are no labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Colouring:
+    """Column of values that points are coloured by."""
+
+    name: str
+    names: list[str]
+    codes: NDArray[np.uint8]
+    """(N,) indices of `names`."""
+
+
+def place(features: Tensor) -> NDArray[np.float32]:
+    """Points (N, 2) of features (N, F), so that similar images lie close: t-SNE by cosine similarity.
+
+    More than LANDMARKS points: a random choice of that many is placed by t-SNE, and every other point at the mean of
+    its three most similar landmarks, weighted by similarity. The result is the same every time on one machine.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    count = len(features)
+    if count < 5:
+        return np.stack([np.arange(count), np.zeros(count)], axis=1).astype(np.float32)
+    unit = F.normalize(features.float(), dim=1)
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:LANDMARKS].sort().values
+    landmarks = unit[chosen].numpy()
+    landmarks = PCA(min(50, *landmarks.shape), random_state=0).fit_transform(landmarks)
+    perplexity = min(30.0, (len(chosen) - 1) / 3)
+    found = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(landmarks).astype(np.float32)
+    points = np.empty((count, 2), dtype=np.float32)
+    points[chosen.numpy()] = found
+    rest = np.setdiff1d(np.arange(count), chosen.numpy())
+    if len(rest):
+        similarity, index = nearest(unit[chosen], unit[rest], 3)
+        weight = torch.softmax(similarity / 0.05, dim=1).numpy()[..., None]
+        points[rest] = (found[index.numpy()] * weight).sum(1)
+    return points
+
+
+def colourings(sample: Sample, table: Path | None) -> list[Colouring]:
+    """Columns to colour a sample by: its labels, clusters of its features, and those of a CSV file."""
+    found = []
+    if sample.labelled:
+        labels = sample.train.labels.tolist()
+        found.append(_by_value("label", [sample.name_of(label) for label in labels]))
+    found.append(_clusters(sample))
+    if table is not None:
+        found += _read_columns(table, [sample.train.id(row) for row in range(len(sample.train))])
+    return found
+
+
+def _clusters(sample: Sample) -> Colouring:
+    from sklearn.cluster import MiniBatchKMeans
+
+    features = F.normalize(sample.train.after.float(), dim=1).numpy()
+    classes = len(sample.train.labels.unique()) if sample.labelled else _CLUSTERS
+    count = min(classes, MOST_NAMES, len(features))
+    codes = MiniBatchKMeans(count, n_init=3, random_state=0).fit_predict(features)
+    return _by_value("cluster", [f"cluster {code + 1:02}" for code in codes])
+
+
+def _read_columns(path: Path, ids: list[str]) -> list[Colouring]:
+    """Columns of a CSV file whose first column names images."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            heading, *rows = list(csv.reader(file))
+    except (
+        OSError,
+        ValueError,
+        csv.Error,
+    ) as error:  # ValueError also for an empty file and for bytes that are no text
+        raise DataError(f"{path} is not a CSV file with a line of headings: {error}") from None
+    by_id = {row[0]: row for row in rows if row}
+    if not any(name in by_id for name in ids):
+        example = next(iter(by_id), "nothing")
+        raise DataError(
+            f"the first column of {path} names none of the images: it has {example!r}, and the images are called like "
+            f"{ids[0]!r}"
+        )
+    columns = []
+    for number, name in enumerate(heading[1:], start=1):
+        values = [by_id[one][number] if one in by_id and number < len(by_id[one]) else "" for one in ids]
+        columns.append(_by_number(name, values) or _by_value(name, [value or "unknown" for value in values]))
+    return columns
+
+
+def _by_value(name: str, values: Sequence[str]) -> Colouring:
+    """Colouring by text: the most frequent values in alphabetical order, then the others together."""
+    counts = Counter(values)
+    kept = sorted(value for value, _ in counts.most_common(MOST_NAMES))
+    others = len(counts) - len(kept)
+    number = {value: code for code, value in enumerate(kept)}
+    codes = np.array([number.get(value, len(kept)) for value in values], dtype=np.uint8)
+    return Colouring(name=name, names=kept + ([f"{others} others"] if others else []), codes=codes)
+
+
+def _by_number(name: str, values: Sequence[str]) -> Colouring | None:
+    """Colouring by number, in ranges of equally many images; None if the values are few, or not all numbers."""
+    try:
+        numbers = np.array([float(value) if value else np.nan for value in values])
+    except ValueError:
+        return None
+    finite = numbers[np.isfinite(numbers)]
+    if len(np.unique(finite)) <= MOST_NAMES:
+        return None
+    edges = np.unique(np.quantile(finite, np.linspace(0, 1, _BINS + 1)))
+    codes = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)
+    names = [f"{low:.4g} to {high:.4g}" for low, high in pairwise(edges)]
+    missing = ~np.isfinite(numbers)
+    codes[missing] = len(names)
+    return Colouring(name=name, names=names + (["unknown"] if missing.any() else []), codes=codes.astype(np.uint8))

@@ -1,0 +1,105 @@
+"""Record of a run: what its folder says, without its images."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ssole.config import PretrainConfig
+from ssole.evaluation.results import EvaluationResult
+from ssole.progress import duration
+from ssole.training.run import Run
+
+Series = tuple[list[int], list[float]]
+"""Steps and values."""
+
+WATTS = {"GPU": 350.0, "CPU": 65.0}
+"""Power that a machine is assumed to draw, for the estimate of energy: nothing measures it."""
+_NO_TERMS = {"step", "epoch", "effective_rank", "lr", "images_per_second", "data_wait", "seconds"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Run folder as read."""
+
+    path: Path
+    name: str
+    config: PretrainConfig
+    environment: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    evaluation: EvaluationResult | None
+    unreadable: list[dict[str, Any]]
+    finished: bool
+    images: dict[str, Any] | None
+    """Number and hash of the training images."""
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """Record of a run folder.
+
+        Raises:
+            ConfigError: not a run folder, or its config.yaml is damaged.
+            ValueError: evaluation.json is damaged.
+        """
+        import json
+
+        run = Run(path)
+        evaluation, images = path / "evaluation.json", path / "images.json"
+        return cls(
+            path=path,
+            config=run.config,  # first: its error names what is wrong with the folder
+            name=path.resolve().name,
+            environment=run.environment if (path / "environment.json").is_file() else {},
+            metrics=run.metrics,
+            evaluation=EvaluationResult.load(evaluation) if evaluation.is_file() else None,
+            unreadable=run.unreadable,
+            finished=run.finished,
+            images=json.loads(images.read_text(encoding="utf-8")) if images.is_file() else None,
+        )
+
+    def series(self, key: str) -> Series:
+        """A figure of metrics.jsonl over the steps; empty if it was never logged."""
+        rows = [row for row in self.metrics if isinstance(row.get(key), (int, float))]
+        return [row["step"] for row in rows], [float(row[key]) for row in rows]
+
+    @property
+    def terms(self) -> list[str]:
+        """Names of the loss and of its terms, in the order logged; means of nuclear norms are on another scale."""
+        row = next((row for row in self.metrics if "loss" in row), {})
+        return [key for key in row if key not in _NO_TERMS and not key.startswith("mean_")]
+
+    @property
+    def evaluated(self) -> list[str]:
+        """Names of the figures that evaluators wrote while training, such as `knn20`."""
+        keys = {key for row in self.metrics if "loss" not in row for key in row}
+        return sorted(keys - _NO_TERMS)
+
+    @property
+    def steps(self) -> int:
+        """Steps trained so far."""
+        return max((row["step"] for row in self.metrics), default=0)
+
+    def cost(self) -> dict[str, str]:
+        """What training took: time, images, speed, and the energy it may have needed."""
+        seconds = max((row.get("seconds", 0.0) for row in self.metrics), default=0.0)
+        images = self.steps * self.config.batch_size
+        kind = "GPU" if self.environment.get("cuda") and self.config.device != "cpu" else "CPU"
+        watts, hours = WATTS[kind], seconds / 3600
+        waits = self.series("data_wait")[1]
+        return {
+            "time": duration(seconds) if seconds else "not recorded",
+            "steps": f"{self.steps:,} of {self.config.batch_size:,} images",
+            "images seen": f"{images:,}, as {images * self.config.augment.views:,} views",
+            "speed": f"{images / seconds:,.0f} images/s" if seconds else "not recorded",
+            "waiting for data": f"{100 * waits[-1]:.0f} % of the time" if waits else "not recorded",
+            "energy, estimated": f"{watts * hours:,.2g} Wh, if the machine draws {watts:.0f} W (a {kind} at work)",
+        }
+
+    def command(self) -> str:
+        """Command line that repeats the run, or the Python call if there was none."""
+        words = self.environment.get("command") or []
+        if words and Path(words[0]).name == "ssole":
+            return shlex.join(["ssole", *words[1:]])
+        return f"ssole pretrain --recipe {shlex.quote(str(self.path / 'config.yaml'))}"

@@ -1,0 +1,84 @@
+"""The report of one run or several: read, measure, write the page."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ssole.config import ConfigError
+from ssole.files import write_text_atomically
+from ssole.report.page import LARGEST_PAGE, Facts, render
+from ssole.report.record import Record
+from ssole.report.sample import open_sample
+from ssole.runtime import resolve_device
+
+if TYPE_CHECKING:
+    from ssole.data.base import Spec
+
+_PACKAGES = ("bokeh", "jinja2")
+_MOST_POINTS = 50_000
+
+
+def report(
+    run: str | PathLike[str] | Any | Sequence[Any],
+    *,
+    data: Spec | None = None,
+    out: str | PathLike[str] | None = None,
+    images: int = 4000,
+    columns: str | PathLike[str] | None = None,
+    device: torch.device | str = "auto",
+    progress: bool = True,
+) -> Path:
+    """Write one page (HTML) that shows whether training worked, and return its path.
+
+        ssole.report("runs/mine")
+        ssole.report(["runs/mine", "runs/other"], out="both.html")
+
+    The page needs no network: its pictures and scripts are inside. Without the images of a run, it is made from the run
+    folder alone and says so.
+
+    Args:
+        run: a run folder or :class:`Run`, or several, which the page shows side by side.
+        data: images, as for pretraining; by default those of each run.
+        out: file to write; by default `report.html` in the (first) run folder. An older report is replaced.
+        images: largest number of images that are looked at, at most 50,000; they are drawn at random.
+        columns: CSV file with the ids of images in its first column; its other columns can colour the map.
+        device, progress: as for :func:`evaluate`.
+
+    Raises:
+        ConfigError: no run folder, a missing package, or an argument out of range.
+        DataError: the CSV file cannot be read, or names no image.
+        ValueError: a damaged evaluation.json.
+    """
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'ssole[report]'")
+    if not 20 <= images <= _MOST_POINTS:
+        raise ConfigError(f"a report looks at 20 to {_MOST_POINTS:,} images, got {images:,}")
+    given: list[Any] = list(run) if isinstance(run, (list, tuple)) else [run]
+    if not given:
+        raise ConfigError("a report needs a run folder, got none")
+    records = [Record.read(Path(getattr(one, "path", one))) for one in given]
+    path = Path(out) if out is not None else records[0].path / "report.html"
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {path.parent} to write {path.name} to")
+    how = {"limit": images, "device": resolve_device(device), "progress": progress}
+    table = None if columns is None else Path(columns)
+    text = render([_facts(record, data, table, how) for record in records])
+    if len(text) > LARGEST_PAGE:
+        warnings.warn(f"{path} has {len(text) / 1e6:.1f} MB, more than intended: use fewer images", stacklevel=2)
+    write_text_atomically(path, text)
+    return path
+
+
+def _facts(record: Record, data: Spec | None, columns: Path | None, how: dict[str, Any]) -> Facts:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on single images: they are left out, as the section on the run says
+        sample, reason = open_sample(record, data, **how)
+    return Facts(record=record, sample=sample, reason=reason, columns=columns)

@@ -1,0 +1,171 @@
+"""Sample of a run's images, with their features before and after training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ssole.config import ConfigError
+from ssole.data.base import Source
+from ssole.data.sources import is_in_memory, open_source
+from ssole.data.subset import SubsetSource
+from ssole.errors import DataError
+from ssole.evaluation.datasets import EvaluationData, Subset, find_test_images, open_data
+from ssole.evaluation.features import extract, frozen
+from ssole.evaluation.knn import nearest
+from ssole.evaluation.preprocessing import Preprocessing
+from ssole.models.load import LoadedBackbone, load, untrained
+from ssole.report.pictures import to_picture
+from ssole.report.record import Record
+from ssole.views import make_views
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ssole.data.base import Spec
+
+_TEST_SHARE = 4  # of the images, one in so many test images
+_PAIRS = 512  # images whose views are compared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Readable images with their features, by row."""
+
+    subset: Subset
+    rows: Tensor
+    """(N,) positions in the subset."""
+    after: Tensor
+    """(N, F) features of the trained network."""
+    before: Tensor
+    """(N, F) features of the same network untrained."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) labels, -1 where unknown."""
+        return self.subset.labels[self.rows]
+
+    def id(self, row: int) -> str:
+        """Name of an image."""
+        return self.subset.store.source.id(int(self.subset.positions[self.rows[row]]))
+
+    def image(self, row: int) -> Tensor:
+        """Decoded image (C, h, w)."""
+        return self.subset.get(self.rows[row : row + 1])[0]
+
+    def picture(self, row: int, side: int = 96) -> Image.Image:
+        """Image as a picture that fits into a square."""
+        return to_picture(self.image(row), side)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Some images of a run's data, and what the network makes of them."""
+
+    train: Part
+    test: Part | None
+    """Test images; None without labels."""
+    classes: list[str] | None
+    """Names of the labels, where known."""
+    labelled: bool
+    total: int
+    """Number of images that the sample was drawn from."""
+    agreement: tuple[float, float]
+    """Share of images whose second view is nearest to their own first view, trained and untrained."""
+
+    def name_of(self, label: int) -> str:
+        """Name of a label."""
+        if label < 0:
+            return "no label"
+        return self.classes[label] if self.classes is not None and label < len(self.classes) else str(label)
+
+
+def open_sample(
+    record: Record, data: Spec | None, *, limit: int, device: torch.device, progress: bool
+) -> tuple[Sample | None, str]:
+    """Sample of at most `limit` images of a run's data; or None and the reason why there is none."""
+    if not record.finished:
+        return None, "The run is not finished, so it has no backbone yet."
+    if data is None:
+        if is_in_memory(record.config.data):
+            return None, "The run was trained on images in memory. Pass them, or --data, to see them here."
+        data = record.config.data if isinstance(record.config.data, str) else list(record.config.data)
+    try:
+        return _open(record, data, limit, device, progress), ""
+    except (DataError, ConfigError, OSError) as error:
+        return None, f"The images cannot be read: {error}"
+
+
+def _open(record: Record, data: Any, limit: int, device: torch.device, progress: bool) -> Sample:
+    models = load(record.path), untrained(record.path)
+    preprocessing = Preprocessing.from_model(models[0])
+    whole = open_source(data, split="train")
+    found = _open_data(whole, data, preprocessing, limit, progress)
+    part = partial(_part, models=models, preprocessing=preprocessing, device=device, progress=progress)
+    train = part(found.train)
+    return Sample(
+        train=train,
+        test=None if found.test is None else part(found.test),
+        classes=found.train.store.source.classes,
+        labelled=bool((train.labels >= 0).any()),
+        total=len(whole),
+        agreement=(_agreement(record, models[0], train, device), _agreement(record, models[1], train, device)),
+    )
+
+
+def _open_data(whole: Source, data: Any, preprocessing: Preprocessing, limit: int, progress: bool) -> EvaluationData:
+    source = _some(whole, limit)
+    tests = None
+    if whole.labels is not None and (whole.labels >= 0).any():
+        tests, _ = find_test_images(whole, data, None)
+        tests = None if tests is None else _some(tests, max(1, limit // _TEST_SHARE))
+    try:
+        return open_data(source, tests, preprocessing, seed=0, progress=progress)
+    except DataError:  # such as one class alone, or classes of which the sample has no image: show it without labels
+        if source.labels is None:
+            raise
+        source.labels = None
+        return open_data(source, None, preprocessing, seed=0, progress=progress)
+
+
+def _some(source: Source, limit: int) -> SubsetSource:
+    """At most `limit` images, drawn at random but the same every time, in their order."""
+    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
+    return SubsetSource(source, order[:limit].sort().values.numpy())
+
+
+def _part(
+    subset: Subset,
+    *,
+    models: tuple[LoadedBackbone, LoadedBackbone],
+    preprocessing: Preprocessing,
+    device: torch.device,
+    progress: bool,
+) -> Part:
+    after, before = (extract(model, subset, preprocessing, device=device, progress=progress) for model in models)
+    readable = torch.from_numpy(subset.store.readable)[subset.positions].nonzero()[:, 0]
+    return Part(subset=subset, rows=readable, after=after[readable], before=before[readable])
+
+
+def _agreement(record: Record, model: LoadedBackbone, part: Part, device: torch.device) -> float:
+    """Share of images, of some hundred, whose second view is nearest to their own first view."""
+    count = min(len(part), _PAIRS)
+    rows = part.rows[torch.linspace(0, len(part) - 1, count).long()]
+    firsts, seconds = [], []
+    with frozen(model, device):
+        for chosen in rows.split(64):
+            ids = part.subset.positions[chosen]
+            groups = make_views(part.subset.get(chosen), ids, recipe=record.config.augment, seed=0, epoch=0)
+            first = groups[0][:, 0]
+            second = groups[0][:, 1] if groups[0].shape[1] > 1 else groups[1][:, 0]
+            firsts.append(model(first.to(device)).cpu())
+            seconds.append(model(second.to(device)).cpu())
+    _, index = nearest(torch.cat(firsts), torch.cat(seconds), 1)
+    return float((index[:, 0] == torch.arange(count)).float().mean())

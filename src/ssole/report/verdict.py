@@ -1,0 +1,118 @@
+"""Verdict on a run in one sentence, and the three numbers that support it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from ssole.evaluation.label_free import centred_effective_rank
+from ssole.evaluation.results import METRICS, Score
+from ssole.report.record import Record
+from ssole.report.sample import Sample
+
+Level = Literal["good", "look", "bad"]
+
+COLLAPSED_RANK = 2.0
+"""Effective rank of the centred features below which they are nearly constant."""
+_ERRORS = 2.0  # standard errors of a difference that chance does not explain
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Number on top of the page."""
+
+    value: str
+    name: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Judgement of a run."""
+
+    level: Level
+    sentence: str
+    figures: list[Figure]
+
+
+def judge(record: Record, sample: Sample | None) -> Verdict:
+    """Verdict on a run, from its evaluation, its sample and its metrics, whichever there are.
+
+    - bad: the features have collapsed (effective rank below 2), or accuracy is below the best baseline.
+    - look: the run is not finished, accuracy is within two standard errors of the best baseline, or nothing but
+      label-free figures is known.
+    - good: accuracy is above the best baseline by more than two standard errors.
+    """
+    rank = centred_effective_rank(sample.train.after) if sample is not None else None
+    figures = _figures(record, sample, rank)
+    if not record.finished:
+        return Verdict("look", f"Not finished: {record.steps:,} steps so far. Resume it, then judge it.", figures)
+    if rank is not None and rank < COLLAPSED_RANK:
+        text = "Collapsed: the features of all images are nearly equal, so they tell nothing apart."
+        return Verdict("bad", text, figures)
+    compared = _compare(record)
+    if compared is None:
+        return Verdict("look", _without_labels(sample), figures)
+    metric, trained, name, baseline = compared
+    error = math.hypot(trained.std or 0.0, baseline.std or 0.0)
+    gap, heading = trained.value - baseline.value, METRICS[metric]
+    against = f"{heading} {100 * trained.value:.1f} %, against {100 * baseline.value:.1f} % for {name}"
+    if gap > _ERRORS * error:
+        rising = " It was still rising at the end: longer training should help." if _still_rising(record) else ""
+        return Verdict("good", f"It worked: {against}.{rising}", figures)
+    if gap < -_ERRORS * error:
+        return Verdict("bad", f"It did not work: {against}.", figures)
+    return Verdict("look", f"No gain over the best baseline: {against}, a difference that chance explains.", figures)
+
+
+def _compare(record: Record) -> tuple[str, Score, str, Score] | None:
+    """Metric, score of the run, and name and score of the best baseline; None without an evaluation on labels."""
+    rows = record.evaluation.rows if record.evaluation is not None else {}
+    trained = next((scores for name, scores in rows.items() if name.startswith("trained")), {})
+    metric = next((name for name in ("knn20", "linear") if name in trained), None)
+    others = {} if metric is None else {n: s[metric] for n, s in rows.items() if s is not trained and metric in s}
+    if metric is None or not others:
+        return None
+    name = max(others, key=lambda row: others[row].value)
+    return metric, trained[metric], name, others[name]
+
+
+def _without_labels(sample: Sample | None) -> str:
+    if sample is None:
+        return "Finished, but nothing here says how good the features are: run ssole eval, or give the images."
+    after, before = sample.agreement
+    seen = f"a second view of an image finds its own first view in {100 * after:.0f} % of cases"
+    seen += f" (untrained: {100 * before:.0f} %)"
+    if after > before:
+        return f"Not collapsed, and {seen}. Whether that suits your task, only labels can say: run ssole eval."
+    return f"Doubtful: {seen}. Training taught the network nothing about which views belong together."
+
+
+def _still_rising(record: Record) -> bool:
+    """Whether kNN accuracy rose by more than a point over the last fifth of the steps."""
+    steps, values = record.series("knn20")
+    earlier = [value for step, value in zip(steps, values, strict=True) if step <= 0.8 * record.steps]
+    return bool(earlier) and values[-1] - earlier[-1] > 0.01
+
+
+def _figures(record: Record, sample: Sample | None, rank: float | None) -> list[Figure]:
+    found = []
+    compared = _compare(record)
+    if compared is not None:
+        metric, trained, name, baseline = compared
+        gap = 100 * (trained.value - baseline.value)
+        note = f"{gap:+.1f} points against {name} ({100 * baseline.value:.1f} %)"
+        found.append(Figure(f"{100 * trained.value:.1f} %", f"accuracy, {METRICS[metric]}", note))
+    if rank is not None and sample is not None:
+        width = sample.train.after.shape[1]
+        before = centred_effective_rank(sample.train.before)
+        found.append(Figure(f"{rank:.0f}", f"effective rank of {width} features", f"untrained: {before:.0f}"))
+        after, untrained = sample.agreement
+        note = f"of second views find their own image; untrained: {100 * untrained:.0f} %"
+        found.append(Figure(f"{100 * after:.0f} %", "views matched", note))
+    for key, name in (("loss", "loss at the end"), ("effective_rank", "effective rank of the last batch")):
+        values = record.series(key)[1]
+        if values and len(found) < 3:
+            found.append(Figure(f"{values[-1]:.3g}", name, f"at the start: {values[0]:.3g}"))
+    return found

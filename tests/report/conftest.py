@@ -1,0 +1,33 @@
+"""A run with hostile names, evaluated, and its report; made once, because that takes seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ssole
+import tiny
+from ssole.training.run import Run
+
+
+@pytest.fixture(scope="session")
+def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Evaluated run on 60 images with markup in the names of the run, its classes and its files."""
+    pytest.importorskip("bokeh", reason="the extra report is not installed")
+    root = tmp_path_factory.mktemp("report")
+    classes = ("<script>alert(1)<", "b<img src=x onerror=alert(2)>")
+    tiny.write_folder(root / "images", 60, classes=classes)
+    for number, path in enumerate(sorted((root / "images").rglob("*.png"))[:10]):
+        path.rename(path.with_name(f"{number}<script>alert(3)<&\"'`{{{{ 7*7 }}}}.png"))
+    run = tiny.start(root / "<b onclick=alert(4)>run", data=str(root / "images"), steps=4)
+    ssole.evaluate(run, root / "images", protocol="knn", progress=False).save(run.path / "evaluation.json")
+    return run
+
+
+@pytest.fixture(scope="session")
+def page(hostile_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Report of that run."""
+    torch.set_num_threads(1)
+    return ssole.report(hostile_run, out=tmp_path_factory.mktemp("page") / "report.html", progress=False)

@@ -1,0 +1,51 @@
+"""Charts: which lines are drawn, and the spectrum."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import tiny
+from ssole.report.charts import curves, scatter, singular_values, spectrum
+from ssole.report.record import Record
+
+pytest.importorskip("bokeh", reason="the extra report is not installed")
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    folder: Path = tmp_path_factory.mktemp("charts") / "run"
+    return Record.read(tiny.start(folder, steps=3).path)
+
+
+def test_singular_values_are_those_of_centred_features() -> None:
+    features = torch.randn(30, 5) + 7
+    expected = np.linalg.svd(features.double().numpy() - features.double().numpy().mean(0), compute_uv=False)
+    np.testing.assert_allclose(singular_values(features), expected / expected.sum(), rtol=1e-9)
+
+
+def test_equal_features_have_no_spectrum() -> None:
+    assert singular_values(torch.full((10, 4), 0.1)) == []
+    assert spectrum({"run": (torch.ones(10, 4), torch.randn(10, 4))})["label"].startswith("Singular values")
+
+
+def test_curves_of_one_run_and_of_two(record: Record) -> None:
+    one = curves([record])
+    assert list(one) == ["Loss and its terms", "Effective rank of embeddings", "Learning rate"]
+    assert one["Loss and its terms"]["label"] == "Loss and its terms: loss, low rank, high rank"
+    two = curves([record, replace(record, name="other")])
+    assert two["Learning rate"]["label"] == "Learning rate: run, other"
+    assert "other, low rank" in two["Loss and its terms"]["label"]
+
+
+def test_one_point_is_no_curve(record: Record) -> None:
+    assert curves([replace(record, metrics=record.metrics[:1])]) == {}
+
+
+def test_no_chart_links_out_of_the_page(record: Record) -> None:
+    for chart in (*curves([record]).values(), scatter(np.zeros((3, 2), dtype=np.float32), "run")):
+        assert "http" not in str(chart)

@@ -1,0 +1,50 @@
+"""Neighbours, outliers and pairs against brute force and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssole.report.neighbours import alike, others, outliers, sample_neighbours
+from ssole.report.sample import Part
+
+
+def part(after: Tensor) -> Part:
+    return Part(subset=None, rows=torch.arange(len(after)), after=after, before=after.flip(0))  # type: ignore[arg-type]
+
+
+def test_others_are_those_of_brute_force() -> None:
+    features = torch.randn(40, 6)
+    unit = (features / features.norm(dim=1, keepdim=True)).numpy()
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -2)
+    similarity, index = others(features, torch.arange(40), 5)
+    np.testing.assert_array_equal(index.numpy(), np.argsort(-cosine, axis=1)[:, :5])
+    np.testing.assert_allclose(similarity.numpy(), -np.sort(-cosine, axis=1)[:, :5], atol=1e-6)
+
+
+def test_an_image_is_not_its_own_neighbour_even_among_copies() -> None:
+    index = others(torch.ones(8, 3), torch.arange(8), 2)[1]
+    assert not (index == torch.arange(8)[:, None]).any()
+
+
+def test_few_images() -> None:
+    assert others(torch.randn(3, 4), torch.arange(3), 6)[1].shape == (3, 2)
+    assert [len(one.after) for one in sample_neighbours(part(torch.randn(3, 4)), 6)] == [2, 2, 2]
+
+
+def test_the_image_apart_is_the_first_outlier() -> None:
+    features = torch.tensor([[1.0, 0.01 * i] for i in range(12)] + [[0.0, -1.0]])
+    (first, value), *_ = outliers(part(features), 3)
+    assert first == 12
+    assert value < 0
+
+
+def test_pairs_are_found_once_and_only_if_alike() -> None:
+    axes = torch.eye(6)
+    features = torch.stack([axes[0], axes[1], axes[2], axes[0] + 0.01 * axes[3], axes[1] + 0.05 * axes[4], axes[5]])
+    pairs = alike(part(features), 5)
+    assert [(one, two) for one, two, _ in pairs] == [(0, 3), (1, 4)]
+    assert pairs[0][2] > pairs[1][2]
+    assert alike(part(features), 1) == pairs[:1]

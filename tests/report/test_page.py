@@ -1,0 +1,149 @@
+"""The page in a real browser: no error, no request, every section visible, hover, search, colours, dark and narrow."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SECTIONS = (
+    "accuracy",
+    "training",
+    "views",
+    "neighbours",
+    "map",
+    "spectrum",
+    "confusions",
+    "outliers",
+    "cost",
+    "repeat",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra browser)")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root has no sandbox
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield started
+        started.close()
+
+
+class Opened:
+    """Page in a window, with what it wrote to the console and what it asked the network for."""
+
+    def __init__(self, browser: Any, path: Path, *, width: int = 1280, scheme: str = "light") -> None:
+        self.page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        self.page.set_default_timeout(60_000)
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self.page.on("console", lambda message: self._console(message.type, message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.errors.append(f"dialog {dialog.message}"))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(path.as_uri())
+        self.page.wait_for_selector("html[data-ready=yes]", state="attached")
+
+    def _console(self, kind: str, text: str) -> None:
+        if kind in ("error", "warning"):
+            self.errors.append(text)
+
+
+@pytest.fixture
+def opened(browser: Any, page: Path) -> Iterator[Opened]:
+    found = Opened(browser, page)
+    yield found
+    found.page.close()
+
+
+def test_no_error_no_request_and_every_section_is_visible(opened: Opened, page: Path) -> None:
+    for section in SECTIONS:
+        box = opened.page.locator(f"#{section}")
+        box.scroll_into_view_if_needed()
+        assert box.is_visible(), section
+        assert box.bounding_box()["height"] > 60, section
+    assert opened.errors == []
+    assert [url for url in opened.requests if not url.startswith(("data:", "blob:"))] == [page.as_uri()]
+
+
+def test_hostile_names_are_text(opened: Opened) -> None:
+    assert opened.page.locator("h1").inner_text() == "<b onclick=alert(4)>run"
+    assert opened.page.locator("#map .legend button").first.inner_text().startswith("<script>alert(1)<")
+    for name in ("next", "previous"):
+        opened.page.locator(f"#map .{name}").click()
+    assert opened.errors == []
+
+
+def test_charts_are_drawn(opened: Opened) -> None:
+    charts = opened.page.locator(".chart")
+    assert charts.count() == 5
+    for number in range(charts.count()):
+        assert charts.nth(number).bounding_box()["height"] > 200
+        assert charts.nth(number).get_attribute("aria-label")
+
+
+def test_pointing_at_the_map_shows_an_image(opened: Opened) -> None:
+    chart, name = opened.page.locator("#map-0"), opened.page.locator("#map .card .name")
+    chart.scroll_into_view_if_needed()
+    before, box = name.inner_text(), chart.bounding_box()
+    for step in range(40 * 40):  # over the whole map, until a point is met
+        x, y = (step % 40 + 0.5) / 40, (step // 40 + 0.5) / 40
+        opened.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        if name.inner_text() != before:
+            break
+    assert name.inner_text().endswith(".png")
+    assert "data:image/webp" in opened.page.locator("#map .thumb").evaluate("e => e.style.backgroundImage")
+    assert "label" in opened.page.locator("#map .values").inner_text()
+
+
+def test_keyboard_search_and_colours(opened: Opened) -> None:
+    page = opened.page
+    page.locator("#map .find").fill("alert(3)")
+    assert page.locator("#map .found").inner_text().endswith(" of 48")
+    page.locator("#map .find").press("Tab")  # Previous
+    page.keyboard.press("Tab")  # Next
+    page.keyboard.press("Enter")
+    assert "alert(3)" in page.locator("#map .card .name").inner_text()
+    page.locator("#map .find").fill("")
+    page.locator("#map .colour").select_option("cluster")
+    buttons = page.locator("#map .legend button")
+    assert buttons.first.inner_text().startswith("cluster 01")
+    counts = [int(buttons.nth(i).inner_text().rpartition("(")[2].rstrip(")")) for i in range(buttons.count())]
+    assert sum(counts) == 48
+    buttons.first.click()
+    assert buttons.first.get_attribute("aria-pressed") == "true"
+    assert page.locator("#map .found").inner_text() == f"{counts[0]} of 48"
+    assert opened.errors == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_on_its_background(scheme: str, browser: Any, page: Path) -> None:
+    found = Opened(browser, page, scheme=scheme)
+    colours = found.page.evaluate(
+        "[getComputedStyle(document.body).color, getComputedStyle(document.body).backgroundColor]"
+    )
+    ink, paper = (sum(map(int, colour.partition("(")[2].rstrip(")").split(",")[:3])) for colour in colours)
+    assert (ink < 150 and paper > 600) if scheme == "light" else (ink > 600 and paper < 150)
+    found.page.close()
+
+
+def test_a_narrow_window_does_not_scroll_sideways(browser: Any, page: Path) -> None:
+    found = Opened(browser, page, width=390)
+    assert found.page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert found.errors == []
+    found.page.close()
+
+
+def test_it_can_be_printed(browser: Any, page: Path) -> None:
+    found = Opened(browser, page)
+    assert found.page.pdf(format="A4")[:5] == b"%PDF-"
+    found.page.close()

@@ -1,0 +1,154 @@
+"""`ssole.report`: what the page holds, what it does without images, and refused input."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import ssole
+import tiny
+from ssole.config import ConfigError
+from ssole.errors import DataError
+from ssole.report import report as module
+from ssole.report.page import LARGEST_PAGE
+from ssole.training.run import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")  # 22 images of noise: high ranks cannot be reached
+
+
+class Outline(HTMLParser):
+    """Ids, texts and attributes of a page, as a browser would read them."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self._inside = ""
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.ids |= {value for name, value in attrs if name == "id" and value}
+        self._inside = tag
+
+    def handle_data(self, data: str) -> None:
+        if self._inside not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+SECTIONS = {
+    "accuracy",
+    "training",
+    "views",
+    "neighbours",
+    "map",
+    "spectrum",
+    "confusions",
+    "outliers",
+    "cost",
+    "repeat",
+}
+
+
+def test_the_page_has_all_sections_and_fits(page: Path) -> None:
+    outline = Outline(page)
+    assert outline.ids >= SECTIONS
+    assert page.stat().st_size < LARGEST_PAGE
+    for words in ("views matched", "kNN k=20", "untrained", "taken for", "Wh, if the machine draws", "config.yaml"):
+        assert words in outline.text, words
+
+
+def test_nothing_from_outside_becomes_markup(page: Path) -> None:
+    outline = Outline(page)
+    assert "<script>alert(1)<" in outline.text  # a class, as text
+    assert "<b onclick=alert(4)>run" in outline.text
+    assert "49" not in [word.strip("}{") for word in outline.text.split("alert(3)")[-1].split()[:1]]
+    for tag, attributes in outline.tags:
+        assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
+        assert tag != "b"
+    scripts = [attributes for tag, attributes in outline.tags if tag == "script"]
+    assert all("src" not in attributes for attributes in scripts)
+    plain = page.read_text(encoding="utf-8")
+    assert "<script>alert" not in plain
+    assert "{{ 7*7 }}" in plain  # and not 49: names are no templates
+
+
+def test_nothing_points_out_of_the_page(page: Path) -> None:
+    for tag, attributes in Outline(page).tags:
+        for name in ("src", "href", "action"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), (tag, value)
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', page.read_text(encoding="utf-8"))
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'")
+    assert "http" not in policy[1]
+
+
+def test_a_run_whose_images_are_gone(tmp_path: Path) -> None:
+    data = tiny.write_folder(tmp_path / "images")
+    run = tiny.start(tmp_path / "run", data=str(data), steps=2)
+    shutil.rmtree(data)
+    outline = Outline(ssole.report(run, progress=False))
+    assert "The images cannot be read:" in outline.text
+    assert "This page is made without them." in outline.text
+    assert outline.ids >= {"accuracy", "training", "cost", "repeat"}
+    assert not outline.ids & {"map", "neighbours", "views"}
+
+
+def test_images_in_memory_must_be_given(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run", steps=2)
+    assert "trained on images in memory" in Outline(ssole.report(run, progress=False)).text
+    given = Outline(ssole.report(run, data=tiny.images(), progress=False))
+    assert given.ids >= SECTIONS - {"confusions"}
+    assert "no accuracy" not in given.text
+
+
+def test_an_unfinished_run(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run", data=str(tiny.write_folder(tmp_path / "images")), steps=2)
+    run.backbone_path.unlink()
+    outline = Outline(ssole.report(run, progress=False))
+    assert "Not finished: 2 steps so far" in outline.text
+
+
+def test_several_runs_stand_side_by_side(hostile_run: Run, tmp_path: Path) -> None:
+    other = tiny.start(tmp_path / "other", data=hostile_run.config.data, steps=3)
+    path = ssole.report([hostile_run, other.path], out=tmp_path / "both.html", images=30, progress=False)
+    outline = Outline(path)
+    headings = [word.strip() for word in outline.words]
+    assert headings.count("other") >= 8
+    assert {"map-0", "map-1"} <= outline.ids
+    assert (tmp_path / "both.html").is_file()
+
+
+def test_an_older_report_is_replaced(hostile_run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "report.html"
+    out.write_text("old")
+    ssole.report(hostile_run, out=out, images=20, progress=False)
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html"]
+
+
+def test_refused_input(hostile_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="there is no"):
+        ssole.report(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="20 to 50,000 images, got 5"):
+        ssole.report(hostile_run, images=5)
+    with pytest.raises(ConfigError, match="needs a run folder, got none"):
+        ssole.report([])
+    with pytest.raises(ConfigError, match=r"there is no folder .*nowhere to write x\.html"):
+        ssole.report(hostile_run, out=tmp_path / "nowhere" / "x.html")
+    (tmp_path / "columns.csv").write_text("path,size\nunknown.png,1\n")
+    with pytest.raises(DataError, match=r"names none of the images: it has 'unknown\.png'"):
+        ssole.report(hostile_run, columns=tmp_path / "columns.csv", out=tmp_path / "x.html", images=20, progress=False)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs bokeh and jinja2: pip install 'ssole\[report\]'"):
+        ssole.report(hostile_run)

@@ -1,0 +1,66 @@
+"""Verdict: closed cases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import tiny
+from ssole.evaluation.results import EvaluationResult, Score
+from ssole.report.record import Record
+from ssole.report.verdict import judge
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    folder: Path = tmp_path_factory.mktemp("verdict") / "run"
+    return Record.read(tiny.start(folder, steps=2).path)
+
+
+def evaluated(record: Record, trained: float, pixels: float, untrained: float = 0.2) -> Record:
+    values = {"trained": trained, "raw pixels (8x8)": pixels, "untrained": untrained}
+    rows = {name: {"knn20": Score.accuracy(value, 1000)} for name, value in values.items()}
+    return replace(record, evaluation=EvaluationResult(rows=rows, train="a", test="b"))
+
+
+@pytest.mark.parametrize(
+    ("trained", "pixels", "level", "words"),
+    [
+        (0.8, 0.5, "good", "It worked: kNN k=20 80.0 %, against 50.0 % for raw pixels (8x8)."),
+        (0.52, 0.5, "look", "No gain over the best baseline"),  # two errors of the difference are 4.5 points
+        (0.55, 0.5, "good", "It worked"),
+        (0.4, 0.5, "bad", "It did not work: kNN k=20 40.0 %, against 50.0 % for raw pixels (8x8)."),
+    ],
+)
+def test_accuracy_against_the_best_baseline(
+    record: Record, trained: float, pixels: float, level: str, words: str
+) -> None:
+    verdict = judge(evaluated(record, trained, pixels), None)
+    assert verdict.level == level
+    assert words in verdict.sentence
+    assert verdict.figures[0].value == f"{100 * trained:.1f} %"
+    assert verdict.figures[0].note == f"{100 * (trained - pixels):+.1f} points against raw pixels (8x8) (50.0 %)"
+
+
+def test_three_numbers_even_without_images(record: Record) -> None:
+    assert len(judge(evaluated(record, 0.8, 0.5), None).figures) == 3
+
+
+def test_still_rising(record: Record) -> None:
+    rising = [{"step": step, "knn20": value} for step, value in ((5, 0.5), (8, 0.6), (10, 0.7))]
+    flat = [*rising[:2], {"step": 10, "knn20": 0.605}]
+    assert "still rising" in judge(replace(evaluated(record, 0.8, 0.5), metrics=rising), None).sentence
+    assert "still rising" not in judge(replace(evaluated(record, 0.8, 0.5), metrics=flat), None).sentence
+
+
+def test_without_labels_or_images_it_says_what_to_do(record: Record) -> None:
+    verdict = judge(record, None)
+    assert verdict.level == "look"
+    assert "run ssole eval" in verdict.sentence
+
+
+def test_unfinished_comes_first(record: Record) -> None:
+    verdict = judge(replace(evaluated(record, 0.8, 0.5), finished=False), None)
+    assert (verdict.level, verdict.sentence[:13]) == ("look", "Not finished:")
