@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import torch
 from commands import TINY, Command
 
 import ssole
+import tiny
 from ssole.cli import COMMANDS
 from ssole.training.run import Run
 
@@ -77,6 +81,101 @@ def test_lack_of_memory_is_an_error_line(command: Command, monkeypatch: pytest.M
     outcome = command(*TINY)
     assert outcome.code == 1
     assert "error: CUDA out of memory. Lower --batch-size" in outcome.err
+
+
+ON_CPU = (
+    "[enforce fail at alloc_cpu.cpp:114] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 99"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(RuntimeError(ON_CPU), "can't allocate memory: you tried to allocate 99"), (MemoryError(), "not enough memory")],
+)
+def test_lack_of_memory_without_a_gpu(
+    command: Command, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ssole.training.step.Learner.embed", full)
+    outcome = command(*TINY)
+    assert outcome.code == 1
+    assert f"error: {told}. Lower --batch-size" in outcome.err
+
+
+ESCAPE = "\x1b]0;a title\x07\x1b[31m"
+
+
+@pytest.mark.filterwarnings("default")
+def test_names_of_files_cannot_steer_the_terminal(command: Command) -> None:
+    Path(f"photos/cat/{ESCAPE}.png").write_bytes(b"no image")
+    outcome = command(*TINY)
+    assert outcome.code == 0, outcome.err
+    assert r"\x1b]0;a title\x07\x1b[31m.png" in outcome.out
+    for name in (f"photos/{ESCAPE}.csv", f"photos/{ESCAPE}.tar", f"photos/{ESCAPE}"):
+        outcome = command("pretrain", "--recipe", "tiny.yaml", "--data", name)
+        assert outcome.code == 2
+    Path("photos/list.csv").write_text(f"{ESCAPE},label\n1,2\n")
+    outcome = command("pretrain", "--recipe", "tiny.yaml", "--data", "photos/list.csv")
+    assert outcome.code == 2
+    for path in Path("photos").rglob("*.png"):
+        path.write_bytes(b"no image")
+    for arguments in (TINY, ("doctor", "photos", "--no-estimate")):
+        outcome = command(*arguments)
+        assert r"\x1b]0;a title" in outcome.out + outcome.err
+        assert "\x1b" not in outcome.out + outcome.err
+        assert "\x07" not in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("columns", ["1", "10"])
+def test_help_in_a_narrow_terminal_ends(tmp_path: Path, columns: str) -> None:
+    environment = {**os.environ, "COLUMNS": columns}
+    for name in ("pretrain", "eval"):
+        done = subprocess.run(
+            [sys.executable, "-m", "ssole", name, "--help"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("usage: ssole")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_an_output_without_all_characters_does_not_end_a_command(trained: Command, encoding: str) -> None:
+    Path("labeled/cat").rename("labeled/ネコ")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
+    for arguments in (
+        ["doctor", "labeled", "--no-estimate"],
+        ["eval", "run", "--data", "labeled", "--protocol", "knn"],
+    ):
+        program = [sys.executable, "-m", "ssole", *arguments]
+        done = subprocess.run(program, env=environment, capture_output=True, timeout=240)
+        assert done.returncode in {0, 1}, done.stderr
+        assert b"Traceback" not in done.stderr
+        assert b"can't encode" not in done.stderr
+
+
+def test_damaged_tiffs_print_one_line_and_not_one_for_each_defect(trained: Command) -> None:
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(tiny.images(1)[0]).save(out, "TIFF", compression="tiff_deflate")
+    for number in range(20):
+        data = bytearray(out.getvalue())
+        data[20 + number] ^= 255
+        data[-30 - 5 * number] ^= 255
+        Path(f"labeled/cat/{number}.tif").write_bytes(data)
+    arguments = ["pretrain", "--recipe", "tiny.yaml", "--data", "labeled", "--steps", "2", "--max-unreadable", "0.5"]
+    done = subprocess.run([sys.executable, "-m", "ssole", *arguments], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert "unreadable images were left out" in done.stdout
+    for line in done.stderr.splitlines():
+        assert re.match(r"runs/tiny|step |compiling", line), done.stderr
 
 
 @pytest.mark.filterwarnings("default")

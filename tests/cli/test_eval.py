@@ -66,3 +66,17 @@ def test_an_interrupted_run_cannot_be_evaluated_yet(trained: Command) -> None:
     outcome = trained("eval", "run")
     assert outcome.code == 2
     assert "run is not finished, so it has no backbone yet: resume it with ssole pretrain --resume run" in outcome.err
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_that_cannot_be_written_is_evaluated(trained: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("ssole.evaluation.results.write_text_atomically", read_only)
+    outcome = trained("eval", "run", "--protocol", "knn")
+    assert outcome.code == 0
+    assert "warning: run/evaluation.json could not be written (Read-only file system): --save FILE" in outcome.err
+    outcome = trained("eval", "run", "--protocol", "knn", "--save", "mine.json")
+    assert outcome.code == 1
+    assert "error: [Errno 30] Read-only file system" in outcome.err

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import io
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from ssole.cli.export import export
 from ssole.cli.pretrain import pretrain
 from ssole.cli.report import report
 from ssole.cli.views import views
+from ssole.data.tiff import silence_tiff_libraries
+from ssole.errors import printable, without_secrets
 
 Command = Callable[[Sequence[str]], int]
 
@@ -38,7 +43,21 @@ COMMANDS: dict[str, Command] = {
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. It exits with 0, or 1 for a failed run, 2 for wrong input, 128 + N after signal N."""
+    _prepare_output()
     sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
+
+
+_NARROWEST = 40  # columns of a help page, whose layout never ends in a terminal of one
+
+
+def _prepare_output() -> None:
+    """Give output enough columns, a mark in place of what its encoding lacks, and no lines that name no image."""
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    silence_tiff_libraries()
 
 
 def _main(argv: list[str]) -> int:
@@ -79,23 +98,40 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     try:
         return command(argv)
     except ValueError as error:  # ConfigError and DataError among them: their messages say what to do
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         return 2
     except BrokenPipeError:  # the program that reads the output has ended, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # the exit code of a process that SIGPIPE ends
     except (FloatingPointError, OSError) as error:  # a loss that is not finite; a full disk
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         return 1
-    except torch.OutOfMemoryError as error:
-        reason = str(error).split(". ")[0]
-        print(f"error: {reason}. Lower --batch-size, --views or --augment.crops.0.size", file=sys.stderr)
+    except (RuntimeError, MemoryError) as error:
+        if not (reason := _lack_of_memory(error)):
+            raise
+        _print_error(f"{reason}. Lower --batch-size, --views or --augment.crops.0.size")
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 128 + int(getattr(error, "signal_number", 2))
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    """Print a warning in one line, without the line of code that raised it."""
-    print(f"warning: {message}", file=sys.stderr)
+def _lack_of_memory(error: RuntimeError | MemoryError) -> str:
+    """First sentence of an error for too little memory, on a GPU or not; empty for another error."""
+    on_cpu = "DefaultCPUAllocator" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu:
+        return str(error).rpartition("DefaultCPUAllocator: ")[2].split(". ")[0] or "not enough memory"
+    return ""
+
+
+def _print_error(error: object) -> None:
+    print(f"error: {printable(without_secrets(str(error)))}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    """Print a warning in one line, without the line of code that raised it.
+
+    Those of Pillow are left out: they do not name their image, and an image that cannot be read has an error.
+    """
+    if "PIL" not in Path(filename).parts:
+        print(f"warning: {printable(without_secrets(str(message)))}", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,6 +60,13 @@ def evaluate(argv: Sequence[str]) -> int:
     Console().print(result.table())
     save = args.save or (args.run / "evaluation.json" if args.run.is_dir() else None)
     if save is not None:
-        result.save(save)
+        try:
+            result.save(save)
+        except OSError as error:
+            if args.save is not None:
+                raise
+            why = f"{save} could not be written ({error.strerror})"
+            warnings.warn(f"{why}: --save FILE saves the result elsewhere", stacklevel=1)
+            return 0
         print(f"saved: {save}")
     return 0

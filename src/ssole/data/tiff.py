@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import io
+import logging
 import math
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,3 +185,14 @@ def _upright(pixels: Pixels, page: Any) -> Pixels:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return pixels
+
+
+def silence_tiff_libraries() -> None:
+    """Keep tifffile, Pillow and its libtiff from printing lines about damaged files. They name no file; our errors do."""
+    for name in ("tifffile", "PIL"):
+        logging.getLogger(name).addHandler(logging.NullHandler())  # else Python prints what nobody handles
+    found = importlib.util.find_spec("PIL")
+    folder = Path(found.origin).parent if found is not None and found.origin is not None else Path()
+    for library in (*folder.parent.glob("[Pp]illow.libs/libtiff*"), *folder.glob(".dylibs/libtiff*")):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
