@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import termios
+import threading
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +28,7 @@ from ssole.config import ConfigError
 from ssole.data.base import Source
 from ssole.errors import DataError
 from ssole.training.checkpoint import checkpoint_steps
-from ssole.training.loop import Interrupted
+from ssole.training.loop import Interrupted, Stop, stop_signal
 from ssole.training.run import Run
 
 
@@ -159,16 +165,21 @@ def arguments(root: Path, out: str) -> list[str]:
     return [*given, "--out", str(root / out), "--deterministic", "--device", "cpu", "--checkpoint-every", "2"]
 
 
-def caught(photos: Path, out: str, number: signal.Signals) -> tuple[int, str, str]:
-    """Start a run, and send it a signal as soon as it has a checkpoint: exit code, output and errors."""
+def wait_for_a_checkpoint(photos: Path, out: str, process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + 120
+    while not list((photos / out).glob("checkpoints/*.json")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def caught(photos: Path, out: str, *numbers: signal.Signals) -> tuple[int, str, str]:
+    """Start a run, and send it signals as soon as it has a checkpoint: exit code, output and errors."""
     process = tiny.command(*arguments(photos, out), cwd=photos)
     try:
-        deadline = time.monotonic() + 120
-        while not list((photos / out).glob("checkpoints/*.json")):
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        process.send_signal(number)
+        wait_for_a_checkpoint(photos, out, process)
+        for number in numbers:
+            process.send_signal(number)
         output, errors = process.communicate(timeout=120)
     finally:
         process.kill()
@@ -192,7 +203,10 @@ def test_kill_9(photos: Path) -> None:
     assert_it_goes_on_to_the_same_end(photos, "killed")
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.mark.parametrize(("number", "expected"), SIGNALS)
 def test_a_signal_saves_and_says_how_to_go_on(photos: Path, number: signal.Signals, expected: int) -> None:
     code, _, errors = caught(photos, number.name, number)
     assert code == expected, errors
@@ -202,6 +216,78 @@ def test_a_signal_saves_and_says_how_to_go_on(photos: Path, number: signal.Signa
     assert checkpoint_steps(Run(photos / number.name))[-1] == int(told[1])
     assert told[2] == str(photos / number.name)
     assert_it_goes_on_to_the_same_end(photos, number.name)
+
+
+def test_several_signals_at_once_are_one_request(photos: Path) -> None:
+    """As schedulers send them, which would end the process before it has saved."""
+    code, _, errors = caught(photos, "several", signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    assert code in {130, 143, 129}, errors
+    assert "Traceback" not in errors
+    assert "race condition" not in errors
+    assert re.search(r"stopped after step \d+; go on with", errors), errors
+    assert_it_goes_on_to_the_same_end(photos, "several")
+
+
+def test_a_terminal_that_is_closed_saves(photos: Path) -> None:
+    """The system sends SIGHUP, and nothing can be printed any more."""
+    theirs, ours = pty.openpty()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    program = [sys.executable, "-m", "ssole", *arguments(photos, "closed")]
+    with subprocess.Popen(
+        program, cwd=photos, env=environment, stdin=ours, stdout=ours, stderr=ours, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:  # fmt: skip
+        os.close(ours)
+        threading.Thread(target=drain, args=(theirs,), daemon=True).start()
+        wait_for_a_checkpoint(photos, "closed", process)
+        os.close(theirs)
+        assert process.wait(timeout=120) in {129, 1}
+    assert_it_goes_on_to_the_same_end(photos, "closed")
+
+
+def drain(terminal: int) -> None:
+    with suppress(OSError):
+        while os.read(terminal, 4096):
+            pass
+
+
+@pytest.fixture
+def stop() -> Iterator[Stop]:
+    """A request by SIGTERM and SIGINT in this process, whose own handlers only note that they were called."""
+    noted: list[int] = []
+    before = {number: signal.signal(number, lambda n, _: noted.append(n)) for number in (signal.SIGTERM, signal.SIGINT)}
+    with stop_signal(lambda: None) as stop:
+        stop.noted = noted  # type: ignore[attr-defined]
+        yield stop
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_the_same_signal_again_acts_at_once(stop: Any) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    assert (stop.requested, stop.noted) == (signal.SIGTERM, [])
+    signal.raise_signal(signal.SIGTERM)
+    assert stop.noted == [signal.SIGTERM]
+
+
+def test_another_signal_acts_at_once_only_after_a_second(stop: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGINT)
+    assert (stop.requested, stop.noted) == (signal.SIGTERM, [])
+    clock = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: clock() + 1.5)
+    signal.raise_signal(signal.SIGINT)
+    assert stop.noted == [signal.SIGINT]
+
+
+def test_a_run_under_nohup_ignores_the_end_of_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signal(lambda: None) as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert stop.requested == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 class LateSignal:

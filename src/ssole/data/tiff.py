@@ -188,7 +188,7 @@ def _upright(pixels: Pixels, page: Any) -> Pixels:
 
 
 def silence_tiff_libraries() -> None:
-    """Keep tifffile, Pillow and its libtiff from printing lines about damaged files. They name no file; our errors do."""
+    """Keep tifffile, Pillow and libtiff from printing lines about damaged files. They name no file; our errors do."""
     for name in ("tifffile", "PIL"):
         logging.getLogger(name).addHandler(logging.NullHandler())  # else Python prints what nobody handles
     found = importlib.util.find_spec("PIL")
