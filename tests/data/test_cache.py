@@ -784,6 +784,35 @@ def test_a_disk_that_refuses_is_told_once_and_what_is_kept_stays(opened: Open, m
     assert kept.get(1) is None
 
 
+@pytest.mark.parametrize("fails", range(6))
+def test_a_write_that_fails_half_way_costs_that_image_alone(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    """Each image is two writes: its pixels and its record."""
+    kept, done, write = opened(), [0], cache._write
+
+    def half(file: io.FileIO, offset: int, data: memoryview) -> None:
+        done[0] += 1
+        if done[0] == fails + 1:
+            write(file, offset, data[: len(data) // 2])
+            raise OSError(5, "Input/output error")
+        write(file, offset, data)
+
+    monkeypatch.setattr(cache, "_write", half)
+    whole = fails // 2
+    for i in range(whole):
+        kept.keep(i, image(i))
+    with pytest.warns(UserWarning, match="Input/output error"):
+        kept.keep(whole, image(whole))
+    for again in (kept, opened()):
+        assert all(torch.equal(again.get(i), image(i)) for i in range(whole))
+        assert all(again.get(i) is None for i in range(whole, 3))
+    later = opened()
+    for i in range(3):
+        later.keep(i, image(i))
+    assert all(torch.equal(later.get(i), image(i)) for i in range(3))
+
+
 def test_after_close_nothing_is_found_or_kept_and_what_was_handed_out_stays(full: ImageCache) -> None:
     kept = full
     found = kept.get(3)

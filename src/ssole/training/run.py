@@ -137,12 +137,13 @@ def _missing(path: Path) -> list[Path]:
 
 
 def _remove(path: Path, made: list[Path]) -> None:
-    """Empty a run folder, and remove it and its parents if they were made for it."""
-    for entry in path.iterdir():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    for folder in made:
-        with suppress(OSError):  # another run has come to lie in it
-            folder.rmdir()
+    """Empty a run folder, and remove it and its parents if they were made for it. What cannot be removed stays."""
+    with suppress(OSError):
+        (path / "config.yaml").unlink(missing_ok=True)  # first, since without it the folder is no run
+        for entry in path.iterdir():
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for folder in made:
+            folder.rmdir()  # an error where another run has come to lie in it
 
 
 @contextmanager

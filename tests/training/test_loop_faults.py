@@ -1,0 +1,221 @@
+"""Every write, rename, flush and removal in a run folder fails once: what was there is usable, and nothing is lost.
+
+The operations of a run without faults are counted first. Then each of them fails in a run of its own, as on a full disk
+or one that went read-only, and the run is resumed: its weights and metrics are those of the run without faults.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import nn
+
+import tiny
+from ssole.config import ConfigError
+from ssole.training.checkpoint import checkpoint_steps
+from ssole.training.run import Run
+
+SETTINGS: dict[str, Any] = {"steps": 7, "checkpoint_every": 2, "log_every": 2}  # checkpoints of steps 2, 4, 5, 6 and 7
+FULL, READ_ONLY = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only file system")
+
+
+class Disk:
+    """File operations below a folder, in their order. The one of number `fails` raises an error, as do all after it.
+
+    Only removing works again on a full disk.
+    """
+
+    def __init__(self, folder: Path, *, fails: int | None = None, error: OSError = FULL) -> None:
+        self.folder, self.fails, self.error = folder, fails, error
+        self.done: list[str] = []
+        self.failed = False
+
+    def count(self, kind: str, path: Any) -> None:
+        """Note an operation, or let it fail."""
+        name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else os.readlink(f"/proc/self/fd/{path}")
+        if not Path(name).is_relative_to(self.folder) or "tensorboard" in name or name.endswith(".lock"):
+            return
+        first = len(self.done) == self.fails and not self.failed
+        if first or (self.failed and (kind != "remove" or self.error is READ_ONLY)):
+            self.failed = True
+            raise self.error
+        self.done.append(f"{kind} {Path(name).relative_to(self.folder)}")
+
+    @contextmanager
+    def mounted(self) -> Iterator[None]:
+        """Context in which the operations of this process are counted."""
+        fsync, replace, unlink, write_bytes = os.fsync, os.replace, Path.unlink, Path.write_bytes
+        plain_open, save_file = builtins.open, safetensors.torch.save_file
+
+        def opened(path: Any, mode: str = "r", *arguments: Any, **options: Any) -> Any:
+            writes = not isinstance(path, int) and set(mode) & set("wax+")
+            if writes:
+                self.count("open", path)
+            file = plain_open(path, mode, *arguments, **options)
+            return File(file, self, path) if writes else file
+
+        def written(path: Path, data: bytes) -> int:
+            with plain_open(path, "wb") as file:
+                file.write(data[: len(data) // 2])
+                self.count("write", path)
+            return write_bytes(path, data)
+
+        def saved(tensors: Any, path: Any, metadata: Any = None) -> None:
+            try:
+                self.count("write", path)
+            except OSError as error:
+                Path(path).touch()
+                raise SafetensorError(f"Error while serializing: I/O error: {error.strerror}") from error
+            save_file(tensors, path, metadata)
+
+        def before(kind: str, act: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(path: Any, *arguments: Any, **options: Any) -> Any:
+                self.count(kind, path)
+                return act(path, *arguments, **options)
+
+            return counted
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", before("flush", fsync))
+            patch.setattr(os, "replace", before("rename", replace))
+            patch.setattr(Path, "write_bytes", written)
+            patch.setattr(builtins, "open", opened)
+            patch.setattr(safetensors.torch, "save_file", saved)
+            patch.setattr(Path, "unlink", lambda path, **options: self.removed(path, unlink, options))
+            yield
+
+    def removed(self, path: Path, unlink: Callable[..., None], options: dict[str, Any]) -> None:
+        """Remove a file; temporary ones can always be removed, which is all that cleaning up after a fault needs."""
+        if not path.name.endswith(".ssole-tmp"):
+            self.count("remove", path)
+        unlink(path, **options)
+
+
+class File:
+    """File whose writes are counted by a disk. A write that fails has written half."""
+
+    def __init__(self, file: Any, disk: Disk, path: Any) -> None:
+        self.file, self.disk, self.path = file, disk, path
+
+    def write(self, text: Any) -> int:
+        try:
+            self.disk.count("write", self.path)
+        except OSError:
+            self.file.write(text[: len(text) // 2])
+            self.file.flush()
+            raise
+        return int(self.file.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+
+def losses(run: Run) -> list[tuple[int, float]]:
+    return [(row["step"], row["loss"]) for row in run.metrics]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, list[str]]:
+    """A run without faults, and its operations."""
+    folder = tmp_path_factory.mktemp("whole")
+    disk = Disk(folder)
+    with disk.mounted():
+        run = tiny.start(folder / "run", **SETTINGS)
+    return run, disk.done
+
+
+def test_the_operations_that_fail_below_are_all_there(whole: tuple[Run, list[str]]) -> None:
+    _, done = whole
+    kinds = {line.partition(" ")[0] for line in done}
+    assert kinds == {"open", "write", "flush", "rename", "remove"}
+    names = {Path(line.partition(" ")[2]).name.strip(".").partition(".")[0] for line in done}
+    wanted = {"config", "environment", "images", "metrics", "backbone", "checkpoints", "run", "step-00000007"}
+    assert wanted <= names
+    assert len(done) > 80
+
+
+@pytest.mark.parametrize("error", [FULL, READ_ONLY], ids=["full", "read-only"])
+@pytest.mark.parametrize("part", range(10))
+def test_a_run_goes_on_after_any_fault(whole: tuple[Run, list[str]], tmp_path: Path, part: int, error: OSError) -> None:
+    expected, done = whole
+    for number in range(part, len(done), 20 if error is READ_ONLY else 10):
+        out = tmp_path / str(number) / "run"
+        out.parent.mkdir()
+        disk = Disk(out.parent, fails=number, error=error)
+        with disk.mounted(), pytest.raises((OSError, ConfigError)) as told:
+            tiny.start(out, **SETTINGS)
+        assert error.strerror in str(told.value), done[number]
+        if not (out / "config.yaml").exists():  # it failed before the first step, and left nothing
+            assert not out.exists() or error is READ_ONLY
+            shutil.rmtree(out, ignore_errors=True)
+            run = tiny.start(out, **SETTINGS)
+        else:
+            if not isinstance(told.value, ConfigError):
+                assert f"go on with: ssole pretrain --resume {out}" in str(told.value), done[number]
+            assert not Run(out).finished or done[number] == "flush run"
+            steps = checkpoint_steps(Run(out))
+            run = tiny.resume(out)
+            assert not steps or steps[-1] >= saved_before(done[:number]), done[number]
+        assert run.backbone_path.read_bytes() == expected.backbone_path.read_bytes(), done[number]
+        assert losses(run) == losses(expected), done[number]
+        assert not list(out.rglob("*.ssole-tmp")), done[number]
+
+
+def saved_before(done: list[str]) -> int:
+    """Step of the newest checkpoint whose JSON was renamed into place by these operations."""
+    renamed = [line for line in done if line.startswith("rename") and ".json." in line and "step-" in line]
+    return int(renamed[-1].partition("step-")[2][:8]) if renamed else 0
+
+
+class PowerCut(Exception):
+    pass
+
+
+def power_cut(backbone: nn.Module) -> dict[str, float]:
+    raise PowerCut
+
+
+def test_metrics_up_to_the_checkpoint_survive_a_power_cut(
+    whole: tuple[Run, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lines that were not flushed to the disk are lost; none of them may be of a step before the checkpoint."""
+    path, flushed, fsync = tmp_path / "run" / "metrics.jsonl", [0], os.fsync
+
+    def noted(handle: int) -> None:
+        fsync(handle)
+        if os.readlink(f"/proc/self/fd/{handle}") == str(path):
+            flushed[0] = os.fstat(handle).st_size
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with pytest.raises(PowerCut):
+        tiny.start(tmp_path / "run", **SETTINGS | {"checkpoint_every": 4}, evaluators={5: power_cut})
+    assert checkpoint_steps(Run(tmp_path / "run")) == [4]
+    assert 0 < flushed[0] <= path.stat().st_size
+    os.truncate(path, flushed[0])
+    run = tiny.resume(tmp_path / "run")
+    assert losses(run) == losses(whole[0])
+
+
+def test_a_folder_that_is_gone_is_told(tmp_path: Path) -> None:
+    def remove(backbone: nn.Module) -> dict[str, float]:
+        shutil.rmtree(tmp_path / "run")
+        return {}
+
+    with pytest.raises(OSError, match=r"the checkpoint of step 2 could not be written to .*run \(No such file or dir"):
+        tiny.start(tmp_path / "run", **SETTINGS, evaluators={2: remove})
