@@ -184,6 +184,15 @@ def check_memory(size: int, what: str, hint: str) -> None:
         )
 
 
+def lack_of_memory(error: BaseException) -> str:
+    """First sentence of an error for too little memory, on a GPU or not, or for threads; empty for another error."""
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
+        return str(error).rpartition("DefaultCPUAllocator: ")[2].split(". ")[0] or "not enough memory"
+    return ""
+
+
 def usable_cpus() -> int:
     """Processors that this process may use: those it is bound to, or its container's share if that is less."""
     import joblib

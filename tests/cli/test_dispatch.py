@@ -90,7 +90,11 @@ ON_CPU = (
 
 @pytest.mark.parametrize(
     ("error", "told"),
-    [(RuntimeError(ON_CPU), "can't allocate memory: you tried to allocate 99"), (MemoryError(), "not enough memory")],
+    [
+        (RuntimeError(ON_CPU), "can't allocate memory: you tried to allocate 99"),
+        (MemoryError(), "not enough memory"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+    ],
 )
 def test_lack_of_memory_without_a_gpu(
     command: Command, monkeypatch: pytest.MonkeyPatch, error: Exception, told: str

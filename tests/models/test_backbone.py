@@ -124,3 +124,16 @@ def test_a_backbone_is_tried_before_a_run() -> None:
     crops = [{"count": 2, "size": 8}, {"count": 2, "size": 12}]
     with pytest.raises(ConfigError, match=r"vit_tiny_patch16_224 does not take images of 12 x 12 pixels: .*img_size"):
         check_backbone(tiny.config(**vit, augment__crops=crops))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("... DefaultCPUAllocator: can't allocate memory: ...")])
+def test_too_little_memory_is_not_taken_for_a_wrong_argument(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def full(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(nn.Conv2d, "forward", full)
+    with pytest.raises(type(error)):
+        check_backbone(tiny.config())
+    monkeypatch.setattr(timm, "create_model", full)
+    with pytest.raises(type(error)):
+        check_backbone(tiny.config(model__backbone_args={}))

@@ -148,3 +148,17 @@ def test_a_run_of_the_first_version_has_no_settings_to_compare(crashed: Run) -> 
     del facts["settings"]
     path.write_text(json.dumps(facts))
     assert tiny.resume(crashed).finished
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", ".lock", "tensorboard", "images.json"])
+def test_links_that_lead_out_of_a_run_are_refused(crashed: Run, tmp_path: Path, name: str) -> None:
+    outside, link = tmp_path / "outside", crashed.path / name
+    if link.is_dir():
+        shutil.move(link, outside)
+    else:
+        link.unlink(missing_ok=True)  # and nothing is there: a link to a file that writing would make
+    link.symlink_to(outside)
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=f"{name} is a link to .*outside, and a run only writes to its own folder"):
+        tiny.resume(crashed)
+    assert contents(tmp_path) == before

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ssole import __version__
 from ssole.cli.compare import compare
 from ssole.cli.doctor import doctor
@@ -26,6 +24,7 @@ from ssole.cli.report import report
 from ssole.cli.views import views
 from ssole.data.tiff import silence_tiff_libraries
 from ssole.errors import printable, without_secrets
+from ssole.runtime import lack_of_memory
 
 Command = Callable[[Sequence[str]], int]
 
@@ -107,21 +106,13 @@ def _run(command: Command, argv: Sequence[str]) -> int:
         _print_error(error)
         return 1
     except (RuntimeError, MemoryError) as error:
-        if not (reason := _lack_of_memory(error)):
+        if not (reason := lack_of_memory(error)):
             raise
         _print_error(f"{reason}. Lower --batch-size, --views or --augment.crops.0.size")
         return 1
     except KeyboardInterrupt as error:
         print(f"\n{error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 128 + int(getattr(error, "signal_number", 2))
-
-
-def _lack_of_memory(error: RuntimeError | MemoryError) -> str:
-    """First sentence of an error for too little memory, on a GPU or not; empty for another error."""
-    on_cpu = "DefaultCPUAllocator" in str(error)
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or on_cpu:
-        return str(error).rpartition("DefaultCPUAllocator: ")[2].split(". ")[0] or "not enough memory"
-    return ""
 
 
 def _print_error(error: object) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 from ssole.models.arguments import checked_arguments, misfit, require_memory
+from ssole.runtime import lack_of_memory
 
 SMALL_IMAGE = 64  # pixels: up to this side, a ResNet's 7x7 stride-2 stem and pooling leave too few positions
 
@@ -59,7 +60,9 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
         require_memory(config.backbone, arguments)
     try:
         model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
-    except Exception as error:  # noqa: BLE001 - timm passes the arguments on, and the network says in its own way
+    except Exception as error:  # timm passes the arguments on, and the network says in its own way
+        if lack_of_memory(error):
+            raise
         raise ConfigError(misfit(config.backbone, error)) from None
     stem = config.stem
     if stem == "auto":
@@ -82,7 +85,9 @@ def check_backbone(config: PretrainConfig) -> None:
         for crop in config.augment.crops:
             try:
                 backbone(torch.zeros(1, channels, crop.size, crop.size))
-            except Exception as error:  # noqa: BLE001 - the network says in its own way what it does not take
+            except Exception as error:  # the network says in its own way what it does not take
+                if lack_of_memory(error):
+                    raise
                 raise ConfigError(
                     f"{name} does not take images of {crop.size} x {crop.size} pixels: {error}. Choose another "
                     "augment.crops.N.size, or what the model needs in model.backbone_args (such as img_size)"

@@ -166,10 +166,15 @@ def lock_run(run: Run) -> Iterator[None]:
     """Lock of a run folder for this process. The operating system releases it however the process ends.
 
     Raises:
-        ConfigError: another process is training there.
+        ConfigError: another process is training there, or something in the folder is a link that leads out of it.
     """
     from filelock import FileLock, Timeout
 
+    for entry in run.path.iterdir():
+        if not entry.resolve().is_relative_to(run.path.resolve()):  # in a stranger's folder, it could lead anywhere
+            raise ConfigError(
+                f"{entry} is a link to {entry.resolve()}, and a run only writes to its own folder: move it"
+            )
     lock = FileLock(run.path / ".lock", blocking=False)
     try:
         held = lock.acquire()
