@@ -72,6 +72,7 @@ def test_no_error_no_request_and_every_section_is_visible(opened: Opened, page: 
         assert box.is_visible(), section
         assert box.bounding_box()["height"] > 60, section
     assert opened.errors == []
+    assert opened.page.locator('a[href^="http"]').count() == 0  # also within the charts
     assert [url for url in opened.requests if not url.startswith(("data:", "blob:"))] == [page.as_uri()]
 
 

@@ -117,7 +117,7 @@ def scatter(points: NDArray[np.float32], name: str) -> dict[str, Any]:
     colour = transform("code", mapper)
     drawn = plot.scatter("x", "y", source=source, size=size, fill_color=colour, line_color=None, fill_alpha="alpha")
     drawn.nonselection_glyph = None  # choosing a point does not fade the others
-    drawn.selection_glyph = drawn.glyph.clone(size=size + 8, line_color="#000000", line_width=2)
+    drawn.selection_glyph = drawn.glyph.clone(size=size + 8, line_color="#000000", line_width=2, name="chosen")
     plot.add_tools(HoverTool(tooltips=None, renderers=[drawn], mode="mouse"))
     zoom = WheelZoomTool(modifiers="ctrl")  # without Ctrl, the wheel scrolls the page
     plot.add_tools(zoom)

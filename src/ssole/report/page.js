@@ -19,6 +19,7 @@ function colour(view) {
       else if (name === "minor_tick_line_color" || name === "border_line_color" && model.type === "Legend") set[name] = null;
       else if (name === "background_fill_color" && model.type === "Legend") set[name] = paper;
     }
+    if (model.name === "chosen") set.line_color = ink;
     if (Object.keys(set).length) model.setv(set);
   }
 }
@@ -46,6 +47,7 @@ function startMap(number, view) {
       thumb.style.backgroundSize = `${COLUMNS * size}px auto`;
       thumb.style.backgroundPosition = `-${(at % COLUMNS) * size}px -${Math.floor(at / COLUMNS) * size}px`;
     }
+    thumb.textContent = sheet ? "" : "no thumbnail kept";
     thumb.setAttribute("aria-label", sheet ? data.ids[index] : "No thumbnail of this image");
     card.querySelector(".name").textContent = data.ids[index];
     values.replaceChildren(...data.columns.flatMap((one) => {

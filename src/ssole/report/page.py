@@ -22,8 +22,8 @@ from ssole.report.verdict import judge
 
 LARGEST_PAGE = 8_000_000
 """Bytes that a page should not exceed."""
-_SHEET_BYTES = 3_000_000  # of thumbnails of the map, for all runs together
-_SHEET_SIDE = 40
+_SHEET_BYTES = 3_500_000  # of thumbnails of the map, for all runs together
+_SHEET_SIDES = {5000: 40, 50_000: 24}  # pixels of a thumbnail on the map, by the largest number of images
 _QUERIES, _OUTLIERS, _PAIRS, _MISTAKES, _VIEW_ROWS = 6, 12, 6, 6, 4
 _MATRIX = 20  # classes of the largest matrix that is shown
 
@@ -80,7 +80,9 @@ def _run(fact: Facts, sheet_bytes: int) -> dict[str, Any]:
         "cost": record.cost(),
         "command": record.command(),
         "digest": _digest(record),
-        "environment": {key: str(value) for key, value in record.environment.items() if key != "command"},
+        "environment": {
+            key: str(value) for key, value in record.environment.items() if not isinstance(value, (dict, list))
+        },
         "config": (record.path / "config.yaml").read_text(encoding="utf-8"),
         "unreadable": record.unreadable,
         "pictures": None if sample is None else _pictures(fact, sample, sheet_bytes),
@@ -166,7 +168,8 @@ def _map(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:
     """Chart, and the data that the page's script colours, filters and explains it with."""
     part = sample.train
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(1)).tolist()
-    made = sheets(lambda row: part.picture(row, _SHEET_SIDE), order, _SHEET_SIDE, sheet_bytes)
+    side = next(side for most, side in _SHEET_SIDES.items() if len(part) <= most)
+    made = sheets(lambda row: part.picture(row, side), order, side, sheet_bytes)
     columns = colourings(sample, fact.columns)
     where = torch.empty(len(part), dtype=torch.int64)
     where[torch.tensor(order)] = torch.arange(len(part))
@@ -174,7 +177,6 @@ def _map(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:
         "ids": [part.id(row) for row in range(len(part))],
         "columns": [{"name": one.name, "names": one.names, "codes": one.codes.tolist()} for one in columns],
         "sheets": made,
-        "side": _SHEET_SIDE,
         "where": where.tolist(),
     }
     shown = min(len(part), len(made) * 500)

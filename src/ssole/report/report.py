@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -64,7 +66,7 @@ def report(
     given: list[Any] = list(run) if isinstance(run, (list, tuple)) else [run]
     if not given:
         raise ConfigError("a report needs a run folder, got none")
-    records = [Record.read(Path(getattr(one, "path", one))) for one in given]
+    records = unique_names([Record.read(Path(getattr(one, "path", one))) for one in given])
     path = Path(out) if out is not None else records[0].path / "report.html"
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {path.parent} to write {path.name} to")
@@ -75,6 +77,19 @@ def report(
         warnings.warn(f"{path} has {len(text) / 1e6:.1f} MB, more than intended: use fewer images", stacklevel=2)
     write_text_atomically(path, text)
     return path
+
+
+def unique_names(records: Sequence[Record]) -> list[Record]:
+    """Records with names that differ: folders of one name have their path, and a run given again has a number."""
+    counts = Counter(record.name for record in records)
+    named = [replace(record, name=str(record.path)) if counts[record.name] > 1 else record for record in records]
+    seen: Counter[str] = Counter()
+    result = []
+    for record in named:
+        seen[record.name] += 1
+        times = seen[record.name]
+        result.append(replace(record, name=f"{record.name} ({times})") if times > 1 else record)
+    return result
 
 
 def _facts(record: Record, data: Spec | None, columns: Path | None, how: dict[str, Any]) -> Facts:
