@@ -128,7 +128,7 @@ def test_a_backbone_is_tried_before_a_run() -> None:
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("... DefaultCPUAllocator: can't allocate memory: ...")])
 def test_too_little_memory_is_not_taken_for_a_wrong_argument(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(nn.Conv2d, "forward", full)
