@@ -36,10 +36,13 @@ def test_equal_features_have_no_spectrum() -> None:
 def test_curves_of_one_run_and_of_two(record: Record) -> None:
     one = curves([record])
     assert list(one) == ["Loss and its terms", "Effective rank of embeddings", "Learning rate"]
-    assert one["Loss and its terms"]["label"] == "Loss and its terms: loss, low rank, high rank"
+    first, last = (record.series("loss")[1][at] for at in (0, -1))
+    assert one["Loss and its terms"]["label"].startswith(
+        f"Loss and its terms: loss from {first:.3g} to {last:.3g}, low"
+    )
     two = curves([record, replace(record, name="other")])
-    assert two["Learning rate"]["label"] == "Learning rate: run, other"
-    assert "other, low rank" in two["Loss and its terms"]["label"]
+    assert two["Learning rate"]["label"] == "Learning rate: run from 0.1 to 0, other from 0.1 to 0"
+    assert "other, low rank from" in two["Loss and its terms"]["label"]
 
 
 def test_one_point_is_no_curve(record: Record) -> None:

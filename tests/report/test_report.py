@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 import ssole
 import tiny
@@ -99,8 +101,8 @@ def test_a_run_whose_images_are_gone(tmp_path: Path) -> None:
     run = tiny.start(tmp_path / "run", data=str(data), steps=2)
     shutil.rmtree(data)
     outline = Outline(ssole.report(run, progress=False))
-    assert "The images cannot be read:" in outline.text
-    assert "This page is made without them." in outline.text
+    assert "There are no pictures:" in outline.text
+    assert "This page is made without pictures." in outline.text
     assert outline.ids >= {"accuracy", "training", "cost", "repeat"}
     assert not outline.ids & {"map", "neighbours", "views"}
 
@@ -161,3 +163,23 @@ def test_refused_input(hostile_run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs bokeh and jinja2: pip install 'ssole\[report\]'"):
         ssole.report(hostile_run)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_a_handful_of_images(count: int, hostile_run: Run, tmp_path: Path) -> None:
+    data = tiny.write_folder(tmp_path / "images", count)
+    outline = Outline(ssole.report(hostile_run, data=str(data), out=tmp_path / "report.html", progress=False))
+    assert outline.ids >= SECTIONS - {"confusions"}
+    assert "nan" not in outline.text.split()
+
+
+def test_features_that_are_not_finite(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run", data=str(tiny.write_folder(tmp_path / "images")), steps=1)
+    with safe_open(run.backbone_path, framework="pt") as file:
+        header = file.metadata()
+    weights = load_file(run.backbone_path)
+    weights["conv1.weight"].fill_(float("nan"))
+    save_file(weights, run.backbone_path, metadata=header)
+    outline = Outline(ssole.report(run, progress=False))
+    assert "There are no pictures: features hold NaN" in outline.text
+    assert outline.ids >= {"accuracy", "training", "cost", "repeat"}

@@ -91,7 +91,8 @@ def _chart(title: str, x: str, lines: Sequence[tuple[str, Series, str, str]], *,
     legend.visible = len(lines) > 1
     legend.click_policy, legend.orientation, legend.ncols = "hide", "horizontal", 3
     plot.add_layout(legend, "above")
-    return _finish(plot, f"{title}: {', '.join(line[0] for line in lines)}")
+    ranges = [f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, (_, values), *_ in lines if values]
+    return _finish(plot, f"{title}: {', '.join(ranges)}")  # for those who do not see the chart
 
 
 def scatter(points: NDArray[np.float32], name: str) -> dict[str, Any]:

@@ -46,6 +46,8 @@ def others(features: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def outliers(part: Part, count: int) -> list[tuple[int, float]]:
     """Images that are least similar to their ten nearest others, with that mean cosine similarity, lowest first."""
+    if len(part) < 2:
+        return []
     similarity, _ = others(part.after, torch.arange(len(part)), _CROWD)
     mean = similarity.mean(1)
     chosen = mean.argsort(stable=True)[:count]
@@ -54,6 +56,8 @@ def outliers(part: Part, count: int) -> list[tuple[int, float]]:
 
 def alike(part: Part, count: int) -> list[tuple[int, int, float]]:
     """Most similar pairs of images, each image in one pair at most, with their cosine similarity, highest first."""
+    if len(part) < 2:
+        return []
     similarity, index = others(part.after, torch.arange(len(part)), 1)
     used: set[int] = set()
     found: list[tuple[int, int, float]] = []

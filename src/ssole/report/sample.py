@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ssole.config import ConfigError
 from ssole.data.base import Source
 from ssole.data.sources import is_in_memory, open_source
 from ssole.data.subset import SubsetSource
-from ssole.errors import DataError
 from ssole.evaluation.datasets import EvaluationData, Subset, find_test_images, open_data
 from ssole.evaluation.features import extract, frozen
 from ssole.evaluation.knn import nearest
@@ -99,8 +97,8 @@ def open_sample(
         data = record.config.data if isinstance(record.config.data, str) else list(record.config.data)
     try:
         return _open(record, data, limit, device, progress), ""
-    except (DataError, ConfigError, OSError) as error:
-        return None, f"The images cannot be read: {error}"
+    except (ValueError, OSError) as error:  # no such images, unreadable ones, or features that are not finite
+        return None, f"There are no pictures: {error}."
 
 
 def _open(record: Record, data: Any, limit: int, device: torch.device, progress: bool) -> Sample:
@@ -128,7 +126,7 @@ def _open_data(whole: Source, data: Any, preprocessing: Preprocessing, limit: in
         tests = None if tests is None else _some(tests, max(1, limit // _TEST_SHARE))
     try:
         return open_data(source, tests, preprocessing, seed=0, progress=progress)
-    except DataError:  # such as one class alone, or classes of which the sample has no image: show it without labels
+    except ValueError:  # one class alone, classes of which the sample has no image, ...: show it without labels
         if source.labels is None:
             raise
         source.labels = None
