@@ -58,6 +58,7 @@ class FirstTwo(WMSELoss):
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     **PUBLIC,
     "coupled": lambda: SSOLELoss(coupled=True, form="raw"),
+    "temperature": lambda: SSOLELoss(temperature=0.3),
     "w-mse": lambda: FirstTwo(subset_size=4),
     "supervised": lambda: SupervisedLoss(classes=3, dims=D),
 }
@@ -68,6 +69,8 @@ CASES = [
     ("ssole", "unequal", 4, "float32"),
     ("ssole", "one image", 2, "float32"),
     ("coupled", "unequal", 2, "float64"),
+    ("temperature", "unequal", 3, "float64"),
+    ("temperature", "equal", 2, "float32"),
     ("ole", "unequal", 3, "float64"),
     *((name, "equal", 2, "float64") for name in PUBLIC if name not in ("ssole", "ole")),
     *((name, "unequal", 3, "float64") for name in PUBLIC if name not in ("ssole", "ole")),

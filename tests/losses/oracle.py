@@ -19,13 +19,27 @@ def norm(x: Tensor) -> Tensor:
     return (polar_factor(x.detach()) * x).sum((-2, -1))
 
 
-def oracle_terms(z: Tensor, weight: float = 0.6, gamma: float = 0.5, *, normalize: bool = True) -> dict[str, Tensor]:
+def kernel_norm(x: Tensor, temperature: float) -> Tensor:
+    """tr K^(1/2) by eigenvalues, with the kernel written as its definition."""
+    k = (torch.exp(x @ x.mT / temperature) - 1) / (math.exp(1 / temperature) - 1)
+    return torch.linalg.eigvalsh(k).clamp(min=0).sqrt().sum(-1)
+
+
+def oracle_terms(
+    z: Tensor,
+    weight: float = 0.6,
+    gamma: float = 0.5,
+    *,
+    normalize: bool = True,
+    temperature: float | None = None,
+) -> dict[str, Tensor]:
     z = z.double()
     if normalize:
         z = z / z.norm(dim=-1, keepdim=True)
     b, v, _ = z.shape
     n = norm(z - z.mean(1, keepdim=True))
-    r = norm(z.transpose(0, 1))
+    views = z.transpose(0, 1)
+    r = norm(views) if temperature is None else kernel_norm(views, temperature)
     c1 = ((b / r) ** 2 - 1) / (b - 1)
     c2 = (b * torch.cos(torch.asin(r / b) - math.asin(1 / math.sqrt(b))) ** 2 - 1) / (b - 1)
     low, high = (n / (v - 1)).square().mean(), (gamma * c1 + (1 - gamma) * c2).mean()

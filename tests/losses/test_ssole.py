@@ -89,6 +89,8 @@ def test_against_the_oracle(shape, weight, gamma):
         {"low_rank_features": "raw"},
         {"coupled": True},
         {"detach_mean": True},
+        {"temperature": 0.3},
+        {"temperature": 2.0, "coupled": True, "gamma": 1.0},
         {"form": "raw", "low_rank_features": "raw", "coupled": True},
     ],
     ids=str,
@@ -103,11 +105,61 @@ def test_central_differences(shape, options):
     assert relative(gradient(loss, z.float()), gradient(loss, z)) < 1e-5
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 4.0])
+def test_temperature_against_the_oracle(shape, temperature):
+    z = embeddings(*shape) + 1  # so that images are close enough for small temperatures
+    expected = oracle_terms(z, temperature=temperature)
+    expected_gradient = gradient(lambda x: oracle_terms(x, temperature=temperature)["total"], z)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-5)):
+        loss = SSOLELoss(temperature=temperature)
+        terms = loss.terms(z.to(dtype))
+        for name in TERMS:
+            torch.testing.assert_close(
+                getattr(terms, name).double(),
+                expected[name],
+                rtol=tolerance,
+                atol=1e-6 if dtype.itemsize == 4 else 1e-11,
+            )
+        assert relative(gradient(loss, z.to(dtype)), expected_gradient) < tolerance
+
+
+def test_a_high_temperature_is_the_published_loss():
+    z = embeddings(6, 3, 16)
+    errors = [relative(gradient(SSOLELoss(temperature=t), z), gradient(SSOLELoss(), z)) for t in (10.0, 100.0, 1000.0)]
+    assert errors[0] > 5 * errors[1] > 25 * errors[2]
+    assert errors[2] < 1e-2
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 0.1, 1.0, 1e6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_temperature_keeps_both_ends(temperature, dtype):
+    loss = SSOLELoss(temperature=temperature)
+    equal = torch.ones(6, 2, 4, dtype=dtype, requires_grad=True)
+    assert float(loss.terms(equal.detach()).high_rank) == pytest.approx(1, abs=1e-5)
+    orthogonal = torch.eye(6, dtype=dtype)[:, None].repeat(1, 2, 1).requires_grad_()
+    assert float(loss.terms(orthogonal.detach()).high_rank) == pytest.approx(0, abs=1e-6)
+    for z in (equal, orthogonal):
+        loss(z).backward()
+        assert z.grad.isfinite().all()
+
+
+def test_temperature_lets_more_images_than_dimensions_spread():
+    """On a circle r is at most sqrt(2 B) without a temperature, and there is no warning with one."""
+    angles = torch.arange(64, dtype=torch.float64) * (2 * math.pi / 64)
+    z = torch.stack([angles.cos(), angles.sin()], -1)[:, None].repeat(1, 2, 1)
+    norms = [SSOLELoss(temperature=t).terms(z).mean_high_nuclear for t in (1e4, 0.1, 1e-3)]
+    assert norms[0] == pytest.approx(math.sqrt(2 * 64), rel=1e-2)
+    assert norms[0] < norms[1] < norms[2] < 64.001
+
+
 @too_many_rows
 @pytest.mark.parametrize("shape", [(200, 2, 256), (200, 3, 150)])
 def test_large_batch_against_the_oracle(shape):
     z = embeddings(*shape, dtype=torch.float32)
     assert relative(gradient(SSOLELoss(), z), gradient(lambda x: oracle_terms(x)["total"], z.double())) < 1e-5
+    expected = gradient(lambda x: oracle_terms(x, temperature=0.2)["total"], z.double())
+    assert relative(gradient(SSOLELoss(temperature=0.2), z), expected) < 1e-5
 
 
 @pytest.mark.parametrize("kappa", [1.0, 1e2, 1e4])
@@ -404,6 +456,9 @@ def test_bad_values_are_counted_and_located(shape, dtype):
         ({"gamma": math.nan}, "gamma.*nan"),
         ({"form": "cosin"}, "form.*cosine.*'cosin'"),
         ({"low_rank_features": "mean"}, "low_rank_features.*deviations.*'mean'"),
+        ({"temperature": 0.0}, "temperature.*0.0"),
+        ({"temperature": math.inf}, "temperature.*inf"),
+        ({"temperature": 0.1, "normalize": False}, "needs embeddings of unit length"),
         ({"gradient": "svd"}, "gradient.*exact.*'svd'"),
     ],
 )

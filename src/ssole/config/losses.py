@@ -52,6 +52,8 @@ class SSOLEConfig:
     """Weight of the high-rank term (spreads images apart); the low-rank term (brings views together) has weight 1."""
     gamma: float = 0.5
     """Share of the first of the high-rank term's two parts, in [0, 1]."""
+    temperature: float | None = None
+    """Temperature of the high-rank term, an extension: small values spread close images first. None: as published."""
     form: Literal["cosine", "raw"] = "cosine"
     """Form of the loss: terms on the scale of cosines, or the plain difference of nuclear norms."""
     low_rank_features: Literal["deviations", "raw"] = "deviations"
@@ -66,6 +68,8 @@ class SSOLEConfig:
     def __post_init__(self) -> None:
         _check_weight("high_rank_weight", self.high_rank_weight)
         check(0 <= self.gamma <= 1, f"gamma must be in [0, 1], got {self.gamma}")
+        positive = self.temperature is None or 0 < self.temperature < math.inf
+        check(positive, f"temperature must be above 0 and finite, or null, got {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)

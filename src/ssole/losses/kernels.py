@@ -147,6 +147,22 @@ def _chunk(x_Nmn: Tensor) -> int:
     return max(1, matrices)
 
 
+def similarity_kernel(c_Nkk: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Kernel matrices of cosines, and their derivatives: with t the temperature,
+
+        k(c) = (exp(c / t) - 1) / (exp(1 / t) - 1)
+
+    The power series of k has positive coefficients, so these are Gram matrices of unit vectors, in infinitely many
+    dimensions. For t to infinity, k(c) = c. The diagonal of `c_Nkk` is taken to be exactly 1, or 0 for zero rows.
+    """
+    # Divided by exp(1 / t), which may overflow, and by expm1, which keeps the digits that a large t would cancel.
+    scale = -math.expm1(-1 / temperature)
+    weight_Nkk = ((c_Nkk - 1) / temperature).exp()
+    k_Nkk = (c_Nkk / -temperature).clamp(max=700).expm1().mul_(weight_Nkk).div_(-scale)
+    k_Nkk.diagonal(dim1=1, dim2=2).copy_(c_Nkk.diagonal(dim1=1, dim2=2).round())
+    return k_Nkk, weight_Nkk.div_(temperature * scale)
+
+
 # --- inverse square roots
 
 

@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ssole.losses.checks import check_rows
-from ssole.losses.kernels import gram_product, inverse_root, multiply_into, product_dtype
+from ssole.losses.kernels import gram_product, inverse_root, multiply_into, product_dtype, similarity_kernel
 
 
 def nuclear_norm(x: Tensor) -> Tensor:
@@ -68,6 +68,18 @@ def all_modes_norm(x_Nmn: Tensor) -> Tensor:
     return _NuclearNorms.apply(x_Nmn, _Svd(keep_null_modes=True))  # type: ignore[no-any-return]
 
 
+def kernel_norms(x_Nmn: Tensor, temperature: float) -> Tensor:
+    """Nuclear norms (N,), in float64, of rows of `x_Nmn` in the feature space of a kernel: tr K^(1/2).
+
+    K holds the kernel (:func:`ssole.losses.kernels.similarity_kernel`) of each pair of rows.
+    """
+    _, m, n = x_Nmn.shape
+    padded_Nmn = torch.nn.functional.pad(
+        x_Nmn, (0, max(0, m - n))
+    )  # zeros change no cosine, and rows are the short side
+    return _NuclearNorms.apply(padded_Nmn, _Wide(True, temperature=temperature))  # type: ignore[no-any-return]
+
+
 def unit_norms(x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: bool, check: bool = False) -> Tensor:
     """Nuclear norms (N,), in float64, of `x_Nmn` with rows scaled to unit length, by Gram matrices.
 
@@ -80,13 +92,14 @@ def unit_norms(x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: boo
 
 
 def image_and_view_norms(
-    z_BVD: Tensor, contrasts: Tensor | None, *, normalize: bool, check: bool
+    z_BVD: Tensor, contrasts: Tensor | None, *, normalize: bool, check: bool, temperature: float | None = None
 ) -> tuple[Tensor, Tensor]:
     """`unit_norms` of every image (B,), with contrasts, and of every view (V,), without; needs B, V <= D.
 
-    One call for both, so that their gradients add up in one tensor of the size of `z`.
+    With a temperature, those of views are `kernel_norms`. One call for both, so that their gradients add up in one
+    tensor of the size of `z`.
     """
-    route = _ImagesAndViews(_Wide(normalize, contrasts, check), _Wide(normalize))
+    route = _ImagesAndViews(_Wide(normalize, contrasts, check), _Wide(normalize, temperature=temperature))
     return _NuclearNorms.apply(z_BVD, route)  # type: ignore[no-any-return]
 
 
@@ -174,12 +187,14 @@ class _Wide:
 
         S (A - diag(d)) S z,        d_i = (A C)_ii
 
-    with A = C^(-1/2), or H^T (H C H^T)^(-1/2) H for contrasts H. Without normalization s = 1 and d = 0.
+    with A = C^(-1/2), or H^T (H C H^T)^(-1/2) H for contrasts H. Without normalization s = 1 and d = 0. With a
+    temperature, a kernel k is applied to each cosine (:func:`kernel_norms`), and A = K^(-1/2) * k'(C), entry by entry.
     """
 
     normalize: bool
     contrasts: Tensor | None = None
     check: bool = False
+    temperature: float | None = None
 
     def norms(self, x_Nmn: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], torch.dtype]:
         c_Nmm = gram_product(x_Nmn)
@@ -190,7 +205,13 @@ class _Wide:
         # In place here and below: a pass over fresh memory of this size costs as much as the arithmetic.
         if self.normalize:
             c_Nmm.mul_(s_Nm[:, :, None]).mul_(s_Nm[:, None, :])
-        if self.contrasts is None:
+        unit_Nmm = c_Nmm
+        if self.temperature is not None:
+            k_Nmm, slope_Nmm = similarity_kernel(c_Nmm, self.temperature)
+            norms_N, a_Nmm = inverse_root(k_Nmm)
+            a_Nmm.mul_(slope_Nmm)
+            unit_Nmm = c_Nmm.clone()
+        elif self.contrasts is None:
             rank = c_Nmm.shape[-1]
             norms_N, a_Nmm = inverse_root(c_Nmm)
         else:
@@ -205,6 +226,8 @@ class _Wide:
 
         def noise_and_size() -> tuple[Tensor, Tensor]:
             noise = (a_Nmm * (s_Nm * squares_Nm.sqrt())[:, None, :]).square().sum()
+            if self.temperature is not None:
+                return noise, ((a_Nmm @ unit_Nmm) * a_Nmm).sum()
             mean_square = rank / c_Nmm.shape[-1]  # of the rows of A U
             return noise, ((mean_square - d_Nm.square()).clamp(min=0) * s_Nm.square()).sum()
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ssole import distributed
 from ssole.losses.checks import check_embeddings, check_rows
-from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, nuclear_norm, unit_norms
+from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, kernel_norms, nuclear_norm, unit_norms
 
 
 class SSOLETerms(NamedTuple):
@@ -43,6 +43,14 @@ class SSOLELoss(nn.Module):
         c2(r) = (B cos^2(asin(r / B) - asin(1 / sqrt(B))) - 1) / (B - 1)
         total = low_rank + high_rank_weight * high_rank
 
+    With a `temperature` t, an extension of this project, r_v is the nuclear norm in the feature space of a kernel:
+
+        r_v = tr(K^(1/2)),     K_ij = k(cosine of z_i and z_j in view v),     k(c) = (exp(c / t) - 1) / (exp(1 / t) - 1)
+
+    Both ends stay: r = B for orthogonal images and sqrt(B) for equal ones. A small t weighs images that are close more
+    than those far apart, as the temperature of SimCLR does, and r is no longer bounded by the dimension. For
+    t to infinity k(c) = c, which is the published loss.
+
     Views at one common cosine c give low_rank = 1 - c. The two terms are decoupled: low rank within an image only, high
     rank within a view only. Source: SSOLE (Self-Supervised Orthogonal Low-rank Embedding), after OLE (Lezama et al.
     2018).
@@ -57,6 +65,7 @@ class SSOLELoss(nn.Module):
         high_rank_weight: weight of the high-rank term, finite and at least 0.
         gamma: share of c1 against c2, in [0, 1].
         normalize: whether to scale every embedding to unit length first, as the formulas assume.
+        temperature: t above, positive; None for the published loss.
         form: "cosine" as above, or "raw": mean_i n_i - high_rank_weight * mean_v r_v (`gamma` then has no effect).
         low_rank_features: "deviations" as above, or "raw" for n_i = ||Z_i||_*, which is the same for (z, z) and
             (z, -z). Its cosine form is (n_i^2 - V) / (V^2 - V): 0 for equal views, 1 for orthogonal ones.
@@ -77,6 +86,7 @@ class SSOLELoss(nn.Module):
         gamma: float = 0.5,
         normalize: bool = True,
         *,
+        temperature: float | None = None,
         form: Literal["cosine", "raw"] = "cosine",
         low_rank_features: Literal["deviations", "raw"] = "deviations",
         detach_mean: bool = False,
@@ -89,6 +99,10 @@ class SSOLELoss(nn.Module):
             raise ValueError(f"high_rank_weight must be finite and at least 0, got {high_rank_weight}")
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {gamma}")
+        if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
+            raise ValueError(f"temperature must be positive and finite, or None, got {temperature}")
+        if temperature is not None and not normalize:
+            raise ValueError("a temperature needs embeddings of unit length: leave out normalize=False")
         for name, value, allowed in (
             ("form", form, ("cosine", "raw")),
             ("low_rank_features", low_rank_features, ("deviations", "raw")),
@@ -99,6 +113,7 @@ class SSOLELoss(nn.Module):
         self.high_rank_weight = high_rank_weight
         self.gamma = gamma
         self.normalize = normalize
+        self.temperature = temperature
         self.form = form
         self.low_rank_features = low_rank_features
         self.detach_mean = detach_mean or gradient == "reference"
@@ -108,7 +123,16 @@ class SSOLELoss(nn.Module):
         self._warned = False
 
     def extra_repr(self) -> str:
-        names = ["high_rank_weight", "gamma", "normalize", "form", "low_rank_features", "detach_mean", "coupled"]
+        names = [
+            "high_rank_weight",
+            "gamma",
+            "normalize",
+            "temperature",
+            "form",
+            "low_rank_features",
+            "detach_mean",
+            "coupled",
+        ]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in [*names, "gradient"])
 
     def forward(self, z: Tensor) -> Tensor:
@@ -138,10 +162,13 @@ class SSOLELoss(nn.Module):
                 f"SSOLELoss needs at least 2 images in the batch, got {images} (shape {tuple(z_BVD.shape)})"
             )
         rows = images * views if self.coupled else images
-        self._warn_if_too_many_rows(rows, dims)
+        if self.temperature is None:
+            self._warn_if_too_many_rows(rows, dims)
         contrasts = helmert(z_BVD) if self.low_rank_features == "deviations" else None
         if self._by_gram(z_BVD) and not self.coupled and max(images, views) <= dims and distributed.world_size() == 1:
-            n_B, r_V = image_and_view_norms(z_BVD, contrasts, normalize=self.normalize, check=self.check_input)
+            n_B, r_V = image_and_view_norms(
+                z_BVD, contrasts, normalize=self.normalize, check=self.check_input, temperature=self.temperature
+            )
         else:
             n_B, r_V = self._image_norms(z_BVD, contrasts), self._view_norms(batch_BVD)
 
@@ -176,6 +203,8 @@ class SSOLELoss(nn.Module):
         return distributed.all_reduce(r_V)
 
     def _matrix_norms(self, x_Nmn: Tensor) -> Tensor:
+        if self.temperature is not None:
+            return kernel_norms(x_Nmn, self.temperature)
         return unit_norms(x_Nmn, normalize=self.normalize) if self._by_gram(x_Nmn) else self._norms_as_written(x_Nmn)
 
     def _by_gram(self, x: Tensor) -> bool:
