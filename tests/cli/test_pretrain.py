@@ -180,6 +180,36 @@ def test_resuming_a_finished_run_says_so(command: Command) -> None:
     assert Path("runs/tiny/backbone.safetensors").stat().st_mtime_ns == before
 
 
+def test_metrics_that_were_changed_do_not_end_a_finished_run(command: Command) -> None:
+    assert command(*TINY, "--steps", "2").code == 0
+    metrics = Path("runs/tiny/metrics.jsonl")
+    metrics.write_text(metrics.read_text().replace("effective_rank", "effective_rang"))
+    outcome = command("pretrain", "--resume", "runs/tiny")
+    assert outcome.code == 0
+    assert "weights: runs/tiny/backbone.safetensors" in outcome.out
+
+
+@pytest.mark.filterwarnings("default")
+def test_replaced_pictures_are_refused_until_allowed(command: Command) -> None:
+    assert command(*TINY, "--steps", "2").code == 0
+    Path("runs/tiny/backbone.safetensors").unlink()
+    for path in Path("photos").rglob("*.png"):
+        path.write_bytes(path.read_bytes() + b"more")
+    outcome = command("pretrain", "--resume", "runs/tiny")
+    assert outcome.code == 2
+    assert "22 of 22 images that were compared have other contents now, such as cat/000.png" in outcome.err
+    assert "--allow-changes images" in outcome.err
+    outcome = command("pretrain", "--resume", "runs/tiny", "--allow-changes", "images", "--data", "photos")
+    assert outcome.code == 0, outcome.err
+    assert Run(Path("runs/tiny")).finished
+
+
+def test_changes_are_allowed_on_resuming_alone(command: Command) -> None:
+    outcome = command(*TINY, "--allow-changes", "images")
+    assert outcome.code == 2
+    assert "--allow-changes goes with --resume RUN" in outcome.err
+
+
 def test_resuming_on_other_data(command: Command) -> None:
     assert command(*TINY, "--steps", "2").code == 0
     Path("runs/tiny/backbone.safetensors").unlink()

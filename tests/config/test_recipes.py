@@ -126,6 +126,8 @@ def test_an_unknown_key_is_named_with_the_closest(key: str, value: object, words
         ("optim.betas", [0.9, 1.0], ["betas", "1.0"]),
         ("optim.clip_grad_norm", 0.0, ["clip_grad_norm", "0.0"]),
         ("loss.high_rank_weight", float("nan"), ["high_rank_weight", "nan"]),
+        ("model.projector_dim", 10**30, ["projector_dim", "at most 2^20"]),
+        ("model.projector_layers", 10**6, ["projector_layers", "[0, 100]"]),
         ("data", 3, ["data must be a name, a path", "3"]),
         ("seed", object(), ["object"]),
     ],

@@ -95,7 +95,8 @@ def _option(argv: Sequence[str], name: str) -> str | None:
 
 
 def _print_finished(run: Run) -> None:
-    rows = [row for row in run.metrics if "loss" in row]
+    shown = ("loss", "seconds", "effective_rank")
+    rows = [row for row in run.metrics if all(isinstance(row.get(name), (int, float)) for name in shown)]
     if rows:
         last = rows[-1]
         time, rank = duration(last["seconds"]), last["effective_rank"]

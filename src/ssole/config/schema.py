@@ -140,10 +140,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         layers = self.projector_layers
-        check(layers is None or layers >= 0, f"projector_layers must be at least 0, got {layers}")
+        check(layers is None or 0 <= layers <= 100, f"projector_layers must be in [0, 100], got {layers}")
         for name in ("projector_dim", "projector_hidden"):
             value = getattr(self, name)
-            check(value is None or value >= 1, f"{name} must be positive, got {value}")
+            check(value is None or 1 <= value <= 1 << 20, f"{name} must be positive and at most 2^20, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
