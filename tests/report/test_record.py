@@ -56,3 +56,11 @@ def test_what_may_be_missing_and_what_may_not(tmp_path: Path) -> None:
         Record.read(run.path)
     with pytest.raises(ConfigError, match="is not a run folder"):
         Record.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["environment.json", "images.json"])
+def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run", steps=1)
+    (run.path / name).write_text("{", encoding="utf-8")
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+        Record.read(run.path)

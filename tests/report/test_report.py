@@ -20,6 +20,7 @@ from ssole.report.page import LARGEST_PAGE
 from ssole.report.record import Record
 from ssole.training.run import Run
 
+pytest.importorskip("bokeh", reason="the extra report is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")  # 22 images of noise: high ranks cannot be reached
 
 

@@ -89,7 +89,7 @@ def _chart(title: str, x: str, lines: Sequence[tuple[str, Series, str, str]], *,
         plot.add_tools(HoverTool(renderers=[drawn], mode="vline", tooltips=tooltips))
     legend = plot.legend[0]
     legend.visible = len(lines) > 1
-    legend.click_policy, legend.orientation, legend.ncols = "hide", "horizontal", 3
+    legend.click_policy, legend.orientation, legend.ncols, legend.spacing = "hide", "horizontal", 3, 12
     plot.add_layout(legend, "above")
     ranges = [f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, (_, values), *_ in lines if values]
     return _finish(plot, f"{title}: {', '.join(ranges)}")  # for those who do not see the chart

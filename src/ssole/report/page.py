@@ -93,7 +93,7 @@ def _digest(record: Record) -> str:
     found = record.images
     if found is None:
         return "not recorded"
-    return f"{found['images']:,} images, SHA-256 of their names {found.get('ids', 'not recorded')}"
+    return f"{found.get('images', 'unknown')} images, SHA-256 of their names {found.get('ids', 'not recorded')}"
 
 
 def _pictures(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ssole.config import PretrainConfig
 from ssole.evaluation.results import EvaluationResult
+from ssole.files import read_json
 from ssole.progress import duration
 from ssole.training.run import Run
 
@@ -40,11 +41,9 @@ class Record:
         """Record of a run folder.
 
         Raises:
-            ConfigError: not a run folder, or its config.yaml is damaged.
+            ConfigError: not a run folder, or one of its files is damaged; the message names it.
             ValueError: evaluation.json is damaged.
         """
-        import json
-
         run = Run(path)
         evaluation, images = path / "evaluation.json", path / "images.json"
         return cls(
@@ -56,7 +55,7 @@ class Record:
             evaluation=EvaluationResult.load(evaluation) if evaluation.is_file() else None,
             unreadable=run.unreadable,
             finished=run.finished,
-            images=json.loads(images.read_text(encoding="utf-8")) if images.is_file() else None,
+            images=read_json(images) if images.is_file() else None,
         )
 
     def series(self, key: str) -> Series:
@@ -98,7 +97,7 @@ class Record:
         }
 
     def command(self) -> str:
-        """Command line that repeats the run, or the Python call if there was none."""
+        """Command line of the run; for one that was started from Python, a command line with its settings."""
         words = self.environment.get("command") or []
         if words and Path(words[0]).name == "ssole":
             return shlex.join(["ssole", *words[1:]])
