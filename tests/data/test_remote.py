@@ -43,11 +43,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *arguments: Any) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(1 << 40))
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
         path = self.path.partition("?")[0]
         if path == "/set/list.txt":
             self.whole(b"good.png\nendless.png\ninner.png\nouter.png\nup.png\nother.png\n")
+        elif path.endswith("endless.tar"):
+            self.endless(pause=0.0, status=206)
         elif path.endswith(("endless.png", "slow.png")):
             self.endless(pause=0.05 if "slow" in path else 0.0)
         elif path.endswith("silent.png"):
@@ -75,8 +83,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    def endless(self, pause: float) -> None:
-        self.send_response(200)
+    def endless(self, pause: float, status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         block = b"x" * (10 if pause else 1 << 16)
@@ -143,6 +151,11 @@ def test_an_endless_body_is_read_up_to_the_limit(server: Server) -> None:
         read_bytes(f"{server.url}/endless.png", where="it", most=1 << 20)
     with pytest.raises(DataError, match=r"gave \d+ bytes in place of 100; its server ignores ranges"):
         read_bytes(f"{server.url}/endless.png", where="it", start=0, end=100)
+
+
+def test_an_endless_part_of_an_archive_is_read_up_to_what_was_asked_for(server: Server) -> None:
+    with pytest.raises(DataError, match=r"asked for a range of \d+ bytes, its server gave \d+: download it"):
+        open_source(f"{server.url}/endless.tar")
 
 
 def test_a_silent_server_is_told_and_left(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import posixpath
 import time
 import warnings
 from functools import lru_cache
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from ssole.errors import DataError, without_secrets
@@ -68,6 +69,17 @@ def read_remote(fs: Any, path: str, start: int, end: int | None, most: int) -> b
     return data
 
 
+def open_remote(url: str, block_size: int) -> BinaryIO | None:
+    """Remote file that is open for reading and seeking; None if its server does not serve parts of files."""
+    fs, path = filesystem(url)
+    file: BinaryIO = fs.open(path, "rb", block_size=block_size)
+    if not file.seekable():
+        return None
+    if "http" in fs.protocol:
+        return io.BufferedReader(_HttpFile(fs, path, file.seek(0, os.SEEK_END)), block_size)
+    return file
+
+
 def tell_silence(url: str, error: Exception) -> None:
     """Warn of a server that does not answer in time, once for each."""
     server = urlsplit(without_secrets(url)).netloc
@@ -110,6 +122,40 @@ def is_inside(url: str, folder: str) -> bool:
     path = posixpath.normpath(unquote(one.path) or "/")
     top = posixpath.normpath(unquote(root.path) or "/").rstrip("/") + "/"
     return (one.scheme, one.hostname, one.port) == (root.scheme, root.hostname, root.port) and path.startswith(top)
+
+
+class _HttpFile(io.RawIOBase):
+    """File on a web server, of which each read takes no more than was asked for, whatever the server sends."""
+
+    def __init__(self, fs: Any, path: str, size: int) -> None:
+        self._fs, self._path, self._size, self._position = fs, path, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + offset)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._position + len(buffer), self._size)
+        if end <= self._position:
+            return 0
+        data = _read_http(self._fs, self._path, self._position, end, end - self._position)
+        if len(data) != end - self._position:
+            raise OSError(
+                f"asked for a range of {end - self._position} bytes, its server gave {len(data)}: download it"
+            )
+        buffer[: len(data)] = data
+        self._position = end
+        return len(data)
 
 
 def _read_http(fs: Any, url: str, start: int, end: int | None, most: int) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from ssole.data.remote import filesystem, read_remote, tell_silence
+from ssole.data.remote import filesystem, open_remote, read_remote, tell_silence
 from ssole.errors import DataError
 from ssole.files import require_regular
 from ssole.progress import data_size
@@ -153,9 +153,8 @@ def open_binary(location: str) -> BinaryIO:
     with data_errors(f"Cannot open {location}"):
         if not is_remote(location):
             return open(location, "rb", opener=_open_regular)
-        fs, path = filesystem(location)
-        file: BinaryIO = fs.open(path, "rb", block_size=_BLOCK)
-    if not file.seekable():
+        file = open_remote(location, _BLOCK)
+    if file is None:
         raise DataError(f"The server of {location} does not serve parts of a file: download it.")
     return file
 

@@ -159,7 +159,7 @@ def build_index(location: str) -> TarIndex:
     """Index made from all headers and labels of a tar; see :func:`tar_index`."""
     import pyarrow as pa
 
-    with open_binary(location) as file:
+    with open_binary(location) as file, data_errors(f"Cannot read {location}"):  # such as a server without ranges
         head = file.read(6)
         if command := next((c for start, c in _COMPRESSED.items() if head.startswith(start)), None):
             raise DataError(
@@ -167,8 +167,7 @@ def build_index(location: str) -> TarIndex:
                 f"with {command}: compressing images once more saves hardly any space."
             )
         shard = _Shard()
-        with data_errors(f"Cannot read {location}"):  # such as a server without ranges
-            problem = shard.read(file, location)
+        problem = shard.read(file, location)
     samples = [sample for sample in shard.samples.values() if sample.size >= 0]
     labels = [next((s.labels[kind] for kind in _LABELS if kind in s.labels), None) for s in samples]
     columns = {
