@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,11 @@ def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(scope="session")
 def page(hostile_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Report of that run."""
+    """Report of that run, with a column of further hostile names for the map."""
     torch.set_num_threads(1)
-    return ssole.report(hostile_run, out=tmp_path_factory.mktemp("page") / "report.html", progress=False)
+    folder = tmp_path_factory.mktemp("page")
+    ids = ssole.embed(hostile_run, hostile_run.config.data, progress=False).ids
+    with (folder / "columns.csv").open("w", newline="", encoding="utf-8") as file:
+        rows = [(name, "<script>alert(6)</script>" if number % 2 else "") for number, name in enumerate(ids)]
+        csv.writer(file).writerows([("id", "<img src=x onerror=alert(5)>"), *rows])
+    return ssole.report(hostile_run, columns=folder / "columns.csv", out=folder / "report.html", progress=False)

@@ -79,6 +79,8 @@ def test_no_error_no_request_and_every_section_is_visible(opened: Opened, page: 
 def test_hostile_names_are_text(opened: Opened) -> None:
     assert opened.page.locator("h1").inner_text() == "<b onclick=alert(4)>run"
     assert opened.page.locator("#map .legend button").first.inner_text().startswith("<script>alert(1)<")
+    opened.page.locator("#map .colour").select_option("<img src=x onerror=alert(5)>")
+    assert opened.page.locator("#map .legend button").first.inner_text().startswith("<script>alert(6)</script> (")
     for name in ("next", "previous"):
         opened.page.locator(f"#map .{name}").click()
     assert opened.errors == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -164,6 +165,17 @@ def test_refused_input(hostile_run: Run, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs bokeh and jinja2: pip install 'ssole\[report\]'"):
         ssole.report(hostile_run)
+
+
+def test_file_names_that_are_not_text(hostile_run: Run, tmp_path: Path) -> None:
+    data = tiny.write_folder(tmp_path / "images", 22, classes=(".",))
+    first = data / "000.png"
+    try:
+        first.rename(first.with_name(os.fsdecode(b"not\xfftext.png")))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    path = ssole.report(hostile_run, data=str(data), out=tmp_path / "report.html", progress=False)
+    assert "not\\udcfftext.png" in path.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

@@ -78,7 +78,7 @@ def export(run: str | PathLike[str] | Any, *, to: Format, out: str | PathLike[st
                 f"so it was not kept: {to} cannot hold this backbone; try another format"
             )
         card = model_card(model, written, weights=weights, difference=difference)
-        (place / "README.md").write_text(card, encoding="utf-8")
+        (place / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")  # of any folder's name
         os.replace(place, folder)
     return folder
 

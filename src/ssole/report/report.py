@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssole.config import ConfigError
-from ssole.files import write_text_atomically
+from ssole.files import write_bytes_atomically
 from ssole.report.page import LARGEST_PAGE, Facts, render
 from ssole.report.record import Record
 from ssole.report.sample import open_sample
@@ -75,7 +75,7 @@ def report(
     text = render([_facts(record, data, table, how) for record in records])
     if len(text) > LARGEST_PAGE:
         warnings.warn(f"{path} has {len(text) / 1e6:.1f} MB, more than intended: use fewer images", stacklevel=2)
-    write_text_atomically(path, text)
+    write_bytes_atomically(path, text.encode("utf-8", "backslashreplace"))  # file names need not be valid text
     return path
 
 
