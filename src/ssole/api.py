@@ -68,7 +68,7 @@ def pretrain(
     Raises:
         ConfigError, DataError: a setting or the data are not usable; the message says what to do.
         NonFiniteLossError: training diverged; the message names the step.
-        Interrupted: Ctrl-C or SIGTERM arrived, and a checkpoint was written; :func:`resume` continues from it.
+        Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived, and a checkpoint was written; :func:`resume` continues from it.
     """
     module = loss if isinstance(loss, nn.Module) else None
     if loss is not None:

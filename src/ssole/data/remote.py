@@ -46,7 +46,8 @@ def filesystem(url: str, *, inside: str | None = None) -> tuple[Any, str]:
     import fsspec
 
     try:
-        options = _http_options(timeout(), inside) if url.startswith(("http://", "https://")) else {}
+        protocol = url.partition("://")[0]
+        options = _http_options(protocol, timeout(), inside) if protocol in ("http", "https") else {}
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         raise DataError(f"{url} needs a package that is missing ({error}): pip install 'ssole[remote]'") from error
@@ -89,7 +90,7 @@ def tell_silence(url: str, error: Exception) -> None:
 
 
 @lru_cache
-def _http_options(seconds: float, inside: str | None) -> dict[str, Any]:
+def _http_options(protocol: str, seconds: float, inside: str | None) -> dict[str, Any]:
     """Options of fsspec's HTTP file system. Equal options give the same file system, and so the same connections."""
     import fsspec
     from fsspec.implementations.http import aiohttp
@@ -100,7 +101,7 @@ def _http_options(seconds: float, inside: str | None) -> dict[str, Any]:
         trace.on_request_redirect.append(_redirect_guard(inside))
         traces = [trace]
     limits = aiohttp.ClientTimeout(total=None, sock_connect=seconds, sock_read=seconds)
-    own = fsspec.config.conf.get("http", {}).get("client_kwargs", {})  # of the user, such as a proxy
+    own = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})  # of the user, such as a proxy
     return {"client_kwargs": {**own, "timeout": limits, "trace_configs": traces}}
 
 
