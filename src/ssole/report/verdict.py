@@ -59,7 +59,7 @@ def judge(record: Record, sample: Sample | None) -> Verdict:
     gap, heading = trained.value - baseline.value, METRICS[metric]
     against = f"{heading} {100 * trained.value:.1f} %, against {100 * baseline.value:.1f} % for {name}"
     if gap > _ERRORS * error:
-        rising = " It was still rising at the end: longer training should help." if _still_rising(record) else ""
+        rising = " It was still rising at the end: longer training may help." if _still_rising(record) else ""
         return Verdict("good", f"It worked: {against}.{rising}", figures)
     if gap < -_ERRORS * error:
         return Verdict("bad", f"It did not work: {against}.", figures)
