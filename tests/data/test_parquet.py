@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -177,3 +178,22 @@ def test_labels_beyond_63_bits_are_numbered(tmp_path):
     assert source.classes == ["3", str(2**64 - 1)]
     pq.write_table(pa.table({"image": [png()], "label": pa.array([9], pa.uint64())}), tmp_path / "b.parquet")
     assert open_source(tmp_path / "b.parquet").labels.tolist() == [9]
+
+
+class Group:
+    """Metadata of a row group, whose columns have damaged statistics: Arrow ends the process on looking at them."""
+
+    num_columns = 2
+    total_byte_size = 1000
+
+    def column(self, number):
+        pytest.fail("Arrow would have ended the process")
+
+
+def test_statistics_of_columns_are_not_looked_at_when_there_is_room_for_all(monkeypatch, tmp_path):
+    path = write(tmp_path / "a.parquet", [1, 2])
+    file = pq.ParquetFile(path)
+    metadata = SimpleNamespace(num_row_groups=1, row_group=lambda _: Group())
+    damaged = SimpleNamespace(metadata=metadata, schema_arrow=file.schema_arrow, iter_batches=file.iter_batches)
+    monkeypatch.setattr("ssole.data.parquet._open", lambda _: damaged)
+    assert [value(ParquetSource(path), i) for i in range(2)] == [1, 2]

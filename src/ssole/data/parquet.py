@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -106,17 +107,17 @@ def _open(path: str) -> Any:
 
 
 def _check_memory(paths: list[str], image: str) -> None:
-    size = 0
-    for path in paths:
-        metadata = _open(path).metadata
-        groups = (metadata.row_group(group) for group in range(metadata.num_row_groups))
-        columns = (group.column(column) for group in groups for column in range(metadata.num_columns))
-        size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == image)
-    check_memory(
-        size,
-        f"The encoded images of {_names(paths)}",
-        "Give fewer files, or unpack them into a folder of images, which is read file by file.",
-    )
+    """Raise a DataError if the encoded images would not fit into memory."""
+    what = f"The encoded images of {_names(paths)}"
+    hint = "Give fewer files, or unpack them into a folder of images, which is read file by file."
+    files = [_open(path).metadata for path in paths]
+    groups = [metadata.row_group(group) for metadata in files for group in range(metadata.num_row_groups)]
+    with suppress(DataError):
+        # What has room for all columns needs no look at each of them: damaged statistics of a column end the process.
+        return check_memory(sum(group.total_byte_size for group in groups), what, hint)
+    columns = [group.column(column) for group in groups for column in range(group.num_columns)]
+    size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == image)
+    return check_memory(size, what, hint)
 
 
 def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any]]:
