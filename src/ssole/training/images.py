@@ -56,7 +56,7 @@ def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> N
     if (change := _change(before, now)) is None:
         return
     if not allowed:
-        raise DataError(f"{change}. Resuming needs the images that the run was started on; --allow-changes images")
+        raise DataError(f"{change}. Put those of the start back, or go on with these by --allow-changes images")
     warnings.warn(f"{change}; the run goes on with them", stacklevel=2)
     record_images(run, source)
 
