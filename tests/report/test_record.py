@@ -9,7 +9,7 @@ import pytest
 
 import tiny
 from ssole.config import ConfigError
-from ssole.report.record import Record
+from ssole.report.record import Record, unique_names
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +64,11 @@ def test_a_damaged_file_is_named(name: str, tmp_path: Path) -> None:
     (run.path / name).write_text("{", encoding="utf-8")
     with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
         Record.read(run.path)
+
+
+def test_runs_of_one_name_can_be_told_apart(tmp_path: Path) -> None:
+    first, second = (Record.read(tiny.start(tmp_path / parent / "run", steps=1).path) for parent in "ab")
+    alone = unique_names([first])
+    assert [record.name for record in alone] == ["run"]
+    names = [record.name for record in unique_names([first, second, first])]
+    assert names == [str(first.path), str(second.path), f"{first.path} (2)"]

@@ -18,7 +18,6 @@ from ssole.config import ConfigError
 from ssole.errors import DataError
 from ssole.report import report as module
 from ssole.report.page import LARGEST_PAGE
-from ssole.report.record import Record
 from ssole.training.run import Run
 
 pytest.importorskip("bokeh", reason="the extra report is not installed")
@@ -132,14 +131,6 @@ def test_several_runs_stand_side_by_side(hostile_run: Run, tmp_path: Path) -> No
     assert headings.count("other") >= 8
     assert {"map-0", "map-1"} <= outline.ids
     assert (tmp_path / "both.html").is_file()
-
-
-def test_runs_of_one_name_can_be_told_apart(tmp_path: Path) -> None:
-    first, second = (Record.read(tiny.start(tmp_path / parent / "run", steps=1).path) for parent in "ab")
-    alone = module.unique_names([first])
-    assert [record.name for record in alone] == ["run"]
-    names = [record.name for record in module.unique_names([first, second, first])]
-    assert names == [str(first.path), str(second.path), f"{first.path} (2)"]
 
 
 def test_an_older_report_is_replaced(hostile_run: Run, tmp_path: Path) -> None:

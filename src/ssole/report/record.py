@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +104,16 @@ class Record:
         if words and Path(words[0]).name == "ssole":
             return shlex.join(["ssole", *words[1:]])
         return f"ssole pretrain --recipe {shlex.quote(str(self.path / 'config.yaml'))}"
+
+
+def unique_names(records: Sequence[Record]) -> list[Record]:
+    """Records with names that differ: folders of one name have their path, and a run given again has a number."""
+    counts = Counter(record.name for record in records)
+    named = [replace(record, name=str(record.path)) if counts[record.name] > 1 else record for record in records]
+    seen: Counter[str] = Counter()
+    result = []
+    for record in named:
+        seen[record.name] += 1
+        times = seen[record.name]
+        result.append(replace(record, name=f"{record.name} ({times})") if times > 1 else record)
+    return result

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -15,13 +13,12 @@ import torch
 
 from ssole.config import ConfigError
 from ssole.files import write_bytes_atomically
-from ssole.report.page import LARGEST_PAGE, Facts, render
-from ssole.report.record import Record
-from ssole.report.sample import open_sample
 from ssole.runtime import resolve_device
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
+    from ssole.report.page import Facts
+    from ssole.report.record import Record
 
 _PACKAGES = ("bokeh", "jinja2")
 _MOST_POINTS = 50_000
@@ -58,9 +55,10 @@ def report(
         DataError: the CSV file cannot be read, or names no image.
         ValueError: a damaged evaluation.json.
     """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'ssole[report]'")
+    from ssole.report.page import LARGEST_PAGE, render  # here, because `import ssole` is to be quick
+    from ssole.report.record import Record, unique_names
+
+    _require_packages()
     if not 20 <= images <= _MOST_POINTS:
         raise ConfigError(f"a report looks at 20 to {_MOST_POINTS:,} images, got {images:,}")
     given: list[Any] = list(run) if isinstance(run, (list, tuple)) else [run]
@@ -79,20 +77,16 @@ def report(
     return path
 
 
-def unique_names(records: Sequence[Record]) -> list[Record]:
-    """Records with names that differ: folders of one name have their path, and a run given again has a number."""
-    counts = Counter(record.name for record in records)
-    named = [replace(record, name=str(record.path)) if counts[record.name] > 1 else record for record in records]
-    seen: Counter[str] = Counter()
-    result = []
-    for record in named:
-        seen[record.name] += 1
-        times = seen[record.name]
-        result.append(replace(record, name=f"{record.name} ({times})") if times > 1 else record)
-    return result
+def _require_packages() -> None:
+    missing = [name for name in _PACKAGES if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'ssole[report]'")
 
 
 def _facts(record: Record, data: Spec | None, columns: Path | None, how: dict[str, Any]) -> Facts:
+    from ssole.report.page import Facts
+    from ssole.report.sample import open_sample
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on single images: they are left out, as the section on the run says
         sample, reason = open_sample(record, data, **how)
