@@ -62,15 +62,14 @@ def report(
     if not 20 <= images <= _MOST_POINTS:
         raise ConfigError(f"a report looks at 20 to {_MOST_POINTS:,} images, got {images:,}")
     given: list[Any] = list(run) if isinstance(run, (list, tuple)) else [run]
-    if not given:
-        raise ConfigError("a report needs a run folder, got none")
     records = unique_names([Record.read(Path(getattr(one, "path", one))) for one in given])
+    if not records:
+        raise ConfigError("a report needs a run folder, got none")
     path = Path(out) if out is not None else records[0].path / "report.html"
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {path.parent} to write {path.name} to")
     how = {"limit": images, "device": resolve_device(device), "progress": progress}
-    table = None if columns is None else Path(columns)
-    text = render([_facts(record, data, table, how) for record in records])
+    text = render([_facts(record, data, columns, how) for record in records])
     if len(text) > LARGEST_PAGE:
         warnings.warn(f"{path} has {len(text) / 1e6:.1f} MB, more than intended: use fewer images", stacklevel=2)
     write_bytes_atomically(path, text.encode("utf-8", "backslashreplace"))  # file names need not be valid text
@@ -83,11 +82,12 @@ def _require_packages() -> None:
         raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'ssole[report]'")
 
 
-def _facts(record: Record, data: Spec | None, columns: Path | None, how: dict[str, Any]) -> Facts:
+def _facts(record: Record, data: Spec | None, columns: str | PathLike[str] | None, how: dict[str, Any]) -> Facts:
     from ssole.report.page import Facts
     from ssole.report.sample import open_sample
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on single images: they are left out, as the section on the run says
         sample, reason = open_sample(record, data, **how)
-    return Facts(record=record, sample=sample, reason=reason, columns=columns)
+    table = None if columns is None else Path(columns)
+    return Facts(record=record, sample=sample, reason=reason, columns=table)
