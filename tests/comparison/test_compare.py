@@ -91,7 +91,7 @@ def test_the_search_is_equal_and_never_sees_test_images(monkeypatch: pytest.Monk
     for ours, theirs in zip(tried["ssole"][1:], tried["simclr"][1:], strict=True):
         assert ours["optim.lr"] == theirs["optim.lr"]
         assert ours.keys() - theirs.keys() == {"loss.high_rank_weight"}
-        assert theirs.keys() - ours.keys() == {"loss.temperature"}
+        assert theirs.keys() <= ours.keys()
 
 
 def test_it_goes_on_after_being_stopped_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:

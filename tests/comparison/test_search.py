@@ -46,8 +46,8 @@ def test_draws_are_equal_for_all_arms_repeat_and_cover_their_ranges() -> None:
 def test_pinned_settings_and_a_weight_decay_of_zero_are_left_alone() -> None:
     base = tiny.config(**{"optim.weight_decay": 0.0})
     pinned, free = make_arms({"a": {"loss.high_rank_weight": 2.0}, "b": {}}, base, projector="recipe")
-    assert draw_settings(pinned, 3).keys() == {"optim.lr"}
-    assert draw_settings(free, 3).keys() == {"optim.lr", "loss.high_rank_weight"}
+    assert draw_settings(pinned, 3).keys() == {"optim.lr", "loss.temperature"}
+    assert draw_settings(free, 3).keys() == {"optim.lr", "loss.high_rank_weight", "loss.temperature"}
     assert draw_settings(free, 0) == {}
 
 
