@@ -20,7 +20,7 @@ from ssole.errors import ConfigError, DataError, printable, without_secrets
         ("got 'http://h/a?b', and \"http://h/c?d\".", "got 'http://h/a?REMOVED', and \"http://h/c?REMOVED\"."),
         ("(http://h/a?b=1) and http://h/c", "(http://h/a?REMOVED) and http://h/c"),
         ("https://host/a.tar", "https://host/a.tar"),
-        ("/data/me@work/what?.png and C:/x?y", "/home/me@work/what?.png and C:/x?y"),
+        ("/data/me@work/what?.png and C:/x?y", "/data/me@work/what?.png and C:/x?y"),
     ],
 )
 def test_urls_lose_passwords_and_queries(text: str, plain: str) -> None:
