@@ -13,7 +13,8 @@ PACKAGE = ROOT / "src" / "ssole"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 50
 REASON = "Long because"  # how a docstring begins the sentence that says why a file or function is longer
-SCENARIOS = {"loop_faults", "loop_resume"}  # tests of several modules together; the part before the underscore names the main one
+# Tests of several modules together; the part before the underscore names the main one.
+SCENARIOS = {"loop_faults", "loop_resume"}
 
 
 def names(path: Path) -> str:
