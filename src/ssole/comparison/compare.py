@@ -101,8 +101,7 @@ def resume_comparison(folder: str | PathLike[str], *, progress: bool = True) -> 
     """Continue an interrupted comparison of data that its folder names, or read a finished one.
 
     Raises:
-        ConfigError: no comparison's folder, or arms or images that are code or arrays from Python.
-        Otherwise as :func:`compare`.
+        ConfigError: no comparison's folder, or arms or images that are code or arrays from Python; else as `compare`.
     """
     folder = Path(folder)
     request = load_request(folder)

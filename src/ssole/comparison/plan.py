@@ -15,7 +15,7 @@ from ssole.comparison.request import Arm, Request
 from ssole.comparison.search import rungs
 from ssole.comparison.trial import FAILURES, describe_failure
 from ssole.data.store import ImageStore
-from ssole.files import write_text_atomically
+from ssole.files import read_json, write_text_atomically
 from ssole.progress import duration
 from ssole.runtime import resolve_device
 from ssole.training import feed
@@ -62,7 +62,7 @@ def make_plan(folder: Path, request: Request, store: ImageStore, fewest: int) ->
     """
     path = folder / _FILE
     if path.is_file():
-        return {name: ArmPlan(**values) for name, values in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {name: ArmPlan(**values) for name, values in read_json(path).items()}
     plan, failures = {}, []
     for arm in request.arms:
         try:

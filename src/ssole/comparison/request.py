@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides, from_dict, to_dict
+from ssole.config.recipes import read_mapping
 from ssole.files import write_text_atomically
 
 Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module]"
@@ -137,7 +138,7 @@ def save_request(folder: Path, request: Request) -> None:
 
     path, new = folder / _FILE, request.to_dict()
     if path.is_file():
-        old = yaml.safe_load(path.read_text(encoding="utf-8"))
+        old = read_mapping(path)
         if changes := list(_differences(old, new)):
             more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
             raise ConfigError(
@@ -156,13 +157,11 @@ def load_request(folder: Path) -> Request:
     Raises:
         ConfigError: no comparison's folder, or one with code of your own, which no file holds.
     """
-    import yaml
-
     path = folder / _FILE
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a comparison: it has no {_FILE}")
     try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+        saved = read_mapping(path)
         if coded := [name for name, arm in saved["arms"].items() if arm["code"]]:
             raise ConfigError(
                 f"{', '.join(coded)} is code from Python: call ssole.compare again with the same arguments"
@@ -173,7 +172,7 @@ def load_request(folder: Path) -> Request:
         )
         texts = {name: _as_text(saved.pop(name)) for name in ("data", "test")}
         return Request(arms=arms, budget=Budget(**saved.pop("budget")), **texts, **saved)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}): start the comparison anew in another folder") from None
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from ssole import api
 from ssole.config import PretrainConfig
 from ssole.data.base import Spec
-from ssole.files import write_text_atomically
+from ssole.files import read_json, write_text_atomically
 from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
 from ssole.training.run import Run
 
@@ -56,7 +56,7 @@ def describe_failure(error: Exception) -> str:
 def read_trial(folder: Path) -> Trial | None:
     """Record of a finished trial; None if the trial has not finished."""
     path = folder / _FILE
-    return Trial(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+    return Trial(**read_json(path)) if path.is_file() else None
 
 
 def run_trial(

@@ -92,7 +92,7 @@ class EvaluationResult:
         return table
 
     def cells(self) -> list[list[str]]:
-        """Table as texts: a line of headings, and a line for each row of the result. Top 5 is left out below 100 classes."""
+        """Table as texts: a line of headings, then a line a row. Top 5 is left out below 100 classes."""
         shown = [name for name in METRICS if any(name in row for row in self.rows.values())]
         shown = [name for name in shown if not name.endswith("_top5") or (self.classes or 0) >= 100]
         headings = ["", *(METRICS[name] for name in shown)]
