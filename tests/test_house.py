@@ -19,7 +19,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 
 def text_files() -> list[Path]:
     """Files of the project, where there may be no git to ask."""
-    folders = [ROOT / name for name in ("src", "tests", "benchmarks", "docs", "scripts", ".ci")]
+    folders = [ROOT / name for name in ("src", "tests", "benchmarks", "experiments", "docs", "scripts", ".ci")]
     files = [path for folder in folders for path in folder.rglob("*")] + list(ROOT.glob("*.*")) + [ROOT / "Makefile"]
     texts = {".py", ".md", ".toml", ".yaml", ".json", ".jsonl", ".cff", ".sh", ".html", ""}
     return [path for path in files if path.is_file() and path.suffix in texts and "__pycache__" not in path.parts]

@@ -1,0 +1,43 @@
+"""Experiment files: those that are shipped, what they may hold, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ssole.comparison.experiment import read_experiment
+from ssole.comparison.request import Budget, make_arms
+from ssole.config import ConfigError, load
+
+EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_shipped_experiments_are_complete(path: Path) -> None:
+    values = read_experiment(path)
+    base = load(values["recipe"])
+    arms = make_arms(values["methods"], base, projector="recipe")
+    assert len({str(arm.config) for arm in arms}) == len(arms)  # no two arms train the same
+    assert all(arm.config.projector.hidden == base.projector.hidden for arm in arms if arm.config.projector.layers)
+    if "budget" in values:
+        assert all(Budget.parse(values["budget"]).steps(arm.config, 0.1) > 1 for arm in arms)
+
+
+def test_settings_for_all_arms_stand_beside_the_options(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("set: {batch_size: 8}\nseeds: 2\nmethods: [ssole, simclr]\n")
+    assert read_experiment(tmp_path / "a.yaml") == {"batch_size": 8, "seeds": 2, "methods": ["ssole", "simclr"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("method: [ssole]", r"a\.yaml: unknown key 'method'\. Did you mean 'methods'\?"),
+        ("set: 3", "set must be a mapping of settings, got 3"),
+        ("[ssole]", "must hold a mapping of settings"),
+    ],
+)
+def test_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=words):
+        read_experiment(tmp_path / "a.yaml")
