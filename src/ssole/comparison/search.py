@@ -2,8 +2,11 @@
 
 Every arm has the same number of trials and the same number of steps in all. Trial 0 is the arm's own settings. Later
 trials multiply its learning rate and weight decay by random factors, the same for every arm, and draw the one or
-two settings of its loss that `ssole.config.losses` names. Sources: Bergstra and Bengio, "Random search for
-hyper-parameter optimization" (JMLR 2012); Jamieson and Talwalkar, "Non-stochastic best arm identification" (2016).
+two settings of its loss that `ssole.config.losses` names. Draws are the points of a scrambled Halton sequence, which
+few trials already spread over the whole of each range.
+
+Sources: Bergstra and Bengio, "Random search for hyper-parameter optimization" (JMLR 2012), section 4 on sequences like
+Halton's; Jamieson and Talwalkar, "Non-stochastic best arm identification and hyperparameter optimization" (2016).
 """
 
 from __future__ import annotations
@@ -11,8 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
-
-import numpy as np
 
 from ssole.comparison.request import Arm
 
@@ -46,9 +47,8 @@ def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
     """Settings of a trial by dotted name, as overrides of the arm's; none for trial 0."""
     if trial == 0:
         return {}
-    # One number for each searched setting: the learning rate, the weight decay, and those of the loss.
     loss = {f"loss.{name}": ends for name, ends in arm.config.loss.search.items()}
-    shares = np.random.default_rng([0, trial]).random(2 + len(loss)).tolist()
+    shares = _points(trial)[trial - 1]
     optim = {
         "optim.lr": (arm.config.optim.lr, LR_FACTORS),
         "optim.weight_decay": (arm.config.optim.weight_decay, WEIGHT_DECAY_FACTORS),
@@ -56,9 +56,17 @@ def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
     ranges = {name: (value * low, value * high) for name, (value, (low, high)) in optim.items()} | loss
     return {
         name: _between(low, high, share)
-        for (name, (low, high)), share in zip(ranges.items(), shares, strict=True)
+        for (name, (low, high)), share in zip(ranges.items(), shares, strict=False)
         if name not in arm.pinned and low > 0
     }
+
+
+def _points(count: int) -> list[list[float]]:
+    """Points in [0, 1)^4: for the learning rate, the weight decay, and up to two settings of the loss."""
+    from scipy.stats import qmc
+
+    points: list[list[float]] = qmc.Halton(4, seed=0).random(count).tolist()
+    return points
 
 
 def best(scores: Mapping[int, float], count: int) -> list[int]:
