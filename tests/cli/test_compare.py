@@ -23,7 +23,7 @@ def compare(command: Command) -> Command:
 def test_methods_and_resume(compare: Command) -> None:
     outcome = compare("--methods", "ssole, simclr", *OPTIONS, "--budget", "4steps", "--out", "out")
     assert outcome.code == 0, outcome.err
-    for word in ("ssole", "simclr", "kNN k=20", "linear probe", "peak memory", "best", "saved: out/comparison.json"):
+    for word in ("ssole", "simclr", "kNN, %", "linear, %", "memory", "best", "saved: out/comparison.json"):
         assert word in outcome.out
     assert "1 run of 4 steps" in outcome.err
     assert Path("out/accuracy-by-images.png").is_file()

@@ -16,7 +16,6 @@ from ssole.files import write_text_atomically
 
 RANKED_BY = "knn20"
 """Metric that arms are ranked by, in the search and in the result."""
-SHOWN = ("knn20", "linear", "centred_effective_rank")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ssole.comparison.result import RANKED_BY, SHOWN, ArmResult, Comparison, Difference, Summary
-from ssole.evaluation.results import METRICS
+from ssole.comparison.result import RANKED_BY, ArmResult, Comparison, Difference, Summary
 from ssole.progress import data_size
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+_HEADINGS = {"knn20": "kNN, %", "linear": "linear, %", "centred_effective_rank": "rank"}
 
 
 def table(comparison: Comparison) -> Table:
@@ -23,12 +24,12 @@ def table(comparison: Comparison) -> Table:
     caption = Text("\n".join([*comparison.notes, *failures]))
     shown = Table(title=Text(title), caption=caption, caption_justify="left")
     shown.add_column("")
-    for heading in (*(METRICS[name] for name in SHOWN), "images/s", "peak memory", "behind the best"):
+    for heading in (*_HEADINGS.values(), "images/s", "memory", "behind the best"):
         shown.add_column(heading, justify="right")
     for name in sorted(comparison.arms, key=lambda name: _rank(comparison.arms[name])):
         arm = comparison.arms[name]
         summary = arm.summary()
-        cells = [_score(metric, summary.get(metric)) for metric in SHOWN]
+        cells = [_score(metric, summary.get(metric)) for metric in _HEADINGS]
         cells += [_rate(summary.get("images_per_second")), _memory(summary.get("peak_memory"))]
         shown.add_row(Text(name), *cells, _behind(comparison.difference(name), is_best=name == comparison.best))
     return shown
@@ -42,9 +43,9 @@ def _rank(arm: ArmResult) -> float:
 def _score(metric: str, summary: Summary | None) -> str:
     if summary is None:
         return "-"
-    scale, unit = (1, "") if "rank" in metric else (100, " %")
+    scale = 1 if "rank" in metric else 100
     spread = "" if summary.std is None else f" ± {scale * summary.std:.1f}"
-    return f"{scale * summary.mean:.1f}{unit}{spread}"
+    return f"{scale * summary.mean:.1f}{spread}"
 
 
 def _rate(summary: Summary | None) -> str:
