@@ -81,8 +81,8 @@ def test_the_table_names_the_best_and_every_failure(tmp_path: Path) -> None:
     text = console.export_text()
     rows = [line.split()[1] for line in text.splitlines() if line.startswith("│")]
     assert rows == ["best", "near", "clear", "broken", "partly"]
-    assert "62.0 ± 1.7" in text
-    assert "10.0 ± 0.6" in text
+    assert "62.0±1.7" in text
+    assert "10.0±0.6" in text
     assert ", unclear" in text
     assert "broken failed: RuntimeError: [red]no such thing" in text
     assert "A note." in text

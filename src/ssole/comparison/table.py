@@ -24,7 +24,7 @@ def table(comparison: Comparison) -> Table:
     caption = Text("\n".join([*comparison.notes, *failures]))
     shown = Table(title=Text(title), caption=caption, caption_justify="left")
     shown.add_column("")
-    for heading in (*_HEADINGS.values(), "images/s", "memory", "behind the best"):
+    for heading in (*_HEADINGS.values(), "images/s", "memory", "behind best"):
         shown.add_column(heading, justify="right")
     for name in sorted(comparison.arms, key=lambda name: _rank(comparison.arms[name])):
         arm = comparison.arms[name]
@@ -43,9 +43,9 @@ def _rank(arm: ArmResult) -> float:
 def _score(metric: str, summary: Summary | None) -> str:
     if summary is None:
         return "-"
-    scale = 1 if "rank" in metric else 100
-    spread = "" if summary.std is None else f" ± {scale * summary.std:.1f}"
-    return f"{scale * summary.mean:.1f}{spread}"
+    scale, digits = (1, 0) if "rank" in metric else (100, 1)
+    spread = "" if summary.std is None else f"±{scale * summary.std:.{digits}f}"
+    return f"{scale * summary.mean:.{digits}f}{spread}"
 
 
 def _rate(summary: Summary | None) -> str:
@@ -60,6 +60,6 @@ def _behind(difference: Difference | None, *, is_best: bool) -> str:
     if difference is None:
         return "best" if is_best else "-"
     if difference.standard_error is None:
-        return f"{100 * difference.mean:.1f} (one pair)"
+        return f"{100 * difference.mean:.1f}, one pair"
     sure = "" if difference.clear else ", unclear"
-    return f"{100 * difference.mean:.1f} ± {100 * difference.standard_error:.1f}{sure}"
+    return f"{100 * difference.mean:.1f}±{100 * difference.standard_error:.1f}{sure}"
