@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import pytest
@@ -690,6 +691,52 @@ def test_many_threads(opened: Open, tmp_path: Path) -> None:
     assert wrong == []
     assert len(kept) == 200
     assert_kept_once(tmp_path)
+
+
+def test_mapping_does_not_move_a_write(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that maps the file seeks to its end, which must not come between another one's seek and write."""
+    kept = opened(2)
+    write = cache._write
+    waiting: list[threading.Thread] = []
+
+    def slow_write(file: IO[bytes], offset: int, data: memoryview) -> None:
+        if file is kept._pixels:
+            kept._map = np.empty(0, np.uint8)
+            waiting.append(threading.Thread(target=kept.get, args=(0,)))
+            file.seek(offset)
+            waiting[-1].start()
+            waiting[-1].join(timeout=0.2)  # it has to wait for this write
+            assert file.tell() == offset
+        write(file, offset, data)
+
+    kept.keep(0, image(0))
+    monkeypatch.setattr(cache, "_write", slow_write)
+    kept.keep(1, image(1))
+    for thread in waiting:
+        thread.join()
+    assert torch.equal(kept.get(0), image(0))
+    assert torch.equal(kept.get(1), image(1))
+
+
+def test_a_record_that_is_half_written_is_not_believed(opened: Open) -> None:
+    """Another thread completes the record between the look at it and the look at whether it was checked."""
+    kept = opened(1)
+    kept.keep(0, image(0))
+    whole, half = kept._records.copy(), kept._records.copy()
+    half["shape"] = 0
+
+    class Completed:
+        """Records of which the first look sees half."""
+
+        def __getitem__(self, i: int) -> np.void:
+            kept._checked[i] = True
+            return half[i]  # type: ignore[no-any-return]
+
+    kept._checked[0] = False
+    kept._records = Completed()  # type: ignore[assignment]
+    assert kept.get(0) is None
+    kept._records = whole
+    assert torch.equal(kept.get(0), image(0))
 
 
 def assert_right_or_decoded_again(kept: ImageCache, opened: Open) -> None:

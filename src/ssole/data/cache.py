@@ -120,6 +120,7 @@ class ImageCache:
         self._warned = False
         self._checked = np.zeros(images, dtype=bool)
         self._mutex = threading.Lock()  # between the threads of this process; the file lock is between processes
+        self._position = threading.Lock()  # of pixels.bin: writing moves it, and so does mapping
         self._lock = FileLock(folder / ".lock", thread_local=False)
         self._pixels, self._index = _open(folder / "pixels.bin"), _open(folder / "index.bin")
         with suppress(OSError):  # the file system has no locks, or another process is removing this cache
@@ -137,11 +138,12 @@ class ImageCache:
 
         The tensor's memory belongs to this process: writing to it does not change the file.
         """
+        checked = self._checked[i]  # before the record, which another thread may be writing and then set this
         offset, shape, itemsize, checksum = self._records[i].item()
         if itemsize not in _DTYPES:
             return None
         data = self._bytes(offset, length := math.prod(shape.tolist()) * itemsize)
-        if not self._checked[i]:
+        if not checked:
             if not 0 < length == len(data) or zlib.crc32(data.data) != checksum:
                 return None
             self._checked[i] = True
@@ -188,7 +190,8 @@ class ImageCache:
         offset = math.ceil(_size(self._pixels) / _ALIGN) * _ALIGN
         if offset + len(data) > self.limit:
             raise OSError("it has reached its limit")
-        _write(self._pixels, offset, data)
+        with self._position:
+            _write(self._pixels, offset, data)
         record = np.array([(offset, tuple(image.shape), image.element_size(), zlib.crc32(data))], _RECORD)
         # not through the memory map, where a full disk would kill the process
         _write(self._index, i * _RECORD.itemsize, memoryview(record.tobytes()))
@@ -196,9 +199,11 @@ class ImageCache:
 
     def _bytes(self, start: int, length: int) -> NDArray[np.uint8]:
         """Bytes of pixels.bin; fewer than asked for where the record is damaged."""
-        if len(self._map) < start + length <= _size(self._pixels):
-            self._map = _map(self._pixels)  # tensors over the shorter map keep that one alive
-        part = self._map[start : start + length]
+        pixels = self._map  # another thread may put a shorter map in its place meanwhile
+        if len(pixels) < start + length <= _size(self._pixels):
+            with self._position:
+                pixels = self._map = _map(self._pixels)  # tensors over the shorter map keep that one alive
+        part = pixels[start : start + length]
         return part if part.flags.writeable else part.copy()
 
 
