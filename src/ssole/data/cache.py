@@ -143,10 +143,9 @@ class ImageCache:
         if itemsize not in _DTYPES:
             return None
         data = self._bytes(offset, length := math.prod(shape.tolist()) * itemsize)
-        if not checked:
-            if not 0 < length == len(data) or zlib.crc32(data.data) != checksum:
-                return None
-            self._checked[i] = True
+        if not checked and (not 0 < length == len(data) or zlib.crc32(data.data) != checksum):
+            return None
+        self._checked[i] = True
         pixels = torch.from_numpy(data)
         pixels[::_PAGE].max()  # waits for the disk here, in a thread that works ahead
         return pixels.view(_DTYPES[itemsize]).view(shape.tolist())
@@ -187,7 +186,7 @@ class ImageCache:
 
     def _append(self, i: int, image: torch.Tensor) -> None:
         data = image.contiguous().numpy().reshape(-1).view(np.uint8).data
-        offset = math.ceil(_size(self._pixels) / _ALIGN) * _ALIGN
+        offset = math.ceil(os.fstat(self._pixels.fileno()).st_size / _ALIGN) * _ALIGN
         if offset + len(data) > self.limit:
             raise OSError("it has reached its limit")
         with self._position:
@@ -200,7 +199,7 @@ class ImageCache:
     def _bytes(self, start: int, length: int) -> NDArray[np.uint8]:
         """Bytes of pixels.bin; fewer than asked for where the record is damaged."""
         pixels = self._map  # another thread may put a shorter map in its place meanwhile
-        if len(pixels) < start + length <= _size(self._pixels):
+        if len(pixels) < start + length <= os.fstat(self._pixels.fileno()).st_size:
             with self._position:
                 pixels = self._map = _map(self._pixels)  # tensors over the shorter map keep that one alive
         part = pixels[start : start + length]
@@ -285,10 +284,6 @@ def _lock(file: IO[bytes], *, shared: bool) -> None:
         import fcntl
 
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-
-
-def _size(file: IO[bytes]) -> int:
-    return os.fstat(file.fileno()).st_size
 
 
 def _write(file: IO[bytes], offset: int, data: memoryview) -> None:
