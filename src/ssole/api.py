@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ssole.config import PretrainConfig, apply_overrides, load
-from ssole.data.sources import describe, is_in_memory, open_source
+from ssole.data.sources import describe, is_in_memory, open_source, why_not_again
 from ssole.data.store import ImageStore
-from ssole.errors import SECRET, DataError
+from ssole.errors import DataError
 from ssole.evaluation.evaluate import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.backbone import check_backbone
@@ -96,10 +96,8 @@ def start(
         plan = make_plan(config, len(store))
         config = measured(config, store)
         evaluators = _default_evaluators(config, data, store, progress) if evaluators is None else evaluators
-        with (
-            new_run(out, config) as run,
-            lock_run(run),
-        ):  # only after all checks, so that a refused run leaves no folder
+        # only after all checks, so that a refused run leaves no folder
+        with new_run(out, config) as run, lock_run(run):
             record_images(run, store.source)
             return train(run, store, plan, device, loss=loss, evaluators=evaluators, progress=progress)
 
@@ -132,13 +130,10 @@ def resume(
     config = found.config
     if found.finished:
         return found
-    if data is None and is_in_memory(config.data):
-        raise DataError(f"{found.path} was started on images in memory: pass them, ssole.resume(run, data=images)")
-    if data is None and SECRET in str(config.data):
-        raise DataError(
-            f"{found.path} was started on a URL with a password or a query, which it does not keep: pass the URL again "
-            "(--data, or ssole.resume(run, data=URL))"
-        )
+    if data is None and (reason := why_not_again(config.data)) is not None:
+        again = "the URL again (--data, or ssole.resume(run, data=URL))"
+        hint = "them, ssole.resume(run, data=images)" if is_in_memory(config.data) else again
+        raise DataError(f"{found.path} was started on {reason}: pass {hint}")
     require_same_recipe(found, allowed=allow_changes)
     device = resolve_device(config.device)
     images = config.data if data is None else data
@@ -192,12 +187,7 @@ def _default_evaluators(
     """Evaluator of kNN accuracy on the test split, if the recipe asks for it and the data have labels and a split."""
     if config.knn_every is None:
         return {}
-    augment, options = config.augment, _store_options(config, progress)
-    assert augment.mean is not None  # measured by now
-    assert augment.std is not None
-    preprocessing = Preprocessing(
-        image_size=augment.image_size, mean=augment.mean, std=augment.std, channels=config.channels
-    )
+    options, preprocessing = _store_options(config, progress), Preprocessing.from_config(config)
     try:
         if is_in_memory(config.data):
             raise DataError("images in memory have no test split")

@@ -144,6 +144,20 @@ def test_a_trial_stopped_halfway_goes_on_from_its_checkpoint() -> None:
     assert result.arms["ssole"].runs[0].scores == whole.arms["ssole"].runs[0].scores
 
 
+def test_a_url_is_opened_with_the_query_that_the_folder_does_not_keep(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Any] = []
+
+    def watched(data: Any, test: Any) -> Any:
+        opened.extend([data, test])
+        raise DataError("stop here")
+
+    monkeypatch.setattr("ssole.comparison.compare.open_images", watched)
+    urls = ["https://host/train.parquet?signature=abc", "https://host/test.parquet?signature=def"]
+    with pytest.raises(DataError, match="stop here"):
+        compare(data=urls[0], test=urls[1])
+    assert opened == urls
+
+
 class Broken(nn.Module):
     """A loss that fails."""
 

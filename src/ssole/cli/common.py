@@ -10,8 +10,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from ssole.config import ConfigError, PretrainConfig
-from ssole.data.sources import is_in_memory
-from ssole.errors import SECRET
+from ssole.data.sources import why_not_again
 from ssole.models.load import weights_path
 from ssole.training.run import Run
 
@@ -44,8 +43,6 @@ def run_data(config: PretrainConfig | None, run: Path) -> Any:
     """Images that a run was trained on, as its config names them."""
     if config is None:
         raise ConfigError(f"{run} does not say which images to use: pass --data")
-    if is_in_memory(config.data):
-        raise ConfigError(f"{run} was trained on images in memory: pass --data")
-    if SECRET in str(config.data):
-        raise ConfigError(f"{run} was trained on a URL with a password or a query, which it does not keep: pass --data")
+    if (reason := why_not_again(config.data)) is not None:
+        raise ConfigError(f"{run} was trained on {reason}: pass --data")
     return config.data

@@ -18,7 +18,7 @@ from ssole.comparison.result import Comparison
 from ssole.comparison.runner import Runner
 from ssole.config import ConfigError, PretrainConfig, load
 from ssole.data.base import Spec
-from ssole.data.sources import describe, is_in_memory, open_source
+from ssole.data.sources import describe, open_source, why_not_again
 from ssole.training.loop import Interrupted
 from ssole.training.run import Run, lock_run
 
@@ -105,15 +105,15 @@ def resume_comparison(folder: str | PathLike[str], *, progress: bool = True) -> 
     """
     folder = Path(folder)
     request = load_request(folder)
-    if any(is_in_memory(text) for text in (request.data, request.test)):
-        raise ConfigError(f"{folder} compares on images in memory: call ssole.compare again with the same arguments")
+    if (reason := why_not_again(request.data) or why_not_again(request.test)) is not None:
+        raise ConfigError(f"{folder} compares on {reason}: call ssole.compare again with the same arguments")
     return _run(request, folder, None, None, progress)
 
 
 def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, progress: bool) -> Comparison:
     # What has a name is opened by it, here as later when the comparison goes on.
-    data = data if data is not None and is_in_memory(request.data) else request.data
-    test = test if is_in_memory(request.test) else request.test
+    data = data if data is not None and why_not_again(request.data) is not None else request.data
+    test = test if why_not_again(request.test) is not None else request.test
     images = open_images(data, test)
     try:
         folder.mkdir(parents=True, exist_ok=True)

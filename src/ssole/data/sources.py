@@ -29,7 +29,7 @@ from ssole.data.storage import (
     suffix_of,
 )
 from ssole.data.tars import TarSource
-from ssole.errors import DataError, without_secrets
+from ssole.errors import SECRET, DataError, without_secrets
 
 _ONE_FILE = (*LIST_SUFFIXES, ".npy", ".npz")  # kinds where one file is a whole data set
 _FILES = (".parquet", ".tar", *_ONE_FILE)
@@ -117,6 +117,13 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
 def is_in_memory(described: str | Sequence[str] | None) -> bool:
     """Whether a text of :func:`describe` stands for images in memory, which a config cannot name."""
     return isinstance(described, str) and described.startswith(_IN_MEMORY)
+
+
+def why_not_again(described: str | Sequence[str] | None) -> str | None:
+    """What a text of :func:`describe` stands for that cannot be opened again by it; None if it can."""
+    if is_in_memory(described):
+        return "images in memory"
+    return "a URL with a password or a query, which it does not keep" if SECRET in str(described) else None
 
 
 def _are_paths(spec: Any) -> TypeGuard[Sequence[str | os.PathLike[str]]]:

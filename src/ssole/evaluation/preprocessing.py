@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssole.config import PretrainConfig
 from ssole.data.base import Source
 from ssole.data.store import ImageStore
 from ssole.models.load import LoadedBackbone
@@ -41,6 +42,14 @@ class Preprocessing:
                 f"mean is {tuple(self.mean)} and std {tuple(self.std)}; a number for each channel is needed (three for "
                 "red, green and blue), std above 0"
             )
+
+    @classmethod
+    def from_config(cls, config: PretrainConfig) -> Preprocessing:
+        """Preprocessing of the backbone of a run whose config has mean and std, as it has once they are measured."""
+        augment = config.augment
+        assert augment.mean is not None
+        assert augment.std is not None
+        return cls(image_size=augment.image_size, mean=augment.mean, std=augment.std, channels=config.channels)
 
     @classmethod
     def from_model(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ssole.data.base import Source
-from ssole.data.sources import is_in_memory, open_source
+from ssole.data.sources import open_source, why_not_again
 from ssole.data.subset import SubsetSource
 from ssole.evaluation.datasets import EvaluationData, Subset, find_test_images, open_data
 from ssole.evaluation.features import extract, frozen
@@ -92,8 +92,8 @@ def open_sample(
     if not record.finished:
         return None, "The run is not finished, so it has no backbone yet."
     if data is None:
-        if is_in_memory(record.config.data):
-            return None, "The run was trained on images in memory. Pass them, or --data, to see them here."
+        if (reason := why_not_again(record.config.data)) is not None:
+            return None, f"The run was trained on {reason}. Pass them, or --data, to see them here."
         data = record.config.data if isinstance(record.config.data, str) else list(record.config.data)
     try:
         return _open(record, data, limit, device, progress), ""
