@@ -14,6 +14,13 @@ from ssole.training.run import Run
 
 
 @pytest.fixture(scope="session")
+def sections() -> frozenset[str]:
+    """Ids of all sections of the page."""
+    names = "accuracy training views neighbours map spectrum confusions outliers cost repeat"
+    return frozenset(names.split())
+
+
+@pytest.fixture(scope="session")
 def hostile_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Evaluated run on 60 images with markup in the names of the run, its classes and its files."""
     pytest.importorskip("bokeh", reason="the extra report is not installed")

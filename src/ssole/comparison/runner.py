@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ from ssole.comparison.result import RANKED_BY, ArmResult, Comparison, SearchTria
 from ssole.comparison.search import best, draw_settings, rungs
 from ssole.comparison.trial import Trial, run_trial
 from ssole.config import PretrainConfig, apply_overrides
-from ssole.data.base import Spec
+from ssole.data.base import Source, Spec
+from ssole.data.store import ImageStore
 from ssole.evaluation.evaluate import evaluate, knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.training.run import Run, environment
@@ -57,6 +58,7 @@ class Runner:
         self._images, self._progress = images, progress
         self._train: Spec = images.train if images.held_out else data  # run folders name their data where they can
         self._results = {arm.name: ArmResult(steps=plan[arm.name].steps, error=plan[arm.name].error) for arm in arms}
+        self._curve_stores: dict[Preprocessing, list[ImageStore]] = {}
         self._notes = [*images.notes, *short_epochs(request, plan, len(images.search_train))]
 
     def run(self) -> Comparison:
@@ -131,7 +133,7 @@ class Runner:
             self._judge_test,
             settings=settings,
             loss=arm.module,
-            evaluators=self._curve(config),
+            evaluators=partial(self._curve, config),
             progress=self._progress,
         )
         self._say(f"{arm.name}, seed {seed}: {_outcome(record)}")
@@ -139,48 +141,23 @@ class Runner:
         self._saved()
 
     def _judge_validation(self, run: Run) -> dict[str, float]:
-        result = evaluate(
-            run,
-            self._images.search_train,
-            test=self._images.validation,
-            protocol="knn",
-            baselines=False,
-            progress=False,
-            device=run.config.device,
-        )
-        return {name: score.value for name, score in result.rows["trained"].items()}
+        return _scores(run, self._images.search_train, self._images.validation, protocol="knn", progress=False)
 
     def _judge_test(self, run: Run) -> dict[str, float]:
-        result = evaluate(
-            run,
-            self._images.train,
-            test=self._images.test,
-            protocol=("knn", "linear", "label_free"),
-            baselines=False,
-            progress=self._progress,
-            device=run.config.device,
-        )
-        return {name: score.value for name, score in result.rows["trained"].items()}
+        images, protocol = self._images, ("knn", "linear", "label_free")
+        return _scores(run, images.train, images.test, protocol=protocol, progress=self._progress)
 
     def _curve(self, config: PretrainConfig) -> dict[int, Evaluator]:
         """Evaluator of kNN accuracy along a run, on a sample of the images."""
         assert config.steps is not None
-        assert config.augment.mean is not None
-        assert config.augment.std is not None
-        preprocessing = Preprocessing(
-            image_size=config.augment.image_size,
-            mean=config.augment.mean,
-            std=config.augment.std,
-            channels=config.channels,
-        )
-        train, test = (preprocessing.open_store(source, progress=False) for source in self._curve_images)
+        preprocessing = Preprocessing.from_config(config)
+        if preprocessing not in self._curve_stores:
+            both = zip((self._images.train, self._images.test), CURVE_IMAGES, strict=True)
+            stores = [preprocessing.open_store(sample(source, most), progress=False) for source, most in both]
+            self._curve_stores[preprocessing] = stores
+        train, test = self._curve_stores[preprocessing]
         every = max(1, config.steps // CURVE_POINTS)
         return {every: knn_evaluator(train, test, preprocessing, precision=config.precision)}
-
-    @cached_property
-    def _curve_images(self) -> list[Any]:
-        both = (self._images.train, self._images.test)
-        return [sample(source, most) for source, most in zip(both, CURVE_IMAGES, strict=True)]
 
     def _result(self) -> Comparison:
         images = self._images
@@ -204,6 +181,11 @@ class Runner:
     def _say(self, line: str) -> None:
         if self._progress:
             print(line, file=sys.stderr, flush=True)
+
+
+def _scores(run: Run, train: Source, test: Source, **how: Any) -> dict[str, float]:
+    result = evaluate(run, train, test=test, baselines=False, device=run.config.device, **how)
+    return {name: score.value for name, score in result.rows["trained"].items()}
 
 
 def _words(settings: Mapping[str, Any]) -> str:

@@ -67,7 +67,7 @@ def run_trial(
     *,
     settings: Mapping[str, Any],
     loss: nn.Module | None = None,
-    evaluators: Mapping[int, Evaluator] | None = None,
+    evaluators: Callable[[], Mapping[int, Evaluator]] = dict,
     progress: bool = True,
 ) -> Trial:
     """Record of a trial, which is trained or goes on from its newest checkpoint, unless it has finished already.
@@ -79,7 +79,8 @@ def run_trial(
         judge: function from the finished run to its scores.
         settings: what to record as the trial's settings.
         loss: the module, for a loss of your own.
-        evaluators, progress: as for :func:`ssole.pretrain`.
+        evaluators: function that gives the evaluators, as for :func:`ssole.pretrain`; called only to train.
+        progress: as for :func:`ssole.pretrain`.
     """
     if (done := read_trial(folder)) is not None:
         return done
@@ -90,10 +91,10 @@ def run_trial(
     measured = forget_peak_memory(device) and not folder.exists()
     try:
         if (folder / "config.yaml").is_file():
-            run = api.resume(folder, data=data, loss=loss, evaluators=evaluators or {}, progress=progress)
+            run = api.resume(folder, data=data, loss=loss, evaluators=evaluators(), progress=progress)
         else:
             shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before it began
-            run = api.start(config, folder, data=data, loss=loss, evaluators=evaluators or {}, progress=progress)
+            run = api.start(config, folder, data=data, loss=loss, evaluators=evaluators(), progress=progress)
         memory = peak_memory(device) if measured else None
         record = _finished(record, run, judge(run), memory)
     except FAILURES as error:

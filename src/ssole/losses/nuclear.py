@@ -74,9 +74,8 @@ def kernel_norms(x_Nmn: Tensor, temperature: float) -> Tensor:
     K holds the kernel (:func:`ssole.losses.kernels.similarity_kernel`) of each pair of rows.
     """
     _, m, n = x_Nmn.shape
-    padded_Nmn = torch.nn.functional.pad(
-        x_Nmn, (0, max(0, m - n))
-    )  # zeros change no cosine, and rows are the short side
+    # Zeros change no cosine, and make the rows the short side.
+    padded_Nmn = torch.nn.functional.pad(x_Nmn, (0, max(0, m - n)))
     return _NuclearNorms.apply(padded_Nmn, _Wide(True, temperature=temperature))  # type: ignore[no-any-return]
 
 
@@ -205,7 +204,6 @@ class _Wide:
         # In place here and below: a pass over fresh memory of this size costs as much as the arithmetic.
         if self.normalize:
             c_Nmm.mul_(s_Nm[:, :, None]).mul_(s_Nm[:, None, :])
-        unit_Nmm = c_Nmm
         if self.temperature is not None:
             k_Nmm, slope_Nmm = similarity_kernel(c_Nmm, self.temperature)
             norms_N, a_Nmm = inverse_root(k_Nmm)
