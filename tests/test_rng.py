@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from ssole.rng import Use, bits, epoch_order, uniforms, uniforms_of_uses
+from ssole.rng import Use, bits, epoch_order, number, uniforms, uniforms_of_uses
 
 IDS, VIEWS = torch.arange(5000), torch.arange(4)
 
@@ -42,6 +42,8 @@ def test_the_format_is_pinned() -> None:
         key = fold(key, word)
     drawn = bits(123, 45, torch.tensor([678]), torch.tensor([3]), Use.GREY, 3)[0, 0, 2]
     assert int(drawn) & mask == key
+    zero = torch.zeros(1, dtype=torch.int64)
+    assert number(-3, 45, Use.LAYERS) == int(bits(-3, 45, zero, zero, Use.LAYERS, 1))
 
 
 def test_uniform_and_never_one() -> None:

@@ -73,9 +73,24 @@ def bits(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int
 
 
 def _image_keys(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-    # On the CPU: two numbers are not worth a kernel.
-    run = _fold(_fold(torch.zeros((), dtype=torch.int64), seed), epoch).item()
-    return _fold(_fold(ids, int(run))[:, None], views[None, :])
+    run = _fold_number(_fold_number(0, seed), epoch)
+    return _fold(_fold(ids, run)[:, None], views[None, :])
+
+
+def _fold_number(key: int, word: int) -> int:
+    """`_fold` of two plain numbers, for which no kernel is launched."""
+    x = ((key ^ word) + _GOLDEN) & _MASK
+    x = ((x ^ (x >> 30)) * _MIX1) & _MASK
+    x = ((x ^ (x >> 27)) * _MIX2) & _MASK
+    return x ^ (x >> 31)
+
+
+def number(seed: int, epoch: int, use: int) -> int:
+    """The first of :func:`bits` for image 0 and view 0, as a plain number and without a tensor."""
+    key = 0
+    for word in (seed, epoch, 0, 0, use, 0):
+        key = _fold_number(key, word)
+    return _signed(key)
 
 
 def uniforms(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int, n: int) -> torch.Tensor:

@@ -25,7 +25,7 @@ from ssole.losses.terms import named_terms
 from ssole.models.backbone import Encoder, create_encoder, feature_dim, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.models.cpu import speed_up_convolutions
-from ssole.rng import Use, bits
+from ssole.rng import Use, number
 from ssole.runtime import keep_freed_memory, resolve_precision
 from ssole.training.optim import create_optimizer, set_learning_rate
 from ssole.views import make_views
@@ -242,5 +242,4 @@ def _trainable_encoder(config: PretrainConfig, device: torch.device) -> Encoder:
 
 def _seed_layers(seed: int, step: int) -> None:
     """Seed torch's generator, which dropout and similar layers draw from, with a function of (seed, step)."""
-    number = bits(seed, step, torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64), Use.LAYERS, 1)
-    torch.manual_seed(int(number))
+    torch.manual_seed(number(seed, step, Use.LAYERS))

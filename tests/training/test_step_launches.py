@@ -1,0 +1,81 @@
+"""The training step on fake CUDA tensors: nothing in it waits for the host, and it launches few kernels.
+
+`benchmarks/launches.py` counts. A ceiling that breaks says which operators came in: run it with --operators.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import tiny
+from ssole.training.step import Learner
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+CEILINGS = {"views": 330, "loss": 280, "optimizer": 920}
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    return importlib.import_module("launches")
+
+
+@pytest.mark.parametrize("name", ["V = 2", "V = 2 + 2, of 32 and 24 px"])
+def test_a_step_launches_few_kernels(launches: ModuleType, name: str) -> None:
+    counted = launches.launches(launches.settings(**launches.SETTINGS[name]))
+    groups = 2 if "+" in name else 1
+    ceilings = {**CEILINGS, "views": groups * CEILINGS["views"]}
+    assert {part: counted.totals[part] for part in ceilings if counted.totals[part] > ceilings[part]} == {}
+
+
+# What counts is right
+
+
+def test_the_counter_sees_all_that_makes_the_host_wait(launches: ModuleType) -> None:
+    waits = {
+        "_local_scalar_dense": lambda x: float(x.sum()),
+        "is_nonzero": lambda x: bool((x > 0).any()),
+        "copy from cpu to cuda": lambda x: torch.tensor([1.0], device=x.device),
+        "copy from cuda to cpu": lambda x: x.cpu(),
+        "copy_ between host and device": lambda x: x.copy_(torch.zeros(4, 4)),
+        "_linalg_eigh": lambda x: torch.linalg.eigh(x),
+        "index_put_ by a mask": lambda x: x.index_put_((x > 0,), x.new_zeros(())),
+    }
+    with launches.fake_cuda():
+        x = torch.zeros(4, 4, device=launches.DEVICE)
+        for expected, wait in waits.items():
+            with launches.Launches() as counter:
+                wait(x)
+            assert [w.removeprefix("other: ") for w in counter.waits] in ([expected], ["_local_scalar_dense"])
+        with launches.Launches() as counter:
+            x @ x + x.mT[:2].reshape(4, 2).sum() * 2.0
+        assert counter.waits == []
+        with pytest.raises(Exception, match="nonzero"), launches.Launches() as counter:
+            x[x > 0]
+        assert counter.waits == ["other: index by a mask"]
+
+
+def test_the_counter_counts_kernels_and_not_views(launches: ModuleType) -> None:
+    with launches.fake_cuda(), launches.Launches() as counter:
+        x = torch.empty(4, 8, device=launches.DEVICE)
+        y = x.t()[1:].expand(7, 4) * 2 + 1  # two
+        torch._foreach_mul_([y] * 111, 2.0)  # two, as one launch takes 110 tensors
+        y.cpu()  # one
+        torch.ones(3) + 1  # on the host
+    assert counter.by_part["other"].total() == 5
+
+
+def test_the_walk_of_the_graph_gives_the_gradients_of_autograd(launches: ModuleType) -> None:
+    expected, walked = (Learner(tiny.config(), torch.device("cpu")) for _ in range(2))
+
+    views = [torch.randn(4, 2, 3, 8, 8)]
+    expected.loss_terms(expected.embed(views))["loss"].backward()
+    launches.backward(walked.loss_terms(walked.embed(views))["loss"])
+    for a, b in zip(expected.encoder.parameters(), walked.encoder.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
