@@ -30,6 +30,11 @@ def printable(text: str) -> str:
     return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def valid_text(text: str) -> str:
+    """Text that UTF-8 can encode: names of files may hold bytes that are no text. They are shown as ``\\udcff``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class ConfigError(ValueError):
     """Error for a setting that is unknown, of the wrong type or out of range. The message names it.
 

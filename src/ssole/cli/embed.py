@@ -30,13 +30,13 @@ def embed(argv: Sequence[str]) -> int:
       ssole embed runs/mine --data photos/
       ssole embed runs/mine --data photos/ --out photos.parquet
 
-    Similar images have features with a high cosine similarity.
+    Similar images have features with a high cosine similarity. When it is interrupted, the same command goes on from
+    there. For very many images, choose .parquet: memory does not grow with their number.
     """
-    from ssole.evaluation.evaluate import embed as compute
+    from ssole.evaluation.parts import embed_to_file
 
     args = parse(embed, EmbedArgs, argv)
     data = data_spec(args.data) or run_data(run_config(args.run), args.run)
-    embeddings = compute(args.run, data, device=args.device)
-    path = embeddings.save(args.out)
-    print(f"{len(embeddings.ids)} images, {embeddings.array.shape[1]} features each: {path}")
+    done = embed_to_file(args.run, data, args.out, device=args.device)
+    print(f"{done.images} images, {done.features} features each: {args.out}")
     return 0

@@ -71,11 +71,13 @@ def evaluate(
     overrides = {"image_size": image_size, "mean": mean, "std": std}
     how = {"device": resolve_device(device), "precision": precision, "progress": progress}
     scoring = Scoring(partial(open_data, data, test, seed=seed, progress=progress), protocol, views, seed, how)
-    models = [_load(one, load, overrides) for one in given]
+    models = [model_and_preprocessing(one, load, overrides) for one in given]
     scoring.add_models("trained" if len(models) == 1 else f"trained ({len(models)} runs)", models)
     if baselines:
         scoring.add_raw_pixels(models[0][1])
-        scoring.add_untrained([_load(one, untrained, overrides) for one in given if not isinstance(one, nn.Module)])
+        scoring.add_untrained(
+            [model_and_preprocessing(one, untrained, overrides) for one in given if not isinstance(one, nn.Module)]
+        )
     return scoring.result()
 
 
@@ -103,7 +105,9 @@ def embed(
         ValueError: unknown preprocessing, or features that are not finite.
     """
     device = resolve_device(device)
-    model, preprocessing = _load(model_or_run, load, {"image_size": image_size, "mean": mean, "std": std})
+    model, preprocessing = model_and_preprocessing(
+        model_or_run, load, {"image_size": image_size, "mean": mean, "std": std}
+    )
     store = preprocessing.open_store(open_source(data), progress=progress)
     array = extract(model, store, preprocessing, device=device, precision=precision, progress=progress).numpy()
     if store.unreadable:
@@ -171,8 +175,9 @@ def knn_evaluator(
     return evaluate_knn
 
 
-def _load(
+def model_and_preprocessing(
     model_or_run: ModelOrRun, loader: Callable[[Any], nn.Module], overrides: dict[str, Any]
 ) -> tuple[nn.Module, Preprocessing]:
+    """Model of what a user gave as model or run, and its preprocessing, of which `overrides` change a part."""
     model = model_or_run if isinstance(model_or_run, nn.Module) else loader(model_or_run)
     return model, Preprocessing.from_model(model, **overrides)

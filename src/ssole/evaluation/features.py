@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from ssole.errors import valid_text
 from ssole.evaluation.checks import check_features
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import write_atomically
@@ -67,20 +68,42 @@ def extract(
         ValueError: there are no images, or the features are not (B, F) or not finite.
     """
     store = _store(images, preprocessing)
+    features = torch.empty(0)
+
+    def keep(start: int, rows: Tensor) -> None:
+        nonlocal features
+        if not start:
+            with torch.inference_mode(False):  # a plain tensor, which autograd may use later
+                features = torch.empty(len(store), rows.shape[1])
+        features[start : start + len(rows)] = rows
+
+    how: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision, "progress": progress}
+    for_each_batch(model, store, preprocessing, keep, **how)
+    check_features(features, "features")
+    return features
+
+
+def for_each_batch(
+    model: nn.Module,
+    store: DecodedImages,
+    preprocessing: Preprocessing,
+    use: Callable[[int, Tensor], None],
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> None:
+    """Call ``use`` with the features (B, F) float32 of each batch, in order, and the position of its first image.
+
+    Arguments as for :func:`extract`. ``use`` runs in inference mode: what it keeps, it should copy.
+    """
     device = torch.device(device) if device is not None else _device_of(model)
     dtype = resolve_precision(precision, device)
-    features: Tensor | None = None
     with frozen(model, device), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         for start, batch in _batches(store, batch_size, progress=progress):
             inputs = preprocessing(batch, device=device)
-            rows = _as_rows(model(inputs.contiguous(memory_format=torch.channels_last)))
-            if features is None:
-                with torch.inference_mode(False):  # a plain tensor, which autograd may use later
-                    features = torch.empty(len(store), rows.shape[1])
-            features[start : start + len(rows)] = rows
-    assert features is not None  # _store refuses an empty one
-    check_features(features, "features")
-    return features
+            use(start, _as_rows(model(inputs.contiguous(memory_format=torch.channels_last))))
 
 
 def raw_pixels(images: DecodedImages | Source, preprocessing: Preprocessing, *, progress: bool = False) -> Tensor:
@@ -194,10 +217,12 @@ class Embeddings:
         from pyarrow import parquet
 
         flat = pa.array(np.ascontiguousarray(self.array).ravel())
-        columns = {"id": pa.array(self.ids), "embedding": pa.FixedSizeListArray.from_arrays(flat, self.array.shape[1])}
+        ids = pa.array([valid_text(name) for name in self.ids], type=pa.string())
+        columns = {"id": ids, "embedding": pa.FixedSizeListArray.from_arrays(flat, self.array.shape[1])}
         if self.labels is not None:
             columns["label"] = pa.array(self.labels)
             if self.classes is not None:
-                names = np.array([*self.classes, None], dtype=object)  # -1, an unknown label, has no name
+                known = [valid_text(name) for name in self.classes]
+                names = np.array([*known, None], dtype=object)  # -1, an unknown label, has no name
                 columns["class"] = pa.array(names[self.labels], type=pa.string())
         parquet.write_table(pa.table(columns), path)

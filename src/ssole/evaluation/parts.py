@@ -1,0 +1,256 @@
+"""Features of many images, computed in parts that survive an interruption, and the file made of them.
+
+A part is a parquet file with the features of up to 1,024 images. Parts lie in a folder of their own until the last one
+is there, so whoever is interrupted loses the part in work and no more. The memory needed does not grow with the number
+of images, except for their ids.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssole.data.base import Source, evenly_spaced
+from ssole.data.sources import open_source
+from ssole.errors import DataError, valid_text
+from ssole.evaluation.checks import check_features
+from ssole.evaluation.datasets import Subset
+from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
+from ssole.evaluation.features import Embeddings, for_each_batch
+from ssole.evaluation.preprocessing import Preprocessing
+from ssole.files import read_json, remove_leftovers, write_atomically, write_text_atomically
+from ssole.models.load import load
+from ssole.runtime import Precision, resolve_device, resolve_precision
+
+if TYPE_CHECKING:
+    from ssole.data.base import Spec
+
+PART = 1024
+"""Images of a part; a multiple of the batch size, so that batches are the same with and without an interruption."""
+_BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Features of the readable images of a source, in parquet files, in order."""
+
+    folder: Path
+    files: list[Path]
+    images: int
+    """Number of readable images."""
+    features: int
+    """Number of features F."""
+
+    def read(self) -> Iterator[Any]:
+        """Arrow tables of the parts, with the columns that :meth:`Embeddings.save` writes."""
+        from pyarrow import parquet
+
+        return (parquet.read_table(file) for file in self.files)
+
+    def remove(self) -> None:
+        """Remove the parts and their folder."""
+        shutil.rmtree(self.folder)
+
+
+def embed_to_file(
+    model_or_run: ModelOrRun,
+    data: Spec,
+    out: str | PathLike[str],
+    *,
+    device: torch.device | str = "auto",
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> Parts:
+    """Write the frozen features of every readable image of ``data`` to a file, as :meth:`Embeddings.save` does.
+
+    Unlike :func:`ssole.embed`, the work can be interrupted: its parts are kept in the folder ``OUT.parts``, and the
+    same call goes on from there. The file is then equal to that of a call without interruption. With ``.parquet``,
+    memory does not grow with the number of images; with ``.npz``, it does in the end.
+
+    Args:
+        model_or_run, data, device, precision, progress: as for :func:`ssole.embed`.
+        out: file to write, ``.npz`` or ``.parquet``. An older file is replaced when the new one is complete.
+
+    Returns:
+        What the file was made of. The parts themselves are removed.
+
+    Raises:
+        DataError: data that cannot be opened, too many unreadable images, or parts of another call in the folder.
+        ValueError: another suffix, unknown preprocessing, or features that are not finite.
+        KeyboardInterrupt: Ctrl-C; the message says how much was done.
+    """
+    out = Path(out)
+    if out.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"cannot write embeddings to {out.name!r}: end the name in .npz or .parquet")
+    model, preprocessing = model_and_preprocessing(model_or_run, load, {})
+    source = open_source(data)
+    folder = out.with_name(out.name + ".parts")
+    parts = embed_parts(model, preprocessing, source, folder, device=device, precision=precision, progress=progress)
+    if out.suffix == ".parquet":
+        write_atomically(out, lambda path: _join(parts, path))
+    else:
+        _together(parts, source).save(out)
+    parts.remove()
+    return parts
+
+
+def embed_parts(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    source: Source,
+    folder: Path,
+    *,
+    device: torch.device | str = "auto",
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> Parts:
+    """Compute the features of a source in parts, those that are missing in the folder. Raises as `embed_to_file`."""
+    device = resolve_device(device)
+    _require_same_work(folder, _work(model, preprocessing, source, device, precision))
+    remove_leftovers(folder)
+    files = [folder / f"{start:010}.parquet" for start in range(0, len(source), PART)]
+    done = next((number for number, file in enumerate(files) if not file.exists()), len(files))
+    if done < len(files):
+        positions = torch.arange(done * PART, len(source))
+        with preprocessing.open_store(source, memory_limit=0, progress=progress) as store:
+            writer = _PartWriter(Subset(store=store, positions=positions, labels=positions), files[done:])
+            try:
+                how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
+                for_each_batch(model, writer.images, preprocessing, writer.add, batch_size=_BATCH, **how)
+            except KeyboardInterrupt:
+                kept = min((done + writer.written) * PART, len(source))
+                raise KeyboardInterrupt(
+                    f"stopped; the features of {kept:,} of {len(source):,} images are kept in {folder}, and the same "
+                    "command goes on from there"
+                ) from None
+    return _counted(folder, files, source)
+
+
+class _PartWriter:
+    """Receiver of batches of features, which writes each part when it is complete."""
+
+    def __init__(self, images: Subset, files: list[Path]) -> None:
+        self.images, self._files = images, files
+        self._rows: list[Tensor] = []
+        self.written = 0
+
+    def add(self, start: int, rows: Tensor) -> None:
+        self._rows.append(rows.cpu())
+        end = start + len(rows)
+        if end % PART and end < len(self.images):
+            return
+        features = torch.cat(self._rows)
+        check_features(features, "features")
+        store = self.images.store
+        first = int(self.images.positions[end - len(features)])
+        readable = first + np.flatnonzero(store.readable[first : first + len(features)])
+        embeddings = Embeddings(
+            array=features.numpy()[readable - first],
+            ids=[store.source.id(i) for i in readable.tolist()],
+            labels=None if store.source.labels is None else store.source.labels[readable],
+            classes=store.source.classes,
+        )
+        embeddings.save(self._files[self.written])
+        self.written += 1
+        self._rows = []
+
+
+def backbone_digest(model: nn.Module, preprocessing: Preprocessing) -> str:
+    """SHA-256 of a model's weights, with their names, and of its preprocessing: equal features need an equal digest."""
+    digest = hashlib.sha256(repr(preprocessing).encode())
+    for name, weights in model.state_dict().items():
+        digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
+        digest.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _work(
+    model: nn.Module, preprocessing: Preprocessing, source: Source, device: torch.device, precision: Precision
+) -> dict[str, Any]:
+    """All that the features depend on."""
+    return {
+        "images": len(source),
+        "contents": _contents(source),
+        "backbone": backbone_digest(model, preprocessing),
+        "device": device.type,
+        "precision": str(resolve_precision(precision, device)),
+    }
+
+
+def _contents(source: Source) -> str:
+    """Hash of a source's ids, of its files' sizes and times, and of a few images, since not every source has files."""
+    digest = hashlib.sha256((source.fingerprint() or source.ids_fingerprint).encode())
+    for i in evenly_spaced(len(source), 8):
+        try:
+            image = source.read(i)
+        except DataError:
+            continue
+        digest.update(image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()
+
+
+def _require_same_work(folder: Path, work: dict[str, Any]) -> None:
+    """Make the folder of the parts, or check that its parts are those of this work."""
+    file = folder / "work.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(file, json.dumps(work, indent=1) + "\n")
+        return
+    found = read_json(file)
+    if others := [
+        f"{name} {found.get(name)!r} instead of {value!r}" for name, value in work.items() if found.get(name) != value
+    ]:
+        raise DataError(
+            f"{folder} holds parts of interrupted work on something else ({'; '.join(others)}): remove that folder to "
+            "begin anew, or choose another --out"
+        )
+
+
+def _counted(folder: Path, files: list[Path], source: Source) -> Parts:
+    """The parts with their counts; a warning names images that could not be read."""
+    from pyarrow import parquet
+
+    headers = [parquet.read_metadata(file) for file in files]
+    counts = [header.num_rows for header in headers]
+    missing = len(source) - sum(counts)
+    if missing:
+        short = next(number for number, count in enumerate(counts) if count < min(PART, len(source) - number * PART))
+        known = set(parquet.read_table(files[short], columns=["id"])["id"].to_pylist())
+        names = (valid_text(source.id(i)) for i in range(short * PART, len(source)))
+        first = next(name for name in names if name not in known)
+        warnings.warn(f"{missing} of {len(source)} images cannot be read and are left out: {first}, ...", stacklevel=3)
+    width = parquet.read_schema(files[0]).field("embedding").type.list_size
+    return Parts(folder=folder, files=files, images=sum(counts), features=width)
+
+
+def _join(parts: Parts, path: Path) -> None:
+    from pyarrow import parquet
+
+    with parquet.ParquetWriter(path, parquet.read_schema(parts.files[0])) as writer:
+        for table in parts.read():
+            writer.write_table(table)
+
+
+def _together(parts: Parts, source: Source) -> Embeddings:
+    """All parts in memory."""
+    array = np.empty((parts.images, parts.features), dtype=np.float32)
+    ids: list[str] = []
+    labels: list[int] = []
+    for table in parts.read():
+        rows = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, parts.features)
+        array[len(ids) : len(ids) + len(rows)] = rows
+        ids += table["id"].to_pylist()
+        labels += table["label"].to_pylist() if "label" in table.column_names else []
+    known = None if source.labels is None else np.array(labels, dtype=np.int64)
+    return Embeddings(array=array, ids=ids, labels=known, classes=source.classes)
