@@ -86,6 +86,20 @@ def test_a_run_without_checkpoints(run: Run) -> None:
     assert load_checkpoint(run, model, create_optimizer(model, OptimConfig())) is None
 
 
+@pytest.mark.parametrize(
+    ("saved", "kept"),
+    [((5, 10, 12), [10, 12]), ((5, 12, 13), [5, 13]), ((5, 10, 12, 13, 14), [10, 14]), ((2, 3), [2, 3])],
+)
+def test_the_newest_regular_one_is_kept_beside_those_of_interruptions(
+    run: Run, saved: tuple[int, ...], kept: list[int]
+) -> None:
+    model, optimizer = trained("sgd")
+    for step in saved:
+        done = Progress(step=step, images=9, seconds=0.0)
+        save_checkpoint(run, model, optimizer, done, is_regular=lambda step: step % 5 == 0)
+    assert checkpoint_steps(run) == kept
+
+
 def test_the_newest_two_are_kept(run: Run) -> None:
     save(run, 1, 2, 3, 10)
     assert checkpoint_steps(run) == [3, 10]

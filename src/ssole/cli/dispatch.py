@@ -20,6 +20,7 @@ from ssole.cli.embed import embed
 from ssole.cli.eval import evaluate
 from ssole.cli.export import export
 from ssole.cli.pretrain import pretrain
+from ssole.cli.replay import replay
 from ssole.cli.report import report
 from ssole.cli.views import views
 from ssole.data.tiff import silence_tiff_libraries
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "embed": embed,
     "export": export,
     "views": views,
+    "replay": replay,
 }
 
 

@@ -206,6 +206,8 @@ class PretrainConfig:
     """Compile the encoder (half a minute); `auto`: where it saves time (small images on a CPU, 500 steps or more)."""
     deterministic: bool = False
     """Same result to the last bit on a CPU with as many threads, also after interruptions. A little slower."""
+    guardian: Literal["auto", "off"] = "auto"
+    """`auto`: a step that fails is tried again at lower learning rates, and a run that collapses is stopped."""
     checkpoint_every: int | None = None
     """Steps between checkpoints, in addition to one after every epoch."""
     log_every: int = 10

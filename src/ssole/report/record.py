@@ -74,7 +74,7 @@ class Record:
     @property
     def evaluated(self) -> list[str]:
         """Names of the figures that evaluators wrote while training, such as `knn20`."""
-        keys = {key for row in self.metrics if "loss" not in row for key in row}
+        keys = {key for row in self.metrics if not {"loss", "guardian"} & row.keys() for key in row}
         return sorted(keys - _NO_TERMS)
 
     @property

@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -40,8 +40,18 @@ class Progress:
     """Training time of the whole run so far."""
 
 
-def save_checkpoint(run: Run, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write a checkpoint of modules by name and their optimizer; remove all but the newest two.
+def save_checkpoint(
+    run: Run,
+    modules: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    *,
+    is_regular: Callable[[int], bool] = lambda step: True,
+) -> None:
+    """Write a checkpoint of modules by name and their optimizer; remove all but it and the newest regular one before.
+
+    Regular checkpoints are those that an undisturbed run writes too. A run that fails goes back to one of them, so that
+    the result does not depend on where it was interrupted.
 
     Raises:
         OSError: it cannot be written. The checkpoints before it are untouched.
@@ -54,7 +64,8 @@ def save_checkpoint(run: Run, modules: nn.ModuleDict, optimizer: torch.optim.Opt
     with writing(run, f"the checkpoint of step {progress.step}"):
         write_atomically(tensors, lambda path: save_file(plain, path))
         write_text_atomically(stem.with_suffix(".json"), _description(asdict(progress) | {"tensors": _digest(tensors)}))
-        _remove_all_but([step for step in checkpoint_steps(run) if step <= progress.step][-_KEEP:], run)
+        earlier = [step for step in checkpoint_steps(run) if step < progress.step]
+        _remove_all_but([*sorted(earlier, key=lambda step: (is_regular(step), step))[1 - _KEEP :], progress.step], run)
 
 
 def require_space(run: Run, modules: nn.ModuleDict) -> None:
@@ -72,6 +83,11 @@ def require_space(run: Run, modules: nn.ModuleDict) -> None:
 def checkpoint_steps(run: Run) -> list[int]:
     """Steps of the run's checkpoints, oldest first."""
     return sorted(step for path, step in _files(run) if path.suffix == ".json")
+
+
+def remove_checkpoints_after(run: Run, step: int) -> None:
+    """Remove the checkpoints of later steps."""
+    _remove_all_but([kept for kept in checkpoint_steps(run) if kept <= step], run)
 
 
 def load_checkpoint(

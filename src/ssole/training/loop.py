@@ -9,22 +9,24 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 
 import torch
 from torch import nn
 
-from ssole.config import ConfigError
+from ssole.config import ConfigError, PretrainConfig
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.models.load import backbone_metadata
 from ssole.runtime import resolve_precision, torch_state
 from ssole.training.checkpoint import Progress, load_checkpoint, require_space, save_backbone, save_checkpoint
 from ssole.training.feed import Feed, Plan
+from ssole.training.guardian import Guardian
 from ssole.training.monitor import Evaluator, Monitor
 from ssole.training.optim import learning_rate
 from ssole.training.run import Run, record_unreadable, rewind
-from ssole.training.step import Learner
+from ssole.training.step import Learner, NonFiniteLossError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -52,7 +54,9 @@ def train(
     """
     config, evaluators = run.config, _checked(evaluators or {})
     learner = Learner(config, device, loss=loss, labels=store.labels)
+    guardian = Guardian(run, learner, plan.images, is_regular=partial(_ends_in_checkpoint, config, plan))
     done = _resume(run, learner, plan)
+    guardian.read_metrics()
     feed = Feed(store, device)
     monitor = Monitor(run, _title(learner, plan), total=plan.total, done=done, feed=feed, progress=progress)
 
@@ -61,30 +65,55 @@ def train(
             with monitor.preparing("compiling the encoder: up to half a minute"):
                 learner.compile(stopping=lambda: bool(stop.requested))
 
-        for step, epoch, ids, images in feed.batches(plan, done.step):
-            lr = learning_rate(step, plan.total, config.optim)
-            terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr)
-            last, stopping = step + 1 == plan.total, stop.requested
-            monitor.advance(len(ids))
-
-            if last or _due(step, config.log_every):
-                learner.check_losses()
-                monitor.log(epoch, lr, terms, z_BVD)
-
-            for evaluator in (f for every, f in evaluators.items() if last or _due(step, every)):
-                monitor.evaluate(evaluator, learner.encoder.backbone)
-                learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
-
-            if last or _due(step, config.checkpoint_every) or plan.ends_epoch(step) or stopping:
-                record_unreadable(run, store.unreadable)
-                _save(run, learner, monitor, Progress(step + 1, len(store), monitor.seconds))
-
-            if stopping and not last:
-                how = f"go on with: ssole pretrain --resume {run.path}"
-                raise Interrupted(f"stopped after step {step + 1}; {how}", stopping)
+        while learner.steps_done < plan.total:
+            try:
+                _take_steps(run, store, plan, learner, guardian, feed, monitor, evaluators, stop)
+            except NonFiniteLossError as error:
+                monitor.go_back(*guardian.recover(error))
 
     save_backbone(run, learner.encoder.backbone, backbone_metadata(config))
     return run
+
+
+def _take_steps(
+    run: Run,
+    store: ImageStore,
+    plan: Plan,
+    learner: Learner,
+    guardian: Guardian,
+    feed: Feed,
+    monitor: Monitor,
+    evaluators: Mapping[int, Evaluator],
+    stop: Stop,
+) -> None:
+    """Train from where the learner is to the end of the run."""
+    config = run.config
+    for step, epoch, ids, images in feed.batches(plan, learner.steps_done):
+        lr = guardian.rate * learning_rate(step, plan.total, config.optim)
+        terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr)
+        last, stopping = step + 1 == plan.total, stop.requested
+        monitor.advance(len(ids))
+
+        if last or _due(step, config.log_every):
+            learner.check_losses()
+            monitor.log(epoch, lr, terms, z_BVD)
+
+        for evaluator in (f for every, f in evaluators.items() if last or _due(step, every)):
+            monitor.evaluate(evaluator, learner.encoder.backbone)
+            learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
+
+        if _ends_in_checkpoint(config, plan, step + 1) or stopping:
+            record_unreadable(run, store.unreadable)
+            _save(run, learner, monitor, guardian, Progress(step + 1, len(store), monitor.seconds))
+
+        if stopping and not last:
+            how = f"go on with: ssole pretrain --resume {run.path}"
+            raise Interrupted(f"stopped after step {step + 1}; {how}", stopping)
+
+
+def _ends_in_checkpoint(config: PretrainConfig, plan: Plan, step: int) -> bool:
+    """Whether a step, counted from 1, ends with a checkpoint in an undisturbed run."""
+    return step == plan.total or _due(step - 1, config.checkpoint_every) or plan.ends_epoch(step - 1)
 
 
 def _checked(evaluators: Mapping[int, Evaluator]) -> Mapping[int, Evaluator]:
@@ -131,11 +160,12 @@ def _require_no_progress(run: Run, plan: Plan) -> None:
         )
 
 
-def _save(run: Run, learner: Learner, monitor: Monitor, done: Progress) -> None:
+def _save(run: Run, learner: Learner, monitor: Monitor, guardian: Guardian, done: Progress) -> None:
     """Write a checkpoint of weights that are known to be finite, after the metrics up to it are on the disk."""
     learner.check_weights()
     monitor.flush()
-    save_checkpoint(run, learner.modules, learner.optimizer, done)
+    save_checkpoint(run, learner.modules, learner.optimizer, done, is_regular=guardian.is_regular)
+    guardian.saved(done.step)
 
 
 def _title(learner: Learner, plan: Plan) -> str:

@@ -22,7 +22,7 @@ from ssole.progress import duration
 from ssole.spectrum import effective_rank
 from ssole.training.checkpoint import Progress
 from ssole.training.feed import Feed
-from ssole.training.run import Run, writing
+from ssole.training.run import Run, rewind, writing
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 """Function from the backbone to named figures, such as {"knn20": 0.83}."""
@@ -130,6 +130,20 @@ class Monitor:
         self._paused += time.perf_counter() - begin
         self._write({"step": self._step, "seconds": round(self.seconds, 3), **figures})
         self._screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+
+    def go_back(self, done: Progress, intervention: Mapping[str, Any]) -> None:
+        """Continue from an earlier step: later metrics are removed, and the intervention is written in their place."""
+        row = {"step": done.step, "seconds": round(self.seconds, 3), **intervention}
+        if self._file is not None:
+            self._file.close()
+        self._step, self._file = done.step, None
+        with writing(self._run, "metrics.jsonl"):
+            rewind(self._run, done.step, row)
+        if self._board is not None:
+            self._board.close()
+            self._board = _tensorboard(self._run.path / "tensorboard", done.step)
+        told = ", ".join(f"{name} {value}" for name, value in intervention.items() if name != "guardian")
+        self._screen.print_line(f"guardian: back to step {done.step}, {intervention['guardian']} ({told})")
 
     def flush(self) -> None:
         """Flush the metrics to the disk, so that a power cut leaves those up to each checkpoint."""

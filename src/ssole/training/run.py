@@ -7,6 +7,7 @@ NAME/  config.yaml            every setting
        backbone.safetensors   the final weights
        unreadable.jsonl       images that could not be read, if any
        images.json            see ssole.training.images
+       failures/              see ssole.training.replay; if any
        .lock                  held by the process that trains
 """
 
@@ -243,13 +244,13 @@ def _leaves(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str,
             yield group + name, value
 
 
-def rewind(run: Run, step: int) -> None:
-    """Remove leftovers and the metrics after `step`; a resumed run writes these metrics again."""
+def rewind(run: Run, step: int, *more: dict[str, Any]) -> None:
+    """Remove leftovers and the metrics after `step`, which will be written again. `more` rows are added."""
     remove_leftovers(run.path)
     remove_leftovers(run.checkpoints)
     path, rows = run.path / "metrics.jsonl", run.metrics
-    if path.exists():
-        _write_lines(path, [row for row in rows if row["step"] <= step])
+    if path.exists() or more:
+        _write_lines(path, [*(row for row in rows if row["step"] <= step), *more])
 
 
 def record_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:

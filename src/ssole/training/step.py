@@ -35,14 +35,23 @@ _HINT = "Training has left the region where it can learn: lower optim.lr, or set
 
 
 class NonFiniteLossError(FloatingPointError):
-    """NaN or infinity in the loss or in the weights; the message names the step, counted from 1.
+    """NaN or infinity in the loss, its gradient or the weights; the message names the step, counted from 1.
 
     No checkpoint is written after the last good one.
     """
 
-    def __init__(self, step: int, what: str) -> None:
-        super().__init__(f"step {step}: {what}. {_HINT}")
-        self.step = step
+    def __init__(self, step: int, what: str, hint: str = _HINT) -> None:
+        super().__init__(f"step {step}: {what}. {hint}")
+        self.step, self.what = step, what
+
+
+class Batch(NamedTuple):
+    """What a training step was given."""
+
+    images: ImageBatch
+    ids: torch.Tensor
+    epoch: int
+    lr: float
 
 
 class StepResult(NamedTuple):
@@ -73,6 +82,10 @@ class Learner:
         modules: encoder and loss by name: all that has weights to be trained and saved.
         optimizer: over all parameters of these modules.
         steps_done: number of steps taken so far; a restored checkpoint sets it.
+        labels: of all images, if the loss needs them, else None.
+        is_compiled: whether the encoder is compiled.
+        watch: where losses and norms of gradients are checked.
+        batch: what the newest step was given.
     """
 
     def __init__(
@@ -89,11 +102,13 @@ class Learner:
         self.encoder = _trainable_encoder(config, device)
         self.loss = (create_loss(config, self.encoder, labels) if loss is None else loss).to(device).train()
         needs_labels = bool(getattr(self.loss, "needs_labels", False))
-        self._labels = torch.from_numpy(labels) if needs_labels and labels is not None else None
+        self.labels = torch.from_numpy(labels) if needs_labels and labels is not None else None
         self.modules = nn.ModuleDict({"encoder": self.encoder, "loss": self.loss})
         self.optimizer = create_optimizer(self.modules, config.optim)
         self.steps_done = 0
-        self._watch = LossWatch(device)
+        self.watch = LossWatch(device)
+        self.batch: Batch | None = None
+        self.is_compiled = False
 
     def step(self, images: ImageBatch, ids: torch.Tensor, *, epoch: int, lr: float) -> StepResult:
         """Take one training step on a batch of images.
@@ -105,12 +120,14 @@ class Learner:
             lr: learning rate of this step.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite. On an accelerator, :meth:`check_losses` raises it later.
+            NonFiniteLossError: the loss or its gradient is NaN or infinite, and the weights are as they were. On an
+                accelerator, :meth:`check_losses` raises it later.
         """
+        self.batch = Batch(images, ids, epoch, lr)
         views = make_views(images, ids, recipe=self.config.augment, seed=self.config.seed, epoch=epoch)
         if self.steps_done == 0 and self.config.model.stem_init == "whitening":
             whiten_stem(self.encoder.backbone, views[0].flatten(0, 1))
-        labels = () if self._labels is None else (self._labels[ids.cpu()].to(self.device),)
+        labels = () if self.labels is None else (self.labels[ids.cpu()].to(self.device),)
         return self.step_on_views(views, *labels, lr=lr)
 
     def step_on_views(self, views: list[torch.Tensor], *labels: torch.Tensor, lr: float) -> StepResult:
@@ -119,7 +136,7 @@ class Learner:
         _seed_layers(self.config.seed, self.steps_done)
         z_BVD = self.embed(views)
         terms = self.loss_terms(z_BVD, *labels)
-        self._watch.add(self.steps_done + 1, terms["loss"])
+        self.watch.add(self.steps_done + 1, terms["loss"], "the loss")
         self.descend(terms["loss"])
         self.steps_done += 1
         return StepResult(terms, z_BVD)
@@ -139,29 +156,33 @@ class Learner:
         try:
             return named_terms(self.loss, z_BVD, *labels)
         except (EmbeddingError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
+            self.watch.check()  # on an accelerator, an earlier step may have failed
             raise NonFiniteLossError(self.steps_done + 1, str(error)) from error
 
     def descend(self, loss: torch.Tensor) -> None:
         """Gradient of the loss, clipped if the config says so, and the optimizer's update."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self.modules.parameters() if p.grad is not None])
+        self.watch.add(self.steps_done + 1, norm, "the norm of its gradient")
         if self.config.optim.clip_grad_norm is not None:
-            nn.utils.clip_grad_norm_(self.modules.parameters(), self.config.optim.clip_grad_norm)
+            nn.utils.clip_grads_with_norm_(self.modules.parameters(), self.config.optim.clip_grad_norm, norm)
         self.optimizer.step()
 
     def check_losses(self) -> None:
-        """Raise NonFiniteLossError if any loss since the last check was NaN or infinite."""
-        self._watch.check()
+        """Raise NonFiniteLossError if any loss or gradient since the last check was NaN or infinite."""
+        self.watch.check()
 
     def check_weights(self) -> None:
         """Raise NonFiniteLossError if any loss or weight is NaN or infinite. To be called before weights are saved.
 
-        A finite loss may have had an infinite gradient.
+        The update itself may have overflowed.
         """
         self.check_losses()
-        floats = [tensor for tensor in self.modules.state_dict().values() if tensor.is_floating_point()]
-        if not bool(torch.stack([tensor.isfinite().all() for tensor in floats]).all()):
-            raise NonFiniteLossError(self.steps_done, "it left weights that are not finite")
+        floats = {name: tensor for name, tensor in self.modules.state_dict().items() if tensor.is_floating_point()}
+        finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
+        if bad := [name for name, good in zip(floats, finite, strict=True) if not good]:
+            raise NonFiniteLossError(self.steps_done, f"it left weights that are not finite ({_listed(bad)})")
 
     def wants_compiling(self, steps: int) -> bool:
         """Whether a run of so many steps compiles the encoder: as its config says, or where it is known to pay."""
@@ -175,35 +196,49 @@ class Learner:
             for crop in config.augment.crops
         ]
         required = config.compile == "always"
-        return compile_encoder(self.encoder, lambda: self.embed(views), required=required, stopping=stopping)
+        self.is_compiled = compile_encoder(
+            self.encoder, lambda: self.embed(views), required=required, stopping=stopping
+        )
+        return self.is_compiled
 
 
 class LossWatch:
-    """Check that raises NonFiniteLossError at the first loss that is NaN or infinite.
+    """Check that raises NonFiniteLossError at the first value, such as a loss, that is NaN or infinite.
 
     On a CPU it looks at once. Looking makes an accelerator wait, so there it looks when :meth:`check` is called, which
     must be before anything is logged or saved. It still names the first such step.
+
+    Attributes:
+        at_once_until: step up to which it looks at once on an accelerator too.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._at_once = device.type == "cpu"
-        self._losses: list[tuple[int, torch.Tensor]] = []
+        self._is_cpu, self.at_once_until = device.type == "cpu", 0
+        self._values: list[tuple[int, str, torch.Tensor]] = []
 
-    def add(self, step: int, loss: torch.Tensor) -> None:
-        """Add the loss of a step, counted from 1."""
-        self._losses.append((step, loss.detach()))
-        if self._at_once:
+    def looks_at_once(self, step: int) -> bool:
+        """Whether the values of a step, counted from 1, are looked at before its weights are updated."""
+        return self._is_cpu or step <= self.at_once_until
+
+    def add(self, step: int, value: torch.Tensor, name: str) -> None:
+        """Add a value of a step, counted from 1."""
+        self._values.append((step, name, value.detach()))
+        if self.looks_at_once(step):
             self.check()
 
     def check(self) -> None:
-        """Look at all losses since the last check."""
-        if not self._losses:
+        """Look at all values since the last check."""
+        if not self._values:
             return
-        steps, losses = zip(*self._losses, strict=True)
-        self._losses = []
-        for step, loss in zip(steps, torch.stack(losses).tolist(), strict=True):
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(step, f"the loss is {loss}")
+        steps, names, values = zip(*self._values, strict=True)
+        self._values = []
+        for step, name, value in zip(steps, names, torch.stack([v.double() for v in values]).tolist(), strict=True):
+            if not math.isfinite(value):
+                raise NonFiniteLossError(step, f"{name} is {value}")
+
+
+def _listed(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int64] | None = None) -> nn.Module:

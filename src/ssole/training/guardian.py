@@ -1,0 +1,113 @@
+"""Guardian: what a run does about a loss that is not finite.
+
+It goes back to the newest regular checkpoint and on at half the learning rate, three times at most. What it did stands
+in metrics.jsonl, at the step that it went back to, and it remembers nothing else. So an interrupted run goes on as it
+would have without the interruption.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint, remove_checkpoints_after
+from ssole.training.replay import save_bundle
+from ssole.training.run import Run
+from ssole.training.step import Learner, NonFiniteLossError
+
+FACTOR = 0.5
+"""Factor of the learning rate after a failure, for the rest of the run."""
+TRIES = 3
+"""Times that a run goes on at a lower rate. The next failure ends it."""
+
+
+class Guardian:
+    """Guardian of a run. To be made before the run is resumed, while the learner has its initial weights.
+
+    Args:
+        run: the run, whose config may switch the guardian off.
+        learner: its learner.
+        images: number of images, for the record of progress.
+        is_regular: whether a step ends with a checkpoint in an undisturbed run too.
+
+    Attributes:
+        rate: factor of the learning rate.
+    """
+
+    def __init__(self, run: Run, learner: Learner, images: int, is_regular: Callable[[int], bool]) -> None:
+        self._run, self._learner, self._images, self.is_regular = run, learner, images, is_regular
+        self._is_on, self.rate = learner.config.guardian == "auto", 1.0
+        self._lowered = 0
+        self._initial: dict[str, torch.Tensor] | None = None
+        if self._is_on and not self._regular_steps():
+            self._initial = {name: tensor.cpu().clone() for name, tensor in learner.modules.state_dict().items()}
+
+    def read_metrics(self) -> None:
+        """Take up what the guardian of an interrupted process had done, as metrics.jsonl tells it."""
+        rates = [row["rate"] for row in self._run.metrics if row.get("guardian") == "lower rate"]
+        self._lowered, self.rate = len(rates), FACTOR ** len(rates)
+
+    def saved(self, step: int) -> None:
+        """Note that a checkpoint was written: the initial weights are no longer needed."""
+        if self.is_regular(step):
+            self._initial = None
+
+    def recover(self, error: NonFiniteLossError) -> tuple[Progress, dict[str, Any]]:
+        """Put the learner back to the last good state: where training goes on, and the intervention for metrics.jsonl.
+
+        On an accelerator, failures are found some steps late. Then the steps are taken again, and each is looked at:
+        only so does the replay bundle hold the weights from before the failure.
+
+        Raises:
+            NonFiniteLossError: the guardian is off, or lower rates have not helped.
+        """
+        if not self._is_on:
+            raise error
+        facts = {"failed": error.step, "reason": error.what}
+        if not self._learner.watch.looks_at_once(error.step):
+            self._learner.watch.at_once_until = error.step
+            return self._go_back(), {"guardian": "look at each step", **facts}
+        bundle = self._save_bundle(error)
+        if self._lowered == TRIES:
+            raise NonFiniteLossError(error.step, error.what, _explanation(bundle)) from error
+        self._lowered += 1
+        self.rate = FACTOR**self._lowered
+        kept = str(bundle.relative_to(self._run.path)) if bundle else None
+        return self._go_back(), {"guardian": "lower rate", "rate": self.rate, **facts, "bundle": kept}
+
+    def _save_bundle(self, error: NonFiniteLossError) -> Path | None:
+        try:
+            return save_bundle(self._run, self._learner, error)
+        except OSError as problem:
+            warnings.warn(f"no replay bundle of step {error.step} could be written: {problem}", stacklevel=4)
+            return None
+
+    def _regular_steps(self) -> list[int]:
+        return [step for step in checkpoint_steps(self._run) if self.is_regular(step)]
+
+    def _go_back(self) -> Progress:
+        """Restore the newest regular checkpoint, or else the initial weights. Later checkpoints are removed.
+
+        They are removed before the intervention is written. If the process is killed in between, the run comes to the
+        same failure again.
+        """
+        learner, steps = self._learner, self._regular_steps()
+        remove_checkpoints_after(self._run, max(steps, default=0))
+        done = load_checkpoint(self._run, learner.modules, learner.optimizer) if steps else None
+        if done is None:
+            assert self._initial is not None  # kept until there is a regular checkpoint
+            learner.modules.load_state_dict(self._initial)
+            learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": {}})
+            done = Progress(0, self._images, seconds=0.0)
+        learner.steps_done = done.step
+        return done
+
+
+def _explanation(bundle: Path | None) -> str:
+    rates = ", ".join(f"{FACTOR**n:g}" for n in range(1, TRIES + 1))
+    hint = f"It failed at {rates} times the learning rate too: lower optim.lr by more, or set optim.warmup_steps or "
+    return f"{hint}clip_grad_norm" + (f". To look at the step: ssole replay {bundle}" if bundle else "")

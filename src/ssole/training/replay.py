@@ -1,0 +1,207 @@
+"""Replay bundles: all that a failed training step was made of, so that it can be taken again and looked at.
+
+failures/step-00000012/  tensors.safetensors   weights before the step, its images, their indices, and labels if used
+                         step.json             step, epoch, seed, learning rate, what failed, and every setting
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssole.config import ConfigError, from_dict, to_dict
+from ssole.files import read_json, require_regular, write_atomically, write_text_atomically
+from ssole.runtime import resolve_device, torch_state
+from ssole.training.run import Run, environment
+from ssole.training.step import Batch, Learner, NonFiniteLossError
+
+_LISTED = 5  # layers or weights that are named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """What came of a step that was taken again."""
+
+    step: int
+    recorded: str
+    """What failed in the run."""
+    found: str | None
+    """What failed now, or None."""
+    reproduced: bool
+    """Whether the same failed as in the run."""
+    weights: list[str]
+    """Weights that were not finite before the step."""
+    layers: list[str]
+    """First layers whose output was not finite, in the order of the forward pass."""
+    gradients: list[str]
+    """Weights whose gradient was not finite."""
+    notes: list[str]
+    """How this machine differs from that of the run."""
+
+
+def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError) -> Path:
+    """Write the bundle of a step that failed before it updated the weights; its path.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    assert learner.batch is not None
+    batch, config = learner.batch, learner.config
+    folder = run.path / "failures" / f"step-{error.step:08d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"weights.{name}": tensor for name, tensor in learner.modules.state_dict().items()}
+    tensors |= {"images": batch.images} if isinstance(batch.images, torch.Tensor) else _numbered(batch.images)
+    tensors |= {"ids": batch.ids} | ({} if learner.labels is None else {"labels": learner.labels})
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_atomically(folder / "tensors.safetensors", lambda path: save_file(plain, path))
+    facts = {
+        "step": error.step,
+        "what": error.what,
+        "epoch": batch.epoch,
+        "lr": batch.lr,
+        "seed": config.seed,
+        "ids": batch.ids.tolist(),
+        "device": str(learner.device),
+        "compiled": learner.is_compiled,
+        "environment": environment(),
+        "settings": to_dict(config),
+    }
+    write_text_atomically(folder / "step.json", json.dumps(facts, indent=1) + "\n")
+    return folder
+
+
+def _numbered(images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"images.{number:06d}": image for number, image in enumerate(images)}
+
+
+def replay(path: Path, *, loss: nn.Module | None = None) -> Replay:
+    """Take the step of a bundle again, from the same weights, images and random numbers.
+
+    On the same machine, the same value is not finite. On another, last digits differ, and it may be finite.
+
+    Args:
+        path: folder of the bundle.
+        loss: the module, if the run was started with one.
+
+    Raises:
+        ConfigError: not a bundle, or a damaged one.
+    """
+    facts, tensors = _read(path)
+    learner, batch = _prepare(path, facts, tensors, loss)
+    if facts.get("compiled"):
+        learner.compile()
+    with torch_state(deterministic=learner.config.deterministic):
+        before, found = _failure(learner.check_weights), _failure(lambda: _take(learner, batch))
+        gradients = {name: parameter.grad for name, parameter in learner.modules.named_parameters()}
+        plain, _ = _prepare(path, facts, tensors, loss)
+        with _outputs(plain) as layers:
+            _failure(lambda: _take(plain, batch))
+    return Replay(
+        step=facts["step"],
+        recorded=facts["what"],
+        found=found,
+        reproduced=facts["what"] in (before, found),
+        weights=[name for name in gradients if _is_bad(tensors[f"weights.{name}"])][:_LISTED],
+        layers=layers[:_LISTED],
+        gradients=[name for name, tensor in gradients.items() if tensor is not None and _is_bad(tensor)][:_LISTED],
+        notes=_differences(facts, learner),
+    )
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not (path / "step.json").is_file():
+        raise ConfigError(f"{path} is no replay bundle: it has no step.json. Give a folder failures/step-N of a run")
+    facts, file = read_json(path / "step.json"), path / "tensors.safetensors"
+    kinds: dict[str, type | tuple[type, ...]] = {"step": int, "what": str, "epoch": int, "lr": (int, float)}
+    kinds |= {"device": str, "settings": dict, "environment": dict}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(facts.get(name), kind)]:
+        raise ConfigError(f"{path / 'step.json'} is damaged: look at {', '.join(wrong)}")
+    try:
+        require_regular(file)
+        return facts, load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file} cannot be read ({error})") from None
+
+
+def _prepare(
+    path: Path, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], loss: nn.Module | None
+) -> tuple[Learner, Batch]:
+    """Learner as it was before the step, and what the step was given."""
+    config = from_dict(facts["settings"])
+    try:
+        device = resolve_device(facts["device"])
+    except ConfigError:
+        device = torch.device("cpu")
+    labels = tensors["labels"].numpy() if "labels" in tensors else None
+    learner = Learner(config, device, loss=loss, labels=labels)
+    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    numbered = [tensors[name] for name in sorted(tensors) if name.startswith("images.")]
+    images, ids = tensors.get("images", numbered), tensors.get("ids", torch.empty(0))
+    if ids.dtype != torch.int64 or not 0 < len(images) == len(ids) or any(image.ndim != 3 for image in images):
+        raise ConfigError(f"{path} is damaged: {len(images)} images and {len(ids)} indices of type {ids.dtype}")
+    try:
+        learner.modules.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise ConfigError(f"{path} does not hold the weights of its settings: {error}") from None
+    learner.steps_done = facts["step"] - 1
+    learner.watch.at_once_until = facts["step"]
+    given = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
+    return learner, Batch(given, ids, facts["epoch"], facts["lr"])
+
+
+def _take(learner: Learner, batch: Batch) -> None:
+    learner.step(batch.images, batch.ids, epoch=batch.epoch, lr=batch.lr)
+
+
+def _failure(act: Any) -> str | None:
+    try:
+        act()
+    except NonFiniteLossError as error:
+        return error.what
+    return None
+
+
+def _is_bad(tensor: torch.Tensor) -> bool:
+    return not bool(tensor.isfinite().all())
+
+
+@contextmanager
+def _outputs(learner: Learner) -> Iterator[list[str]]:
+    """Context that lists layers whose output is not finite, with the shape and number of such values."""
+    found: list[str] = []
+
+    def hook(name: str) -> Any:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            if isinstance(output, torch.Tensor) and output.is_floating_point() and _is_bad(output):
+                nan, inf = int(output.isnan().sum()), int(output.isinf().sum())
+                found.append(f"{name} ({tuple(output.shape)}: {nan} NaN, {inf} infinite)")
+
+        return look
+
+    leaves = [(name, module) for name, module in learner.modules.named_modules() if not any(module.children())]
+    handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _differences(facts: Mapping[str, Any], learner: Learner) -> list[str]:
+    """How this machine differs from that of the run, where that may change last digits."""
+    now = environment() | {"device": str(learner.device)}
+    then = facts["environment"] | {"device": facts["device"]}
+    names = ("ssole", "torch", "processor", "cuda", "threads", "device")
+    return [f"{name}: {then.get(name)} in the run, {now[name]} here" for name in names if then.get(name) != now[name]]

@@ -1,0 +1,145 @@
+"""The guardian: what a run does about a failure, which each test injects, and that interruptions change nothing."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from ssole.training.checkpoint import checkpoint_steps
+from ssole.training.loop import Interrupted
+from ssole.training.run import Run
+from ssole.training.step import Learner, LossWatch, NonFiniteLossError
+
+Where = Callable[[int, float], bool]
+"""Whether the loss of a step, counted from 1, is NaN at a learning rate."""
+
+
+def inject(monkeypatch: pytest.MonkeyPatch, fails: Where, *, gradient: bool = False) -> None:
+    """Losses, or gradients alone, that are not finite where `fails` says so."""
+    original = Learner.loss_terms
+
+    def loss_terms(self: Learner, z_BVD: torch.Tensor, *labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        terms = original(self, z_BVD, *labels)
+        if fails(self.steps_done + 1, self.optimizer.param_groups[0]["lr"]):
+            if gradient:
+                z_BVD.register_hook(lambda g: g * math.inf)
+            else:
+                terms["loss"] = terms["loss"] * math.nan
+        return terms
+
+    monkeypatch.setattr(Learner, "loss_terms", loss_terms)
+
+
+def interventions(run: Run) -> list[dict[str, Any]]:
+    return [row for row in run.metrics if "guardian" in row]
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(backbone: nn.Module) -> dict[str, float]:
+    raise Crash
+
+
+CONSTANT = {"optim__lr": 0.1, "optim__final_lr": 0.1}
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_failure_goes_back_to_the_last_checkpoint_and_on_at_half_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gradient: bool
+) -> None:
+    inject(monkeypatch, lambda step, lr: step == 8 and lr > 0.06, gradient=gradient)
+    run = tiny.start(tmp_path / "run", checkpoint_every=3, **CONSTANT)
+    (row,) = interventions(run)
+    what = "the norm of its gradient is nan" if gradient else "the loss is nan"
+    assert (row["step"], row["failed"], row["rate"], row["reason"]) == (6, 8, 0.5, what)
+    assert [(row["step"], row["lr"]) for row in run.metrics if "loss" in row] == [
+        *((step, 0.1) for step in range(1, 7)),
+        *((step, 0.05) for step in range(7, 13)),
+    ]
+    assert run.finished
+
+
+def test_without_a_checkpoint_it_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = tiny.start(tmp_path / "half", optim__lr=0.05, optim__final_lr=0.05)
+    inject(monkeypatch, lambda step, lr: step in (1, 4) and lr > 0.06)
+    run = tiny.start(tmp_path / "run", **CONSTANT)
+    assert [(row["step"], row["failed"]) for row in interventions(run)] == [(0, 1)]
+    assert run.backbone_path.read_bytes() == half.backbone_path.read_bytes()
+
+
+def test_after_three_tries_it_stops_and_explains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(monkeypatch, lambda step, lr: step == 8)
+    with pytest.raises(NonFiniteLossError, match=r"^step 8: the loss is nan\. .*at 0\.5, 0\.25, 0\.125 times") as error:
+        tiny.start(tmp_path / "run", **CONSTANT)
+    run = Run(tmp_path / "run")
+    assert str(error.value).endswith(f"ssole replay {run.path / 'failures' / 'step-00000008'}")
+    assert [(row["step"], row["rate"]) for row in interventions(run)] == [(5, 0.5), (5, 0.25), (5, 0.125)]
+    assert not run.finished
+
+
+def test_it_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(monkeypatch, lambda step, lr: step == 8)
+    with pytest.raises(NonFiniteLossError, match=r"lower optim\.lr, or set"):
+        tiny.start(tmp_path / "run", guardian="off")
+    assert interventions(Run(tmp_path / "run")) == []
+    assert not (tmp_path / "run" / "failures").exists()
+
+
+def send_sigterm(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """SIGTERM to this process in a step."""
+    take = Learner.step
+
+    def steps(learner: Learner, *arguments: Any, **named: Any) -> Any:
+        if learner.steps_done + 1 == at:
+            signal.raise_signal(signal.SIGTERM)
+        return take(learner, *arguments, **named)
+
+    monkeypatch.setattr(Learner, "step", steps)
+
+
+@pytest.mark.parametrize("step", [2, 7, 8, 9, 11])
+@pytest.mark.parametrize("crashes", [False, True])
+def test_an_interruption_before_or_after_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, crashes: bool
+) -> None:
+    """A crash loses the steps since a checkpoint; a signal saves one that an undisturbed run does not have."""
+    inject(monkeypatch, lambda step, lr: step in (8, 10) and lr > (0.06 if step == 8 else 0.03))
+    whole = tiny.start(tmp_path / "whole", **CONSTANT)
+    assert [(row["step"], row["rate"]) for row in interventions(whole)] == [(5, 0.5), (5, 0.25)]
+    with monkeypatch.context() as patch:
+        if not crashes:
+            send_sigterm(patch, step)
+        with pytest.raises(Crash if crashes else Interrupted):
+            tiny.start(tmp_path / "run", **CONSTANT, evaluators={step: crash} if crashes else {})
+    run = Run(tmp_path / "run")
+    if not crashes and step == 7:
+        assert checkpoint_steps(run) == [5, 7]  # that of step 7 is dropped when step 8 fails
+    tiny.resume(run)
+    assert run.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
+    assert [(row["step"], row.get("loss"), row.get("rate")) for row in run.metrics] == [
+        (row["step"], row.get("loss"), row.get("rate")) for row in whole.metrics
+    ]
+
+
+def test_a_watch_that_looks_late_takes_the_steps_again_to_find_the_weights_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on an accelerator, which looks when something is logged."""
+    inject(monkeypatch, lambda step, lr: step == 7 and lr > 0.06)
+    monkeypatch.setattr(LossWatch, "looks_at_once", lambda self, step: step <= self.at_once_until)
+    run = tiny.start(tmp_path / "run", **CONSTANT, log_every=4)
+    assert [(row["guardian"], row["failed"]) for row in interventions(run)] == [
+        ("look at each step", 7),
+        ("lower rate", 7),
+    ]
+    assert run.finished
