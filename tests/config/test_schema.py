@@ -15,6 +15,11 @@ def test_views_are_counted_over_crop_groups() -> None:
     assert recipe.image_size == 224
 
 
+def test_main_views_are_those_of_the_first_group() -> None:
+    recipe = ViewRecipe(crops=(Crop(count=1, size=224, scale=(0.3, 1.0)), Crop(count=6, size=96)), hue=0.3)
+    assert recipe.main_views(8) == ViewRecipe(crops=(Crop(count=8, size=224, scale=(0.3, 1.0)),), hue=0.3)
+
+
 def test_configs_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         PretrainConfig().epochs = 3  # type: ignore[misc]

@@ -12,7 +12,7 @@ from torch import nn
 
 from ssole.data.arrays import ArraySource
 from ssole.data.store import ImageStore
-from ssole.evaluation.features import Embeddings, extract, raw_pixels
+from ssole.evaluation.features import Embeddings, extract, extract_views, raw_pixels
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import resolve_precision
 
@@ -170,3 +170,19 @@ def test_embeddings_are_saved_whole(tmp_path: Path) -> None:
         kept.save(tmp_path / "e.pt")
     with pytest.raises(ValueError, match=r"shape \(3, 2\) with 1 ids"):
         Embeddings(array=array, ids=["a"])
+
+
+def test_features_of_views_keep_image_and_view_apart() -> None:
+    images, ids = random_images(*[(4, 4)] * 300), torch.arange(300) + 1000
+
+    def views(batch: torch.Tensor | list[torch.Tensor], chosen: torch.Tensor) -> list[torch.Tensor]:
+        assert isinstance(batch, torch.Tensor)
+        return [torch.stack([batch.float() + 1000 * v + chosen.view(-1, 1, 1, 1) for v in range(3)], 1)]
+
+    features = extract_views(nn.Flatten(), images, ids, views, device=torch.device("cpu"))
+    first = torch.stack(images.images).flatten(1) + ids[:, None]
+    assert features.shape == (300, 3, 48)
+    for v in range(3):
+        assert torch.equal(features[:, v], first + 1000 * v)
+    with pytest.raises(ValueError, match="makes one view of an image"):
+        extract_views(nn.Flatten(), images, ids, lambda *a: [views(*a)[0][:, :1]], device=torch.device("cpu"))

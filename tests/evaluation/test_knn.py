@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.evaluation import knn
-from ssole.evaluation.knn import accuracy, knn_classify, nearest
+from ssole.evaluation.knn import accuracy, knn_classify, nearest, nearest_others
 
 
 def problem(n: int = 400, q: int = 90, f: int = 12, classes: int = 7) -> tuple[torch.Tensor, ...]:
@@ -153,3 +153,19 @@ def test_a_gpu_gives_the_same_scores() -> None:
     on_cpu = knn_classify(train, labels, test)[20]
     on_gpu = knn_classify(train.cuda(), labels, test.cuda())[20]
     torch.testing.assert_close(on_gpu.cpu(), on_cpu, rtol=1e-4, atol=1e-5)
+
+
+def test_others_are_those_of_brute_force() -> None:
+    features = torch.randn(40, 6)
+    unit = (features / features.norm(dim=1, keepdim=True)).numpy()
+    cosine = unit @ unit.T
+    np.fill_diagonal(cosine, -2)
+    similarity, index = nearest_others(features, torch.arange(40), 5)
+    np.testing.assert_array_equal(index.numpy(), np.argsort(-cosine, axis=1)[:, :5])
+    np.testing.assert_allclose(similarity.numpy(), -np.sort(-cosine, axis=1)[:, :5], atol=1e-6)
+
+
+def test_an_image_is_not_its_own_neighbour_even_among_copies() -> None:
+    index = nearest_others(torch.ones(8, 3), torch.arange(8), 2)[1]
+    assert not (index == torch.arange(8)[:, None]).any()
+    assert nearest_others(torch.randn(3, 4), torch.arange(3), 6)[1].shape == (3, 2)

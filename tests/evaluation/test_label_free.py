@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from ssole.evaluation import label_free
-from ssole.evaluation.label_free import alignment, centred_effective_rank, rankme, uniformity
+from ssole.evaluation.label_free import (
+    alignment,
+    alpha_req,
+    centred_effective_rank,
+    label_free_figures,
+    lidar,
+    neighbour_agreement,
+    rankme,
+    uniformity,
+)
+from ssole.evaluation.results import LABEL_FREE
 
 
 @pytest.mark.parametrize("shape", [(300, 8), (8, 300)])
@@ -70,3 +80,65 @@ def test_bad_input_is_named() -> None:
     for measure in (rankme, centred_effective_rank, uniformity):
         with pytest.raises(ValueError, match="NaN or infinity in 1 of 3 rows, the first being row 2"):
             measure(torch.tensor([[0.0], [1.0], [torch.nan]]))
+
+
+def test_alpha_req_of_a_power_law() -> None:
+    """Features with eigenvalues i^(-alpha) exactly, by a slope of numpy for random ones."""
+    signs = torch.from_numpy(np.linalg.qr(np.random.default_rng(0).normal(size=(400, 61)))[0])
+    signs = torch.linalg.qr(signs - signs.mean(0)).Q[:, :60]  # centred, orthonormal columns
+    for alpha in (0.5, 1.0, 2.5):
+        features = signs * torch.arange(1, 61).double().pow(-alpha / 2)
+        assert alpha_req(features) == pytest.approx(alpha, abs=1e-6)
+        assert alpha_req(features[:, :9]) == pytest.approx(alpha, abs=1e-6)  # few directions: all of them
+    x = np.random.default_rng(1).normal(size=(300, 40)) @ np.random.default_rng(2).normal(size=(40, 40))
+    eigenvalues = np.linalg.eigvalsh(np.cov(x.T))[::-1]
+    slope = np.polyfit(np.log(np.arange(11, 41)), np.log(eigenvalues[10:]), 1)[0]
+    assert alpha_req(torch.from_numpy(x)) == pytest.approx(-slope)
+    with pytest.raises(ValueError, match="vary in 1 directions"):
+        alpha_req(torch.randn(50, 1) * torch.ones(50, 7) + 3)
+
+
+def test_lidar_follows_its_definition() -> None:
+    """A scikit-learn-like computation with explicit matrices, and closed cases."""
+    x = np.random.default_rng(0).normal(size=(30, 4, 6)) + 2 * np.random.default_rng(1).normal(size=(30, 1, 6))
+    means = x.mean(1)
+    between = np.cov(means.T, bias=True)
+    within = sum(np.cov(one.T, bias=True) for one in x) / 30 + 1e-4 * np.eye(6)
+    values = np.linalg.eigvals(np.linalg.inv(within) @ between).real
+    p = values / values.sum() + 1e-7
+    assert lidar(torch.from_numpy(x)) == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-6)
+    axes = torch.cat([torch.eye(5), -torch.eye(5)])[:, None].expand(-1, 2, -1)
+    assert lidar(axes) == pytest.approx(5, rel=1e-4)  # equal views, images in five directions
+    assert lidar(axes * torch.tensor([1.0, 0, 0, 0, 0])) == pytest.approx(1, rel=1e-4)
+    with pytest.raises(ValueError, match=r"\(N, V, F\) of two or more views"):
+        lidar(torch.randn(4, 6))
+
+
+def test_agreement_of_neighbours_against_sets() -> None:
+    first, second = torch.randn(40, 3), torch.randn(40, 3)
+
+    def neighbours(x: torch.Tensor) -> list[set[int]]:
+        unit = x / x.norm(dim=1, keepdim=True)
+        cosine = (unit @ unit.T).fill_diagonal_(-2)
+        return [set(row.argsort(descending=True)[:6].tolist()) for row in cosine]
+
+    shares = [len(a & b) / 6 for a, b in zip(neighbours(first), neighbours(second), strict=True)]
+    assert neighbour_agreement(first, second, k=6) == pytest.approx(np.mean(shares))
+    assert neighbour_agreement(first, 2 * first) == 1
+    assert neighbour_agreement(first[:4], second[:4]) == 1  # only three others
+
+
+def test_figures_that_are_undefined_are_left_out() -> None:
+    features, views = torch.randn(50, 8), torch.randn(50, 3, 8)
+    assert tuple(label_free_figures(features, views)) == (
+        "centred_effective_rank",
+        "rankme",
+        "alpha_req",
+        "uniformity",
+        "alignment",
+        "lidar",
+        "neighbour_agreement",
+    )
+    assert set(label_free_figures(features, views)) == set(LABEL_FREE)
+    assert "alpha_req" not in label_free_figures(torch.ones(50, 8))
+    assert set(label_free_figures(torch.ones(1, 8))) == {"centred_effective_rank", "rankme"}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ssole.report.neighbours import alike, others, outliers, sample_neighbours
+from ssole.report.neighbours import alike, outliers, sample_neighbours
 from ssole.report.sample import Part
 
 
@@ -14,23 +13,7 @@ def part(after: Tensor) -> Part:
     return Part(subset=None, rows=torch.arange(len(after)), after=after, before=after.flip(0))  # type: ignore[arg-type]
 
 
-def test_others_are_those_of_brute_force() -> None:
-    features = torch.randn(40, 6)
-    unit = (features / features.norm(dim=1, keepdim=True)).numpy()
-    cosine = unit @ unit.T
-    np.fill_diagonal(cosine, -2)
-    similarity, index = others(features, torch.arange(40), 5)
-    np.testing.assert_array_equal(index.numpy(), np.argsort(-cosine, axis=1)[:, :5])
-    np.testing.assert_allclose(similarity.numpy(), -np.sort(-cosine, axis=1)[:, :5], atol=1e-6)
-
-
-def test_an_image_is_not_its_own_neighbour_even_among_copies() -> None:
-    index = others(torch.ones(8, 3), torch.arange(8), 2)[1]
-    assert not (index == torch.arange(8)[:, None]).any()
-
-
 def test_few_images() -> None:
-    assert others(torch.randn(3, 4), torch.arange(3), 6)[1].shape == (3, 2)
     assert [len(one.after) for one in sample_neighbours(part(torch.randn(3, 4)), 6)] == [2, 2, 2]
 
 

@@ -44,16 +44,18 @@ def evaluate(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from ssole.evaluation.evaluate import evaluate as measure
+    from ssole.evaluation.label_free import VIEWS
     from ssole.views import make_views
 
     args = parse(evaluate, EvalArgs, argv, name="eval")
     config = run_config(args.run)
+    recipe = None if config is None else config.augment.main_views(VIEWS)
     result = measure(
         args.run,
         data_spec(args.data) or run_data(config, args.run),
         test=data_spec(args.test),
         protocol=args.protocol,
-        views=None if config is None else partial(make_views, recipe=config.augment, seed=args.seed, epoch=0),
+        views=None if recipe is None else partial(make_views, recipe=recipe, seed=args.seed, epoch=0),
         seed=args.seed,
         device=args.device,
     )

@@ -6,7 +6,7 @@ The docstring of a field is also its help on the command line: keep it to one li
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ssole.config.losses import LossConfig, Projector, SSOLEConfig, check
@@ -106,6 +106,10 @@ class ViewRecipe:
     def image_size(self) -> int:
         """Side of the main crop in pixels, which is also the image size in evaluation."""
         return self.crops[0].size
+
+    def main_views(self, count: int) -> ViewRecipe:
+        """The recipe with `count` views of the main crop and no other crops: what label-free figures compare."""
+        return replace(self, crops=(replace(self.crops[0], count=count),))
 
     @property
     def useful_size(self) -> int:

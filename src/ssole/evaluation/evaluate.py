@@ -14,11 +14,11 @@ from torch import nn
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.evaluation.datasets import match, open_data
-from ssole.evaluation.features import Embeddings, extract
+from ssole.evaluation.features import Embeddings, Views, extract
 from ssole.evaluation.knn import accuracy, knn_classify
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
-from ssole.evaluation.scoring import Protocol, Scoring, Views
+from ssole.evaluation.scoring import Protocol, Scoring
 from ssole.models.load import load, untrained
 from ssole.runtime import Precision, resolve_device
 

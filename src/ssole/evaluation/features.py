@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 RAW_PIXEL_SIZE = 32
 """Side of the images, in pixels, whose pixels serve as features: larger images only make the baseline worse."""
+
+
+Views = Callable[[Tensor | list[Tensor], Tensor], Sequence[Tensor]]
+"""Function from decoded images and their indices to views: for each crop group (B, V, C, S, S) float32 for the model.
+``functools.partial(ssole.make_views, recipe=..., seed=0, epoch=0)`` is one."""
 
 
 class DecodedImages(Protocol):
@@ -104,6 +109,32 @@ def for_each_batch(
         for start, batch in _batches(store, batch_size, progress=progress):
             inputs = preprocessing(batch, device=device)
             use(start, _as_rows(model(inputs.contiguous(memory_format=torch.channels_last))))
+
+
+def extract_views(
+    model: nn.Module, images: DecodedImages, ids: Tensor, views: Views, *, device: torch.device
+) -> Tensor:
+    """Features of the views of every image: (N, V, F) float32 on the CPU.
+
+    Args:
+        model: as for :func:`extract`.
+        images: decoded images.
+        ids: (N,) int64, the index of each image in its data set.
+        views: function that makes views; its first crop group is taken.
+        device: device to run on.
+
+    Raises:
+        ValueError: the first crop group has a single view.
+    """
+    batches = []
+    with frozen(model, device):
+        for part in torch.split(torch.arange(len(images)), 128):
+            views_BVCSS = views(images.get(part), ids[part])[0]
+            if views_BVCSS.shape[1] < 2:
+                raise ValueError("the first crop group makes one view of an image; comparing views needs two or more")
+            rows = _as_rows(model(views_BVCSS.flatten(0, 1).to(device))).cpu()
+            batches.append(rows.view(*views_BVCSS.shape[:2], -1))
+    return torch.cat(batches)
 
 
 def raw_pixels(images: DecodedImages | Source, preprocessing: Preprocessing, *, progress: bool = False) -> Tensor:

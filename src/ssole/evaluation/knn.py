@@ -81,6 +81,16 @@ def nearest(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tens
     return torch.cat(similarities), torch.cat(indices)
 
 
+def nearest_others(features: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Nearest other rows of some rows of the features, best first: similarities and indices (Q, min(k, N - 1))."""
+    k = min(k, len(features) - 1)
+    similarity_QK, index_QK = nearest(features, features[rows], k + 1)
+    is_self = index_QK == rows[:, None]
+    # A row is missing among its own neighbours where k + 1 exact copies come first: then the last one goes.
+    is_self[:, -1] |= ~is_self.any(1)
+    return similarity_QK[~is_self].view(len(rows), k), index_QK[~is_self].view(len(rows), k)
+
+
 def accuracy(scores: Tensor, labels: Tensor, *, top: int = 1) -> float:
     """Accuracy: share of rows whose label is among the ``top`` best scores of (Q, C).
 

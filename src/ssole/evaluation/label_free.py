@@ -1,24 +1,60 @@
-"""Label-free metrics of features: effective rank, RankMe, alignment and uniformity.
+"""Label-free metrics of features: ranks, spectrum, LiDAR, alignment, uniformity, agreement of neighbours.
 
-None of these is an accuracy. They detect a collapsed representation, and rank runs of one method on one dataset. They
-say no more than that.
+None of these is an accuracy. How well each follows accuracy is measured in :mod:`ssole.evaluation.verdict`.
 
-Shape suffixes: N images, F features.
+Shape suffixes: N images, V views, F features.
 """
 
 from __future__ import annotations
+
+from contextlib import suppress
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ssole.evaluation.checks import check_features, exact_float32
+from ssole.evaluation.knn import nearest_others
 from ssole.spectrum import effective_rank
 
 SAMPLE = 25_600
 """Largest number of images for the ranks: what Garrido et al. found enough for ImageNet."""
 PAIRS_SAMPLE = 10_000
-"""Largest number of images for uniformity, whose cost is quadratic."""
+"""Largest number of images for uniformity and for the agreement of neighbours, whose cost is quadratic."""
+VIEWS = 8
+"""Views of an image for the figures of views. LiDAR depends on their number, so that all evaluations take as many."""
+DECAY_FROM, DECAY_TO = 11, 100
+"""Eigenvalues, from the largest, whose decay alpha-ReQ fits: the first ones and the noisy tail are left out."""
+
+
+def label_free_figures(features: Tensor, views: Tensor | None = None) -> dict[str, float]:
+    """All label-free figures by name, as in :data:`ssole.evaluation.results.LABEL_FREE`.
+
+    Figures that are undefined for these features are left out: alpha-ReQ of features that vary in fewer than three
+    directions, and those that need several images.
+
+    Args:
+        features: (N, F), floating point, finite.
+        views: (M, V, F) features of V >= 2 views of M images; without them, figures of views are left out.
+
+    Raises:
+        ValueError: other shapes, or features that are not finite.
+    """
+    figures = {"centred_effective_rank": centred_effective_rank(features), "rankme": rankme(features)}
+    with suppress(_Undefined):
+        figures["alpha_req"] = alpha_req(features)
+    if len(features) > 1:
+        figures["uniformity"] = uniformity(features)
+    if views is not None:
+        figures["alignment"] = alignment(views[:, 0], views[:, 1])
+        if len(views) > 1:
+            figures["lidar"] = lidar(views)
+            figures["neighbour_agreement"] = neighbour_agreement(views[:, 0], views[:, 1])
+    return figures
+
+
+class _Undefined(ValueError):
+    """Figure that these features do not have."""
 
 
 def rankme(features: Tensor, *, eps: float = 1e-7, seed: int = 0) -> float:
@@ -51,6 +87,81 @@ def centred_effective_rank(features: Tensor, *, seed: int = 0) -> float:
     return float(effective_rank(centred))
 
 
+def alpha_req(features: Tensor, *, seed: int = 0) -> float:
+    """alpha-ReQ: exponent alpha of the power law i^(-alpha) that the eigenvalues of the features' covariance follow.
+
+    Near 1 is best in theory; larger means fewer directions, smaller means noise. The fit is least squares on logarithms
+    over eigenvalues 11 to 100; over all of them where the covariance has fewer than 20 above rounding. Source: Agrawal
+    et al. 2022, "alpha-ReQ" (NeurIPS), with the range of Stringer et al. 2019.
+
+    Args:
+        features: (N, F), floating point, finite. More than 25,600 rows: a random choice of that many by ``seed``.
+
+    Raises:
+        ValueError: features that are not a finite (N, F), or that vary in fewer than three directions.
+    """
+    features = _sample(features, SAMPLE, seed).double()
+    centred = features - features.mean(0)
+    gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
+    eigenvalues = torch.linalg.eigvalsh(gram).flip(0)
+    rounding = 1e-12 * features.square().sum()
+    eigenvalues = eigenvalues[eigenvalues > rounding]
+    if len(eigenvalues) < 3:
+        raise _Undefined(f"the features vary in {len(eigenvalues)} directions; a power law needs at least three")
+    chosen = slice(DECAY_FROM - 1, DECAY_TO) if len(eigenvalues) >= DECAY_FROM + 9 else slice(None)
+    x = torch.arange(1, len(eigenvalues) + 1, device=eigenvalues.device)[chosen].double().log()
+    y = eigenvalues[chosen].log()
+    x = x - x.mean()
+    return -float((x * y).sum() / x.square().sum())
+
+
+def lidar(features: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
+    """LiDAR: effective rank of what tells images apart, measured in units of what differs between views of an image.
+
+        S_b = covariance of the images' means        S_w = mean covariance of an image's views + delta I
+        LiDAR = exp of the entropy of p,   p_i = l_i / sum_j l_j + eps,   l the eigenvalues of S_w^(-1/2) S_b S_w^(-1/2)
+
+    Thilak et al. 2024 (arXiv:2312.04000), section 4, where the features are those of the projector.
+
+    Args:
+        features: (N, V, F), floating point, finite, V >= 2 views of each of N >= 2 images.
+        delta, eps: as published.
+
+    Raises:
+        ValueError: another shape, or features that are not finite.
+    """
+    if features.ndim != 3 or features.shape[0] < 2 or features.shape[1] < 2:
+        raise ValueError(f"LiDAR needs features (N, V, F) of two or more views of images, got {tuple(features.shape)}")
+    check_features(features.flatten(0, 1), "features of the views")
+    features = features.double()
+    mean_NF = features.mean(1)
+    centred_NF, within = mean_NF - mean_NF.mean(0), (features - mean_NF[:, None]).flatten(0, 1)
+    variance_F, axes_FF = torch.linalg.eigh(within.T @ within / len(within))
+    whitened_NF = centred_NF @ (axes_FF / (variance_F.clamp_min(0) + delta).sqrt())
+    return float(effective_rank(whitened_NF.T @ whitened_NF / len(whitened_NF), eps=eps))
+
+
+def neighbour_agreement(first: Tensor, second: Tensor, *, k: int = 10) -> float:
+    """Mean share of an image's k nearest other images that two views have in common, in [0, 1]; chance is k / (N - 1).
+
+    For each view, neighbours are searched among the images of that view, by cosine. The figure is the mutual k-nearest
+    neighbours of Huh et al. 2024 (arXiv:2405.07987), between two views instead of two models.
+
+    Args:
+        first, second: (N, F) with N >= 2, row n of each from one image.
+        k: number of neighbours; all others where there are fewer.
+
+    Raises:
+        ValueError: unequal shapes, fewer than two rows, or features that are not a finite (N, F).
+    """
+    _check_pair(first, second)
+    if len(first) < 2:
+        raise ValueError(f"the agreement of neighbours compares images and got {len(first)}")
+    rows = torch.arange(min(len(first), PAIRS_SAMPLE), device=first.device)
+    one, other = (nearest_others(view, rows, k)[1] for view in (first, second))
+    return float((one[:, :, None] == other[:, None, :]).any(2).float().mean())
+
+
 def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
     """Mean distance between unit features of two views of the same images; 0 is perfect, sqrt(2)^alpha is chance.
 
@@ -65,10 +176,7 @@ def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
     Raises:
         ValueError: unequal shapes, or features that are not a finite (N, F).
     """
-    check_features(first, "features of the first view")
-    check_features(second, "features of the second view")
-    if first.shape != second.shape:
-        raise ValueError(f"features of two views have shapes {tuple(first.shape)} and {tuple(second.shape)}: not equal")
+    _check_pair(first, second)
     difference = F.normalize(first.double(), dim=1) - F.normalize(second.double(), dim=1)
     return float(difference.norm(dim=1).pow(alpha).mean())
 
@@ -99,6 +207,13 @@ def uniformity(features: Tensor, *, t: float = 2.0, seed: int = 0) -> float:
             kernel.diagonal(offset=start).zero_()  # an image with itself is no pair
             total += kernel.sum(dtype=torch.float64)
     return float((total / (count * (count - 1))).log())
+
+
+def _check_pair(first: Tensor, second: Tensor) -> None:
+    check_features(first, "features of the first view")
+    check_features(second, "features of the second view")
+    if first.shape != second.shape:
+        raise ValueError(f"features of two views have shapes {tuple(first.shape)} and {tuple(second.shape)}: not equal")
 
 
 def _sample(features: Tensor, limit: int, seed: int) -> Tensor:

@@ -54,11 +54,22 @@ METRICS = {
     "linear_top5": "linear probe, top 5",
     "centred_effective_rank": "effective rank, centred",
     "rankme": "RankMe",
+    "alpha_req": "alpha-ReQ",
+    "lidar": "LiDAR",
     "alignment": "alignment",
     "uniformity": "uniformity",
+    "neighbour_agreement": "agreement of neighbours",
 }
 """Headings of the metrics, in the order to show them. Accuracies are shares in [0, 1], shown in per cent."""
-LABEL_FREE = ("centred_effective_rank", "rankme", "alignment", "uniformity")
+LABEL_FREE = (
+    "centred_effective_rank",
+    "rankme",
+    "alpha_req",
+    "lidar",
+    "alignment",
+    "uniformity",
+    "neighbour_agreement",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +140,6 @@ def _cell(name: str, score: Score | None) -> str:
     if score is None:
         return "-"
     if name in LABEL_FREE:
-        digits = 1 if "rank" in name else 3
+        digits = 1 if name in ("centred_effective_rank", "rankme", "lidar") else 3
         return f"{score.value:.{digits}f}" + (f" ± {score.std:.{digits}f}" if score.std is not None else "")
     return f"{100 * score.value:.1f} %" + (f" ± {100 * score.std:.1f}" if score.std is not None else "")

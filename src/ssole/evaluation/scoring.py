@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ssole.evaluation.datasets import EvaluationData, Subset
-from ssole.evaluation.features import RAW_PIXEL_SIZE, extract, frozen, raw_pixels
+from ssole.evaluation.features import RAW_PIXEL_SIZE, Views, extract, extract_views, raw_pixels
 from ssole.evaluation.knn import accuracy, knn_classify
-from ssole.evaluation.label_free import alignment, centred_effective_rank, rankme, uniformity
+from ssole.evaluation.label_free import label_free_figures
 from ssole.evaluation.linear import C_GRID, linear_probe
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult, Score
@@ -20,11 +20,8 @@ from ssole.evaluation.results import EvaluationResult, Score
 Protocol = Literal["knn", "linear", "label_free"]
 PROTOCOLS: tuple[Protocol, ...] = ("knn", "linear", "label_free")
 NEIGHBOURS = (20, 10)
-ALIGNMENT_SAMPLE = 10_000
-"""Largest number of images for the alignment."""
-Views = Callable[[Tensor | list[Tensor], Tensor], Sequence[Tensor]]
-"""Function from decoded images and their indices to views: for each crop group (B, V, C, S, S) float32 for the model,
-with V >= 2 in the first. ``functools.partial(ssole.make_views, recipe=..., seed=0, epoch=0)`` is one."""
+VIEWED_IMAGES = 2000
+"""Largest number of images for the figures of views."""
 
 
 class Scoring:
@@ -60,11 +57,8 @@ class Scoring:
         runs = []
         for model, preprocessing in models:
             data = self._data(preprocessing)
-            scores = self._scores(row, data, partial(extract, model, preprocessing=preprocessing, **self._how))
-            if "rankme" in scores and self._views is not None:
-                value = _alignment(model, data.train, self._views, self._how["device"])
-                scores["alignment"] = Score(value=value, std=None, n=scores["rankme"].n)
-            runs.append(scores)
+            features_of = partial(extract, model, preprocessing=preprocessing, **self._how)
+            runs.append(self._scores(row, data, features_of, partial(self._features_of_views, model)))
         self._rows[row] = {name: Score.over_runs([run[name] for run in runs]) for name in runs[0]}
 
     def add_raw_pixels(self, preprocessing: Preprocessing) -> None:
@@ -103,7 +97,20 @@ class Scoring:
             self._note(note)
         return self._opened[-1]
 
-    def _scores(self, row: str, data: EvaluationData, features_of: Callable[[Subset], Tensor]) -> dict[str, Score]:
+    def _features_of_views(self, model: nn.Module, subset: Subset) -> Tensor | None:
+        """Features (N, V, F) of views of some images, evenly spaced over the subset; None without a view function."""
+        if self._views is None:
+            return None
+        sample = subset.select(torch.linspace(0, len(subset) - 1, min(len(subset), VIEWED_IMAGES)).long())
+        return extract_views(model, sample, sample.positions, self._views, device=self._how["device"])
+
+    def _scores(
+        self,
+        row: str,
+        data: EvaluationData,
+        features_of: Callable[[Subset], Tensor],
+        features_of_views: Callable[[Subset], Tensor | None] = lambda subset: None,
+    ) -> dict[str, Score]:
         """Scores of the features that a function extracts; without labels, the label-free metrics."""
         protocols = self._protocols if data.test is not None else ("label_free",)
         train, train_labels = self._features(data.train, features_of)
@@ -114,9 +121,7 @@ class Scoring:
                 self._note(f"{row}: all features are equal; the representation has collapsed.")
             scores |= self._accuracies(row, data.classes, train, train_labels, test, test_labels)
         if "label_free" in protocols:
-            figures = {"centred_effective_rank": centred_effective_rank(train), "rankme": rankme(train)}
-            if len(train) > 1:
-                figures["uniformity"] = uniformity(train)
+            figures = label_free_figures(train, features_of_views(data.train))
             scores |= {name: Score(value=value, std=None, n=len(train)) for name, value in figures.items()}
         return scores
 
@@ -153,15 +158,3 @@ class Scoring:
     def _note(self, note: str) -> None:
         if note not in self._notes:
             self._notes.append(note)
-
-
-def _alignment(model: nn.Module, subset: Subset, views: Views, device: torch.device) -> float:
-    """Alignment over two views of up to ``ALIGNMENT_SAMPLE`` images, evenly spaced over the subset."""
-    chosen = torch.linspace(0, len(subset) - 1, min(len(subset), ALIGNMENT_SAMPLE)).long()
-    halves: tuple[list[Tensor], list[Tensor]] = ([], [])
-    with frozen(model, device):
-        for indices in torch.split(chosen, 256):
-            views_BVCSS = views(subset.get(indices), subset.positions[indices])[0]
-            for view, half in enumerate(halves):
-                half.append(model(views_BVCSS[:, view].to(device)).float().cpu())
-    return alignment(torch.cat(halves[0]), torch.cat(halves[1]))

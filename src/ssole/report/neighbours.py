@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from ssole.evaluation.knn import nearest
+from ssole.evaluation.knn import nearest_others
 from ssole.report.sample import Part
 
 SHOWN = 6
@@ -28,27 +27,16 @@ class Neighbours:
 def sample_neighbours(part: Part, count: int) -> list[Neighbours]:
     """Neighbours of `count` evenly spaced images, for both networks."""
     queries = torch.linspace(0, len(part) - 1, min(count, len(part))).long()
-    after, before = (others(features, queries, SHOWN)[1] for features in (part.after, part.before))
+    after, before = (nearest_others(features, queries, SHOWN)[1] for features in (part.after, part.before))
     found = zip(queries.tolist(), after.tolist(), before.tolist(), strict=True)
     return [Neighbours(row, one, other) for row, one, other in found]
-
-
-def others(features: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Similarities and rows (Q, k) of the nearest other images of each query row; fewer if there are not so many."""
-    k = min(k, len(features) - 1)
-    similarity, index = nearest(features, features[queries], k + 1)
-    is_self = index == queries[:, None]
-    # the query is missing among its own neighbours if k + 1 exact copies come first: then the last one goes
-    is_self[:, -1] |= ~is_self.any(1)
-    keep = ~is_self
-    return similarity[keep].view(len(queries), k), index[keep].view(len(queries), k)
 
 
 def outliers(part: Part, count: int) -> list[tuple[int, float]]:
     """Images that are least similar to their ten nearest others, with that mean cosine similarity, lowest first."""
     if len(part) < 2:
         return []
-    similarity, _ = others(part.after, torch.arange(len(part)), _CROWD)
+    similarity, _ = nearest_others(part.after, torch.arange(len(part)), _CROWD)
     mean = similarity.mean(1)
     chosen = mean.argsort(stable=True)[:count]
     return list(zip(chosen.tolist(), mean[chosen].tolist(), strict=True))
@@ -58,7 +46,7 @@ def alike(part: Part, count: int) -> list[tuple[int, int, float]]:
     """Most similar pairs of images, each image in one pair at most, with their cosine similarity, highest first."""
     if len(part) < 2:
         return []
-    similarity, index = others(part.after, torch.arange(len(part)), 1)
+    similarity, index = nearest_others(part.after, torch.arange(len(part)), 1)
     used: set[int] = set()
     found: list[tuple[int, int, float]] = []
     for row in similarity[:, 0].argsort(descending=True, stable=True).tolist():
