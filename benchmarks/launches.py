@@ -91,10 +91,18 @@ def _kernels(func: Any, name: str, args: Any, out: Any) -> int:
         return sum(x is not None for x in out)
     if name.startswith(("_foreach", "_fused")):
         lists = [x for x in args if isinstance(x, (list, tuple)) and x and isinstance(x[0], Tensor)]
+        if not all(_same_layout(a, b) for x in lists[1:] if x[0].ndim for a, b in zip(lists[0], x, strict=True)):
+            return len(lists[0])  # the slow route, one by one
         most = _FOREACH_TENSORS[min(len(lists), len(_FOREACH_TENSORS)) - 1]
         chunks = sum(-(-x.numel() // _CHUNK) for x in lists[0])
         return max(-(-len(lists[0]) // most), -(-chunks // _FOREACH_CHUNKS))
     return _KERNELS.get(name, 1)
+
+
+def _same_layout(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same dtype and strides, where a dimension has more than one element."""
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return a.dtype == b.dtype and all(here == there for length, here, there in strides if length > 1)
 
 
 def _wait(name: str, args: Any, kwargs: Mapping[str, Any]) -> str:
@@ -174,9 +182,10 @@ def backward(root: Tensor, on_node: Callable[[Any], None] = lambda node: None) -
             node = ready.pop()
             on_node(node)
             given = gradients.pop(node, {})
-            if hasattr(node, "variable"):  # a leaf, which takes the gradient as it is
-                leaf = node.variable
-                leaf.grad = given[0] if leaf.grad is None else leaf.grad + given[0]
+            if hasattr(node, "variable"):  # a leaf, which takes the gradient as it is if it has the leaf's layout
+                leaf, gradient = node.variable, given[0]
+                gradient = gradient if _same_layout(leaf, gradient) else torch.empty_like(leaf).copy_(gradient)
+                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
                 continue
             # A node in Python has `apply`, one in C++ is called itself.
             inputs = [given.get(i) for i in range(len(node._input_metadata))]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ssole.config import OptimConfig
+from ssole.training.muon import Muon
 
 Groups = list[dict[str, Any]]
 
@@ -30,11 +31,8 @@ def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    from timm.optim.muon import Muon
-
-    # timm scales Muon's steps to the size of AdamW's, which it uses for 1-d parameters
-    optimizer: torch.optim.Optimizer = Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas)
-    return optimizer
+    on_cpu = groups[0]["params"][0].device.type == "cpu"
+    return Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas, batched=not on_cpu)
 
 
 def _fused(groups: Groups) -> bool | None:
