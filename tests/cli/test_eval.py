@@ -28,6 +28,15 @@ def test_eval_options(trained: Command) -> None:
     assert Path("mine.json").is_file()
 
 
+def test_protocols_are_named_with_commas_or_spaces(trained: Command) -> None:
+    for words in (["few-shot,retrieval"], ["few-shot", "retrieval"]):
+        outcome = trained("eval", "run", "--data", "labeled", "--protocols", *words)
+        assert outcome.code == 0, outcome.err
+        assert "retrieval, mAP" in outcome.out
+        assert "5-shot" in outcome.out
+        assert "kNN" not in outcome.out
+
+
 def test_eval_without_labels_says_so(trained: Command) -> None:
     outcome = trained("eval", "run", "--data", "unlabeled")
     assert outcome.code == 0, outcome.err
@@ -44,7 +53,7 @@ def test_eval_without_labels_says_so(trained: Command) -> None:
         (["eval", "photos"], "photos is not a run folder"),
         (["eval", "run/backbone.safetensors"], "does not say which images to use: pass --data"),
         (["eval", "run", "--data", "phots"], "'phots'"),
-        (["eval", "run", "--protocol", "svm"], "svm"),
+        (["eval", "run", "--protocols", "knn,svm"], "protocol is ['knn', 'svm']; choose from knn, linear, few-shot"),
         (["eval", "run", "--device", "tpu"], "auto, cpu, cuda or cuda:N, got 'tpu'"),
     ],
 )

@@ -34,9 +34,13 @@ def test_a_good_model_is_right_and_a_bad_one_at_chance() -> None:
     assert good.test == "coloured-1, 90 images"
     assert good.train == "coloured-0, 240 images"
     assert list(good.rows) == ["trained", "raw pixels (8x8)"]
-    assert list(good.rows["trained"]) == ["knn20", "knn10", "linear"]
+    metrics = ["knn20", "knn10", "knn200", "linear"]
+    assert list(good.rows["trained"]) == [name + part for name in metrics for part in ("", "_macro")]
     assert all(score.value == 1 and score.n == 90 and score.std == 0 for score in good.rows["trained"].values())
-    assert good.probes["trained"][0]["converged"]
+    details = good.details["trained"]["linear"][0]
+    assert details["converged"]
+    assert (details["per_class"], details["confusion"]) == ([1, 1, 1], [[30, 0, 0], [0, 30, 0], [0, 0, 30]])
+    assert good.protocols == {"knn": 2, "linear": 1}
     collapsed = evaluate_quietly(MeanColour(scale=0.0), train, test=test, baselines=False)
     assert collapsed.rows["trained"]["knn20"].value == pytest.approx(1 / 3)
     assert "trained: all features are equal; the representation has collapsed." in collapsed.notes
@@ -56,12 +60,16 @@ def test_one_run_has_a_binomial_error_and_several_have_a_deviation() -> None:
     assert (both.runs, both.n) == (2, 60)
 
 
-def test_one_class_or_too_few_images_are_errors() -> None:
+def test_one_class_or_too_few_images_are_errors_or_notes() -> None:
     images = coloured(60, seed=0).images
     with pytest.raises(DataError, match="an accuracy needs at least two classes"):
         evaluate_quietly(MeanColour(), ArraySource(images, np.zeros(60, dtype=np.int64)))
-    with pytest.raises(ValueError, match=r"k is \(20, 10\) and there are 12 training images"):
-        evaluate_quietly(MeanColour(), coloured(15, seed=0))
+    few = evaluate_quietly(MeanColour(), coloured(15, seed=0), protocol=["knn", "few-shot"], baselines=False)
+    assert [name for name in few.rows["trained"] if "macro" not in name] == ["knn10", "few_shot1"]
+    for note in ("no kNN of k = 20: there are 12 training", "no 5-shot accuracy: the smallest class has 4"):
+        assert any(note in one for one in few.notes)
+    with pytest.raises(ValueError, match="there are 6 training images, and kNN needs at least 10"):
+        evaluate_quietly(MeanColour(), coloured(9, seed=0), protocol="knn")
 
 
 def test_without_labels_it_says_so_and_gives_label_free_figures() -> None:
@@ -114,7 +122,7 @@ def test_a_run_is_set_beside_itself_untrained(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("protocol", [["svm"], "svm", []])
 def test_an_unknown_protocol_is_named(protocol: object) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"protocol is {protocol!r}; choose from")):
+    with pytest.raises(ValueError, match=re.escape(f"protocol is {protocol!r}; choose from knn, linear")):
         evaluate_quietly(MeanColour(), coloured(60, seed=0), protocol=protocol)  # type: ignore[arg-type]
 
 
@@ -125,6 +133,20 @@ def test_a_single_protocol_needs_no_list() -> None:
         for protocol in ("knn", ["knn"])
     )
     assert one.rows == listed.rows
+
+
+def test_every_protocol_of_features_in_one_table() -> None:
+    train, test = coloured(240, seed=0), coloured(90, seed=1)
+    names = ["knn", "few_shot", "cluster", "retrieval", "label-free"]
+    result = evaluate_quietly(MeanColour(), train, test=test, protocol=names)
+    assert list(result.protocols) == ["knn", "few-shot", "cluster", "retrieval", "label-free"]
+    row = result.rows["trained"]
+    for name in ("few_shot1", "few_shot5", "few_shot10", "cluster_accuracy", "retrieval_map", "recall1"):
+        assert row[name].value > 0.95, name
+    assert row["few_shot10"].n == 90
+    assert row["few_shot10"].interval is not None
+    assert len(result.details["trained"]["few_shot1"][0]["episodes"]) == 20
+    assert "few_shot1" in result.rows["raw pixels (8x8)"]
 
 
 def test_models_of_different_size_each_see_images_decoded_for_them() -> None:

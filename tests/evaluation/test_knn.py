@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.evaluation import knn
-from ssole.evaluation.knn import accuracy, knn_classify, nearest, nearest_others
+from ssole.evaluation.knn import knn_classify, nearest, nearest_others
 
 
 def problem(n: int = 400, q: int = 90, f: int = 12, classes: int = 7) -> tuple[torch.Tensor, ...]:
@@ -102,23 +102,6 @@ def test_the_callers_precision_settings_neither_matter_nor_change() -> None:
     finally:
         torch.set_float32_matmul_precision("highest")
     assert torch.equal(inside, whole)
-
-
-def test_accuracy_ranks_equal_scores_by_class_and_gives_nothing_for_no_votes() -> None:
-    scores = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5], [1.0, 0.0, 0.0]])
-    assert accuracy(scores, torch.tensor([0, 2, 1])) == pytest.approx(2 / 3)
-    assert accuracy(scores, torch.tensor([1, 0, 1])) == 0
-    assert accuracy(scores, torch.tensor([1, 1, 1]), top=2) == pytest.approx(2 / 3)
-    assert accuracy(scores, torch.tensor([2, 0, 2]), top=3) == pytest.approx(1 / 3)
-
-
-def test_accuracy_is_that_of_scikit_learn() -> None:
-    from sklearn.metrics import top_k_accuracy_score
-
-    scores, labels = torch.rand(200, 9), torch.randint(9, (200,))
-    for top in (1, 5):
-        expected = top_k_accuracy_score(labels.numpy(), scores.numpy(), k=top, labels=range(9))
-        assert accuracy(scores, labels, top=top) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

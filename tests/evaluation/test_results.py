@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from coloured import MeanColour, coloured, evaluate_quietly
 
-from ssole.evaluation.results import Score
+from ssole.evaluation.results import EvaluationResult, Score
 
 
 def test_results_are_shown_and_saved(tmp_path: Path) -> None:
@@ -19,8 +19,10 @@ def test_results_are_shown_and_saved(tmp_path: Path) -> None:
         MeanColour(), coloured(240, seed=0), test=coloured(90, seed=1), protocol=("knn", "linear", "label_free")
     )
     saved = json.loads(result.save(tmp_path / "result.json").read_text())
-    assert saved["rows"]["trained"]["linear"] == {"value": 1.0, "std": 0.0, "n": 90, "runs": 1}
-    assert saved["probes"]["trained"][0]["c"] > 0
+    assert saved["rows"]["trained"]["linear"] == {"value": 1.0, "std": 0.0, "n": 90, "runs": 1, "interval": None}
+    assert saved["details"]["trained"]["linear"][0]["c"] > 0
+    assert "[ 30, 0, 0 ]" in (tmp_path / "result.json").read_text()  # a row of a confusion matrix is a line
+    assert EvaluationResult.load(tmp_path / "result.json").rows == result.rows
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(result.table())
     text = console.export_text()
@@ -28,3 +30,17 @@ def test_results_are_shown_and_saved(tmp_path: Path) -> None:
     assert "linear probe" in text
     assert "raw pixels (8x8)" in text
     assert Score.over_runs([Score.accuracy(0.5, 100)]).std == pytest.approx(0.05)
+
+
+def result_of(plain: float, macro: float) -> EvaluationResult:
+    scores = {"knn20": Score.accuracy(plain, 100), "knn20_macro": Score.accuracy(macro, 100)}
+    scores["few_shot1"] = Score(value=0.5, std=0.1, n=100, interval=0.047)
+    return EvaluationResult(rows={"trained": scores}, train="a", test="b")
+
+
+def test_the_mean_of_classes_is_shown_where_it_differs() -> None:
+    assert result_of(0.9, 0.895).cells()[0] == ["", "kNN k=20", "1-shot"]
+    assert result_of(0.9, 0.6).cells() == [
+        ["", "kNN k=20", "1-shot", "kNN k=20, mean of classes"],
+        ["trained", "90.0 % ± 3.0", "50.0 % ± 4.7", "60.0 % ± 4.9"],  # of few-shot the interval
+    ]

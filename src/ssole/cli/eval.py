@@ -6,9 +6,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Annotated
+
+import tyro
 
 from ssole.cli.common import DataWords, OptionalFile, RunPath, data_spec, parse, run_config, run_data
+
+Words = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--protocol"], metavar="NAME,NAME")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +25,8 @@ class EvalArgs:
     """Labelled images, in any form that pretraining takes. By default, the data of the run."""
     test: DataWords = ()
     """Images to test on. By default, the test split of the data, or else a held-out part of them."""
-    protocol: tuple[Literal["knn", "linear", "label_free"], ...] = ("knn", "linear")
-    """What to measure."""
+    protocols: Words = ("knn", "linear")
+    """What to measure, separated by commas: knn, linear, few-shot, cluster, retrieval, label-free."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
@@ -37,6 +41,7 @@ def evaluate(argv: Sequence[str]) -> int:
     Examples:
       ssole eval runs/mine
       ssole eval runs/mine --data photos/ --test photos-to-test-on/
+      ssole eval runs/mine --protocols knn,few-shot,cluster
 
     With labels: accuracy of weighted kNN and of a linear probe on the frozen features.
     Without labels: effective rank, alignment and uniformity of the features.
@@ -54,7 +59,7 @@ def evaluate(argv: Sequence[str]) -> int:
         args.run,
         data_spec(args.data) or run_data(config, args.run),
         test=data_spec(args.test),
-        protocol=args.protocol,
+        protocol=[name for words in args.protocols for name in words.split(",")],
         views=None if recipe is None else partial(make_views, recipe=recipe, seed=args.seed, epoch=0),
         seed=args.seed,
         device=args.device,

@@ -13,12 +13,13 @@ from torch import nn
 
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
+from ssole.evaluation.accuracy import accuracy
 from ssole.evaluation.datasets import match, open_data
 from ssole.evaluation.features import Embeddings, Views, extract
-from ssole.evaluation.knn import accuracy, knn_classify
+from ssole.evaluation.knn import knn_classify
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
-from ssole.evaluation.scoring import Protocol, Scoring
+from ssole.evaluation.scoring import Scoring
 from ssole.models.load import load, untrained
 from ssole.runtime import Precision, resolve_device
 
@@ -34,7 +35,7 @@ def evaluate(
     data: Spec,
     *,
     test: Spec | None = None,
-    protocol: Protocol | Sequence[Protocol] = ("knn", "linear"),
+    protocol: str | Sequence[str] = ("knn", "linear"),
     baselines: bool = True,
     views: Views | None = None,
     seed: int = 0,

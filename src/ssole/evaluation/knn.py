@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssole.evaluation.checks import check_features, check_labels, exact_float32
+from ssole.progress import progress_bar
 
 SIMILARITY_BYTES = 256 * 2**20
 """Largest block of the query x train similarity matrix."""
@@ -28,6 +29,7 @@ def knn_classify(
     k: Sequence[int] = (20, 10),
     tau: float = 0.07,
     num_classes: int | None = None,
+    progress: bool = False,
 ) -> dict[int, Tensor]:
     """Class scores of each query, for each number of neighbours in ``k``: {k: (Q, C) float32 on the features' device}.
 
@@ -44,13 +46,14 @@ def knn_classify(
         k: numbers of neighbours, each in [1, N].
         tau: temperature > 0.
         num_classes: C; by default the largest label + 1.
+        progress: show a bar when it takes more than two seconds.
 
     Raises:
         ValueError: mismatched shapes, features that are not finite, labels out of range, k > N, or tau <= 0.
     """
     labels_N, classes = check_labels(train_labels, len(train_features), num_classes)
     _check(train_features, test_features, k, tau)
-    similarity_QK, index_QK = nearest(train_features, test_features, max(k))
+    similarity_QK, index_QK = nearest(train_features, test_features, max(k), progress=progress)
     votes_QK = labels_N.to(index_QK.device)[index_QK]
     # Every weight is divided by that of the nearest neighbour: the shares stay, and a small tau cannot overflow.
     weight_QK = torch.exp((similarity_QK - similarity_QK[:, :1]) / tau)
@@ -63,13 +66,13 @@ def knn_classify(
     return {one: result[one] for one in k}
 
 
-def nearest(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def nearest(train_features: Tensor, test_features: Tensor, k: int, *, progress: bool = False) -> tuple[Tensor, Tensor]:
     """Nearest training rows of each query, best first: cosine similarities (Q, k) float32, and indices (Q, k) int64.
 
     Memory beyond the features and the result is bounded by a few times ``SIMILARITY_BYTES``.
     """
     similarities, indices = [], []
-    with exact_float32(train_features.device):
+    with exact_float32(train_features.device), progress_bar("kNN", len(test_features), enabled=progress) as advance:
         train_NF = F.normalize(train_features.float(), dim=1)
         test_QF = F.normalize(test_features.float(), dim=1)
         rows = max(1, SIMILARITY_BYTES // (4 * len(train_NF)))
@@ -78,6 +81,7 @@ def nearest(train_features: Tensor, test_features: Tensor, k: int) -> tuple[Tens
             index_QK = _top(similarity_QN, k)
             indices.append(index_QK)
             similarities.append(similarity_QN.gather(1, index_QK))
+            advance(len(block_QF))
     return torch.cat(similarities), torch.cat(indices)
 
 
@@ -89,18 +93,6 @@ def nearest_others(features: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tens
     # A row is missing among its own neighbours where k + 1 exact copies come first: then the last one goes.
     is_self[:, -1] |= ~is_self.any(1)
     return similarity_QK[~is_self].view(len(rows), k), index_QK[~is_self].view(len(rows), k)
-
-
-def accuracy(scores: Tensor, labels: Tensor, *, top: int = 1) -> float:
-    """Accuracy: share of rows whose label is among the ``top`` best scores of (Q, C).
-
-    Equal scores rank by class index. A class with a score of 0 is no prediction and never counts as right.
-    """
-    label_Q1 = labels.to(scores.device).long()[:, None]
-    own_Q1 = scores.gather(1, label_Q1)
-    earlier = torch.arange(scores.shape[1], device=scores.device) < label_Q1
-    rank_Q = ((scores > own_Q1) | ((scores == own_Q1) & earlier)).sum(1)
-    return int(((rank_Q < top) & (own_Q1[:, 0] > 0)).sum()) / len(labels)
 
 
 def _top(similarity_QN: Tensor, k: int) -> Tensor:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ssole.evaluation.checks import check_features, check_labels, exact_float32
 from ssole.evaluation.datasets import stratified_split
+from ssole.progress import Advance, progress_bar
 
 C_GRID = tuple(10.0 ** (power / 2) for power in range(-10, 5))
 """Inverse penalties tried by default: 1e-5 to 100 in half decades."""
@@ -62,6 +63,7 @@ def linear_probe(
     seed: int = 0,
     tolerance: float = 1e-4,
     max_iterations: int = 1000,
+    progress: bool = False,
 ) -> LinearProbe:
     """Linear probe, fitted with the inverse penalty that is best on a held-out part of train.
 
@@ -76,6 +78,7 @@ def linear_probe(
         seed: seed of the stratified hold-out.
         tolerance: largest entry of the preconditioned gradient at convergence.
         max_iterations: limit for each fit.
+        progress: show a bar when it takes more than two seconds.
 
     Raises:
         ValueError: mismatched shapes, features that are not finite, labels of one class, or an inverse penalty <= 0.
@@ -89,10 +92,11 @@ def linear_probe(
     if len(present) < 2:
         raise ValueError(f"all {len(labels_N)} labels are {present.item()}: a classifier needs at least two classes")
     limits = (tolerance, max_iterations)
-    validation, iterations = _validate(train_features, labels_N, grid, seed, limits) if len(grid) > 1 else ({}, 0)
-    best = max(grid, key=lambda value: (validation.get(value, 0.0), -value))
-    final = _Logistic(train_features, labels_N)
-    iterations += final.solve(best, *limits)
+    with progress_bar("linear probe", len(grid) + 1, enabled=progress) as advance:
+        validation, iterations = _validate(train_features, labels_N, grid, seed, limits, advance)
+        best = max(grid, key=lambda value: (validation.get(value, 0.0), -value))
+        final = _Logistic(train_features, labels_N)
+        iterations += final.solve(best, *limits)
     weight_CF, bias_C = final.classifier()
     return LinearProbe(
         weight=weight_CF.new_zeros(classes, weight_CF.shape[1]).index_copy(0, present, weight_CF),
@@ -105,15 +109,23 @@ def linear_probe(
 
 
 def _validate(
-    features_NF: Tensor, labels_N: Tensor, grid: Sequence[float], seed: int, limits: tuple[float, int]
+    features_NF: Tensor,
+    labels_N: Tensor,
+    grid: Sequence[float],
+    seed: int,
+    limits: tuple[float, int],
+    advance: Advance,
 ) -> tuple[dict[float, float], int]:
     """Accuracy by inverse penalty on a held-out part, and the number of iterations of all fits."""
+    if len(grid) == 1:
+        return {}, 0
     fit, held = (part.to(labels_N.device) for part in stratified_split(labels_N, VALIDATION_SHARE, seed=seed))
     trial = _Logistic(features_NF[fit], labels_N[fit])
     validation, iterations = {}, 0
     for value in grid:
         iterations += trial.solve(value, *limits)
         validation[value] = trial.accuracy(features_NF[held], labels_N[held])
+        advance()
     return validation, iterations
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -30,6 +31,8 @@ class Score:
     n: int
     """Number of images of the measurement."""
     runs: int = 1
+    interval: float | None = None
+    """Half of the 95 % interval of the value, where it is a mean over repeats of one run (then ``std`` is theirs)."""
 
     @classmethod
     def accuracy(cls, value: float, n: int) -> Score:
@@ -45,13 +48,44 @@ class Score:
         return cls(value=statistics.fmean(values), std=statistics.stdev(values), n=scores[0].n, runs=len(scores))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Figures of one run: scores by metric, and what there is to say beyond a number."""
+
+    scores: dict[str, Score] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
+    """By metric, ready for JSON."""
+
+    @classmethod
+    def of(cls, figures: Mapping[str, float], n: int) -> Outcome:
+        """Outcome of figures of ``n`` images whose uncertainty is unknown."""
+        return cls(scores={name: Score(value=value, std=None, n=n) for name, value in figures.items()})
+
+    @classmethod
+    def joined(cls, outcomes: Sequence[Outcome]) -> Outcome:
+        """All scores and details of several outcomes."""
+        joined = cls()
+        for one in outcomes:
+            joined.scores.update(one.scores)
+            joined.details.update(one.details)
+        return joined
+
+
+_CLASSIFIERS = {"knn20": "kNN k=20", "knn10": "kNN k=10", "knn200": "kNN k=200", "linear": "linear probe"}
 METRICS = {
-    "knn20": "kNN k=20",
-    "knn10": "kNN k=10",
-    "linear": "linear probe",
-    "knn20_top5": "kNN k=20, top 5",
-    "knn10_top5": "kNN k=10, top 5",
-    "linear_top5": "linear probe, top 5",
+    **_CLASSIFIERS,
+    "few_shot1": "1-shot",
+    "few_shot5": "5-shot",
+    "few_shot10": "10-shot",
+    "cluster_accuracy": "clusters, accuracy",
+    "cluster_nmi": "clusters, NMI",
+    "cluster_ari": "clusters, ARI",
+    "retrieval_map": "retrieval, mAP",
+    "recall1": "recall at 1",
+    "recall5": "recall at 5",
+    "recall10": "recall at 10",
+    **{f"{name}_macro": f"{heading}, mean of classes" for name, heading in _CLASSIFIERS.items()},
+    **{f"{name}_top5": f"{heading}, top 5" for name, heading in _CLASSIFIERS.items()},
     "centred_effective_rank": "effective rank, centred",
     "rankme": "RankMe",
     "alpha_req": "alpha-ReQ",
@@ -60,7 +94,7 @@ METRICS = {
     "uniformity": "uniformity",
     "neighbour_agreement": "agreement of neighbours",
 }
-"""Headings of the metrics, in the order to show them. Accuracies are shares in [0, 1], shown in per cent."""
+"""Headings of the metrics, in the order to show them. They are shares, shown in per cent, but for `NUMBERS`."""
 LABEL_FREE = (
     "centred_effective_rank",
     "rankme",
@@ -70,6 +104,17 @@ LABEL_FREE = (
     "uniformity",
     "neighbour_agreement",
 )
+NUMBERS = {
+    "centred_effective_rank": 1,
+    "rankme": 1,
+    "lidar": 1,
+    "alpha_req": 2,
+    "alignment": 3,
+    "uniformity": 3,
+    "cluster_nmi": 3,
+    "cluster_ari": 3,
+}
+"""Metrics that are shown as they are, with their decimal places."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +129,12 @@ class EvaluationResult:
     classes: int | None = None
     notes: list[str] = field(default_factory=list)
     """What a reader must know: a hold-out split, missing labels, images left out, a probe that did not converge."""
-    probes: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    """Linear probes by row, a dict for each run: the chosen ``c``, ``converged``, ``iterations`` and ``validation``."""
+    protocols: dict[str, int] = field(default_factory=dict)
+    """Versions of the protocols."""
+    details: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    """By row and metric, an entry for each run. Of a classifier: accuracy ``per_class`` (null without test images) and
+    ``confusion`` (rows are true classes); of the linear probe also the chosen ``c``, ``converged``, ``iterations`` and
+    ``validation``. Of few-shot accuracy: its ``episodes``."""
 
     def table(self) -> Table:
         """Table for ``rich.print``."""
@@ -103,11 +152,19 @@ class EvaluationResult:
         return table
 
     def cells(self) -> list[list[str]]:
-        """Table as texts: a line of headings, then a line a row. Top 5 is left out below 100 classes."""
-        shown = [name for name in METRICS if any(name in row for row in self.rows.values())]
-        shown = [name for name in shown if not name.endswith("_top5") or (self.classes or 0) >= 100]
+        """Table as texts: a line of headings, then a line a row.
+
+        Top 5 is left out below 100 classes, and the mean over classes where it is the accuracy within a point.
+        """
+        shown = [name for name in METRICS if any(name in row for row in self.rows.values()) and self._is_shown(name)]
         headings = ["", *(METRICS[name] for name in shown)]
         return [headings, *([row, *(_cell(n, scores.get(n)) for n in shown)] for row, scores in self.rows.items())]
+
+    def _is_shown(self, name: str) -> bool:
+        if name.endswith("_macro"):
+            pairs = [(row[name], row[name.removesuffix("_macro")]) for row in self.rows.values() if name in row]
+            return any(abs(macro.value - plain.value) > 0.01 for macro, plain in pairs)
+        return not name.endswith("_top5") or (self.classes or 0) >= 100
 
     def to_dict(self) -> dict[str, Any]:
         """The result as plain dicts and lists, ready for JSON."""
@@ -116,7 +173,10 @@ class EvaluationResult:
     def save(self, path: str | PathLike[str]) -> Path:
         """Write the result as JSON; the file appears whole or not at all."""
         path = Path(path)
-        write_text_atomically(path, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        # each list of numbers, such as a row of a confusion matrix, on one line
+        text = re.sub(r'\[[^\[\]{}"]+\]', lambda numbers: " ".join(numbers[0].split()), text)
+        write_text_atomically(path, text + "\n")
         return path
 
     @classmethod
@@ -139,7 +199,8 @@ class EvaluationResult:
 def _cell(name: str, score: Score | None) -> str:
     if score is None:
         return "-"
-    if name in LABEL_FREE:
-        digits = 1 if name in ("centred_effective_rank", "rankme", "lidar") else 3
-        return f"{score.value:.{digits}f}" + (f" ± {score.std:.{digits}f}" if score.std is not None else "")
-    return f"{100 * score.value:.1f} %" + (f" ± {100 * score.std:.1f}" if score.std is not None else "")
+    spread = score.interval if score.interval is not None else score.std
+    if name in NUMBERS:
+        digits = NUMBERS[name]
+        return f"{score.value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+    return f"{100 * score.value:.1f} %" + (f" ± {100 * spread:.1f}" if spread is not None else "")

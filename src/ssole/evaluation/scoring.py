@@ -1,31 +1,23 @@
-"""Scoring of models and baselines: all metrics of one row of the result."""
+"""Scoring of models and baselines: all protocols for one row of the result."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ssole.evaluation.datasets import EvaluationData, Subset
-from ssole.evaluation.features import RAW_PIXEL_SIZE, Views, extract, extract_views, raw_pixels
-from ssole.evaluation.knn import accuracy, knn_classify
-from ssole.evaluation.label_free import label_free_figures
-from ssole.evaluation.linear import C_GRID, linear_probe
+from ssole.evaluation.case import Case
+from ssole.evaluation.datasets import EvaluationData
+from ssole.evaluation.features import RAW_PIXEL_SIZE, Views, extract, raw_pixels
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.evaluation.results import EvaluationResult, Score
-
-Protocol = Literal["knn", "linear", "label_free"]
-PROTOCOLS: tuple[Protocol, ...] = ("knn", "linear", "label_free")
-NEIGHBOURS = (20, 10)
-VIEWED_IMAGES = 2000
-"""Largest number of images for the figures of views."""
+from ssole.evaluation.protocols import PROTOCOLS, chosen_protocols
+from ssole.evaluation.results import EvaluationResult, Outcome, Score
 
 
 class Scoring:
-    """Collector of an evaluation's scores, row by row, with their notes and probes.
+    """Collector of an evaluation's scores, row by row, with their notes and details.
 
     ``open_data`` opens the data for a preprocessing; ``how`` holds device, precision and progress for :func:`extract`.
     """
@@ -33,19 +25,17 @@ class Scoring:
     def __init__(
         self,
         open_data: Callable[[Preprocessing], EvaluationData],
-        protocol: Protocol | Sequence[Protocol],
+        protocol: str | Sequence[str],
         views: Views | None,
         seed: int,
         how: dict[str, Any],
     ) -> None:
-        protocols: tuple[Protocol, ...] = (protocol,) if isinstance(protocol, str) else tuple(protocol)
-        if not protocols or not set(protocols) <= set(PROTOCOLS):
-            raise ValueError(f"protocol is {protocol!r}; choose from {PROTOCOLS}")
-        self._open_data, self._protocols, self._views, self._seed, self._how = open_data, protocols, views, seed, how
+        self._protocols = chosen_protocols(protocol)
+        self._open_data, self._views, self._seed, self._how = open_data, views, seed, how
         self._opened: list[EvaluationData] = []
         self._rows: dict[str, dict[str, Score]] = {}
+        self._details: dict[str, dict[str, list[Any]]] = {}
         self._notes: list[str] = []
-        self._probes: dict[str, list[dict[str, Any]]] = {}
 
     def add_models(self, row: str, models: Sequence[tuple[nn.Module, Preprocessing]]) -> None:
         """Add the scores of one model, or means over several."""
@@ -54,19 +44,17 @@ class Scoring:
             raise ValueError(
                 f"the models take images of different channels: {sorted(map(str, channels))}; evaluate them separately"
             )
-        runs = []
-        for model, preprocessing in models:
-            data = self._data(preprocessing)
-            features_of = partial(extract, model, preprocessing=preprocessing, **self._how)
-            runs.append(self._scores(row, data, features_of, partial(self._features_of_views, model)))
-        self._rows[row] = {name: Score.over_runs([run[name] for run in runs]) for name in runs[0]}
+        outcomes = [
+            self._measured(row, partial(extract, model, **self._how), preprocessing, model)
+            for model, preprocessing in models
+        ]
+        self._add(row, outcomes)
 
     def add_raw_pixels(self, preprocessing: Preprocessing) -> None:
         """Add the scores of raw pixels."""
         side = min(preprocessing.image_size, RAW_PIXEL_SIZE)
         row = f"raw pixels ({side}x{side})"
-        features_of = partial(raw_pixels, preprocessing=preprocessing)
-        self._rows[row] = self._scores(row, self._data(preprocessing), features_of)
+        self._add(row, [self._measured(row, raw_pixels, preprocessing, None)])
 
     def add_untrained(self, models: Sequence[tuple[nn.Module, Preprocessing]]) -> None:
         """Add the scores of untrained models, or a note when there are none."""
@@ -84,8 +72,39 @@ class Scoring:
             test=None if data.test is None else str(data.test),
             classes=data.classes,
             notes=self._notes,
-            probes=self._probes,
+            protocols={name: PROTOCOLS[name].version for name in self._able(data)},
+            details=self._details,
         )
+
+    def _measured(
+        self, row: str, features_of: Callable[..., Any], preprocessing: Preprocessing, model: nn.Module | None
+    ) -> Outcome:
+        """Figures of all protocols for one model or baseline."""
+        data = self._data(preprocessing)
+        case = Case(
+            row=row,
+            data=data,
+            features_of=partial(features_of, preprocessing=preprocessing),
+            preprocessing=preprocessing,
+            model=model,
+            views=self._views,
+            seed=self._seed,
+            device=self._how["device"],
+            progress=self._how["progress"],
+        )
+        outcome = Outcome.joined([PROTOCOLS[name].measure(case) for name in self._able(data)])
+        for note in case.notes:
+            self._note(note)
+        return outcome
+
+    def _able(self, data: EvaluationData) -> tuple[str, ...]:
+        """The protocols that the data allow: without labels, the label-free figures."""
+        return self._protocols if data.test is not None else ("label-free",)
+
+    def _add(self, row: str, outcomes: Sequence[Outcome]) -> None:
+        first = outcomes[0]
+        self._rows[row] = {name: Score.over_runs([one.scores[name] for one in outcomes]) for name in first.scores}
+        self._details[row] = {name: [one.details[name] for one in outcomes] for name in first.details}
 
     def _data(self, preprocessing: Preprocessing) -> EvaluationData:
         """Data decoded for a preprocessing; opened once for all models whose preprocessing they suit."""
@@ -96,64 +115,6 @@ class Scoring:
         for note in self._opened[-1].notes:
             self._note(note)
         return self._opened[-1]
-
-    def _features_of_views(self, model: nn.Module, subset: Subset) -> Tensor | None:
-        """Features (N, V, F) of views of some images, evenly spaced over the subset; None without a view function."""
-        if self._views is None:
-            return None
-        sample = subset.select(torch.linspace(0, len(subset) - 1, min(len(subset), VIEWED_IMAGES)).long())
-        return extract_views(model, sample, sample.positions, self._views, device=self._how["device"])
-
-    def _scores(
-        self,
-        row: str,
-        data: EvaluationData,
-        features_of: Callable[[Subset], Tensor],
-        features_of_views: Callable[[Subset], Tensor | None] = lambda subset: None,
-    ) -> dict[str, Score]:
-        """Scores of the features that a function extracts; without labels, the label-free metrics."""
-        protocols = self._protocols if data.test is not None else ("label_free",)
-        train, train_labels = self._features(data.train, features_of)
-        scores: dict[str, Score] = {}
-        if data.test is not None and {"knn", "linear"} & set(protocols):
-            test, test_labels = self._features(data.test, features_of)
-            if bool((train == train[0]).all()):
-                self._note(f"{row}: all features are equal; the representation has collapsed.")
-            scores |= self._accuracies(row, data.classes, train, train_labels, test, test_labels)
-        if "label_free" in protocols:
-            figures = label_free_figures(train, features_of_views(data.train))
-            scores |= {name: Score(value=value, std=None, n=len(train)) for name, value in figures.items()}
-        return scores
-
-    def _features(self, subset: Subset, features_of: Callable[[Subset], Tensor]) -> tuple[Tensor, Tensor]:
-        features, labels = subset.readable_rows(features_of(subset))
-        if len(features) < len(subset):
-            unread = len(subset) - len(features)
-            self._note(f"{unread} images of {subset.store.source.name} cannot be read: left out.")
-        return features.to(self._how["device"]), labels
-
-    def _accuracies(
-        self, row: str, classes: int | None, train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor
-    ) -> dict[str, Score]:
-        by_name: dict[str, Tensor] = {}
-        if "knn" in self._protocols:
-            votes = knn_classify(train, train_labels, test, k=NEIGHBOURS, num_classes=classes)
-            by_name |= {f"knn{k}": scores for k, scores in votes.items()}
-        if "linear" in self._protocols:
-            probe = linear_probe(train, train_labels, num_classes=classes, seed=self._seed)
-            by_name["linear"] = probe.scores(test)
-            if not probe.converged:
-                self._note(f"{row}: the linear probe did not converge; its accuracy may be too low.")
-            if probe.c in (C_GRID[0], C_GRID[-1]):
-                self._note(f"{row}: the linear probe chose C = {probe.c:g}, an end of the range tried.")
-            facts = {key: getattr(probe, key) for key in ("c", "converged", "iterations", "validation")}
-            self._probes.setdefault(row, []).append(facts)
-        scores = {}
-        for name, votes_QC in by_name.items():
-            scores[name] = Score.accuracy(accuracy(votes_QC, test_labels), len(test_labels))
-            if classes is not None and classes > 5:
-                scores[f"{name}_top5"] = Score.accuracy(accuracy(votes_QC, test_labels, top=5), len(test_labels))
-        return scores
 
     def _note(self, note: str) -> None:
         if note not in self._notes:

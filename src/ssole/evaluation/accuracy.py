@@ -1,0 +1,56 @@
+"""Accuracy of a classifier's scores: top 1, top 5, the mean over classes, each class, and the confusion matrix.
+
+Shape suffixes: Q test images, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssole.evaluation.results import Outcome, Score
+
+
+def accuracy(scores: Tensor, labels: Tensor, *, top: int = 1) -> float:
+    """Accuracy: share of rows whose label is among the ``top`` best scores of (Q, C).
+
+    Equal scores rank by class index. A class with a score of 0 is no prediction and never counts as right.
+    """
+    label_Q1 = labels.to(scores.device).long()[:, None]
+    own_Q1 = scores.gather(1, label_Q1)
+    earlier = torch.arange(scores.shape[1], device=scores.device) < label_Q1
+    rank_Q = ((scores > own_Q1) | ((scores == own_Q1) & earlier)).sum(1)
+    return int(((rank_Q < top) & (own_Q1[:, 0] > 0)).sum()) / len(labels)
+
+
+def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Counts (C, C) int64 by true class (row) and predicted class (column), of labels (Q,) in [0, C)."""
+    cells = labels.cpu().long() * classes + predicted.cpu()
+    return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
+
+
+def classified(name: str, scores: Tensor, labels: Tensor) -> Outcome:
+    """Outcome of a classifier: its accuracies under ``name``, and the accuracy and confusions of each class.
+
+    The macro accuracy is the mean of the accuracies of the classes that have test images. Its error is that of
+    independent binomial counts.
+
+    Args:
+        name: name of the metric.
+        scores: (Q, C), none below 0; see :func:`accuracy`.
+        labels: (Q,) integers in [0, C).
+    """
+    matrix = confusion_matrix(scores.argmax(1), labels, scores.shape[1])
+    counts, right = matrix.sum(1), matrix.diagonal()
+    share_C = right[counts > 0] / counts[counts > 0]
+    error = math.sqrt(float((share_C * (1 - share_C) / counts[counts > 0]).sum())) / len(share_C)
+    found = {name: Score.accuracy(accuracy(scores, labels), len(labels))}
+    found[f"{name}_macro"] = Score(value=float(share_C.mean()), std=error, n=len(labels))
+    if scores.shape[1] > 5:
+        found[f"{name}_top5"] = Score.accuracy(accuracy(scores, labels, top=5), len(labels))
+    per_class = [int(r) / int(n) if n else None for r, n in zip(right, counts, strict=True)]
+    details: dict[str, Any] = {"per_class": per_class, "confusion": matrix.tolist()}
+    return Outcome(scores=found, details={name: details})
