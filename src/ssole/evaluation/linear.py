@@ -74,11 +74,9 @@ def linear_probe(
         train_features: (N, F), floating point, finite; the fit runs on their device, in float32 (float64 if they are).
         train_labels: (N,) integers in [0, C), of at least two classes.
         c: inverse penalties to choose from, or a single one.
-        num_classes: C; by default the largest label + 1.
-        seed: seed of the stratified hold-out.
+        num_classes, seed: C, by default the largest label + 1; seed of the stratified hold-out.
         tolerance: largest entry of the preconditioned gradient at convergence.
-        max_iterations: limit for each fit.
-        progress: show a bar when it takes more than two seconds.
+        max_iterations, progress: limit for each fit, and whether to show a bar when all take more than two seconds.
 
     Raises:
         ValueError: mismatched shapes, features that are not finite, labels of one class, or an inverse penalty <= 0.
