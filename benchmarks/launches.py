@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from measure import save
+from ssole import rng
 from ssole.config import PretrainConfig, load
 from ssole.training import step as training_step
 from ssole.training.step import Learner
@@ -137,14 +138,17 @@ def _on_device(x: Tensor) -> bool:
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Context in which tensors are fake, and those on `DEVICE` need no GPU."""
+    rng._words.cache_clear()  # real tensors, kept from other work
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(nn.Module, "to", _move),
         mock.patch.object(Tensor, "backward", backward),
+        mock.patch.object(Tensor, "pin_memory", lambda self: self),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
     ):
         yield
+    rng._words.cache_clear()  # fake ones
 
 
 def _move(
@@ -207,7 +211,7 @@ def backward(root: Tensor, on_node: Callable[[Any], None] = lambda node: None) -
 def launches(config: PretrainConfig, *, image_size: int = 32, images: int = 50_000) -> Launches:
     """Launches of one training step of a config, the second of a run."""
     with fake_cuda():
-        learner = Learner(config, DEVICE)
+        learner = Learner(config, DEVICE, images=images)
         batch = torch.zeros(config.batch_size, 3, image_size, image_size, dtype=torch.uint8, device=DEVICE)
         ids = torch.zeros(config.batch_size, dtype=torch.int64, device=DEVICE)
         learner.steps_done = 1  # without the whitening of the first step
@@ -251,6 +255,7 @@ def _parts_named(learner: Learner, counter: Launches) -> Iterator[None]:
             backward(root, note)
 
     with (
+        mock.patch.object(learner._rows, "of", named("views", learner._rows.of)),
         mock.patch.object(training_step, "make_views", named("views", make_views)),
         mock.patch.object(learner, "embed", embed_and_note),
         mock.patch.object(learner, "loss_terms", named("loss", terms)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import IntEnum
+from functools import lru_cache
 
 import torch
 
@@ -102,10 +103,17 @@ def uniforms_of_uses(
     seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, draws: Mapping[Use, int]
 ) -> dict[Use, torch.Tensor]:
     """Uniform draws for several uses in a few kernels: {use: n} gives {use: (B, V, n)}. See :func:`uniforms`."""
-    uses = torch.tensor([use for use, n in draws.items() for _ in range(n)]).to(ids.device, non_blocking=True)
-    numbers = torch.tensor([i for n in draws.values() for i in range(n)]).to(ids.device, non_blocking=True)
+    uses, numbers = _words(tuple(draws.items()), ids.device)
     u = _unit(_fold(_fold(_image_keys(seed, epoch, ids, views)[..., None], uses), numbers))
     return dict(zip(draws, u.split(list(draws.values()), dim=-1), strict=True))
+
+
+@lru_cache(maxsize=16)
+def _words(draws: tuple[tuple[Use, int], ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Use, and number within it, of each draw. Kept, because a GPU would wait for the copy."""
+    uses = torch.tensor([use for use, n in draws for _ in range(n)])
+    numbers = torch.tensor([i for _, n in draws for i in range(n)])
+    return uses.to(device), numbers.to(device)
 
 
 def _unit(bits: torch.Tensor) -> torch.Tensor:

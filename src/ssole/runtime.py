@@ -38,6 +38,14 @@ def resolve_device(device: torch.device | str) -> torch.device:
     return found
 
 
+def copy_to(values: object, device: torch.device) -> torch.Tensor:
+    """Numbers, or a tensor of them, on a device. The host does not wait for a GPU, which only pinned memory allows."""
+    tensor = torch.as_tensor(values)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 Precision = Literal["auto", "float32", "bfloat16"]
 
 

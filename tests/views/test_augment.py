@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from view_cases import FULL, PLAIN, params_of
+from view_cases import FULL, PLAIN
 
 from ssole.config import Crop, ViewRecipe
 from ssole.views import augment, geometry, make_views, photometric
@@ -49,7 +49,7 @@ def test_views_depend_on_seed_epoch_id_and_view_alone(photos: torch.Tensor) -> N
 def test_chunks_of_any_size_give_the_same_views(photos: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.arange(8)
     (expected,) = make_views(photos, ids, recipe=FULL, seed=1, epoch=0)
-    for limit, one_by_one_from in itertools.product(("_CPU_CHUNK", "_CPU_BLOCK"), (0, 1 << 40)):
+    for limit, one_by_one_from in itertools.product(("_CHUNK", "_BLOCK"), (0, 1 << 40)):
         for floats in (1, 5000, 50_000, 1 << 30):
             with monkeypatch.context() as patch:
                 patch.setattr(augment, limit, floats)
@@ -79,22 +79,6 @@ def test_views_made_one_at_a_time_are_those_made_together(
         # Solarize is a threshold: rounding may change single pixels.
         apart = ((views[0] - views[1]).abs() > 2e-4).float().mean()
         assert apart <= (1e-4 if solarize else 0)
-
-
-def test_the_route_of_accelerators_gives_the_same_views(photos: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What differs on an accelerator, run on a CPU: operations on all views, hue in any position, padded images."""
-    ids, recipe = torch.arange(8), dataclasses.replace(FULL, crops=(Crop(count=9, size=24),))
-    images = [photo[:, : 40 + 3 * i, : 80 - 4 * i] for i, photo in enumerate(photos)]
-    (expected,) = make_views(images, ids, recipe=recipe, seed=1, epoch=0)
-    chunks: list[tuple[slice, None]] = [(slice(start, start + 10), None) for start in range(0, 72, 10)]
-    monkeypatch.setattr(augment, "_chunks", lambda *_: (torch.arange(72), chunks))
-    for module in (geometry, photometric):
-        monkeypatch.setattr(module, "on_chosen", geometry.on_all)
-    monkeypatch.setattr(geometry, "_sums_of_rows", geometry._products_of_rows)
-    padded, sizes = augment._as_one_tensor(images), augment.image_sizes(images)
-    monkeypatch.setattr(augment, "image_sizes", lambda _: sizes)
-    (views,) = make_views(padded, ids, recipe=recipe, seed=1, epoch=0)
-    torch.testing.assert_close(views, expected, atol=2e-4, rtol=0)
 
 
 @pytest.mark.cuda
@@ -189,20 +173,12 @@ def test_autocast_does_not_apply(photos: torch.Tensor) -> None:
     assert torch.equal(views, expected)
 
 
-def test_a_chunk_of_an_accelerator_holds_whole_images_of_its_views() -> None:
+def test_a_block_of_an_accelerator_holds_whole_images_of_its_views() -> None:
     """Small crops of large images: the images that the views are cut from must fit."""
-    recipe = dataclasses.replace(FULL, crops=(Crop(count=2, size=32),))
-    params = params_of(recipe, torch.arange(50), 400, 600)
-    images, out = (
-        torch.zeros(50, 3, 400, 600, dtype=torch.uint8, device="meta"),
-        torch.zeros(100, 3, 32, 32, device="meta"),
-    )
-    order, chunks = augment._chunks(params, images, out)
-    assert len(order) == 100
-    assert all(hue_at is None for _, hue_at in chunks)
-    views = [range(100)[some] for some, _ in chunks]
-    assert [view for some in views for view in some] == [*range(100)]
-    assert max(map(len, views)) * images[0].numel() <= augment._DEVICE_CHUNK < 100 * images[0].numel()
+    crop, images = Crop(count=2, size=32), torch.zeros(50, 3, 400, 600, dtype=torch.uint8, device="meta")
+    blocks = [range(50)[block] for block in augment._device_blocks(images, crop)]
+    assert [image for block in blocks for image in block] == [*range(50)]
+    assert 2 * max(map(len, blocks)) * images[0].numel() <= augment._DEVICE_BLOCK < 2 * images.numel()
 
 
 def test_large_batches_are_made_in_blocks_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +202,6 @@ def test_large_batches_are_made_in_blocks_and_chunks(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(augment, "_ONE_BY_ONE", one_by_one_from)
         (views,) = make_views(images, torch.arange(3000), recipe=FULL, seed=0, epoch=0)
     assert sum(sizes) == views.numel()
-    assert max(sizes) <= augment._CPU_CHUNK
+    assert max(sizes) <= augment._CHUNK
     assert len(taps) > 4
-    assert max(taps) <= augment._CPU_BLOCK
+    assert max(taps) <= augment._BLOCK

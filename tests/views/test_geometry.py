@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as tv
-from view_cases import FULL, PLAIN, as_float, params_of
+from view_cases import PLAIN, as_float, params_of
 
 from ssole.config import Crop
 from ssole.views import augment, geometry, make_views
@@ -62,15 +62,3 @@ def test_crops_of_large_images_are_torchvisions_too(
         exact = torchvisions_crop(as_float(image[0]), params, n, size)
         torch.testing.assert_close(view, exact, atol=1e-4, rtol=0)
         assert (view - as_float(torchvisions_crop(image[0], params, n, size))).abs().mean() < 2 / 255
-
-
-def test_products_take_images_as_they_are(photos: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images are uint8 or uint16, and are gathered before they become float32."""
-    params = params_of(FULL, torch.arange(8), 64, 80)
-    rows, columns = geometry.crop_taps(photos, params, 24)
-    image_of_N = torch.arange(24) // 3
-    expected = geometry.filter_many(photos.float(), rows, columns, image_of_N=image_of_N)
-    monkeypatch.setattr(geometry, "_sums_of_rows", geometry._products_of_rows)
-    for images in (photos.float(), photos, photos.to(torch.int32).to(torch.uint16)):
-        views = geometry.filter_many(images, rows, columns, image_of_N=image_of_N)
-        torch.testing.assert_close(views, expected, atol=1e-5, rtol=0)

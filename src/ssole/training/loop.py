@@ -53,7 +53,7 @@ def train(
     figures for metrics.jsonl. Raises NonFiniteLossError, Interrupted, DataError or ConfigError.
     """
     config, evaluators = run.config, _checked(evaluators or {})
-    learner = Learner(config, device, loss=loss, labels=store.labels)
+    learner = Learner(config, device, loss=loss, labels=store.labels, images=plan.images)
     guardian = Guardian(run, learner, plan.images, is_regular=partial(_ends_in_checkpoint, config, plan))
     done = _resume(run, learner, plan)
     guardian.read_metrics()

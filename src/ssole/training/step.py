@@ -29,6 +29,7 @@ from ssole.rng import Use, number
 from ssole.runtime import keep_freed_memory, resolve_precision
 from ssole.training.optim import create_optimizer, set_learning_rate
 from ssole.views import make_views
+from ssole.views.device import EpochRows
 from ssole.views.geometry import ImageBatch
 
 _HINT = "Training has left the region where it can learn: lower optim.lr, or set optim.warmup_steps or clip_grad_norm"
@@ -74,6 +75,7 @@ class Learner:
         device: where encoder and loss are placed.
         loss: a module of your own, in place of the one that `config.loss` names.
         labels: int64 (N,) of all images, -1 where unknown; only losses with `needs_labels` see them.
+        images: number of images in the data set, by which an accelerator draws the views of an epoch at once.
 
     Attributes:
         encoder: in training mode, in the form that trains fastest on the device; its weights and their names are those
@@ -95,6 +97,7 @@ class Learner:
         *,
         loss: nn.Module | None = None,
         labels: NDArray[np.int64] | None = None,
+        images: int | None = None,
     ) -> None:
         if device.type == "cpu":
             keep_freed_memory()
@@ -107,6 +110,7 @@ class Learner:
         self.optimizer = create_optimizer(self.modules, config.optim)
         self.steps_done = 0
         self.watch = LossWatch(device)
+        self._rows = EpochRows(config.augment, images, config.input_channels, config.seed)
         self.batch: Batch | None = None
         self.is_compiled = False
 
@@ -124,7 +128,8 @@ class Learner:
                 accelerator, :meth:`check_losses` raises it later.
         """
         self.batch = Batch(images, ids, epoch, lr)
-        views = make_views(images, ids, recipe=self.config.augment, seed=self.config.seed, epoch=epoch)
+        rows = self._rows.of(images, ids, epoch)
+        views = make_views(images, ids, recipe=self.config.augment, seed=self.config.seed, epoch=epoch, rows=rows)
         if self.steps_done == 0 and self.config.model.stem_init == "whitening":
             whiten_stem(self.encoder.backbone, views[0].flatten(0, 1))
         labels = () if self.labels is None else (self.labels[ids.cpu()].to(self.device),)

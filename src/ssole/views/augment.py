@@ -1,11 +1,12 @@
-"""Batched augmentation on tensors: V views of every image at once, with the same operations on CPU and GPU.
+"""Batched augmentation on tensors: V views of every image at once.
 
-Images are taken in blocks that bound the memory. There are two routes from a block to its views, for speed:
+Images are taken in blocks that bound the memory. There are three routes from a block to its views, for speed:
 
-- Many views at once, in chunks that stay near a CPU's caches from crop to normalisation. A call of torch costs as much
-  as the arithmetic of a small view, so that one call must serve many views: 12 times faster at 32 px on 2 cores.
+- Many views at once on a CPU, in chunks that stay near its caches from crop to normalisation. A call of torch costs as
+  much as the arithmetic of a small view, so that one call must serve many views: 12 times faster at 32 px on 2 cores.
 - Large views on a CPU one at a time. One view then stays in the caches, and plain numbers select only the operations
   that it needs: 1.3 times faster at 224 px. The routes are equally fast at about 150 px.
+- All views at once on an accelerator: :mod:`ssole.views.device`.
 
 (Chunks side by side in Python threads were half as fast: operations of microseconds queue for the interpreter.)
 
@@ -14,29 +15,36 @@ Shape suffixes: B images, V views of a crop group, N = B V views, C channels, S 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 
 import torch
 import torch.nn.functional as F
 
 from ssole.config import Crop, ViewRecipe
-from ssole.runtime import reuse_freed_blocks
-from ssole.views import geometry, photometric
+from ssole.runtime import copy_to, reuse_freed_blocks
+from ssole.views import device, geometry, photometric
 from ssole.views.geometry import ImageBatch, filters_whole, image_sizes, longest_side
 from ssole.views.params import ViewParams, sample_params
 
-# Floats of a chunk at most. CPU: 3 MB, which mostly fits into the L2 caches of two cores, while launching costs little.
-# Elsewhere 256 MB, of views or of the images that they are cut from, whichever are larger. Temporaries take about six
-# times as much.
-_CPU_CHUNK, _DEVICE_CHUNK = 3 << 18, 1 << 26
-_CPU_BLOCK = 1 << 20  # floats held for the views of a block of images, beside the views
+_CHUNK = 3 << 18  # floats of a chunk at most: 3 MB, mostly within the L2 caches of two cores, while calls cost little
+_BLOCK = 1 << 20  # floats held for the views of a block of images, beside the views
+_DEVICE_BLOCK = (
+    1 << 26
+)  # floats that an accelerator holds at most of images, weights or views; there are six such tensors
 _ONE_BY_ONE = 100_000  # floats; a CPU makes views of this size and more one at a time
 _PADDED_TOGETHER = 32  # images of different sizes that an accelerator gets as one tensor
 
 
 @torch.no_grad()
 def make_views(
-    images: ImageBatch, ids: torch.Tensor, *, recipe: ViewRecipe, seed: int, epoch: int
+    images: ImageBatch,
+    ids: torch.Tensor,
+    *,
+    recipe: ViewRecipe,
+    seed: int,
+    epoch: int,
+    rows: Sequence[torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
     """Augmented, normalised views of a batch of images.
 
@@ -48,6 +56,8 @@ def make_views(
         ids: int64 (B,), the index of each image in its data set.
         recipe: the settings of the views.
         seed, epoch: any integers.
+        rows: what :class:`ssole.views.device.EpochRows` has drawn for these images, to draw nothing here. On an
+            accelerator, for images of one size.
 
     Returns:
         For each crop group, a float32 tensor (B, V_g, C, S_g, S_g), normalised by the recipe's mean and std, on the
@@ -57,38 +67,56 @@ def make_views(
         ValueError: if images have another dtype or shape, if there are not as many ids as images, or if the recipe has
             colour operations and the images do not have three channels.
     """
-    channels, device = _check_images(images, ids, recipe)
-    if device.type == "cpu":
-        reuse_freed_blocks()
-    ids = ids.to(device, non_blocking=True)
-    sizes = torch.tensor(image_sizes(images)).to(device, non_blocking=True)
-    groups, first = [], 0
-    with torch.autocast(device.type, enabled=False):
-        for crop in recipe.crops:
-            numbers = torch.arange(first, first + crop.count, device=device)
-            params = sample_params(recipe, crop, ids, numbers, sizes, seed=seed, epoch=epoch)
-            out = torch.empty(len(ids) * crop.count, channels, crop.size, crop.size, device=device)
-            one_by_one = device.type == "cpu" and out[0].numel() >= _ONE_BY_ONE
-            for block in _blocks(images, crop, channels):
-                views = slice(block.start * crop.count, block.stop * crop.count)
-                make = _make_one_by_one if one_by_one else _make_many
-                make(images[block], params[views], recipe, out[views])
-            groups.append(out.unflatten(0, (len(ids), crop.count)))
-            first += crop.count
-    return groups
+    channels, on = _check_images(images, ids, recipe)
+    outs = [torch.empty(len(ids) * crop.count, channels, crop.size, crop.size, device=on) for crop in recipe.crops]
+    with torch.autocast(on.type, enabled=False):
+        if on.type == "cpu":
+            reuse_freed_blocks()
+            _make_on_cpu(images, ids, outs, recipe, seed=seed, epoch=epoch)
+        else:
+            if rows is None:
+                sizes = copy_to(image_sizes(images), on)
+                rows = device.batch_rows(recipe, copy_to(ids, on), sizes, channels, seed=seed, epoch=epoch)
+            _make_on_device(images, rows, outs, recipe)
+    return [out.unflatten(0, (len(ids), crop.count)) for out, crop in zip(outs, recipe.crops, strict=True)]
+
+
+def _make_on_device(
+    images: ImageBatch, rows: Sequence[torch.Tensor], outs: list[torch.Tensor], recipe: ViewRecipe
+) -> None:
+    """Fill one tensor (N, C, S, S) for each crop group, on an accelerator."""
+    for rows_BVF, out, crop in zip(rows, outs, recipe.crops, strict=True):
+        for block in _device_blocks(images, crop):
+            views = slice(block.start * crop.count, block.stop * crop.count)
+            device.fill_views(_as_one_tensor(images[block]), rows_BVF[block], recipe, out[views])
+
+
+def _make_on_cpu(
+    images: ImageBatch, ids: torch.Tensor, outs: list[torch.Tensor], recipe: ViewRecipe, *, seed: int, epoch: int
+) -> None:
+    """Fill one tensor (N, C, S, S) for each crop group, on a CPU."""
+    sizes, first = torch.tensor(image_sizes(images)), 0
+    for out, crop in zip(outs, recipe.crops, strict=True):
+        numbers = torch.arange(first, first + crop.count)
+        params = sample_params(recipe, crop, ids, numbers, sizes, seed=seed, epoch=epoch)
+        make = _make_one_by_one if out[0].numel() >= _ONE_BY_ONE else _make_many
+        for block in _blocks(images, crop):
+            views = slice(block.start * crop.count, block.stop * crop.count)
+            make(images[block], params[views], recipe, out[views])
+        first += crop.count
 
 
 def _make_many(images: ImageBatch, params: ViewParams, recipe: ViewRecipe, out: torch.Tensor) -> None:
     """Fill out (N, C, S, S) with the views of a crop group, many at a time."""
     whole = filters_whole(images)
-    if whole or out.device.type != "cpu":
+    if whole:
         images = _as_one_tensor(images)
     order, chunks = _chunks(params, images, out)
     image_of_N, params = order // (len(out) // len(images)), params[order]
     # For all chunks at once: calls on tensors of a few numbers take as long as some calls on views.
     rows, columns = geometry.crop_taps(images, params, out.shape[-1])
     jitter = photometric.jitter_of(params, out.shape[1])
-    mean, std = (torch.tensor(values, device=out.device) for values in (recipe.mean, recipe.std))
+    mean, std = (torch.tensor(values) for values in (recipe.mean, recipe.std))
     last_grey = params.grey & (recipe.solarize == 0)  # solarize comes after grey: the last product is then without grey
     matrix, offset = photometric.normalisation_of(last_grey, mean, std)
     sources = images.to(torch.float32) if whole and isinstance(images, torch.Tensor) else images
@@ -123,31 +151,29 @@ def _make_one_by_one(images: ImageBatch, params: ViewParams, recipe: ViewRecipe,
         torch.sub(x_CSS.mT if transposed else x_CSS, mean, out=out[n]).div_(std)
 
 
-def _blocks(images: ImageBatch, crop: Crop, channels: int) -> list[slice]:
-    """Blocks of images that bound what is held for their views: images as float32, taps, colour matrices."""
-    on_cpu = images[0].device.type == "cpu"
-    if not on_cpu and not isinstance(images, torch.Tensor):
-        starts = range(0, len(images), _PADDED_TOGETHER)
-        return [slice(start, min(start + _PADDED_TOGETHER, len(images))) for start in starts]
-    longest = longest_side(images)
+def _blocks(images: ImageBatch, crop: Crop) -> list[slice]:
+    """Blocks of images that bound what a CPU holds for their views: images as float32, taps, colour matrices."""
+    channels, longest = images[0].shape[0], longest_side(images)
     floats = crop.count * max(geometry.TAPS_FLOATS * max(crop.size, longest), photometric.JITTER_FLOATS * channels**2)
     if filters_whole(images):
         floats = max(floats, channels * longest**2)
-    return _even_slices(len(images), floats, _CPU_BLOCK if on_cpu else _DEVICE_CHUNK)
+    return _even_slices(len(images), floats, _BLOCK)
 
 
-def _chunks(
-    params: ViewParams, images: ImageBatch, out: torch.Tensor
-) -> tuple[torch.Tensor, list[tuple[slice, int | None]]]:
-    """An order of the views, and its chunks, each with the position of hue in the jitter order of all of its views.
+def _device_blocks(images: ImageBatch, crop: Crop) -> list[slice]:
+    """Blocks of images that bound what an accelerator holds for their views."""
+    if not isinstance(images, torch.Tensor):
+        starts = range(0, len(images), _PADDED_TOGETHER)
+        return [slice(start, min(start + _PADDED_TOGETHER, len(images))) for start in starts]
+    channels, height, width = images.shape[1:]
+    weights = 2 * crop.size * max(height, width)
+    floats = crop.count * max(channels * crop.size**2, channels * height * width, weights)
+    return _even_slices(len(images), floats, _DEVICE_BLOCK)
 
-    On an accelerator the views keep their order and the position is None, because sorting would make it wait.
-    """
+
+def _chunks(params: ViewParams, images: ImageBatch, out: torch.Tensor) -> tuple[torch.Tensor, list[tuple[slice, int]]]:
+    """An order of the views, and its chunks, each with the position of hue in the jitter order of all of its views."""
     channels, size = out.shape[1:3]
-    if out.device.type != "cpu":
-        largest = max(out[0].numel(), images[0].numel())  # the products take a whole image for every view
-        order = torch.arange(len(out), device=out.device)
-        return order, [(some, None) for some in _even_slices(len(out), largest, _DEVICE_CHUNK)]
     width = longest_side(images) if filters_whole(images) else size  # of whole images, after their rows are summed
     largest = channels * size * max(size, width)
     hue_at, order = photometric.position_of_hue(params).masked_fill_(~params.jitter, -1).sort(stable=True)
@@ -155,7 +181,7 @@ def _chunks(
     chunks = [
         (slice(first + some.start, first + some.stop), position)
         for position, first, count in zip(positions, accumulate(counts, initial=0), counts, strict=False)
-        for some in _even_slices(count, largest, _CPU_CHUNK)
+        for some in _even_slices(count, largest, _CHUNK)
     ]
     return order, chunks
 

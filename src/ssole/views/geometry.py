@@ -5,7 +5,7 @@ antialiased resize is such a filter, with or without a flip, and so is a Gaussia
 
 A CPU sums weighted rows with `embedding_bag`, at the speed of memory. Large views are transposed and summed again for
 their columns. The columns of small views are a product with a matrix, which is faster there although most of the matrix
-is zero. Accelerators multiply both times.
+is zero. (Accelerators multiply both times: :mod:`ssole.views.device`.)
 
 Shape suffixes: N views, C channels, H x W source, S side of the view, K taps.
 """
@@ -57,18 +57,22 @@ def longest_side(images: ImageBatch) -> int:
 
 def filters_whole(images: ImageBatch) -> bool:
     """Whether a CPU filters these images whole and many at once, as it does for small ones, or crop by crop."""
-    return images[0].device.type == "cpu" and longest_side(images) <= _SMALL
+    return longest_side(images) <= _SMALL
+
+
+def mirrors_of(params: ViewParams) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whether the rows, and whether the columns of each crop are in reverse order, before any transposition."""
+    # A quarter turn is the transpose of a mirrored image. Half a turn is both mirrors.
+    columns = params.hflip ^ ((params.turns == 1) | (params.turns == 2))
+    return params.vflip ^ ((params.turns == 2) | (params.turns == 3)), columns
 
 
 def crop_taps(images: ImageBatch, params: ViewParams, size: int) -> tuple[Taps, Taps]:
     """Taps of the rows and of the columns of all crops, counted from a crop's corner. They also scale to [0, 1]."""
-    # A quarter turn is the transpose of a mirrored image. Half a turn is both mirrors.
-    hflip = params.hflip ^ ((params.turns == 1) | (params.turns == 2))
-    vflip = params.vflip ^ ((params.turns == 2) | (params.turns == 3))
     # Both dimensions in one go: for small views, the calls cost more than the arithmetic.
-    lengths, flips = params.box[:, 2:].flip(1).T.flatten(), torch.cat([vflip, hflip])
-    both = resize_taps(lengths, flips, size, longest_side(images))
-    rows, columns = both.of(slice(0, len(hflip))), both.of(slice(len(hflip), None))
+    lengths, mirrored = params.box[:, 2:].flip(1).T.flatten(), torch.cat(mirrors_of(params))
+    both = resize_taps(lengths, mirrored, size, longest_side(images))
+    rows, columns = both.of(slice(0, len(params.box))), both.of(slice(len(params.box), None))
     columns.weight.mul_(1 / torch.iinfo(images[0].dtype).max)
     return rows, columns
 
@@ -108,10 +112,10 @@ def crop_many(
 ) -> torch.Tensor:
     """Crops as float32 (N, C, S, S) in [0, 1], before the transposition of quarter turns.
 
-    View n is of `sources[image_of_N[n]]`. Sources are a float32 tensor where a CPU filters whole images, and the images
+    View n is of `sources[image_of_N[n]]`. Sources are a float32 tensor where whole images are filtered, and the images
     as they are elsewhere.
     """
-    if isinstance(sources, torch.Tensor) and (sources.device.type != "cpu" or sources.dtype == torch.float32):
+    if isinstance(sources, torch.Tensor) and sources.dtype == torch.float32:
         left, top = box_N4.long()[:, :2, None, None].unbind(1)
         rows, columns = Taps(rows.source + top, rows.weight), Taps(columns.source + left, columns.weight)
         return filter_many(sources, rows, columns, image_of_N=image_of_N)
@@ -131,14 +135,10 @@ def crop_one(image_CHW: torch.Tensor, box: Sequence[int], rows: Taps, columns: T
 def filter_many(
     x_NCHW: torch.Tensor, rows: Taps, columns: Taps, *, image_of_N: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Filtered views, float32 (N, C, S, S). View n is of image n, or of image `image_of_N[n]`.
-
-    Images are float32 on a CPU and of any dtype elsewhere.
-    """
-    combine_rows = _sums_of_rows if x_NCHW.device.type == "cpu" else _products_of_rows
-    x = combine_rows(x_NCHW, rows, image_of_N)
+    """Filtered views, float32 (N, C, S, S). View n is of image n, or of image `image_of_N[n]`."""
+    x = _sums_of_rows(x_NCHW, rows, image_of_N)
     n, c, s, w = x.shape
-    return torch.bmm(x.view(n, c * s, w), _matrix(columns, w).mT).view(n, c, s, -1)
+    return torch.bmm(x.view(n, c * s, w), matrix_of(columns, w).mT).view(n, c, s, -1)
 
 
 def filter_one(x_CHW: torch.Tensor, rows: Taps, columns: Taps) -> torch.Tensor:
@@ -154,12 +154,6 @@ def filter_one(x_CHW: torch.Tensor, rows: Taps, columns: Taps) -> torch.Tensor:
     return _sums_of_rows(x_SCW.permute(1, 2, 0)[None], columns)[0]
 
 
-def _products_of_rows(x_NCHW: torch.Tensor, taps: Taps, image_of_N: torch.Tensor | None = None) -> torch.Tensor:
-    x = (x_NCHW if image_of_N is None else x_NCHW.index_select(0, image_of_N)).to(torch.float32)
-    out: torch.Tensor = _matrix(taps, x.shape[2])[:, None] @ x
-    return out
-
-
 def _sums_of_rows(x_NCHW: torch.Tensor, taps: Taps, image_of_N: torch.Tensor | None = None) -> torch.Tensor:
     n, c, h, w = x_NCHW.shape
     first_NC = torch.arange(0, n * c * h, h).view(n, c)  # row of the table at which each channel begins
@@ -170,7 +164,7 @@ def _sums_of_rows(x_NCHW: torch.Tensor, taps: Taps, image_of_N: torch.Tensor | N
     return F.embedding_bag(source, table, mode="sum", per_sample_weights=weight).view(len(first_NC), c, -1, w)
 
 
-def _matrix(taps: Taps, extent: int) -> torch.Tensor:
+def matrix_of(taps: Taps, extent: int) -> torch.Tensor:
     """Dense weights (N, S, extent)."""
     n, s, _ = taps.weight.shape
     return taps.weight.new_zeros(n, s, extent).scatter_add_(2, taps.source, taps.weight)
@@ -178,16 +172,9 @@ def _matrix(taps: Taps, extent: int) -> torch.Tensor:
 
 def on_chosen(x: torch.Tensor, chosen: torch.Tensor, operation: Operation) -> torch.Tensor:
     """x with the chosen views replaced by operation(views, their rows). May overwrite x."""
-    if x.device.type != "cpu":
-        return on_all(x, chosen, operation)
     rows = chosen.nonzero()[:, 0]
     if len(rows) == len(x):
         return operation(x, slice(None))
     if len(rows):
         x[rows] = operation(x[rows], rows)
     return x
-
-
-def on_all(x: torch.Tensor, chosen: torch.Tensor, operation: Operation) -> torch.Tensor:
-    """The same, computed on all views: an accelerator would have to wait for the number of chosen ones."""
-    return torch.where(chosen[:, None, None, None], operation(x, slice(None)), x)

@@ -1,8 +1,8 @@
 """Photometric operations: colour jitter, blur, grey, solarize and normalisation.
 
-:mod:`ssole.views.augment` says why many small views and single large views take two routes, here called `_many` and
-`_one`. Weights, taps, the hue formula, limits and thresholds are defined once, for both. With factor f, brightness is
-f x, contrast f x + (1 - f) mean(luma(x)) and saturation f x + (1 - f) luma(x), each clamped to [0, 1].
+:mod:`ssole.views.augment` says why many small views and single large views take two routes on a CPU, here called
+`_many` and `_one`. Weights, taps, the hue formula, limits and thresholds are defined once, for all routes. With factor
+f, brightness is f x, contrast f x + (1 - f) mean(luma(x)) and saturation f x + (1 - f) luma(x), each clamped to [0, 1].
 
 Shape suffixes: N views, C channels, S side of the view, P = S * S pixels.
 """
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 
 from ssole.config import ViewRecipe
+from ssole.runtime import copy_to
 from ssole.views.geometry import Taps, filter_many, filter_one, on_chosen
 from ssole.views.params import ViewParams
 
@@ -29,7 +30,7 @@ def photometric_many(
     jitter: Jitter,
     normalisation: tuple[torch.Tensor, torch.Tensor],
     recipe: ViewRecipe,
-    hue_at: int | None,
+    hue_at: int,
 ) -> torch.Tensor:
     """All photometric operations on many views, with the effect of :class:`~ssole.ViewRecipe`'s order.
 
@@ -38,7 +39,7 @@ def photometric_many(
 
     Args:
         jitter, normalisation: from :func:`jitter_of` and :func:`normalisation_of`, for these views.
-        hue_at: position of hue in the order of all of these views. -1 if none of them is jittered, None if they differ.
+        hue_at: position of hue in the order of all of these views, or -1 if none of them is jittered.
     """
     x = x_NCSS
     if recipe.jitter > 0 and hue_at != -1:
@@ -94,14 +95,14 @@ def position_of_hue(params: ViewParams) -> torch.Tensor:
     return (params.order == HUE).to(torch.uint8).argmax(dim=1)
 
 
-def jitter_many(x_NCSS: torch.Tensor, jitter: Jitter, recipe: ViewRecipe, hue_at: int | None) -> torch.Tensor:
-    """Colour jitter of many views, each in its own order. May overwrite x."""
+def jitter_many(x_NCSS: torch.Tensor, jitter: Jitter, recipe: ViewRecipe, hue_at: int) -> torch.Tensor:
+    """Colour jitter of many views, each in its own order, but all with hue in this position. May overwrite x."""
     x = x_NCSS.flatten(2)
-    for slot in range(3 if hue_at is None else hue_at):
+    for slot in range(hue_at):
         x = jitter_slot(x, jitter, slot)
     if recipe.hue > 0:
         x = turn_hue(x, jitter.shift)
-    for slot in range(3 if hue_at is None else 3 + hue_at, 6):
+    for slot in range(3 + hue_at, 6):
         x = jitter_slot(x, jitter, slot)
     return x.view_as(x_NCSS)
 
@@ -132,7 +133,7 @@ def jitter_one(x_CP: torch.Tensor, order: list[int], factors: list[float], luma_
 
 def luma_weights(channels: int, device: torch.device) -> torch.Tensor:
     """Weights of red, green and blue in the luma, or equal weights for other numbers of channels: float32 (C,)."""
-    return torch.tensor(_LUMA if channels == 3 else [1 / channels] * channels, device=device)
+    return copy_to(_LUMA if channels == 3 else [1 / channels] * channels, device)
 
 
 def turn_hue(x_N3P: torch.Tensor, shift_N: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,225 @@
+"""Views on an accelerator: all views of a batch at once, by few kernels and without waiting for the host.
+
+To start a kernel takes longer than to change small views, so that arithmetic on parameters would take most of the time.
+Here each view has a row of numbers, computed beforehand: all that its pixels are multiplied by. Where images have one
+size, :class:`EpochRows` has the rows of a whole epoch, and a step only looks up its own. Every view goes through every
+operation of the recipe. Crops and blurs are products with dense matrices.
+
+Shape suffixes: B images, V views of a crop group, N = B V views, C channels, H x W image, S side of the view, P = S * S
+pixels, F numbers of a row.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+
+from ssole.config import ViewRecipe
+from ssole.runtime import copy_to
+from ssole.views import geometry, photometric
+from ssole.views.geometry import ImageBatch
+from ssole.views.params import ViewParams, sample_params
+
+_VIEWS_AT_ONCE = 1 << 16  # of which rows are computed together; temporaries take about 4 kB a view
+_LARGEST_TABLE = 1 << 30  # bytes of the rows of an epoch; with more, each batch computes its own
+
+
+class Numbers(NamedTuple):
+    """Rows of N views, in parts. Rows and columns of an image come as pairs, in pixels of the image."""
+
+    start: torch.Tensor
+    """(N, 2): where the crop begins, or where it ends if it is mirrored."""
+    slope: torch.Tensor
+    """(N, 2): pixels of the image for each pixel of the view, negative if it is mirrored."""
+    reach: torch.Tensor
+    """(N, 2): minus the reciprocal of the filter's half-width."""
+    middle: torch.Tensor
+    """(N, 2): middle of the crop."""
+    half: torch.Tensor
+    """(N, 2): half of its height and width."""
+    transposed: torch.Tensor
+    """(N,): 1 for an odd number of quarter turns, else 0."""
+    jitter: torch.Tensor
+    """(N, 6, C, C): matrices of the slots of :class:`~ssole.views.photometric.Jitter`."""
+    contrast: torch.Tensor
+    """(N, 6, C): by which a view's mean colour is multiplied in each slot, for the offset that contrast adds."""
+    shift: torch.Tensor
+    """(N,): of hue, in turns."""
+    sigma: torch.Tensor
+    """(N,): of the blur, in pixels of the view; 0 for none."""
+    grey: torch.Tensor
+    """(N, C, C): takes the luma where a view is grey. Used before solarizing alone."""
+    solarize: torch.Tensor
+    """(N,): 1 where a view is solarized, else 0."""
+    matrix: torch.Tensor
+    """(N, C, C): normalisation, of the luma where a view is grey."""
+    offset: torch.Tensor
+    """(N, C): added to it."""
+
+    @staticmethod
+    def shapes(channels: int) -> list[tuple[int, ...]]:
+        """Shapes of the parts, for a single view."""
+        square = (channels, channels)
+        pairs: list[tuple[int, ...]] = [(2,)] * 5
+        return [*pairs, (), (6, *square), (6, channels), (), (), square, (), square, (channels,)]
+
+    @classmethod
+    def of(cls, rows_NF: torch.Tensor, channels: int) -> Numbers:
+        """Parts of rows, without a copy."""
+        shapes = cls.shapes(channels)
+        parts = rows_NF.split([math.prod(shape) for shape in shapes], dim=1)
+        return cls(
+            *(part.unflatten(1, shape) if shape else part[:, 0] for part, shape in zip(parts, shapes, strict=True))
+        )
+
+
+def rows_of(params: ViewParams, recipe: ViewRecipe, size: int, channels: int) -> torch.Tensor:
+    """Rows (N, F), float32, of views with these parameters and this size in pixels."""
+    assert recipe.mean is not None  # `make_views` has checked it
+    assert recipe.std is not None
+    jitter = photometric.jitter_of(params, channels)
+    mean, std = (copy_to(values, params.box.device) for values in (recipe.mean, recipe.std))
+    zeros, ones = torch.zeros_like(mean), torch.ones_like(std)
+    last_grey = params.grey & (recipe.solarize == 0)  # solarize comes after grey: the last product is then without grey
+    matrix, offset = photometric.normalisation_of(last_grey, mean, std)
+    corner, length = params.box[:, :2].flip(1), params.box[:, 2:].flip(1)
+    mirrored = torch.stack(geometry.mirrors_of(params), dim=1)
+    step = length / size
+    numbers = Numbers(
+        start=torch.where(mirrored, corner + length, corner),
+        slope=torch.where(mirrored, -step, step),
+        reach=-1 / step.clamp(min=1),
+        middle=corner + length / 2,
+        half=length / 2,
+        transposed=params.turns % 2,
+        jitter=jitter.matrix,
+        contrast=jitter.contrast[..., None] * jitter.luma,
+        shift=jitter.shift,
+        sigma=params.sigma,
+        grey=photometric.normalisation_of(params.grey, zeros, ones)[0],
+        solarize=params.solarize,
+        matrix=matrix,
+        offset=offset[:, 0].expand(len(params.box), -1),
+    )
+    return torch.cat([part.to(torch.float32).reshape(len(params.box), -1) for part in numbers], dim=1)
+
+
+class EpochRows:
+    """Rows of the views of all images in an epoch, drawn at once by the first batch of each epoch.
+
+    Only on an accelerator, for images of one size, and if they fit: elsewhere each batch draws its own. They stay at
+    the same place in memory, so that a CUDA graph may read them.
+
+    Args:
+        images: number of images in the data set; None if each batch is to draw its own.
+        seed: of the run.
+    """
+
+    def __init__(self, recipe: ViewRecipe, images: int | None, channels: int, seed: int) -> None:
+        self._recipe, self._images, self._channels, self._seed, self._epoch = recipe, images, channels, seed, -1
+        self._size: torch.Size | None = None
+        self._tables: list[torch.Tensor] = []
+        if images is not None and 4 * images * recipe.views * row_length(channels) > _LARGEST_TABLE:
+            self._images = None
+
+    def of(self, images: ImageBatch, ids: torch.Tensor, epoch: int) -> list[torch.Tensor] | None:
+        """Rows (B, V, F) of a batch on an accelerator, for each crop group; None if it is to draw its own."""
+        if self._images is None or not isinstance(images, torch.Tensor) or images.device.type == "cpu":
+            return None
+        if self._size is None:
+            self._size = images.shape[2:]
+        return self._look_up(ids, epoch) if images.shape[2:] == self._size else None
+
+    def _look_up(self, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
+        if epoch != self._epoch:
+            self._draw(epoch, ids.device)
+        return [table.index_select(0, ids) for table in self._tables]
+
+    def _draw(self, epoch: int, on: torch.device) -> None:
+        assert self._images is not None
+        width, step = row_length(self._channels), max(1, _VIEWS_AT_ONCE // self._recipe.views)
+        if not self._tables:
+            self._tables = [torch.empty(self._images, crop.count, width, device=on) for crop in self._recipe.crops]
+        sizes = copy_to([self._size], on)
+        for start in range(0, self._images, step):
+            ids = torch.arange(start, min(start + step, self._images), device=on)
+            rows = batch_rows(self._recipe, ids, sizes, self._channels, seed=self._seed, epoch=epoch)
+            for table, rows_BVF in zip(self._tables, rows, strict=True):
+                table[start : start + step] = rows_BVF
+        self._epoch = epoch
+
+
+def row_length(channels: int) -> int:
+    """Number F of numbers in a row."""
+    return sum(math.prod(shape) for shape in Numbers.shapes(channels))
+
+
+def batch_rows(
+    recipe: ViewRecipe, ids: torch.Tensor, sizes: torch.Tensor, channels: int, *, seed: int, epoch: int
+) -> list[torch.Tensor]:
+    """Rows (B, V, F) of images, for each crop group. Arguments as of `sample_params`."""
+    groups, first = [], 0
+    for crop in recipe.crops:
+        numbers = torch.arange(first, first + crop.count, device=ids.device)
+        params = sample_params(recipe, crop, ids, numbers, sizes, seed=seed, epoch=epoch)
+        groups.append(rows_of(params, recipe, crop.size, channels).unflatten(0, (len(ids), crop.count)))
+        first += crop.count
+    return groups
+
+
+def fill_views(images_BCHW: torch.Tensor, rows_BVF: torch.Tensor, recipe: ViewRecipe, out_NCSS: torch.Tensor) -> None:
+    """Fill out with the views of a crop group of images uint8 or uint16."""
+    channels, size = out_NCSS.shape[1:3]
+    n = Numbers.of(rows_BVF.flatten(0, 1), channels)
+    x = _crops(images_BCHW, n, size)
+    if recipe.turn > 0:
+        x = torch.where(n.transposed[:, None, None, None] > 0, x.mT, x)
+    x = x.flatten(2)
+    if recipe.jitter > 0:
+        for slot in range(3):
+            x = _jitter(x, n, slot)
+        if recipe.hue > 0:
+            x = photometric.turn_hue(x, n.shift)
+        for slot in range(3, 6):
+            x = _jitter(x, n, slot)
+    if recipe.blur > 0:
+        x = torch.where(
+            n.sigma[:, None, None] > 0, _blurred(x.unflatten(2, (size, size)), n.sigma, recipe).flatten(2), x
+        )
+    if recipe.solarize > 0:
+        x = torch.bmm(n.grey, x)
+        x = torch.where(n.solarize[:, None, None] > 0, photometric.solarize(x), x)
+    torch.baddbmm(n.offset[..., None], n.matrix, x, out=out_NCSS.flatten(2))
+
+
+def _crops(images_BCHW: torch.Tensor, n: Numbers, size: int) -> torch.Tensor:
+    """Crops (N, C, S, S) in [0, 1], before the transposition of quarter turns; the filter of `geometry.resize_taps`."""
+    images, channels, height, width = images_BCHW.shape
+    device, views = images_BCHW.device, len(n.start) // images
+    pixel = torch.arange(0.5, max(height, width), device=device)
+    centre_N2S = torch.addcmul(n.start[..., None], n.slope[..., None], torch.arange(0.5, size, device=device))
+    weight_N2SX = (pixel - centre_N2S[..., None]).abs_().mul_(n.reach[..., None, None]).add_(1).clamp_(min=0)
+    weight_N2SX.mul_(((pixel - n.middle[..., None]).abs_() < n.half[..., None])[:, :, None])
+    weight_N2SX.div_(weight_N2SX.sum(dim=-1, keepdim=True))
+    rows_NSH, columns_NSW = weight_N2SX[:, 0, :, :height], weight_N2SX[:, 1, :, :width]
+    x_BVHCW = images_BCHW.transpose(1, 2)[:, None].expand(-1, views, -1, -1, -1)
+    x_BVHCW = x_BVHCW.to(torch.float32, memory_format=torch.contiguous_format)
+    x_BVHCW.mul_(1 / torch.iinfo(images_BCHW.dtype).max)
+    x = torch.bmm(rows_NSH, x_BVHCW.view(-1, height, channels * width))
+    x = torch.bmm(x.view(-1, size * channels, width), columns_NSW.mT)
+    return x.view(-1, size, channels, size).transpose(1, 2).contiguous()
+
+
+def _jitter(x_NCP: torch.Tensor, n: Numbers, slot: int) -> torch.Tensor:
+    """One slot of a jitter."""
+    offset_N11 = torch.bmm(n.contrast[:, slot, None], x_NCP.mean(dim=2, keepdim=True))
+    return torch.baddbmm(offset_N11, n.jitter[:, slot], x_NCP).clamp_(0, 1)
+
+
+def _blurred(x_NCSS: torch.Tensor, sigma_N: torch.Tensor, recipe: ViewRecipe) -> torch.Tensor:
+    size = x_NCSS.shape[-1]
+    taps = photometric.blur_taps(sigma_N, size, recipe)
+    matrix_NSS = geometry.matrix_of(taps, size)
+    return matrix_NSS[:, None] @ (x_NCSS @ matrix_NSS.mT[:, None])
