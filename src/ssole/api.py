@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
+import time
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
-from ssole.config import PretrainConfig, apply_overrides, load
+from ssole.config import ConfigError, PretrainConfig, apply_overrides, load
+from ssole.config.budget import budget_seconds
 from ssole.data.sources import describe, is_in_memory, open_source, why_not_again
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
@@ -23,6 +27,7 @@ from ssole.training.feed import make_plan
 from ssole.training.images import record_images, require_same_images
 from ssole.training.loop import train
 from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
+from ssole.training.trial import step_seconds
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
@@ -86,20 +91,49 @@ def start(
     loss: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
+    spent: float = 0.0,
 ) -> Run:
-    """Pretraining of a complete config in a new run folder; `data` and `loss` replace those of the config."""
+    """Pretraining of a complete config in a new run folder; `data` and `loss` replace those of the config.
+
+    `spent` is the time in seconds that has gone from a budget before.
+    """
+    begin = time.monotonic() - spent
     device = resolve_device(config.device)  # quick checks first, because data may take a while to open
     check_backbone(config)
     data = config.data if data is None else data
     config = dataclasses.replace(config, data=describe(data))
     with open_store(config, data, progress) as store:
-        plan = make_plan(config, len(store))
         config = measured(config, store)
+        if config.budget is not None:
+            make_plan(config, len(store))  # raises an error for too few images
+            config = _with_steps(config, store, device, loss, time.monotonic() - begin)
+        plan = make_plan(config, len(store))
         evaluators = _default_evaluators(config, data, store, progress) if evaluators is None else evaluators
         # only after all checks, so that a refused run leaves no folder
         with new_run(out, config) as run, lock_run(run):
             record_images(run, store.source)
-            return train(run, store, plan, device, loss=loss, evaluators=evaluators, progress=progress)
+            spent = time.monotonic() - begin
+            return train(run, store, plan, device, loss=loss, evaluators=evaluators, progress=progress, spent=spent)
+
+
+def _with_steps(
+    config: PretrainConfig, store: ImageStore, device: torch.device, loss: nn.Module | None, spent: float
+) -> PretrainConfig:
+    """Config with the number of steps that its budget of time allows on this machine, of which some is spent.
+
+    Raises:
+        ConfigError: the budget is too small for one epoch.
+    """
+    assert config.budget is not None
+    left = budget_seconds(config.budget) - spent
+    seconds = step_seconds(config, store, device, loss=copy.deepcopy(loss), limit=left / 20)
+    steps, epoch = int(left / seconds), len(store) // config.batch_size
+    if steps < epoch:
+        raise ConfigError(
+            f"a budget of {config.budget} is too small for one epoch of {len(store):,} images, which has {epoch} steps "
+            f"of {seconds:.2g} s, after {spent:.0f} s of preparation: give more time, or fewer images"
+        )
+    return dataclasses.replace(config, steps=steps)
 
 
 def resume(

@@ -201,6 +201,12 @@ def lack_of_memory(error: BaseException) -> str:
     return ""
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has finished its work, so that the clock can be read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def usable_cpus() -> int:
     """Processors that this process may use: those it is bound to, or its container's share if that is less."""
     import joblib

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from operator import attrgetter
 from pathlib import Path
 
@@ -136,6 +137,11 @@ def test_a_preset_on_the_command_line(command: Command) -> None:
         (["--data", "phots"], ["'phots'", "photos"]),
         (["--data", "tiny.yaml"], ["tiny.yaml", "folder of images"]),
         (["--steps", "1", "extra"], ["extra"]),
+        (["--budget", "soon"], ["'soon'", "10m"]),
+        (["--budget", "200steps"], ["is a time", "'200steps'"]),
+        (["--budget", "10m", "--steps", "3"], ["leave out either budget or steps"]),
+        (["--budget", "10m", "--epochs", "3"], ["leave out either budget or epochs"]),
+        (["--budget", "0.01s"], ["0.01s is too small for one epoch of 22 images, which has 5 steps"]),
         (["--out", "taken"], ["taken", "not empty"]),
         (["--out", "tiny.yaml"], ["tiny.yaml"]),
     ],
@@ -150,6 +156,21 @@ def test_wrong_input_is_named_and_leaves_nothing(command: Command, options: list
     for word in words:
         assert word in outcome.err
     assert sorted(Path().rglob("*")) == before
+
+
+def test_a_budget_of_time(command: Command) -> None:
+    begin = time.monotonic()
+    outcome = command(*TINY, "--budget", "6s")
+    assert outcome.code == 0, outcome.err
+    assert time.monotonic() - begin == pytest.approx(6, abs=2)
+    assert "22 images, 6s, about" in outcome.err
+    run = Run(Path("runs/tiny"))
+    assert run.config.budget == "6s"
+    last = run.metrics[-1]
+    assert last["seconds"] == pytest.approx(6, abs=1)
+    assert last["lr"] < 0.01 * run.config.optim.lr
+    outcome = command("pretrain", "--resume", "runs/tiny", "--budget", "9s")
+    assert (outcome.code, "leave out --budget" in outcome.err) == (2, True)
 
 
 def test_a_run_is_never_overwritten(command: Command) -> None:

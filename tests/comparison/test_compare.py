@@ -19,6 +19,7 @@ from ssole.comparison.trial import Trial
 from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
+from ssole.training import trial
 from ssole.training.loop import Interrupted
 from ssole.training.run import Run
 
@@ -187,7 +188,7 @@ def test_a_method_that_fails_is_a_row_with_its_reason() -> None:
     assert saved["arms"]["broken"]["difference_to_best"] is None
 
 
-def test_a_search_whose_trials_all_fail_ends_the_arm() -> None:
+def test_a_search_whose_trials_all_fail_ends_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     class Late(Diverging):
         """Infinite only in long runs, not while its step is measured."""
 
@@ -195,6 +196,7 @@ def test_a_search_whose_trials_all_fail_ends_the_arm() -> None:
             self.steps += 1
             return z.float().square().mean() / (len(z) * self.steps < 4 * 13).float()
 
+    monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 5)  # which do not fail yet
     result = compare({"ssole": {"loss.name": "ssole"}, "late": Late()}, budget="60steps", seeds=1, search=2)
     reason = result.arms["late"].reason
     assert reason is not None
@@ -212,10 +214,10 @@ def test_without_a_test_split_a_fifth_is_held_out_of_training() -> None:
 def test_times_become_steps_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from ssole.comparison import plan
 
-    monkeypatch.setattr(plan, "step_seconds", lambda arm, store, steps: 0.5 if arm.name == "ssole" else 0.25)
+    monkeypatch.setattr(plan, "step_seconds", lambda config, *_, **__: 0.5 if config.loss.name == "ssole" else 0.25)
     result = compare(budget="2s", seeds=1)
     assert {name: arm.steps for name, arm in result.arms.items()} == {"ssole": 4, "simclr": 8}
-    monkeypatch.setattr(plan, "step_seconds", lambda arm, store, steps: 9.0)
+    monkeypatch.setattr(plan, "step_seconds", lambda *_, **__: 9.0)
     assert resume_comparison("out", progress=False).arms["ssole"].steps == 4
 
 

@@ -1,4 +1,4 @@
-"""Budgets, arms, and the file that a comparison's folder remembers its request by."""
+"""Arms, and the file that a comparison's folder remembers its request by."""
 
 from __future__ import annotations
 
@@ -8,42 +8,9 @@ from pathlib import Path
 import pytest
 
 import tiny
-from ssole.comparison.request import Budget, Request, load_request, make_arms, save_request
+from ssole.comparison.request import Request, load_request, make_arms, save_request
 from ssole.config import ConfigError
-
-
-@pytest.mark.parametrize(
-    ("text", "amount", "unit"),
-    [
-        ("10m", 600, "seconds"),
-        ("10min", 600, "seconds"),
-        ("90s", 90, "seconds"),
-        ("1.5h", 5400, "seconds"),
-        ("2000steps", 2000, "steps"),
-        ("2000 steps", 2000, "steps"),
-        ("2ksteps", 2000, "steps"),
-        ("1step", 1, "steps"),
-        ("300kimages", 3e5, "images"),
-        ("1.2Mviews", 1.2e6, "views"),
-    ],
-)
-def test_budgets(text: str, amount: float, unit: str) -> None:
-    assert Budget.parse(text) == Budget(amount=amount, unit=unit)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("text", ["", "10", "m", "-1m", "10 minutes of time", "2000epochs", "0s", "1e3steps"])
-def test_other_budgets_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="10m, 2000steps"):
-        Budget.parse(text)
-
-
-def test_steps_at_equal_images_views_and_time() -> None:
-    config = tiny.config(batch_size=4, views=3)
-    assert Budget.parse("100steps").steps(config, 0.5) == 100
-    assert Budget.parse("100images").steps(config, 0.5) == 25
-    assert Budget.parse("120views").steps(config, 0.5) == 10
-    assert Budget.parse("10s").steps(config, 0.5) == 20
-    assert Budget.parse("1view").steps(config, 0.5) == 1
+from ssole.config.budget import Budget
 
 
 def request() -> Request:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import tiny
 from ssole.config import ConfigError, load
 from ssole.data.arrays import ArraySource
 from ssole.doctor import estimate as module
 from ssole.doctor.contents import Contents, contents
-from ssole.doctor.estimate import Trial, _saved_bytes, estimate
+from ssole.doctor.estimate import estimate
 from ssole.doctor.scan import Sample, draw_sample, scan
 from ssole.errors import DataError
+from ssole.training import trial
 from ssole.training.step import Learner
+from ssole.training.trial import Trial
 
 CPU = torch.device("cpu")
 
@@ -36,29 +36,9 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TRIAL_SECONDS", 0.5)
 
 
-def test_bytes_for_the_backward_pass_are_counted_once_each() -> None:
-    first, second = nn.Linear(10, 20, bias=False), nn.Linear(20, 5, bias=False)
-    x = torch.zeros(7, 10)
-    with _saved_bytes(nn.ModuleList([first, second])) as sizes:
-        second(first(x).relu()).sum().backward()
-    # the input, and the output of relu, which relu and the second layer share; no weights
-    assert sum(sizes.values()) == 4 * (7 * 10 + 7 * 20)
-
-
-def test_a_trial_leaves_the_weights_and_the_generator_as_they_were(measured: tuple[Sample, Contents]) -> None:
-    sample, _ = measured
-    trial = Trial(tiny.config(optim__lr=5.0), sample, CPU)
-    before = [p.clone() for p in trial.learner.encoder.parameters()]
-    trial.repeat(4)
-    assert all(torch.equal(p, q) for p, q in zip(trial.learner.encoder.parameters(), before, strict=True))
-    state = torch.get_rng_state()
-    estimate(tiny.config(), *measured, 22, CPU)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
 def test_a_small_recipe_is_measured_whole(measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TRIAL_SECONDS", 60.0)  # so that a busy machine does not keep the batch small
-    monkeypatch.setattr(module, "MAX_TRIAL_STEPS", 5)
+    monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 5)
     found = estimate(tiny.config(steps=50, batch_size=8), *measured, 22, CPU)
     assert (found.steps, found.batch_size, found.batch_measured, found.views) == (50, 8, 8, 2)
     assert (found.device, found.precision) == ("cpu", "float32")
@@ -69,28 +49,14 @@ def test_a_small_recipe_is_measured_whole(measured: tuple[Sample, Contents], mon
     assert 50 << 20 < found.memory_bytes < found.memory_available
 
 
-def test_the_optimizer_is_timed_apart_from_the_rest_of_the_step(measured: tuple[Sample, Contents]) -> None:
-    trial = Trial(tiny.config(), measured[0], CPU)
-    trial.learner.optimizer.register_step_post_hook(lambda *_: time.sleep(0.3))
-    begin = time.perf_counter()
-    compute, update = trial.step(4)
-    assert update >= 0.3
-    assert 0 < compute <= time.perf_counter() - begin - update
-    assert trial.learner.steps_done == 1
-
-
 class Known(Trial):
     """Trial with steps of known cost: 10 ms an image and 1 s for the optimizer, 1 MB an image beside 100 MB."""
 
-    batches: list[int]
-
-    def __init__(self, *_: Any) -> None:
-        self._saved, self._used, self.batches = {}, {}, []
-        self.compile_seconds = 0.0
-        self._now = 0.0
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self._saved, self._used = {}, {}
+        self.compile_seconds = self._now = 0.0
 
     def step(self, batch: int) -> tuple[float, float]:
-        self.batches.append(batch)
         self._now += 0.01 * batch + 1
         self._saved[batch], self._used[batch] = 10**6 * batch, 10**8 + 10**6 * batch
         return 0.01 * batch, 1.0
@@ -100,28 +66,10 @@ class Known(Trial):
         return module.TRIAL_SECONDS - self._now
 
 
-def test_a_batch_grows_to_the_whole_where_time_and_memory_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TRIAL_SECONDS", 1000.0)
-    trial = Known()
-    assert trial.grow(100, most_bytes=10**12) == 100
-    assert trial.batches == [4, 4, 8, 8, 16, 16, 32, 32, 64, 64]
-    assert Known().grow(3, most_bytes=0) == 3
-
-
-def test_a_batch_stops_growing_for_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    # a step of 32 takes 1.32 s, four of them 5.3; growing to 16 has taken 2 * (1.04 + 1.08 + 1.16) = 6.6 by then
-    monkeypatch.setattr(module, "TRIAL_SECONDS", 12.0)
-    assert Known().grow(1000, most_bytes=10**12) == 32
-    monkeypatch.setattr(module, "TRIAL_SECONDS", 11.0)
-    assert Known().grow(1000, most_bytes=10**12) == 16
-
-
-def test_a_batch_stops_growing_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "TRIAL_SECONDS", 1000.0)
-    trial = Known()
-    assert trial.grow(1000, most_bytes=1.6e8) == 32  # 64 would take 100 + 32 + 1.15 * 32 MB and may not
-    assert trial.memory(64) == pytest.approx(1.32e8 + 1.15 * 32e6)
-    assert trial.memory(32) == pytest.approx(1.32e8)
+def test_the_generator_stays_as_it_was(measured: tuple[Sample, Contents]) -> None:
+    state = torch.get_rng_state()
+    estimate(tiny.config(), *measured, 22, CPU)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_time_of_a_whole_step_is_scaled_without_the_optimizer(
@@ -144,7 +92,7 @@ def test_a_run_that_would_be_compiled_is_measured_compiled(
 ) -> None:
     """Saved bytes are counted before. The compiler is not under test, so a quick one takes its place."""
     monkeypatch.setattr(module, "TRIAL_SECONDS", 60.0)
-    monkeypatch.setattr(module, "MAX_TRIAL_STEPS", 5)
+    monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 5)
     compiled = []
 
     def compile_eagerly(learner: Learner) -> bool:

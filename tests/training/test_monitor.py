@@ -72,7 +72,7 @@ class Clock:
         for _ in range(seconds):
             self.now += 1
             self.waited += share
-            self.monitor.advance(4)
+            self.monitor.advance(4, 1000)
             self.monitor.log(0, 0.1, terms, torch.randn(4, 2, 3))
 
 

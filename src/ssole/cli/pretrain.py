@@ -63,8 +63,8 @@ def pretrain(argv: Sequence[str]) -> int:
     config = args.config
     if args.views is not None:
         config = apply_overrides(config, {"views": args.views})
-    if "--epochs" in given and "--steps" not in given:
-        config = apply_overrides(config, {"epochs": config.epochs})  # clears the recipe's own steps
+    lengths = {name: getattr(config, name) for name in ("budget", "epochs", "steps") if f"--{name}" in given}
+    config = apply_overrides(config, lengths)  # clears the recipe's own
     _print_finished(api.start(config, args.out or api.free_folder(Path("runs"), Path(args.recipe).stem)))
     return 0
 

@@ -13,10 +13,11 @@ from typing import Any, Literal
 from ssole import api
 from ssole.comparison.images import open_images
 from ssole.comparison.plan import make_plan
-from ssole.comparison.request import Budget, Methods, Request, load_request, make_arms, save_request
+from ssole.comparison.request import Methods, Request, load_request, make_arms, save_request
 from ssole.comparison.result import Comparison
 from ssole.comparison.runner import Runner
 from ssole.config import ConfigError, PretrainConfig, load
+from ssole.config.budget import Budget
 from ssole.data.base import Spec
 from ssole.data.sources import describe, open_source, why_not_again
 from ssole.training.loop import Interrupted
@@ -83,7 +84,7 @@ def _make_request(
     if search < 0 or search == 1:
         raise ConfigError(f"a search has 2 trials or more, or 0 for none, got {search}")
     return Request(
-        arms=make_arms(methods, replace(base, knn_every=None), projector=projector),
+        arms=make_arms(methods, replace(base, knn_every=None, budget=None), projector=projector),
         data=describe(data),
         test=None if test is None else describe(test),
         budget=Budget.parse(budget if budget is not None else _recipe_budget(base, data)),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import statistics
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
 
 from ssole.comparison.request import Arm, Request
 from ssole.comparison.search import rungs
@@ -19,12 +16,9 @@ from ssole.files import read_json, write_text_atomically
 from ssole.progress import duration
 from ssole.runtime import resolve_device
 from ssole.training import feed
-from ssole.training.step import Learner
+from ssole.training.trial import step_seconds
 
 _FILE = "plan.json"
-_WARMUP, _MEASURED = 3, 8
-_MOST_SECONDS = 20.0
-"""Time after which an arm is measured no further."""
 _GUESS = 0.1
 """Seconds of a step, for telling whether a run with a budget of time is long enough to be compiled."""
 
@@ -67,12 +61,14 @@ def make_plan(folder: Path, request: Request, store: ImageStore, fewest: int) ->
     for arm in request.arms:
         try:
             feed.make_plan(arm.config, fewest)  # raises an error for too few images
-            seconds = step_seconds(arm, store, request.budget.steps(arm.config, _GUESS))
+            device = resolve_device(arm.config.device)
+            steps = _steps(request, arm, _GUESS)
+            seconds = step_seconds(arm.config, store, device, loss=copy.deepcopy(arm.module), steps=steps)
         except FAILURES as error:
             failures.append(error)
             plan[arm.name] = ArmPlan(steps=0, step_seconds=0.0, error=describe_failure(error))
         else:
-            plan[arm.name] = ArmPlan(steps=request.budget.steps(arm.config, seconds), step_seconds=seconds)
+            plan[arm.name] = ArmPlan(steps=_steps(request, arm, seconds), step_seconds=seconds)
     if len(failures) == len(plan):  # a wrong setting or image that all share
         raise failures[0]
     text = json.dumps({name: asdict(one) for name, one in plan.items()}, indent=1)
@@ -80,25 +76,10 @@ def make_plan(folder: Path, request: Request, store: ImageStore, fewest: int) ->
     return plan
 
 
-def step_seconds(arm: Arm, store: ImageStore, steps: int) -> float:
-    """Median time of a step in a run of so many, after warming up, at a learning rate of 0."""
-    config, device = arm.config, resolve_device(arm.config.device)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        learner = Learner(config, device, loss=arm.module, labels=store.labels)
-        if learner.wants_compiling(steps):
-            learner.compile()
-        ids = torch.arange(config.batch_size) % len(store)
-        images = store.get(ids)
-        batch = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
-        times: list[float] = []
-        begin = time.perf_counter()
-        while len(times) < _WARMUP + _MEASURED and (len(times) < 2 or time.perf_counter() - begin < _MOST_SECONDS):
-            start = time.perf_counter()
-            learner.step(batch, ids, epoch=0, lr=0.0)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - start)
-    return statistics.median(times[min(_WARMUP, len(times) - 1) :])
+def _steps(request: Request, arm: Arm, step_seconds: float) -> int:
+    """Steps of an arm's runs, if each takes so long."""
+    config = arm.config
+    return request.budget.steps(batch_size=config.batch_size, views=config.augment.views, step_seconds=step_seconds)
 
 
 def cost_lines(request: Request, plan: Mapping[str, ArmPlan]) -> Iterator[str]:

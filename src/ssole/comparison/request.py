@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides, from_dict, to_dict
+from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
 from ssole.files import write_text_atomically
 
@@ -19,42 +20,6 @@ Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module
 """Names of losses; or arms by name, each with its settings, or with a loss of your own."""
 
 _FILE = "comparison.yaml"
-_UNITS = {"step": 1.0, "image": 1.0, "view": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
-_PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Budget:
-    """What each run may take."""
-
-    amount: float
-    unit: Literal["steps", "images", "views", "seconds"]
-
-    @classmethod
-    def parse(cls, text: str) -> Budget:
-        """Budget of a text: 10m, 600s, 2h, 2000steps, 300kimages or 1.2Mviews.
-
-        Raises:
-            ConfigError: anything else.
-        """
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kM]?) *(step|image|view|s|min|m|h)s?", text.strip())
-        if found is None or float(found[1]) == 0:
-            raise ConfigError(
-                f"a budget is a time or a number, such as 10m, 2000steps, 300kimages, 1Mviews: got {text!r}"
-            )
-        number, prefix, unit = found.groups()
-        amount = float(number) * _PREFIXES[prefix] * _UNITS[unit]
-        return cls(amount=amount, unit=f"{unit}s" if len(unit) > 3 else "seconds")  # type: ignore[arg-type]
-
-    def steps(self, config: PretrainConfig, step_seconds: float) -> int:
-        """Steps of a run of this config, each of which takes so long."""
-        one = {
-            "steps": 1.0,
-            "images": config.batch_size,
-            "views": config.batch_size * config.augment.views,
-            "seconds": step_seconds,
-        }[self.unit]
-        return max(1, int(self.amount / one))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,7 +157,8 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
         overrides: dotted field names to values (``{"optim.lr": 1.0, "augment.crops.0.size": 64, "epochs": 5}``).
             A dict value replaces only the fields it names. ``views`` is short for the count of the first crop group.
             ``preset`` replaces all of ``augment`` except its crops (see :func:`~ssole.config.presets.view_preset`).
-            ``epochs`` without ``steps`` clears the recipe's own ``steps``, which would override it.
+            ``epochs``, ``steps`` and ``budget`` clear each other, so that the one given holds. A budget with one of the
+            others is an error.
             ``loss.name`` clears the recipe's own settings of loss and projector, which are those of another method.
 
     Raises:
@@ -167,8 +168,11 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     preset = overrides.pop("preset", None)
     if preset is not None:  # first, so that single settings override it
         values["augment"] = to_dict(view_preset(str(preset))) | {"crops": values["augment"]["crops"]}
-    if "epochs" in overrides:
-        values["steps"] = None
+    lengths = [name for name in ("epochs", "steps", "budget") if overrides.get(name) is not None]
+    if "budget" in lengths and len(lengths) > 1:
+        raise ConfigError(f"a budget decides how long a run is: leave out either budget or {lengths[0]}")
+    if lengths:
+        values |= {"steps": None, "budget": None}
     loss = overrides.get("loss")
     name = overrides.get("loss.name", loss.get("name") if isinstance(loss, Mapping) else None)
     if name not in (None, values["loss"]["name"]):

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ssole.config.budget import budget_seconds
 from ssole.config.losses import LossConfig, Projector, SSOLEConfig, check
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -198,6 +199,8 @@ class PretrainConfig:
     """Number of passes over the images."""
     steps: int | None = None
     """Total number of optimizer steps, instead of epochs."""
+    budget: str | None = None
+    """Time of the whole run, such as 90s, 10m or 2h, instead of epochs; `steps` is then what was planned at first."""
     batch_size: int = 256
     """Images in one step; each gives several views."""
     seed: int = 0
@@ -238,6 +241,8 @@ class PretrainConfig:
         for name in ("channels", "epochs", "steps", "checkpoint_every", "log_every", "knn_every"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        if self.budget is not None:
+            budget_seconds(self.budget)
         given, wanted = self.augment.mean, self.input_channels
         check(
             given is None or len(given) == wanted,

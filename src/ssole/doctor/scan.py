@@ -20,7 +20,7 @@ from ssole.data.base import Pixels, Source, evenly_spaced
 from ssole.data.decode import decode, mean_and_std, moments
 from ssole.errors import DataError
 from ssole.progress import progress_bar
-from ssole.runtime import decoding_threads
+from ssole.runtime import decoding_threads, synchronize
 from ssole.views import make_views
 
 if TYPE_CHECKING:
@@ -257,9 +257,3 @@ def view_rate(sample: Sample, recipe: ViewRecipe, device: torch.device) -> Rate:
         synchronize(device)
     views = epoch * len(ids) * recipe.views
     return Rate(value=views / (time.perf_counter() - begin), threads=torch.get_num_threads(), images=len(ids))
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has finished its work, so that the clock can be read."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -24,7 +24,7 @@ from ssole.training.checkpoint import Progress, load_checkpoint, require_space, 
 from ssole.training.feed import Feed, Plan
 from ssole.training.guardian import Guardian
 from ssole.training.monitor import Evaluator, Monitor
-from ssole.training.optim import learning_rate
+from ssole.training.pace import Pace
 from ssole.training.run import Run, record_unreadable, rewind
 from ssole.training.step import Learner, NonFiniteLossError
 
@@ -46,30 +46,34 @@ def train(
     loss: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
+    spent: float = 0.0,
 ) -> Run:
     """Train a run to its end, from its newest checkpoint if it has one.
 
     `loss` replaces the config's. `evaluators` is {steps: f}: every so many steps, and at the end, f(backbone) gives
-    figures for metrics.jsonl. Raises NonFiniteLossError, Interrupted, DataError or ConfigError.
+    figures for metrics.jsonl. `spent` is the time in seconds that a new run has taken before.
+    Raises NonFiniteLossError, Interrupted, DataError or ConfigError.
     """
     config, evaluators = run.config, _checked(evaluators or {})
     learner = Learner(config, device, loss=loss, labels=store.labels, images=plan.images)
-    guardian = Guardian(run, learner, plan.images, is_regular=partial(_ends_in_checkpoint, config, plan))
-    done = _resume(run, learner, plan)
+    pace = Pace(run, plan)
+    guardian = Guardian(run, learner, plan.images, is_regular=partial(_ends_in_checkpoint, config, pace))
+    done = _resume(run, learner, plan, pace, spent)
     guardian.read_metrics()
     feed = Feed(store, device)
-    monitor = Monitor(run, _title(learner, plan), total=plan.total, done=done, feed=feed, progress=progress)
+    monitor = Monitor(run, _title(learner, plan), total=pace.total, done=done, feed=feed, progress=progress)
 
     with torch_state(deterministic=config.deterministic), monitor, stop_signal(monitor.show_stopping) as stop:
         if learner.wants_compiling(plan.total):
             with monitor.preparing("compiling the encoder: up to half a minute"):
                 learner.compile(stopping=lambda: bool(stop.requested))
 
-        while learner.steps_done < plan.total:
+        while learner.steps_done < pace.total:
             try:
-                _take_steps(run, store, plan, learner, guardian, feed, monitor, evaluators, stop)
+                _take_steps(run, store, pace, learner, guardian, feed, monitor, evaluators, stop)
             except NonFiniteLossError as error:
                 monitor.go_back(*guardian.recover(error))
+                pace.start(learner.steps_done, monitor.seconds)
 
     save_backbone(run, learner.encoder.backbone, backbone_metadata(config))
     return run
@@ -78,7 +82,7 @@ def train(
 def _take_steps(
     run: Run,
     store: ImageStore,
-    plan: Plan,
+    pace: Pace,
     learner: Learner,
     guardian: Guardian,
     feed: Feed,
@@ -88,11 +92,11 @@ def _take_steps(
 ) -> None:
     """Train from where the learner is to the end of the run."""
     config = run.config
-    for step, epoch, ids, images in feed.batches(plan, learner.steps_done):
-        lr = guardian.rate * learning_rate(step, plan.total, config.optim)
+    for step, epoch, ids, images in feed.batches(pace.plan, learner.steps_done):
+        lr = guardian.rate * pace.learning_rate(step)
         terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr)
-        last, stopping = step + 1 == plan.total, stop.requested
-        monitor.advance(len(ids))
+        last, stopping = pace.ends(step), stop.requested
+        monitor.advance(len(ids), pace.total)
 
         if last or _due(step, config.log_every):
             learner.check_losses()
@@ -102,18 +106,20 @@ def _take_steps(
             monitor.evaluate(evaluator, learner.encoder.backbone)
             learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
 
-        if _ends_in_checkpoint(config, plan, step + 1) or stopping:
+        if _ends_in_checkpoint(config, pace, step + 1) or stopping:
             record_unreadable(run, store.unreadable)
             _save(run, learner, monitor, guardian, Progress(step + 1, len(store), monitor.seconds))
 
-        if stopping and not last:
+        if last:
+            return
+        if stopping:
             how = f"go on with: ssole pretrain --resume {run.path}"
             raise Interrupted(f"stopped after step {step + 1}; {how}", stopping)
 
 
-def _ends_in_checkpoint(config: PretrainConfig, plan: Plan, step: int) -> bool:
+def _ends_in_checkpoint(config: PretrainConfig, pace: Pace, step: int) -> bool:
     """Whether a step, counted from 1, ends with a checkpoint in an undisturbed run."""
-    return step == plan.total or _due(step - 1, config.checkpoint_every) or plan.ends_epoch(step - 1)
+    return step == pace.total or _due(step - 1, config.checkpoint_every) or pace.plan.ends_epoch(step - 1)
 
 
 def _checked(evaluators: Mapping[int, Evaluator]) -> Mapping[int, Evaluator]:
@@ -126,12 +132,12 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and (step + 1) % every == 0
 
 
-def _resume(run: Run, learner: Learner, plan: Plan) -> Progress:
+def _resume(run: Run, learner: Learner, plan: Plan, pace: Pace, spent: float) -> Progress:
     """Restore learner and run folder to the newest checkpoint, or to the start if there is none."""
-    done = load_checkpoint(run, learner.modules, learner.optimizer, last_step=plan.total)
+    done = load_checkpoint(run, learner.modules, learner.optimizer, last_step=pace.total)
     if done is None:
         _require_no_progress(run, plan)
-        done = Progress(0, plan.images, seconds=0.0)
+        done = Progress(0, plan.images, seconds=spent)
     if done.images != plan.images:
         raise DataError(
             f"the run was started on {done.images} images and the data now hold {plan.images}: resuming needs the same"
@@ -146,6 +152,7 @@ def _resume(run: Run, learner: Learner, plan: Plan) -> Progress:
     require_space(run, learner.modules)
     rewind(run, done.step)
     learner.steps_done = done.step
+    pace.start(done.step, done.seconds)
     return done
 
 
@@ -171,7 +178,8 @@ def _save(run: Run, learner: Learner, monitor: Monitor, guardian: Guardian, done
 def _title(learner: Learner, plan: Plan) -> str:
     config, device = learner.config, learner.device
     number = str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch.")
-    title = f"{plan.images:,} images, {plan.total} steps of {plan.batch_size} x {config.augment.views} views"
+    steps = f"{plan.total} steps" if config.budget is None else f"{config.budget}, about {plan.total} steps"
+    title = f"{plan.images:,} images, {steps} of {plan.batch_size} x {config.augment.views} views"
     done = learner.steps_done
     return f"{title}, on {device} in {number}" + (f", going on after step {done}" if done else "")
 

@@ -92,15 +92,15 @@ class Monitor:
         self._prepared += time.perf_counter() - begin
         self._screen.start_clock(what)
 
-    def advance(self, images: int) -> None:
-        """Count one step of so many images."""
+    def advance(self, images: int, total: int) -> None:
+        """Count one step of so many images, in a run of so many steps."""
         self._step += 1
         self._images += images
         if self._file is None:
             with writing(self._run, "metrics.jsonl"):
                 self._file = open(self._run.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed on exit
         self._waiting.add(self._stepped, self._feed.waited)
-        self._screen.advance(self._step)
+        self._screen.advance(self._step, total)
 
     @torch.no_grad()
     def log(self, epoch: int, lr: float, terms: Mapping[str, torch.Tensor], z_BVD: torch.Tensor) -> None:
@@ -251,9 +251,9 @@ class _Screen:
         elif self._notes and self._step == self._total:
             self._print_notes(left=0.0)  # only here, when the figures of the last step are complete
 
-    def advance(self, step: int) -> None:
-        self._step = step
-        self._bar.update(self._task, completed=step)
+    def advance(self, step: int, total: int) -> None:
+        self._step, self._total = step, total
+        self._bar.update(self._task, completed=step, total=total)
 
     def show_stopping(self) -> None:
         if self._live:  # the display's own thread draws it

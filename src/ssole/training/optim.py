@@ -65,11 +65,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def learning_rate(step: int, total: int, config: OptimConfig) -> float:
+def learning_rate(step: float, total: int, config: OptimConfig) -> float:
     """Learning rate of a step: linear warmup to `lr`, then a half cosine down to `final_lr` at the last step.
 
     Args:
-        step: 0 for the first step, whose rate is lr / warmup_steps, so that it already moves the weights.
+        step: 0 for the first step, whose rate is lr / warmup_steps, so that it already moves the weights. With a
+            budget of time, a step may stand between two whole numbers.
         total: steps of the whole run.
         config: `lr`, `final_lr` and `warmup_steps`.
     """

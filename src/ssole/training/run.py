@@ -8,6 +8,7 @@ NAME/  config.yaml            every setting
        unreadable.jsonl       images that could not be read, if any
        images.json            see ssole.training.images
        failures/              see ssole.training.replay; if any
+       schedule.jsonl         see ssole.training.pace; of runs with a budget of time
        .lock                  held by the process that trains
 """
 
@@ -80,12 +81,12 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl; ConfigError if the file was damaged."""
-        return _read_lines(self.path / "metrics.jsonl", number="step")
+        return read_lines(self.path / "metrics.jsonl", number="step")
 
     @property
     def unreadable(self) -> list[dict[str, Any]]:
         """Images that could not be read and were left out, each as {"index", "id", "reason"}."""
-        return _read_lines(self.path / "unreadable.jsonl", number="index")
+        return read_lines(self.path / "unreadable.jsonl", number="index")
 
 
 def create_run(path: Path, config: PretrainConfig) -> Run:
@@ -250,7 +251,7 @@ def rewind(run: Run, step: int, *more: dict[str, Any]) -> None:
     remove_leftovers(run.checkpoints)
     path, rows = run.path / "metrics.jsonl", run.metrics
     if path.exists() or more:
-        _write_lines(path, [*(row for row in rows if row["step"] <= step), *more])
+        write_lines(path, [*(row for row in rows if row["step"] <= step), *more])
 
 
 def record_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:
@@ -259,14 +260,15 @@ def record_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:
     new = {index: {"index": index, "id": name, "reason": reason} for index, name, reason in found}
     if new.keys() - rows.keys():
         with writing(run, "unreadable.jsonl"):
-            _write_lines(run.path / "unreadable.jsonl", [row for _, row in sorted((rows | new).items())])
+            write_lines(run.path / "unreadable.jsonl", [row for _, row in sorted((rows | new).items())])
 
 
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write mappings to a file, one a line."""
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def _read_lines(path: Path, *, number: str) -> list[dict[str, Any]]:
+def read_lines(path: Path, *, number: str) -> list[dict[str, Any]]:
     """Mappings in the lines of a file, each with a whole number of that name."""
     if not path.is_file():
         return []

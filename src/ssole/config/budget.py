@@ -1,0 +1,49 @@
+"""Budget: what a run may take, as a time or as a number of steps, images or views."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from ssole.errors import ConfigError
+
+_UNITS = {"step": 1.0, "image": 1.0, "view": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What each run may take."""
+
+    amount: float
+    unit: Literal["steps", "images", "views", "seconds"]
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """Budget of a text: 10m, 600s, 2h, 2000steps, 300kimages or 1.2Mviews.
+
+        Raises:
+            ConfigError: anything else.
+        """
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kM]?) *(step|image|view|s|min|m|h)s?", text.strip())
+        if found is None or float(found[1]) == 0:
+            raise ConfigError(
+                f"a budget is a time or a number, such as 10m, 2000steps, 300kimages, 1Mviews: got {text!r}"
+            )
+        number, prefix, unit = found.groups()
+        amount = float(number) * _PREFIXES[prefix] * _UNITS[unit]
+        return cls(amount=amount, unit=f"{unit}s" if len(unit) > 3 else "seconds")  # type: ignore[arg-type]
+
+    def steps(self, *, batch_size: int, views: int, step_seconds: float) -> int:
+        """Steps of a run with this batch size, views of each image and time of a step."""
+        one = {"steps": 1.0, "images": batch_size, "views": batch_size * views, "seconds": step_seconds}[self.unit]
+        return max(1, int(self.amount / one))
+
+
+def budget_seconds(text: str) -> float:
+    """Seconds of a budget of time, such as 90s, 10m or 2h; a ConfigError for anything else."""
+    budget = Budget.parse(text)
+    if budget.unit != "seconds":
+        raise ConfigError(f"the budget of a run is a time, such as 90s, 10m or 2h, got {text!r}")
+    return budget.amount

@@ -1,0 +1,91 @@
+"""Pace: how long a run is, and where each of its steps stands in the learning-rate schedule.
+
+A run without a budget has a fixed number of steps. With a budget of time it has as many as fit, and other work on the
+machine changes how many these are. So they are counted anew at every fiftieth of them, from the speed of the last
+tenth. Steps already taken keep their learning rate; the rest of the schedule is stretched or compressed to end with the
+budget. Each correction is a line of `schedule.jsonl`, and with these lines a run is as deterministic as one without a
+budget: one that is resumed follows them again, before it makes new ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import deque
+from time import monotonic
+
+from ssole.config.budget import budget_seconds
+from ssole.training.feed import Plan
+from ssole.training.optim import learning_rate
+from ssole.training.run import Run, read_lines, write_lines, writing
+
+_NAME = "schedule.jsonl"
+_CORRECTIONS = 50  # in a run
+_WINDOW = 5  # corrections back, from where speed is measured
+
+
+class Pace:
+    """Length and schedule of a run.
+
+    Args:
+        run: the run, whose budget and earlier corrections are read.
+        plan: its plan; with a budget, `plan.total` is the number of steps that was expected at the start.
+
+    Attributes:
+        total: number of steps of the whole run, as expected now.
+        plan: plan of the images to feed, without an end if that is not known.
+    """
+
+    def __init__(self, run: Run, plan: Plan) -> None:
+        self._run, self._config, self.plan, self._planned, self.total = run, run.config, plan, plan.total, plan.total
+        budget = self._config.budget
+        self._budget = None if budget is None else budget_seconds(budget)
+        self._legs = [(int(row["step"]), int(row["total"])) for row in read_lines(run.path / _NAME, number="step")]
+        if self._legs:
+            self.total = self._legs[-1][1]
+        self._next = 0
+
+    def start(self, step: int, spent: float) -> None:
+        """Start the clock before a step, when so many seconds of the budget are spent."""
+        endless = self._budget is not None and step < self.total
+        self.plan = dataclasses.replace(self.plan, total=sys.maxsize if endless else self.total)
+        self._begin = monotonic() - spent
+        self._next = max([step + 1, *(leg + self._interval for leg, _ in self._legs)])
+        self._marks: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+
+    @property
+    def _interval(self) -> int:
+        return max(1, self.total // _CORRECTIONS)
+
+    def position(self, step: int) -> float:
+        """Place of a step in the schedule that was planned, from 0 for the first step to `plan.total` - 1."""
+        end, at, begin, slope = self._planned - 1, 0.0, 0, 1.0
+        for leg, total in self._legs:
+            if leg > step:
+                break
+            at, begin = at + (leg - begin) * slope, leg
+            slope = (end - at) / max(1, total - 1 - leg)
+        return at + (step - begin) * slope
+
+    def learning_rate(self, step: int) -> float:
+        """Learning rate of a step."""
+        return learning_rate(self.position(step), self._planned, self._config.optim)
+
+    def ends(self, step: int) -> bool:
+        """Whether a step is the last one. Called after each step; with a budget, it corrects the number of steps."""
+        done = step + 1
+        if self._budget is not None and done >= self._next and done < self.total:
+            now = monotonic() - self._begin
+            if self._marks:  # not after the first step, which has to set things up
+                first, then = self._marks[0]
+                left = (self._budget - now) * (done - first) / max(1e-9, now - then)
+                self._correct(done, done + max(0, round(left)))
+            self._marks.append((done, now))
+            self._next = done + self._interval
+        return done >= self.total
+
+    def _correct(self, done: int, total: int) -> None:
+        self.total = total
+        self._legs.append((done, total))
+        with writing(self._run, _NAME):
+            write_lines(self._run.path / _NAME, ({"step": step, "total": total} for step, total in self._legs))

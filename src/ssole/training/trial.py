@@ -1,0 +1,189 @@
+"""Trial of a config: a few training steps at a learning rate of 0, with their time and memory.
+
+The doctor's estimate, the plan of a comparison and runs with a budget of time all measure by it.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from ssole.config import PretrainConfig
+from ssole.data.store import ImageStore
+from ssole.runtime import synchronize
+from ssole.training.step import Learner
+from ssole.views.geometry import ImageBatch
+
+TRIAL_SECONDS = 20.0  # approximate limit for the whole trial
+MIN_TRIAL_STEPS, MAX_TRIAL_STEPS = 3, 20
+SMALLEST_BATCH = 4  # images in the first step, from which the batch grows
+_WORKSPACE = 1.15  # factor for the temporary memory of convolutions, which is not counted
+_PROCESS = 1 << 30  # bytes of a process that trains, for systems that cannot tell
+
+DrawBatch: TypeAlias = "Callable[[int], tuple[ImageBatch, torch.Tensor]]"
+"""Function from a batch size to images on the training device and their ids."""
+
+
+class Trial:
+    """Trial of a config. Its steps are those of a run, by the same :class:`~ssole.training.step.Learner`.
+
+    The learning rate is 0 because the loss might overflow at the recipe's own rate without its warmup.
+
+    Args:
+        config: the settings.
+        draw: where batches come from.
+        device, loss, labels: as for a learner.
+        seconds: limit for the whole trial, approximately.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        draw: DrawBatch,
+        device: torch.device,
+        *,
+        loss: nn.Module | None = None,
+        labels: NDArray[np.int64] | None = None,
+        seconds: float = TRIAL_SECONDS,
+    ) -> None:
+        self._draw, self._device, self._batch_size = draw, device, config.batch_size
+        self._limit = seconds
+        floats = sum(crop.count * config.input_channels * crop.size**2 for crop in config.augment.crops)
+        self._view_bytes = 4 * floats  # of an image's views, in float32
+        self.learner = Learner(config, device, loss=loss, labels=labels)
+        self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
+        self.compile_seconds = 0.0
+        self._saved: dict[int, int] = {}  # by batch size: bytes kept for the backward pass
+        self._used: dict[int, int] = {}  # by batch size: bytes in use after the backward pass
+        self._update_begin, self._in_use = 0.0, 0
+        self._begin = time.perf_counter()
+
+    def step(self, batch: int) -> tuple[float, float]:
+        """Take a step on a batch of this size: seconds for views, network and loss, and seconds for the optimizer."""
+        images, ids = self._draw(batch)
+        compiled = self.compile_seconds > 0  # counting would compile the encoder again
+        counting: AbstractContextManager[dict[int, int]]
+        counting = nullcontext({}) if compiled else _saved_bytes(self.learner.encoder)
+        synchronize(self._device)
+        begin = time.perf_counter()
+        with counting as saved:
+            self.learner.step(images, ids, epoch=0, lr=0.0)
+        synchronize(self._device)
+        end = time.perf_counter()
+        if not compiled:
+            self._saved[batch] = sum(saved.values()) + batch * self._view_bytes
+        self._used[batch] = self._in_use
+        return self._update_begin - begin, end - self._update_begin
+
+    def _before_update(self) -> None:
+        synchronize(self._device)
+        self._update_begin = time.perf_counter()
+        self._in_use = _memory_in_use(self._device)
+
+    def grow(self, most: int, *, most_bytes: float) -> int:
+        """Largest batch to measure on: `most` images, or as many as time and memory allow."""
+        batch = min(SMALLEST_BATCH, most)
+        while batch < most:
+            # The faster of two steps: the first has to set things up, and other work may slow down either.
+            compute, update = min(self.step(batch), self.step(batch))
+            larger = min(2 * batch, most)
+            seconds = (1 + MIN_TRIAL_STEPS) * (compute * larger / batch + update)
+            if seconds > self._seconds_left or self.memory(larger) > most_bytes:
+                break
+            batch = larger
+        return batch
+
+    def compile(self) -> None:
+        """Compile the encoder for a whole batch, as the run does. This does not count towards the trial's time."""
+        self.step(self._batch_size)  # counts the bytes for the backward pass, which is not possible once compiled
+        begin = time.perf_counter()
+        compiled = self.learner.compile()
+        seconds = time.perf_counter() - begin
+        self._begin += seconds
+        self.compile_seconds = seconds if compiled else 0.0
+
+    def repeat(self, batch: int) -> list[tuple[float, float]]:
+        """Times of several steps, as :meth:`step` returns them, after one step that warms up."""
+        self.step(batch)
+        taken: list[tuple[float, float]] = []
+        while len(taken) < MIN_TRIAL_STEPS or (len(taken) < MAX_TRIAL_STEPS and self._seconds_left > 0):
+            taken.append(self.step(batch))
+        return taken
+
+    @property
+    def _seconds_left(self) -> float:
+        return self._limit - (time.perf_counter() - self._begin)
+
+    def memory(self, batch: int) -> float:
+        """Bytes in use in a step on a batch of this size, extrapolated from the largest batch so far.
+
+        The bytes kept for the backward pass grow linearly with the batch, so two batches give the slope.
+        """
+        small, large = min(self._saved), max(self._saved)
+        if small == large:
+            slope = self._saved[large] / large
+        else:
+            slope = (self._saved[large] - self._saved[small]) / (large - small)
+        return self._used[large] + _WORKSPACE * slope * (batch - large)
+
+
+def step_seconds(
+    config: PretrainConfig,
+    store: ImageStore,
+    device: torch.device,
+    *,
+    loss: nn.Module | None = None,
+    steps: int | None = None,
+    limit: float = TRIAL_SECONDS,
+) -> float:
+    """Median time of a step on a whole batch of a store's images.
+
+    Args:
+        config, store, device, loss: those of a run.
+        steps: number of its steps: if it is long enough to be compiled, it is measured compiled. None for never.
+        limit: seconds after which no further step is taken, three apart.
+    """
+    ids = torch.arange(config.batch_size) % len(store)
+    images = store.get(ids)
+    batch = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        trial = Trial(config, lambda _: (batch, ids), device, loss=loss, labels=store.labels, seconds=limit)
+        if steps is not None and trial.learner.wants_compiling(steps):
+            trial.compile()
+        return statistics.median(sum(parts) for parts in trial.repeat(config.batch_size))
+
+
+@contextmanager
+def _saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes of the tensors that autograd keeps for the backward pass, by address; weights are not counted."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        yield sizes
+
+
+def _memory_in_use(device: torch.device) -> int:
+    """Peak bytes of tensors on the GPU; on a CPU the bytes of this process, which a run needs too."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return _PROCESS

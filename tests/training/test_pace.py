@@ -1,0 +1,152 @@
+"""Length and schedule of runs: fixed, or by a budget of time on a machine whose speed changes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tiny
+from ssole import api
+from ssole.training import pace as module
+from ssole.training.feed import Plan, make_plan
+from ssole.training.pace import Pace
+from ssole.training.run import Run, create_run
+
+
+class Clock:
+    """Clock that stands still until a step is taken."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(module, "monotonic", lambda: self.now)
+
+    def drive(self, pace: Pace, seconds: Callable[[float], float], step: int = 0) -> int:
+        """Take steps to the end, each of so many seconds as `seconds` says at its time: the number of steps."""
+        while True:
+            self.now += seconds(self.now - 1000)
+            step += 1
+            if pace.ends(step - 1):
+                return step
+
+
+def plan(total: int) -> Plan:
+    return Plan(images=22, batch_size=4, seed=0, total=total)
+
+
+def budgeted(folder: Path, expected: int, budget: str = "100s", spent: float = 0.0) -> Pace:
+    pace = Pace(create_run(folder / "run", tiny.config(budget=budget)), plan(expected))
+    pace.start(0, spent)
+    return pace
+
+
+def test_without_a_budget_steps_are_as_planned(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", tiny.config(steps=50))
+    pace = Pace(run, plan(50))
+    pace.start(10, 0.0)
+    assert [pace.position(step) for step in range(50)] == list(range(50))
+    assert [step for step in range(10, 50) if pace.ends(step)] == [49]
+    assert pace.plan.total == 50
+    assert not (run.path / "schedule.jsonl").exists()
+
+
+SPEEDS: dict[str, Callable[[float], float]] = {
+    "as expected": lambda now: 0.1,
+    "three times faster than expected": lambda now: 0.0333,
+    "five times slower than expected": lambda now: 0.5,
+    "slower from half on": lambda now: 0.1 if now < 50 else 0.3,
+    "faster from half on": lambda now: 0.1 if now < 50 else 0.04,
+    "busy every ten seconds": lambda now: 0.1 if int(now / 10) % 2 else 0.2,
+    "slower near the end": lambda now: 0.1 if now < 92 else 0.25,
+    "a long first step": lambda now: 20.0 if now == 0 else 0.1,
+}
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+@pytest.mark.parametrize("spent", [0.0, 7.0])
+def test_a_run_ends_with_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speed: str, spent: float) -> None:
+    clock = Clock(monkeypatch)
+    pace = budgeted(tmp_path, 1000, spent=spent)
+    steps = clock.drive(pace, SPEEDS[speed])
+    assert clock.now - 1000 + spent == pytest.approx(100, abs=3)
+    positions = [pace.position(step) for step in range(steps)]
+    assert positions[0] == 0
+    assert positions[-1] == pytest.approx(999, rel=0.01)
+    assert all(later > earlier for earlier, later in itertools.pairwise(positions))
+    rates = [pace.learning_rate(step) for step in range(steps)]
+    assert rates[0] == 0.1
+    assert rates[-1] < 1e-4  # the schedule comes to its end
+    fall = max(earlier - later for earlier, later in itertools.pairwise(rates))
+    assert fall < 0.1 * 10 * math.pi / steps  # and never jumps: no step is longer than ten even ones
+
+
+def test_corrections_leave_earlier_steps_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pace = budgeted(tmp_path, 1000)
+    before = {}
+    for step in range(300):
+        before[step] = pace.position(step)
+        clock.now += 0.2
+        assert not pace.ends(step)
+    assert {step: pace.position(step) for step in before} == before
+    assert pace.total < 520
+
+
+def test_a_resumed_run_follows_its_corrections_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pace = budgeted(tmp_path, 100)
+    for step in range(40):
+        clock.now += 2.0
+        pace.ends(step)
+    again = Pace(Run(tmp_path / "run"), plan(100))
+    again.start(20, spent=40.0)
+    assert again.total == pace.total < 60
+    assert [again.position(step) for step in range(45)] == [pace.position(step) for step in range(45)]
+    end = clock.drive(again, lambda _: 0.5, step=20)
+    assert clock.now - 1000 == pytest.approx(100 + 40, abs=3)  # of which the first process lost 40 s
+    assert end > pace.total  # the machine is faster now
+
+
+def test_a_run_that_has_all_its_steps_takes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pace = budgeted(tmp_path, 100)
+    end = clock.drive(pace, lambda _: 2.0)
+    again = Pace(Run(tmp_path / "run"), plan(100))
+    again.start(end, spent=100.0)
+    assert list(again.plan.batches(end)) == []
+
+
+def trained(folder: Path, clock: Clock, seconds: float) -> Run:
+    """A run of 12 expected steps and a budget of 12 s, whose steps take so long."""
+    config = tiny.config(budget="12s")
+    config = api.dataclasses.replace(config, steps=12, data="in memory: ndarray (22, 12, 12, 3)")
+    store = api.ImageStore(api.open_source(tiny.images()))
+    run = create_run(folder, config) if not folder.exists() else Run(folder)
+    ends = Pace.ends
+
+    def slow(pace: Pace, step: int) -> bool:
+        clock.now += seconds
+        return ends(pace, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Pace, "ends", slow)
+        return api.train(run, store, make_plan(config, 22), api.resolve_device("cpu"), progress=False)
+
+
+def test_the_same_corrections_give_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trained(tmp_path / "a", Clock(monkeypatch), 0.75)
+    rows = run.metrics
+    assert rows[-1]["step"] == 16
+    assert rows[-1]["lr"] == pytest.approx(0.0, abs=1e-6)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for name in ("backbone.safetensors", "metrics.jsonl", "checkpoints"):
+        path = tmp_path / "b" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    (tmp_path / "b" / "checkpoints").mkdir()
+    again = trained(tmp_path / "b", Clock(monkeypatch), 0.9)  # as after a kill before the first checkpoint
+    assert [row["lr"] for row in again.metrics] == [row["lr"] for row in rows]
+    assert again.backbone_path.read_bytes() == run.backbone_path.read_bytes()
