@@ -34,3 +34,9 @@ def test_channels_and_their_normalisation_must_agree() -> None:
         from_dict({"channels": 1, "augment": {"mean": None, "std": None}})
     with pytest.raises(ConfigError, match="give both mean and std or neither"):
         from_dict({"augment": {"mean": None}})
+
+
+def test_a_seed_that_torch_cannot_take_is_told() -> None:
+    assert PretrainConfig(seed=(1 << 64) - 1).seed == (1 << 64) - 1
+    with pytest.raises(ConfigError, match="seed must fit into 64 bits, got 18446744073709551616"):
+        PretrainConfig(seed=1 << 64)

@@ -120,6 +120,8 @@ def test_a_backbone_is_tried_before_a_run() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(ConfigError, match=r"backbone_args do not fit resnet18: .*depth"):
         check_backbone(tiny.config(model__backbone_args={"depth": 3}))
+    with pytest.raises(ConfigError, match="backbone_args do not fit resnet18"):
+        check_backbone(tiny.config(model__backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8, [8]]}))
     vit = {"model__backbone": "vit_tiny_patch16_224", "model__backbone_args": {"img_size": 8, "patch_size": 4}}
     crops = [{"count": 2, "size": 8}, {"count": 2, "size": 12}]
     with pytest.raises(ConfigError, match=r"vit_tiny_patch16_224 does not take images of 12 x 12 pixels: .*img_size"):

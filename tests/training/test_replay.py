@@ -148,10 +148,16 @@ def test_what_is_no_bundle_or_a_damaged_one(tmp_path: Path) -> None:
     (bundle / "tensors.safetensors").write_bytes(tensors[:100])
     with pytest.raises(ConfigError, match=r"tensors\.safetensors cannot be read"):
         replay(bundle)
-    kept = {name: t for name, t in load_file_of(tensors, tmp_path).items() if name != "ids"}
-    save_file(kept, bundle / "tensors.safetensors")
-    with pytest.raises(ConfigError, match="is damaged: 4 images and 0 indices"):
-        replay(bundle)
+    whole = load_file_of(tensors, tmp_path)
+    for changed in (
+        {"ids": torch.empty(0)},
+        {"ids": torch.arange(4)[:, None]},
+        {"images": whole["images"][:, :2]},
+        {"images": whole["images"].float()},
+    ):
+        save_file({name: t.contiguous() for name, t in (whole | changed).items()}, bundle / "tensors.safetensors")
+        with pytest.raises(ConfigError, match="is damaged: its images and their indices"):
+            replay(bundle)
 
 
 def load_file_of(data: bytes, folder: Path) -> dict[str, torch.Tensor]:

@@ -243,6 +243,7 @@ class PretrainConfig:
             check(value is None or value >= 1, f"{name} must be at least 1, got {value}")
         if self.budget is not None:
             budget_seconds(self.budget)
+        check(-(1 << 63) <= self.seed < 1 << 64, f"seed must fit into 64 bits, got {self.seed}")
         given, wanted = self.augment.mean, self.input_channels
         check(
             given is None or len(given) == wanted,

@@ -23,6 +23,7 @@ from ssole.training.run import Run, environment
 from ssole.training.step import Batch, Learner, NonFiniteLossError
 
 _LISTED = 5  # layers or weights that are named
+_PIXELS = (torch.uint8, torch.uint16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def replay(path: Path, *, loss: nn.Module | None = None) -> Replay:
     """
     facts, tensors = _read(path)
     learner, batch = _prepare(path, facts, tensors, loss)
-    if facts.get("compiled"):
+    if facts["compiled"]:
         learner.compile()
     with torch_state(deterministic=learner.config.deterministic):
         before, found = _failure(learner.check_weights), _failure(lambda: _take(learner, batch))
@@ -125,7 +126,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise ConfigError(f"{path} is no replay bundle: it has no step.json. Give a folder failures/step-N of a run")
     facts, file = read_json(path / "step.json"), path / "tensors.safetensors"
     kinds: dict[str, type | tuple[type, ...]] = {"step": int, "what": str, "epoch": int, "lr": (int, float)}
-    kinds |= {"device": str, "settings": dict, "environment": dict}
+    kinds |= {"device": str, "compiled": bool, "settings": dict, "environment": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(facts.get(name), kind)]:
         raise ConfigError(f"{path / 'step.json'} is damaged: look at {', '.join(wrong)}")
     try:
@@ -149,8 +150,12 @@ def _prepare(
     weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
     numbered = [tensors[name] for name in sorted(tensors) if name.startswith("images.")]
     images, ids = tensors.get("images", numbered), tensors.get("ids", torch.empty(0))
-    if ids.dtype != torch.int64 or not 0 < len(images) == len(ids) or any(image.ndim != 3 for image in images):
-        raise ConfigError(f"{path} is damaged: {len(images)} images and {len(ids)} indices of type {ids.dtype}")
+    fits = ids.ndim == 1 and ids.dtype == torch.int64 and 0 < len(images) == len(ids)
+    channels = config.input_channels
+    if not fits or any(i.ndim != 3 or len(i) != channels or i.dtype not in _PIXELS or i.numel() == 0 for i in images):
+        raise ConfigError(
+            f"{path} is damaged: its images and their indices ({tuple(ids.shape)}) do not fit its settings"
+        )
     try:
         learner.modules.load_state_dict(weights, strict=True)
     except RuntimeError as error:
