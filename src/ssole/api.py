@@ -72,7 +72,8 @@ def pretrain(
 
     Raises:
         ConfigError, DataError: a setting or the data are not usable; the message says what to do.
-        NonFiniteLossError: training diverged; the message names the step.
+        NonFiniteLossError: training diverged, at lower learning rates too; the message names the step.
+        CollapseError: the embeddings of all images have been nearly the same for long.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived, and a checkpoint was written; :func:`resume` continues from it.
     """
     module = loss if isinstance(loss, nn.Module) else None

@@ -63,6 +63,14 @@ def test_divergence_names_the_step(command: Command) -> None:
     assert not Run(Path("runs/tiny")).finished
 
 
+def test_a_collapse_has_an_exit_code_of_its_own(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssole.training.guardian.LEAST_STEPS", 2)
+    monkeypatch.setattr("ssole.training.monitor.effective_rank", lambda z: torch.tensor(1.0))
+    outcome = command(*TINY)
+    assert outcome.code == 3
+    assert re.search(r"^error: step 3: the embeddings have collapsed", outcome.err, flags=re.MULTILINE)
+
+
 def test_a_full_disk_is_an_error_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -269,7 +269,9 @@ def test_a_run_whose_newest_checkpoint_was_damaged_ends_the_same(tmp_path: Path)
 def test_leftovers_are_gone_after_resuming(tmp_path: Path) -> None:
     run = tiny.start(tmp_path / "run")
     run.backbone_path.unlink()
-    for left in (run.checkpoints / ".step-00000011.safetensors.ab.ssole-tmp", run.path / ".metrics.jsonl.cd.ssole-tmp"):
+    (run.path / "failures" / "step-00000012").mkdir(parents=True)
+    for name in ("checkpoints/.step-00000011.safetensors", ".metrics.jsonl", "failures/step-00000012/.step.json"):
+        left = run.path / f"{name}.ab.ssole-tmp"
         left.write_text("half")
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write('{"step": 12, "lo')  # cut by the kill

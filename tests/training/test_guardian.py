@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,10 @@ import torch
 from torch import nn
 
 import tiny
+from ssole.config import LOSS_CONFIGS
+from ssole.training import guardian
 from ssole.training.checkpoint import checkpoint_steps
+from ssole.training.guardian import CollapseError
 from ssole.training.loop import Interrupted
 from ssole.training.run import Run
 from ssole.training.step import Learner, LossWatch, NonFiniteLossError
@@ -143,3 +147,85 @@ def test_a_watch_that_looks_late_takes_the_steps_again_to_find_the_weights_befor
         ("lower rate", 7),
     ]
     assert run.finished
+
+
+# Collapse
+
+
+def collapse(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
+    """Embeddings that are all the same in some steps, counted from 1; a collapse of 6 steps stops a run."""
+    take = Learner.step
+
+    def step(self: Learner, *arguments: Any, **named: Any) -> Any:
+        result = take(self, *arguments, **named)
+        return result._replace(z_BVD=torch.ones_like(result.z_BVD)) if self.steps_done in steps else result
+
+    monkeypatch.setattr(Learner, "step", step)
+    monkeypatch.setattr(guardian, "LEAST_STEPS", 6)
+
+
+REASON = (
+    "the embeddings have collapsed: all images look nearly alike to the network, with an effective rank of 1.00 since "
+    "step {}. Raise loss.high_rank_weight (now 0.6), or lower optim.lr (now 0.1)"
+)
+
+
+def test_a_collapse_is_warned_of_and_then_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collapse(monkeypatch, range(3, 13))
+    with pytest.raises(CollapseError) as error:
+        tiny.start(tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert str(error.value).startswith(f"step 9: {REASON.format(3)}. To go on regardless, set guardian: off in config")
+    assert [(row["step"], row["guardian"], row["reason"]) for row in interventions(run)] == [
+        (6, "warning", REASON.format(3))
+    ]
+    assert not run.finished
+
+
+def test_a_collapse_that_ends_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        collapse(patch, range(2, 8))
+        run = tiny.start(tmp_path / "run")
+    assert [row["step"] for row in interventions(run)] == [5]
+    with monkeypatch.context() as patch:
+        collapse(patch, range(5, 8))
+        assert interventions(tiny.start(tmp_path / "shorter")) == []
+
+
+@pytest.mark.parametrize("step", [4, 6, 8])
+def test_an_interruption_does_not_change_when_it_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    collapse(monkeypatch, range(3, 13))
+    with pytest.raises(Crash):
+        tiny.start(tmp_path / "run", evaluators={step: crash}, checkpoint_every=2)
+    with pytest.raises(CollapseError, match=r"^step 9: "):
+        tiny.resume(tmp_path / "run")
+    assert [row["step"] for row in interventions(Run(tmp_path / "run"))] == [6]
+    with pytest.raises(CollapseError, match=r"^step 9: "):  # once stopped, it stops there again
+        tiny.resume(tmp_path / "run")
+
+
+def test_a_collapse_is_let_be_when_the_guardian_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collapse(monkeypatch, range(3, 13))
+    assert interventions(tiny.start(tmp_path / "run", guardian="off")) == []
+
+
+def test_patience_grows_with_the_run_and_its_warmup() -> None:
+    assert guardian.patience(tiny.config(), 1000) == 200
+    assert guardian.patience(tiny.config(), 100_000) == 2000
+    assert guardian.patience(tiny.config(optim__warmup_steps=2500), 100_000) == 5000
+
+
+def test_the_rank_is_seen_against_the_most_possible() -> None:
+    assert guardian.rank_share({"effective_rank": 4.0}, tiny.config()) == 1  # of 4 images
+    assert guardian.rank_share({"effective_rank": 4.5}, tiny.config(batch_size=16)) == 0.5  # in 8 dimensions
+    assert guardian.rank_share({"effective_rank": 1.0}, tiny.config()) == 0
+
+
+@pytest.mark.parametrize("name", [name for name in LOSS_CONFIGS if name != "custom"])
+def test_the_advice_names_settings_that_there_are(name: str) -> None:
+    config = tiny.config(loss__name=name)
+    named = re.findall(r"(loss|optim)\.(\w+)", guardian._advice(config))
+    assert ("optim", "lr") in named
+    assert all(hasattr(getattr(config, group), setting) for group, setting in named)

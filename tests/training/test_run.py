@@ -150,12 +150,15 @@ def test_a_run_of_the_first_version_has_no_settings_to_compare(crashed: Run) -> 
     assert tiny.resume(crashed).finished
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl", ".lock", "tensorboard", "images.json"])
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "metrics.jsonl", ".lock", "tensorboard", "images.json", "failures/step-00000012"]
+)
 def test_links_that_lead_out_of_a_run_are_refused(crashed: Run, tmp_path: Path, name: str) -> None:
     outside, link = tmp_path / "outside", crashed.path / name
     if link.is_dir():
         shutil.move(link, outside)
     else:
+        link.parent.mkdir(exist_ok=True)
         link.unlink(missing_ok=True)  # and nothing is there: a link to a file that writing would make
     link.symlink_to(outside)
     before = contents(tmp_path)

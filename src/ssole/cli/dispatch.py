@@ -26,6 +26,7 @@ from ssole.cli.views import views
 from ssole.data.tiff import silence_tiff_libraries
 from ssole.errors import printable, without_secrets
 from ssole.runtime import lack_of_memory
+from ssole.training.guardian import CollapseError
 
 Command = Callable[[Sequence[str]], int]
 
@@ -43,7 +44,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point. It exits with 0, or 1 for a failed run, 2 for wrong input, 128 + N after signal N."""
+    """Entry point. It exits with 0; 1 for a failed run; 2 for wrong input; 3 for a collapse; 128 + N after signal N."""
     _prepare_output()
     sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
 
@@ -107,6 +108,9 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     except (FloatingPointError, OSError) as error:  # a loss that is not finite; a full disk
         _print_error(error)
         return 1
+    except CollapseError as error:
+        _print_error(error)
+        return 3
     except (RuntimeError, MemoryError) as error:
         if not (reason := lack_of_memory(error)):
             raise

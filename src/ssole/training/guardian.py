@@ -1,19 +1,20 @@
-"""Guardian: what a run does about a loss that is not finite.
+"""Guardian: what a run does about a loss that is not finite, and about embeddings that collapse.
 
-It goes back to the newest regular checkpoint and on at half the learning rate, three times at most. What it did stands
-in metrics.jsonl, at the step that it went back to, and it remembers nothing else. So an interrupted run goes on as it
-would have without the interruption.
+After such a loss it goes back to the newest regular checkpoint and on at half the learning rate, three times at most. A
+collapse is warned of, and stops the run when it lasts. What the guardian did stands in metrics.jsonl, and it remembers
+nothing else. So an interrupted run goes on as it would have without the interruption.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ssole.config import PretrainConfig
 from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint, remove_checkpoints_after
 from ssole.training.replay import save_bundle
 from ssole.training.run import Run
@@ -23,6 +24,23 @@ FACTOR = 0.5
 """Factor of the learning rate after a failure, for the rest of the run."""
 TRIES = 3
 """Times that a run goes on at a lower rate. The next failure ends it."""
+RANK_SHARE = 0.02
+"""Share of the possible rank below which embeddings have collapsed; `experiments/guardian.py` measures both sides."""
+LEAST_STEPS, LEAST_PART = 200, 0.02
+"""Steps, and part of the run, that a collapse lasts before the run is stopped. After half of that it is warned of."""
+_ADVICE = {
+    "ssole": ("raise", "high_rank_weight"),
+    "simclr": ("lower", "temperature"),
+    "vicreg": ("raise", "variance_weight"),
+    "frossl": ("lower", "invariance_weight"),
+    "mmcr": ("lower", "local_weight"),
+    "lejepa": ("raise", "sigreg_weight"),
+}
+"""Setting of a loss that spreads embeddings, and where to move it."""
+
+
+class CollapseError(RuntimeError):
+    """The embeddings of all images have been nearly the same for long; the message names the change to make."""
 
 
 class Guardian:
@@ -32,16 +50,22 @@ class Guardian:
         run: the run, whose config may switch the guardian off.
         learner: its learner.
         images: number of images, for the record of progress.
+        steps: number of steps of the run.
         is_regular: whether a step ends with a checkpoint in an undisturbed run too.
 
     Attributes:
         rate: factor of the learning rate.
     """
 
-    def __init__(self, run: Run, learner: Learner, images: int, is_regular: Callable[[int], bool]) -> None:
-        self._run, self._learner, self._images, self.is_regular = run, learner, images, is_regular
+    def __init__(
+        self, run: Run, learner: Learner, *, images: int, steps: int, is_regular: Callable[[int], bool]
+    ) -> None:
+        self._run, self._learner, self.is_regular = run, learner, is_regular
+        self._images, self._steps = images, steps
         self._is_on, self.rate = learner.config.guardian == "auto", 1.0
         self._lowered = 0
+        self._collapsed_since: int | None = None
+        self._warned = False
         self._initial: dict[str, torch.Tensor] | None = None
         if self._is_on and not self._regular_steps():
             self._initial = {name: tensor.cpu().clone() for name, tensor in learner.modules.state_dict().items()}
@@ -50,6 +74,44 @@ class Guardian:
         """Take up what the guardian of an interrupted process had done, as metrics.jsonl tells it."""
         rates = [row["rate"] for row in self._run.metrics if row.get("guardian") == "lower rate"]
         self._lowered, self.rate = len(rates), FACTOR ** len(rates)
+        self._collapsed_since, self._warned = None, False
+        for row in self._run.metrics:
+            self._warned |= row.get("guardian") == "warning"
+            if "effective_rank" in row:
+                self._follow(row)
+
+    def look(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Look for a collapse in a line of metrics. The intervention for metrics.jsonl, if it is time for a warning.
+
+        Raises:
+            CollapseError: the embeddings have collapsed for too long.
+        """
+        if not self._is_on:
+            return None
+        since, lasting = self._collapsed_since, self._follow(row)
+        limit = patience(self._learner.config, self._steps)
+        if 2 * lasting < limit or (self._warned and lasting < limit):
+            return None
+        reason = (
+            f"the embeddings have collapsed: all images look nearly alike to the network, with an effective rank of "
+            f"{row['effective_rank']:.2f} since step {since}. {_advice(self._learner.config)}"
+        )
+        if lasting >= limit:
+            how = f"ssole pretrain --resume {self._run.path} --allow-changes settings"
+            raise CollapseError(
+                f"step {row['step']}: {reason}. To go on regardless, set guardian: off in config.yaml, and {how}"
+            )
+        self._warned = True
+        return {"guardian": "warning", "reason": reason}
+
+    def _follow(self, row: Mapping[str, Any]) -> int:
+        """Take note of a line of metrics: the number of steps that a collapse has lasted then."""
+        if rank_share(row, self._learner.config) >= RANK_SHARE:
+            self._collapsed_since, self._warned = None, False
+            return 0
+        if self._collapsed_since is None:
+            self._collapsed_since = int(row["step"])
+        return int(row["step"]) - self._collapsed_since
 
     def saved(self, step: int) -> None:
         """Note that a checkpoint was written: the initial weights are no longer needed."""
@@ -111,3 +173,25 @@ def _explanation(bundle: Path | None) -> str:
     rates = ", ".join(f"{FACTOR**n:g}" for n in range(1, TRIES + 1))
     hint = f"It failed at {rates} times the learning rate too: lower optim.lr by more, or set optim.warmup_steps or "
     return f"{hint}clip_grad_norm" + (f". To look at the step: ssole replay {bundle}" if bundle else "")
+
+
+def rank_share(row: Mapping[str, Any], config: PretrainConfig) -> float:
+    """Effective rank in a line of metrics on a scale from 0, one direction for all images, to 1, the most possible."""
+    most = min(config.batch_size, config.projector.dim) if config.projector.layers else config.batch_size
+    return (float(row["effective_rank"]) - 1) / max(1, most - 1)
+
+
+def patience(config: PretrainConfig, steps: int) -> int:
+    """Steps that a collapse may last in a run of so many steps."""
+    return max(LEAST_STEPS, round(LEAST_PART * steps), 2 * config.optim.warmup_steps)
+
+
+def _advice(config: PretrainConfig) -> str:
+    """What to change."""
+    rate = f"lower optim.lr (now {config.optim.lr:g})"
+    if config.loss.name == "ole":
+        return f"Without labels, OLE collapses: choose loss.name ssole, or {rate}"
+    if config.loss.name not in _ADVICE:
+        return rate[0].upper() + rate[1:]
+    move, name = _ADVICE[config.loss.name]
+    return f"{move.capitalize()} loss.{name} (now {getattr(config.loss, name):g}), or {rate}"

@@ -52,12 +52,13 @@ def train(
 
     `loss` replaces the config's. `evaluators` is {steps: f}: every so many steps, and at the end, f(backbone) gives
     figures for metrics.jsonl. `spent` is the time in seconds that a new run has taken before.
-    Raises NonFiniteLossError, Interrupted, DataError or ConfigError.
+    Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
     config, evaluators = run.config, _checked(evaluators or {})
     learner = Learner(config, device, loss=loss, labels=store.labels, images=plan.images)
     pace = Pace(run, plan)
-    guardian = Guardian(run, learner, plan.images, is_regular=partial(_ends_in_checkpoint, config, pace))
+    is_regular = partial(_ends_in_checkpoint, config, pace)
+    guardian = Guardian(run, learner, images=plan.images, steps=plan.total, is_regular=is_regular)
     done = _resume(run, learner, plan, pace, spent)
     guardian.read_metrics()
     feed = Feed(store, device)
@@ -100,7 +101,9 @@ def _take_steps(
 
         if last or _due(step, config.log_every):
             learner.check_losses()
-            monitor.log(epoch, lr, terms, z_BVD)
+            row = monitor.log(epoch, lr, terms, z_BVD)
+            if warning := guardian.look(row):
+                monitor.warn(warning)
 
         for evaluator in (f for every, f in evaluators.items() if last or _due(step, every)):
             monitor.evaluate(evaluator, learner.encoder.backbone)

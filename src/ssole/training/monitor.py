@@ -103,7 +103,7 @@ class Monitor:
         self._screen.advance(self._step, total)
 
     @torch.no_grad()
-    def log(self, epoch: int, lr: float, terms: Mapping[str, torch.Tensor], z_BVD: torch.Tensor) -> None:
+    def log(self, epoch: int, lr: float, terms: Mapping[str, torch.Tensor], z_BVD: torch.Tensor) -> dict[str, Any]:
         """Write a line of metrics: the loss and its terms, and the effective rank of the first view's embeddings."""
         rate = self._images / max(1e-9, self._stepped)
         values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
@@ -122,6 +122,7 @@ class Monitor:
         figures = total + (f" ({', '.join(parts[:_SHOWN])})" if parts else "")
         self._screen.note("loss", f"{rate:,.0f} images/s  {figures}  effective rank {row['effective_rank']:.0f}")
         self._show_waiting()
+        return row
 
     def evaluate(self, evaluator: Evaluator, backbone: nn.Module) -> None:
         """Run an evaluator and write its figures. Its time does not count as training."""
@@ -144,6 +145,11 @@ class Monitor:
             self._board = _tensorboard(self._run.path / "tensorboard", done.step)
         told = ", ".join(f"{name} {value}" for name, value in intervention.items() if name != "guardian")
         self._screen.print_line(f"guardian: back to step {done.step}, {intervention['guardian']} ({told})")
+
+    def warn(self, intervention: Mapping[str, Any]) -> None:
+        """Write and show a warning of the guardian."""
+        self._write({"step": self._step, "seconds": round(self.seconds, 3), **intervention})
+        self._screen.print_line(f"guardian: {intervention['reason']}")
 
     def flush(self) -> None:
         """Flush the metrics to the disk, so that a power cut leaves those up to each checkpoint."""
@@ -170,8 +176,9 @@ class Monitor:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         if self._board is not None:
-            for name in row.keys() - {"step", "epoch"}:
-                self._board.add_scalar(name, row[name], row["step"])
+            for name, value in row.items():
+                if name not in {"step", "epoch"} and not isinstance(value, str):
+                    self._board.add_scalar(name, value, row["step"])
 
 
 class WaitShare:

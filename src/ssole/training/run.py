@@ -172,7 +172,7 @@ def lock_run(run: Run) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    for entry in run.path.iterdir():
+    for entry in run.path.rglob("*"):
         if not entry.resolve().is_relative_to(run.path.resolve()):  # in a stranger's folder, it could lead anywhere
             raise ConfigError(
                 f"{entry} is a link to {entry.resolve()}, and a run only writes to its own folder: move it"
@@ -247,8 +247,8 @@ def _leaves(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str,
 
 def rewind(run: Run, step: int, *more: dict[str, Any]) -> None:
     """Remove leftovers and the metrics after `step`, which will be written again. `more` rows are added."""
-    remove_leftovers(run.path)
-    remove_leftovers(run.checkpoints)
+    for folder in (run.path, run.checkpoints, *run.path.glob("failures/*/")):
+        remove_leftovers(folder)
     path, rows = run.path / "metrics.jsonl", run.metrics
     if path.exists() or more:
         write_lines(path, [*(row for row in rows if row["step"] <= step), *more])
