@@ -26,6 +26,7 @@ from ssole.runtime import resolve_device
 from ssole.training.feed import make_plan
 from ssole.training.images import record_images, require_same_images
 from ssole.training.loop import train
+from ssole.training.needs import require_memory
 from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
 from ssole.training.trial import step_seconds
 
@@ -101,6 +102,7 @@ def start(
     begin = time.monotonic() - spent
     device = resolve_device(config.device)  # quick checks first, because data may take a while to open
     check_backbone(config)
+    require_memory(config, device)
     data = config.data if data is None else data
     config = dataclasses.replace(config, data=describe(data))
     with open_store(config, data, progress) as store:
@@ -171,6 +173,7 @@ def resume(
         raise DataError(f"{found.path} was started on {reason}: pass {hint}")
     require_same_recipe(found, allowed=allow_changes)
     device = resolve_device(config.device)
+    require_memory(config, device)
     images = config.data if data is None else data
     with open_store(config, images, progress) as store:
         require_same_images(found, store.source, allowed="images" in allow_changes)

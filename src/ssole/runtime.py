@@ -151,6 +151,18 @@ def total_memory() -> int:
     return min(amounts, default=8 << 30)  # a common size, where the system does not tell, as on Windows
 
 
+def available_memory() -> int:
+    """Bytes of memory that nobody uses now, in the machine and in this container."""
+    amounts, meminfo = [total_memory()], Path("/proc/meminfo")
+    if meminfo.exists():  # Linux
+        lines = meminfo.read_text().splitlines()
+        amounts += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    used = Path("/sys/fs/cgroup/memory.current")
+    if used.exists() and (limit := Path("/sys/fs/cgroup/memory.max").read_text().strip()).isdigit():
+        amounts.append(int(limit) - int(used.read_text()))
+    return max(0, min(amounts))
+
+
 def forget_peak_memory(device: torch.device) -> bool:
     """Start measuring peak memory anew; freed memory goes back to the system. Returns whether it can be measured."""
     gc.collect()

@@ -39,7 +39,8 @@ CONTENTS_KEYS = {
 }  # fmt: skip
 ESTIMATE_KEYS = {
     "device", "precision", "steps", "batch_size", "views", "step_seconds", "decode_seconds", "compile_seconds",
-    "seconds", "steps_measured", "batch_measured", "memory_bytes", "memory_available",
+    "seconds", "steps_measured", "batch_measured", "memory_bytes", "memory_available", "disk_bytes",
+    "disk_available",
 }  # fmt: skip
 
 

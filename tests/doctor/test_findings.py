@@ -140,6 +140,11 @@ def test_memory_and_decoding(memory: int, decode: float, levels: dict[str, str])
         batch_measured=64,
         memory_bytes=memory,
         memory_available=100,
+        disk_bytes=10,
+        disk_available=10,
     )
     found = check_estimate(cost, Rate(value=decode, threads=2, images=9), "tiny")
     assert {finding.topic: finding.level for finding in found} == levels
+    full = dataclasses.replace(cost, disk_available=9)
+    found = check_estimate(full, Rate(value=decode, threads=2, images=9), "tiny")
+    assert {finding.topic: finding.level for finding in found} == levels | {"disk": "look"}

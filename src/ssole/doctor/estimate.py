@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,9 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.doctor.contents import Contents
 from ssole.doctor.scan import Sample
 from ssole.runtime import resolve_precision, total_memory
+from ssole.training.checkpoint import MOST_CHECKPOINTS
 from ssole.training.feed import make_plan
+from ssole.training.needs import checkpoint_bytes
 from ssole.training.trial import TRIAL_SECONDS, Trial
 
 _SPARE = 0.5  # share of the available memory that a step of the trial may take
@@ -57,6 +60,10 @@ class Estimate:
     memory_bytes: int
     """Peak memory: of the process on a CPU, of the tensors on a GPU."""
     memory_available: int
+    disk_bytes: int
+    """Disk for checkpoints and final weights, at least."""
+    disk_available: int
+    """Free space of the disk that the working folder is on."""
 
 
 def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images: int, device: torch.device) -> Estimate:
@@ -95,6 +102,8 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
         batch_measured=batch,
         memory_bytes=int(memory),
         memory_available=available,
+        disk_bytes=checkpoint_bytes(trial.learner.modules, MOST_CHECKPOINTS),
+        disk_available=shutil.disk_usage(".").free,
     )
 
 

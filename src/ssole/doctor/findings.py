@@ -104,6 +104,11 @@ def check_estimate(estimate: Estimate, decode: Rate, recipe: str) -> Iterator[Fi
         yield Finding("look", "memory", text, "close other programs, or lower --batch-size")
     else:
         yield Finding("ok", "memory", text)
+    if estimate.disk_bytes > estimate.disk_available:
+        text = f"checkpoints need at least {data_size(estimate.disk_bytes)}, and the disk has "
+        yield Finding(
+            "look", "disk", f"{text}{data_size(estimate.disk_available)} free", "choose another disk by --out"
+        )
     needed = estimate.batch_size / estimate.step_seconds.median
     if decode.value < needed:
         text = f"{decode.value:,.0f} images/s can be decoded, and the network can train on {needed:,.0f} images/s"

@@ -192,6 +192,7 @@ def _cost(cost: Estimate, recipe: str) -> Iterator[tuple[str, str]]:
     yield "machine", f"{cost.device} in {cost.precision}"
     yield "time", f"about {duration(total.median)} (from {duration(total.low)} to {duration(total.high)})"
     yield "memory", f"about {data_size(cost.memory_bytes)} at its peak, of {data_size(cost.memory_available)}"
+    yield "disk", f"{data_size(cost.disk_bytes)} or more for checkpoints, of {data_size(cost.disk_available)} free here"
     each = f"{step.median:.3g} s a step ({step.low:.3g} to {step.high:.3g})"
     scaled = "" if cost.batch_measured == cost.batch_size else f" of {cost.batch_measured} images, scaled up"
     scaled += f", compiled in {cost.compile_seconds:.0f} s" if cost.compile_seconds else ""

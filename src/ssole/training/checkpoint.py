@@ -22,9 +22,12 @@ from torch import nn
 from ssole.config import ConfigError
 from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
 from ssole.progress import data_size
+from ssole.training.needs import checkpoint_bytes
 from ssole.training.run import Run, writing
 
 _KEEP = 2  # the newest checkpoint, and one more in case a disk lost part of it
+MOST_CHECKPOINTS = _KEEP + 1
+"""Checkpoints on the disk at once: the oldest is removed when the newest is complete."""
 _NAME = re.compile(r"step-(\d{8,18})\.(?:json|safetensors)")  # other files in the folder are someone else's
 
 
@@ -70,9 +73,7 @@ def save_checkpoint(
 
 def require_space(run: Run, modules: nn.ModuleDict) -> None:
     """Raise a ConfigError if the disk has no room for the checkpoints and final weights still to be written."""
-    weights = sum(tensor.nbytes for tensor in modules.state_dict().values())
-    missing = _KEEP + 1 - len(checkpoint_steps(run))  # the oldest is removed when the newest is complete
-    needed = weights * (2 * missing + 1)  # every optimizer keeps at least one value for each weight
+    needed = checkpoint_bytes(modules, MOST_CHECKPOINTS - len(checkpoint_steps(run)))
     if (free := shutil.disk_usage(run.path).free) < needed:
         raise ConfigError(
             f"the checkpoints in {run.path} need at least {data_size(needed)} more, and the disk has {data_size(free)} "

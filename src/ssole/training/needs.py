@@ -1,0 +1,84 @@
+"""Needs of a run: memory and disk that it will take, estimated before it begins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ssole import distributed
+from ssole.config import ConfigError, PretrainConfig
+from ssole.models.backbone import Encoder, create_encoder
+from ssole.progress import data_size
+from ssole.runtime import available_memory, resolve_precision, total_memory
+
+_IMAGES = 2  # in the batch whose tensors are counted
+_SURE = 1.4  # times the memory: compiled encoders keep less for the backward pass than is counted
+
+
+def checkpoint_bytes(modules: nn.Module, checkpoints: int) -> int:
+    """Bytes on the disk of so many checkpoints and of the final weights, at least.
+
+    Every optimizer keeps one value or more for each weight.
+    """
+    weights: int = sum(tensor.nbytes for tensor in modules.state_dict().values())
+    return weights * (2 * checkpoints + 1)
+
+
+def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
+    """Bytes of a training step, about: weights, gradients, one state of the optimizer, views, and what is kept for
+    the backward pass. Sizes are counted on tensors without memory, in a fraction of a second.
+
+    None for a network that cannot be made of such tensors.
+    """
+    shapes = [(_IMAGES * c.count, config.input_channels, c.size, c.size) for c in config.augment.crops]
+    try:
+        with torch.device("meta"):
+            encoder = create_encoder(config).train()
+            with _kept(encoder) as kept:
+                for shape in shapes:
+                    encoder(torch.empty(shape))
+    except ConfigError:
+        raise
+    except Exception:  # noqa: BLE001 - an estimate never ends a run that may work
+        return None
+    weights = sum(tensor.nbytes for tensor in encoder.state_dict().values())
+    width = 0.5 if resolve_precision(config.precision, device) == torch.bfloat16 else 1.0
+    views = sum(4 * torch.Size(shape).numel() for shape in shapes)
+    batch = config.batch_size / distributed.world_size() / _IMAGES
+    return int(3 * weights + batch * (views + width * sum(storage.nbytes() for storage in kept.values())))
+
+
+def require_memory(config: PretrainConfig, device: torch.device) -> None:
+    """Raise a ConfigError for a run that needs far more memory than there is; warn if it needs more than is free."""
+    needed = step_bytes(config, device)
+    if needed is None:
+        return
+    on_gpu = device.type == "cuda"
+    free, total = torch.cuda.mem_get_info(device) if on_gpu else (available_memory(), total_memory())
+    text = f"a step on {config.batch_size} images needs about {data_size(needed)} of memory"
+    if needed > _SURE * total:
+        raise ConfigError(
+            f"{text}, and {device} has {data_size(total)}: lower --batch-size, --views or --augment.crops.0.size"
+        )
+    if needed > free:
+        warnings.warn(f"{text}, and {data_size(free)} of {data_size(total)} are free on {device}", stacklevel=3)
+
+
+@contextmanager
+def _kept(encoder: Encoder) -> Iterator[dict[int, torch.UntypedStorage]]:
+    """Context that collects what autograd keeps for the backward pass, weights left out."""
+    weights = {parameter.untyped_storage()._cdata for parameter in encoder.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def note(x: torch.Tensor) -> torch.Tensor:
+        storage = x.untyped_storage()
+        if storage._cdata not in weights:
+            found[storage._cdata] = storage  # held, so that no other storage gets its address
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        yield found
