@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class Known(Trial):
 
     def __init__(self, *_: Any, **__: Any) -> None:
         self._saved, self._used = {}, {}
+        self.learner = SimpleNamespace(modules=torch.nn.Linear(2, 3))  # type: ignore[assignment]
         self.compile_seconds = self._now = 0.0
 
     def step(self, batch: int) -> tuple[float, float]:
@@ -84,6 +86,7 @@ def test_time_of_a_whole_step_is_scaled_without_the_optimizer(
     images = 5000 * 3 * 12 * 12  # which are held in memory
     assert found.memory_bytes == pytest.approx(1.04e8 + 1.15 * 996e6 + images, rel=1e-6)
     assert found.memory_available == 10**9
+    assert found.disk_bytes == 9 * 4 * (2 * 3 + 1)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own, while compiling
