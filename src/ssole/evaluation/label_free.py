@@ -1,6 +1,6 @@
 """Label-free metrics of features: ranks, spectrum, LiDAR, alignment, uniformity, agreement of neighbours.
 
-None of these is an accuracy. How well each follows accuracy is measured in :mod:`ssole.evaluation.verdict`.
+None of these is an accuracy. `experiments/verdict.py` measures how well each follows accuracy.
 
 Shape suffixes: N images, V views, F features.
 """
@@ -28,7 +28,7 @@ DECAY_FROM, DECAY_TO = 11, 100
 
 
 def label_free_figures(features: Tensor, views: Tensor | None = None) -> dict[str, float]:
-    """All label-free figures by name, as in :data:`ssole.evaluation.results.LABEL_FREE`.
+    """All label-free figures by name, as in `ssole.evaluation.results.LABEL_FREE`.
 
     Figures that are undefined for these features are left out: alpha-ReQ of features that vary in fewer than three
     directions, and those that need several images.
