@@ -72,7 +72,7 @@ def test_a_collapse_has_an_exit_code_of_its_own(command: Command, monkeypatch: p
 
 
 def test_a_full_disk_is_an_error_line(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ssole.training.loop.save_checkpoint", full)

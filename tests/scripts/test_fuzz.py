@@ -36,7 +36,7 @@ targets = {
     "raises": fault(lambda: {}["x"]),
     "loops": fault(loop),
     "dies": fault(lambda: os.kill(os.getpid(), 11)),
-    "eats": fault(lambda: bytearray(fuzz.MEMORY + 1)),
+    "eats": fault(lambda: bytearray(2 * fuzz.MEMORY)),
 }
 found = {}
 for name, target in targets.items():
