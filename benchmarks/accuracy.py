@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 import ssole
-from ssole.training.run import environment
+from ssole.runtime import environment
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.training.run import environment
+from ssole.runtime import environment
 
 Rates = dict[str, list[float]]
 """What each contestant achieved in each round, per second."""

@@ -29,9 +29,9 @@ from ssole.config import PretrainConfig, load
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.losses.simclr import SimCLRLoss
+from ssole.runtime import environment
 from ssole.training.feed import Feed, make_plan
 from ssole.training.optim import learning_rate
-from ssole.training.run import environment
 from ssole.training.step import Learner
 
 BATCH, BATCHES, NEIGHBOURS = 64, 20, 5

@@ -18,8 +18,8 @@ from typing import Any
 
 from ssole import api
 from ssole.config import apply_overrides, load
+from ssole.runtime import environment
 from ssole.training.guardian import RANK_SHARE, patience, rank_share
-from ssole.training.run import environment
 from ssole.training.step import NonFiniteLossError
 
 STEPS, BATCH = 300, 64

@@ -28,7 +28,7 @@ from ssole.data.store import ImageStore
 from ssole.data.subset import SubsetSource
 from ssole.evaluation.label_free import VIEWS
 from ssole.evaluation.results import LABEL_FREE
-from ssole.training.run import environment
+from ssole.runtime import environment
 from ssole.views import make_views
 
 TRAIN, TEST = 4000, 1000

@@ -46,9 +46,10 @@ from ssole.data.sources import open_source
 from ssole.errors import DataError
 from ssole.models.load import load as load_backbone
 from ssole.report.record import Record
+from ssole.runtime import environment
 from ssole.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from ssole.training.replay import replay, save_bundle
-from ssole.training.run import Run, create_run, environment, require_same_recipe, rewind
+from ssole.training.run import Run, create_run, require_same_recipe, rewind
 from ssole.training.step import Learner, NonFiniteLossError
 
 SECONDS = 5.0  # of processor time in one case

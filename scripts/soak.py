@@ -32,8 +32,9 @@ import torch
 import yaml
 
 from ssole import cli
+from ssole.runtime import environment
 from ssole.training.feed import make_plan
-from ssole.training.run import Run, environment
+from ssole.training.run import Run
 from ssole.training.step import Learner
 
 IMAGES, STEPS, VIEWS = 46, 40, 2

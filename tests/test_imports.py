@@ -190,8 +190,8 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 def test_import_is_quick() -> None:
-    """Under 0.2 s beyond `import torch`. The best of several tries: a busy machine only ever makes it look slower."""
-    code = "import time, torch; start = time.perf_counter(); import ssole; print(time.perf_counter() - start)"
+    """Under 0.2 s of processor time beyond `import torch`. The best of several tries: a busy machine adds to it."""
+    code = "import time, torch; start = time.process_time(); import ssole; print(time.process_time() - start)"
     seconds: list[float] = []
     while len(seconds) < 15 and min(seconds, default=1.0) >= 0.2:
         seconds.append(float(run_python(code)))

@@ -113,7 +113,7 @@ def start(
         plan = make_plan(config, len(store))
         evaluators = _default_evaluators(config, data, store, progress) if evaluators is None else evaluators
         # only after all checks, so that a refused run leaves no folder
-        with new_run(out, config) as run, lock_run(run):
+        with new_run(out, config) as run:
             record_images(run, store.source)
             spent = time.monotonic() - begin
             return train(run, store, plan, device, loss=loss, evaluators=evaluators, progress=progress, spent=spent)

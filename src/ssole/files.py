@@ -47,9 +47,14 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
+def is_leftover(path: Path) -> bool:
+    """Whether a file has the name of a writer's temporary file, which stays if the writer is killed."""
+    return path.name.startswith(".") and path.name.endswith(_SUFFIX)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of writers that were killed. Nobody may be writing to the folder meanwhile."""
-    for path in folder.glob(f".*{_SUFFIX}"):
+    for path in filter(is_leftover, folder.iterdir()):
         path.unlink()
 
 

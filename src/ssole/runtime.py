@@ -5,17 +5,18 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from ssole.config import ConfigError
-from ssole.errors import DataError
+from ssole.errors import DataError, without_secrets
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -229,3 +230,31 @@ def usable_cpus() -> int:
 def decoding_threads() -> int:
     """The default number of threads that decode images: one for each processor, up to 16."""
     return min(16, usable_cpus())
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware of this process, for the record."""
+    import timm
+
+    from ssole import __version__
+
+    return {
+        "ssole": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": [without_secrets(word) for word in sys.argv],
+    }
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()

@@ -51,11 +51,43 @@ def test_a_start_that_fails_leaves_nothing(tmp_path: Path, exists: bool) -> None
 
 
 def test_a_start_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    create_run(tmp_path / "first", tiny.config())
+    run = create_run(tmp_path / "first", tiny.config())
+    (run.path / "metrics.jsonl").touch()  # its first step was taken
     before = contents(tmp_path)
     with pytest.raises(ConfigError, match="already holds a run"), new_run(tmp_path / "first", tiny.config()):
         pass
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("files", [["environment.json"], ["environment.json", "config.yaml", "images.json"]])
+def test_a_start_that_was_killed_before_its_first_step_is_not_in_the_way(tmp_path: Path, files: list[str]) -> None:
+    killed = create_run(tmp_path / "run", tiny.config()).path
+    (killed / "images.json").write_text("{}")
+    for name in {"environment.json", "config.yaml", "images.json"} - set(files):
+        (killed / name).unlink()
+    (killed / ".images.json.0123abcd.ssole-tmp").touch()
+    (killed / ".lock").touch()
+    assert tiny.start(killed, steps=2).config.steps == 2
+    assert not list(killed.glob(".images*"))
+
+
+@pytest.mark.parametrize("stray", ["notes.txt", "metrics.jsonl", "checkpoints/step-5.json", "failures/step-3/x"])
+def test_a_start_keeps_its_hands_off_anything_else(tmp_path: Path, stray: str) -> None:
+    run = create_run(tmp_path / "run", tiny.config())
+    (run.path / stray).parent.mkdir(parents=True, exist_ok=True)
+    (run.path / stray).touch()
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        tiny.start(run.path)
+    assert contents(tmp_path) == before
+
+
+def test_a_start_is_refused_where_another_process_is_about_to_take_its_first_step(tmp_path: Path) -> None:
+    with new_run(tmp_path / "run", tiny.config()) as run:
+        before = contents(tmp_path)
+        with pytest.raises(ConfigError, match="another process is training"):
+            tiny.start(run.path)
+        assert contents(tmp_path) == before
 
 
 def test_a_loss_that_cannot_be_made_leaves_no_folder(tmp_path: Path) -> None:

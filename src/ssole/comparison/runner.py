@@ -20,7 +20,8 @@ from ssole.data.base import Source, Spec
 from ssole.data.store import ImageStore
 from ssole.evaluation.evaluate import evaluate, knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.training.run import Run, environment
+from ssole.runtime import environment
+from ssole.training.run import Run
 
 if TYPE_CHECKING:
     from ssole.training.monitor import Evaluator

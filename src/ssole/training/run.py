@@ -15,9 +15,7 @@ NAME/  config.yaml            every setting
 from __future__ import annotations
 
 import json
-import platform
 import shutil
-import sys
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,11 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
-from ssole.errors import without_secrets
-from ssole.files import parse_json, read_json, remove_leftovers, write_text_atomically
+from ssole.files import is_leftover, parse_json, read_json, remove_leftovers, write_text_atomically
+from ssole.runtime import environment
 
 Change = Literal["images", "settings", "version"]
 """What may be allowed to have changed between start and resuming."""
@@ -97,14 +93,9 @@ def create_run(path: Path, config: PretrainConfig) -> Run:
     """
     import yaml
 
-    if (path / "config.yaml").exists():
-        raise ConfigError(
-            f"{path} already holds a run: go on with it (--resume {path}), or choose another folder (--out)"
-        )
     missing = _missing(path)
     try:
-        if path.exists() and any(path.iterdir()):
-            raise ConfigError(f"{path} is not empty, and nothing is overwritten: choose another folder (--out)")
+        _require_no_files(path)
         run, settings = Run(path), to_dict(config)
         run.checkpoints.mkdir(parents=True)  # of two processes at once, one fails here
     except OSError as error:
@@ -122,15 +113,59 @@ def create_run(path: Path, config: PretrainConfig) -> Run:
 
 @contextmanager
 def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
-    """New run, as :func:`create_run` makes it. If the block fails before the first step, what was made is removed."""
-    missing = _missing(path)
-    run = create_run(path, config)
+    """New run, as :func:`create_run` makes it, locked for this process.
+
+    Files of a start that was killed before its first step are removed. If the block fails before the first step, what
+    was made is removed.
+
+    Raises:
+        As :func:`create_run` and :func:`lock_run`.
+    """
+    missing, ours = _missing(path), False
     try:
-        yield run
+        if not _is_killed_start(path):
+            _require_no_files(path)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the run folder {path}: {error}") from None
+    try:
+        with lock_run(Run(path)):
+            if _is_killed_start(path):  # still so, now that no other process can be at it
+                _empty(path)
+            run, ours = create_run(path, config), True
+            yield run
     except BaseException:
-        if not (path / "metrics.jsonl").exists():  # the first step makes it
+        if ours and not (path / "metrics.jsonl").exists():  # the first step makes it
             _remove(path, missing)
         raise
+
+
+def _require_no_files(path: Path) -> None:
+    """Raise a ConfigError if a folder holds a run or anything else but a lock."""
+    if (path / "config.yaml").exists():
+        raise ConfigError(
+            f"{path} already holds a run: go on with it (--resume {path}), or choose another folder (--out)"
+        )
+    if path.exists() and any(entry.name != ".lock" for entry in path.iterdir()):
+        raise ConfigError(f"{path} is not empty, and nothing is overwritten: choose another folder (--out)")
+
+
+def _is_killed_start(path: Path) -> bool:
+    """Whether a folder holds no more than what a run writes before its first step, and `environment.json` at least."""
+    if not (path / "environment.json").is_file() or any((path / "checkpoints").glob("*")):
+        return False
+    written = {"checkpoints", "environment.json", "config.yaml", "images.json", ".lock"}
+    return all(entry.name in written or is_leftover(entry) for entry in path.iterdir())
+
+
+def _empty(path: Path) -> None:
+    """Remove all in a run folder but its lock."""
+    (path / "config.yaml").unlink(missing_ok=True)  # first, since without it the folder is no run
+    for entry in path.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != ".lock":
+            entry.unlink()
 
 
 def _missing(path: Path) -> list[Path]:
@@ -141,9 +176,8 @@ def _missing(path: Path) -> list[Path]:
 def _remove(path: Path, made: list[Path]) -> None:
     """Empty a run folder, and remove it and its parents if they were made for it. What cannot be removed stays."""
     with suppress(OSError):
-        (path / "config.yaml").unlink(missing_ok=True)  # first, since without it the folder is no run
-        for entry in path.iterdir():
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        _empty(path)
+        (path / ".lock").unlink(missing_ok=True)
         for folder in made:
             folder.rmdir()  # an error where another run has come to lie in it
 
@@ -184,34 +218,6 @@ def lock_run(run: Run) -> Iterator[None]:
         raise ConfigError(f"another process is training in {run.path}: wait for it, or stop it first") from None
     with held:
         yield
-
-
-def environment() -> dict[str, Any]:
-    """Versions and hardware of this process, for the record."""
-    import timm
-
-    from ssole import __version__
-
-    return {
-        "ssole": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "threads": torch.get_num_threads(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": [without_secrets(word) for word in sys.argv],
-    }
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def require_same_recipe(run: Run, *, allowed: Collection[Change] = ()) -> None:
