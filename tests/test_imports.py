@@ -29,12 +29,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": BELOW_API - {"evaluation"},  # evaluators come in as callables
     "evaluation": {"data", "models", "config", "distributed", "runtime", "spectrum"},
     "export": {"config", "models", "evaluation", "training"},
-    "report": {"config", "data", "models", "views", "training", "evaluation", "runtime"},
+    "search": {"config", "data", "models", "training", "evaluation", "runtime"},
+    "report": {"search", "config", "data", "models", "views", "training", "evaluation", "runtime"},
     "doctor": {"config", "data", "models", "runtime", "training", "views"},
     "api": BELOW_API,
     "comparison": BELOW_API | {"api"},
-    "cli": BELOW_API | {"doctor", "export", "report", "api", "comparison"},
-    "__init__": BELOW_API | {"export", "report", "api", "comparison"},
+    "cli": BELOW_API | {"doctor", "export", "search", "report", "api", "comparison"},
+    "__init__": BELOW_API | {"export", "search", "report", "api", "comparison"},
     "__main__": {"cli"},
 }
 

@@ -15,6 +15,10 @@ from ssole.export.export import export
 from ssole.losses import OLELoss, SSOLELoss, nuclear_norm
 from ssole.models.load import load, untrained
 from ssole.report.report import report
+from ssole.search.build import build_index as index
+from ssole.search.index import Index
+from ssole.search.matches import Matches
+from ssole.search.search import search
 from ssole.training.run import Run
 from ssole.views import make_views
 
@@ -24,6 +28,8 @@ __all__ = [
     "Crop",
     "DataError",
     "Embeddings",
+    "Index",
+    "Matches",
     "OLELoss",
     "PretrainConfig",
     "Run",
@@ -33,11 +39,13 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "index",
     "load",
     "make_views",
     "nuclear_norm",
     "pretrain",
     "report",
     "resume",
+    "search",
     "untrained",
 ]

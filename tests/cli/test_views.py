@@ -25,7 +25,7 @@ def test_views_draws_a_row_for_each_image(command: Command) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["photos", "--out", "some.xyz"], "--out names the picture to write, such as views.png; got some.xyz"),
+        (["photos", "--out", "some.xyz"], "--out names the picture to write, such as picture.png; got some.xyz"),
         (["photos", "--out", "none/some.png"], "there is no folder none"),
         (["photos", "--images", "0"], "--images must be at least 1, got 0"),
         (["photos", "--recipe", "aerail"], "no recipe 'aerail'"),

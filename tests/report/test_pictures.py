@@ -1,4 +1,4 @@
-"""Pictures as data URIs: depth and channels, sheets and their budget."""
+"""Pictures as data URIs: sheets and their budget."""
 
 from __future__ import annotations
 
@@ -6,35 +6,15 @@ import base64
 import io
 
 import numpy as np
-import pytest
-import torch
 from PIL import Image
 
-from ssole.report.pictures import data_uri, sheets, to_picture
+from ssole.report.pictures import data_uri, sheets
 
 
 def decoded(uri: str) -> Image.Image:
     head, _, body = uri.partition(",")
     assert head == "data:image/webp;base64"
     return Image.open(io.BytesIO(base64.b64decode(body))).convert("RGB")
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_three_channels_are_shown_or_one(channels: int) -> None:
-    image = torch.randint(0, 256, (channels, 6, 9), dtype=torch.uint8)
-    found = np.asarray(to_picture(image, 96))
-    assert found.shape == (6, 9, 3)
-    for channel in range(3):
-        np.testing.assert_array_equal(found[..., channel], image[channel if channels >= 3 else 0])
-
-
-def test_sixteen_bits_become_eight() -> None:
-    image = torch.tensor([[[0, 255, 256, 65535]]], dtype=torch.int32).to(torch.uint16)
-    assert np.asarray(to_picture(image, 96))[0, :, 0].tolist() == [0, 0, 1, 255]
-
-
-def test_large_images_shrink_and_keep_their_shape() -> None:
-    assert to_picture(torch.zeros(3, 200, 400, dtype=torch.uint8), 96).size == (96, 48)
 
 
 def test_a_thumbnail_lies_where_the_script_looks_for_it() -> None:

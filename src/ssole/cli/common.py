@@ -46,3 +46,19 @@ def run_data(config: PretrainConfig | None, run: Path) -> Any:
     if (reason := why_not_again(config.data)) is not None:
         raise ConfigError(f"{run} was trained on {reason}: pass --data")
     return config.data
+
+
+def picture_form(out: Path) -> str:
+    """Pillow's name of the format of a picture to write.
+
+    Raises:
+        ConfigError: a suffix of no format that Pillow writes, or a folder that does not exist.
+    """
+    from PIL import Image
+
+    form = Image.registered_extensions().get(out.suffix.lower())
+    if form not in Image.SAVE:
+        raise ConfigError(f"--out names the picture to write, such as picture.png; got {out}")
+    if not out.parent.is_dir():
+        raise ConfigError(f"there is no folder {out.parent} to write {out.name} to")
+    return form

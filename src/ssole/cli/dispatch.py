@@ -19,9 +19,12 @@ from ssole.cli.doctor import doctor
 from ssole.cli.embed import embed
 from ssole.cli.eval import evaluate
 from ssole.cli.export import export
+from ssole.cli.index import index
 from ssole.cli.pretrain import pretrain
 from ssole.cli.replay import replay
 from ssole.cli.report import report
+from ssole.cli.search import search
+from ssole.cli.select import select
 from ssole.cli.views import views
 from ssole.data.tiff import silence_tiff_libraries
 from ssole.errors import printable, without_secrets
@@ -37,6 +40,9 @@ COMMANDS: dict[str, Command] = {
     "eval": evaluate,
     "report": report,
     "embed": embed,
+    "index": index,
+    "search": search,
+    "select": select,
     "export": export,
     "views": views,
     "replay": replay,

@@ -11,7 +11,7 @@ import torch
 import tyro
 
 from ssole import api
-from ssole.cli.common import FilePath, data_spec, parse
+from ssole.cli.common import FilePath, data_spec, parse, picture_form
 from ssole.config import PRESETS, ConfigError, ViewRecipe, load, view_preset
 from ssole.data.base import evenly_spaced
 from ssole.data.decode import decode
@@ -47,17 +47,11 @@ def views(argv: Sequence[str]) -> int:
       ssole views photos/ --recipe cifar10
       ssole views photos/one.jpg --recipe aerial --out one.png
     """
-    from PIL import Image
-
     from ssole.views.picture import picture
 
     args = parse(views, ViewsArgs, argv)
     recipe = view_preset(args.recipe) if args.recipe in PRESETS else load(args.recipe).augment
-    form = Image.registered_extensions().get(args.out.suffix.lower())
-    if form not in Image.SAVE:
-        raise ConfigError(f"--out names the picture to write, such as views.png; got {args.out}")
-    if not args.out.parent.is_dir():
-        raise ConfigError(f"there is no folder {args.out.parent} to write {args.out.name} to")
+    form = picture_form(args.out)
     images, indices = _some_images(args, recipe)
     sheet = picture(images, indices, recipe=recipe, seed=args.seed, epoch=args.epoch)
     write_atomically(args.out, lambda path: sheet.save(path, format=form))

@@ -4,6 +4,7 @@ sources     `open_source`, from data as users give them to a `Source`, the class
 folder, tars, parquet, arrays, objects, digits_m     one kind of source each
 storage     local files and files behind URLs
 decode, cache, store     pixels from bytes; decoded images on disk; `ImageStore`, images by index
+thumbnail     pictures of decoded images, for people
 
 `ssole.api`, the doctor and the evaluation call `open_source` and `ImageStore`. Never change ids, `ids_fingerprint`, the
 order of images, decoded pixels and digits-m, because existing runs rely on them. Everything else may change freely;

@@ -8,11 +8,11 @@ import torch
 
 from ssole.evaluation.knn import nearest_others
 from ssole.report.sample import Part
+from ssole.search import groups
+from ssole.search.nearest import unit_rows
 
 SHOWN = 6
 """Neighbours shown of an image."""
-_CROWD = 10  # neighbours whose mean similarity says how alone an image is
-_SAME = 0.98  # least cosine similarity of a pair that is shown
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,8 @@ def sample_neighbours(part: Part, count: int) -> list[Neighbours]:
 
 def outliers(part: Part, count: int) -> list[tuple[int, float]]:
     """Images that are least similar to their ten nearest others, with that mean cosine similarity, lowest first."""
-    if len(part) < 2:
-        return []
-    similarity, _ = nearest_others(part.after, torch.arange(len(part)), _CROWD)
-    mean = similarity.mean(1)
-    chosen = mean.argsort(stable=True)[:count]
-    return list(zip(chosen.tolist(), mean[chosen].tolist(), strict=True))
+    chosen, mean = groups.outliers(unit_rows(part.after), count)
+    return list(zip(chosen.tolist(), mean.tolist(), strict=True))
 
 
 def alike(part: Part, count: int) -> list[tuple[int, int, float]]:
@@ -51,7 +47,7 @@ def alike(part: Part, count: int) -> list[tuple[int, int, float]]:
     found: list[tuple[int, int, float]] = []
     for row in similarity[:, 0].argsort(descending=True, stable=True).tolist():
         value, twin = float(similarity[row, 0]), int(index[row, 0])
-        if value < _SAME or len(found) == count:
+        if value < groups.ALIKE or len(found) == count:
             break
         if row not in used and twin not in used:
             used |= {row, twin}

@@ -12,12 +12,12 @@ from torch import Tensor
 from ssole.data.base import Source
 from ssole.data.sources import open_source, why_not_again
 from ssole.data.subset import SubsetSource
+from ssole.data.thumbnail import to_picture
 from ssole.evaluation.datasets import EvaluationData, Subset, find_test_images, open_data
 from ssole.evaluation.features import extract, frozen
 from ssole.evaluation.knn import nearest
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.load import LoadedBackbone, load, untrained
-from ssole.report.pictures import to_picture
 from ssole.report.record import Record
 from ssole.views import make_views
 

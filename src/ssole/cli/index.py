@@ -1,0 +1,44 @@
+"""`ssole index`: features of images, in a folder to search in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ssole.cli.common import DataWords, OptionalFile, RunPath, data_spec, parse, run_config, run_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexArgs:
+    """Options of `ssole index`."""
+
+    run: RunPath
+    """Run folder, or its backbone.safetensors."""
+    data: DataWords = ()
+    """Images, in any form that pretraining takes. By default, the data of the run."""
+    out: OptionalFile = None
+    """Folder to write. By default, RUN/index."""
+    half: bool = False
+    """Store features in float16: half the disk space, and similarities that differ by up to 0.001."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def index(argv: Sequence[str]) -> int:
+    """Write an index of images, to search among them.
+
+    Examples:
+      ssole index runs/mine
+      ssole index runs/mine --data photos/ --out photos-index
+
+    Then: ssole search photos-index one.jpg; ssole search photos-index --duplicates; ssole select photos-index.
+    When it is interrupted, the same command goes on from there.
+    """
+    from ssole.search.build import build_index
+
+    args = parse(index, IndexArgs, argv)
+    data = data_spec(args.data) or run_data(run_config(args.run), args.run)
+    made = build_index(args.run, data, args.out, half=args.half, device=args.device)
+    size = sum(file.stat().st_size for file in made.path.iterdir())
+    print(f"{len(made):,} images, {made.features.shape[1]} features each: {made.path} ({size / 1e6:.1f} MB)")
+    return 0

@@ -1,0 +1,119 @@
+"""`ssole search`: images that are similar to one, near duplicates, outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ssole.cli.common import DataWords, FilePath, data_spec, parse, picture_form
+from ssole.config import ConfigError
+from ssole.data.sources import why_not_again
+from ssole.errors import printable
+from ssole.files import write_atomically
+
+if TYPE_CHECKING:
+    from ssole.search.index import Index
+    from ssole.search.matches import Matches
+
+IndexPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INDEX_OR_RUN")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchArgs:
+    """Options of `ssole search`."""
+
+    index: IndexPath
+    """Folder that ssole index wrote; or a run, whose images are indexed the first time."""
+    query: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[QUERY]", help_behavior_hint="")] = None
+    """Image to look for: a file, or the id of an image in the index."""
+    k: Annotated[int, tyro.conf.arg(aliases=("-k",), metavar="INT")] = 20
+    """Number of images to find."""
+    duplicates: bool = False
+    """Find groups of near duplicates instead: images that the model can hardly tell apart."""
+    least: float = 0.98
+    """With --duplicates: least cosine similarity of duplicates."""
+    outliers: bool = False
+    """Find images that are similar to no other instead."""
+    out: FilePath = Path("search.png")
+    """Picture of the images found: .png, .jpg or another format that Pillow writes."""
+    data: DataWords = ()
+    """Where the images are now. By default, where they were when the index was made."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+def search(argv: Sequence[str]) -> int:
+    """Find images that are similar to one, near duplicates, or outliers; prints a table and draws a picture.
+
+    Examples:
+      ssole search photos-index one.jpg -k 20
+      ssole search runs/mine cat/001.png
+      ssole search photos-index --duplicates --least 0.95
+      ssole search photos-index --outliers -k 50
+
+    Similarity is the cosine of features, 1 for equal ones. The search is exact.
+    """
+    from ssole.search.search import open_index
+
+    args = parse(search, SearchArgs, argv)
+    if (args.query is not None) + args.duplicates + args.outliers != 1:
+        raise ConfigError("give one of: an image to look for (QUERY), --duplicates, --outliers")
+    form = picture_form(args.out)
+    index = open_index(args.index, data=data_spec(args.data), device=args.device)
+    if args.duplicates:
+        groups = index.duplicates(args.least)
+        _print_groups(groups, index)
+    else:
+        groups = [index.outliers(args.k) if args.outliers else index.search(args.query, args.k, device=args.device)]
+        _print_table(groups[0], "mean similarity to 10 neighbours" if args.outliers else "similarity")
+    if groups:
+        _draw(args, index, groups, form)
+    return 0
+
+
+def _print_table(found: Matches, title: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("", title, "image", box=None, pad_edge=False)
+    if any(found.labels):
+        table.add_column("label")
+    for rank, (name, value) in enumerate(zip(found.ids, found.similarity.tolist(), strict=True)):
+        label = [Text(printable(found.labels[rank]))] if any(found.labels) else []
+        table.add_row(str(rank + 1), f"{value:.4f}", Text(printable(name), overflow="fold"), *label)
+    Console().print(table)
+
+
+def _print_groups(groups: list[Matches], index: Index) -> None:
+    copies = sum(len(group) - 1 for group in groups)
+    print(f"{copies:,} of {len(index):,} images are near duplicates, in {len(groups):,} groups")
+    if 2 * copies > len(index):
+        print("the model finds most images this similar: raise --least to see those that are more alike")
+    for group in groups:
+        print(printable(f"\n{group.ids[0]}"))
+        for name, value in zip(group.ids[1:], group.similarity[1:].tolist(), strict=True):
+            print(printable(f"  {value:.4f}  {name}"))
+
+
+def _draw(args: SearchArgs, index: Index, groups: list[Matches], form: str) -> None:
+    """Draw the picture, or say why there is none: the images may be gone, and the table needs none."""
+    from ssole.search.sheet import contact_sheet
+
+    data: Any = data_spec(args.data) or index.data
+    if (reason := why_not_again(data)) is not None:
+        print(f"no picture: the index is of {reason}; --data says where the images are")
+        return
+    try:
+        sheet, missing = contact_sheet(groups, data, query=args.query, channels=index.channels)
+    except ValueError as error:
+        print(printable(f"no picture: {error} (--data says where the images are)"))
+        return
+    write_atomically(args.out, lambda path: sheet.save(path, format=form))
+    print(f"picture: {args.out}")
+    if missing:
+        print(printable(f"{len(missing)} images are gone or cannot be read, such as {missing[0]}: they are grey"))

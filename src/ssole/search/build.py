@@ -1,0 +1,118 @@
+"""Making of an index."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ssole.config import ConfigError
+from ssole.data.sources import describe, open_source
+from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
+from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
+from ssole.models.load import load, weights_path
+from ssole.runtime import Precision
+from ssole.search.index import BACKBONE, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
+from ssole.search.nearest import unit_rows
+
+if TYPE_CHECKING:
+    from ssole.data.base import Spec
+
+
+def build_index(
+    model_or_run: ModelOrRun,
+    data: Spec,
+    out: str | PathLike[str] | None = None,
+    *,
+    half: bool = False,
+    device: torch.device | str = "auto",
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> Index:
+    """Write an index of the readable images of ``data``, to search among them. It is called :func:`ssole.index`.
+
+        index = ssole.index("runs/mine", "photos/", "photos-index")
+
+    The work can be interrupted: the same call goes on from there. Memory grows with the images' names only.
+
+    Args:
+        model_or_run: a run folder, a ``backbone.safetensors``, a Run, or a module that returns features (B, F).
+        data: images, as for pretraining.
+        out: folder to write; by default `index` in the run folder. It must not exist or be empty.
+        half: store features in float16, which halves the disk space and changes cosine similarities by up to 0.001.
+        device, precision, progress: as for :func:`ssole.embed`.
+
+    Raises:
+        ConfigError: the folder is not empty, or a module was given without a folder.
+        DataError: data that cannot be opened, or too many unreadable images.
+        ValueError: unknown preprocessing, or features that are not finite.
+    """
+    weights = None if isinstance(model_or_run, nn.Module) else weights_path(model_or_run)
+    folder = _folder(out, weights)
+    model, preprocessing = model_and_preprocessing(model_or_run, load, {})
+    description = {
+        "backbone": backbone_digest(model, preprocessing),
+        "channels": preprocessing.channels,
+        "data": describe(data),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work, how = folder.with_name(folder.name + ".parts"), {"device": device, "precision": precision}
+    parts = embed_parts(model, preprocessing, open_source(data), work, progress=progress, **how)  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        place = Path(temporary) / folder.name
+        place.mkdir()
+        _write_rows(parts, place, "float16" if half else "float32")
+        if weights is not None:
+            shutil.copyfile(weights, place / BACKBONE)
+        _describe(place, {"format": FORMAT, "images": parts.images, "features": parts.features, **description})
+        os.replace(place, folder)
+    parts.remove()
+    return Index(folder)
+
+
+def index_path(weights: Path) -> Path:
+    """Folder of a run's own index, beside its weights."""
+    return weights.parent / "index"
+
+
+def _folder(out: str | PathLike[str] | None, weights: Path | None) -> Path:
+    """Folder to write, which is new or empty."""
+    if out is not None:
+        folder = Path(out)
+    elif weights is not None:
+        folder = index_path(weights)
+    else:
+        raise ConfigError("an index made with a module needs a folder to be written to: pass out")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} is not an empty folder, and nothing is overwritten: remove it, or choose another")
+    return folder
+
+
+def _write_rows(parts: Parts, folder: Path, dtype: str) -> None:
+    """Write the features, scaled to unit length, and the table of images."""
+    from pyarrow import parquet
+
+    shape = (parts.images, parts.features)
+    rows = np.lib.format.open_memmap(folder / FEATURES, mode="w+", dtype=dtype, shape=shape)
+    schema = parquet.read_schema(parts.files[0])
+    schema = schema.remove(schema.get_field_index("embedding"))
+    start = 0
+    with parquet.ParquetWriter(folder / IMAGES, schema) as writer:
+        for table in parts.read():
+            writer.write_table(table.drop_columns(["embedding"]))
+            flat = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, parts.features)
+            rows[start : start + len(flat)] = unit_rows(torch.from_numpy(np.array(flat)))
+            start += len(flat)
+    rows.flush()
+
+
+def _describe(folder: Path, description: dict[str, Any]) -> None:
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

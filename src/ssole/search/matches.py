@@ -1,0 +1,45 @@
+"""Matches: the images that a search found, each with a similarity."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssole.errors import valid_text
+from ssole.files import write_text_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matches:
+    """Images of an index, in the order that a search found them."""
+
+    rows: NDArray[np.int64]
+    """(K,) their rows in the index."""
+    ids: list[str]
+    """Their names: the path of each image below the data's root, or ``file:row``."""
+    similarity: NDArray[np.float64]
+    """(K,) cosine similarity; what it is to, each search says. NaN where there is nothing to compare with."""
+    labels: list[str]
+    """Their classes or labels; an empty text where unknown."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def save(self, path: str | PathLike[str]) -> Path:
+        """Write a table ``path,label,similarity`` (CSV), which can be completed by hand and opened as data.
+
+        A list opens the images below the folder that it lies in: write it to the folder of the images.
+        """
+        text = io.StringIO(newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["path", "label", "similarity"])
+        for name, label, value in zip(self.ids, self.labels, self.similarity.tolist(), strict=True):
+            writer.writerow([name, label, "" if np.isnan(value) else f"{value:.6f}"])
+        write_text_atomically(Path(path), valid_text(text.getvalue()))
+        return Path(path)

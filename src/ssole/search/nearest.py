@@ -1,0 +1,120 @@
+"""Nearest rows by cosine similarity, exactly, in memory that does not grow with the number of rows.
+
+Rows have unit length and may be mapped from a file. Products in float32 find the candidates: all rows that rounding
+could have kept from the first k. Float64 products of these decide, so the result depends neither on the sizes of blocks
+nor on the order in which a library sums, and equal rows come in order of their index.
+
+Shape suffixes: N rows, Q queries, F features, K neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssole.evaluation.checks import exact_float32
+
+Rows = NDArray[np.float32] | NDArray[np.float16]
+"""(N, F) rows of unit length, in memory or mapped from a file."""
+
+_SCORE_BYTES = 256 * 2**20  # largest block of products that is kept
+_BLOCK = 2**23  # numbers of rows that are multiplied at once: 32 MiB in float32
+
+
+def unit_rows(features: Tensor) -> NDArray[np.float32]:
+    """Features (N, F) as float32 rows of unit length; a row of zeros stays, and is similar to nothing."""
+    rows: NDArray[np.float32] = F.normalize(features.float(), dim=1).numpy()
+    return rows
+
+
+def nearest_rows(
+    rows_NF: Rows,
+    queries_QF: Rows,
+    k: int,
+    *,
+    leave_out: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Nearest rows of each query, best first: cosine similarities (Q, k) and indices (Q, k).
+
+    Args:
+        rows_NF: unit rows.
+        queries_QF: unit rows; they may be the same.
+        k: number of neighbours, at most N, or N - 1 with `leave_out`.
+        leave_out: (Q,) a row that each query must not find, such as itself.
+
+    Raises:
+        ValueError: the rows or queries hold NaN or infinity.
+    """
+    similarity = np.empty((len(queries_QF), k))
+    index = np.empty((len(queries_QF), k), dtype=np.int64)
+    for start, scores_BN in score_blocks(rows_NF, queries_QF):
+        end = start + len(scores_BN)
+        if leave_out is not None:
+            scores_BN[torch.arange(len(scores_BN)), torch.from_numpy(leave_out[start:end])] = -torch.inf
+        edges_B = scores_BN.topk(k, dim=1).values[:, -1] - rounding(rows_NF)
+        for number in range(start, end):
+            near = (scores_BN[number - start] >= edges_B[number - start]).nonzero()[:, 0].numpy()
+            exact = exact_products(rows_NF, near, queries_QF[number])
+            order = np.lexsort((near, -exact))[:k]
+            similarity[number], index[number] = exact[order], near[order]
+    return similarity, index
+
+
+def nearest_others(rows_NF: Rows, chosen: NDArray[np.int64], k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Nearest other rows of some rows, as :func:`nearest_rows`: (Q, min(k, N - 1)) similarities and indices."""
+    k = min(k, len(rows_NF) - 1)
+    return nearest_rows(rows_NF, rows_NF[chosen], k, leave_out=chosen)
+
+
+def score_blocks(rows_NF: Rows, queries_QF: Rows) -> Iterator[tuple[int, Tensor]]:
+    """Float32 products (B, N) of some queries at a time with all rows, and the number of the first of these queries."""
+    size = max(1, _SCORE_BYTES // (4 * len(rows_NF)))
+    for start in range(0, len(queries_QF), size):
+        yield start, scores(rows_NF, queries_QF[start : start + size])
+
+
+def scores(rows_NF: Rows, queries_QF: Rows) -> Tensor:
+    """Float32 products (Q, N) of queries with all rows, of which a block at a time is in memory.
+
+    Raises:
+        ValueError: the rows or queries hold NaN or infinity.
+    """
+    scores_QN = torch.empty(len(queries_QF), len(rows_NF))
+    size = max(1, _BLOCK // rows_NF.shape[1])
+    with exact_float32(scores_QN.device):
+        queries = _tensor(queries_QF)
+        for start in range(0, len(rows_NF), size):
+            scores_QN[:, start : start + size] = queries @ _tensor(rows_NF[start : start + size]).T
+    if not torch.isfinite(scores_QN).all():
+        bad = int((~torch.isfinite(scores_QN)).any(0).nonzero()[0, 0])
+        raise ValueError(f"the features hold NaN or infinity, or the query does; the first such row is {bad}")
+    return scores_QN
+
+
+def _tensor(rows: Rows) -> Tensor:
+    return torch.from_numpy(np.asarray(rows, dtype=np.float32))
+
+
+def rounding(rows_NF: Rows) -> float:
+    """Largest difference that rounding can make between two float32 products of unit rows.
+
+    A sum of F products, in any order, is off by at most F times the unit roundoff 2^-24, and two sums by twice that
+    (Higham 2002, Accuracy and Stability of Numerical Algorithms, section 3.1). Lengths may be a little above 1.
+    """
+    return float(2.1 * rows_NF.shape[1] * 2.0**-24)
+
+
+def exact_products(rows_NF: Rows, chosen: NDArray[np.int64], query_F: Rows) -> NDArray[np.float64]:
+    """Float64 products of some rows with a query. Equal rows have equal products."""
+    query = query_F.astype(np.float64)
+    products = np.empty(len(chosen))
+    size = max(1, _BLOCK // rows_NF.shape[1])
+    for start in range(0, len(chosen), size):
+        block = rows_NF[chosen[start : start + size]].astype(np.float64)
+        products[start : start + size] = (block * query).sum(axis=1)  # a sum of its own for each row, unlike block @ q
+    return products

@@ -1,0 +1,116 @@
+"""Contact sheet: a picture of the images that a search found, with their rank and similarity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ssole.data.base import Source
+from ssole.data.decode import decode
+from ssole.data.sources import open_source
+from ssole.data.thumbnail import to_picture
+from ssole.errors import DataError, valid_text
+from ssole.search.matches import Matches
+from ssole.search.query import open_image
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ssole.data.base import Spec
+
+SHOWN = 1000
+"""Largest number of images on a sheet."""
+_SIDE, _GAP, _LINE, _COLUMNS = 128, 6, 14, 10  # pixels of a picture, between pictures and of a caption; pictures a row
+_PAPER, _MISSING = (255, 255, 255), (208, 208, 208)
+
+_Cell = tuple["torch.Tensor | None", str]
+
+
+def contact_sheet(
+    groups: Sequence[Matches], data: Spec, *, query: Any = None, channels: int | None = None
+) -> tuple[Image.Image, list[str]]:
+    """Picture of images that a search found; each group begins a row, and the query comes first.
+
+    Images beyond the first thousand are left out.
+
+    Args:
+        groups: one result, or several, such as groups of near duplicates.
+        data: the images of the index.
+        query: the image that was looked for, as :meth:`Index.search` takes it; None without one.
+        channels: as the model has them, for images that are no photographs.
+
+    Returns:
+        The picture, and the ids of images that are gone or cannot be read: they are grey.
+
+    Raises:
+        DataError: the data cannot be opened.
+    """
+    source, missing = open_source(data), list[str]()
+    names = {name for group in groups for name in group.ids}
+    positions = _positions(source, names | {query} if isinstance(query, str) else names)
+
+    def image(name: str) -> torch.Tensor | None:
+        try:
+            position = positions[name]
+            return decode(source.read(position), where=name, shrink_to=_SIDE, channels=channels)
+        except (KeyError, DataError):
+            missing.append(name)
+            return None
+
+    def cells(group: Matches) -> Iterator[_Cell]:
+        for rank, (name, similarity) in enumerate(zip(group.ids, group.similarity, strict=True), start=1):
+            yield image(name), f"{rank}" if np.isnan(similarity) else f"{rank}: {similarity:.4f}"
+
+    rows, room = [[(_query(query, image, channels), "query")]] if query is not None else [], SHOWN
+    for group in groups:
+        found = [cell for _, cell in zip(range(room), cells(group), strict=False)]
+        rows += [found[start : start + _COLUMNS] for start in range(0, len(found), _COLUMNS)]
+        room -= len(found)
+    return _draw(rows), missing
+
+
+def _query(query: Any, image: Any, channels: int | None) -> torch.Tensor | None:
+    """The image that was looked for: a file, an image, or one of the index by its id."""
+    try:
+        return open_image(query, shrink_to=_SIDE, channels=channels)
+    except DataError:
+        found: torch.Tensor | None = image(query)
+        return found
+
+
+def _positions(source: Source, names: set[str]) -> dict[str, int]:
+    """Positions of images by id."""
+    found: dict[str, int] = {}
+    for i in range(len(source)):
+        if (name := valid_text(source.id(i))) in names:
+            found.setdefault(name, i)
+    return found
+
+
+def _draw(rows: Sequence[Sequence[_Cell]]) -> Image.Image:
+    from PIL import Image, ImageDraw
+
+    across, down = _SIDE + _GAP, _SIDE + _LINE + _GAP
+    columns = max((len(row) for row in rows), default=1)
+    sheet = Image.new("RGB", (columns * across + _GAP, max(1, len(rows)) * down + _GAP), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for y, row in enumerate(rows):
+        for x, (image, caption) in enumerate(row):
+            left, top = _GAP + x * across, _GAP + y * down
+            draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), fill=_MISSING)
+            if image is not None:
+                picture = _enlarge(to_picture(image, _SIDE))
+                sheet.paste(picture, (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2))
+            draw.text((left, top + _SIDE + 1), caption, fill="black")
+    return sheet
+
+
+def _enlarge(picture: Image.Image) -> Image.Image:
+    """Small picture enlarged by a whole factor, so that its pixels stay sharp."""
+    from PIL import Image
+
+    factor = max(1, _SIDE // max(picture.size))
+    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)

@@ -1,0 +1,76 @@
+"""Making of an index: what the folder holds, half precision, unreadable images, interruptions, refused input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ssole
+import tiny
+from ssole.evaluation import parts
+from ssole.search import build
+from ssole.search.index import Index
+from ssole.training.run import Run
+
+
+def test_the_folder(index: Index, run: Run, photos: Path) -> None:
+    names = {path.name for path in index.path.iterdir()}
+    assert names == {"index.json", "features.npy", "images.parquet", "backbone.safetensors"}
+    assert index.features.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(index.features, axis=1), 1, atol=1e-6)
+    assert index.data == str(photos)
+    assert (index.path / "backbone.safetensors").read_bytes() == run.backbone_path.read_bytes()
+    assert [path.name for path in index.path.parent.iterdir() if path.name.startswith((".", "index."))] == []
+
+
+def test_half_precision(index: Index, run: Run, photos: Path, tmp_path: Path) -> None:
+    half = ssole.index(run, photos, tmp_path / "half", half=True, precision="float32", progress=False)
+    assert half.features.dtype == np.float16
+    np.testing.assert_array_equal(half.features, index.features.astype(np.float16))
+    assert half.search(photos / "cat" / "000.png", 1).ids == ["cat/000.png"]
+    assert half.select(3, progress=False)[0].ids == index.select(3, progress=False)[0].ids
+
+
+def test_unreadable_images_are_left_out(run: Run, tmp_path: Path) -> None:
+    tiny.write_folder(tmp_path / "photos", 200)
+    (tmp_path / "photos" / "cat" / "004.png").write_bytes(b"no image")
+    with pytest.warns(UserWarning, match=r"1 of 200 images cannot be read and are left out: cat/004\.png"):
+        index = ssole.index(run, tmp_path / "photos", tmp_path / "index", progress=False)
+    assert len(index) == 199
+    assert "cat/004.png" not in index.ids
+
+
+def test_it_goes_on_after_an_interruption(
+    index: Index, run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parts, "PART", 8)
+    monkeypatch.setattr(parts, "_BATCH", 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "_write_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            ssole.index(run, photos, tmp_path / "index", precision="float32", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["index.parts"]
+    again = ssole.index(run, photos, tmp_path / "index", precision="float32", progress=False)
+    np.testing.assert_allclose(again.features, index.features, atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_refused_input(index: Index, run: Run, photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is not an empty folder, and nothing is overwritten"):
+        ssole.index(run, photos, index.path)
+    with pytest.raises(ValueError, match="needs a folder to be written to: pass out"):
+        ssole.index(ssole.load(run), photos)
+    with pytest.raises(ValueError, match="There is no dataset, folder or file named"):
+        ssole.index(run, tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is empty"):
+        ssole.index(run, tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_description_is_short(index: Index) -> None:
+    description = json.loads((index.path / "index.json").read_text())
+    assert set(description) == {"format", "images", "features", "backbone", "channels", "data"}

@@ -1,0 +1,27 @@
+"""Matches as a list of images that can be opened as data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ssole.data.folder import ListSource
+from ssole.search.matches import Matches
+
+
+def test_the_table_opens_as_data(tmp_path: Path) -> None:
+    names = ['a,"b".png', "line\nbreak.png", "<script>.png"]
+    found = Matches(rows=np.arange(3), ids=names, similarity=np.array([np.nan, 0.5, -1]), labels=["cat", "", "dog"])
+    assert found.save(tmp_path / "list.csv") == tmp_path / "list.csv"
+    source = ListSource(tmp_path / "list.csv")
+    assert [source.id(i) for i in range(3)] == names
+    assert source.classes == ["cat", "dog"]
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, -1, 1]
+    lines = (tmp_path / "list.csv").read_text().splitlines()
+    assert (lines[0], lines[1], lines[-1]) == (
+        "path,label,similarity",
+        '"a,""b"".png",cat,',
+        "<script>.png,dog,-1.000000",
+    )
