@@ -22,7 +22,8 @@ def text_files() -> list[Path]:
     folders = [ROOT / name for name in ("src", "tests", "benchmarks", "experiments", "docs", "scripts", ".ci")]
     files = [path for folder in folders for path in folder.rglob("*")] + list(ROOT.glob("*.*")) + [ROOT / "Makefile"]
     texts = {".py", ".md", ".toml", ".yaml", ".json", ".jsonl", ".cff", ".sh", ".html", ""}
-    return [path for path in files if path.is_file() and path.suffix in texts and "__pycache__" not in path.parts]
+    outside = {"__pycache__", ".git"}  # in a second working tree, .git is a file with the path of the first
+    return [path for path in files if path.is_file() and path.suffix in texts and not outside & {*path.parts}]
 
 
 def find(pattern: str, path: Path) -> str:
