@@ -23,8 +23,10 @@ from ssole.evaluation.evaluate import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.backbone import check_backbone
 from ssole.runtime import resolve_device
+from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
 from ssole.training.images import record_images, require_same_images
+from ssole.training.initial import Initial, absolute, read_initial
 from ssole.training.loop import train
 from ssole.training.needs import require_memory
 from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
@@ -43,6 +45,7 @@ def pretrain(
     recipe: str | PathLike[str] = DEFAULT_RECIPE,
     out: str | PathLike[str] | None = None,
     loss: nn.Module | Mapping[str, Any] | None = None,
+    init: Run | str | PathLike[str] | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
     **overrides: Any,
@@ -62,6 +65,7 @@ def pretrain(
         loss: a module of your own that maps embeddings (B, V, D), V views of B images, to a scalar or to named terms
             (:func:`ssole.losses.terms.named_terms`); or settings of the recipe's loss, `loss={"name": "simclr"}`. The
             weights of a module are trained and saved like the encoder's.
+        init: weights to start from: a run, a `.safetensors` or `.pth` file, or "timm" (:mod:`ssole.training.initial`).
         evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. If
             the recipe sets `knn_every`, the default is kNN accuracy on the test split of the data, if it has labels.
         progress: show a progress bar.
@@ -80,6 +84,8 @@ def pretrain(
     module = loss if isinstance(loss, nn.Module) else None
     if loss is not None:
         overrides["loss"] = loss if module is None else {"name": "custom", "module": type(module).__qualname__}
+    if init is not None:
+        overrides["init"] = str(init.path if isinstance(init, Run) else init)
     config = load(recipe, **overrides)
     folder = Path(out) if out is not None else free_folder(Path("runs"), Path(recipe).stem)
     return start(config, folder, data=data, loss=module, evaluators=evaluators, progress=progress)
@@ -100,9 +106,12 @@ def start(
     `spent` is the time in seconds that has gone from a budget before.
     """
     begin = time.monotonic() - spent
+    if config.init is not None:
+        config = dataclasses.replace(config, init=absolute(config.init))
     device = resolve_device(config.device)  # quick checks first, because data may take a while to open
     check_backbone(config)
     require_memory(config, device)
+    initial = _initial(config, progress)
     data = config.data if data is None else data
     config = dataclasses.replace(config, data=describe(data))
     with open_store(config, data, progress) as store:
@@ -115,8 +124,16 @@ def start(
         # only after all checks, so that a refused run leaves no folder
         with new_run(out, config) as run:
             record_images(run, store.source)
-            spent = time.monotonic() - begin
-            return train(run, store, plan, device, loss=loss, evaluators=evaluators, progress=progress, spent=spent)
+            given: Any = {"loss": loss, "evaluators": evaluators, "progress": progress, "initial": initial}
+            return train(run, store, plan, device, spent=time.monotonic() - begin, **given)
+
+
+def _initial(config: PretrainConfig, progress: bool) -> Initial | None:
+    """Weights that a config starts from, if any; what was loaded is printed."""
+    initial = read_initial(config)
+    if initial is not None and progress:
+        print(initial.summary(), file=sys.stderr)
+    return initial
 
 
 def _with_steps(
@@ -180,7 +197,11 @@ def resume(
         evaluators = _default_evaluators(config, images, store, progress) if evaluators is None else evaluators
         with lock_run(found):
             plan = make_plan(config, len(store))
-            return train(found, store, plan, device, loss=loss, evaluators=evaluators, progress=progress)
+            # A kill may have come before the initial weights were written.
+            initial = None if checkpoint_steps(found) else _initial(config, progress)
+            return train(
+                found, store, plan, device, loss=loss, evaluators=evaluators, progress=progress, initial=initial
+            )
 
 
 def measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from ssole.config import OptimConfig
+import tiny
+from ssole.config import OptimConfig, apply_overrides
 from ssole.training.optim import OPTIMIZERS, create_optimizer, learning_rate, set_learning_rate
+from ssole.training.step import Learner
 
 
 def test_warmup_then_cosine() -> None:
@@ -50,3 +52,15 @@ def test_every_parameter_is_in_one_group_and_gets_the_rate() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
     set_learning_rate(optimizer, 0.125)
     assert {group["lr"] for group in optimizer.param_groups} == {0.125}
+
+
+def test_learning_rates_of_layers() -> None:
+    settings = {"optim.layer_decay": 0.5, "model.frozen_stages": 0}
+    learner = Learner(apply_overrides(tiny.config(), settings), torch.device("cpu"))
+    set_learning_rate(learner.optimizer, 2.0)
+    rates = {id(p): group["lr"] for group in learner.optimizer.param_groups for p in group["params"]}
+    found = {name: rates.get(id(p)) for name, p in learner.encoder.named_parameters()}
+    assert found["backbone.conv1.weight"] is None
+    assert [found[f"backbone.layer{n}.0.bn1.bias"] for n in (1, 4)] == [2.0 * 0.5**4, 2.0 * 0.5]
+    assert found["projector.0.weight"] == 2.0
+    assert len(rates) == len([p for p in learner.modules.parameters() if p.requires_grad])

@@ -134,6 +134,8 @@ class ModelConfig:
     """First layers of a ResNet: timm's (7x7, pooling), or a small convolution. `auto`: 3x3 up to 64 px, else timm's."""
     stem_init: Literal["timm", "whitening"] = "timm"
     """Initial weights of the first convolution: timm's random filters, or filters that whiten the first batch."""
+    frozen_stages: int | None = None
+    """Stages after the stem that keep their initial weights, with the stem; 0 for the stem alone. None: all train."""
     projector_dim: int | None = None
     """Embedding dimension D. None, here and below: as published for the loss."""
     projector_hidden: int | None = None
@@ -144,7 +146,8 @@ class ModelConfig:
     """Normalisation after each hidden layer of the projector. SSOLE's published one has none."""
 
     def __post_init__(self) -> None:
-        layers = self.projector_layers
+        layers, frozen = self.projector_layers, self.frozen_stages
+        check(frozen is None or frozen >= 0, f"frozen_stages must be at least 0, got {frozen}")
         check(layers is None or 0 <= layers <= 100, f"projector_layers must be in [0, 100], got {layers}")
         for name in ("projector_dim", "projector_hidden"):
             value = getattr(self, name)
@@ -171,6 +174,8 @@ class OptimConfig:
     """Betas of AdamW, and of Muon's one-dimensional parameters."""
     clip_grad_norm: float | None = None
     """Largest norm of the whole gradient; None (null in YAML) for no clipping."""
+    layer_decay: float | None = None
+    """Factor of the learning rate from each layer of the backbone to the one before it, in (0, 1]. None: one rate."""
 
     def __post_init__(self) -> None:
         check(0 < self.lr < math.inf, f"lr must be positive and finite, got {self.lr}")
@@ -179,6 +184,8 @@ class OptimConfig:
         check(self.weight_decay >= 0, f"weight_decay must be at least 0, got {self.weight_decay}")
         check(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
         check(all(0 <= beta < 1 for beta in self.betas), f"betas must be in [0, 1), got {self.betas}")
+        decay = self.layer_decay
+        check(decay is None or 0 < decay <= 1, f"layer_decay must be in (0, 1], or None for one rate, got {decay}")
         clip = self.clip_grad_norm
         check(clip is None or clip > 0, f"clip_grad_norm must be positive, or None for no clipping, got {clip}")
 
@@ -195,6 +202,10 @@ class PretrainConfig:
     """Largest share of unreadable images; a run stops above it. The run folder lists them in unreadable.jsonl."""
     cache_gb: float | None = None
     """Size limit of the disk cache of decoded images, in GB; 0 for no cache. None: half of the free space."""
+    init: str | None = None
+    """Weights to start from: a run, a .safetensors or .pth file, or `timm` (pretrained ones). None: random weights."""
+    init_partial: bool = False
+    """Load what fits of `init`, if not all weights of the backbone are there; without, that is an error."""
     epochs: int = 100
     """Number of passes over the images."""
     steps: int | None = None

@@ -10,6 +10,7 @@ from torch import nn
 
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 from ssole.models.arguments import checked_arguments, misfit, require_memory
+from ssole.models.stages import freeze_stages
 from ssole.runtime import lack_of_memory
 
 SMALL_IMAGE = 64  # pixels: up to this side, a ResNet's 7x7 stride-2 stem and pooling leave too few positions
@@ -20,12 +21,23 @@ class Encoder(nn.Module):
 
     Shapes: images (N, C, S, S) -> features (N, F) from `.backbone` -> embeddings (N, D) from calling the encoder.
     Embeddings are not normalised; the loss does that.
+
+    Attributes:
+        frozen: names of modules that are not trained.
     """
 
     def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector
+        self.frozen: tuple[str, ...] = ()
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Training or evaluation mode. Frozen modules stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         embeddings: torch.Tensor = self.projector(self.backbone(images))
@@ -37,7 +49,12 @@ def create_encoder(config: PretrainConfig) -> Encoder:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = create_backbone(config.model, config.augment.image_size, channels=config.input_channels)
-        return Encoder(backbone, create_projector(config.projector, feature_dim(backbone)))
+        encoder = Encoder(backbone, create_projector(config.projector, feature_dim(backbone)))
+    if config.model.frozen_stages is not None:
+        names = freeze_stages(backbone, config.model.frozen_stages)
+        encoder.frozen = tuple(f"backbone.{name}" for name in names)
+        encoder.train()
+    return encoder
 
 
 def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) -> nn.Module:

@@ -106,7 +106,7 @@ def load_checkpoint(
     for step in reversed(steps):
         try:
             progress, tensors = _read(run, step)
-            if not 0 < progress.step <= (last_step or step):
+            if not 0 <= progress.step <= (last_step or step):
                 raise ValueError(f"the run has {last_step} steps")
             _restore(tensors, modules, optimizer)
         except (OSError, ValueError, RuntimeError, LookupError) as error:
@@ -117,6 +117,18 @@ def load_checkpoint(
     if steps:
         raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: start anew in another folder (--out)")
     return None
+
+
+def newest_weights(run: Run) -> dict[str, torch.Tensor] | None:
+    """Weights in the newest checkpoint of a run, by name; None if it has none, ConfigError if it is damaged."""
+    steps = checkpoint_steps(run)
+    if not steps:
+        return None
+    try:
+        _, tensors = _read(run, steps[-1])
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the newest checkpoint of {run.path} cannot be read: {error}") from None
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
 
 
 def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) -> None:

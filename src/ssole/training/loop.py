@@ -23,6 +23,7 @@ from ssole.runtime import resolve_precision, torch_state
 from ssole.training.checkpoint import Progress, load_checkpoint, require_space, save_backbone, save_checkpoint
 from ssole.training.feed import Feed, Plan
 from ssole.training.guardian import Guardian
+from ssole.training.initial import Initial
 from ssole.training.monitor import Evaluator, Monitor
 from ssole.training.pace import Pace
 from ssole.training.run import Run, record_unreadable, rewind
@@ -47,15 +48,20 @@ def train(
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
     spent: float = 0.0,
+    initial: Initial | None = None,
 ) -> Run:
     """Train a run to its end, from its newest checkpoint if it has one.
 
     `loss` replaces the config's. `evaluators` is {steps: f}: every so many steps, and at the end, f(backbone) gives
-    figures for metrics.jsonl. `spent` is the time in seconds that a new run has taken before.
+    figures for metrics.jsonl. `spent` is the time in seconds that a new run has taken before,
+    `initial` the weights that it starts from, in place of random ones.
     Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
     config, evaluators = run.config, _checked(evaluators or {})
     learner = Learner(config, device, loss=loss, labels=store.labels, images=plan.images)
+    if initial is not None:
+        _require_no_progress(run, plan)
+        initial.give(run, learner, Progress(0, plan.images, spent))
     pace = Pace(run, plan)
     is_regular = partial(_ends_in_checkpoint, config, pace)
     guardian = Guardian(run, learner, images=plan.images, steps=plan.total, is_regular=is_regular)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssole.config import OptimConfig
+from ssole.config import ConfigError, OptimConfig
+from ssole.models.stages import layer_factors
 from ssole.training.muon import Muon
 
 Groups = list[dict[str, Any]]
@@ -50,19 +51,33 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = 
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Optimizer of a model. Biases and norm scales (1-d parameters) get no weight decay."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups: Groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    """Optimizer of a model. Biases and norm scales (1-d parameters) get no weight decay.
+
+    With `config.layer_decay`, the model is that of a learner, which has an encoder with a backbone. Raises a
+    ConfigError if that does not say what its layers are, or if nothing is left to train.
+    """
+    factors: dict[str, float] = {}
+    if config.layer_decay is not None:
+        backbone: nn.Module = model.get_submodule("encoder.backbone")
+        factors = {f"encoder.backbone.{k}": v for k, v in layer_factors(backbone, config.layer_decay).items()}
+    rates: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rates.setdefault(factors.get(name, 1.0), []).append(parameter)
+    if not rates:
+        raise ConfigError("all weights are frozen: lower model.frozen_stages, or give the model a projector")
+    groups: Groups = []
+    for factor, parameters in rates.items():
+        matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+        groups.append({"params": matrices, "weight_decay": config.weight_decay, "lr_factor": factor})
+        groups.append({"params": others, "weight_decay": 0.0, "lr_factor": factor})
     return OPTIMIZERS[config.name](groups, config)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of all parameter groups."""
+    """Set the learning rate of all parameter groups, each times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
 
 
 def learning_rate(step: float, total: int, config: OptimConfig) -> float:

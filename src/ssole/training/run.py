@@ -9,6 +9,7 @@ NAME/  config.yaml            every setting
        images.json            see ssole.training.images
        failures/              see ssole.training.replay; if any
        schedule.jsonl         see ssole.training.pace; of runs with a budget of time
+       init.json              see ssole.training.initial; of runs that start from other weights
        .lock                  held by the process that trains
 """
 

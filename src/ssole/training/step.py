@@ -130,7 +130,7 @@ class Learner:
         self.batch = Batch(images, ids, epoch, lr)
         rows = self._rows.of(images, ids, epoch)
         views = make_views(images, ids, recipe=self.config.augment, seed=self.config.seed, epoch=epoch, rows=rows)
-        if self.steps_done == 0 and self.config.model.stem_init == "whitening":
+        if self.steps_done == 0 and self.config.init is None and self.config.model.stem_init == "whitening":
             whiten_stem(self.encoder.backbone, views[0].flatten(0, 1))
         labels = () if self.labels is None else (self.labels[ids.cpu()].to(self.device),)
         return self.step_on_views(views, *labels, lr=lr)

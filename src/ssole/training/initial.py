@@ -1,0 +1,232 @@
+"""Initial weights of a run that goes on from others: those of a run, of a weight file, or timm's pretrained ones.
+
+They are its checkpoint of step 0, so that resuming needs their source no more. `init.json` says what was loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssole.config import ConfigError, ModelConfig, PretrainConfig
+from ssole.errors import printable
+from ssole.files import require_regular, write_text_atomically
+from ssole.models.backbone import create_encoder
+from ssole.runtime import lack_of_memory
+from ssole.training.checkpoint import Progress, newest_weights, save_checkpoint
+from ssole.training.run import Run, writing
+from ssole.training.step import Learner
+
+PRETRAINED = "timm"
+"""Value of `init` for timm's pretrained weights."""
+_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+_NESTED = ("state_dict", "model_state_dict", "model")  # entries of checkpoints that hold the weights
+_LISTED = 5  # weights that a message names; init.json names all
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initial:
+    """Weights to start from, and how they fit the encoder."""
+
+    source: str
+    """Where they came from: the setting `init`."""
+    weights: dict[str, torch.Tensor]
+    """Weights that were found for the encoder, under its names."""
+    new: list[str]
+    """Weights of the encoder that were not found, and start as they do without `init`."""
+    unused: list[str]
+    """Weights of the source that the encoder does not have."""
+
+    def summary(self) -> str:
+        """What was loaded and what was not, in one line."""
+        parts = [f"starting from {self.source}: {len(self.weights)} weights loaded"]
+        parts += [f"new: {_listed(self.new)}"] if self.new else []
+        parts += [f"left out: {_listed(self.unused)}"] if self.unused else []
+        return printable("; ".join(parts))
+
+    def give(self, run: Run, learner: Learner, progress: Progress) -> None:
+        """Give these weights to the learner of a new run, and write its checkpoint of step 0 and init.json."""
+        learner.encoder.load_state_dict(self.weights, strict=False)  # `read_initial` has compared the names
+        save_checkpoint(run, learner.modules, learner.optimizer, progress)
+        facts = {"init": self.source, "loaded": sorted(self.weights), "new": self.new, "unused": self.unused}
+        with writing(run, "init.json"):
+            write_text_atomically(run.path / "init.json", json.dumps(facts, indent=1) + "\n")
+
+
+def absolute(init: str) -> str:
+    """Setting `init` that means the same in any working folder."""
+    return init if init == PRETRAINED else str(Path(init).absolute())
+
+
+def read_initial(config: PretrainConfig) -> Initial | None:
+    """Initial weights that a config asks for by `init`; None if it does not.
+
+    All weights of the backbone must be there, unless `init_partial` is set. A classifier is left out. The projector is
+    taken from a run or checkpoint, if it has the same shape; a new one is no error.
+
+    Raises:
+        ConfigError: no such file, a damaged one, one of another kind or of another network; or timm's weights cannot be
+            had. The message names the weights that are missing, unexpected, of another shape or not finite.
+    """
+    if config.init is None:
+        return None
+    encoder = create_encoder(config)
+    backbone, projector, unused = _sorted(_read(config.init, config))
+    heads = _classifiers(encoder.backbone)
+    unexpected = sorted(backbone.keys() - encoder.backbone.state_dict().keys())
+    problems = _problems(backbone, encoder.backbone, [name for name in unexpected if not name.startswith(heads)])
+    if problems and not config.init_partial:
+        raise ConfigError(
+            f"{config.init} does not fit the backbone {config.model.backbone}: {'; '.join(problems)}. "
+            f"{_advice(config.init)}, or load what fits by --init-partial"
+        )
+    weights = {f"backbone.{name}": tensor for name, tensor in _fitting(backbone, encoder.backbone).items()}
+    if not weights:
+        raise ConfigError(f"{config.init} has no weight of the backbone {config.model.backbone}: {'; '.join(problems)}")
+    if not _problems(projector, encoder.projector, sorted(projector.keys() - encoder.projector.state_dict().keys())):
+        weights |= {f"projector.{name}": tensor for name, tensor in projector.items()}
+        projector = {}
+    if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+        raise ConfigError(f"{config.init} has weights that are not finite: {_listed(bad)}")
+    new = [name for name in encoder.state_dict() if name not in weights and not _is_count(name)]
+    wrong_shape = [name for name in backbone if name not in unexpected and f"backbone.{name}" not in weights]
+    left = sorted([*unexpected, *wrong_shape, *(f"projector.{name}" for name in projector), *unused])
+    return Initial(source=config.init, weights=weights, new=new, unused=left)
+
+
+def _read(init: str, config: PretrainConfig) -> dict[str, torch.Tensor]:
+    """Tensors of a source by their names in it."""
+    if init == PRETRAINED:
+        return _pretrained(config.model, config.input_channels)
+    path = Path(init)
+    if path.is_dir():
+        return _of_run(path)
+    if not path.exists():
+        raise ConfigError(f"init: there is no {path}. Give a run folder, a .safetensors or .pth file, or timm")
+    kind = path.suffix.lower()
+    if kind != ".safetensors" and kind not in _TORCH_SUFFIXES:
+        raise ConfigError(f"init is a run folder, a .safetensors or .pth file, or timm, got {init!r}")
+    try:
+        require_regular(path)
+        found: Any = _of_safetensors(path) if kind == ".safetensors" else _of_torch(path)
+    except Exception as error:  # torch's unpickler raises errors of many types on damaged files
+        if lack_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"init: {path} cannot be read as weights: {reason}") from None
+    if not found:
+        raise ConfigError(f"init: {path} holds no weights by name")
+    return dict(found)
+
+
+def _of_run(path: Path) -> dict[str, torch.Tensor]:
+    run = Run(path)
+    _ = run.config  # an error for a folder that is no run
+    weights = newest_weights(run)
+    if weights is None and run.finished:
+        weights = _of_safetensors(run.backbone_path)
+    if weights is None:
+        raise ConfigError(f"init: {path} has no checkpoint yet: go on with it by ssole pretrain --resume {path}")
+    return weights
+
+
+def _of_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _of_torch(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a file of `torch.save`. Its unpickler is the one that makes nothing but tensors and plain values."""
+    found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - how others keep weights
+    while isinstance(found, dict) and (inner := next((key for key in _NESTED if isinstance(found.get(key), dict)), "")):
+        found = found[inner]
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, and a dict of weights is wanted")
+    return {str(name): tensor.detach() for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
+
+
+def _pretrained(model: ModelConfig, channels: int) -> dict[str, torch.Tensor]:
+    """timm's pretrained weights, which it downloads once and keeps."""
+    import timm
+
+    arguments = {**model.backbone_args, **({"in_chans": channels} if channels != 3 else {})}
+    try:
+        with torch.random.fork_rng(devices=[]):
+            network: nn.Module = timm.create_model(model.backbone, pretrained=True, num_classes=0, **arguments)
+    except Exception as error:  # from the network, the disk, or timm for a model without such weights
+        if lack_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"init: timm's pretrained weights of {model.backbone} cannot be had: {reason}. Where there is no network, "
+            "download them elsewhere and give the file: --init model.safetensors"
+        ) from None
+    return network.state_dict()
+
+
+def _sorted(tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
+    """Weights of the backbone and of the projector under their own names, and the names of all others."""
+    if all(name.startswith("module.") for name in tensors):  # of DistributedDataParallel
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
+    for prefix in ("encoder.", ""):
+        if any(name.startswith(f"{prefix}backbone.") for name in tensors):
+            parts = [_below(tensors, f"{prefix}{part}.") for part in ("backbone", "projector")]
+            known = tuple(f"{prefix}{part}." for part in ("backbone", "projector"))
+            return parts[0], parts[1], [name for name in tensors if not name.startswith(known)]
+    return dict(tensors), {}, []
+
+
+def _below(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of a classifier's weights."""
+    names = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
+def _fitting(tensors: Tensors, module: nn.Module) -> dict[str, torch.Tensor]:
+    """Those tensors that a module has too, in the same shape."""
+    own = module.state_dict()
+    return {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
+
+
+def _problems(tensors: Tensors, module: nn.Module, unexpected: Sequence[str]) -> list[str]:
+    """How tensors differ from those of a module, in words."""
+    own = module.state_dict()
+    missing = [name for name in own if name not in tensors and not _is_count(name)]
+    shapes = [
+        f"{name} is {tuple(tensor.shape)} there and {tuple(own[name].shape)} here"
+        for name, tensor in tensors.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    return [f"{len(names)} {what} ({_listed(names)})" for what, names in found.items() if names]
+
+
+def _is_count(name: str) -> bool:
+    """Whether a tensor is a batch norm's count of steps, which old files lack and nothing here uses."""
+    return name.endswith("num_batches_tracked")
+
+
+def _advice(init: str) -> str:
+    config = Path(init) / "config.yaml"
+    if config.is_file():
+        return f"Take the network of that run (--recipe {config})"
+    return "Choose the same network (--model.backbone, --model.backbone-args, and --model.stem timm for large images)"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
