@@ -36,6 +36,7 @@ STEPS, LONGER = (60, 240), 960
 BASE: dict[str, Any] = {
     "batch_size": 64,
     "compile": "never",
+    "guardian": "off",
     "log_every": 2,
     "checkpoint_every": 100_000,
     "model": {
@@ -89,7 +90,7 @@ def main() -> None:
     report["environment"] = {key: value for key, value in environment().items() if key != "command"}
     report["settings"] = {"base": BASE, "arms": ARMS, "train": TRAIN, "test": TEST}
     done = {(run["data"], run["arm"], run["steps"]) for run in report["runs"]}
-    wanted = [(arm, steps) for arm in ARMS for steps in STEPS] + [("base", LONGER), ("simclr", LONGER)]
+    wanted = [(arm, steps) for steps in STEPS for arm in ARMS] + [("base", LONGER), ("simclr", LONGER)]
     for arm, steps in wanted:
         for name, (train, test) in sets.items():
             if (name, arm, steps) not in done:

@@ -173,8 +173,10 @@ def test_nothing_is_looked_up_by_a_dotted_string_or_evaluated(path: Path) -> Non
     if module_name(path) == "ssole.training.initial":  # others keep weights by torch.save
         calls = [call for call in calls if not is_load_of_weights(call)]
     names = {ast.unparse(call.func) for call in calls}
-    banned = {"eval", "exec", "__import__", "import_module", "importlib.import_module", "torch.load", "pickle.load"}
+    banned = {"eval", "exec", "__import__", "import_module", "importlib.import_module", "pickle.load"}
     assert not banned & names
+    loads = [call for call in calls if ast.unparse(call.func) == "torch.load"]
+    assert all("weights_only=True" in map(ast.unparse, call.keywords) for call in loads)
 
 
 def test_what_is_imported_is_declared() -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from commands import Command
 
+import ssole
 import tiny
+from ssole.evaluation.results import EvaluationResult
+from ssole.evaluation.subjects import name_of
 
 
 def test_eval_of_a_run_on_its_own_labeled_data(trained: Command) -> None:
@@ -89,3 +92,23 @@ def test_a_run_that_cannot_be_written_is_evaluated(trained: Command, monkeypatch
     outcome = trained("eval", "run", "--protocol", "knn", "--save", "mine.json")
     assert outcome.code == 1
     assert "error: [Errno 30] Read-only file system" in outcome.err
+
+
+def test_several_networks_in_one_table(trained: Command, tmp_path: Path) -> None:
+    ssole.export("run", to="timm", out=tmp_path / "timm")
+    given = ["run", f"timm:local-dir:{tmp_path / 'timm'}", "--protocols", "knn,label-free", "--save", "all.json"]
+    outcome = trained("eval", *given)
+    assert outcome.code == 0, outcome.err
+    rows = EvaluationResult.load("all.json").rows
+    assert not Path("run/evaluation.json").exists()  # which is of one run
+    mine, exported, pixels, untrained = rows
+    assert (mine, pixels[:10], untrained) == ("run", "raw pixels", "untrained")
+    assert rows[exported]["knn20"] == rows[mine]["knn20"]
+    assert rows[exported]["alignment"].value == pytest.approx(rows[mine]["alignment"].value, rel=1e-4)
+    assert name_of(given[1]) == exported
+
+
+def test_a_network_of_others_needs_data(trained: Command) -> None:
+    outcome = trained("eval", "timm:resnet18")
+    assert outcome.code == 2
+    assert "timm:resnet18 does not say which images to use: pass --data" in outcome.err

@@ -113,7 +113,7 @@ def test_images_without_a_label_or_that_cannot_be_read_are_left_out() -> None:
 
 
 def test_a_run_is_set_beside_itself_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "load", lambda run: MeanColour())
+    monkeypatch.setattr(module, "open_subject", lambda run: MeanColour())
     monkeypatch.setattr(module, "untrained", lambda run: MeanColour(0.0))
     result = evaluate_quietly("runs/some", coloured(120, seed=0), test=coloured(60, seed=1), protocol=["knn"])
     assert list(result.rows) == ["trained", "raw pixels (8x8)", "untrained"]

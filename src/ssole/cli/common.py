@@ -39,7 +39,7 @@ def run_config(path: Path) -> PretrainConfig | None:
     return Run(path).config if (path / "config.yaml").is_file() else None
 
 
-def run_data(config: PretrainConfig | None, run: Path) -> Any:
+def run_data(config: PretrainConfig | None, run: Path | str) -> Any:
     """Images that a run was trained on, as its config names them."""
     if config is None:
         raise ConfigError(f"{run} does not say which images to use: pass --data")

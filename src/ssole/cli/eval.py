@@ -1,4 +1,4 @@
-"""`ssole eval`: accuracy of a run's features, beside raw pixels and the untrained network."""
+"""`ssole eval`: accuracy of the features of runs and other networks, beside raw pixels and the untrained network."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ssole.cli.common import DataWords, OptionalFile, RunPath, data_spec, parse, run_config, run_data
+from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data
+from ssole.config import ConfigError
+from ssole.evaluation.results import EvaluationResult
+from ssole.evaluation.subjects import is_run, name_of
 
+Subjects = Annotated[
+    tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")
+]
 Words = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--protocol"], metavar="NAME,NAME")]
+
+Numbers = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalArgs:
     """Options of `ssole eval`."""
 
-    run: RunPath
-    """Run folder, or its backbone.safetensors."""
+    run: Subjects
+    """Run folder or its backbone.safetensors, timm:NAME, timm:NAME=FILE (or torchvision:...), or FILE.onnx; or
+    several, each a row of the table."""
     data: DataWords = ()
-    """Labelled images, in any form that pretraining takes. By default, the data of the run."""
+    """Labelled images, in any form that pretraining takes. By default, the data of the (first) run."""
     test: DataWords = ()
     """Images to test on. By default, the test split of the data, or else a held-out part of them."""
     protocols: Words = ("knn", "linear")
@@ -32,16 +42,23 @@ class EvalArgs:
     seed: int = 0
     """Seed of the held-out part, where one has to be made, and of the probe's validation split."""
     save: OptionalFile = None
-    """Also write the result as JSON. By default, to RUN/evaluation.json when RUN is a folder."""
+    """Also write the result as JSON. By default, to RUN/evaluation.json for one run folder."""
+    image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="")] = None
+    """Side of the input of networks that do not say it, such as some ONNX files."""
+    mean: Numbers = None
+    """Mean of each channel, for images in [0, 1], of networks that do not say it."""
+    std: Numbers = None
+    """Standard deviation of each channel, likewise."""
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Measure how good the features of a run are, beside raw pixels and the same network untrained.
+    """Measure how good the features of a run are, beside raw pixels and other networks.
 
     Examples:
       ssole eval runs/mine
       ssole eval runs/mine --data photos/ --test photos-to-test-on/
       ssole eval runs/mine --protocols knn,few-shot,cluster
+      ssole eval runs/mine runs/other timm:resnet18 timm:resnet18=weights.pth --data photos/
 
     With labels: accuracy of weighted kNN and of a linear probe on the frozen features.
     Without labels: effective rank, alignment and uniformity of the features.
@@ -53,27 +70,47 @@ def evaluate(argv: Sequence[str]) -> int:
     from ssole.views import make_views
 
     args = parse(evaluate, EvalArgs, argv, name="eval")
-    config = run_config(args.run)
-    recipe = None if config is None else config.augment.main_views(VIEWS)
+    if not args.run:
+        raise ConfigError("give a RUN to evaluate, such as a run folder or timm:resnet18")
+    subjects, alone = _named(args.run), len(args.run) == 1 and is_run(args.run[0])
+    run = next((Path(one) for one in subjects.values() if is_run(one)), None)
+    config = None if run is None else run_config(run)
+    recipe = config.augment.main_views(VIEWS) if config is not None and is_run(args.run[0]) else None
+    data = data_spec(args.data) or run_data(config, run or args.run[0])
     result = measure(
-        args.run,
-        data_spec(args.data) or run_data(config, args.run),
+        args.run[0] if alone else subjects,
+        data,
         test=data_spec(args.test),
         protocol=[name for words in args.protocols for name in words.split(",")],
         views=None if recipe is None else partial(make_views, recipe=recipe, seed=args.seed, epoch=0),
         seed=args.seed,
         device=args.device,
+        image_size=args.image_size,
+        mean=args.mean,
+        std=args.std,
     )
     Console().print(result.table())
-    save = args.save or (args.run / "evaluation.json" if args.run.is_dir() else None)
-    if save is not None:
-        try:
-            result.save(save)
-        except OSError as error:
-            if args.save is not None:
-                raise
-            why = f"{save} could not be written ({error.strerror})"
-            warnings.warn(f"{why}: --save FILE saves the result elsewhere", stacklevel=1)
-            return 0
-        print(f"saved: {save}")
+    _save(result, args, run if alone else None)
     return 0
+
+
+def _named(texts: Sequence[str]) -> dict[str, str]:
+    """Subjects by the names of their rows: short where those differ."""
+    short = [name_of(text) for text in texts]
+    return {name if short.count(name) == 1 else text: text for name, text in zip(short, texts, strict=True)}
+
+
+def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> None:
+    """Write the result where it was asked for, else to the folder of the run."""
+    save = args.save or (run / "evaluation.json" if run is not None and run.is_dir() else None)
+    if save is None:
+        return
+    try:
+        result.save(save)
+    except OSError as error:
+        if args.save is not None:
+            raise
+        why = f"{save} could not be written ({error.strerror})"
+        warnings.warn(f"{why}: --save FILE saves the result elsewhere", stacklevel=1)
+        return
+    print(f"saved: {save}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ssole.config import ConfigError
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.evaluation.accuracy import accuracy
@@ -20,18 +21,20 @@ from ssole.evaluation.knn import knn_classify
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
-from ssole.models.load import load, untrained
+from ssole.evaluation.subjects import UnavailableError, is_run, open_subject
+from ssole.models.load import untrained
 from ssole.runtime import Precision, resolve_device
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
 
 ModelOrRun = nn.Module | str | PathLike[str] | Any
-"""Module that returns features (B, F); or a run folder, its ``backbone.safetensors``, or the Run of pretraining."""
+"""Module that returns features (B, F); or a run folder, its ``backbone.safetensors``, or the Run of pretraining; or
+another of the subjects of :func:`ssole.evaluation.subjects.open_subject`."""
 
 
 def evaluate(
-    model_or_run: ModelOrRun | Sequence[ModelOrRun],
+    model_or_run: ModelOrRun | Sequence[ModelOrRun] | Mapping[str, ModelOrRun | Sequence[ModelOrRun]],
     data: Spec,
     *,
     test: Spec | None = None,
@@ -48,38 +51,93 @@ def evaluate(
 ) -> EvaluationResult:
     """Accuracy of simple classifiers on frozen features, beside raw pixels and the untrained network.
 
-    kNN (k = 20 and 10) and the linear probe learn from the train images of ``data`` and are scored on the test images,
-    which are used for nothing else. Without labels, the result has the label-free metrics instead, and a note says so.
+    Classifiers learn from the train images of ``data`` and are scored on the test images, which are used for nothing
+    else. Without labels, the result has the label-free metrics instead, and a note says so.
 
     Args:
-        model_or_run: a run folder, a ``backbone.safetensors``, a Run, or a module that returns features (B, F). A list
-            of these, such as runs of one recipe with several seeds, gives means and standard deviations.
+        model_or_run: a subject of :func:`ssole.evaluation.subjects.open_subject`: a run, a module, "timm:NAME", ... A
+            list, such as runs of several seeds, gives means and standard deviations. A dict has a row for each name;
+            of these, pretrained weights that cannot be had here are left out, and a note says so.
         data: as for pretraining; classifiers learn from its train split.
         test: the test images; by default the test split of ``data``, else a stratified fifth of it, and a note says so.
-        protocol: "knn", "linear" or "label_free", or several of them.
+        protocol: one or several of ``ssole.evaluation.protocols.PROTOCOLS``, such as "knn", "linear" or "label-free".
         baselines: also evaluate raw pixels and, for runs, the same network at its initial weights.
-        views: function that makes the views of images for the alignment; without it, alignment is left out.
-        seed: seed of the hold-out and validation splits.
-        device: "auto" is the GPU where there is one.
+        views: function that makes views of images for the (first) model; without it, figures of views are left out.
+        seed, device: seed of the hold-out and validation splits; "auto" is the GPU where there is one.
         precision, progress: as for :func:`~ssole.evaluation.features.extract`.
-        image_size, mean, std: preprocessing; by default the model's attributes, else timm's ``pretrained_cfg``.
+        image_size, mean, std: preprocessing, by default of the model's attributes or its ``pretrained_cfg``, as timm has
+            it. Runs in a dict keep their own.
 
     Raises:
+        ConfigError: a subject that cannot be opened.
         DataError: data that cannot be opened, or test classes that train lacks.
         ValueError: unknown preprocessing, features that are not finite, or fewer training images than k.
     """
-    given = list(model_or_run) if isinstance(model_or_run, (list, tuple)) else [model_or_run]
     overrides = {"image_size": image_size, "mean": mean, "std": std}
     how = {"device": resolve_device(device), "precision": precision, "progress": progress}
     scoring = Scoring(partial(open_data, data, test, seed=seed, progress=progress), protocol, views, seed, how)
-    models = [model_and_preprocessing(one, load, overrides) for one in given]
-    scoring.add_models("trained" if len(models) == 1 else f"trained ({len(models)} runs)", models)
+    rows = _rows(model_or_run)
+    opened = _open_all(rows, overrides, scoring, own=isinstance(model_or_run, Mapping))
+    for name, models in opened.items():
+        scoring.add_models(name, models)
     if baselines:
-        scoring.add_raw_pixels(models[0][1])
-        scoring.add_untrained(
-            [model_and_preprocessing(one, untrained, overrides) for one in given if not isinstance(one, nn.Module)]
-        )
+        _add_baselines(scoring, {name: rows[name] for name in opened}, next(iter(opened.values()))[0][1], overrides)
     return scoring.result()
+
+
+Opened = list[tuple[nn.Module, Preprocessing]]
+"""Models of a row of the table, each with its preprocessing."""
+
+
+def _rows(given: Any) -> dict[str, list[ModelOrRun]]:
+    """Subjects by row."""
+    if isinstance(given, Mapping):
+        if not given:
+            raise ConfigError("there is nothing to evaluate: the dict of models and runs is empty")
+        return {name: list(one) if isinstance(one, (list, tuple)) else [one] for name, one in given.items()}
+    runs = list(given) if isinstance(given, (list, tuple)) else [given]
+    return {"trained" if len(runs) == 1 else f"trained ({len(runs)} runs)": runs}
+
+
+def _open_all(
+    rows: Mapping[str, Sequence[ModelOrRun]], overrides: dict[str, Any], scoring: Scoring, *, own: bool
+) -> dict[str, Opened]:
+    """Models by row, without rows whose weights cannot be had; with ``own``, runs keep their own preprocessing."""
+    opened: dict[str, Opened] = {}
+    for name, subjects in rows.items():
+        try:
+            opened[name] = [
+                model_and_preprocessing(one, open_subject, {} if own and is_run(one) else overrides) for one in subjects
+            ]
+        except UnavailableError as error:
+            if len(rows) == 1:
+                raise
+            scoring.note(f"{error}: left out.")
+    if not opened:
+        raise UnavailableError("none of the pretrained weights can be had here: give a run, or a file of weights")
+    return opened
+
+
+def _add_baselines(
+    scoring: Scoring, rows: Mapping[str, Sequence[ModelOrRun]], first: Preprocessing, overrides: dict[str, Any]
+) -> None:
+    """Add raw pixels, and the untrained networks of runs: one row for all runs that began with equal networks."""
+    scoring.add_raw_pixels(first)
+    found: list[tuple[str, Opened]] = []
+    for name, subjects in rows.items():
+        runs = [one for one in subjects if is_run(one)]
+        models = [model_and_preprocessing(one, untrained, {} if len(rows) > 1 else overrides) for one in runs]
+        if models and all(_beginnings(models) != _beginnings(others) for _, others in found):
+            found.append((name, models))
+    for name, models in found:
+        scoring.add_models("untrained" if len(found) == 1 else f"untrained, as {name}", models)
+    if not found:
+        scoring.note("No untrained row: the initial weights of a module are unknown; give its run.")
+
+
+def _beginnings(models: Opened) -> list[Any]:
+    """What decides the features of untrained models: description, seed and preprocessing."""
+    return [(getattr(model, "config", None), preprocessing) for model, preprocessing in models]
 
 
 def embed(
@@ -107,7 +165,7 @@ def embed(
     """
     device = resolve_device(device)
     model, preprocessing = model_and_preprocessing(
-        model_or_run, load, {"image_size": image_size, "mean": mean, "std": std}
+        model_or_run, open_subject, {"image_size": image_size, "mean": mean, "std": std}
     )
     store = preprocessing.open_store(open_source(data), progress=progress)
     array = extract(model, store, preprocessing, device=device, precision=precision, progress=progress).numpy()

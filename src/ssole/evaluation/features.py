@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ssole.errors import valid_text
 from ssole.evaluation.checks import check_features
@@ -135,6 +136,30 @@ def extract_views(
             rows = _as_rows(model(views_BVCSS.flatten(0, 1).to(device))).cpu()
             batches.append(rows.view(*views_BVCSS.shape[:2], -1))
     return torch.cat(batches)
+
+
+def adapted_views(views: Views, source: Preprocessing, target: Preprocessing) -> Views:
+    """Views made for one model, as another model's input: resized (bilinear, antialiased) and normalised for it.
+
+    Models of other preprocessing are thus compared on the same views. Equal preprocessing: the views as they are.
+    """
+    if source == target:
+        return views
+    size = [target.image_size, target.image_size]
+
+    def adapted(images: Tensor | list[Tensor], ids: Tensor) -> list[Tensor]:
+        made = []
+        for views_BVCSS in views(images, ids):
+            mean, std, new_mean, new_std = (
+                views_BVCSS.new_tensor(list(values)).view(-1, 1, 1)
+                for values in (source.mean, source.std, target.mean, target.std)
+            )
+            plain = (views_BVCSS * std + mean).flatten(0, 1)
+            plain = F.interpolate(plain, size, mode="bilinear", antialias=True, align_corners=False)
+            made.append(((plain - new_mean) / new_std).unflatten(0, views_BVCSS.shape[:2]))
+        return made
+
+    return adapted
 
 
 def raw_pixels(images: DecodedImages | Source, preprocessing: Preprocessing, *, progress: bool = False) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ssole.evaluation.case import Case
 from ssole.evaluation.datasets import EvaluationData
-from ssole.evaluation.features import RAW_PIXEL_SIZE, Views, extract, raw_pixels
+from ssole.evaluation.features import RAW_PIXEL_SIZE, Views, adapted_views, extract, raw_pixels
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.protocols import PROTOCOLS, chosen_protocols
 from ssole.evaluation.results import EvaluationResult, Outcome, Score
@@ -19,7 +19,8 @@ from ssole.evaluation.results import EvaluationResult, Outcome, Score
 class Scoring:
     """Collector of an evaluation's scores, row by row, with their notes and details.
 
-    ``open_data`` opens the data for a preprocessing; ``how`` holds device, precision and progress for :func:`extract`.
+    ``open_data`` opens the data for a preprocessing; ``how`` holds device, precision and progress for :func:`extract`;
+    ``views`` makes views for the first model.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Scoring:
         self._rows: dict[str, dict[str, Score]] = {}
         self._details: dict[str, dict[str, list[Any]]] = {}
         self._notes: list[str] = []
+        self._first: Preprocessing | None = None
 
     def add_models(self, row: str, models: Sequence[tuple[nn.Module, Preprocessing]]) -> None:
         """Add the scores of one model, or means over several."""
@@ -56,12 +58,10 @@ class Scoring:
         row = f"raw pixels ({side}x{side})"
         self._add(row, [self._measured(row, raw_pixels, preprocessing, None)])
 
-    def add_untrained(self, models: Sequence[tuple[nn.Module, Preprocessing]]) -> None:
-        """Add the scores of untrained models, or a note when there are none."""
-        if models:
-            self.add_models("untrained", models)
-        else:
-            self._note("No untrained row: the initial weights of a module are unknown; give its run.")
+    def note(self, note: str) -> None:
+        """Add a note for the reader, once."""
+        if note not in self._notes:
+            self._notes.append(note)
 
     def result(self) -> EvaluationResult:
         """Result of all rows so far."""
@@ -81,20 +81,22 @@ class Scoring:
     ) -> Outcome:
         """Figures of all protocols for one model or baseline."""
         data = self._data(preprocessing)
+        self._first = self._first or preprocessing
+        views = None if self._views is None else adapted_views(self._views, self._first, preprocessing)
         case = Case(
             row=row,
             data=data,
             features_of=partial(features_of, preprocessing=preprocessing),
             preprocessing=preprocessing,
             model=model,
-            views=self._views,
+            views=views,
             seed=self._seed,
             device=self._how["device"],
             progress=self._how["progress"],
         )
         outcome = Outcome.joined([PROTOCOLS[name].measure(case) for name in self._able(data)])
         for note in case.notes:
-            self._note(note)
+            self.note(note)
         return outcome
 
     def _able(self, data: EvaluationData) -> tuple[str, ...]:
@@ -113,9 +115,5 @@ class Scoring:
                 return data
         self._opened.append(self._open_data(preprocessing))
         for note in self._opened[-1].notes:
-            self._note(note)
+            self.note(note)
         return self._opened[-1]
-
-    def _note(self, note: str) -> None:
-        if note not in self._notes:
-            self._notes.append(note)

@@ -1,0 +1,215 @@
+"""Subjects of an evaluation: a run, a network of timm or torchvision, a file of weights, an ONNX file, a module."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssole.config import ConfigError
+from ssole.models.load import load
+from ssole.models.weights_file import SUFFIXES, load_whole, read_weights
+
+IMAGENET = {"image_size": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+"""Preprocessing that torchvision's weights were trained with, and that is assumed of its networks."""
+_LIBRARIES = ("timm:", "torchvision:")
+_SCHEMES = ("local-dir:", "hf-hub:", "hf_hub:")  # after timm's prefix: places that timm itself opens
+_NO_PLACE = "give a run folder or its backbone.safetensors, timm:NAME, torchvision:NAME, timm:NAME=FILE, or FILE.onnx"
+
+
+class UnavailableError(ConfigError):
+    """Error for pretrained weights that cannot be had here, such as without a network."""
+
+
+def open_subject(subject: nn.Module | str | PathLike[str] | Any) -> nn.Module:
+    """Module of a subject: images to features (B, F), in evaluation mode on the CPU.
+
+    Args:
+        subject: one of
+
+            - a module, which is returned as it is;
+            - a run folder, its ``backbone.safetensors``, or a Run;
+            - ``timm:NAME`` or ``torchvision:NAME``: a network with its pretrained weights, which may be downloaded
+              (``timm:local-dir:FOLDER`` is a folder that `ssole export --to timm` wrote);
+            - ``timm:NAME=FILE`` or ``torchvision:NAME=FILE``: the same network with the weights of a file;
+            - a file that ends in ``.onnx``.
+
+    Raises:
+        UnavailableError: pretrained weights that cannot be had.
+        ConfigError: anything else that cannot be opened; the message says what to do.
+    """
+    if isinstance(subject, nn.Module):
+        return subject
+    text = str(getattr(subject, "path", subject))
+    if text.startswith(_LIBRARIES):
+        library, _, name = text.partition(":")
+        return (_timm if library == "timm" else _torchvision)(name).eval()
+    path = Path(text)
+    if path.suffix == ".onnx":
+        return OnnxModel(path)
+    if path.suffix in SUFFIXES and path.is_file() and not _is_of_ssole(path):
+        raise ConfigError(f"{path} does not say which network its weights belong to: give timm:NAME={path}")
+    if not path.exists():
+        raise ConfigError(f"there is no {path}: {_NO_PLACE}")
+    return load(subject)
+
+
+def is_run(subject: Any) -> bool:
+    """Whether a subject is a run, or the weight file of one, which knows its network untrained."""
+    if isinstance(subject, nn.Module):
+        return False
+    text = str(getattr(subject, "path", subject))
+    return not text.startswith(_LIBRARIES) and not text.endswith(".onnx")
+
+
+def name_of(subject: Any) -> str:
+    """Short name of a subject for a table."""
+    if isinstance(subject, nn.Module):
+        return type(subject).__name__
+    text = str(getattr(subject, "path", subject))
+    if text.startswith(_LIBRARIES):
+        head, _, file = text.partition("=")
+        return f"{head}={Path(file).name}" if file else head
+    return Path(text).resolve().name
+
+
+class OnnxModel(nn.Module):
+    """Network of an ONNX file, run by onnxruntime on the CPU.
+
+    Calling it maps float images (B, C, S, S) to float32 features (B, F), the first output of the graph. A file of
+    `ssole export --to onnx` says its image size and normalises images itself; of others, ``mean`` and ``std`` are to be
+    given to the evaluation.
+
+    Raises:
+        ConfigError: onnxruntime is missing, the file cannot be read, or it does not take a batch of images.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        if not path.is_file():
+            raise ConfigError(f"there is no file {path}: {_NO_PLACE}")
+        if find_spec("onnxruntime") is None:
+            raise ConfigError("an ONNX file needs onnxruntime: pip install 'ssole[export]'")
+        import onnxruntime
+
+        try:
+            self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has a kind of error for each kind of damage
+            reason = " ".join(str(error).split())[:200]
+            raise ConfigError(f"onnxruntime cannot read {path}: {reason}") from error
+        inputs = self._session.get_inputs()
+        shape = inputs[0].shape
+        any_batch = not isinstance(shape[0], int)  # a name or None
+        if len(inputs) != 1 or len(shape) != 4 or inputs[0].type != "tensor(float)" or not (any_batch or shape[0] == 1):
+            found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
+            raise ConfigError(f"{path} takes {found}; float images (batch, channels, side, side) are needed")
+        self._input, self._one_by_one = inputs[0].name, not any_batch
+        if isinstance(shape[-1], int):
+            self.image_size = shape[-1]
+        described = self._session.get_modelmeta().custom_metadata_map.get("preprocessing")
+        if described is not None:  # as `ssole export` writes it
+            facts = json.loads(described)
+            self.image_size = int(facts["image_size"])
+            self.mean, self.std = (0.0,) * int(facts["channels"]), (1.0,) * int(facts["channels"])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        batches = images.float().cpu().contiguous().split(1 if self._one_by_one else len(images))
+        rows = [torch.from_numpy(self._session.run(None, {self._input: one.numpy()})[0]) for one in batches]
+        return torch.cat(rows).to(images.device)
+
+
+def _timm(name: str) -> nn.Module:
+    import timm
+
+    if name.startswith(_SCHEMES):
+        if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
+            raise ConfigError(f"there is no folder {name.removeprefix('local-dir:')}")
+        return _pretrained(name)
+    name, _, file = name.partition("=")
+    if not timm.is_model(name):
+        raise _unknown("timm", name, timm.list_models())
+    if not file:
+        tagged = timm.list_pretrained(f"{name.partition('.')[0]}.*")
+        if "." in name and name not in tagged:
+            raise _unknown("timm", name, tagged)
+        return _pretrained(name)
+    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    facts: Any = model.pretrained_cfg
+    classifier = facts.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    beside = tuple(f"{head}." for head in heads)
+    load_whole(model, read_weights(Path(file)), source=file, network=f"timm:{name}", beside=beside)
+    return model
+
+
+def _pretrained(name: str) -> nn.Module:
+    import timm
+
+    fetch = partial(timm.create_model, name, pretrained=True, num_classes=0)
+    model: nn.Module = _available(f"timm:{name}", fetch)
+    return model
+
+
+def _torchvision(name: str) -> nn.Module:
+    import torchvision
+
+    name, _, file = name.partition("=")
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise _unknown("torchvision", name, known)
+    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
+    facts: dict[str, Any] = dict(IMAGENET)
+    if file:
+        weights = read_weights(Path(file))
+    else:
+        default = torchvision.models.get_model_weights(name).DEFAULT
+        how = default.transforms()
+        facts = {"image_size": how.crop_size[0], "mean": tuple(how.mean), "std": tuple(how.std)}
+        fetch = partial(default.get_state_dict, progress=False, check_hash=True, weights_only=True)
+        weights = _available(f"torchvision:{name}", fetch)
+    linear = [place for place, module in model.named_modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise ConfigError(f"torchvision:{name} has no linear classifier to leave out, so its features are not known")
+    model.set_submodule(linear[-1], nn.Identity())  # the last one defined is the classifier
+    load_whole(model, weights, source=file or "torchvision", network=f"torchvision:{name}", beside=(f"{linear[-1]}.",))
+    for key, value in facts.items():
+        setattr(model, key, value)
+    return model
+
+
+def _available(subject: str, fetch: Callable[[], Any]) -> Any:
+    """What `fetch` returns, which may need a network."""
+    try:
+        return fetch()
+    except Exception as error:  # the libraries for downloads have a kind of error for each way to fail
+        reason = " ".join(str(error).split())
+        reason = reason.partition(". ")[0][:160]
+        raise UnavailableError(f"{subject}: its pretrained weights cannot be had here ({reason})") from error
+
+
+def _unknown(library: str, name: str, known: list[str]) -> ConfigError:
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {library}:{close[0]}?" if close else f"{library} lists the names of its models"
+    return ConfigError(f"{library} has no model {name!r}: {hint}")
+
+
+def _is_of_ssole(path: Path) -> bool:
+    """Whether a weight file has the header that `ssole pretrain` writes; damaged ones are for `load` to explain."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "ssole" in (file.metadata() or {})
+    except SafetensorError:
+        return True

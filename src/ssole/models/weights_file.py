@@ -1,0 +1,108 @@
+"""Weight files of other programs: reading them without pickle's dangers, and loading them whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssole.config import ConfigError
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+"""Endings of the names of weight files."""
+_WITHIN = ("state_dict", "model", "model_state_dict")  # entries under which training scripts keep the weights
+_WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
+_SHOWN = 4
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Weights by name, of a safetensors file or a file of `torch.save`, on the CPU.
+
+    Of a file with more than weights, they may be under "state_dict", "model" or "model_state_dict". Prefixes that
+    DistributedDataParallel and torch.compile give to every name are left out.
+
+    Raises:
+        ConfigError: there is no such file, it is damaged, it holds objects that only pickle could read, or no weights.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            found: Any = load_file(path)
+        else:
+            # the one place where files of others are read so: weights_only runs no code of theirs
+            found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
+    except Exception as error:  # of torch.load: each kind of damage has a kind of its own, and none a clear text
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{path} is no file of weights that can be read safely ({reason}): save model.state_dict(), best with "
+            "safetensors.torch.save_file"
+        ) from error
+    inner = next((found[key] for key in _WITHIN if isinstance(found, Mapping) and _are_weights(found.get(key))), found)
+    if not _are_weights(inner):
+        keys = ", ".join(map(str, list(found)[:_SHOWN])) if isinstance(found, Mapping) else type(found).__name__
+        raise ConfigError(f"{path} holds no weights by name, but {keys or 'nothing'}: save model.state_dict()")
+    return _unwrapped(inner)
+
+
+def load_whole(
+    model: nn.Module, weights: Mapping[str, torch.Tensor], *, source: str, network: str, beside: tuple[str, ...] = ()
+) -> None:
+    """Load weights into a model, all of them or none.
+
+    Args:
+        model: is changed in place.
+        weights: by name.
+        source, network: names of both for the error.
+        beside: beginnings of the names that the weights may have and the model lacks, such as those of a classifier.
+
+    Raises:
+        ConfigError: names are missing or too many, or shapes differ; the message names them.
+    """
+    own = model.state_dict()
+    wrong = {
+        # files of old versions of torch do not count batches, and evaluation does not need it
+        "missing": [key for key in own if key not in weights and not key.endswith("num_batches_tracked")],
+        "unknown to it": [key for key in weights if key not in own and not key.startswith(beside)],
+        "of another shape": [
+            f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in own
+            if key in weights and weights[key].shape != own[key].shape
+        ],
+    }
+    if any(wrong.values()):
+        parts = [f"{kind}: {_named(keys)}" for kind, keys in wrong.items() if keys]
+        raise ConfigError(
+            f"the weights in {source} are not those of {network} ({'; '.join(parts)}): name the architecture that they "
+            "were trained with"
+        )
+    model.load_state_dict({key: value for key, value in weights.items() if key in own}, strict=False)
+
+
+def _are_weights(found: Any) -> bool:
+    return (
+        isinstance(found, Mapping)
+        and bool(found)
+        and all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in found.items())
+    )
+
+
+def _unwrapped(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    plain = dict(weights)
+    for prefix in _WRAPPERS:
+        if all(key.startswith(prefix) for key in plain):
+            plain = {key.removeprefix(prefix): value for key, value in plain.items()}
+    return plain
+
+
+def _named(keys: list[str]) -> str:
+    more = len(keys) - _SHOWN
+    return ", ".join(keys[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
