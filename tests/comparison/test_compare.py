@@ -15,7 +15,7 @@ import ssole
 import tiny
 from ssole.comparison import runner
 from ssole.comparison.compare import resume_comparison
-from ssole.comparison.trial import Trial
+from ssole.comparison.trial import Trial, read_trial
 from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
@@ -66,6 +66,20 @@ def test_runs_are_those_of_pretrain() -> None:
     compare()
     alone = ssole.pretrain("photos", recipe="tiny.yaml", out="alone", steps=6, seed=1, progress=False)
     assert alone.backbone_path.read_bytes() == Path("out/ssole/seed-1/backbone.safetensors").read_bytes()
+
+
+def test_a_sample_of_the_images_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = compare(images=30, budget="18steps", seeds=1, search=2)
+    assert result.data["train"] == "train (sample), 30 images"
+    assert result.data["test"].endswith("40 images")
+    ids = json.loads(Path("out/ssole/seed-0/images.json").read_text())
+    whole = compare(out="whole", seeds=1)
+    assert ids != json.loads((whole.path / "ssole/seed-0/images.json").read_text())
+    monkeypatch.setattr(runner, "run_trial", lambda folder, *_, **__: read_trial(folder))
+    again = resume_comparison("out", progress=False)  # the folder knows the number
+    assert again.arms["ssole"].runs == result.arms["ssole"].runs
+    with pytest.raises(ConfigError, match="images: 30 before, 31 now"):
+        compare(images=31, budget="18steps", seeds=1, search=2)
 
 
 def test_the_search_is_equal_and_never_sees_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +162,7 @@ def test_a_trial_stopped_halfway_goes_on_from_its_checkpoint() -> None:
 def test_a_url_is_opened_with_the_query_that_the_folder_does_not_keep(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Any] = []
 
-    def watched(data: Any, test: Any) -> Any:
+    def watched(data: Any, test: Any, **_: Any) -> Any:
         opened.extend([data, test])
         raise DataError("stop here")
 
@@ -254,6 +268,7 @@ def test_arrays_and_published_projectors() -> None:
         ({"budget": "soon"}, ConfigError, "a budget is a time or a number, .* got 'soon'"),
         ({"budget": "0steps"}, ConfigError, "got '0steps'"),
         ({"seeds": 0}, ConfigError, "at least 1 seed, got 0"),
+        ({"images": 1}, ConfigError, "at least 2 training images, got 1"),
         ({"search": 1}, ConfigError, "2 trials or more, or 0 for none, got 1"),
         ({"data": "photos/nowhere"}, DataError, "nowhere"),
         ({"data": tiny.images()}, DataError, "methods are judged by labels, and array has none"),

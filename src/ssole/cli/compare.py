@@ -35,6 +35,8 @@ class CompareArgs:
     """Runs of each method. By default 3."""
     search: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
     """Settings that are tried for each method on a part of the training images; 0 for none. By default 6."""
+    images: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Most training images to use, an evenly spaced sample. By default, all."""
     projector: Literal["recipe", "published"] | None = None
     """Projector of all methods, by default that of the recipe; or of each method what was published for its loss."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUE", help_behavior_hint="")] = ()
@@ -77,7 +79,9 @@ def _arguments(args: CompareArgs) -> dict[str, Any]:
     from ssole.comparison.experiment import read_experiment
 
     found = {} if args.experiment is None else read_experiment(args.experiment)
-    given = {name: getattr(args, name) for name in ("recipe", "budget", "seeds", "search", "projector", "out")}
+    given = {
+        name: getattr(args, name) for name in ("recipe", "budget", "seeds", "search", "images", "projector", "out")
+    }
     given |= {"data": data_spec(args.data), "test": data_spec(args.test)}
     given["methods"] = None if args.methods is None else [name.strip() for name in args.methods.split(",")]
     found |= {name: value for name, value in given.items() if value is not None}

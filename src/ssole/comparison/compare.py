@@ -32,6 +32,7 @@ def compare(
     budget: str | None = None,
     seeds: int = 3,
     search: int = 6,
+    images: int | None = None,
     test: Spec | None = None,
     projector: Literal["recipe", "published"] = "recipe",
     out: str | PathLike[str] | None = None,
@@ -53,6 +54,7 @@ def compare(
         budget: what each run may take: a time (`10m`), `2000steps`, `300kimages`, `1.2Mviews`; default the recipe's.
         seeds: number of runs of each arm.
         search: number of settings that each arm's search tries, its own among them; 0 for no search.
+        images: use an evenly spaced sample of at most so many of the training images; by default all.
         test: test images; by default the test split of the data, else a stratified fifth that is held out.
         projector: `recipe` gives all arms the recipe's projector, `published` each the one published for its loss.
         out: folder for the result, its plots and the run folders; by default a new one, `runs/compare-RECIPE`.
@@ -64,38 +66,27 @@ def compare(
         KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is lost.
     """
     base = load(recipe, **overrides)
-    request = _make_request(methods, base, base.data if data is None else data, test, projector, budget, seeds, search)
+    request = Request(
+        arms=make_arms(methods, replace(base, knn_every=None, budget=None), projector=projector),
+        data=describe(base.data if data is None else data),
+        test=None if test is None else describe(test),
+        budget=Budget.parse(budget)
+        if budget is not None
+        else _recipe_budget(base, base.data if data is None else data, images),
+        seeds=seeds,
+        search=search,
+        images=images,
+    )
     folder = Path(out) if out is not None else api.free_folder(Path("runs"), f"compare-{Path(recipe).stem}")
     return _run(request, folder, data, test, progress)
 
 
-def _make_request(
-    methods: Methods,
-    base: PretrainConfig,
-    data: Spec,
-    test: Spec | None,
-    projector: Literal["recipe", "published"],
-    budget: str | None,
-    seeds: int,
-    search: int,
-) -> Request:
-    if seeds < 1:
-        raise ConfigError(f"a comparison needs at least 1 seed, got {seeds}")
-    if search < 0 or search == 1:
-        raise ConfigError(f"a search has 2 trials or more, or 0 for none, got {search}")
-    return Request(
-        arms=make_arms(methods, replace(base, knn_every=None, budget=None), projector=projector),
-        data=describe(data),
-        test=None if test is None else describe(test),
-        budget=Budget.parse(budget if budget is not None else _recipe_budget(base, data)),
-        seeds=seeds,
-        search=search,
-    )
-
-
-def _recipe_budget(config: PretrainConfig, data: Spec) -> str:
-    steps = config.steps if config.steps is not None else config.epochs * (len(open_source(data)) // config.batch_size)
-    return f"{steps}steps"
+def _recipe_budget(config: PretrainConfig, data: Spec, images: int | None) -> Budget:
+    """Budget of the recipe's own length."""
+    if config.steps is not None:
+        return Budget.parse(f"{config.steps}steps")
+    found = len(open_source(data))
+    return Budget.parse(f"{config.epochs * (min(found, images or found) // config.batch_size)}steps")
 
 
 def resume_comparison(folder: str | PathLike[str], *, progress: bool = True) -> Comparison:
@@ -115,7 +106,7 @@ def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, p
     # What has a name is opened by it, here as later when the comparison goes on.
     data = data if data is not None and why_not_again(request.data) is not None else request.data
     test = test if why_not_again(request.test) is not None else request.test
-    images = open_images(data, test)
+    images = open_images(data, test, most=request.images)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

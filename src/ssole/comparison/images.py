@@ -27,14 +27,18 @@ class Images:
     test: Source
     search_train: Source
     validation: Source
-    held_out: bool
-    """Whether the test images are held out of the data that were given."""
+    is_part: bool
+    """Whether `train` is a part of the data that were given, since images were held out or a sample was asked for."""
     notes: list[str]
     """What a reader of the result must know about the data."""
 
 
-def open_images(data: Spec, test: Spec | None) -> Images:
+def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Images:
     """Images of a comparison. Test images are those given, else the test split, else a stratified fifth of the data.
+
+    Args:
+        data, test: as for :func:`ssole.compare`.
+        most: use an evenly spaced sample of at most so many labelled training images.
 
     Raises:
         DataError: the data have no labels, which methods are judged by.
@@ -43,21 +47,23 @@ def open_images(data: Spec, test: Spec | None) -> Images:
     labels = _known_labels(source)
     test_source, why_not = find_test_images(source, data, test)
     notes = []
-    held_out = test_source is None
+    is_part = test_source is None
     if test_source is None:
         kept, held = _split(labels, HELD_OUT)
         source, test_source = _part(source, kept, "train"), _part(source, held, "test")
         notes.append(f"No test split ({why_not}): tested on {len(held)} images held out by seed {SPLIT_SEED}.")
-        labels = _known_labels(source)
     else:
         _known_labels(test_source)
+    if most is not None and most < len(source):
+        source, is_part = sample(source, most), True
+    labels = _known_labels(source)
     kept, held = _split(labels, VALIDATION_SHARE)
     return Images(
         train=source,
         test=test_source,
         search_train=_part(source, kept, "for the search"),
         validation=_part(source, held, "validation"),
-        held_out=held_out,
+        is_part=is_part,
         notes=notes,
     )
 

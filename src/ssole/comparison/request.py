@@ -49,6 +49,16 @@ class Request:
     """Number of runs of each arm, with seeds 0, 1, ... Arms share images, their order, views and initial backbone."""
     search: int
     """Number of settings tried for each arm; 0 for no search."""
+    images: int | None = None
+    """Most training images to use; None for all."""
+
+    def __post_init__(self) -> None:
+        if self.seeds < 1:
+            raise ConfigError(f"a comparison needs at least 1 seed, got {self.seeds}")
+        if self.search < 0 or self.search == 1:
+            raise ConfigError(f"a search has 2 trials or more, or 0 for none, got {self.search}")
+        if self.images is not None and self.images < 2:
+            raise ConfigError(f"a comparison needs at least 2 training images, got {self.images}")
 
     def to_dict(self) -> dict[str, Any]:
         """The request as plain dicts and lists, ready for YAML or JSON."""
@@ -56,7 +66,7 @@ class Request:
             arm.name: {"config": to_dict(arm.config), "pinned": list(arm.pinned), "code": _code(arm.module)}
             for arm in self.arms
         }
-        plain = {name: getattr(self, name) for name in ("data", "test", "seeds", "search")}
+        plain = {name: getattr(self, name) for name in ("data", "test", "seeds", "search", "images")}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
         return {**plain, "budget": dataclasses.asdict(self.budget), "arms": arms}
 

@@ -57,7 +57,7 @@ class Runner:
     ) -> None:
         self._request, self._arms, self._plan, self._folder = request, arms, plan, folder
         self._images, self._progress = images, progress
-        self._train: Spec = images.train if images.held_out else data  # run folders name their data where they can
+        self._train: Spec = images.train if images.is_part else data  # run folders name their data where they can
         self._results = {arm.name: ArmResult(steps=plan[arm.name].steps, error=plan[arm.name].error) for arm in arms}
         self._curve_stores: dict[Preprocessing, list[ImageStore]] = {}
         self._notes = [*images.notes, *short_epochs(request, plan, len(images.search_train))]
