@@ -43,42 +43,41 @@ def compare(
 
         result = ssole.compare(["ssole", "simclr", "vicreg"], budget="600steps", out="runs/losses")
 
-    Each arm's settings are searched on a part of the training images (:mod:`ssole.comparison.search`). Then it is
-    trained on all of them, once a seed, and judged on the test images, which are used for nothing else. The same call,
-    with the same `out`, goes on where it was interrupted.
+    Each arm's settings are searched on a part of the training images (:mod:`ssole.comparison.search`). Then it is trained
+    on all, once a seed, and judged on the test images, used for nothing else. The same call goes on after an interruption.
 
     Args:
         methods: names of losses; or arms by name, each with settings as in `overrides`, or a loss module of your own.
         data: labelled images, as for :func:`ssole.pretrain`; by default the recipe's own.
         recipe, overrides: settings that all arms share, as for :func:`ssole.pretrain`.
         budget: what each run may take: a time (`10m`), `2000steps`, `300kimages`, `1.2Mviews`; default the recipe's.
-        seeds: number of runs of each arm.
-        search: number of settings that each arm's search tries, its own among them; 0 for no search.
+        seeds, search: runs of each arm; and settings that its search tries, its own among them (0: no search).
         images: use an evenly spaced sample of at most so many of the training images; by default all.
         test: test images; by default the test split of the data, else a stratified fifth that is held out.
         projector: `recipe` gives all arms the recipe's projector, `published` each the one published for its loss.
         out: folder for the result, its plots and the run folders; by default a new one, `runs/compare-RECIPE`.
-        progress: say what it will cost, and show progress.
+        progress: whether to say what it will cost, and to show progress.
 
     Raises:
-        ConfigError: a wrong setting, an unknown method, or a folder with another comparison.
-        DataError: the data cannot be opened or have no labels.
+        ConfigError, DataError: a setting or the data cannot be used, or the folder holds another comparison.
         KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is lost.
     """
-    base = load(recipe, **overrides)
+    base = replace(load(recipe, **overrides), knn_every=None)
+    given = base.data if data is None else data
     request = Request(
-        arms=make_arms(methods, replace(base, knn_every=None, budget=None), projector=projector),
-        data=describe(base.data if data is None else data),
+        arms=make_arms(methods, replace(base, budget=None), projector=projector),
+        data=describe(given),
         test=None if test is None else describe(test),
-        budget=Budget.parse(budget)
-        if budget is not None
-        else _recipe_budget(base, base.data if data is None else data, images),
+        budget=_recipe_budget(base, given, images) if budget is None else Budget.parse(budget),
         seeds=seeds,
         search=search,
         images=images,
     )
-    folder = Path(out) if out is not None else api.free_folder(Path("runs"), f"compare-{Path(recipe).stem}")
-    return _run(request, folder, data, test, progress)
+    return _run(request, _folder(out, recipe), data, test, progress)
+
+
+def _folder(out: str | PathLike[str] | None, recipe: str | PathLike[str]) -> Path:
+    return Path(out) if out is not None else api.free_folder(Path("runs"), f"compare-{Path(recipe).stem}")
 
 
 def _recipe_budget(config: PretrainConfig, data: Spec, images: int | None) -> Budget:
