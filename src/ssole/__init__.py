@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
+from typing import TYPE_CHECKING, Any
+
 from ssole.api import pretrain, resume
 from ssole.comparison.compare import compare
 from ssole.comparison.result import Comparison
@@ -22,6 +24,9 @@ from ssole.search.search import search
 from ssole.training.run import Run
 from ssole.views import make_views
 
+if TYPE_CHECKING:
+    from ssole.transformer import SSOLEFeatures
+
 __all__ = [
     "Comparison",
     "ConfigError",
@@ -33,6 +38,7 @@ __all__ = [
     "OLELoss",
     "PretrainConfig",
     "Run",
+    "SSOLEFeatures",
     "SSOLELoss",
     "ViewRecipe",
     "compare",
@@ -49,3 +55,16 @@ __all__ = [
     "search",
     "untrained",
 ]
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """`SSOLEFeatures`, imported when it is asked for: scikit-learn would make `import ssole` slow."""
+        if name != "SSOLEFeatures":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from ssole.transformer import SSOLEFeatures
+
+        return SSOLEFeatures
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
