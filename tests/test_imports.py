@@ -33,10 +33,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"search", "config", "data", "models", "views", "training", "evaluation", "runtime"},
     "doctor": {"config", "data", "models", "runtime", "training", "views"},
     "api": BELOW_API,
+    "extending": {"api", "data", "training"},
     "transformer": {"config", "data", "evaluation", "export", "models", "runtime"},
     "comparison": BELOW_API | {"api"},
-    "cli": BELOW_API | {"doctor", "export", "search", "report", "api", "comparison"},
-    "__init__": BELOW_API | {"export", "search", "report", "api", "comparison", "transformer"},
+    "cli": BELOW_API | {"doctor", "export", "search", "report", "api", "extending", "comparison"},
+    "__init__": BELOW_API | {"export", "search", "report", "api", "extending", "comparison", "transformer"},
     "__main__": {"cli"},
 }
 

@@ -14,6 +14,7 @@ from ssole.errors import DataError
 from ssole.evaluation.evaluate import embed, evaluate
 from ssole.evaluation.features import Embeddings
 from ssole.export.export import export
+from ssole.extending import extend
 from ssole.losses import OLELoss, SSOLELoss, nuclear_norm
 from ssole.models.load import load, untrained
 from ssole.report.report import report
@@ -45,6 +46,7 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "extend",
     "index",
     "load",
     "make_views",

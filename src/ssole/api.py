@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import sys
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.backbone import check_backbone
 from ssole.runtime import resolve_device
 from ssole.training.checkpoint import checkpoint_steps
-from ssole.training.feed import make_plan
+from ssole.training.feed import Plan, make_plan
 from ssole.training.images import record_images, require_same_images
 from ssole.training.initial import Initial, absolute, read_initial
 from ssole.training.loop import train
@@ -181,9 +181,26 @@ def resume(
         version changed, and DataError if the images did.
     """
     found = run if isinstance(run, Run) else Run(Path(run))
-    config = found.config
-    if found.finished:
+    if found.finished and found.config:
         return found
+    return go_on(found, data=data, loss=loss, evaluators=evaluators, progress=progress, allow_changes=allow_changes)
+
+
+def go_on(
+    found: Run,
+    *,
+    data: Spec | None,
+    loss: nn.Module | None,
+    evaluators: Mapping[int, Evaluator] | None,
+    progress: bool,
+    allow_changes: Collection[Change],
+    prepare: Callable[[Plan], None] = lambda plan: None,
+) -> Run:
+    """Training of an unfinished run from its newest checkpoint, as :func:`resume` describes it.
+
+    `prepare` is called with the plan of the run, after all checks and while the run is locked.
+    """
+    config = found.config
     if data is None and (reason := why_not_again(config.data)) is not None:
         again = "the URL again (--data, or ssole.resume(run, data=URL))"
         hint = "them, ssole.resume(run, data=images)" if is_in_memory(config.data) else again
@@ -197,6 +214,7 @@ def resume(
         evaluators = _default_evaluators(config, images, store, progress) if evaluators is None else evaluators
         with lock_run(found):
             plan = make_plan(config, len(store))
+            prepare(plan)
             # A kill may have come before the initial weights were written.
             initial = None if checkpoint_steps(found) else _initial(config, progress)
             return train(

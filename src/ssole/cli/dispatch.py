@@ -19,6 +19,7 @@ from ssole.cli.doctor import doctor
 from ssole.cli.embed import embed
 from ssole.cli.eval import evaluate
 from ssole.cli.export import export
+from ssole.cli.extend import extend
 from ssole.cli.index import index
 from ssole.cli.pretrain import pretrain
 from ssole.cli.replay import replay
@@ -36,6 +37,7 @@ Command = Callable[[Sequence[str]], int]
 COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "pretrain": pretrain,
+    "extend": extend,
     "compare": compare,
     "eval": evaluate,
     "report": report,

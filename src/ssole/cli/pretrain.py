@@ -56,7 +56,7 @@ def pretrain(argv: Sequence[str]) -> int:
         if run.finished:
             print(f"{run.path} has finished already: there is nothing to resume.")
         data = args.config.data if "--data" in given else None
-        _print_finished(api.resume(run, data=data, allow_changes=args.allow_changes))
+        print_finished(api.resume(run, data=data, allow_changes=args.allow_changes))
         return 0
     if args.allow_changes:
         raise ConfigError("--allow-changes goes with --resume RUN: a new run has nothing to compare with")
@@ -65,7 +65,7 @@ def pretrain(argv: Sequence[str]) -> int:
         config = apply_overrides(config, {"views": args.views})
     lengths = {name: getattr(config, name) for name in ("budget", "epochs", "steps") if f"--{name}" in given}
     config = apply_overrides(config, lengths)  # clears the recipe's own
-    _print_finished(api.start(config, args.out or api.free_folder(Path("runs"), Path(args.recipe).stem)))
+    print_finished(api.start(config, args.out or api.free_folder(Path("runs"), Path(args.recipe).stem)))
     return 0
 
 
@@ -94,7 +94,8 @@ def _option(argv: Sequence[str], name: str) -> str | None:
     return value
 
 
-def _print_finished(run: Run) -> None:
+def print_finished(run: Run) -> None:
+    """Print the result of a finished run, and how to evaluate it."""
     shown = ("loss", "seconds", "effective_rank")
     rows = [row for row in run.metrics if all(isinstance(row.get(name), (int, float)) for name in shown)]
     if rows:

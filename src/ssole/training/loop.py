@@ -128,7 +128,7 @@ def _take_steps(
 
 def _ends_in_checkpoint(config: PretrainConfig, pace: Pace, step: int) -> bool:
     """Whether a step, counted from 1, ends with a checkpoint in an undisturbed run."""
-    return step == pace.total or _due(step - 1, config.checkpoint_every) or pace.plan.ends_epoch(step - 1)
+    return pace.is_end(step) or _due(step - 1, config.checkpoint_every) or pace.plan.ends_epoch(step - 1)
 
 
 def _checked(evaluators: Mapping[int, Evaluator]) -> Mapping[int, Evaluator]:

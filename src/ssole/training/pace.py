@@ -4,7 +4,7 @@ A run without a budget has a fixed number of steps. With a budget of time it has
 machine changes how many these are. So they are counted anew at every fiftieth of them, from the speed of the last
 tenth. Steps already taken keep their learning rate; the rest of the schedule is stretched or compressed to end with the
 budget. Each correction is a line of `schedule.jsonl`, and with these lines a run is as deterministic as one without a
-budget: one that is resumed follows them again, before it makes new ones.
+budget: one that is resumed follows them again, before it makes new ones. An extension has a fixed number of steps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import deque
 from time import monotonic
 
 from ssole.config.budget import budget_seconds
+from ssole.training.extension import extensions
 from ssole.training.feed import Plan
 from ssole.training.optim import learning_rate
 from ssole.training.run import Run, read_lines, write_lines, writing
@@ -43,6 +44,9 @@ class Pace:
         self._legs = [(int(row["step"]), int(row["total"])) for row in read_lines(run.path / _NAME, number="step")]
         if self._legs:
             self.total = self._legs[-1][1]
+        self._extensions = extensions(run)
+        if self._extensions:
+            self.total, self._budget = self._extensions[-1].total, None
         self._next = 0
 
     def start(self, step: int, spent: float) -> None:
@@ -69,7 +73,14 @@ class Pace:
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of a step."""
+        for extension in reversed(self._extensions):
+            if step >= extension.step:
+                return extension.learning_rate(step, self._config.optim)
         return learning_rate(self.position(step), self._planned, self._config.optim)
+
+    def is_end(self, step: int) -> bool:
+        """Whether a step, counted from 1, is the last one of the run or of what was extended later."""
+        return step == self.total or any(step == extension.step for extension in self._extensions)
 
     def ends(self, step: int) -> bool:
         """Whether a step is the last one. Called after each step; with a budget, it corrects the number of steps."""

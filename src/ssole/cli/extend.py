@@ -1,0 +1,57 @@
+"""`ssole extend`: more steps for a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from ssole import extending
+from ssole.cli.common import DataWords, RunPath, data_spec, parse
+from ssole.cli.pretrain import print_finished
+from ssole.training.extension import FACTOR
+from ssole.training.run import Change
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtendArgs:
+    """Options of `ssole extend`."""
+
+    run: RunPath
+    """Folder of a finished run."""
+    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Epochs more."""
+    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Steps more, instead of epochs."""
+    factor: float = FACTOR
+    """Factor of the run's learning rates."""
+    data: DataWords = ()
+    """The images, if the run cannot open them again by itself."""
+    allow_changes: Annotated[
+        tuple[Change, ...], tyro.conf.arg(metavar="images|settings|version", help_behavior_hint="")
+    ] = ()
+    """What may have changed since the run was started. Without, a change is an error that shows it."""
+
+
+def extend(argv: Sequence[str]) -> int:
+    """Train a finished run for longer.
+
+    Example:
+      ssole extend runs/mine --epochs 50
+
+    The learning rate begins and falls once more, from --factor times its peak. The weights until now are kept as
+    backbone-step-N.safetensors. If it is interrupted: ssole pretrain --resume RUN.
+    """
+    args = parse(extend, ExtendArgs, argv)
+    run = extending.extend(
+        args.run,
+        epochs=args.epochs,
+        steps=args.steps,
+        factor=args.factor,
+        data=data_spec(args.data),
+        allow_changes=args.allow_changes,
+    )
+    print_finished(run)
+    return 0

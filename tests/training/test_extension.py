@@ -1,0 +1,153 @@
+"""Extended runs: their learning rates, exactness after a crash, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from ssole import extending
+from ssole.config import ConfigError, OptimConfig
+from ssole.training.checkpoint import checkpoint_steps
+from ssole.training.extension import Extension, add_extension, extensions, kept_backbone
+from ssole.training.feed import make_plan
+from ssole.training.pace import Pace
+from ssole.training.run import Run, create_run
+
+
+class Crash(Exception):
+    pass
+
+
+def crash(backbone: nn.Module) -> dict[str, float]:
+    raise Crash
+
+
+def extend(run: Run, evaluators: Mapping[int, Any] | None = None, **given: Any) -> Run:
+    torch.set_num_threads(1)
+    return extending.extend(run, data=tiny.images(), progress=False, evaluators=evaluators, **given)
+
+
+def figures(run: Run) -> list[dict[str, Any]]:
+    return [{name: row[name] for name in ("step", "epoch", "loss", "lr")} for row in run.metrics]
+
+
+def test_learning_rate_of_a_step() -> None:
+    one, optim = Extension(step=100, total=121, factor=0.5), OptimConfig(lr=2.0, final_lr=1.0, warmup_steps=0)
+    rates = [one.learning_rate(step, optim) for step in (100, 110, 120)]
+    assert rates == pytest.approx([1.0, 0.75, 0.5])  # a half cosine from lr to final_lr, times the factor
+    assert one.learning_rate(100, OptimConfig(lr=2.0, warmup_steps=4)) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("settings", [{}, {"model__stem_init": "whitening", "optim__name": "adamw"}])
+def test_an_extension_that_crashed_is_resumed_exactly(tmp_path: Path, settings: dict[str, Any]) -> None:
+    runs = [tiny.start(tmp_path / name, **settings) for name in ("whole", "crashed")]
+    before = runs[0].backbone_path.read_bytes()
+    whole = extend(runs[0], steps=7)
+    assert [row["step"] for row in whole.metrics] == list(range(1, tiny.STEPS + 8))
+    assert whole.metrics[tiny.STEPS]["lr"] == pytest.approx(0.5 * whole.metrics[0]["lr"])
+    assert kept_backbone(whole, tiny.STEPS).read_bytes() == before
+    assert whole.backbone_path.read_bytes() != before
+
+    for attempt, step in enumerate((14, 17)):
+        with pytest.raises(Crash):
+            extend(runs[1], {step: crash}, steps=7) if attempt == 0 else tiny.resume(runs[1], evaluators={step: crash})
+        assert not runs[1].finished
+        assert kept_backbone(runs[1], tiny.STEPS).read_bytes() == before
+    with pytest.raises(ConfigError, match=r"has not finished: go on with it first, ssole pretrain --resume"):
+        extend(runs[1], steps=7)
+    resumed = tiny.resume(runs[1])
+    assert resumed.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
+    assert figures(resumed) == figures(whole)
+
+
+def test_after_a_budget_of_time_an_extension_has_its_own_steps(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "run", tiny.config(budget="1m"))
+    (run.path / "schedule.jsonl").write_text('{"step": 4, "total": 30}\n')
+    (run.path / "extensions.jsonl").write_text('{"step": 30, "total": 40, "factor": 0.5}\n')
+    plan = make_plan(tiny.config(steps=20), tiny.IMAGES)
+    pace = Pace(run, plan)
+    assert pace.total == 40
+    assert pace.learning_rate(29) == pytest.approx(0.0)
+    assert pace.learning_rate(30) == pytest.approx(0.05)
+    pace.start(30, 1e9)  # the budget is long gone, and does not count
+    assert [pace.ends(step) for step in (30, 38, 39)] == [False, False, True]
+    assert [step for step in range(1, 41) if pace.is_end(step)] == [30, 40]
+
+
+def test_epochs_and_a_second_extension(tmp_path: Path) -> None:
+    run = extend(tiny.start(tmp_path / "run"), epochs=1)
+    extend(run, steps=2, factor=0.1)
+    first, second = extensions(run)
+    assert first == Extension(step=tiny.STEPS, total=tiny.STEPS + tiny.STEPS_PER_EPOCH, factor=0.5)
+    assert second == Extension(step=first.total, total=first.total + 2, factor=0.1)
+    assert run.metrics[-2]["lr"] == pytest.approx(0.01)
+    assert len(run.metrics) == second.total
+    assert {path.name for path in run.path.glob("backbone*")} == {
+        "backbone.safetensors",
+        "backbone-step-00000012.safetensors",
+        "backbone-step-00000017.safetensors",
+    }
+
+
+def test_a_kill_between_the_old_weights_and_the_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tiny.start(tmp_path / "run")
+    before = run.backbone_path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("ssole.training.extension.write_lines", lambda *_: crash(nn.Identity()))
+        with pytest.raises(Crash):
+            add_extension(run, steps=3, factor=1.0)
+    assert not run.finished
+    assert tiny.resume(run).backbone_path.read_bytes() == before
+    assert len(run.metrics) == tiny.STEPS
+    assert len(extend(run, steps=3).metrics) == tiny.STEPS + 3
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({}, "give one of --epochs and --steps"),
+        ({"epochs": 1, "steps": 1}, "give one of --epochs and --steps"),
+        ({"steps": 0}, "at least 1 step, got epochs = None, steps = 0"),
+        ({"epochs": -1}, "at least 1 step, got epochs = -1"),
+        ({"steps": 1, "factor": 0.0}, "positive and finite, got 0.0"),
+        ({"steps": 1, "factor": float("nan")}, "positive and finite, got nan"),
+    ],
+)
+def test_wrong_numbers_change_nothing(tmp_path: Path, given: dict[str, Any], words: str) -> None:
+    run = Run(tmp_path)
+    (tmp_path / "config.yaml").write_text("steps: 3\n")
+    with pytest.raises(ConfigError, match=words):
+        extend(run, **given)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_runs_that_cannot_be_extended(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run")
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        extend(Run(tmp_path), steps=1)
+    for path in run.checkpoints.glob("*12*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"ended with step 12, and its newest checkpoint is of step 10: .*--init"):
+        extend(run, steps=1)
+    assert checkpoint_steps(run) == [10]
+    assert run.finished
+    (run.path / "extensions.jsonl").write_text('{"step": 12, "total": 3, "factor": 1}\n')
+    with pytest.raises(ConfigError, match=r"extensions\.jsonl is damaged"):
+        extensions(run)
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = tiny.write_folder(tmp_path / "photos")
+    assert tiny.main("pretrain", "--recipe", tiny.recipe(tmp_path), "--data", str(photos), "--out", "run") == 0
+    assert tiny.main("extend", "run", "--steps", "2", "--factor", "0.25") == 0
+    assert "14 steps in" in capsys.readouterr().out
+    assert extensions(Run(Path("run"))) == [Extension(step=12, total=14, factor=0.25)]
+    assert tiny.main("extend", "photos", "--steps", "2") == 2
+    assert "is not a run folder" in capsys.readouterr().err
