@@ -23,7 +23,7 @@ Rows = NDArray[np.float32] | NDArray[np.float16]
 """(N, F) rows of unit length, in memory or mapped from a file."""
 
 _SCORE_BYTES = 256 * 2**20  # largest block of products that is kept
-_BLOCK = 2**23  # numbers of rows that are multiplied at once: 32 MiB in float32
+_BLOCK = 2**22  # numbers that are converted at once: 16 MiB in float32
 
 
 def unit_rows(features: Tensor) -> NDArray[np.float32]:
@@ -79,25 +79,31 @@ def score_blocks(rows_NF: Rows, queries_QF: Rows) -> Iterator[tuple[int, Tensor]
 
 
 def scores(rows_NF: Rows, queries_QF: Rows) -> Tensor:
-    """Float32 products (Q, N) of queries with all rows, of which a block at a time is in memory.
+    """Float32 products (Q, N) of queries with all rows, which are read from their file where they are mapped.
 
     Raises:
         ValueError: the rows or queries hold NaN or infinity.
     """
-    scores_QN = torch.empty(len(queries_QF), len(rows_NF))
-    size = max(1, _BLOCK // rows_NF.shape[1])
-    with exact_float32(scores_QN.device):
-        queries = _tensor(queries_QF)
-        for start in range(0, len(rows_NF), size):
-            scores_QN[:, start : start + size] = queries @ _tensor(rows_NF[start : start + size]).T
+    queries = torch.from_numpy(np.asarray(queries_QF, dtype=np.float32))
+    rows = torch.from_numpy(rows_NF)
+    with exact_float32(rows.device):
+        scores_QN = queries @ rows.T if rows.dtype == torch.float32 else _scores_of_half(rows, queries)
     if not torch.isfinite(scores_QN).all():
         bad = int((~torch.isfinite(scores_QN)).any(0).nonzero()[0, 0])
         raise ValueError(f"the features hold NaN or infinity, or the query does; the first such row is {bad}")
     return scores_QN
 
 
-def _tensor(rows: Rows) -> Tensor:
-    return torch.from_numpy(np.asarray(rows, dtype=np.float32))
+def _scores_of_half(rows_NF: Tensor, queries_QF: Tensor) -> Tensor:
+    """Float32 products of float16 rows, converted in one buffer: new memory for each block would be slower."""
+    scores_QN = torch.empty(len(queries_QF), len(rows_NF))
+    size = min(len(rows_NF), max(1, _BLOCK // rows_NF.shape[1]))
+    buffer_BF = torch.empty(size, rows_NF.shape[1])
+    for start in range(0, len(rows_NF), size):
+        part_BF = rows_NF[start : start + size]
+        block_BF = buffer_BF[: len(part_BF)].copy_(part_BF)
+        scores_QN[:, start : start + size] = queries_QF @ block_BF.T
+    return scores_QN
 
 
 def rounding(rows_NF: Rows) -> float:
