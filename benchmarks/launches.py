@@ -28,6 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from measure import save
 from ssole import rng
 from ssole.config import PretrainConfig, load
+from ssole.losses import kernels
 from ssole.training import step as training_step
 from ssole.training.step import Learner
 
@@ -44,6 +45,7 @@ _NONE = {
     "_unsafe_view",
     "lift_fresh",
 }
+_KEPT = (rng._words, kernels._kept_matrix)  # functions that keep tensors
 _WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "_unique2", "unique_dim", "unique_consecutive",
           "masked_select", "_linalg_eigh", "linalg_eig", "_linalg_svd", "linalg_inv_ex", "linalg_lu_factor_ex",
           "linalg_cholesky_ex"}  # fmt: skip
@@ -116,6 +118,8 @@ def _wait(name: str, args: Any, kwargs: Mapping[str, Any]) -> str:
     ):
         return f"{name} by a mask"
     if name == "_to_copy" and tensors and "device" in kwargs:
+        if kwargs.get("non_blocking") and getattr(tensors[0], "is_in_pinned_memory", False):
+            return ""
         here, there = tensors[0].device.type, torch.device(kwargs["device"] or tensors[0].device).type
         return f"copy from {here} to {there}" if here != there else ""
     if name == "copy_" and len({x.device.type for x in tensors}) > 1:
@@ -138,17 +142,26 @@ def _on_device(x: Tensor) -> bool:
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """Context in which tensors are fake, and those on `DEVICE` need no GPU."""
-    rng._words.cache_clear()  # real tensors, kept from other work
+    for kept in _KEPT:
+        kept.cache_clear()  # real tensors, kept from other work
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         mock.patch.object(nn.Module, "to", _move),
         mock.patch.object(Tensor, "backward", backward),
-        mock.patch.object(Tensor, "pin_memory", lambda self: self),
+        mock.patch.object(Tensor, "pin_memory", _pinned),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
         mock.patch("torch.cuda.is_bf16_supported", return_value=True),
     ):
         yield
-    rng._words.cache_clear()  # fake ones
+    for kept in _KEPT:
+        kept.cache_clear()  # fake ones
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    """`Tensor.pin_memory`, which needs a driver."""
+    pinned = tensor.clone()
+    pinned.is_in_pinned_memory = True  # type: ignore[attr-defined]
+    return pinned
 
 
 def _move(
@@ -268,16 +281,21 @@ def _parts_named(learner: Learner, counter: Launches) -> Iterator[None]:
 SETTINGS: dict[str, dict[str, Any]] = {
     "V = 2": {},
     "V = 4": {"augment.crops": [{"count": 4, "size": 32}]},
+    "V = 8": {"augment.crops": [{"count": 8, "size": 32}]},
     "V = 2 + 2, of 32 and 24 px": {"augment.crops": [{"count": 2, "size": 32}, {"count": 2, "size": 24}]},
     "V = 2, SGD": {"optim.name": "sgd"},
+    "V = 4, temperature 0.2": {"augment.crops": [{"count": 4, "size": 32}], "loss.temperature": 0.2},
 }
 
 
 def settings(**overrides: Any) -> PretrainConfig:
-    """ResNet-18 at 32 px with SimCLR's views and Muon."""
+    """ResNet-18 at 32 px with SimCLR's views and Muon; the projector has three layers, as the published one."""
     crops = [{"count": 2, "size": 32}]
     return load(
-        "cifar10", precision="bfloat16", batch_size=256, **{"augment.crops": crops, "optim.name": "muon", **overrides}
+        "cifar10",
+        precision="bfloat16",
+        batch_size=256,
+        **{"augment.crops": crops, "model.projector_layers": 3, **overrides},
     )
 
 

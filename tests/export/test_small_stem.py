@@ -17,7 +17,7 @@ from ssole.export.small_stem import NAME, small_stem_kernel
 from ssole.models.backbone import small_stem
 
 
-@pytest.mark.parametrize(("stem", "kernel"), [("3x3", 3), ("4x4", 4), ("timm", None)])
+@pytest.mark.parametrize(("stem", "kernel"), [("2x2", 2), ("3x3", 3), ("4x4", 4), ("timm", None)])
 def test_kernel_of_the_stem(stem: str, kernel: int | None, weights: Weights) -> None:
     assert small_stem_kernel(ssole.load(weights(**{"model.stem": stem})).backbone) == kernel
 

@@ -29,6 +29,7 @@ TINY = tiny.config().model
         ("auto", 65, (7, 7), (2, 2), True),
         ("timm", 32, (7, 7), (2, 2), True),
         ("4x4", 224, (4, 4), (2, 2), False),
+        ("2x2", 32, (2, 2), (1, 1), False),
     ],
 )
 def test_stems(stem: str, size: int, kernel: tuple[int, int], stride: tuple[int, int], pooled: bool) -> None:

@@ -8,16 +8,18 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 import tiny
+from ssole.training.feed import Feed, make_plan
 from ssole.training.step import Learner
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-CEILINGS = {"views": 110, "loss": 280, "optimizer": 330}
+CEILINGS = {"views": 110, "loss": 200, "optimizer": 330}
 
 
 @pytest.fixture
@@ -26,13 +28,34 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("launches")
 
 
-@pytest.mark.parametrize("name", ["V = 2", "V = 2 + 2, of 32 and 24 px"])
+@pytest.mark.parametrize("name", ["V = 2", "V = 4", "V = 8", "V = 2 + 2, of 32 and 24 px"])
 def test_a_step_launches_few_kernels(launches: ModuleType, name: str) -> None:
     counted = launches.launches(launches.settings(**launches.SETTINGS[name]))
     groups = 2 if "+" in name else 1
     ceilings = {**CEILINGS, "views": groups * CEILINGS["views"]}
     assert counted.waits == []
     assert {part: counted.totals[part] for part in ceilings if counted.totals[part] > ceilings[part]} == {}
+
+
+@pytest.mark.parametrize("name", ["ssole", "supervised"])
+def test_from_images_to_the_update_nothing_waits(
+    launches: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
+    config, images = tiny.config(**{"loss.name": name}), torch.from_numpy(tiny.images()).permute(0, 3, 1, 2)
+    labels = np.arange(tiny.IMAGES) % 2
+    with launches.fake_cuda():
+        store = SimpleNamespace(images=torch.zeros(images.shape, dtype=torch.uint8), hint=lambda: None)
+        learner = Learner(config, launches.DEVICE, labels=labels, images=tiny.IMAGES)
+        learner.steps_done = 1
+        with launches.Launches() as counter:
+            for step, epoch, ids, batch in Feed(store, launches.DEVICE).batches(make_plan(config, tiny.IMAGES), 0):
+                learner.step(batch, ids, epoch=epoch, lr=0.1)
+                if step == 0:
+                    counter.waits.clear()  # of what is kept for later steps
+                if epoch == 1:
+                    break
+    assert counter.waits == []
 
 
 # What counts is right

@@ -130,7 +130,7 @@ class ModelConfig:
     """Any timm model name."""
     backbone_args: dict[str, Any] = field(default_factory=dict)
     """Extra arguments of `timm.create_model`, such as `layers` or `channels` of a ResNet."""
-    stem: Literal["auto", "timm", "3x3", "4x4"] = "auto"
+    stem: Literal["auto", "timm", "2x2", "3x3", "4x4"] = "auto"
     """First layers of a ResNet: timm's (7x7, pooling), or a small convolution. `auto`: 3x3 up to 64 px, else timm's."""
     stem_init: Literal["timm", "whitening"] = "timm"
     """Initial weights of the first convolution: timm's random filters, or filters that whiten the first batch."""

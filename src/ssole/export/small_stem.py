@@ -31,7 +31,7 @@ def register_with_timm() -> None:
 
 
 def small_stem_kernel(backbone: nn.Module) -> int | None:
-    """Kernel size of a small-image stem, 3 or 4; None for a backbone as timm makes it."""
+    """Kernel size of a small-image stem, 2 to 4; None for a backbone as timm makes it."""
     if not isinstance(getattr(backbone, "maxpool", None), nn.Identity):
         return None
     conv = backbone.conv1
@@ -44,7 +44,7 @@ def ssole_resnet(pretrained: bool = False, **arguments: Any) -> nn.Module:
 
     Args:
         pretrained: load the weights that timm's `pretrained_cfg` points to.
-        arguments: `backbone` (the ResNet's timm name), `stem` (3 or 4, the side of its first filters), and timm's own.
+        arguments: `backbone` (the ResNet's timm name), `stem` (2 to 4, the side of its first filters), and timm's own.
     """
     from timm.models import build_model_with_cfg
 

@@ -11,7 +11,7 @@ G squares the condition number kappa of A, so it is formed and factored in float
 the gradient is then about 1e-16 kappa^2, which reaches 1e-4 only at kappa = 1e6. (With G in float32 that happens at
 kappa = 40.) For float64 input on the CPU the norm comes from an SVD of A itself, which squares nothing.
 
-`_NuclearNorms` is the autograd function. It follows a route, an object with two methods:
+`_NuclearNorms` is the autograd function. It follows a route (`device` has those of accelerators) with two methods:
 
     norms(x)                            the norms, the tensors to save, and the dtype of the gradient's products
     gradient(dtype, x, *saved, *grads)  the gradient with respect to x
@@ -23,14 +23,16 @@ contrasts.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ssole.losses import device
 from ssole.losses.checks import check_rows
-from ssole.losses.kernels import gram_product, inverse_root, multiply_into, product_dtype, similarity_kernel
+from ssole.losses.kernels import gram_product, multiply_into, product_dtype, similarity_kernel
+from ssole.losses.roots import inverse_root
 
 
 def nuclear_norm(x: Tensor) -> Tensor:
@@ -74,8 +76,7 @@ def kernel_norms(x_Nmn: Tensor, temperature: float) -> Tensor:
     K holds the kernel (:func:`ssole.losses.kernels.similarity_kernel`) of each pair of rows.
     """
     _, m, n = x_Nmn.shape
-    # Zeros change no cosine, and make the rows the short side.
-    padded_Nmn = torch.nn.functional.pad(x_Nmn, (0, max(0, m - n)))
+    padded_Nmn = torch.nn.functional.pad(x_Nmn, (0, max(0, m - n)))  # changes no cosine; rows are the short side
     return _NuclearNorms.apply(padded_Nmn, _Wide(True, temperature=temperature))  # type: ignore[no-any-return]
 
 
@@ -85,8 +86,8 @@ def unit_norms(x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: boo
     `normalize=False` leaves rows as they are. `contrasts` (C, m) are multiplied from the left after scaling. They and
     `check`, which raises as `check_rows` does, need m <= n.
     """
-    wide = x_Nmn.shape[1] <= x_Nmn.shape[2]
-    route = _Wide(normalize, contrasts, check) if wide else _Tall(normalize)
+    wide = _Wide if x_Nmn.device.type == "cpu" else device.Rows
+    route = wide(normalize, contrasts, check) if x_Nmn.shape[1] <= x_Nmn.shape[2] else _Tall(normalize)
     return _NuclearNorms.apply(x_Nmn, route)  # type: ignore[no-any-return]
 
 
@@ -98,7 +99,11 @@ def image_and_view_norms(
     With a temperature, those of views are `kernel_norms`. One call for both, so that their gradients add up in one
     tensor of the size of `z`.
     """
-    route = _ImagesAndViews(_Wide(normalize, contrasts, check), _Wide(normalize, temperature=temperature))
+    route: _Route
+    if z_BVD.device.type == "cpu":
+        route = _ImagesAndViews(_Wide(normalize, contrasts, check), _Wide(normalize, temperature=temperature))
+    else:
+        route = device.ImagesAndViews(device.Rows(normalize, contrasts, check), temperature)
     return _NuclearNorms.apply(z_BVD, route)  # type: ignore[no-any-return]
 
 
@@ -106,9 +111,7 @@ class _NuclearNorms(Function):
     """The autograd function of this package: nuclear norms by a route, and their gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, route: _Svd | _Gram | _Wide | _Tall | _ImagesAndViews
-    ) -> Tensor | tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, route: _Route) -> Tensor | tuple[Tensor, ...]:
         norms, saved, ctx.dtype = route.norms(x)
         ctx.route = route
         ctx.save_for_backward(x, *saved)
@@ -289,3 +292,6 @@ class _Tall:
         if self.normalize:
             p_Nmn.addcmul_(u_Nmn, torch.linalg.vecdot(u_Nmn, p_Nmn)[..., None], value=-1)
         return p_Nmn.mul_(s_Nm1 * grad_N[:, None, None].to(dtype)).to(x_Nmn.dtype)
+
+
+_Route: TypeAlias = _Svd | _Gram | _Wide | _Tall | _ImagesAndViews | device.Rows | device.ImagesAndViews

@@ -10,10 +10,12 @@ import warnings
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssole import distributed
 from ssole.losses.checks import check_embeddings, check_rows
+from ssole.losses.kernels import constant
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, kernel_norms, nuclear_norm, unit_norms
 
 
@@ -173,15 +175,17 @@ class SSOLELoss(nn.Module):
             n_B, r_V = self._image_norms(z_BVD, contrasts), self._view_norms(batch_BVD)
 
         if self.form == "raw":
-            low_B, high_V = n_B, -r_V
+            low, high_V = distributed.all_reduce(n_B.sum()) / images, -r_V
         else:
-            low_B = (n_B**2 - views) / (views**2 - views) if contrasts is None else (n_B / (views - 1)) ** 2
+            squares = distributed.all_reduce(n_B.square().sum())
+            low = squares / (images * (views - 1) ** 2)
+            if contrasts is None:
+                low = (squares / images - views) / (views**2 - views)
             high_V = collapse(r_V, rows, self.gamma)
-        low = distributed.all_reduce(low_B.sum()) / images
         high = high_V.mean()
         with torch.no_grad():
             mean_n = distributed.all_reduce(n_B.sum()) / images
-        return SSOLETerms(low + self.high_rank_weight * high, low, high, mean_n, r_V.mean())
+        return SSOLETerms(torch.add(low, high, alpha=self.high_rank_weight), low, high, mean_n, r_V.mean())
 
     def _image_norms(self, z_BVD: Tensor, contrasts: Tensor | None) -> Tensor:
         """n_i of this process's images, (B,)."""
@@ -240,10 +244,11 @@ def helmert(like: Tensor) -> Tensor:
     Row i - 1 sets views 0 to i - 1 against view i. All rows are orthogonal to the constant vector, so ||H Z||_* is the
     nuclear norm of the deviations from the mean, without their exact zero mode.
     """
-    views = like.shape[1]
-    i_C1 = torch.arange(1, views, dtype=torch.float64, device=like.device)[:, None]
-    j_V = torch.arange(views, dtype=torch.float64, device=like.device)
-    return ((j_V < i_C1).double() - i_C1 * (j_V == i_C1)) / (i_C1 * (i_C1 + 1)).sqrt()
+    rows = []
+    for i in range(1, like.shape[1]):
+        length = math.sqrt(i * (i + 1))
+        rows.append((*[1 / length] * i, -i / length, *[0.0] * (like.shape[1] - i - 1)))
+    return constant(tuple(rows), like.device)
 
 
 def collapse(r: Tensor, rows: int, gamma: float) -> Tensor:
@@ -254,11 +259,12 @@ def collapse(r: Tensor, rows: int, gamma: float) -> Tensor:
         c1 = q / (s^2 (rows - 1))        c2 = q (rows - 2) / (rows - 1) + 2 s sqrt(q / (rows - 1))
     """
     s = r.double() / rows
-    q = (1 - s) * (1 + s)
+    square = s.square()
+    q = 1 - square
     # Unit rows have s >= 1 / sqrt(rows). Without normalization s may be 0: the clamp keeps the slope of c1 in float32.
-    c1 = q / (s.clamp(min=1e-12).square() * (rows - 1))
+    c1 = q / square.clamp(min=1e-24)
     # sqrt(q) has infinite slope at s = 1, the optimum. s has a rounding error of a few eps, so closer values count as
     # the optimum. There and beyond c2 is 0 with slope 0, the minimum-norm subgradient at the tip of a cone.
-    below = q > 16 * torch.finfo(torch.float64).eps
-    c2 = q * ((rows - 2) / (rows - 1)) + s * (torch.where(below, q, 1).sqrt() * (2 / math.sqrt(rows - 1)))
-    return gamma * c1 + (1 - gamma) * torch.where(below, c2, 0)
+    below = F.threshold(q, 16 * torch.finfo(torch.float64).eps, 0)
+    c2 = torch.addcmul(below * (rows - 2), s, below.sqrt(), value=2 * math.sqrt(rows - 1))
+    return torch.add(c1 * (gamma / (rows - 1)), c2, alpha=(1 - gamma) / (rows - 1))

@@ -119,7 +119,7 @@ def feature_dim(backbone: nn.Module) -> int:
 
 
 def small_stem(model: nn.Module, kernel: int = 3) -> nn.Module:
-    """Timm ResNet with the usual stem for small images, changed in place: 3x3 stride 1 or 4x4 stride 2, no pooling.
+    """Timm ResNet with a stem for small images, changed in place: 2x2 or 3x3 stride 1, or 4x4 stride 2; no pooling.
 
     ``small_stem(timm.create_model("resnet18", num_classes=0)).load_state_dict(...)`` loads the weights of a
     run on small images.
@@ -133,7 +133,7 @@ def small_stem(model: nn.Module, kernel: int = 3) -> nn.Module:
             "use stem 'timm'"
         )
     old: nn.Conv2d = model.conv1  # type: ignore[assignment]
-    stride, padding = (1, 1) if kernel == 3 else (2, 1)
+    stride, padding = {2: (1, 0), 3: (1, 1), 4: (2, 1)}[kernel]
     model.conv1 = nn.Conv2d(old.in_channels, old.out_channels, kernel, stride=stride, padding=padding, bias=False)
     nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm initialises its own
     model.maxpool = nn.Identity()

@@ -15,6 +15,7 @@ from ssole.config import PretrainConfig
 from ssole.data.store import AHEAD, ImageStore
 from ssole.errors import DataError
 from ssole.rng import epoch_order
+from ssole.runtime import copy_to
 from ssole.views.geometry import ImageBatch
 
 _ALIGN = 64  # bytes; images begin at multiples within a copy, as vector loads and 16-bit values need
@@ -84,10 +85,11 @@ class Feed:
         self._upload = _Upload(device) if device.type == "cuda" and self._images is None else None
 
     def batches(self, plan: Plan, start: int) -> Iterator[tuple[int, int, torch.Tensor, ImageBatch]]:
-        """(step, epoch, ids (B,), images) from step `start` on."""
+        """(step, epoch, ids (B,), images) from step `start` on; ids and images are on the device."""
         ahead: deque[tuple[int, int, torch.Tensor, Callable[[], ImageBatch]]] = deque()
         for step, epoch, ids in plan.batches(start):
-            ahead.append((step, epoch, ids, self._begin(ids)))
+            here = copy_to(ids, self._device)
+            ahead.append((step, epoch, here, self._begin(ids, here)))
             if len(ahead) > AHEAD:
                 yield self._finish(*ahead.popleft())
         while ahead:
@@ -97,10 +99,10 @@ class Feed:
         """Advice in one line on how to wait less for images; None if the waiting ends by itself."""
         return self._store.hint()
 
-    def _begin(self, ids: torch.Tensor) -> Callable[[], ImageBatch]:
-        """Start to prepare a batch; the returned function waits for it."""
+    def _begin(self, ids: torch.Tensor, here: torch.Tensor) -> Callable[[], ImageBatch]:
+        """Start to prepare a batch; the returned function waits for it. `here` are the ids on the device."""
         if (resident := self._images) is not None:
-            return lambda: resident[ids.to(self._device)]
+            return lambda: resident.index_select(0, here)
         self._store.prefetch(ids)
         if self._upload is not None:
             return self._upload.begin(lambda: self._store.get(ids))

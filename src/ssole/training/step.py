@@ -26,7 +26,7 @@ from ssole.models.backbone import Encoder, create_encoder, feature_dim, whiten_s
 from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.models.cpu import speed_up_convolutions
 from ssole.rng import Use, number
-from ssole.runtime import keep_freed_memory, resolve_precision
+from ssole.runtime import copy_to, keep_freed_memory, resolve_precision
 from ssole.training.optim import create_optimizer, set_learning_rate
 from ssole.views import make_views
 from ssole.views.device import EpochRows
@@ -105,7 +105,7 @@ class Learner:
         self.encoder = _trainable_encoder(config, device)
         self.loss = (create_loss(config, self.encoder, labels) if loss is None else loss).to(device).train()
         needs_labels = bool(getattr(self.loss, "needs_labels", False))
-        self.labels = torch.from_numpy(labels) if needs_labels and labels is not None else None
+        self.labels = torch.from_numpy(labels).to(device) if needs_labels and labels is not None else None
         self.modules = nn.ModuleDict({"encoder": self.encoder, "loss": self.loss})
         self.optimizer = create_optimizer(self.modules, config.optim)
         self.steps_done = 0
@@ -119,7 +119,7 @@ class Learner:
 
         Args:
             images: uint8 or uint16 (B, C, H, W), or B tensors (C, h, w) of different sizes.
-            ids: int64 (B,), indices of the images in their data set.
+            ids: int64 (B,), indices of the images in their data set; a GPU waits unless they are on it.
             epoch: number of the epoch, from 0; the views are a function of (seed, epoch, id).
             lr: learning rate of this step.
 
@@ -132,7 +132,7 @@ class Learner:
         views = make_views(images, ids, recipe=self.config.augment, seed=self.config.seed, epoch=epoch, rows=rows)
         if self.steps_done == 0 and self.config.init is None and self.config.model.stem_init == "whitening":
             whiten_stem(self.encoder.backbone, views[0].flatten(0, 1))
-        labels = () if self.labels is None else (self.labels[ids.cpu()].to(self.device),)
+        labels = () if self.labels is None else (self.labels.index_select(0, copy_to(ids, self.device)),)
         return self.step_on_views(views, *labels, lr=lr)
 
     def step_on_views(self, views: list[torch.Tensor], *labels: torch.Tensor, lr: float) -> StepResult:
