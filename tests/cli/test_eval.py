@@ -56,7 +56,7 @@ def test_eval_without_labels_says_so(trained: Command) -> None:
         (["eval", "photos"], "photos is not a run folder"),
         (["eval", "run/backbone.safetensors"], "does not say which images to use: pass --data"),
         (["eval", "run", "--data", "phots"], "'phots'"),
-        (["eval", "run", "--protocols", "knn,svm"], "protocol is ['knn', 'svm']; choose from knn, linear, few-shot"),
+        (["eval", "run", "--protocols", "knn,svm"], "protocol is ['knn', 'svm']; choose from knn, linear, sgd"),
         (["eval", "run", "--device", "tpu"], "auto, cpu, cuda or cuda:N, got 'tpu'"),
     ],
 )

@@ -12,6 +12,7 @@ import pytest
 import torch
 from coloured import MeanColour, coloured, evaluate_quietly
 from PIL import Image
+from torch import nn
 
 import ssole
 import tiny
@@ -216,3 +217,45 @@ def test_knn_of_photographs_while_training_is_that_of_the_evaluation(tmp_path: P
         knn_evaluator(of_evaluation[0], of_training[1], preprocessing)
     features = [extract(model, stores[0], preprocessing, progress=False) for stores in (of_training, of_evaluation)]
     assert not torch.allclose(*features, rtol=1e-2)
+
+
+def test_protocols_that_train_or_corrupt() -> None:
+    class Convolved(nn.Module):
+        """As timm's models: a feature map, and its mean."""
+
+        image_size, mean, std, num_features = 8, HALF, HALF, 16
+
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer = nn.Conv2d(3, 16, 4, stride=4)
+
+        def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+            features: torch.Tensor = self.layer(images)
+            return features
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.forward_features(images).mean((2, 3))
+
+    train, test = coloured(240, seed=0), coloured(60, seed=1)
+    names = ["sgd", "attentive", "semi-supervised", "robustness"]
+    result = evaluate_quietly(Convolved(), train, test=test, protocol=names)
+    row, pixels = result.rows["trained"], result.rows["raw pixels (8x8)"]
+    values = {name: row[name].value for name in ("sgd", "attentive", "semi10")}
+    assert min(values.values()) > 0.9, values
+    assert {"sgd", "robustness"} <= pixels.keys()
+    assert not {"attentive", "semi1", "semi10"} & pixels.keys()
+    details = result.details["trained"]
+    assert [details[name][0]["images"] for name in ("semi1", "semi10")] == [3, 24]
+    assert len(details["semi1"][0]["split"]) == 64
+    found = details["robustness"][0]
+    assert found["clean"] > 0.9
+    assert len(found) == 12
+    values = [value for name, one in found.items() if name != "clean" for value in one]
+    assert row["robustness"].value == pytest.approx(sum(values) / 55)
+    assert row["robustness_kept"].value == pytest.approx(row["robustness"].value / found["clean"])
+    plain = evaluate_quietly(MeanColour(), train, test=test, protocol=["attentive", "knn"], baselines=False)
+    assert (
+        "trained: no attentive probe: MeanColour has no forward_features, which gives spatial features." in plain.notes
+    )
+    assert "attentive" not in plain.rows["trained"]

@@ -36,7 +36,8 @@ class EvalArgs:
     test: DataWords = ()
     """Images to test on. By default, the test split of the data, or else a held-out part of them."""
     protocols: Words = ("knn", "linear")
-    """What to measure, separated by commas: knn, linear, few-shot, cluster, retrieval, label-free."""
+    """What to measure, separated by commas: knn, linear, sgd, attentive, semi-supervised, few-shot, cluster, retrieval,
+    robustness, label-free."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0

@@ -65,8 +65,8 @@ def evaluate(
         views: function that makes views of images for the (first) model; without it, figures of views are left out.
         seed, device: seed of the hold-out and validation splits; "auto" is the GPU where there is one.
         precision, progress: as for :func:`~ssole.evaluation.features.extract`.
-        image_size, mean, std: preprocessing, by default of the model's attributes or its ``pretrained_cfg``, as timm has
-            it. Runs in a dict keep their own.
+        image_size, mean, std: preprocessing, by default of the model's attributes or timm's ``pretrained_cfg``. Runs in
+            a dict keep their own.
 
     Raises:
         ConfigError: a subject that cannot be opened.

@@ -9,23 +9,33 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from ssole.evaluation.accuracy import classified
+from ssole.evaluation.accuracy import accuracy, classified
+from ssole.evaluation.attentive import Tokens, attentive_probe
 from ssole.evaluation.case import Case
 from ssole.evaluation.clustering import clustering_figures
-from ssole.evaluation.features import extract_views
+from ssole.evaluation.corruptions import CORRUPTIONS, STRENGTHS, CorruptedImages
+from ssole.evaluation.datasets import Subset
+from ssole.evaluation.features import DecodedImages, extract, extract_views, for_each_batch
 from ssole.evaluation.few_shot import INTERVAL, few_shot_accuracies
+from ssole.evaluation.fine_tune import EPOCHS, balanced_split, fine_tune, split_digest
 from ssole.evaluation.knn import knn_classify
 from ssole.evaluation.label_free import label_free_figures
 from ssole.evaluation.results import Outcome, Score
 from ssole.evaluation.retrieval import retrieval_figures
+from ssole.evaluation.sgd_probe import RATES, sgd_probe
+from ssole.progress import progress_bar
 
 NEIGHBOURS = (20, 10, 200)
 SHOTS = (1, 5, 10)
-VIEWED_IMAGES = 2000
-"""Largest number of images for the label-free figures of views."""
+VIEWED_IMAGES = CORRUPTED_IMAGES = 2000
+"""Largest number of images for the label-free figures of views, and of test images that are corrupted."""
+TOKEN_BYTES = 1 << 30
+"""Largest memory for the spatial features of train images, and of test images."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +102,107 @@ def _label_free(case: Case) -> Outcome:
     return Outcome.of(label_free_figures(features, views), len(features))
 
 
+def _sgd(case: Case) -> Outcome:
+    probe = sgd_probe(*case.train, num_classes=case.classes, seed=case.seed, progress=case.progress)
+    if probe.rate in (RATES[0], RATES[-1]):
+        case.note(f"the SGD probe chose the rate {probe.rate:g}, an end of the range tried.")
+    outcome = classified("sgd", probe.scores(case.test[0]), case.test[1])
+    outcome.details["sgd"] |= {"rate": probe.rate, "validation": probe.validation}
+    return outcome
+
+
+def _attentive(case: Case) -> Outcome:
+    assert case.data.test is not None
+    try:
+        tokens = None if case.model is None else Tokens(case.model)
+    except ValueError as error:
+        case.note(f"no attentive probe: {error}.")
+        tokens = None
+    if tokens is None:
+        return Outcome()
+    (train, labels), (test, test_labels) = (_tokens(case, tokens, one) for one in (case.data.train, case.data.test))
+    how: dict[str, Any] = {"seed": case.seed, "device": case.device, "progress": case.progress}
+    scores = attentive_probe(train, labels, classes=case.classes, **how)(test)
+    return classified("attentive", scores, test_labels)
+
+
+def _tokens(case: Case, tokens: Tokens, subset: Subset) -> tuple[Tensor, Tensor]:
+    """Tokens (N, T, F) float16 and labels of as many images, evenly spaced, as a gigabyte holds."""
+    first = extract(tokens, subset.select(torch.arange(1)), case.preprocessing, device=case.device, progress=False)
+    count = min(len(subset), TOKEN_BYTES // (2 * first.shape[1]))
+    if count < len(subset):
+        case.note(f"attentive probe: {count} of {len(subset)} images of {subset.store.source.name}, to bound memory.")
+    chosen = subset.select(torch.linspace(0, len(subset) - 1, count).long())
+    kept = torch.empty(len(chosen), first.shape[1], dtype=torch.float16)
+
+    def keep(start: int, rows: Tensor) -> None:
+        kept[start : start + len(rows)] = rows
+
+    for_each_batch(tokens, chosen, case.preprocessing, keep, device=case.device, progress=case.progress)
+    rows, labels = chosen.readable_rows(kept)
+    return rows.view(len(rows), -1, tokens.width), labels
+
+
+def _semi(case: Case) -> Outcome:
+    if case.model is None:
+        return Outcome()
+    assert case.data.test is not None
+    readable = torch.from_numpy(case.data.train.store.readable)[case.data.train.positions].nonzero()[:, 0]
+    train, outcomes = case.data.train.select(readable), []
+    for share, epochs in EPOCHS.items():
+        chosen = balanced_split(train.labels, share, seed=case.seed)
+        how: dict[str, Any] = {"seed": case.seed, "device": case.device, "progress": case.progress}
+        how |= {"features": case.test[0].shape[1], "classes": case.classes, "epochs": epochs}
+        try:
+            model = fine_tune(case.model, train.select(chosen), case.preprocessing, **how)
+        except ValueError as error:
+            case.note(f"no fine-tuning: {error}.")
+            return Outcome()
+        logits = extract(model, case.data.test, case.preprocessing, device=case.device, progress=case.progress)
+        logits, labels = case.data.test.readable_rows(logits)
+        name = f"semi{round(100 * share)}"
+        outcome = classified(name, logits.softmax(1), labels)
+        outcome.details[name] |= {"images": len(chosen), "split": split_digest(train.positions[chosen])}
+        outcomes.append(outcome)
+    return Outcome.joined(outcomes)
+
+
+def _robustness(case: Case) -> Outcome:
+    assert case.data.test is not None
+    test = case.data.test
+    sample = test.select(torch.linspace(0, len(test) - 1, min(len(test), CORRUPTED_IMAGES)).long())
+    size, channels = case.preprocessing.image_size, len(case.preprocessing.mean)
+
+    def accuracy_of(images: DecodedImages) -> float:
+        features, labels = sample.readable_rows(case.features_of(images))
+        return accuracy(case.probe.scores(features.to(case.device)), labels)
+
+    found: dict[str, Any] = {"clean": accuracy_of(sample)}
+    names = [name for name, one in CORRUPTIONS.items() if channels in (1, 3) or not one.pictures]
+    with progress_bar("corruptions", len(names) * STRENGTHS, enabled=case.progress) as advance:
+        for name in names:
+            found[name] = []
+            for strength in range(1, STRENGTHS + 1):
+                images = CorruptedImages(subset=sample, size=size, name=name, strength=strength, seed=case.seed)
+                found[name].append(accuracy_of(images))
+                advance()
+    mean = statistics.fmean(value for name in names for value in found[name])
+    figures = {"robustness": mean} | ({"robustness_kept": mean / found["clean"]} if found["clean"] else {})
+    outcome = Outcome.of(figures, len(sample))
+    outcome.details["robustness"] = found
+    return outcome
+
+
 PROTOCOLS: dict[str, Protocol] = {
     "knn": Protocol(2, _knn),  # 2: also k = 200
     "linear": Protocol(1, _linear),
+    "sgd": Protocol(1, _sgd),
+    "attentive": Protocol(1, _attentive),
+    "semi-supervised": Protocol(1, _semi),
     "few-shot": Protocol(1, _few_shot),
     "cluster": Protocol(1, _cluster),
     "retrieval": Protocol(1, _retrieval),
+    "robustness": Protocol(1, _robustness),
     "label-free": Protocol(2, _label_free, labels=False),  # 2: views at the size of 8, alpha-ReQ, LiDAR, neighbours
 }
 

@@ -71,7 +71,16 @@ class Outcome:
         return joined
 
 
-_CLASSIFIERS = {"knn20": "kNN k=20", "knn10": "kNN k=10", "knn200": "kNN k=200", "linear": "linear probe"}
+_CLASSIFIERS = {
+    "knn20": "kNN k=20",
+    "knn10": "kNN k=10",
+    "knn200": "kNN k=200",
+    "linear": "linear probe",
+    "sgd": "linear, by SGD",
+    "attentive": "attentive probe",
+    "semi1": "fine-tuned on 1 %",
+    "semi10": "fine-tuned on 10 %",
+}
 METRICS = {
     **_CLASSIFIERS,
     "few_shot1": "1-shot",
@@ -84,6 +93,8 @@ METRICS = {
     "recall1": "recall at 1",
     "recall5": "recall at 5",
     "recall10": "recall at 10",
+    "robustness": "corrupted images",
+    "robustness_kept": "corrupted, of clean",
     **{f"{name}_macro": f"{heading}, mean of classes" for name, heading in _CLASSIFIERS.items()},
     **{f"{name}_top5": f"{heading}, top 5" for name, heading in _CLASSIFIERS.items()},
     "centred_effective_rank": "effective rank, centred",

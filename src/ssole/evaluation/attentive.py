@@ -1,0 +1,142 @@
+"""Attentive probe: attention pooling over a frozen network's spatial features, then a linear classifier.
+
+Mean pooling can hide what single positions know, so a probe with learnt pooling is the fairer test of methods that do
+not train the mean (Chen et al. 2022, arXiv:2202.03026; Bardes et al. 2024, arXiv:2404.08471). Each of H learnt queries
+attends to the standardised tokens, and takes its own part of the values, as in multi-head cross-attention; the key
+projection is folded into the queries (Psomas et al. 2025, arXiv:2506.10178):
+
+    a_h = softmax_t(x_t . q_h / sqrt(F))        y = concat_h( V_h sum_t a_ht x_t )        logits = W layernorm(y) + b
+
+Trained by AdamW (rate 1e-3, weight decay 0.01, cosine schedule to 0) for 20 epochs in batches of 256, and for at least
+500 steps.
+
+Shape suffixes: N images, B images of a batch, T tokens, F features, H heads, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ssole.progress import progress_bar
+
+EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY, HEADS = 20, 500, 256, 1e-3, 0.01, 8
+MOST_TOKENS = 49
+"""Positions of the largest feature map; larger ones are averaged to 7 x 7."""
+
+
+class Tokens(nn.Module):
+    """Spatial features of a timm model, or a run's: images to (B, T, F), flattened to rows (B, T F).
+
+    Raises:
+        ValueError: the model has no ``forward_features`` that gives a map (B, F, h, w) or (B, h, w, F), or (B, T, F).
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.backbone: Any = getattr(model, "backbone", model)
+        if not hasattr(self.backbone, "forward_features"):
+            raise ValueError(f"{type(self.backbone).__name__} has no forward_features, which gives spatial features")
+        self.width = 0
+        """F; known after the first batch."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.backbone.forward_features(images)
+        width = getattr(self.backbone, "num_features", None)
+        if isinstance(found, Tensor) and found.ndim == 4:
+            if found.shape[1] != width and found.shape[3] == width:
+                found = found.permute(0, 3, 1, 2)
+            if found.shape[2] * found.shape[3] > MOST_TOKENS:
+                found = F.adaptive_avg_pool2d(found, 7)
+            found = found.flatten(2).transpose(1, 2)
+        if not isinstance(found, Tensor) or found.ndim != 3:
+            got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(f"forward_features of {type(self.backbone).__name__} gives {got}; (B, F, h, w) is needed")
+        self.width = found.shape[2]
+        return found.float().flatten(1)
+
+
+class AttentiveProbe(nn.Module):
+    """Attention pooling with learnt queries and a linear classifier: tokens (B, T, F) to logits (B, C)."""
+
+    def __init__(self, features: int, classes: int, heads: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(features, affine=False)
+        self.queries_HF = nn.Parameter(torch.randn(heads, features) * 0.02)
+        self.values_HFO = nn.Parameter(torch.randn(heads, features, features // heads) / math.sqrt(features))
+        self.last = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, classes))
+
+    def forward(self, tokens_BTF: Tensor) -> Tensor:
+        input_BTF = self.norm(tokens_BTF.transpose(1, 2)).transpose(1, 2)
+        share_BTH = (input_BTF @ self.queries_HF.T / math.sqrt(input_BTF.shape[2])).softmax(1)
+        pooled_BHF = share_BTH.transpose(1, 2) @ input_BTF
+        logits: Tensor = self.last(torch.einsum("bhf,hfo->bho", pooled_BHF, self.values_HFO).flatten(1))
+        return logits
+
+
+def attentive_probe(
+    tokens: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = False,
+) -> Callable[[Tensor], Tensor]:
+    """Attentive probe, trained on the tokens of images: a function from tokens to class probabilities (N, C).
+
+    Args:
+        tokens: (N, T, F), floating point, of any precision.
+        labels: (N,) integers in [0, C).
+        classes: C.
+        epochs: passes over the images; more where they have fewer than 500 steps.
+        seed: seed of the initial weights and of the batches.
+        device: to train on.
+        progress: show a bar when it takes more than two seconds.
+
+    Raises:
+        ValueError: tokens that are not a finite (N, T, F), or too few images for a batch statistic.
+    """
+    if tokens.ndim != 3 or len(tokens) < 2:
+        raise ValueError(f"the attentive probe takes tokens (N, T, F) of two or more images, got {tuple(tokens.shape)}")
+    if not all(bool(torch.isfinite(part).all()) for part in tokens.split(1024)):
+        raise ValueError("tokens hold NaN or infinity: the model's weights have diverged")
+    width = tokens.shape[2]
+    heads = max(number for number in (1, 2, 4, HEADS) if width % number == 0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe = AttentiveProbe(width, classes, heads).to(device)
+    _train(probe, tokens, labels, epochs=epochs, seed=seed, progress=progress)
+
+    def scores(others: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([probe(part.to(device).float()).softmax(1).cpu() for part in others.split(BATCH)])
+
+    return scores
+
+
+def _train(probe: AttentiveProbe, tokens: Tensor, labels: Tensor, *, epochs: int, seed: int, progress: bool) -> None:
+    count, device = len(tokens), probe.queries_HF.device
+    batch, generator = min(BATCH, count), torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=RATE, weight_decay=DECAY)
+    steps = max(LEAST_STEPS, count // batch * epochs)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    order = torch.empty(0, dtype=torch.int64)
+    with torch.enable_grad(), progress_bar("attentive probe", steps, enabled=progress) as advance:
+        for _ in range(steps):
+            if len(order) < batch:
+                order = torch.randperm(count, generator=generator)
+            rows, order = order[:batch], order[batch:]
+            loss = F.cross_entropy(probe(tokens[rows].to(device).float()), labels[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            advance()
+    probe.eval()
