@@ -1,266 +1,336 @@
-"""Measurements that need a CUDA GPU, piece by piece.
+"""What there is to measure on a GPU, most telling first; all of it in ten minutes, but for the speedruns.
 
-    python benchmarks/gpu_suite.py loss --out benchmarks/results/loss-h200.json
-    python benchmarks/gpu_suite.py cifar10 --data cifar10-train.parquet --test cifar10-test.parquet --out ...
-    python benchmarks/gpu_suite.py views --out ...      views a second, and their share of a training step
-    python benchmarks/gpu_suite.py step --out ...       pretraining against its roofline, ResNet-18 and ResNet-50
+    python benchmarks/gpu_suite.py loss views step profile --out benchmarks/results/h200
+    python benchmarks/gpu_suite.py speedrun --data cifar10-train.parquet --test cifar10-test.parquet --out ...
+    python benchmarks/gpu_suite.py imagenet-like --out ...
+    python benchmarks/gpu_suite.py --tiny --device cpu --out /tmp/dry         a dry run of all of it, without a GPU
 
-Runs from a checkout too (PYTHONPATH=src). `loss` needs torch alone; the others what the package depends on. Each piece
-stays under 9 minutes, prints a table and returns what is saved.
+Runs from a checkout too (PYTHONPATH=src). It needs torch, timm, torchvision, scikit-learn, pydantic and PyYAML, and
+says how to bring the last two where there is no network. Each piece is a file in the folder `--out`, which has every
+row from the moment it was measured. A piece that fails or takes longer than its limit ends there, and the next begins.
+
+Beside each rate stand the model FLOP utilization (FLOPs of the encoder alone, of the GPU's bfloat16 peak) and the share
+of time in which the GPU works: a rate near that of another loop proves little if both wait for kernels to be launched.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import ssole
-from loss import GRID, embeddings, gradient, hardware, oracle, textbook
-from measure import photographs, ratio
-from ssole.config import PretrainConfig, load
-from ssole.data.sources import open_source
-from ssole.evaluation.evaluate import knn_evaluator
-from ssole.evaluation.preprocessing import Preprocessing
-from ssole.losses import SSOLELoss
-from ssole.runtime import resolve_device
-from step import Roofline, compete, synchronize
-from views import Setting
+from pieces import (
+    Record,
+    Row,
+    busy_share,
+    covered,
+    flops_of,
+    kernel_intervals,
+    profiled,
+    require_modules,
+    run_piece,
+    seconds_of,
+    utilization,
+)
 
-REPEATS = 9
-STEPS_AT_ONCE = 10  # timed together, so that launching from the host can run ahead as it does in training
+SPEEDRUN_SECONDS = 11 * 60.0
+LIMITS = {"loss": 60.0, "views": 45.0, "step": 240.0, "profile": 60.0, "imagenet-like": 240.0}
+"""Seconds of each piece; a speedrun takes ten minutes a seed."""
+SHAPES = ((256, 2), (256, 4), (1024, 2), (512, 4), (1024, 4))
+"""Images and views in a step. Goals of the first three are in `GOALS_MS`."""
+GOALS_MS = {(256, 2): 10.5, (256, 4): 19.0, (1024, 2): 40.0}
 
 
-def loss_piece() -> dict[str, Any]:
+@dataclass(frozen=True)
+class Suite:
+    """Settings of all pieces. `tiny` makes them as small as they can be."""
+
+    device: torch.device
+    folder: Path
+    tiny: bool = False
+    data: str | None = None
+    test: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def config(self, recipe: str, **changes: Any) -> Any:
+        """Config of a recipe on the device."""
+        from ssole.config import load
+
+        small: dict[str, Any] = {}
+        if self.tiny:
+            small = {
+                "model.backbone": "resnet18",
+                "model.backbone_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+                "model.projector_dim": 8,
+                "model.projector_hidden": 8,
+                "batch_size": 4,
+                "precision": "float32",
+                "log_every": 1,
+            }
+        return load(recipe, device=str(self.device), **{**changes, **small, **self.overrides})
+
+    @property
+    def repeats(self) -> int:
+        """How often a thing is timed."""
+        return 2 if self.tiny else 9
+
+    @cached_property
+    def small_images(self) -> Tensor:
+        """Images of 32 px on the device, (N, 3, 32, 32)."""
+        from measure import photographs
+
+        images = photographs(16 if self.tiny else 20_000, 32, 32, shrink=4)
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous().to(self.device)
+
+    @cached_property
+    def decoded(self) -> tuple[Any, Any, float]:
+        """Train and test images as sources of arrays, and the seconds that decoding took. Done once."""
+        from ssole.data.arrays import ArraySource
+        from ssole.data.sources import open_source
+        from ssole.data.store import ImageStore
+
+        begun = time.perf_counter()
+        sources = []
+        for spec in (self.data, self.test):
+            store = ImageStore(open_source(spec))
+            assert store.images is not None
+            sources.append(ArraySource(store.images.permute(0, 2, 3, 1).numpy(), store.labels, name=str(len(sources))))
+        return sources[0], sources[1], time.perf_counter() - begun
+
+
+def loss_rows(suite: Suite) -> Iterator[Row]:
     """Forward + backward against the textbook version; the goal is 100x and under 2 ms at (256, 8, 4096)."""
-    print(
-        "| B, V, D | textbook ms | SSOLELoss ms | of it on the device | speedup "
-        "| gradient error: textbook | SSOLELoss | extra MB |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    rows = []
-    for shape in GRID:
-        z = embeddings(shape).cuda()
+    from loss import embeddings, gradient, oracle, textbook
+    from ssole.losses import SSOLELoss
+
+    loss = SSOLELoss(check_input=False)
+    shapes = [(256, 8, 4096), (256, 2, 512), (256, 4, 512), (1024, 2, 512), (512, 4, 1024)]
+    for shape in [(8, 2, 16), (8, 5, 16)] if suite.tiny else shapes:
+        z = embeddings(shape).to(suite.device)
         exact = oracle(z)
-        loss = SSOLELoss(check_input=False)
-        ours = gradient(loss, z)
-        row = {
+
+        def ours(z: Tensor = z) -> None:
+            loss(z.detach().requires_grad_()).backward()
+
+        def theirs(z: Tensor = z) -> None:
+            textbook(z.detach().requires_grad_()).backward()
+
+        ours()
+        ms = 1e3 * statistics.median(seconds_of(ours, suite.device) for _ in range(3 * suite.repeats))
+        textbook_ms = 1e3 * min(seconds_of(theirs, suite.device) for _ in range(2))
+        yield {
             "shape": shape,
+            "ms": ms,
+            "graph_ms": graph_milliseconds(ours, suite),
+            "textbook_ms": textbook_ms,
+            "speedup": textbook_ms / ms,
+            "gradient_error": relative(gradient(loss, z), exact),
             "textbook_gradient_error": relative(gradient(textbook, z), exact),
-            "ssole_gradient_error": relative(ours, exact),
-            "ssole_peak_extra_mb": peak_extra_bytes(loss, z) / 1e6,
-            "synchronizes": synchronizes(loss, z),
-            "textbook_ms": milliseconds(textbook, z, repeats=5),
-            "ssole_ms": milliseconds(loss, z, repeats=50),
-            "ssole_device_ms": device_milliseconds(loss, z),
+            "waits": waits(ours, suite.device),
+            "busy_share": busy_share(lambda ours=ours: [ours() for _ in range(10)], suite.device),
         }
-        row["speedup"] = row["textbook_ms"] / row["ssole_ms"]
-        rows.append(row)
-        print(
-            f"| {', '.join(map(str, shape))} | {row['textbook_ms']:.2f} "
-            f"| {row['ssole_ms']:.3f} | {row['ssole_device_ms']:.3f} "
-            f"| {row['speedup']:.0f}x | {row['textbook_gradient_error']:.1e} | {row['ssole_gradient_error']:.1e} "
-            f"| {row['ssole_peak_extra_mb']:.0f} |" + (" SYNCHRONIZES" if row["synchronizes"] else ""),
-            flush=True,
-        )
-    return {"rows": rows}
-
-
-def step(loss: Callable[[Tensor], Tensor], z: Tensor) -> None:
-    loss(z.detach().requires_grad_()).backward()
-
-
-def milliseconds(loss: Callable[[Tensor], Tensor], z: Tensor, *, repeats: int) -> float:
-    """Median of single steps, from an idle device to an idle device: what a step costs, launching included."""
-    times = []
-    for _ in range(repeats + 2):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        start.record()
-        step(loss, z)
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[2:])
-
-
-def device_milliseconds(loss: Callable[[Tensor], Tensor], z: Tensor, repeats: int = 50) -> float:
-    """Mean over steps captured in one CUDA graph: what the device itself is busy for."""
-    leaf = z.detach().requires_grad_()
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            torch.autograd.grad(loss(leaf), leaf)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        torch.autograd.grad(loss(leaf), leaf)
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    graph.replay()
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(repeats):
-        graph.replay()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / repeats
-
-
-def synchronizes(loss: Callable[[Tensor], Tensor], z: Tensor) -> bool:
-    step(loss, z)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step(loss, z)
-    except RuntimeError as error:
-        print(error)
-        return True
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return False
-
-
-def peak_extra_bytes(loss: Callable[[Tensor], Tensor], z: Tensor) -> int:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step(loss, z)
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
     return float((actual.double() - expected).norm() / expected.norm())
 
 
-PROBE_STEPS = 60
+def waits(run: Callable[[], None], device: torch.device) -> str | None:
+    """What makes the host wait in a call; None if nothing does, or without a GPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        run()
+    except RuntimeError as error:
+        return str(error)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return None
 
 
-def cifar10_piece(data: str, test: str, minutes: float, out: Path, **overrides: Any) -> dict[str, Any]:
-    """The `cifar10` recipe: throughput, and kNN accuracy over a schedule that fits into so many minutes."""
-    pretrain = partial(ssole.pretrain, data, recipe="cifar10", log_every=20, **overrides)
-    probe = pretrain(steps=PROBE_STEPS, out=out / "probe", evaluators={})
-    rate = timed_rate(probe)
-    batch = probe.config.batch_size
-    steps = max(PROBE_STEPS, int(60 * minutes * rate / batch))
-    knn = cifar10_knn(data, test, probe.config)
-    run = pretrain(steps=steps, out=out / "run", evaluators={max(1, steps // 10): knn})
-    curve = [row for row in run.metrics if "knn20" in row]
-    for row in curve:
-        print(f"step {row['step']}: kNN {row['knn20']:.2%} after {row['seconds']:.0f} s", flush=True)
-    views = run.config.augment.views
-    return {"steps": steps, "images_per_second": timed_rate(run), "views_per_image": views, "curve": curve}
+def graph_milliseconds(run: Callable[[], None], suite: Suite) -> float | None:
+    """Milliseconds of a call that is replayed as a CUDA graph: without what launching costs. None without a GPU."""
+    if suite.device.type != "cuda":
+        return None
+    side = torch.cuda.Stream(suite.device)
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    graph.replay()
+    return 1e3 * seconds_of(lambda: [graph.replay() for _ in range(20)], suite.device) / 20
 
 
-def timed_rate(run: ssole.Run) -> float:
-    """Images a second between the first and the last line of metrics: without warming up."""
-    rows = [row for row in run.metrics if "loss" in row]
-    images = (rows[-1]["step"] - rows[0]["step"]) * run.config.batch_size
-    return float(images / (rows[-1]["seconds"] - rows[0]["seconds"]))
+def views_rows(suite: Suite) -> Iterator[Row]:
+    """Views a second; the goals are 1 M at 32 px and 50 k at 224 px."""
+    import ssole
+    from measure import photographs
+
+    for size, batch, recipe in ((32, 2048, "cifar10"), (224, 256, "imagenet100")):
+        if suite.tiny:
+            images, size, batch = suite.small_images[:4], size // 4, 4
+        elif size == 32:
+            images = suite.small_images[:batch]
+        else:
+            images = torch.from_numpy(photographs(batch, 300, 400)).permute(0, 3, 1, 2).contiguous().to(suite.device)
+        config = suite.config(recipe, **{"augment.crops": [{"count": 2, "size": size}]})
+        ids = torch.arange(batch, device=suite.device)
+
+        def call(images: Tensor = images, ids: Tensor = ids, config: Any = config) -> None:
+            for epoch in range(10):
+                ssole.make_views(images, ids, recipe=config.augment, seed=0, epoch=epoch)
+
+        call()
+        seconds = statistics.median(seconds_of(call, suite.device) for _ in range(suite.repeats)) / 10
+        rate = 2 * batch / seconds
+        yield {"size": size, "images": batch, "views_per_second": rate, "busy_share": busy_share(call, suite.device)}
 
 
-def cifar10_knn(data: str, test: str, config: PretrainConfig) -> Callable[[nn.Module], dict[str, float]]:
-    augment = config.augment
-    preprocessing = Preprocessing(image_size=augment.image_size, mean=augment.mean, std=augment.std)
-    train_store, test_store = (preprocessing.open_store(open_source(spec), progress=False) for spec in (data, test))
-    return knn_evaluator(train_store, test_store, preprocessing)
+def steps_of(suite: Suite, config: Any) -> tuple[Callable[[int], None], float]:
+    """Function that takes so many training steps on images in memory, and FLOPs of the encoder in one step."""
+    from ssole.rng import epoch_order
+    from ssole.training.step import Learner
+
+    images, batch = suite.small_images, config.batch_size
+    learner = Learner(config, suite.device, images=len(images))
+    if learner.wants_compiling(1000):
+        learner.compile()
+    count = max(1, len(images) // batch)
+    order = epoch_order(0, 0, len(images)).to(suite.device)
+    ids = [order[n * batch : (n + 1) * batch] for n in range(count)]
+
+    def steps(n: int) -> None:
+        for _ in range(n):
+            done = learner.steps_done
+            epoch, chosen = done // count, ids[done % count]
+            learner.step(images.index_select(0, chosen), chosen, epoch=epoch, lr=1e-4)
+        learner.check_losses()
+
+    steps(3)
+    crops = config.augment.crops
+    views = [torch.randn(batch, c.count, 3, c.size, c.size, device=suite.device) for c in crops]
+    flops = flops_of(lambda: learner.embed(views).float().sum().backward())
+    learner.optimizer.zero_grad(set_to_none=True)
+    return steps, flops
 
 
-def views_piece(*, batches: Mapping[int, int], recipe: str = "cifar10", **overrides: Any) -> dict[str, Any]:
-    """SimCLR's views of images on the device; the goals are 1 M views/s at 32 px and 50 k at 224 px, and views under a
-    tenth of a step of ResNet-18.
+def step_rows(suite: Suite) -> Iterator[Row]:
+    """A training step of ResNet-18 at 32 px, views included; the goals are `GOALS_MS`, and 58 k views/s at the best."""
+    n = 2 if suite.tiny else 30
+    for batch, views in SHAPES[:2] if suite.tiny else SHAPES:
+        for form in ("never", "always") if suite.device.type == "cuda" else ("never",):
+            crops = [{"count": views, "size": 8 if suite.tiny else 32}]
+            changes = {"batch_size": batch, "augment.crops": crops, "compile": form}
+            config = suite.config("cifar10", **changes)
+            steps, flops = steps_of(suite, config)
 
-    Args:
-        batches: images in a call by size of the views.
-    """
-    print("| size | images | views/s | ms of views | ms of the rest of the step | share of views |")
-    print("|---|---|---|---|---|---|")
-    rows = []
-    for size, batch in batches.items():
-        images = photographs(batch, 32, 32, shrink=4) if size <= 32 else photographs(batch, 300, 400)
-        setting = Setting(size=size, views=2, blur=size > 64, images=images)
-        crops = [{"count": setting.views, "size": size}]
-        changes = {"batch_size": batch, "augment.crops": crops, **overrides}
-        config = load(recipe, **changes)
-        views_ms = milliseconds_of_views(setting, config)
-        roofline = Roofline(config, batches=1)
-        rest_ms = statistics.median(1e3 * roofline(STEPS_AT_ONCE) / STEPS_AT_ONCE for _ in range(REPEATS))
-        row = {
-            "size": size,
-            "images": batch,
-            "views_per_second": 1e3 * batch * setting.views / views_ms,
-            "views_ms": views_ms,
-            "rest_of_step_ms": rest_ms,
-            "share_of_views": views_ms / (views_ms + rest_ms),
-        }
-        rows.append(row)
-        print(
-            f"| {size} | {batch} | {row['views_per_second']:,.0f} | {views_ms:.3f} | {rest_ms:.2f} "
-            f"| {row['share_of_views']:.1%} |",
-            flush=True,
-        )
-    return {"rows": rows}
+            def block(steps: Callable[[int], None] = steps) -> None:
+                steps(n)
+
+            seconds = statistics.median(seconds_of(block, suite.device) for _ in range(3)) / n
+            yield {
+                "batch_size": config.batch_size,
+                "views": views,
+                "compile": form,
+                "ms": 1e3 * seconds,
+                "goal_ms": GOALS_MS.get((config.batch_size, views)),
+                "views_per_second": config.batch_size * views / seconds,
+                "encoder_gflops": flops / 1e9,
+                "utilization": utilization(flops, seconds, suite.device),
+                "busy_share": busy_share(block, suite.device),
+            }
 
 
-def milliseconds_of_views(setting: Setting, config: PretrainConfig) -> float:
-    """Median of a call of `make_views` among several, from an idle device to an idle device."""
-    device = resolve_device(config.device)
-    batch = torch.from_numpy(setting.images).permute(0, 3, 1, 2).contiguous().to(device)
-    ids = torch.arange(len(batch), device=device)
-    times = []
-    for repeat in range(REPEATS + 1):
-        synchronize(config)
+def profile_rows(suite: Suite) -> Iterator[Row]:
+    """50 steps of the `cifar10` recipe: the operators that take longest, launches, and calls that wait."""
+    config = suite.config("cifar10", **{"augment.crops": [{"count": 4, "size": 8}]} if suite.tiny else {})
+    steps, _ = steps_of(suite, config)
+    n = 2 if suite.tiny else 50
+    found, seconds = profiled(lambda: steps(n), suite.device)
+    intervals = kernel_intervals(found)
+    averages = found.key_averages()
+    counts = {event.key: event.count for event in averages}
+    yield {
+        "ms_a_step": 1e3 * seconds / n,
+        "kernels_a_step": len(intervals) / n,
+        "busy_share": covered(intervals) / (1e6 * seconds) if intervals else None,
+        "launches_a_step": sum(c for key, c in counts.items() if "LaunchKernel" in key) / n,
+        "synchronizing_a_step": sum(c for key, c in counts.items() if "Synchronize" in key) / n,
+        "copies_a_step": sum(c for key, c in counts.items() if "cudaMemcpy" in key) / n,
+    }
+    time_of = "self_device_time_total" if intervals else "self_cpu_time_total"
+    for event in sorted(averages, key=lambda event: -getattr(event, time_of))[:30]:
+        yield {"operator": event.key, "ms_a_step": getattr(event, time_of) / 1e3 / n, "calls_a_step": event.count / n}
+
+
+def speedrun_rows(suite: Suite) -> Iterator[Row]:
+    """The recipe `cifar10-speedrun` by seed: 90 % kNN in under 10 minutes of wall clock, decoding included."""
+    import ssole
+    from ssole.api import start
+
+    train, test, decoding = suite.decoded
+    yield {"seconds_of_decoding": decoding}
+    for seed in suite.seeds:
+        changes: dict[str, Any] = {"seed": seed, "data": "cifar10"}
+        if suite.tiny:
+            changes |= {"budget": None, "steps": 4, "augment.crops": [{"count": 2, "size": 8}]}
+        config = suite.config("cifar10-speedrun", **changes)
         begun = time.perf_counter()
-        for number in range(STEPS_AT_ONCE):
-            ssole.make_views(batch, ids, recipe=setting.recipe, seed=repeat, epoch=number)
-        synchronize(config)
-        times.append(1e3 * (time.perf_counter() - begun) / STEPS_AT_ONCE)
-    return statistics.median(times[1:])
+        run = start(config, suite.folder / f"speedrun-{seed}", data=train, progress=False)
+        trained = time.perf_counter() - begun
+        result = ssole.evaluate(
+            run.path, train, test=test, baselines=False, device=suite.device, progress=False,
+            protocol=("linear",) if suite.tiny else ("knn", "linear"),
+        )  # fmt: skip
+        last = [row for row in run.metrics if "loss" in row][-1]
+        yield {
+            "seed": seed,
+            "seconds": decoding + trained,
+            "steps": last["step"],
+            "views_per_second": last["images_per_second"] * config.augment.views,
+            "accuracy": {name: score.value for (row,) in [result.rows.values()] for name, score in row.items()},
+            "seconds_of_evaluation": time.perf_counter() - begun - trained,
+        }
 
 
-def step_piece(configs: Mapping[str, tuple[PretrainConfig, Any]], *, steps: int, blocks: int) -> dict[str, Any]:
-    """Pretraining against its roofline; the goals are 95 % with ResNet-18 at 32 px and 90 % with ResNet-50 at 224 px.
+def imagenet_rows(suite: Suite) -> Iterator[Row]:
+    """ResNet-50 at 224 px from files, decoded once into the packed cache, beside the step alone: 90 % of it."""
+    from measure import ratio
+    from step import Roofline, compete
 
-    Args:
-        configs: settings and images by name.
-        steps: in a block; a multiple of `log_every`, for logging is when the host waits for the device.
-    """
-    rows = []
-    print("| encoder | images/s | of the roofline | in single blocks |\n|---|---|---|---|")
-    for name, (config, images) in configs.items():
-        rates = compete(config, images, {"roofline": Roofline(config)}, steps=steps, blocks=blocks)
-        share = ratio(rates["ssole"], rates["roofline"])
-        setting = {"encoder": name, "views": config.augment.views, "batch_size": config.batch_size}
-        rows.append({**setting, "images_per_second": rates, "of_the_roofline": share})
-        print(
-            f"| {name} | {statistics.median(rates['ssole']):,.0f} | {share['median']:.1%} "
-            f"| {share['least']:.1%} to {share['largest']:.1%} |",
-            flush=True,
-        )
-    return {"rows": rows, "steps": steps, "blocks": blocks}
-
-
-def step_configs(folder: Path, *, small: int = 20_000, large: int = 4_000) -> dict[str, tuple[PretrainConfig, Any]]:
-    """So many small images in memory, and so many photographs in files: the first block passes over all of those."""
-    calm = {"optim.lr": 0.01, "optim.final_lr": 0.0, "log_every": 20}  # nothing here depends on learning
-    resnet18 = load("cifar10", **calm)
-    resnet50 = {"model.backbone": "resnet50", "batch_size": 128, "views": 2}
-    return {
-        "ResNet-18, 32 px": (resnet18, photographs(small, 32, 32, shrink=4)),
-        "ResNet-50, 224 px": (
-            load("imagenet100", **calm, **resnet50),
-            str(write_photographs(folder, large)),
-        ),
+    count, steps, blocks = (8, 2, 1) if suite.tiny else (4_000, 40, 5)
+    files = write_photographs(suite.folder / "photographs", count)
+    size = 16 if suite.tiny else 224
+    calm = {"optim.lr": 0.01, "optim.final_lr": 0.0, "log_every": 20, "batch_size": 128}
+    crops = [{"count": 2, "size": size}]
+    config = suite.config("imagenet100", **{**calm, "model.backbone": "resnet50", "augment.crops": crops})
+    roofline = Roofline(config, batches=1)
+    views = roofline.views[0]
+    flops = flops_of(lambda: roofline.learner.embed(views).float().sum().backward())
+    rates = compete(config, str(files), {"roofline": roofline}, steps=steps, blocks=blocks)  # type: ignore[arg-type]
+    seconds = config.batch_size / statistics.median(rates["ssole"])
+    yield {
+        "encoder": config.model.backbone,
+        "batch_size": config.batch_size,
+        "images_per_second": rates,
+        "of_the_roofline": ratio(rates["ssole"], rates["roofline"]),
+        "encoder_gflops": flops / 1e9,
+        "utilization": utilization(flops, seconds, suite.device),
+        "busy_share_of_the_roofline": busy_share(lambda: roofline(5), suite.device),
     }
 
 
@@ -268,37 +338,64 @@ def write_photographs(folder: Path, n: int) -> Path:
     """JPEGs of different sizes, as photographs have."""
     from PIL import Image
 
+    from measure import photographs
+
     folder.mkdir(parents=True)
     for number, image in enumerate(photographs(n, 300, 400)):
         Image.fromarray(image[: 300 - number % 40, : 400 - number % 60]).save(folder / f"{number:05}.jpg", quality=90)
     return folder
 
 
+PIECES: dict[str, Callable[[Suite], Iterator[Row]]] = {
+    "loss": loss_rows,
+    "views": views_rows,
+    "step": step_rows,
+    "profile": profile_rows,
+    "speedrun": speedrun_rows,
+    "imagenet-like": imagenet_rows,
+}
+
+
+def about(suite: Suite) -> dict[str, Any]:
+    """Hardware and versions."""
+    from ssole.runtime import environment
+
+    gpu = torch.cuda.get_device_name(suite.device) if suite.device.type == "cuda" else None
+    return {"gpu": gpu, "tiny": suite.tiny, "environment": {k: v for k, v in environment().items() if k != "command"}}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("piece", choices=["loss", "cifar10", "views", "step"])
-    parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--data", help="cifar10: parquet file of the training images")
-    parser.add_argument("--test", help="cifar10: parquet file of the test images")
-    parser.add_argument("--minutes", type=float, default=6.0, help="cifar10: training time to aim for")
+    parser.add_argument("pieces", nargs="*", help=f"which of {', '.join(PIECES)}; by default all that can run")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
+    parser.add_argument("--data", help="speedrun: parquet file of the training images")
+    parser.add_argument("--test", help="speedrun: parquet file of the test images")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="speedrun: of the runs")
+    parser.add_argument("--limit", type=float, help="seconds that a piece may take, in place of its own limit")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument(
+        "--tiny", action="store_true", help="as small as can be: a test of the suite, not a measurement"
+    )
     args = parser.parse_args()
-    if args.piece == "cifar10" and not (args.data and args.test):
-        parser.error("the cifar10 piece needs --data and --test")
-    if not torch.cuda.is_available():
+    if unknown := [name for name in args.pieces if name not in PIECES]:
+        parser.error(f"no piece {unknown[0]!r}: there are {', '.join(PIECES)}")
+    has_data = bool(args.data and args.test)
+    chosen = args.pieces or [name for name in PIECES if has_data or name != "speedrun"]
+    if "speedrun" in chosen and not has_data:
+        parser.error("the speedrun needs --data and --test")
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA GPU is available to torch")
+    require_modules()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["SSOLE_CACHE"] = f"{folder}/cache"  # decoded images go with the files they came from
-        pieces: dict[str, Callable[[], dict[str, Any]]] = {
-            "loss": loss_piece,
-            "cifar10": lambda: cifar10_piece(args.data, args.test, args.minutes, Path(folder)),
-            "views": lambda: views_piece(batches={32: 2048, 224: 256}, device="cuda"),
-            "step": lambda: step_piece(step_configs(Path(folder) / "photographs"), steps=40, blocks=7),
-        }
-        figures = pieces[args.piece]()
-    result = {"piece": args.piece, "gpu": torch.cuda.get_device_name(), **hardware(), **figures}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"saved {args.out}")
+        suite = Suite(device, Path(folder), args.tiny, args.data, args.test, tuple(args.seeds))
+        ended = []
+        for name in chosen:
+            limit = args.limit or LIMITS.get(name, SPEEDRUN_SECONDS * len(args.seeds))
+            record = Record(args.out / f"{name}.json", {"piece": name, **about(suite)})
+            ended.append(run_piece(name, lambda name=name: PIECES[name](suite), record, limit))
+    raise SystemExit(0 if all(ended) else 1)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
-"""The GPU measurements, run small on the CPU: what they compute must be right before a GPU is at hand."""
+"""The GPU suite, run as small as can be on the CPU: what it computes must be right before a GPU is at hand."""
 
 from __future__ import annotations
 
 import importlib
 import io
+import json
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +20,15 @@ import pytest
 import torch
 from PIL import Image
 
-import tiny
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+NOT_ON_A_BARE_IMAGE = ["tyro", "imagehash", "bokeh", "jinja2", "onnx", "matplotlib", "lightly", "kornia"]
 
 
 @pytest.fixture
 def suite(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
+    torch.set_num_threads(1)
     return importlib.import_module("gpu_suite")
 
 
@@ -38,74 +44,119 @@ def parquet(path: Path, n: int) -> str:
     return str(path)
 
 
-def test_the_cifar10_piece_gives_a_rate_and_a_curve(suite: ModuleType, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    figures = suite.cifar10_piece(
-        parquet(tmp_path / "train.parquet", 40),
-        parquet(tmp_path / "test.parquet", 10),
-        minutes=0.0,
-        out=tmp_path,
-        device="cpu",
-        precision="float32",
-        batch_size=4,
-        **{
-            "augment.crops": [{"count": 2, "size": 8}],
-            "model.backbone_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
-            "model.projector_dim": 8,
-            "model.projector_hidden": 8,
-        },
-    )
-    assert figures["steps"] == suite.PROBE_STEPS
-    assert figures["views_per_image"] == 2
-    assert figures["images_per_second"] > 0
-    assert [row["step"] for row in figures["curve"]] == list(range(6, 61, 6))
-    assert figures["curve"][-1]["knn20"] == 1.0  # dark and bright images: any features tell them apart
+def tiny(suite: ModuleType, folder: Path, **changes: Any) -> Any:
+    return suite.Suite(torch.device("cpu"), folder, tiny=True, **changes)
 
 
-def test_the_views_piece_gives_rates_and_shares(suite: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(suite, "REPEATS", 1)
-    monkeypatch.setattr(suite, "STEPS_AT_ONCE", 2)
-    small_model = {
-        "model.backbone_args": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
-        "model.projector_dim": 8,
-        "model.projector_hidden": 8,
-    }
-    figures = suite.views_piece(batches={8: 6, 40: 2}, device="cpu", precision="float32", **small_model)
-    assert [(row["size"], row["images"]) for row in figures["rows"]] == [(8, 6), (40, 2)]
-    for row in figures["rows"]:
-        assert row["views_per_second"] == pytest.approx(1e3 * row["images"] * 2 / row["views_ms"])
-        assert row["share_of_views"] == pytest.approx(row["views_ms"] / (row["views_ms"] + row["rest_of_step_ms"]))
-        assert 0 < row["share_of_views"] < 1
+def run_without(modules: list[str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The suite in a process of its own, in which modules cannot be imported."""
+    code = f"""
+import importlib.util, runpy, sys
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in {modules} else found(name, *rest)
+sys.modules.update(dict.fromkeys({modules}))
+sys.argv = ["gpu_suite.py", *{list(arguments)}]
+sys.path.insert(0, {str(BENCHMARKS)!r})
+runpy.run_path({str(BENCHMARKS / "gpu_suite.py")!r}, run_name="__main__")
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
-def test_the_step_piece_compares_with_the_roofline(suite: ModuleType) -> None:
-    torch.set_num_threads(1)
-    figures = suite.step_piece({"tiny": (tiny.config(), tiny.images())}, steps=2, blocks=2)
-    (row,) = figures["rows"]
-    assert (row["encoder"], row["views"], row["batch_size"]) == ("tiny", 2, 4)
-    assert len(row["images_per_second"]["ssole"]) == len(row["images_per_second"]["roofline"]) == 2
-    assert 0 < row["of_the_roofline"]["least"] <= row["of_the_roofline"]["median"]
+def test_a_bare_image_is_enough_for_all_pieces(tmp_path: Path) -> None:
+    data = ["--data", parquet(tmp_path / "train.parquet", 40), "--test", parquet(tmp_path / "test.parquet", 10)]
+    arguments = ["--tiny", "--device", "cpu", "--seeds", "0", "--out", str(tmp_path / "out"), *data]
+    done = run_without(NOT_ON_A_BARE_IMAGE, *arguments)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    records = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}
+    assert set(records) == {"loss", "views", "step", "profile", "speedrun", "imagenet-like"}
+    for record in records.values():
+        assert record["complete"]
+        assert record["tiny"]
+        assert record["environment"]["torch"]
+    loss, step = records["loss"]["rows"], records["step"]["rows"]
+    assert [row["shape"] for row in loss] == [[8, 2, 16], [8, 5, 16]]
+    assert max(row["gradient_error"] for row in loss) < 1e-5
+    assert [row["views_per_second"] * row["ms"] / 1e3 for row in step] == pytest.approx([8, 16])
+    assert step[1]["encoder_gflops"] == pytest.approx(2 * step[0]["encoder_gflops"], rel=0.1)
+    decoding, speedrun = records["speedrun"]["rows"]
+    assert speedrun["seconds"] > decoding["seconds_of_decoding"] > 0
+    assert speedrun["accuracy"]["linear"] >= 0.5  # of dark and bright images
+    assert records["imagenet-like"]["rows"][0]["of_the_roofline"]["median"] > 0
+    assert records["profile"]["rows"][1]["operator"]
 
 
-def test_the_step_piece_has_images_in_memory_and_in_files(suite: ModuleType, tmp_path: Path) -> None:
-    configs = suite.step_configs(tmp_path / "photographs", small=3, large=4)
-    (resnet18, small), (resnet50, large) = configs.values()
-    assert (resnet18.model.backbone, resnet18.augment.image_size, small.shape) == ("resnet18", 32, (3, 32, 32, 3))
-    assert (resnet50.model.backbone, resnet50.augment.image_size) == ("resnet50", 224)
-    assert 40 % resnet18.log_every == 40 % resnet50.log_every == 0  # the steps of a block
-    sizes = []
-    for path in sorted(Path(large).iterdir()):
-        with Image.open(path) as image:
-            sizes.append(image.size)
-    assert sizes == [(400 - number, 300 - number) for number in range(4)]
+@pytest.mark.parametrize("module", ["pydantic", "yaml"])
+def test_what_is_missing_is_said_with_the_command_that_brings_it(tmp_path: Path, module: str) -> None:
+    done = run_without([module], "loss", "--tiny", "--device", "cpu", "--out", str(tmp_path / "out"))
+    assert done.returncode == 1
+    package = {"pydantic": "pydantic", "yaml": "pyyaml"}[module]
+    assert f"python -m pip download --only-binary :all: --python-version 3.{sys.version_info[1]} " in done.stderr
+    assert f"--dest wheels {package}\n" in done.stderr
+    assert f"--no-index --find-links wheels {package}" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
-def test_the_suite_says_that_it_needs_a_gpu(
-    suite: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_each_row_is_on_the_disk_when_the_next_fails(suite: ModuleType, tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"n": 1}
+        assert json.loads((tmp_path / "x.json").read_text())["rows"] == [{"n": 1}]
+        raise RuntimeError("out of luck")
+
+    record = suite.Record(tmp_path / "x.json", {"piece": "x"})
+    assert not suite.run_piece("x", rows, record, 60.0)
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert (found["rows"], found["failed"], found["piece"]) == ([{"n": 1}], "RuntimeError: out of luck", "x")
+
+
+def test_a_piece_ends_at_its_limit(suite: ModuleType, tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"n": 1}
+        while True:
+            pass
+
+    record = suite.Record(tmp_path / "x.json", {})
+    assert not suite.run_piece("x", rows, record, 0.2)
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert (found["rows"], found["stopped"]) == ([{"n": 1}], "after 0 s")
+
+
+def test_decoding_is_done_once(suite: ModuleType, tmp_path: Path) -> None:
+    files = {name: parquet(tmp_path / f"{name}.parquet", n) for name, n in (("data", 6), ("test", 4))}
+    small = tiny(suite, tmp_path, **files)
+    train, test, seconds = small.decoded
+    assert (len(train), len(test)) == (6, 4)
+    assert train.labels.tolist() == [0, 1] * 3
+    assert small.decoded[2] == seconds > 0
+
+
+def test_the_busy_share_counts_overlapping_work_once(suite: ModuleType) -> None:
+    assert suite.covered([(5, 6), (0, 2), (1, 3), (1.5, 1.6), (6, 8)]) == 6
+    assert suite.covered([]) == 0
+
+
+def test_flops_are_those_of_products(suite: ModuleType) -> None:
+    x, w = torch.randn(3, 5), torch.randn(5, 7, requires_grad=True)
+    assert suite.flops_of(lambda: (x @ w).sum().backward()) == 2 * 2 * 3 * 5 * 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["loss"], "no CUDA GPU"),
+        (["speedrun"], "needs --data and --test"),
+        (["lost"], "no piece 'lost': there are loss, views"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(
+    suite: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", "loss", "--out", "x.json"])
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", *arguments, "--out", "x"])
     with pytest.raises(SystemExit):
         suite.main()
-    assert "no CUDA GPU" in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -43,8 +43,8 @@ def compare(
 
         result = ssole.compare(["ssole", "simclr", "vicreg"], budget="600steps", out="runs/losses")
 
-    Each arm's settings are searched on a part of the training images (:mod:`ssole.comparison.search`). Then it is trained
-    on all, once a seed, and judged on the test images, used for nothing else. The same call goes on after an interruption.
+    Each arm's settings are searched on a part of the training images (:mod:`ssole.comparison.search`). Then it is
+    trained on all, once a seed, and judged on the test images. The same call goes on after an interruption.
 
     Args:
         methods: names of losses; or arms by name, each with settings as in `overrides`, or a loss module of your own.
