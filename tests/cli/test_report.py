@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+import signal
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 from commands import Command
+
+import tiny
 
 pytest.importorskip("bokeh", reason="the extra report is not installed")
 
@@ -20,6 +26,21 @@ def test_report_says_where_the_page_is(trained: Command) -> None:
     assert Path("both.html").is_file()
 
 
+def test_a_live_report_ends_with_ctrl_c(trained: Command, tmp_path: Path) -> None:
+    shutil.rmtree("labeled")  # without images, the page is made sooner
+    server = tiny.command("report", "run", "--live", "--images", "30", cwd=tmp_path)
+    assert server.stdout is not None
+    url = server.stdout.readline().strip()
+    with urlopen(url, timeout=120) as answer:
+        assert "<title>run: did training work?" in answer.read().decode("utf-8")
+    with pytest.raises(HTTPError, match="403"):
+        urlopen(url[:-1], timeout=60)
+    server.send_signal(signal.SIGINT)
+    out, err = server.communicate(timeout=60)
+    assert (server.returncode, err) == (0, "")
+    assert out.endswith("\nended\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -27,6 +48,9 @@ def test_report_says_where_the_page_is(trained: Command) -> None:
         (["report", "nowhere"], "there is no nowhere"),
         (["report", "photos"], "photos is not a run folder"),
         (["report", "run", "--images", "3"], "20 to 50,000 images, got 3"),
+        (["report", "run", "--live", "--out", "x.html"], "writes no file: leave out --out"),
+        (["report", "nowhere", "--live"], "there is no nowhere"),
+        (["report", "run", "--live", "--port", "-1"], "cannot listen on port -1"),
         (["report", "run", "--columns", "nowhere.csv"], "nowhere.csv is not a CSV file"),
     ],
 )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,3 +48,20 @@ def page(hostile_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [(name, "<script>alert(6)</script>" if number % 2 else "") for number, name in enumerate(ids)]
         csv.writer(file).writerows([("id", "<img src=x onerror=alert(5)>"), *rows])
     return ssole.report(hostile_run, columns=folder / "columns.csv", out=folder / "report.html", progress=False)
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium, if there is one."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (the extra browser)")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"none of {', '.join(BROWSERS)} is installed")
+    arguments = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []  # root has no sandbox
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield started
+        started.close()

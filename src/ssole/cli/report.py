@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from ssole.cli.common import DataWords, OptionalFile, data_spec, parse
+from ssole.config import ConfigError
 from ssole.report.report import report as write
 
 
@@ -29,6 +30,12 @@ class ReportArgs:
     """CSV file whose first column names images: its other columns can colour the map."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    live: bool = False
+    """Serve the page instead, on this machine only (127.0.0.1), and follow runs that are still training."""
+    port: int = 0
+    """With --live: port to listen on; 0 for any that is free."""
+    every: float = 10.0
+    """With --live: seconds after which the browser looks for news."""
 
 
 def report(argv: Sequence[str]) -> int:
@@ -37,10 +44,13 @@ def report(argv: Sequence[str]) -> int:
     Examples:
       ssole report runs/mine
       ssole report runs/mine runs/other --out both.html
+      ssole report runs/mine --live
 
     The page holds everything it needs: open it from the disk, or send it to someone.
     """
     args = parse(report, ReportArgs, argv)
+    if args.live:
+        return _serve(args)
     path = write(
         list(args.runs),
         data=data_spec(args.data),
@@ -50,4 +60,27 @@ def report(argv: Sequence[str]) -> int:
         device=args.device,
     )
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return 0
+
+
+def _serve(args: ReportArgs) -> int:
+    from ssole.report.live import serve
+
+    if args.out is not None:
+        raise ConfigError("--live serves the page and writes no file: leave out --out")
+
+    def announce(url: str) -> None:
+        print(f"{url}\nopen it in a browser on this machine; Ctrl-C ends it", flush=True)
+
+    serve(
+        list(args.runs),
+        announce,
+        port=args.port,
+        every=args.every,
+        data=data_spec(args.data),
+        images=args.images,
+        columns=args.columns,
+        device=args.device,
+    )
+    print("\nended")
     return 0

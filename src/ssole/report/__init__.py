@@ -4,5 +4,5 @@
 images and computes their features before and after training, and `verdict` judges both. Each part of the page has a
 file: `charts`, `neighbours`, `confusions`, `points` (the map). `pictures` encodes images, and `page` fills the template
 `page.html.j2` with `page.css` and `page.js`. Everything that comes from outside (names of runs, files and classes) is
-escaped there. Texts and looks may change freely.
+escaped there. `live` serves the page while runs train. Texts and looks may change freely.
 """

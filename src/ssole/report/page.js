@@ -113,7 +113,25 @@ function startMap(number, view) {
   recolour();
 }
 
+// A live page asks its server whether anything is new, and loads itself again if so; the browser keeps the place.
+function watch() {
+  const script = document.getElementById("live");
+  if (!script) return;
+  const live = JSON.parse(script.textContent), state = document.querySelector(".live");
+  setInterval(async () => {
+    if (document.hidden) return;
+    try {
+      const answer = await fetch("version" + location.search);
+      if (await answer.text() !== live.version) location.reload();
+      else state.textContent = "live: follows the run";
+    } catch {
+      state.textContent = "no longer live: the server has ended, and this is what it last showed";
+    }
+  }, 1000 * live.every);
+}
+
 async function start() {
+  watch();
   Bokeh.set_log_level("error");
   for (const script of document.querySelectorAll("[data-chart]")) {
     const id = script.dataset.chart;

@@ -39,8 +39,13 @@ class Facts:
     """CSV file with columns to colour the map by."""
 
 
-def render(facts: Sequence[Facts]) -> str:
-    """HTML of the page."""
+def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str:
+    """HTML of the page.
+
+    Args:
+        facts: what is known of each run.
+        live: for a page that a server keeps up to date: its "version", and the seconds "every" of which it asks anew.
+    """
     from bokeh.resources import Resources
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -60,6 +65,7 @@ def render(facts: Sequence[Facts]) -> str:
     parts = {fact.record.name: fact.sample.train for fact in facts if fact.sample is not None}
     return template.render(
         version=__version__,
+        live=live,
         runs=[_run(fact, _SHEET_BYTES // len(facts)) for fact in facts],
         curves=charts.curves(records),
         spectrum=charts.spectrum({name: (part.after, part.before) for name, part in parts.items()}) if parts else None,

@@ -55,34 +55,42 @@ def report(
         DataError: the CSV file cannot be read, or names no image.
         ValueError: a damaged evaluation.json.
     """
+    how = settings_of(images, device, progress=progress)
     from ssole.report.page import LARGEST_PAGE, render  # here, because `import ssole` is to be quick
-    from ssole.report.record import Record, unique_names
 
-    _require_packages()
-    if not 20 <= images <= _MOST_POINTS:
-        raise ConfigError(f"a report looks at 20 to {_MOST_POINTS:,} images, got {images:,}")
-    given: list[Any] = list(run) if isinstance(run, (list, tuple)) else [run]
-    records = unique_names([Record.read(Path(getattr(one, "path", one))) for one in given])
-    if not records:
-        raise ConfigError("a report needs a run folder, got none")
+    records = read_records(run)
     path = Path(out) if out is not None else records[0].path / "report.html"
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {path.parent} to write {path.name} to")
-    how = {"limit": images, "device": resolve_device(device), "progress": progress}
-    text = render([_facts(record, data, columns, how) for record in records])
+    text = render([facts_of(record, data=data, columns=columns, how=how) for record in records])
     if len(text) > LARGEST_PAGE:
         warnings.warn(f"{path} has {len(text) / 1e6:.1f} MB, more than intended: use fewer images", stacklevel=2)
     write_bytes_atomically(path, text.encode("utf-8", "backslashreplace"))  # file names need not be valid text
     return path
 
 
-def _require_packages() -> None:
+def settings_of(images: int, device: torch.device | str, *, progress: bool) -> dict[str, Any]:
+    """How to look at the images of a run; a ConfigError if a report cannot be made so, or not here."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'ssole[report]'")
+    if not 20 <= images <= _MOST_POINTS:
+        raise ConfigError(f"a report looks at 20 to {_MOST_POINTS:,} images, got {images:,}")
+    return {"limit": images, "device": resolve_device(device), "progress": progress}
 
 
-def _facts(record: Record, data: Spec | None, columns: str | PathLike[str] | None, how: dict[str, Any]) -> Facts:
+def read_records(run: Any) -> list[Record]:
+    """What the folders of one run or several say, with names that differ; ConfigError if one is no run folder."""
+    from ssole.report.record import Record, unique_names
+
+    given: list[Any] = list(run) if isinstance(run, (list, tuple)) else [run]
+    if not given:
+        raise ConfigError("a report needs a run folder, got none")
+    return unique_names([Record.read(Path(getattr(one, "path", one))) for one in given])
+
+
+def facts_of(record: Record, *, data: Spec | None, columns: str | PathLike[str] | None, how: dict[str, Any]) -> Facts:
+    """Facts of a run that the page shows: its record, and its images where they are there. Arguments as `report`."""
     from ssole.report.page import Facts
     from ssole.report.sample import open_sample
 
