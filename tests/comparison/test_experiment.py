@@ -30,6 +30,13 @@ def test_settings_for_all_arms_stand_beside_the_options(tmp_path: Path) -> None:
     assert read_experiment(tmp_path / "a.yaml") == {"batch_size": 8, "seeds": 2, "methods": ["ssole", "simclr"]}
 
 
+def test_a_recipe_may_lie_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "small.yaml").write_text("steps: 3\n")
+    (tmp_path / "a.yaml").write_text("recipe: mine/small.yaml\nmethods: [ssole, simclr]\n")
+    assert load(read_experiment(tmp_path / "a.yaml")["recipe"]).steps == 3
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

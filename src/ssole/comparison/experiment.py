@@ -19,7 +19,7 @@ _KEYS = {name for name in inspect.signature(compare).parameters if name not in (
 def read_experiment(path: Path) -> dict[str, Any]:
     """Arguments of :func:`ssole.compare` from a file.
 
-        recipe: cifar10-cpu
+        recipe: cifar10-cpu             a name, or a file's path from this file or from the working directory
         budget: 600steps
         search: 0
         set: {optim.lr: 0.02}           settings for all arms
@@ -41,4 +41,6 @@ def read_experiment(path: Path) -> dict[str, Any]:
     settings = values.pop("set", {})
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: set must be a mapping of settings, got {settings!r}")
+    if (beside := path.parent / str(values.get("recipe", ""))).is_file():
+        values["recipe"] = beside
     return {**settings, **values}
