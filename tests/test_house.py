@@ -152,3 +152,22 @@ def test_make_demo_can_run_again(tmp_path: Path) -> None:
     (tmp_path / "runs/demo/backbone.safetensors").unlink()
     (tmp_path / "runs/demo/checkpoints/1").unlink()
     assert demo(tmp_path) == [trains, *shows]  # interrupted before its first checkpoint
+
+
+def test_every_dependency_has_its_reason_and_its_licence() -> None:
+    """Of the package itself and of the extras that users install."""
+    tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = (project["optional-dependencies"][name] for name in ("export", "report", "plot", "tensorboard"))
+    lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
+    wanted = {re.split(r"[^\w-]", line)[0] for line in lines}
+    table = (
+        (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("### Dependencies")[2].partition("##")[0]
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")][
+        1:
+    ]
+    assert {name for names, _, _ in rows for name in names.split(", ")} == wanted
+    assert {licence for _, _, licence in rows} <= {
+        "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "MIT", "MIT-CMU", "PSF-based"
+    }  # fmt: skip

@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from image_files import ids, png, special_files, value
@@ -96,6 +97,8 @@ def test_pillow_images_mean_the_same_as_their_files(mode):
     source = open_source([image])
     out = io.BytesIO()
     image.save(out, "TIFF")
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow cannot read back the YCbCr TIFF that it writes")
     assert torch.equal(decode(source.read(0), where=""), decode(out.getvalue(), where=""))
 
 
