@@ -150,8 +150,7 @@ class ImageStore:
         """
         wanted = self._check(indices)
         if self.images is not None:
-            same_bits = torch.int16 if self.images.dtype == torch.uint16 else torch.uint8  # torch 2.8 indexes no uint16
-            return self.images.view(same_bits)[torch.tensor(wanted, dtype=torch.int64)].view(self.images.dtype)
+            return torch.from_numpy(self.images.numpy()[wanted])  # torch 2.8 cannot index uint16
         futures = self._submit(wanted)
         images = [futures[i].result() for i in wanted]
         same = len({(image.shape, image.dtype) for image in images}) == 1
