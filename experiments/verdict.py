@@ -2,6 +2,8 @@
 
     python experiments/verdict.py --data cifar10=cifar10-train.parquet --data digits-m=digits-m
 
+`experiments/verdict_fit.py` makes the constants of the verdict of the result.
+
 Each set is cut down to 4,000 images for training and for the memory of kNN, and 1,000 others whose kNN accuracy
 (k = 20) is the truth. Arms change one setting: weight and temperature of the loss, learning rate, augmentation, width
 of the embeddings, method, and some that collapse. Each arm is trained for 60 and for 240 steps. The result is written

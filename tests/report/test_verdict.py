@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 import tiny
 from ssole.evaluation.results import EvaluationResult, Score
@@ -64,3 +67,22 @@ def test_without_labels_or_images_it_says_what_to_do(record: Record) -> None:
 def test_unfinished_comes_first(record: Record) -> None:
     verdict = judge(replace(evaluated(record, 0.8, 0.5), finished=False), None)
     assert (verdict.level, verdict.sentence[:13]) == ("look", "Not finished:")
+
+
+def sample_of(features: torch.Tensor) -> Any:
+    return SimpleNamespace(train=SimpleNamespace(after=features, before=features), agreement=(0.9, 0.5))
+
+
+def test_features_are_judged_without_labels_too(record: Record) -> None:
+    good = torch.randn(300, 128, generator=torch.Generator().manual_seed(0))
+    near, equal = torch.ones(300, 128) + 0.001 * good, torch.ones(300, 128)
+    verdict = judge(record, sample_of(good))
+    assert verdict.level == "look"
+    assert verdict.label_free.startswith("healthy: RankMe is")
+    assert "rank correlation of RankMe with kNN" in verdict.label_free
+    for features, words in ((near, "Collapsed: uniformity is"), (equal, "Collapsed: effective rank, centred is 0.0")):
+        verdict = judge(record, sample_of(features))
+        assert verdict.level == "bad"
+        assert words in verdict.sentence
+    measured = evaluated(record, 0.8, 0.5)  # an accuracy counts for more, but not that of equal features
+    assert [judge(measured, sample_of(features)).level for features in (good, near, equal)] == ["good", "good", "bad"]

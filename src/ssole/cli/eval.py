@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,10 @@ import tyro
 
 from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data
 from ssole.config import ConfigError
-from ssole.evaluation.results import EvaluationResult
+from ssole.evaluation.results import LABEL_FREE, EvaluationResult
 from ssole.evaluation.subjects import is_run, name_of
+from ssole.evaluation.verdict import judge_figures
+from ssole.training.run import Run
 
 Subjects = Annotated[
     tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")
@@ -62,7 +64,7 @@ def evaluate(argv: Sequence[str]) -> int:
       ssole eval runs/mine runs/other timm:resnet18 timm:resnet18=weights.pth --data photos/
 
     With labels: accuracy of weighted kNN and of a linear probe on the frozen features.
-    Without labels: effective rank, alignment and uniformity of the features.
+    Without labels, or with --protocols label-free: effective rank and other figures of the features, and a verdict.
     """
     from rich.console import Console
 
@@ -91,6 +93,7 @@ def evaluate(argv: Sequence[str]) -> int:
         std=args.std,
     )
     Console().print(result.table())
+    _print_verdicts(result, {"trained": args.run[0]} if alone else subjects)
     _save(result, args, run if alone else None)
     return 0
 
@@ -99,6 +102,23 @@ def _named(texts: Sequence[str]) -> dict[str, str]:
     """Subjects by the names of their rows: short where those differ."""
     short = [name_of(text) for text in texts]
     return {name if short.count(name) == 1 else text: text for name, text in zip(short, texts, strict=True)}
+
+
+def _print_verdicts(result: EvaluationResult, subjects: Mapping[str, str]) -> None:
+    """Verdict on each network whose label-free figures were measured, in a line."""
+    for row, subject in subjects.items():
+        figures = {name: score.value for name, score in result.rows.get(row, {}).items() if name in LABEL_FREE}
+        if figures:
+            width = result.details[row]["rankme"][0]["features"]
+            verdict = judge_figures(figures, width, _losses(subject) if is_run(subject) else ())
+            assert verdict is not None  # there is RankMe
+            print(f"verdict on {name_of(subject)}: {verdict.sentence}")
+
+
+def _losses(run: str) -> list[float]:
+    """Losses that a run logged; none for a weight file alone."""
+    rows = Run(Path(run)).metrics if Path(run).is_dir() else []
+    return [row["loss"] for row in rows if isinstance(row.get("loss"), float)]
 
 
 def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> None:

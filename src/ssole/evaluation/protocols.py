@@ -99,7 +99,9 @@ def _label_free(case: Case) -> Outcome:
         sample = images.select(torch.linspace(0, len(images) - 1, min(len(images), VIEWED_IMAGES)).long())
         views = extract_views(case.model, sample, sample.positions, case.views, device=case.device)
     features, _ = case.train
-    return Outcome.of(label_free_figures(features, views), len(features))
+    outcome = Outcome.of(label_free_figures(features, views), len(features))
+    outcome.details["rankme"] = {"features": features.shape[1]}
+    return outcome
 
 
 def _sgd(case: Case) -> Outcome:

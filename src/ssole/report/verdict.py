@@ -6,15 +6,15 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from ssole.evaluation.label_free import centred_effective_rank
+from ssole.evaluation import verdict as unlabelled
+from ssole.evaluation.label_free import centred_effective_rank, rankme, uniformity
 from ssole.evaluation.results import METRICS, Score
 from ssole.report.record import Record
 from ssole.report.sample import Sample
 
 Level = Literal["good", "look", "bad"]
 
-COLLAPSED_RANK = 2.0
-"""Effective rank of the centred features below which they are nearly constant."""
+_RANK = "centred_effective_rank"  # below its limit, features are nearly constant, and an accuracy is one by chance
 _ERRORS = 2.0  # standard errors of a difference that chance does not explain
 
 
@@ -34,12 +34,15 @@ class Verdict:
     level: Level
     sentence: str
     figures: list[Figure]
+    label_free: str = ""
+    """What the label-free figures say; empty without images."""
 
 
 def judge(record: Record, sample: Sample | None) -> Verdict:
     """Verdict on a run, from its evaluation, its sample and its metrics, whichever there are.
 
-    - bad: the features have collapsed (effective rank below 2), or accuracy is below the best baseline.
+    - bad: the features have collapsed, by :func:`ssole.evaluation.verdict.judge_figures`, or accuracy is below the best
+      baseline.
     - look: the run is not finished, accuracy is within two standard errors of the best baseline, or nothing but
       label-free figures is known.
     - good: accuracy is above the best baseline by more than two standard errors.
@@ -48,22 +51,33 @@ def judge(record: Record, sample: Sample | None) -> Verdict:
     figures = _figures(record, sample, rank)
     if not record.finished:
         return Verdict("look", f"Not finished: {record.steps:,} steps so far. Resume it, then judge it.", figures)
-    if rank is not None and rank < COLLAPSED_RANK:
-        text = "Collapsed: the features of all images are nearly equal, so they tell nothing apart."
-        return Verdict("bad", text, figures)
+    state = None if sample is None or rank is None else _state(record, sample, rank)
+    said = "" if state is None else state.sentence
     compared = _compare(record)
+    if state is not None and state.state == "collapsed" and (compared is None or state.figure == _RANK):
+        return Verdict("bad", f"{said[0].upper()}{said[1:]}", figures)
     if compared is None:
-        return Verdict("look", _without_labels(sample), figures)
+        return Verdict("look", _without_labels(sample), figures, said)
     metric, trained, name, baseline = compared
     error = math.hypot(trained.std or 0.0, baseline.std or 0.0)
     gap, heading = trained.value - baseline.value, METRICS[metric]
     against = f"{heading} {100 * trained.value:.1f} %, against {100 * baseline.value:.1f} % for {name}"
     if gap > _ERRORS * error:
         rising = " It was still rising at the end: longer training may help." if _still_rising(record) else ""
-        return Verdict("good", f"It worked: {against}.{rising}", figures)
+        return Verdict("good", f"It worked: {against}.{rising}", figures, said)
     if gap < -_ERRORS * error:
-        return Verdict("bad", f"It did not work: {against}.", figures)
-    return Verdict("look", f"No gain over the best baseline: {against}, a difference that chance explains.", figures)
+        return Verdict("bad", f"It did not work: {against}.", figures, said)
+    text = f"No gain over the best baseline: {against}, a difference that chance explains."
+    return Verdict("look", text, figures, said)
+
+
+def _state(record: Record, sample: Sample, rank: float) -> unlabelled.Verdict | None:
+    """What the label-free figures of the sample say."""
+    features = sample.train.after
+    figures = {"centred_effective_rank": rank, "rankme": rankme(features)}
+    if len(features) > 1:
+        figures["uniformity"] = uniformity(features)
+    return unlabelled.judge_figures(figures, features.shape[1], record.series("loss")[1])
 
 
 def _compare(record: Record) -> tuple[str, Score, str, Score] | None:

@@ -1,0 +1,113 @@
+"""Verdict: each state, and constants that are those of the committed experiment."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ssole.evaluation import verdict as module
+from ssole.evaluation.label_free import label_free_figures
+from ssole.evaluation.results import LABEL_FREE
+from ssole.evaluation.verdict import judge_figures, last_fall
+
+ROOT = Path(__file__).parent.parent.parent
+GOOD = {"centred_effective_rank": 80.0, "rankme": 90.0, "uniformity": -2.0}
+FLAT, FALLING = [3.0, *[1.0] * 11], [float(12 - i) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def fitted() -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location("verdict_fit", ROOT / "experiments" / "verdict_fit.py")
+    assert spec is not None
+    assert spec.loader is not None
+    fit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fit)
+    report = json.loads((ROOT / "benchmarks" / "results" / "verdict.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = fit.fit(report)
+    return found
+
+
+def test_constants_are_those_of_the_experiment(fitted: dict[str, Any]) -> None:
+    assert fitted["runs"] == module.RUNS >= 30
+    assert fitted["correlation"] == module.CORRELATION
+    assert list(module.CORRELATION) == list(LABEL_FREE)
+    found = [fitted[name] for name in ("collapsed_uniformity", "starved_rankme", "improving_fall")]
+    assert found == [module.COLLAPSED_UNIFORMITY, module.STARVED_RANKME, module.IMPROVING_FALL]
+
+
+def test_the_documentation_has_the_figures_of_the_experiment(fitted: dict[str, Any]) -> None:
+    page = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
+    for sentence in (
+        "{runs} small runs",
+        "Of {poor} poor runs the verdict misses {missed}, and it calls {wronged} others poor",
+        "of {pairs} runs that were repeated for four times as many steps, {improved} gained",
+        "misjudges {pairs_misjudged}",
+    ):
+        assert sentence.format(**fitted) in page, sentence.format(**fitted)
+    for value in fitted["correlation"].values():
+        assert f"{value:+.2f}".replace("-", "−") in page, value
+
+
+@pytest.mark.parametrize(
+    ("change", "loss", "state", "words"),
+    [
+        ({}, (), "healthy", "RankMe is 90.0: the 128 features vary in many directions"),
+        ({}, FLAT, "healthy", "RankMe is 90.0"),
+        ({}, FALLING, "still improving", "27 % of the loss's fall came in the last quarter"),
+        ({}, FALLING[:11], "healthy", "RankMe"),  # too short a curve
+        (
+            {"centred_effective_rank": 1.9},
+            FALLING,
+            "collapsed",
+            "effective rank, centred is 1.9: all images look",
+        ),
+        (
+            {"uniformity": -0.01},
+            FALLING,
+            "collapsed",
+            "uniformity is -0.010: all features point in",
+        ),
+        ({"rankme": 5.0}, FALLING, "dimension-starved", "RankMe is 5.0: the 128 features vary in few directions"),
+    ],
+)
+def test_states(change: dict[str, float], loss: list[float], state: str, words: str) -> None:
+    verdict = judge_figures({**GOOD, **change}, 128, loss)
+    assert verdict is not None
+    assert verdict.state == state
+    assert verdict.sentence.startswith(f"{state}: {words}")
+    correlation = f"with kNN in {module.RUNS} small runs: {module.CORRELATION['rankme']:+.2f})."
+    assert (correlation in verdict.sentence) == (verdict.figure == "rankme")
+
+
+def test_features_that_are_what_the_words_say() -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(500, 128, generator=generator)
+    few = noise[:, :3] @ torch.randn(3, 128, generator=generator)
+    equal = torch.ones(500, 128) + 1e-3 * noise
+    states = []
+    for features in (noise, few, equal, torch.ones(500, 128)):
+        verdict = judge_figures(label_free_figures(features), 128)
+        assert verdict is not None
+        states.append(verdict.state)
+    assert states == ["healthy", "dimension-starved", "collapsed", "collapsed"]
+
+
+def test_narrow_networks_are_judged_by_their_width_and_no_figures_by_nothing() -> None:
+    narrow = judge_figures({"rankme": 12.0, "uniformity": -2.0}, 16)
+    assert narrow is not None
+    assert narrow.state == "healthy"
+    assert judge_figures({}, 128) is None
+
+
+def test_the_last_fall_of_a_curve() -> None:
+    assert last_fall(FLAT) == 0
+    assert last_fall(FALLING) == pytest.approx(3 / 11)
+    assert last_fall(np.repeat(FALLING, 5).tolist()) == pytest.approx(3 / 11)
+    assert last_fall(list(range(12))) == 0
+    assert last_fall([1.0] * 12) == 0
