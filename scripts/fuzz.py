@@ -47,6 +47,8 @@ from ssole.errors import DataError
 from ssole.models.load import load as load_backbone
 from ssole.report.record import Record
 from ssole.runtime import environment
+from ssole.search.index import DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
+from ssole.search.nearest import unit_rows
 from ssole.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from ssole.training.replay import replay, save_bundle
 from ssole.training.run import Run, create_run, require_same_recipe, rewind
@@ -340,6 +342,15 @@ def read_bundle(folder: Path, r: random.Random) -> None:
     replay(folder)
 
 
+def read_index(folder: Path, r: random.Random) -> None:
+    index = Index(folder)
+    found = [index.search(index.ids[0], 3), index.outliers(2, progress=False), index.select(2, progress=False)[0]]
+    for one in [*found, *index.duplicates(0.5, progress=False)]:
+        one.save(folder / "found.csv")
+    if index.labels is not None:
+        index.labels.sum()
+
+
 def folder_files(folder: Path) -> Files:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -366,6 +377,20 @@ def bundle_files(folder: Path) -> Files:
     images = torch.randint(0, 256, (4, 3, 12, 12), dtype=torch.uint8)
     learner.step(images, torch.arange(4), epoch=0, lr=0.1)
     return folder_files(save_bundle(run, learner, NonFiniteLossError(1, "the loss is nan")))
+
+
+def index_files(folder: Path) -> Files:
+    """Index of a few rows, without a backbone."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder.mkdir()
+    np.save(folder / FEATURES, unit_rows(torch.randn(12, 4, generator=torch.Generator().manual_seed(0))))
+    labels = {"label": [-1, *range(11)], "class": [None, *map(str, range(11))]}
+    pq.write_table(pa.table({"id": [f"{n}.png" for n in range(12)], **labels}), folder / IMAGES)
+    shape = {"images": 12, "features": 4}
+    (folder / DESCRIPTION).write_text(json.dumps({"format": FORMAT, **shape, "backbone": "0", "data": "photos"}))
+    return folder_files(folder)
 
 
 def weight_files() -> Files:
@@ -433,6 +458,7 @@ def targets(folder: Path) -> dict[str, Target]:
         "recipes": Target([recipe, shipped], read_recipe),
         "runs": Target([run_files(folder / "fuzzed")], read_run),
         "weights": Target([weight_files()], read_weights),
+        "indices": Target([index_files(folder / "index")], read_index),
         "bundles": Target([bundle_files(folder / "bundle")], read_bundle),
     }
     return made | {name: Target(seeds, read_data) for name, seeds in data_files().items()}

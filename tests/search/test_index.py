@@ -108,6 +108,11 @@ def nan_in_row_7(features: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     return features
 
 
+def archive_in_place_of_features(folder: Path) -> None:
+    with (folder / "features.npy").open("wb") as file:
+        np.savez(file, x=np.ones((30, 16)))
+
+
 def describe(folder: Path, **changes: object) -> None:
     path = folder / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
@@ -119,13 +124,14 @@ def describe(folder: Path, **changes: object) -> None:
         (lambda f: (f / "index.json").unlink(), "is not an index: make one with ssole index"),
         (lambda f: (f / "index.json").write_text("{"), r"index\.json cannot be read"),
         (lambda f: describe(f, format=2), "has format 2, and this version of ssole reads 1"),
-        (lambda f: (f / "features.npy").unlink(), "damaged: features.npy cannot be read"),
-        (lambda f: (f / "features.npy").write_bytes(b"\x93NUMPY"), "damaged: features.npy cannot be read"),
+        (lambda f: (f / "features.npy").unlink(), "damaged, .*: features.npy cannot be read"),
+        (lambda f: archive_in_place_of_features(f), "features.npy cannot be read"),
+        (lambda f: (f / "features.npy").write_bytes(b"\x93NUMPY"), "damaged, .*: features.npy cannot be read"),
         (lambda f: overwrite_features(f, lambda x: x[:20]), r"holds float32 \(20, 16\) instead of \(30, 16\)"),
         (lambda f: overwrite_features(f, lambda x: x.astype(np.float64)), "holds float64"),
         (lambda f: (overwrite_features(f, lambda x: x[:0]), describe(f, images=0)), r"holds float32 \(0, 16\)"),
-        (lambda f: (f / "images.parquet").write_bytes(b"PAR1"), "damaged: images.parquet cannot be read"),
-        (lambda f: (f / "images.parquet").unlink(), "damaged: images.parquet cannot be read"),
+        (lambda f: (f / "images.parquet").write_bytes(b"PAR1"), "damaged, .*: images.parquet cannot be read"),
+        (lambda f: (f / "images.parquet").unlink(), "damaged, .*: images.parquet cannot be read"),
         (lambda f: (overwrite_features(f, lambda x: x[:20]), describe(f, images=20)), "images.parquet holds 30 rows"),
         (lambda f: overwrite_features(f, nan_in_row_7), "NaN or infinity, .* first such row is 7"),
         (lambda f: describe(f, backbone="0" * 64), "is not the model that made the index"),

@@ -28,18 +28,18 @@ def near_duplicates(rows_NF: Rows, least: float = ALIKE, *, progress: bool = Fal
     found: list[Group] = []
     edge = least - rounding(rows_NF)
     with progress_bar("comparing images", len(rows_NF), enabled=progress) as advance:
-        for start, scores_BN in score_blocks(rows_NF, rows_NF):
-            for row, scores_N in enumerate(scores_BN.numpy(), start=start):
-                if is_copy[row]:
+        for start, scores_BL in score_blocks(rows_NF, rows_NF, later=True):
+            for number, scores_L in enumerate(scores_BL.numpy()):
+                if is_copy[row := start + number]:
                     continue
-                later = row + 1 + np.flatnonzero(scores_N[row + 1 :] >= edge)
+                later = row + 1 + np.flatnonzero(scores_L[number + 1 :] >= edge)
                 later = later[~is_copy[later]]
                 similarity = exact_products(rows_NF, later, rows_NF[row])
                 copies, similarity = later[similarity >= least], similarity[similarity >= least]
                 is_copy[copies] = True
                 if len(copies):
                     found.append((np.concatenate([[row], copies]), np.concatenate([[1.0], similarity])))
-            advance(len(scores_BN))
+            advance(len(scores_BL))
     return found
 
 

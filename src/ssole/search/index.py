@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ssole.config import ConfigError
+from ssole.data.storage import data_errors
 from ssole.errors import DataError, valid_text
 from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.parts import backbone_digest
@@ -127,7 +128,7 @@ class Index:
 
         Raises:
             ConfigError: k is out of range, or the features have another width.
-            ValueError: the features hold NaN or infinity.
+            DataError: the features hold NaN or infinity.
         """
         if features.ndim != 2 or features.shape[1] != self.features.shape[1]:
             raise ConfigError(
@@ -236,31 +237,27 @@ class Index:
         return [str(name) for name in self._images["id"].take(rows).to_pylist()]
 
     def _open_features(self) -> Rows:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error")  # NumPy warns of a header that makes no sense
-                # copy-on-write, because torch warns of arrays that cannot be written to
-                rows: Rows = np.load(self.path / FEATURES, mmap_mode="c", allow_pickle=False)
-        except (OSError, ValueError, Warning) as error:
-            raise self._damaged(f"{FEATURES} cannot be read ({error})") from None
-        wanted = tuple(self._description.get(name) for name in ("images", "features"))
-        if rows.shape != wanted or str(rows.dtype) not in DTYPES or not rows.size:
-            raise self._damaged(f"{FEATURES} holds {rows.dtype} {rows.shape} instead of {wanted}")
+        with data_errors(self._damage(f"{FEATURES} cannot be read")), warnings.catch_warnings():
+            warnings.simplefilter("error")  # NumPy warns of a header that makes no sense
+            # copy-on-write, because torch warns of arrays that cannot be written to
+            rows: Rows = np.load(self.path / FEATURES, mmap_mode="c", allow_pickle=False)
+            shape, wanted = rows.shape, tuple(self._description.get(name) for name in ("images", "features"))
+        if shape != wanted or str(rows.dtype) not in DTYPES or not rows.size:
+            raise DataError(self._damage(f"{FEATURES} holds {rows.dtype} {shape} instead of {wanted}"))
         return rows
 
     def _open_images(self) -> Any:
         import pyarrow as pa
         from pyarrow import parquet
 
-        try:
+        with data_errors(self._damage(f"{IMAGES} cannot be read")):
             table = parquet.read_table(self.path / IMAGES)
-        except (OSError, pa.ArrowException) as error:
-            raise self._damaged(f"{IMAGES} cannot be read ({error})") from None
+            table.validate(full=True)
         kinds = {"id": pa.string(), "label": pa.int64(), "class": pa.string()}
         right = all(kinds.get(field.name) == field.type for field in table.schema) and "id" in table.column_names
-        if not right or len(table) != len(self.features):
-            raise self._damaged(f"{IMAGES} holds {len(table)} rows of {table.column_names}")
+        if not right or len(table) != len(self.features) or table["id"].null_count:
+            raise DataError(self._damage(f"{IMAGES} holds {len(table)} rows of {table.column_names}"))
         return table
 
-    def _damaged(self, reason: str) -> DataError:
-        return DataError(f"the index {self.path} is damaged: {reason}. Remove it, and make it anew with ssole index")
+    def _damage(self, what: str) -> str:
+        return f"the index {self.path} is damaged, make it anew with ssole index: {what}"

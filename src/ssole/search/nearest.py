@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from ssole.errors import DataError
 from ssole.evaluation.checks import exact_float32
 
 Rows = NDArray[np.float32] | NDArray[np.float16]
@@ -48,7 +49,7 @@ def nearest_rows(
         leave_out: (Q,) a row that each query must not find, such as itself.
 
     Raises:
-        ValueError: the rows or queries hold NaN or infinity.
+        DataError: the rows or queries hold NaN or infinity.
     """
     similarity = np.empty((len(queries_QF), k))
     index = np.empty((len(queries_QF), k), dtype=np.int64)
@@ -71,18 +72,21 @@ def nearest_others(rows_NF: Rows, chosen: NDArray[np.int64], k: int) -> tuple[ND
     return nearest_rows(rows_NF, rows_NF[chosen], k, leave_out=chosen)
 
 
-def score_blocks(rows_NF: Rows, queries_QF: Rows) -> Iterator[tuple[int, Tensor]]:
-    """Float32 products (B, N) of some queries at a time with all rows, and the number of the first of these queries."""
+def score_blocks(rows_NF: Rows, queries_QF: Rows, *, later: bool = False) -> Iterator[tuple[int, Tensor]]:
+    """Float32 products (B, N) of some queries at a time with all rows, and the number of the first of these queries.
+
+    With `later`, where queries are the rows, rows before that number are left out: the products are (B, N - number).
+    """
     size = max(1, _SCORE_BYTES // (4 * len(rows_NF)))
     for start in range(0, len(queries_QF), size):
-        yield start, scores(rows_NF, queries_QF[start : start + size])
+        yield start, scores(rows_NF[start if later else 0 :], queries_QF[start : start + size])
 
 
 def scores(rows_NF: Rows, queries_QF: Rows) -> Tensor:
     """Float32 products (Q, N) of queries with all rows, which are read from their file where they are mapped.
 
     Raises:
-        ValueError: the rows or queries hold NaN or infinity.
+        DataError: the rows or queries hold NaN or infinity.
     """
     queries = torch.from_numpy(np.asarray(queries_QF, dtype=np.float32))
     rows = torch.from_numpy(rows_NF)
@@ -90,7 +94,7 @@ def scores(rows_NF: Rows, queries_QF: Rows) -> Tensor:
         scores_QN = queries @ rows.T if rows.dtype == torch.float32 else _scores_of_half(rows, queries)
     if not torch.isfinite(scores_QN).all():
         bad = int((~torch.isfinite(scores_QN)).any(0).nonzero()[0, 0])
-        raise ValueError(f"the features hold NaN or infinity, or the query does; the first such row is {bad}")
+        raise DataError(f"the features hold NaN or infinity, or the query does; the first such row is {bad}")
     return scores_QN
 
 
