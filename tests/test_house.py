@@ -55,7 +55,16 @@ def test_the_wheel_ships_recipes_and_types(tmp_path: Path) -> None:
 def test_recipes_are_those_promised() -> None:
     from ssole.config import recipe_names
 
-    promised = {"digits-m", "cifar10-cpu", "cifar10", "cifar10-speedrun", "imagenet100", "imagenet1k"}
+    promised = {
+        "digits-m",
+        "cifar10-cpu",
+        "cifar10",
+        "cifar10-speedrun",
+        "imagenet100",
+        "imagenet1k",
+        "small-images",
+        "photos",
+    }
     assert promised <= set(recipe_names())
     assert {path.stem for path in (ROOT / "recipes").glob("*.yaml")} == set(recipe_names())
     listed = set(re.findall(r"^\| `([\w-]+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE))

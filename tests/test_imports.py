@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "search": {"config", "data", "models", "training", "evaluation", "runtime"},
     "report": {"search", "config", "data", "models", "views", "training", "evaluation", "runtime"},
     "doctor": {"config", "data", "models", "runtime", "training", "views"},
-    "api": BELOW_API,
+    "api": BELOW_API | {"doctor"},
     "extending": {"api", "data", "training"},
     "transformer": {"config", "data", "evaluation", "export", "models", "runtime"},
     "comparison": BELOW_API | {"api"},

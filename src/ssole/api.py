@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from os import PathLike
 from pathlib import Path
@@ -14,17 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ssole.config import ConfigError, PretrainConfig, apply_overrides, load
+from ssole.config import ConfigError, PretrainConfig, apply_overrides
 from ssole.config.budget import budget_seconds
 from ssole.data.sources import describe, is_in_memory, open_source, why_not_again
 from ssole.data.store import ImageStore
+from ssole.doctor.dial import choose
 from ssole.errors import DataError
 from ssole.evaluation.evaluate import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.backbone import check_backbone
 from ssole.runtime import resolve_device
 from ssole.training.checkpoint import checkpoint_steps
-from ssole.training.feed import Plan, make_plan
+from ssole.training.feed import make_plan
 from ssole.training.images import record_images, require_same_images
 from ssole.training.initial import Initial, absolute, read_initial
 from ssole.training.loop import train
@@ -36,13 +38,13 @@ if TYPE_CHECKING:
     from ssole.data.base import Spec
     from ssole.training.monitor import Evaluator
 
-DEFAULT_RECIPE = "digits-m"
+_LEAST_STEPS = 10  # of a run with a budget of time
 
 
 def pretrain(
     data: Spec | None = None,
     *,
-    recipe: str | PathLike[str] = DEFAULT_RECIPE,
+    recipe: str | PathLike[str] | None = None,
     out: str | PathLike[str] | None = None,
     loss: nn.Module | Mapping[str, Any] | None = None,
     init: Run | str | PathLike[str] | None = None,
@@ -58,9 +60,8 @@ def pretrain(
     Args:
         data: `digits-m`, a folder of images, a list of files, tar shards, parquet, NumPy files, a torchvision name such
             as `cifar10`, an array (N, H, W, C), or any object with a length and an index: all that
-            :func:`ssole.data.sources.open_source` opens. The default is the recipe's own. Training needs no labels and
-            never uses them.
-        recipe: name of a shipped recipe, or path of a YAML file.
+            :func:`ssole.data.sources.open_source` opens. The default is the recipe's own. Labels are never used.
+        recipe: name of a shipped recipe, or path of a YAML file. Without, :func:`ssole.doctor.dial.choose` makes one.
         out: run folder; by default `runs/RECIPE`, with a number if that exists. Nothing is ever overwritten.
         loss: a module of your own that maps embeddings (B, V, D), V views of B images, to a scalar or to named terms
             (:func:`ssole.losses.terms.named_terms`); or settings of the recipe's loss, `loss={"name": "simclr"}`. The
@@ -81,14 +82,15 @@ def pretrain(
         CollapseError: the embeddings of all images have been nearly the same for long.
         Interrupted: Ctrl-C, SIGTERM or SIGHUP arrived, and a checkpoint was written; :func:`resume` continues from it.
     """
-    module = loss if isinstance(loss, nn.Module) else None
+    begin, module = time.monotonic(), loss if isinstance(loss, nn.Module) else None
     if loss is not None:
         overrides["loss"] = loss if module is None else {"name": "custom", "module": type(module).__qualname__}
     if init is not None:
         overrides["init"] = str(init.path if isinstance(init, Run) else init)
-    config = load(recipe, **overrides)
-    folder = Path(out) if out is not None else free_folder(Path("runs"), Path(recipe).stem)
-    return start(config, folder, data=data, loss=module, evaluators=evaluators, progress=progress)
+    name, config = choose(data, recipe, overrides)
+    folder = Path(out) if out is not None else free_folder(Path("runs"), name)
+    spent = time.monotonic() - begin
+    return start(config, folder, data=data, loss=module, evaluators=evaluators, progress=progress, spent=spent)
 
 
 def start(
@@ -106,6 +108,8 @@ def start(
     `spent` is the time in seconds that has gone from a budget before.
     """
     begin = time.monotonic() - spent
+    if progress and config.reasons:
+        print("settings that suit these images and this machine:", *config.reasons, sep="\n- ", file=sys.stderr)
     if config.init is not None:
         config = dataclasses.replace(config, init=absolute(config.init))
     device = resolve_device(config.device)  # quick checks first, because data may take a while to open
@@ -141,18 +145,22 @@ def _with_steps(
 ) -> PretrainConfig:
     """Config with the number of steps that its budget of time allows on this machine, of which some is spent.
 
+    A warning says if this is less than one epoch.
+
     Raises:
-        ConfigError: the budget is too small for one epoch.
+        ConfigError: the budget is too small to learn anything.
     """
     assert config.budget is not None
     left = budget_seconds(config.budget) - spent
     seconds = step_seconds(config, store, device, loss=copy.deepcopy(loss), limit=left / 20)
     steps, epoch = int(left / seconds), len(store) // config.batch_size
+    facts = (
+        f"a budget of {config.budget} is {max(0, steps)} steps of {seconds:.2g} s, after {spent:.0f} s of preparation"
+    )
+    if steps < _LEAST_STEPS:
+        raise ConfigError(f"{facts}: give more time")
     if steps < epoch:
-        raise ConfigError(
-            f"a budget of {config.budget} is too small for one epoch of {len(store):,} images, which has {epoch} steps "
-            f"of {seconds:.2g} s, after {spent:.0f} s of preparation: give more time, or fewer images"
-        )
+        warnings.warn(f"{facts}: only part of the {len(store):,} images will be seen, once", stacklevel=3)
     return dataclasses.replace(config, steps=steps)
 
 
@@ -194,11 +202,11 @@ def go_on(
     evaluators: Mapping[int, Evaluator] | None,
     progress: bool,
     allow_changes: Collection[Change],
-    prepare: Callable[[Plan], None] = lambda plan: None,
+    prepare: Callable[[int], None] = lambda steps_per_epoch: None,
 ) -> Run:
     """Training of an unfinished run from its newest checkpoint, as :func:`resume` describes it.
 
-    `prepare` is called with the plan of the run, after all checks and while the run is locked.
+    `prepare` is called with the number of steps of an epoch, after all checks and while the run is locked.
     """
     config = found.config
     if data is None and (reason := why_not_again(config.data)) is not None:
@@ -214,7 +222,7 @@ def go_on(
         evaluators = _default_evaluators(config, images, store, progress) if evaluators is None else evaluators
         with lock_run(found):
             plan = make_plan(config, len(store))
-            prepare(plan)
+            prepare(plan.steps_per_epoch)
             # A kill may have come before the initial weights were written.
             initial = None if checkpoint_steps(found) else _initial(config, progress)
             return train(

@@ -11,7 +11,6 @@ from torch import nn
 
 from ssole.api import go_on
 from ssole.training.extension import FACTOR, add_extension, check_extension
-from ssole.training.feed import Plan
 from ssole.training.run import Change, Run
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ def extend(
     found = run if isinstance(run, Run) else Run(Path(run))
     check_extension(found, epochs=epochs, steps=steps, factor=factor)
 
-    def lengthen(plan: Plan) -> None:
-        add_extension(found, steps=steps or (epochs or 0) * plan.steps_per_epoch, factor=factor)
+    def lengthen(steps_per_epoch: int) -> None:
+        add_extension(found, steps=steps or (epochs or 0) * steps_per_epoch, factor=factor)
 
     return go_on(
         found,

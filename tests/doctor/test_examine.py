@@ -105,8 +105,8 @@ def test_what_the_page_says(folder: Path) -> None:
         "00.png: copy of 00.png",
         "verdict       training would work",
         "Estimated cost on this machine",
-        "Suggested recipe: cifar10-cpu",
-        f"  ssole pretrain --data {folder} --recipe cifar10-cpu",
+        "Suggested recipe: photos-fast",
+        f"  ssole pretrain --data {folder} --recipe photos-fast",
     ):
         assert words in text
     assert "Traceback" not in text
@@ -208,7 +208,7 @@ def test_a_named_recipe_is_what_is_measured(folder: Path, tmp_path: Path) -> Non
     assert report.estimate is not None
     assert (report.estimate.steps, report.estimate.batch_size) == (tiny.STEPS, 4)
     assert report.suggestion is not None
-    assert report.suggestion.recipe == "cifar10-cpu"
+    assert report.suggestion.recipe == "photos-fast"
 
 
 def test_a_batch_that_the_images_do_not_fill_stops(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,6 +13,7 @@ import tyro
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.sources import why_not_again
 from ssole.models.load import weights_path
+from ssole.runtime import process_seconds
 from ssole.training.run import Run
 
 Options = TypeVar("Options")
@@ -26,6 +28,11 @@ def parse(command: Callable[..., int], options: type[Options], argv: Sequence[st
     """Options of a command, parsed from its arguments; --help prints the command's docstring and exits."""
     prog = f"ssole {name or command.__name__}"
     return tyro.cli(options, args=list(argv), prog=prog, description=inspect.getdoc(command))
+
+
+def seconds_before(argv: Sequence[str]) -> float:
+    """Seconds that this process took before its command began; 0.0 for a command that Python code calls."""
+    return process_seconds() if list(argv) == sys.argv[2:] else 0.0
 
 
 def data_spec(words: tuple[str, ...]) -> Any:

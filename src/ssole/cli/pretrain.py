@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,18 +12,22 @@ from typing import Annotated
 import tyro
 
 from ssole import api
-from ssole.config import PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
+from ssole.cli.common import data_spec, seconds_before
+from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
+from ssole.doctor.suggest import Suggestion
 from ssole.errors import printable
 from ssole.progress import duration
 from ssole.training.run import Change, Run
+
+_DEFAULT_DATA = (DEFAULT_RECIPE, (DEFAULT_RECIPE,))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainArgs:
     """Options of `ssole pretrain`; every field of `config` is one."""
 
-    recipe: str = api.DEFAULT_RECIPE
-    """A recipe's name, or the path of a YAML file."""
+    recipe: str = DEFAULT_RECIPE
+    """A recipe's name, or the path of a YAML file. Without, one that suits --data, --budget and the machine is made."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Run folder. By default runs/RECIPE, with a number if that exists."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
@@ -45,9 +50,11 @@ def pretrain(argv: Sequence[str]) -> int:
 
     Examples:
       ssole pretrain                                        the built-in digits-m images, in minutes
-      ssole pretrain --data photos/ --recipe imagenet100    your own images
+      ssole pretrain --data photos/ --budget 2h             your own images, with settings that suit them
+      ssole pretrain --data photos/ --recipe photos         the same with given settings
       ssole pretrain --resume runs/digits-m                 continue an interrupted run
     """
+    begin = time.monotonic() - seconds_before(argv)
     args, given = parse_options(argv)
     if args.resume is not None:
         if others := sorted(given - {"--resume", "--data", "--allow-changes"}):
@@ -60,21 +67,35 @@ def pretrain(argv: Sequence[str]) -> int:
         return 0
     if args.allow_changes:
         raise ConfigError("--allow-changes goes with --resume RUN: a new run has nothing to compare with")
+    if "--data" in given and "--recipe" not in given and args.config.data not in _DEFAULT_DATA:
+        args, given = parse_options(argv, _choice(args.config, time.monotonic() - begin))
     config = args.config
     if args.views is not None:
         config = apply_overrides(config, {"views": args.views})
     lengths = {name: getattr(config, name) for name in ("budget", "epochs", "steps") if f"--{name}" in given}
     config = apply_overrides(config, lengths)  # clears the recipe's own
-    print_finished(api.start(config, args.out or api.free_folder(Path("runs"), Path(args.recipe).stem)))
+    out = args.out or api.free_folder(Path("runs"), Path(args.recipe).stem)
+    print_finished(api.start(config, out, spent=time.monotonic() - begin))
     return 0
 
 
-def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
-    """Parsed options, with the recipe's values as defaults, and the names of the options that were given."""
+def _choice(config: PretrainConfig, spent: float) -> Suggestion:
+    """Recipe and settings for the data, budget, device and channels of a config."""
+    from ssole.doctor.dial import dial
+
+    words = (config.data,) if isinstance(config.data, str) else config.data
+    return dial(data_spec(words), budget=config.budget, device=config.device, channels=config.channels, spent=spent)
+
+
+def parse_options(argv: Sequence[str], choice: Suggestion | None = None) -> tuple[PretrainArgs, set[str]]:
+    """Parsed options, with the values of the recipe or of a choice as defaults, and the names of those given."""
     given = {word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")}
-    recipe, preset = _option(argv, "--recipe") or api.DEFAULT_RECIPE, _option(argv, "--preset")
+    recipe, preset = _option(argv, "--recipe") or DEFAULT_RECIPE, _option(argv, "--preset")
+    base = load(recipe)
+    if choice is not None:
+        recipe, base = choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons})
     shaping = {"preset": preset, "loss.name": _option(argv, "--loss.name")}  # these decide which options there are
-    config = load(recipe, **{name: value for name, value in shaping.items() if value is not None})
+    config = apply_overrides(base, {name: value for name, value in shaping.items() if value is not None})
     about = (
         f"{inspect.getdoc(pretrain)}\n\nRecipes: {', '.join(recipe_names())}.\n\n"
         f"Every setting of a recipe can be overridden. The defaults below are those of {recipe}."

@@ -10,9 +10,8 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from ssole import api
 from ssole.cli.common import FilePath, data_spec, parse, picture_form
-from ssole.config import PRESETS, ConfigError, ViewRecipe, load, view_preset
+from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, ViewRecipe, load, view_preset
 from ssole.data.base import evenly_spaced
 from ssole.data.decode import decode
 from ssole.data.folder import image_suffixes
@@ -26,7 +25,7 @@ class ViewsArgs:
 
     data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ("digits-m",)
     """One image file or several, or data in any form that pretraining takes."""
-    recipe: str = api.DEFAULT_RECIPE
+    recipe: str = DEFAULT_RECIPE
     """A recipe's name, the path of a YAML file, or a preset: natural, small, digits, aerial, grey, channels."""
     out: FilePath = Path("views.png")
     """Picture to write: .png, .jpg or another format that Pillow writes."""

@@ -16,7 +16,7 @@ from ssole.comparison.plan import make_plan
 from ssole.comparison.request import Methods, Request, load_request, make_arms, save_request
 from ssole.comparison.result import Comparison
 from ssole.comparison.runner import Runner
-from ssole.config import ConfigError, PretrainConfig, load
+from ssole.config import DEFAULT_RECIPE, ConfigError, PretrainConfig, load
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
 from ssole.data.sources import describe, open_source, why_not_again
@@ -28,7 +28,7 @@ def compare(
     methods: Methods,
     data: Spec | None = None,
     *,
-    recipe: str | PathLike[str] = api.DEFAULT_RECIPE,
+    recipe: str | PathLike[str] = DEFAULT_RECIPE,
     budget: str | None = None,
     seeds: int = 3,
     search: int = 6,

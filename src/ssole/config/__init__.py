@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from ssole.config.losses import LOSS_CONFIGS, CustomConfig, LossConfig, Projector, SSOLEConfig
 from ssole.config.presets import PRESETS, view_preset
-from ssole.config.recipes import apply_overrides, from_dict, load, recipe_names, to_dict
+from ssole.config.recipes import DEFAULT_RECIPE, apply_overrides, from_dict, load, recipe_names, to_dict
 from ssole.config.schema import Crop, ModelConfig, OptimConfig, PretrainConfig, ViewRecipe
 from ssole.errors import ConfigError
 
 __all__ = [
+    "DEFAULT_RECIPE",
     "LOSS_CONFIGS",
     "PRESETS",
     "ConfigError",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 Config = TypeVar("Config")
+DEFAULT_RECIPE = "digits-m"
+"""Recipe of a run without a recipe and data."""
 _RECIPES = Path(__file__).parent.parent / "recipes"
 
 

@@ -232,6 +232,8 @@ class PretrainConfig:
     """Steps between lines of metrics.jsonl."""
     knn_every: int | None = None
     """Steps between measurements of kNN accuracy. Needs labels and a test split, which training does not see."""
+    reasons: tuple[str, ...] = ()
+    """Why these settings were chosen: written by runs without a recipe."""
     augment: ViewRecipe = field(default_factory=ViewRecipe)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=SSOLEConfig)

@@ -73,7 +73,7 @@ def examine(
         return report
     with spinner("measuring decoding, views and training steps", enabled=progress):
         suggestion, sample = _suggest(data, source, images, report.contents, device, config)
-        config = _with_normalisation(suggestion.config if config is None else config, sample)
+        config = with_normalisation(suggestion.config if config is None else config, sample)
         report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)
         report = _measure(report, sample, config, device, measure)
     if preview is not None:
@@ -140,12 +140,10 @@ def _suggest(
     """Suggestion, and a sample decoded for the recipe asked for, or else for the suggested recipe."""
     suggestion = suggest(data, about, len(source), device)
     config = suggestion.config if config is None else config
-    sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
-    # The statistics change only mean and std of the suggested config, so the sample need not be decoded again.
-    return suggest(data, about, len(source), device, sample.statistics), sample
+    return suggestion, draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
 
 
-def _with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfig:
+def with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfig:
     """Config with mean and std measured on the sample if the recipe leaves them open, as in a run."""
     if config.augment.mean is not None:
         return config

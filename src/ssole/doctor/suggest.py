@@ -1,10 +1,10 @@
-"""Suggestion of a shipped recipe, with reasons and the command to type."""
+"""Suggestion of settings for given images and a machine, with reasons and the command to type."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -14,13 +14,18 @@ import torch
 from ssole.config import PretrainConfig, load
 from ssole.data.base import Spec
 from ssole.doctor.contents import Contents
-from ssole.doctor.scan import ChannelStatistics
 from ssole.models.backbone import SMALL_IMAGE
+from ssole.progress import duration
 
 MANY_IMAGES = 500_000  # from here on, a larger network is worth its cost
 LARGE_GPU = 64 << 30  # bytes of memory that a ResNet-50 needs for eight views of 224 px
 MIN_RUN_STEPS = 2000  # in fewer steps, a network hardly begins to learn
-_FAR = 0.1  # difference of a mean or deviation above which the images' own values replace the recipe's
+_FEW_STEPS, _SMALLEST_BATCH = 1000, 32  # with fewer steps, smaller batches are better, down to this one
+_SMALL_VIEWS, _MEDIUM_VIEWS = 32, 128  # pixels of views that are smaller than the recipe's own
+_UNCOMPILED = 600.0  # seconds; in less, compiling the network, half a minute or more, does not pay
+_WARMUP_PART = 0.1  # of a run, at most
+
+Overrides = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,74 +44,145 @@ class Suggestion:
         return load(self.recipe, **self.overrides)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Budgeted:
+    """Time for a run, and how fast the machine is."""
+
+    text: str
+    """The budget, such as 2h."""
+    seconds: float
+    """What is left of it."""
+    step_seconds: Callable[[PretrainConfig], float]
+    """Function that measures the time of a step of a config."""
+
+
 def suggest(
-    data: Spec, contents: Contents, images: int, device: torch.device, statistics: ChannelStatistics | None = None
+    data: Spec,
+    contents: Contents,
+    images: int,
+    device: torch.device,
+    *,
+    budget: Budgeted | None = None,
+    channels: int | None = None,
 ) -> Suggestion:
-    """Suggestion by the shorter side of the images, their number and the device.
+    """Suggestion by the shorter side of the images, their number, the device and, if there is one, the budget.
+
+    Without a budget, the device decides on the recipe. With one, recipes and sizes of views are tried from the cheapest
+    on, and the last one is taken of which 2,000 steps fit. If fewer fit of the cheapest, batches become smaller.
 
     Args:
         data: data as the user gave it, for the command.
         images: number of images.
-        statistics: channel statistics of the images; they become overrides if they are far from the recipe's.
+        budget: time for the run.
+        channels: of images that are not photographs.
     """
     side = contents.shorter_side.median
-    recipe, reasons = _choose(data, side, images, device)
-    overrides: dict[str, Any] = {}
-    config = load(recipe)
-    if recipe != "digits-m":
-        if device.type != "cuda" and side > SMALL_IMAGE:  # larger views than the recipe's, as large as a CPU can afford
-            overrides["augment.crops.0.size"] = SMALL_IMAGE
-            reasons.append(f"views of {SMALL_IMAGE} px show the coarse structure; with a GPU, take imagenet100")
-        overrides |= _length_overrides(config, images, reasons)
-        overrides |= _colour_overrides(config, statistics, reasons)
+    reasons = [f"the images are {'small' if side <= SMALL_IMAGE else 'large'} (median shorter side {side} px)"]
+    shared: Overrides = {} if channels is None else {"channels": channels}
+    if channels not in (None, 3):
+        shared["preset"] = "grey" if channels == 1 else "channels"
+        reasons.append(f"preset {shared['preset']}: {channels} channels, none of which is known to be a colour")
+    if isinstance(data, str) and data == "digits-m":
+        recipe, overrides = "digits-m", Overrides()
+        reasons = ["it is made for these images"]
+    elif budget is None:
+        recipe = _by_device(side, images, device, reasons)
+        overrides = _length_overrides(load(recipe), images, reasons)
+    else:
+        recipe, overrides = _by_budget(budget, _ladder(side, images, device), shared, images, reasons)
+    overrides = shared | overrides
     return Suggestion(recipe=recipe, reasons=reasons, overrides=overrides, command=_command(data, recipe, overrides))
 
 
-def _choose(data: Spec, side: int, images: int, device: torch.device) -> tuple[str, list[str]]:
-    if isinstance(data, str) and data == "digits-m":
-        return "digits-m", ["it is made for these images"]
-    gpu = device.type == "cuda"
+def _by_device(side: int, images: int, device: torch.device, reasons: list[str]) -> str:
+    """Recipe for a run of any length."""
+    if device.type != "cuda":
+        slow = "there is no GPU" if side <= SMALL_IMAGE else "without a GPU, views of 224 px would take too long"
+        reasons.append(slow)
+        return "small-images" if side <= SMALL_IMAGE else "photos-fast"
+    reasons.append("there is a GPU")
     if side <= SMALL_IMAGE:
-        size = f"the images are small (median shorter side {side} px)"
-        return ("cifar10", [size, "there is a GPU"]) if gpu else ("cifar10-cpu", [size, "there is no GPU"])
-    size = f"the images are large (median shorter side {side} px)"
-    if not gpu:
-        return "cifar10-cpu", [size, "without a GPU, training on views of 224 px would take too long"]
-    if images >= MANY_IMAGES and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU:
-        return "imagenet1k", [size, f"{images:,} images are enough for a ResNet-50", "the GPU's memory is large enough"]
-    return "imagenet100", [size, "there is a GPU"]
+        return "small-images-resnet18"
+    if not _is_for_resnet50(images, device):
+        return "photos"
+    reasons += [f"{images:,} images are enough for a ResNet-50", "the GPU's memory is large enough"]
+    return "photos-resnet50"
 
 
-def _length_overrides(config: PretrainConfig, images: int, reasons: list[str]) -> dict[str, Any]:
-    """A batch size that the images fill, and a number of steps large enough to learn something."""
-    overrides: dict[str, Any] = {}
-    batch = config.batch_size
-    if images < 4 * batch:  # at least four different batches an epoch
-        batch = 1 << max(1, (images // 4).bit_length() - 1)  # a power of two, and 2 at least, which the loss needs
+def _is_for_resnet50(images: int, device: torch.device) -> bool:
+    return images >= MANY_IMAGES and device.type == "cuda" and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU
+
+
+def _ladder(side: int, images: int, device: torch.device) -> list[tuple[str, int]]:
+    """Recipes and sizes of their views that suit images of this size, from the cheapest to the dearest."""
+    if side <= SMALL_IMAGE:
+        own = max(_SMALL_VIEWS, side // 8 * 8)  # no larger than the images
+        sizes = sorted({_SMALL_VIEWS, own})
+        return [*(("small-images", size) for size in sizes), ("small-images-resnet18", own)]
+    ladder = [("photos-fast", _SMALL_VIEWS), ("photos-fast", SMALL_IMAGE), ("photos", _MEDIUM_VIEWS), ("photos", 224)]
+    return [*ladder, ("photos-resnet50", 224)] if _is_for_resnet50(images, device) else ladder
+
+
+def _by_budget(
+    budget: Budgeted, ladder: Sequence[tuple[str, int]], shared: Overrides, images: int, reasons: list[str]
+) -> tuple[str, Overrides]:
+    """Recipe and overrides that make the most of a budget."""
+    chosen: tuple[str, Overrides, float] | None = None
+    batch = _batch_overrides(load(ladder[0][0]), images, reasons)
+    for recipe, size in ladder:
+        overrides = {"augment.crops.0.size": size, "budget": budget.text, **batch}
+        seconds = budget.step_seconds(load(recipe, **shared, **overrides))
+        steps = int(budget.seconds / seconds)
+        what = f"{recipe} with views of {size} px: {seconds:.2g} s a step, {steps:,} steps fit into {budget.text}"
+        few = steps < MIN_RUN_STEPS
+        reasons.append(what + (f", and {MIN_RUN_STEPS:,} are wanted" if few else ""))
+        if chosen is None or not few:
+            chosen = recipe, overrides, seconds
+        if few:  # and fewer of what is dearer, which is not measured
+            break
+    assert chosen is not None  # the cheapest is always taken
+    recipe, overrides, seconds = chosen
+    return recipe, overrides | _short_overrides(load(recipe, **shared, **overrides), budget, seconds, reasons)
+
+
+def _short_overrides(config: PretrainConfig, budget: Budgeted, seconds: float, reasons: list[str]) -> Overrides:
+    """Smaller batches where few steps fit, a warmup no longer than a tenth of them, and no compiling in minutes."""
+    overrides: Overrides = {}
+    batch, steps = config.batch_size, budget.seconds / seconds
+    while steps < _FEW_STEPS and batch >= 2 * _SMALLEST_BATCH:
+        batch, steps = batch // 2, 2 * steps
+    if batch < config.batch_size:
         overrides["batch_size"] = batch
-        reasons.append(f"{images:,} images are too few for batches of {config.batch_size}")
+        reasons.append(
+            f"batches of {batch} instead of {config.batch_size}: about {int(steps):,} steps instead of fewer"
+        )
+    if config.optim.warmup_steps > _WARMUP_PART * steps:
+        overrides["optim.warmup_steps"] = int(_WARMUP_PART * steps)
+        reasons.append(f"a warmup of {overrides['optim.warmup_steps']} steps, a tenth of the run")
+    if budget.seconds < _UNCOMPILED:
+        overrides["compile"] = "never"
+        reasons.append(f"compiling the network does not pay in {duration(budget.seconds)}")
+    return overrides
+
+
+def _batch_overrides(config: PretrainConfig, images: int, reasons: list[str]) -> Overrides:
+    """Batch size that few images fill: there are at least four different batches an epoch."""
+    if images >= 4 * config.batch_size:
+        return {}
+    reasons.append(f"{images:,} images are too few for batches of {config.batch_size}")
+    # a power of two, and 2 at least, which the loss needs
+    return {"batch_size": 1 << max(1, (images // 4).bit_length() - 1)}
+
+
+def _length_overrides(config: PretrainConfig, images: int, reasons: list[str]) -> Overrides:
+    """A batch size that the images fill, and a number of steps large enough to learn something."""
+    overrides = _batch_overrides(config, images, reasons)
+    batch = overrides.get("batch_size", config.batch_size)
     steps = config.steps or config.epochs * max(1, images // batch)
     if steps < MIN_RUN_STEPS:
         overrides["steps"] = MIN_RUN_STEPS
         reasons.append(f"{config.epochs} epochs of so few images would be only {steps:,} steps")
     return overrides
-
-
-def _colour_overrides(
-    config: PretrainConfig, statistics: ChannelStatistics | None, reasons: list[str]
-) -> dict[str, Any]:
-    """Mean and deviation of the images, if the recipe's are far from them."""
-    mean, std = config.augment.mean, config.augment.std
-    if statistics is None or mean is None or std is None or len(statistics.mean) != len(mean):
-        return {}
-    measured, given = [*statistics.mean, *statistics.std], [*mean, *std]
-    if max(abs(a - b) for a, b in zip(measured, given, strict=True)) <= _FAR or min(statistics.std) < 0.01:
-        return {}
-    reasons.append("the images' colours are far from the recipe's mean and standard deviation")
-    return {
-        "augment.mean": [round(value, 3) for value in statistics.mean],
-        "augment.std": [round(value, 3) for value in statistics.std],
-    }
 
 
 def _command(data: Spec, recipe: str, overrides: dict[str, Any]) -> str:

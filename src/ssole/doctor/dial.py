@@ -1,0 +1,95 @@
+"""Dial: all settings of a run that follow from its images, the machine and the time that it may take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ssole.config import DEFAULT_RECIPE, PretrainConfig, apply_overrides, load
+from ssole.config.budget import budget_seconds
+from ssole.data.base import Spec, evenly_spaced
+from ssole.data.sources import open_source
+from ssole.doctor.contents import contents
+from ssole.doctor.examine import with_normalisation
+from ssole.doctor.scan import MOST_IMAGES, Sample, draw_sample, scan
+from ssole.doctor.suggest import Budgeted, Suggestion, suggest
+from ssole.errors import DataError
+from ssole.runtime import available_memory, resolve_device
+from ssole.training.trial import Trial
+
+_LARGEST_CROP = 512  # pixels; photographs are decoded no larger than the largest views can use
+_TRIAL_BATCH = 32  # images of the steps that are measured; their time grows with the batch
+_TRIAL_PART, _TRIAL_SECONDS = 0.02, 10.0  # of the budget and at most, for measuring one network
+_SPARE = 0.5  # share of the free memory that a step of a trial may take
+
+
+def dial(
+    data: Spec, *, budget: str | None = None, device: str = "auto", channels: int | None = None, spent: float = 0.0
+) -> Suggestion:
+    """Settings of a run without a recipe, with reasons: :func:`ssole.doctor.suggest.suggest` on 256 of the images.
+
+    Args:
+        data: as for :func:`ssole.pretrain`.
+        budget: time for the whole run, such as 2h; networks are then tried on this machine for a few steps each.
+        device: as for a config.
+        channels: of images that are not photographs.
+        spent: seconds of the budget that are gone already.
+
+    Raises:
+        DataError: there are no images, or none that can be read.
+        ConfigError: no such device, or what is no time.
+    """
+    begin, on = time.monotonic() - spent, resolve_device(device)
+    seconds = None if budget is None else budget_seconds(budget)
+    source = open_source(data, split="train")
+    found = scan(source, evenly_spaced(len(source), MOST_IMAGES), progress=False, channels=channels)
+    if not found.readable:
+        reason = f": {found.unreadable[0].id}: {found.unreadable[0].reason}" if found.unreadable else ""
+        raise DataError(f"{source.name} holds no image that can be read{reason}")
+    about = contents(found.readable)
+    if budget is None or seconds is None:
+        return suggest(data, about, len(source), on, channels=channels)
+    sample = draw_sample(source, found.readable, shrink_to=_LARGEST_CROP, channels=channels)
+    limit = min(_TRIAL_SECONDS, _TRIAL_PART * seconds)
+    left = seconds - (time.monotonic() - begin)
+    budgeted = Budgeted(
+        text=budget, seconds=left, step_seconds=partial(_step_seconds, sample=sample, device=on, limit=limit)
+    )
+    return suggest(data, about, len(source), on, budget=budgeted, channels=channels)
+
+
+def choose(
+    data: Spec | None, recipe: str | PathLike[str] | None, overrides: Mapping[str, Any]
+) -> tuple[str, PretrainConfig]:
+    """Name and config, with overrides, of the recipe that was given; else of the one that suits the data.
+
+    Without data, or for digits-m, that is the recipe `digits-m`. Raises as :func:`dial`.
+    """
+    if recipe is None and (data is None or (isinstance(data, str) and data == DEFAULT_RECIPE)):
+        recipe = DEFAULT_RECIPE
+    if recipe is not None:
+        return Path(recipe).stem, load(recipe, **overrides)
+    assert data is not None
+    load(DEFAULT_RECIPE, **overrides)  # mistyped names are errors before anything is read
+    facts = {name: overrides[name] for name in ("budget", "device", "channels") if name in overrides}
+    choice = dial(data, **facts)
+    return choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons, **overrides})
+
+
+def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.device, limit: float) -> float:
+    """Time of a step of a config on whole batches, from a few steps on smaller ones."""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        trial = Trial(
+            with_normalisation(config, sample), lambda size: sample.batch(size, device), device, seconds=limit
+        )
+        batch = trial.grow(min(_TRIAL_BATCH, config.batch_size), most_bytes=_SPARE * free)
+        times = [compute * config.batch_size / batch + update for compute, update in trial.repeat(batch)]
+    return statistics.median(times)

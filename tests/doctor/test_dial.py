@@ -1,0 +1,77 @@
+"""Runs without a recipe: settings from images, machine and budget, with their reasons in config.yaml."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tiny
+from ssole import api
+from ssole.config import ConfigError, PretrainConfig, load
+from ssole.doctor import dial as module
+from ssole.doctor.dial import choose, dial
+from ssole.errors import DataError
+from ssole.training.run import Run
+
+SMALL = {"model.projector_dim": 8, "model.projector_hidden": 8, "batch_size": 4, "steps": 2}
+
+
+def test_without_data_or_with_a_recipe_nothing_is_chosen() -> None:
+    assert choose(None, None, {}) == ("digits-m", load("digits-m"))
+    assert choose("digits-m", None, {"seed": 3})[1].seed == 3
+    name, config = choose("nowhere/", "photos", {})
+    assert (name, config.reasons) == ("photos", ())
+
+
+def test_a_run_without_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tiny.write_folder(tmp_path / "photos", size=80)
+    run = api.pretrain(photos, out=tmp_path / "run", **SMALL)
+    assert run.config.reasons[0] == "the images are large (median shorter side 80 px)"
+    assert run.config.augment.crops[0].size == 64
+    told = capsys.readouterr().err
+    assert all(f"- {reason}\n" in told for reason in run.config.reasons)
+    assert "22 images are too few for batches of 128" in (run.path / "config.yaml").read_text()
+    run.backbone_path.unlink()
+    assert api.resume(run, progress=False).finished
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[PretrainConfig, Path]] = []
+
+    def start(config: PretrainConfig, out: Path, **given: Any) -> Run:
+        seen.append((config, out))
+        raise ConfigError("this is as far as the test goes")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, "_TRIAL_SECONDS", 0.1)
+    monkeypatch.setattr(api, "start", start)
+    tiny.write_folder(tmp_path / "photos", size=40)
+    assert tiny.main("pretrain", "--data", "photos", "--budget", "3s", "--optim.lr", "0.5", "--device", "cpu") == 2
+    assert tiny.main("pretrain", "--data", "photos", "--recipe", "photos", "--budget", "3s") == 2
+    (config, out), (given, _) = seen
+    assert (config.budget, config.compile, config.optim.lr, config.augment.crops[0].size) == ("3s", "never", 0.5, 32)
+    assert any("fit into 3s" in reason for reason in config.reasons)
+    assert out == Path("runs/small-images")
+    assert (given.augment.crops[0].size, given.reasons) == (224, ())
+
+
+def test_a_budget_measures_this_machine() -> None:
+    found = dial(tiny.images(size=30), budget="2s", device="cpu")
+    assert found.recipe in ("small-images", "small-images-resnet18")
+    assert found.overrides["budget"] == "2s"
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"holds no image that can be read: a\.png: "):
+        dial(tmp_path / "photos")
+    with pytest.raises(ConfigError, match="such as 90s, 10m or 2h, got '300steps'"):
+        dial(tiny.images(), budget="300steps")
+    with pytest.raises(ConfigError, match="device"):
+        dial(tiny.images(), device="tpu")
+    with pytest.raises(ConfigError, match="leave out either budget or steps"):
+        choose(np.zeros((8, 9, 9, 3), np.uint8), None, {"budget": "1s", "steps": 3, "device": "cpu"})
