@@ -21,8 +21,7 @@ from ssole.data.sources import describe, is_in_memory, open_source, why_not_agai
 from ssole.data.store import ImageStore
 from ssole.doctor.dial import choose
 from ssole.errors import DataError
-from ssole.evaluation.evaluate import knn_evaluator
-from ssole.evaluation.preprocessing import Preprocessing
+from ssole.evaluation.online import default_evaluators
 from ssole.models.backbone import check_backbone
 from ssole.runtime import resolve_device
 from ssole.training.checkpoint import checkpoint_steps
@@ -68,7 +67,7 @@ def pretrain(
             weights of a module are trained and saved like the encoder's.
         init: weights to start from: a run, a `.safetensors` or `.pth` file, or "timm" (:mod:`ssole.training.initial`).
         evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. If
-            the recipe sets `knn_every`, the default is kNN accuracy on the test split of the data, if it has labels.
+            the recipe sets `knn_every` or `eval_data`, the default is kNN accuracy on the test split of the data.
         progress: show a progress bar.
         overrides: settings by name (`epochs=5`, `views=4`, `preset="aerial"`), dotted name (`**{"optim.lr": 1.0}`), or
             a group as a dict.
@@ -117,14 +116,16 @@ def start(
     require_memory(config, device)
     initial = _initial(config, progress)
     data = config.data if data is None else data
-    config = dataclasses.replace(config, data=describe(data))
+    measured_on = None if config.eval_data is None else describe(config.eval_data)
+    config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
     with open_store(config, data, progress) as store:
         config = measured(config, store)
         if config.budget is not None:
             make_plan(config, len(store))  # raises an error for too few images
             config = _with_steps(config, store, device, loss, time.monotonic() - begin)
         plan = make_plan(config, len(store))
-        evaluators = _default_evaluators(config, data, store, progress) if evaluators is None else evaluators
+        if evaluators is None:
+            evaluators = default_evaluators(config, data, store, **_store_options(config, progress))
         # only after all checks, so that a refused run leaves no folder
         with new_run(out, config) as run:
             record_images(run, store.source)
@@ -219,7 +220,8 @@ def go_on(
     images = config.data if data is None else data
     with open_store(config, images, progress) as store:
         require_same_images(found, store.source, allowed="images" in allow_changes)
-        evaluators = _default_evaluators(config, images, store, progress) if evaluators is None else evaluators
+        if evaluators is None:
+            evaluators = default_evaluators(config, images, store, **_store_options(config, progress))
         with lock_run(found):
             plan = make_plan(config, len(store))
             prepare(plan.steps_per_epoch)
@@ -264,25 +266,3 @@ def _store_options(config: PretrainConfig, progress: bool) -> dict[str, Any]:
         "cache_limit": None if config.cache_gb is None else int(config.cache_gb * 1e9),
         "progress": progress,
     }
-
-
-def _default_evaluators(
-    config: PretrainConfig, data: Spec, store: ImageStore, progress: bool
-) -> Mapping[int, Evaluator]:
-    """Evaluator of kNN accuracy on the test split, if the recipe asks for it and the data have labels and a split."""
-    if config.knn_every is None:
-        return {}
-    options, preprocessing = _store_options(config, progress), Preprocessing.from_config(config)
-    try:
-        if is_in_memory(config.data):
-            raise DataError("images in memory have no test split")
-        test = preprocessing.open_store(open_source(data, split="test"), **options)
-        if test.ids == store.ids:  # a folder that is itself called test
-            raise DataError("the test images are those of training")
-        if not preprocessing.suits(store):  # training decodes larger images than `ssole eval` does
-            store = preprocessing.open_store(store.source, **options)
-        return {config.knn_every: knn_evaluator(store, test, preprocessing, precision=config.precision)}
-    except ValueError as error:
-        if progress:
-            print(f"no kNN accuracy while training: {error}", file=sys.stderr)
-        return {}

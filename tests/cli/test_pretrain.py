@@ -74,11 +74,13 @@ OVERRIDES: dict[str, dict[str, object]] = {
         "device": "auto",
         "knn_every": 9,
     },
+    "--eval-every 1 --eval-data eval --steps 1": {"knn_every": 1},
 }
 
 
 @pytest.mark.parametrize("options", OVERRIDES)
 def test_every_override_reaches_the_config(command: Command, options: str) -> None:
+    tiny.write_folder(Path("eval"), 40)
     outcome = command(*TINY, "--out", "run", *options.split())
     assert outcome.code == 0, outcome.err
     config = Run(Path("run")).config

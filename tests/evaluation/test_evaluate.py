@@ -21,8 +21,9 @@ from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation import evaluate as module
-from ssole.evaluation.evaluate import embed, knn_evaluator
+from ssole.evaluation.evaluate import embed
 from ssole.evaluation.features import extract
+from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import LABEL_FREE
 

@@ -38,6 +38,8 @@ class PretrainArgs:
     """With --resume: what may have changed since the run was started. Without, a change is an error that shows it."""
     views: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Views of each image; short for --augment.crops.0.count."""
+    eval_every: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Steps between measurements on --eval-data, or on the test split of --data; another name for --knn-every."""
     preset: Annotated[str | None, tyro.conf.arg(metavar="|".join(PRESETS), help_behavior_hint="")] = None
     """Usual augmentation for this kind of images. Replaces the recipe's augment settings except its crops."""
     config: Annotated[PretrainConfig, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands] = field(
@@ -72,6 +74,8 @@ def pretrain(argv: Sequence[str]) -> int:
     config = args.config
     if args.views is not None:
         config = apply_overrides(config, {"views": args.views})
+    if args.eval_every is not None:
+        config = apply_overrides(config, {"knn_every": args.eval_every})
     lengths = {name: getattr(config, name) for name in ("budget", "epochs", "steps") if f"--{name}" in given}
     config = apply_overrides(config, lengths)  # clears the recipe's own
     out = args.out or api.free_folder(Path("runs"), Path(args.recipe).stem)

@@ -62,7 +62,7 @@ def compare(
         ConfigError, DataError: a setting or the data cannot be used, or the folder holds another comparison.
         KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is lost.
     """
-    base = replace(load(recipe, **overrides), knn_every=None)
+    base = replace(load(recipe, **overrides), knn_every=None, eval_data=None)
     given = base.data if data is None else data
     request = Request(
         arms=make_arms(methods, replace(base, budget=None), projector=projector),

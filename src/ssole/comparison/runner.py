@@ -18,7 +18,8 @@ from ssole.comparison.trial import Trial, run_trial
 from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.base import Source, Spec
 from ssole.data.store import ImageStore
-from ssole.evaluation.evaluate import evaluate, knn_evaluator
+from ssole.evaluation.evaluate import evaluate
+from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import environment
 from ssole.training.run import Run

@@ -234,6 +234,8 @@ class PretrainConfig:
     """Steps between measurements of kNN accuracy. Needs labels and a test split, which training does not see."""
     reasons: tuple[str, ...] = ()
     """Why these settings were chosen: written by runs without a recipe."""
+    eval_data: str | tuple[str, ...] | None = None
+    """Images to measure on while training, instead of `data`, at least once an epoch: kNN, or ranks without labels."""
     augment: ViewRecipe = field(default_factory=ViewRecipe)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=SSOLEConfig)

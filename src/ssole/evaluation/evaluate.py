@@ -1,4 +1,4 @@
-"""Evaluation of frozen models: `evaluate`, `embed`, and kNN accuracy while training."""
+"""Evaluation of frozen models: `evaluate` and `embed`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ from torch import nn
 
 from ssole.config import ConfigError
 from ssole.data.sources import open_source
-from ssole.data.store import ImageStore
-from ssole.evaluation.accuracy import accuracy
-from ssole.evaluation.datasets import match, open_data
+from ssole.evaluation.datasets import open_data
 from ssole.evaluation.features import Embeddings, Views, extract
-from ssole.evaluation.knn import knn_classify
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
@@ -182,56 +179,6 @@ def embed(
         labels=None if store.labels is None else store.labels[readable],
         classes=store.source.classes,
     )
-
-
-def knn_evaluator(
-    train: ImageStore,
-    test: ImageStore,
-    preprocessing: Preprocessing,
-    *,
-    k: Sequence[int] = (20,),
-    precision: Precision = "auto",
-) -> Callable[[nn.Module], dict[str, float]]:
-    """Evaluator for the training loop: backbone -> {"knn20": top-1 accuracy in [0, 1]}, with an entry for each k.
-
-    The accuracy is exactly that of :func:`evaluate` for the same weights, data and precision. The evaluator runs on the
-    device of the backbone's parameters and leaves the backbone as it was, training modes included.
-
-    Args:
-        train, test: stores of labelled images that suit the preprocessing (:meth:`Preprocessing.suits`).
-        preprocessing: preprocessing of the backbone.
-        k: numbers of neighbours.
-        precision: as for :func:`~ssole.evaluation.features.extract`.
-
-    Raises:
-        DataError: a store has no labels, or test has classes that train lacks.
-        ValueError: a store is decoded in another way, or a k exceeds the number of training images.
-    """
-    for store in (train, test):
-        if not preprocessing.suits(store):
-            raise ValueError(
-                f"the images of {store.source.name} are decoded at size {store.shrink_to} with channels "
-                f"{store.channels}, and the model needs size {preprocessing.decode_size} and channels "
-                f"{preprocessing.channels}: open them with Preprocessing.open_store"
-            )
-    data = match(train, test)
-    assert data.test is not None
-    memory, queries = data.train, data.test
-    if max(k) > len(memory):
-        raise ValueError(f"k is {tuple(k)} and there are {len(memory)} training images: pass a smaller k")
-
-    def evaluate_knn(backbone: nn.Module) -> dict[str, float]:
-        device = next(backbone.parameters()).device
-        features_of = partial(extract, backbone, preprocessing=preprocessing, precision=precision, progress=False)
-        (train_features, train_labels), (test_features, test_labels) = (
-            subset.readable_rows(features_of(subset)) for subset in (memory, queries)
-        )
-        scores = knn_classify(
-            train_features.to(device), train_labels, test_features.to(device), k=k, num_classes=data.classes
-        )
-        return {f"knn{one}": accuracy(scores[one], test_labels) for one in k}
-
-    return evaluate_knn
 
 
 def model_and_preprocessing(
