@@ -50,7 +50,8 @@ def judge(record: Record, sample: Sample | None) -> Verdict:
     rank = centred_effective_rank(sample.train.after) if sample is not None else None
     figures = _figures(record, sample, rank)
     if not record.finished:
-        return Verdict("look", f"Not finished: {record.steps:,} steps so far. Resume it, then judge it.", figures)
+        text = f"Not finished: {record.steps:,} steps so far. Judge it at its end; if it was interrupted, resume it."
+        return Verdict("look", text, figures)
     state = None if sample is None or rank is None else _state(record, sample, rank)
     said = "" if state is None else state.sentence
     compared = _compare(record)
