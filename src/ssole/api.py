@@ -23,11 +23,12 @@ from ssole.doctor.dial import choose
 from ssole.errors import DataError
 from ssole.evaluation.online import default_evaluators
 from ssole.models.backbone import check_backbone
+from ssole.models.own import is_own, need_of_module, own_settings
 from ssole.runtime import resolve_device
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
 from ssole.training.images import record_images, require_same_images
-from ssole.training.initial import Initial, absolute, read_initial
+from ssole.training.initial import absolute, read_initial
 from ssole.training.loop import train
 from ssole.training.needs import require_memory
 from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
@@ -46,12 +47,13 @@ def pretrain(
     recipe: str | PathLike[str] | None = None,
     out: str | PathLike[str] | None = None,
     loss: nn.Module | Mapping[str, Any] | None = None,
+    backbone: nn.Module | None = None,
     init: Run | str | PathLike[str] | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
     **overrides: Any,
 ) -> Run:
-    """Learn a representation from unlabeled images.
+    """Learn a representation from unlabeled images. Long because all arguments are explained here.
 
         run = ssole.pretrain("photos/", recipe="imagenet100", out="runs/photos", batch_size=64, **{"optim.lr": 1.0})
         model = ssole.load(run)
@@ -65,6 +67,9 @@ def pretrain(
         loss: a module of your own that maps embeddings (B, V, D), V views of B images, to a scalar or to named terms
             (:func:`ssole.losses.terms.named_terms`); or settings of the recipe's loss, `loss={"name": "simclr"}`. The
             weights of a module are trained and saved like the encoder's.
+        backbone: a module of your own in place of timm's, which returns features (B, F) of normalised images
+            (:class:`ssole.models.own.OwnBackbone`). It keeps its weights: a copy is trained from them, and
+            `ssole.load(run, backbone=module)` gives it the trained ones.
         init: weights to start from: a run, a `.safetensors` or `.pth` file, or "timm" (:mod:`ssole.training.initial`).
         evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. If
             the recipe sets `knn_every` or `eval_data`, the default is kNN accuracy on the test split of the data.
@@ -84,12 +89,15 @@ def pretrain(
     begin, module = time.monotonic(), loss if isinstance(loss, nn.Module) else None
     if loss is not None:
         overrides["loss"] = loss if module is None else {"name": "custom", "module": type(module).__qualname__}
+    if backbone is not None:
+        overrides |= own_settings(backbone)
     if init is not None:
         overrides["init"] = str(init.path if isinstance(init, Run) else init)
     name, config = choose(data, recipe, overrides)
     folder = Path(out) if out is not None else free_folder(Path("runs"), name)
     spent = time.monotonic() - begin
-    return start(config, folder, data=data, loss=module, evaluators=evaluators, progress=progress, spent=spent)
+    given: Any = {"loss": module, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+    return start(config, folder, data=data, spent=spent, **given)
 
 
 def start(
@@ -98,11 +106,12 @@ def start(
     *,
     data: Spec | None = None,
     loss: nn.Module | None = None,
+    backbone: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
     spent: float = 0.0,
 ) -> Run:
-    """Pretraining of a complete config in a new run folder; `data` and `loss` replace those of the config.
+    """Pretraining of a complete config in a new run folder; `data`, `loss` and `backbone` replace the config's.
 
     `spent` is the time in seconds that has gone from a budget before.
     """
@@ -112,9 +121,9 @@ def start(
     if config.init is not None:
         config = dataclasses.replace(config, init=absolute(config.init))
     device = resolve_device(config.device)  # quick checks first, because data may take a while to open
-    check_backbone(config)
+    check_backbone(config, backbone)
     require_memory(config, device)
-    initial = _initial(config, progress)
+    initial = read_initial(config, backbone, progress=progress)
     data = config.data if data is None else data
     measured_on = None if config.eval_data is None else describe(config.eval_data)
     config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
@@ -122,27 +131,24 @@ def start(
         config = measured(config, store)
         if config.budget is not None:
             make_plan(config, len(store))  # raises an error for too few images
-            config = _with_steps(config, store, device, loss, time.monotonic() - begin)
+            config = _with_steps(config, store, device, loss, backbone, time.monotonic() - begin)
         plan = make_plan(config, len(store))
         if evaluators is None:
             evaluators = default_evaluators(config, data, store, **_store_options(config, progress))
         # only after all checks, so that a refused run leaves no folder
         with new_run(out, config) as run:
             record_images(run, store.source)
-            given: Any = {"loss": loss, "evaluators": evaluators, "progress": progress, "initial": initial}
-            return train(run, store, plan, device, spent=time.monotonic() - begin, **given)
-
-
-def _initial(config: PretrainConfig, progress: bool) -> Initial | None:
-    """Weights that a config starts from, if any; what was loaded is printed."""
-    initial = read_initial(config)
-    if initial is not None and progress:
-        print(initial.summary(), file=sys.stderr)
-    return initial
+            given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+            return train(run, store, plan, device, spent=time.monotonic() - begin, initial=initial, **given)
 
 
 def _with_steps(
-    config: PretrainConfig, store: ImageStore, device: torch.device, loss: nn.Module | None, spent: float
+    config: PretrainConfig,
+    store: ImageStore,
+    device: torch.device,
+    loss: nn.Module | None,
+    backbone: nn.Module | None,
+    spent: float,
 ) -> PretrainConfig:
     """Config with the number of steps that its budget of time allows on this machine, of which some is spent.
 
@@ -153,7 +159,7 @@ def _with_steps(
     """
     assert config.budget is not None
     left = budget_seconds(config.budget) - spent
-    seconds = step_seconds(config, store, device, loss=copy.deepcopy(loss), limit=left / 20)
+    seconds = step_seconds(config, store, device, loss=copy.deepcopy(loss), backbone=backbone, limit=left / 20)
     steps, epoch = int(left / seconds), len(store) // config.batch_size
     facts = (
         f"a budget of {config.budget} is {max(0, steps)} steps of {seconds:.2g} s, after {spent:.0f} s of preparation"
@@ -170,6 +176,7 @@ def resume(
     *,
     data: Spec | None = None,
     loss: nn.Module | None = None,
+    backbone: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
     allow_changes: Collection[Change] = (),
@@ -180,7 +187,7 @@ def resume(
         run: the run, or its folder.
         data: the images, needed only if the run was started on images in memory, or behind URLs with a password or a
             query, which run folders do not keep.
-        loss: the module, needed only if the run was started with one.
+        loss, backbone: the modules, needed only if the run was started with such.
         evaluators, progress: as for :func:`pretrain`.
         allow_changes: what may have changed since the run was started, and is a warning then: "images" (their contents,
             sizes or times; names and order must be the same), "settings" (config.yaml) and "version" (of ssole).
@@ -192,7 +199,8 @@ def resume(
     found = run if isinstance(run, Run) else Run(Path(run))
     if found.finished and found.config:
         return found
-    return go_on(found, data=data, loss=loss, evaluators=evaluators, progress=progress, allow_changes=allow_changes)
+    given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+    return go_on(found, data=data, allow_changes=allow_changes, **given)
 
 
 def go_on(
@@ -200,6 +208,7 @@ def go_on(
     *,
     data: Spec | None,
     loss: nn.Module | None,
+    backbone: nn.Module | None,
     evaluators: Mapping[int, Evaluator] | None,
     progress: bool,
     allow_changes: Collection[Change],
@@ -215,6 +224,8 @@ def go_on(
         hint = "them, ssole.resume(run, data=images)" if is_in_memory(config.data) else again
         raise DataError(f"{found.path} was started on {reason}: pass {hint}")
     require_same_recipe(found, allowed=allow_changes)
+    if is_own(config.model) and backbone is None:
+        raise need_of_module(config.model)
     device = resolve_device(config.device)
     require_memory(config, device)
     images = config.data if data is None else data
@@ -226,10 +237,9 @@ def go_on(
             plan = make_plan(config, len(store))
             prepare(plan.steps_per_epoch)
             # A kill may have come before the initial weights were written.
-            initial = None if checkpoint_steps(found) else _initial(config, progress)
-            return train(
-                found, store, plan, device, loss=loss, evaluators=evaluators, progress=progress, initial=initial
-            )
+            initial = None if checkpoint_steps(found) else read_initial(config, backbone, progress=progress)
+            given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+            return train(found, store, plan, device, initial=initial, **given)
 
 
 def measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:

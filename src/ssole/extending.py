@@ -26,6 +26,7 @@ def extend(
     factor: float = FACTOR,
     data: Spec | None = None,
     loss: nn.Module | None = None,
+    backbone: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
     allow_changes: Collection[Change] = (),
@@ -39,7 +40,7 @@ def extend(
         run: the run, or its folder.
         epochs, steps: how much longer; one of them.
         factor: of the learning rate, above 0.
-        data, loss, evaluators, progress, allow_changes: as for :func:`resume`.
+        data, loss, backbone, evaluators, progress, allow_changes: as for :func:`resume`.
 
     Raises:
         As :func:`resume`; also ConfigError if the run is unfinished, or its last checkpoint is gone.
@@ -54,6 +55,7 @@ def extend(
         found,
         data=data,
         loss=loss,
+        backbone=backbone,
         evaluators=evaluators,
         progress=progress,
         allow_changes=allow_changes,

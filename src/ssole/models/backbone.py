@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 from ssole.models.arguments import checked_arguments, misfit, require_memory
+from ssole.models.own import OwnBackbone, is_own, need_of_module, own_name
 from ssole.models.stages import freeze_stages
 from ssole.runtime import lack_of_memory
 
@@ -44,17 +46,30 @@ class Encoder(nn.Module):
         return embeddings
 
 
-def create_encoder(config: PretrainConfig) -> Encoder:
-    """Encoder of a config at its initial weights, which the seed decides. torch's global generator stays as it was."""
+def create_encoder(config: PretrainConfig, module: nn.Module | None = None) -> Encoder:
+    """Encoder of a config at its initial weights, which the seed decides. torch's global generator stays as it was.
+
+    `module` is the backbone of a config that records one of one's own. A copy of it is used, with its own weights.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        backbone = create_backbone(config.model, config.augment.image_size, channels=config.input_channels)
+        backbone = _own_or_timm(config, module)
         encoder = Encoder(backbone, create_projector(config.projector, feature_dim(backbone)))
     if config.model.frozen_stages is not None:
         names = freeze_stages(backbone, config.model.frozen_stages)
         encoder.frozen = tuple(f"backbone.{name}" for name in names)
         encoder.train()
     return encoder
+
+
+def _own_or_timm(config: PretrainConfig, module: nn.Module | None) -> nn.Module:
+    """Copy of a module of one's own as the backbone, or else timm's network of the config."""
+    size, channels = config.augment.image_size, config.input_channels
+    if module is None:
+        return create_backbone(config.model, size, channels=channels)
+    if config.model.backbone != (name := own_name(module)):
+        raise ConfigError(f"the settings have the backbone {config.model.backbone!r}, and the module given is {name!r}")
+    return OwnBackbone(copy.deepcopy(module), size, channels)
 
 
 def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) -> nn.Module:
@@ -66,6 +81,8 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
     """
     import timm
 
+    if is_own(config):
+        raise need_of_module(config)
     if not timm.is_model(config.backbone):
         close = difflib.get_close_matches(config.backbone, timm.list_models(), n=3)
         hint = f" Did you mean {', '.join(close)}?" if close else " See timm.list_models()."
@@ -91,15 +108,15 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
 
 
 @torch.no_grad()
-def check_backbone(config: PretrainConfig) -> None:
-    """Trial of the backbone of a config on one image of each crop size, before there is a run folder.
+def check_backbone(config: PretrainConfig, module: nn.Module | None = None) -> None:
+    """Trial of the backbone of a config, or of a module of one's own, on one image of each crop size.
 
     Raises:
         ConfigError: as :func:`create_backbone`; also arguments or image sizes that the model does not take.
     """
     name, channels = config.model.backbone, config.input_channels
     with torch.random.fork_rng(devices=[]):
-        backbone = create_backbone(config.model, config.augment.image_size, channels=channels).eval()
+        backbone = _own_or_timm(config, module).eval()
         for crop in config.augment.crops:
             try:
                 backbone(torch.zeros(1, channels, crop.size, crop.size))

@@ -13,6 +13,7 @@ from torch import nn
 from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
 from ssole.files import parse_json
 from ssole.models.backbone import create_backbone, feature_dim
+from ssole.models.own import OwnBackbone, is_own
 
 _LARGEST_SIDE, _MOST_CHANNELS = 8192, 1024  # of the images that a weight file may ask for
 _KEY = "ssole"  # entry of the weight file's metadata that describes the network
@@ -66,11 +67,12 @@ def backbone_metadata(config: PretrainConfig) -> dict[str, str]:
     return {_KEY: json.dumps(description, sort_keys=True)}
 
 
-def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
+def load(run: str | PathLike[str] | Any, *, backbone: nn.Module | None = None) -> LoadedBackbone:
     """Trained backbone, in evaluation mode on the CPU.
 
     Args:
         run: a run folder, a `backbone.safetensors`, or the :class:`Run` that pretraining returned.
+        backbone: a module like the one that the run was started with, if it was: it gets the trained weights.
 
     Raises:
         ConfigError: the path does not exist, the run is unfinished, ssole did not write the weight file, or it is
@@ -80,9 +82,10 @@ def load(run: str | PathLike[str] | Any) -> LoadedBackbone:
     from safetensors.torch import load_file
 
     path = weights_path(run)
-    model = _create(_read_description(path))
+    model = _create(_read_description(path), backbone)
+    target = model.backbone.module if isinstance(model.backbone, OwnBackbone) else model.backbone
     try:
-        model.backbone.load_state_dict(load_file(path), strict=True)
+        target.load_state_dict(load_file(path), strict=True)
     except (RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"the weights in {path} are not of the network that its header describes: {reason}") from None
@@ -97,9 +100,15 @@ def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
         return _create(description)
 
 
-def _create(description: dict[str, Any]) -> LoadedBackbone:
+def _create(description: dict[str, Any], module: nn.Module | None = None) -> LoadedBackbone:
     model = from_dict({"model": description["model"]}).model
-    backbone = create_backbone(model, description["image_size"], channels=len(description["mean"]))
+    size, channels = description["image_size"], len(description["mean"])
+    if module is not None and not is_own(model):
+        raise ConfigError(f"the backbone is timm's {model.backbone}, which ssole makes by itself: leave out backbone")
+    if module is None:
+        backbone = create_backbone(model, size, channels=channels)
+    else:
+        backbone = OwnBackbone(module.cpu(), size, channels)
     return LoadedBackbone(backbone, description).eval()
 
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from ssole.config import ConfigError
 from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
+from ssole.models.own import OwnBackbone
 from ssole.progress import data_size
 from ssole.training.needs import checkpoint_bytes
 from ssole.training.run import Run, writing
@@ -132,10 +133,14 @@ def newest_weights(run: Run) -> dict[str, torch.Tensor] | None:
 
 
 def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the final weights under timm's names. The metadata describe the network and its preprocessing."""
+    """Write the final weights under timm's names, or those of a module of one's own.
+
+    The metadata describe the network and its preprocessing.
+    """
     from safetensors.torch import save_file
 
-    tensors = {name: _plain(tensor) for name, tensor in backbone.state_dict().items()}
+    named = backbone.module if isinstance(backbone, OwnBackbone) else backbone
+    tensors = {name: _plain(tensor) for name, tensor in named.state_dict().items()}
     with writing(run, "the final weights"):
         write_atomically(run.backbone_path, lambda path: save_file(tensors, path, metadata=dict(metadata)))
 

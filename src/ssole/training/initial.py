@@ -6,18 +6,19 @@ They are its checkpoint of step 0, so that resuming needs their source no more. 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
 from ssole.errors import printable
-from ssole.files import require_regular, write_text_atomically
+from ssole.files import write_text_atomically
 from ssole.models.backbone import create_encoder
+from ssole.models.weights_file import SUFFIXES, read_weights
 from ssole.runtime import lack_of_memory
 from ssole.training.checkpoint import Progress, newest_weights, save_checkpoint
 from ssole.training.run import Run, writing
@@ -25,8 +26,6 @@ from ssole.training.step import Learner
 
 PRETRAINED = "timm"
 """Value of `init` for timm's pretrained weights."""
-_TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
-_NESTED = ("state_dict", "model_state_dict", "model")  # entries of checkpoints that hold the weights
 _LISTED = 5  # weights that a message names; init.json names all
 
 Tensors = Mapping[str, torch.Tensor]
@@ -66,8 +65,10 @@ def absolute(init: str) -> str:
     return init if init == PRETRAINED else str(Path(init).absolute())
 
 
-def read_initial(config: PretrainConfig) -> Initial | None:
-    """Initial weights that a config asks for by `init`; None if it does not.
+def read_initial(config: PretrainConfig, module: nn.Module | None = None, *, progress: bool = False) -> Initial | None:
+    """Initial weights that a config asks for by `init`, or that a module of one's own brings; else None.
+
+    With `progress`, what was loaded by `init` is printed.
 
     All weights of the backbone must be there, unless `init_partial` is set. A classifier is left out. The projector is
     taken from a run or checkpoint, if it has the same shape; a new one is no error.
@@ -76,6 +77,8 @@ def read_initial(config: PretrainConfig) -> Initial | None:
         ConfigError: no such file, a damaged one, one of another kind or of another network; or timm's weights cannot be
             had. The message names the weights that are missing, unexpected, of another shape or not finite.
     """
+    if module is not None:
+        return _of_module(config, module)
     if config.init is None:
         return None
     encoder = create_encoder(config)
@@ -99,7 +102,19 @@ def read_initial(config: PretrainConfig) -> Initial | None:
     new = [name for name in encoder.state_dict() if name not in weights and not _is_count(name)]
     wrong_shape = [name for name in backbone if name not in unexpected and f"backbone.{name}" not in weights]
     left = sorted([*unexpected, *wrong_shape, *(f"projector.{name}" for name in projector), *unused])
-    return Initial(source=config.init, weights=weights, new=new, unused=left)
+    initial = Initial(source=config.init, weights=weights, new=new, unused=left)
+    if progress:
+        print(initial.summary(), file=sys.stderr)
+    return initial
+
+
+def _of_module(config: PretrainConfig, module: nn.Module) -> Initial:
+    if config.init is not None:
+        raise ConfigError("a module of your own starts from the weights that it has: load them first, without init")
+    encoder = create_encoder(config, module)
+    weights = {f"backbone.{name}": tensor for name, tensor in encoder.backbone.state_dict().items()}
+    new = [name for name in encoder.state_dict() if name not in weights]
+    return Initial(source=config.model.backbone, weights=weights, new=new, unused=[])
 
 
 def _read(init: str, config: PretrainConfig) -> dict[str, torch.Tensor]:
@@ -111,20 +126,9 @@ def _read(init: str, config: PretrainConfig) -> dict[str, torch.Tensor]:
         return _of_run(path)
     if not path.exists():
         raise ConfigError(f"init: there is no {path}. Give a run folder, a .safetensors or .pth file, or timm")
-    kind = path.suffix.lower()
-    if kind != ".safetensors" and kind not in _TORCH_SUFFIXES:
-        raise ConfigError(f"init is a run folder, a .safetensors or .pth file, or timm, got {init!r}")
-    try:
-        require_regular(path)
-        found: Any = _of_safetensors(path) if kind == ".safetensors" else _of_torch(path)
-    except Exception as error:  # torch's unpickler raises errors of many types on damaged files
-        if lack_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"init: {path} cannot be read as weights: {reason}") from None
-    if not found:
-        raise ConfigError(f"init: {path} holds no weights by name")
-    return dict(found)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"init is a run folder, a file ({', '.join(SUFFIXES)}), or timm, got {init!r}")
+    return read_weights(path)
 
 
 def _of_run(path: Path) -> dict[str, torch.Tensor]:
@@ -132,26 +136,10 @@ def _of_run(path: Path) -> dict[str, torch.Tensor]:
     _ = run.config  # an error for a folder that is no run
     weights = newest_weights(run)
     if weights is None and run.finished:
-        weights = _of_safetensors(run.backbone_path)
+        weights = read_weights(run.backbone_path)
     if weights is None:
         raise ConfigError(f"init: {path} has no checkpoint yet: go on with it by ssole pretrain --resume {path}")
     return weights
-
-
-def _of_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _of_torch(path: Path) -> dict[str, torch.Tensor]:
-    """Tensors of a file of `torch.save`. Its unpickler is the one that makes nothing but tensors and plain values."""
-    found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - how others keep weights
-    while isinstance(found, dict) and (inner := next((key for key in _NESTED if isinstance(found.get(key), dict)), "")):
-        found = found[inner]
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, and a dict of weights is wanted")
-    return {str(name): tensor.detach() for name, tensor in found.items() if isinstance(tensor, torch.Tensor)}
 
 
 def _pretrained(model: ModelConfig, channels: int) -> dict[str, torch.Tensor]:
@@ -175,8 +163,6 @@ def _pretrained(model: ModelConfig, channels: int) -> dict[str, torch.Tensor]:
 
 def _sorted(tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
     """Weights of the backbone and of the projector under their own names, and the names of all others."""
-    if all(name.startswith("module.") for name in tensors):  # of DistributedDataParallel
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
     for prefix in ("encoder.", ""):
         if any(name.startswith(f"{prefix}backbone.") for name in tensors):

@@ -45,6 +45,7 @@ def train(
     device: torch.device,
     *,
     loss: nn.Module | None = None,
+    backbone: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
     spent: float = 0.0,
@@ -52,13 +53,13 @@ def train(
 ) -> Run:
     """Train a run to its end, from its newest checkpoint if it has one.
 
-    `loss` replaces the config's. `evaluators` is {steps: f}: every so many steps, and at the end, f(backbone) gives
-    figures for metrics.jsonl. `spent` is the time in seconds that a new run has taken before,
+    `loss` and `backbone` are modules of one's own. `evaluators` is {steps: f}: every so many steps, and at the end,
+    f(backbone) gives figures for metrics.jsonl. `spent` is the time in seconds that a new run has taken before,
     `initial` the weights that it starts from, in place of random ones.
     Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
     config, evaluators = run.config, _checked(evaluators or {})
-    learner = Learner(config, device, loss=loss, labels=store.labels, images=plan.images)
+    learner = Learner(config, device, loss=loss, backbone=backbone, labels=store.labels, images=plan.images)
     if initial is not None:
         _require_no_progress(run, plan)
         initial.give(run, learner, Progress(0, plan.images, spent))

@@ -12,6 +12,7 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.models.backbone import Encoder, create_encoder
+from ssole.models.own import is_own
 from ssole.progress import data_size
 from ssole.runtime import available_memory, resolve_precision, total_memory
 
@@ -32,8 +33,10 @@ def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
     """Bytes of a training step, about: weights, gradients, one state of the optimizer, views, and what is kept for
     the backward pass. Sizes are counted on tensors without memory, in a fraction of a second.
 
-    None for a network that cannot be made of such tensors.
+    None for a network that cannot be made of such tensors, or is a module of one's own.
     """
+    if is_own(config.model):
+        return None
     shapes = [(_IMAGES * c.count, config.input_channels, c.size, c.size) for c in config.augment.crops]
     try:
         with torch.device("meta"):

@@ -74,6 +74,7 @@ class Learner:
         config: the settings of the run; initial weights are a function of `config.seed`.
         device: where encoder and loss are placed.
         loss: a module of your own, in place of the one that `config.loss` names.
+        backbone: a module of your own, of which a copy is trained, if the config records one.
         labels: int64 (N,) of all images, -1 where unknown; only losses with `needs_labels` see them.
         images: number of images in the data set, by which an accelerator draws the views of an epoch at once.
 
@@ -96,13 +97,14 @@ class Learner:
         device: torch.device,
         *,
         loss: nn.Module | None = None,
+        backbone: nn.Module | None = None,
         labels: NDArray[np.int64] | None = None,
         images: int | None = None,
     ) -> None:
         if device.type == "cpu":
             keep_freed_memory()
         self.config, self.device = config, device
-        self.encoder = _trainable_encoder(config, device)
+        self.encoder = _trainable_encoder(config, device, backbone)
         self.loss = (create_loss(config, self.encoder, labels) if loss is None else loss).to(device).train()
         needs_labels = bool(getattr(self.loss, "needs_labels", False))
         self.labels = torch.from_numpy(labels).to(device) if needs_labels and labels is not None else None
@@ -271,9 +273,9 @@ def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int
         return LOSSES[name](**fields, check_input=next(encoder.parameters()).device.type == "cpu")
 
 
-def _trainable_encoder(config: PretrainConfig, device: torch.device) -> Encoder:
+def _trainable_encoder(config: PretrainConfig, device: torch.device, module: nn.Module | None) -> Encoder:
     """Encoder at its initial weights, on the device, with the layers and memory format that train fastest there."""
-    encoder = create_encoder(config)
+    encoder = create_encoder(config, module)
     encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     if device.type == "cpu":
         speed_up_convolutions(encoder)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ class Trial:
     Args:
         config: the settings.
         draw: where batches come from.
-        device, loss, labels: as for a learner.
+        device, loss, backbone, labels: as for a learner.
         seconds: limit for the whole trial, approximately.
     """
 
@@ -53,6 +53,7 @@ class Trial:
         device: torch.device,
         *,
         loss: nn.Module | None = None,
+        backbone: nn.Module | None = None,
         labels: NDArray[np.int64] | None = None,
         seconds: float = TRIAL_SECONDS,
     ) -> None:
@@ -60,7 +61,7 @@ class Trial:
         self._limit = seconds
         floats = sum(crop.count * config.input_channels * crop.size**2 for crop in config.augment.crops)
         self._view_bytes = 4 * floats  # of an image's views, in float32
-        self.learner = Learner(config, device, loss=loss, labels=labels)
+        self.learner = Learner(config, device, loss=loss, backbone=backbone, labels=labels)
         self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
         self.compile_seconds = 0.0
         self._saved: dict[int, int] = {}  # by batch size: bytes kept for the backward pass
@@ -143,13 +144,14 @@ def step_seconds(
     device: torch.device,
     *,
     loss: nn.Module | None = None,
+    backbone: nn.Module | None = None,
     steps: int | None = None,
     limit: float = TRIAL_SECONDS,
 ) -> float:
     """Median time of a step on a whole batch of a store's images.
 
     Args:
-        config, store, device, loss: those of a run.
+        config, store, device, loss, backbone: those of a run.
         steps: number of its steps: if it is long enough to be compiled, it is measured compiled. None for never.
         limit: seconds after which no further step is taken, three apart.
     """
@@ -157,7 +159,8 @@ def step_seconds(
     images = store.get(ids)
     batch = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        trial = Trial(config, lambda _: (batch, ids), device, loss=loss, labels=store.labels, seconds=limit)
+        given: Any = {"loss": loss, "backbone": backbone, "labels": store.labels, "seconds": limit}
+        trial = Trial(config, lambda _: (batch, ids), device, **given)
         if steps is not None and trial.learner.wants_compiling(steps):
             trial.compile()
         return statistics.median(sum(parts) for parts in trial.repeat(config.batch_size))

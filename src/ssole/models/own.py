@@ -1,0 +1,105 @@
+"""Own backbone: a module from Python in place of timm's, which gives features (B, F)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssole.config import ConfigError, ModelConfig
+from ssole.runtime import lack_of_memory
+
+_MARK = "module:"
+
+
+def own_name(module: nn.Module) -> str:
+    """Value of `model.backbone` that records a module of one's own: its class. A recipe cannot name code."""
+    return f"{_MARK}{type(module).__qualname__}"
+
+
+def own_settings(module: nn.Module) -> dict[str, Any]:
+    """Settings of the model, by dotted name, for a module of one's own; those of timm's networks do not apply to it."""
+    return {
+        "model.backbone": own_name(module),
+        "model.backbone_args": {},
+        "model.stem": "timm",
+        "model.stem_init": "timm",
+    }
+
+
+def is_own(config: ModelConfig) -> bool:
+    """Whether a config records a module of one's own as its backbone."""
+    return config.backbone.startswith(_MARK)
+
+
+def need_of_module(config: ModelConfig) -> ConfigError:
+    """Error for a config that records a module, which was not given again."""
+    return ConfigError(
+        f"the backbone is code from Python ({config.backbone.removeprefix(_MARK)}), which no recipe or run folder "
+        "holds: pass backbone=module to ssole.pretrain, ssole.resume, ssole.extend or ssole.load, and what ssole.load "
+        "returns to ssole.evaluate and ssole.embed"
+    )
+
+
+class OwnBackbone(nn.Module):
+    """Module of one's own as a backbone: normalised images (B, C, S, S) to features (B, F).
+
+    The module returns such features, maps (B, F, h, w), which are averaged, or what models of Hugging Face's
+    transformers return: their `pooler_output`, or else the first token of `last_hidden_state` (B, T, F).
+
+    Args:
+        module: it is used itself, not a copy.
+        image_size, channels: S and C, for a trial that shows what it returns.
+
+    Attributes:
+        module: the module.
+        num_features: F.
+
+    Raises:
+        ConfigError: the module does not take such images, or returns something else.
+    """
+
+    def __init__(self, module: nn.Module, image_size: int, channels: int) -> None:
+        super().__init__()
+        self.module = module
+        was_training = module.training
+        like = next(iter(module.parameters()), torch.empty(0))
+        images = torch.zeros(2, channels, image_size, image_size, device=like.device)
+        try:
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                features = self.eval()(images)
+        except ConfigError:
+            raise
+        except Exception as error:  # the module says in its own way what it does not take
+            if lack_of_memory(error):
+                raise
+            raise ConfigError(
+                f"the backbone {type(module).__name__} does not take images {tuple(images.shape)}: {error}. Choose "
+                "another augment.crops.N.size, or another module"
+            ) from None
+        self.train(was_training)
+        self.num_features = int(features.shape[1])
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return _features(self.module(images), len(images))
+
+
+def _features(output: Any, images: int) -> torch.Tensor:
+    """Features (B, F) in what a module returned."""
+    found = output
+    if not isinstance(output, torch.Tensor):
+        found = getattr(output, "pooler_output", None)
+        if found is None:
+            found = getattr(output, "last_hidden_state", None)
+            if isinstance(found, torch.Tensor) and found.ndim == 3:
+                found = found[:, 0]
+    if isinstance(found, torch.Tensor) and found.ndim == 4:
+        found = found.mean(dim=(2, 3))
+    if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != images or not found.is_floating_point():
+        what = tuple(found.shape) if isinstance(found, torch.Tensor) else type(output).__name__
+        raise ConfigError(
+            f"a backbone returns features ({images}, F) for {images} images, or an object with pooler_output or "
+            f"last_hidden_state, and this one returned {what}"
+        )
+    return found
