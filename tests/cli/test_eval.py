@@ -112,3 +112,11 @@ def test_a_network_of_others_needs_data(trained: Command) -> None:
     outcome = trained("eval", "timm:resnet18")
     assert outcome.code == 2
     assert "timm:resnet18 does not say which images to use: pass --data" in outcome.err
+
+
+def test_transfer_to_several_data_sets(trained: Command) -> None:
+    outcome = trained("eval", "run", "--transfer", "labeled", "nowhere")
+    assert outcome.code == 0, outcome.err
+    for words in ("labeled, linear", "untrained", "nowhere is left out", "saved: run/transfer.json"):
+        assert words in outcome.out
+    assert not Path("run/evaluation.json").exists()

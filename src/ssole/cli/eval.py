@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -37,6 +37,8 @@ class EvalArgs:
     """Labelled images, in any form that pretraining takes. By default, the data of the (first) run."""
     test: DataWords = ()
     """Images to test on. By default, the test split of the data, or else a held-out part of them."""
+    transfer: DataWords = ()
+    """Several labelled data sets: the linear probe on each of them, instead of --data and --protocols."""
     protocols: Words = ("knn", "linear")
     """What to measure, separated by commas: knn, linear, sgd, attentive, semi-supervised, few-shot, cluster, retrieval,
     robustness, label-free."""
@@ -45,7 +47,7 @@ class EvalArgs:
     seed: int = 0
     """Seed of the held-out part, where one has to be made, and of the probe's validation split."""
     save: OptionalFile = None
-    """Also write the result as JSON. By default, to RUN/evaluation.json for one run folder."""
+    """Also write the result as JSON. By default, to RUN/evaluation.json (or transfer.json) for one run folder."""
     image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="")] = None
     """Side of the input of networks that do not say it, such as some ONNX files."""
     mean: Numbers = None
@@ -61,6 +63,7 @@ def evaluate(argv: Sequence[str]) -> int:
       ssole eval runs/mine
       ssole eval runs/mine --data photos/ --test photos-to-test-on/
       ssole eval runs/mine --protocols knn,few-shot,cluster
+      ssole eval runs/mine --transfer cifar10 stl10 digits-m
       ssole eval runs/mine runs/other timm:resnet18 timm:resnet18=weights.pth --data photos/
 
     With labels: accuracy of weighted kNN and of a linear probe on the frozen features.
@@ -70,6 +73,7 @@ def evaluate(argv: Sequence[str]) -> int:
 
     from ssole.evaluation.evaluate import evaluate as measure
     from ssole.evaluation.label_free import VIEWS
+    from ssole.evaluation.transfer import transfer as measure_transfer
     from ssole.views import make_views
 
     args = parse(evaluate, EvalArgs, argv, name="eval")
@@ -79,19 +83,19 @@ def evaluate(argv: Sequence[str]) -> int:
     run = next((Path(one) for one in subjects.values() if is_run(one)), None)
     config = None if run is None else run_config(run)
     recipe = config.augment.main_views(VIEWS) if config is not None and is_run(args.run[0]) else None
-    data = data_spec(args.data) or run_data(config, run or args.run[0])
-    result = measure(
-        args.run[0] if alone else subjects,
-        data,
-        test=data_spec(args.test),
-        protocol=[name for words in args.protocols for name in words.split(",")],
-        views=None if recipe is None else partial(make_views, recipe=recipe, seed=args.seed, epoch=0),
-        seed=args.seed,
-        device=args.device,
-        image_size=args.image_size,
-        mean=args.mean,
-        std=args.std,
-    )
+    given: Any = args.run[0] if alone else subjects
+    how: dict[str, Any] = {name: getattr(args, name) for name in ("seed", "device", "image_size", "mean", "std")}
+    if args.transfer:
+        result = measure_transfer(given, args.transfer, **how)
+    else:
+        result = measure(
+            given,
+            data_spec(args.data) or run_data(config, run or args.run[0]),
+            test=data_spec(args.test),
+            protocol=[name for words in args.protocols for name in words.split(",")],
+            views=None if recipe is None else partial(make_views, recipe=recipe, seed=args.seed, epoch=0),
+            **how,
+        )
     Console().print(result.table())
     _print_verdicts(result, {"trained": args.run[0]} if alone else subjects)
     _save(result, args, run if alone else None)
@@ -123,7 +127,8 @@ def _losses(run: str) -> list[float]:
 
 def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> None:
     """Write the result where it was asked for, else to the folder of the run."""
-    save = args.save or (run / "evaluation.json" if run is not None and run.is_dir() else None)
+    name = "transfer.json" if args.transfer else "evaluation.json"
+    save = args.save or (run / name if run is not None and run.is_dir() else None)
     if save is None:
         return
     try:

@@ -170,7 +170,9 @@ class EvaluationResult:
         Top 5 is left out below 100 classes, and the mean over classes where it is the accuracy within a point.
         """
         shown = [name for name in METRICS if any(name in row for row in self.rows.values()) and self._is_shown(name)]
-        headings = ["", *(METRICS[name] for name in shown)]
+        others = dict.fromkeys(name for row in self.rows.values() for name in row if name not in METRICS)
+        shown += others  # such as the data sets of a transfer, which name themselves
+        headings = ["", *(METRICS.get(name, name) for name in shown)]
         return [headings, *([row, *(_cell(n, scores.get(n)) for n in shown)] for row, scores in self.rows.items())]
 
     def _is_shown(self, name: str) -> bool:
