@@ -345,8 +345,8 @@ def read_bundle(folder: Path, r: random.Random) -> None:
 def read_index(folder: Path, r: random.Random) -> None:
     index = Index(folder)
     found = [index.search(index.ids[0], 3), index.outliers(2, progress=False), index.select(2, progress=False)[0]]
-    for one in [*found, *index.duplicates(0.5, progress=False)]:
-        one.save(folder / "found.csv")
+    for number, one in enumerate([*found, *index.duplicates(0.5, progress=False)]):
+        one.save(folder / f"found-{number}.csv")
     if index.labels is not None:
         index.labels.sum()
 

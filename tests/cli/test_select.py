@@ -28,6 +28,7 @@ def test_select(trained: Command) -> None:
     [
         (["select", "run", "--count", "61"], "count is 61, and run/index has 60 images"),
         (["select", "run", "--given", "nowhere.csv"], "nowhere.csv"),
+        (["select", "run", "--out", "tiny.yaml"], "tiny.yaml exists, and labels that were filled in would be lost"),
         (["select", "photos"], "neither an index nor a run folder"),
     ],
 )

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from ssole.config import ConfigError
 from ssole.data.folder import ListSource
 from ssole.search.matches import Matches
 
@@ -14,6 +16,8 @@ def test_the_table_opens_as_data(tmp_path: Path) -> None:
     names = ['a,"b".png', "line\nbreak.png", "<script>.png"]
     found = Matches(rows=np.arange(3), ids=names, similarity=np.array([np.nan, 0.5, -1]), labels=["cat", "", "dog"])
     assert found.save(tmp_path / "list.csv") == tmp_path / "list.csv"
+    with pytest.raises(ConfigError, match="exists, and labels that were filled in would be lost"):
+        found.save(tmp_path / "list.csv")
     source = ListSource(tmp_path / "list.csv")
     assert [source.id(i) for i in range(3)] == names
     assert source.classes == ["cat", "dog"]

@@ -38,9 +38,11 @@ def select(argv: Sequence[str]) -> int:
     what --count n chooses. Written to the folder of the images, the list can be opened as data once it has labels.
     """
     from ssole.data.folder import ListSource
+    from ssole.search.matches import require_new
     from ssole.search.search import open_index
 
     args = parse(select, SelectArgs, argv)
+    require_new(args.out)
     source = None if args.given is None else ListSource(args.given)
     given = [] if source is None else [source.id(i) for i in range(len(source))]
     index = open_index(args.index, device=args.device)

@@ -11,8 +11,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.config import ConfigError
 from ssole.errors import valid_text
 from ssole.files import write_text_atomically
+
+
+def require_new(path: Path) -> None:
+    """Raise a `ConfigError` if a list is there already."""
+    if path.exists():
+        raise ConfigError(f"{path} exists, and labels that were filled in would be lost: choose another name (--out)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,11 @@ class Matches:
         """Write a table ``path,label,similarity`` (CSV), which can be completed by hand and opened as data.
 
         A list opens the images below the folder that it lies in: write it to the folder of the images.
+
+        Raises:
+            ConfigError: the file exists. It is not overwritten, because labels that were filled in would be lost.
         """
+        require_new(Path(path))
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["path", "label", "similarity"])
