@@ -321,3 +321,15 @@ def test_images_of_one_grey_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="channel 0 of array has the same value everywhere"):
         tiny.start(tmp_path / "run", data=ArraySource(grey), augment__mean=None, augment__std=None)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_of_less_than_an_epoch_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "step_seconds", lambda *_, **__: 20.0)
+    monkeypatch.setattr(api, "train", lambda run, *_, **__: run)  # which would go on for the five minutes
+    with pytest.warns(UserWarning, match=r"a budget of 5m is 1\d steps of 20 s, .*only part of the 80 images"):
+        run = tiny.start(tmp_path / "run", data=tiny.images(80), budget="5m")
+    assert run.config.steps is not None
+    assert 10 <= run.config.steps < 15
+    with pytest.raises(ConfigError, match=r"a budget of 1m is \d steps of 20 s, .*: give more time"):
+        tiny.start(tmp_path / "none", data=tiny.images(80), budget="1m")
+    assert not (tmp_path / "none").exists()
