@@ -18,9 +18,10 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from ssole.api import start
 from ssole.config import PretrainConfig, apply_overrides
-from ssole.training import loop, step
+from ssole.training import step
 from ssole.training.feed import Feed
 from ssole.training.monitor import Evaluator, Monitor
+from ssole.training.saving import Saver
 from ssole.training.step import Learner
 
 T = TypeVar("T")
@@ -89,7 +90,7 @@ def parts_timed(clock: Clock) -> Iterator[None]:
         "loss": (Learner, "loss_terms"),
         "backward": (Learner, "descend"),
         "log": (Monitor, "log"),
-        "checkpoint": (loop, "save_checkpoint"),
+        "checkpoint": (Saver, "save"),
     }
     with ExitStack() as stack:
         for part, (owner, name) in parts.items():

@@ -20,7 +20,7 @@ from ssole import api
 from ssole.config import apply_overrides, load
 from ssole.runtime import environment
 from ssole.training.guardian import RANK_SHARE, patience, rank_share
-from ssole.training.step import NonFiniteLossError
+from ssole.training.watch import NonFiniteLossError
 
 STEPS, BATCH = 300, 64
 SMALL: dict[str, Any] = {

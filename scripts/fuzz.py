@@ -52,7 +52,8 @@ from ssole.search.nearest import unit_rows
 from ssole.training.checkpoint import Progress, load_checkpoint, save_checkpoint
 from ssole.training.replay import replay, save_bundle
 from ssole.training.run import Run, create_run, require_same_recipe, rewind
-from ssole.training.step import Learner, NonFiniteLossError
+from ssole.training.step import Learner
+from ssole.training.watch import NonFiniteLossError
 
 SECONDS = 5.0  # of processor time in one case
 SILENCE = 60.0  # seconds without an answer, after which a process is given up

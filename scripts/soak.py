@@ -43,6 +43,7 @@ RECIPE: dict[str, Any] = {
     "batch_size": 4,
     "log_every": 1,
     "checkpoint_every": 3,
+    "checkpoint_seconds": 0.0,
     "device": "cpu",
     "precision": "float32",
     "deterministic": True,

@@ -28,6 +28,7 @@ SETTINGS: dict[str, Any] = {
     "steps": STEPS,
     "batch_size": 4,
     "log_every": 1,
+    "checkpoint_seconds": 0.0,
     "device": "cpu",
     "precision": "float32",
     "deterministic": True,

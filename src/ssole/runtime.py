@@ -118,11 +118,15 @@ def reuse_freed_blocks() -> None:
 
 @contextmanager
 def torch_state(*, deterministic: bool) -> Iterator[None]:
-    """Context with deterministic algorithms if wanted; afterwards torch and its generators are as they were."""
+    """Context with deterministic algorithms if wanted; afterwards torch and its generators are as they were.
+
+    Otherwise cuDNN tries its algorithms for each new shape, of which a run has few, and keeps the quickest.
+    """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+    workspace, benchmark = os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.backends.cudnn.benchmark
     try:
+        torch.backends.cudnn.benchmark = not deterministic
         if deterministic:
             torch.use_deterministic_algorithms(True)
             # a debugging aid that writes every new tensor twice
@@ -133,6 +137,7 @@ def torch_state(*, deterministic: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = benchmark
         if workspace is None:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 

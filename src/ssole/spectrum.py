@@ -21,11 +21,12 @@ def effective_rank(x: Tensor, *, eps: float = 0.0) -> Tensor:
         eps: added to every share.
 
     Returns:
-        A float64 scalar tensor on the device of ``x``.
+        A float64 scalar tensor in the host's memory.
     """
     x = x.double()
     # The smaller Gram matrix. Its rounding shows in singular values below 1e-8 of the largest, which weigh nothing.
-    gram = x @ x.mT if len(x) <= x.shape[1] else x.mT @ x
+    # Its eigenvalues are found on the host, where they take milliseconds; an accelerator would take many times that.
+    gram = (x @ x.mT if len(x) <= x.shape[1] else x.mT @ x).cpu()
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     total = singular.sum()
     rank = torch.special.entr(singular / total + eps).sum().exp()

@@ -75,7 +75,7 @@ def test_a_full_disk_is_an_error_line(command: Command, monkeypatch: pytest.Monk
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ssole.training.loop.save_checkpoint", full)
+    monkeypatch.setattr("ssole.training.saving.write_checkpoint", full)
     outcome = command(*TINY)
     assert outcome.code == 1
     assert "error: [Errno 28] No space left on device" in outcome.err

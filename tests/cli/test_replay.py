@@ -9,7 +9,7 @@ import pytest
 from commands import Command
 
 import tiny
-from ssole.training.step import NonFiniteLossError
+from ssole.training.watch import NonFiniteLossError
 
 
 def test_a_failed_step_is_taken_again(command: Command, tmp_path: Path) -> None:

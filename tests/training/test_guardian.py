@@ -20,7 +20,8 @@ from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.guardian import CollapseError
 from ssole.training.loop import Interrupted
 from ssole.training.run import Run
-from ssole.training.step import Learner, LossWatch, NonFiniteLossError
+from ssole.training.step import Learner
+from ssole.training.watch import LossWatch, NonFiniteLossError
 
 Where = Callable[[int, float], bool]
 """Whether the loss of a step, counted from 1, is NaN at a learning rate."""

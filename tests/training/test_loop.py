@@ -29,7 +29,7 @@ from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
 from ssole.training.optim import learning_rate
 from ssole.training.run import Run
-from ssole.training.step import NonFiniteLossError
+from ssole.training.watch import NonFiniteLossError
 from ssole.views import make_views
 
 

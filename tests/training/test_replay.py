@@ -18,7 +18,7 @@ from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source
 from ssole.training.replay import replay
-from ssole.training.step import NonFiniteLossError
+from ssole.training.watch import NonFiniteLossError
 
 HUGE = {"optim__lr": 1e30, "optim__final_lr": 1e30}
 

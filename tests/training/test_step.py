@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import tiny
 from ssole.errors import DataError
-from ssole.training.step import Learner, LossWatch, NonFiniteLossError
+from ssole.training.step import Learner
+from ssole.training.watch import NonFiniteLossError
 from ssole.views import make_views
 
 CPU = torch.device("cpu")
@@ -78,21 +79,6 @@ def test_embeddings_that_are_not_finite_name_the_step_and_other_errors_stay_them
 
     with pytest.raises(ValueError, match="Wrong must return a scalar tensor"):
         Learner(tiny.config(), CPU, loss=Wrong()).step(IMAGES[:4], IDS, epoch=0, lr=0.1)
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_watch_names_the_first_step_wherever_it_looks(device: str) -> None:
-    watch = LossWatch(torch.device(device))
-    watch.add(1, torch.tensor(0.5), "the loss")
-    watch.check()
-    watch.check()
-    watch.add(2, torch.tensor(0.5), "the loss")
-    with pytest.raises(NonFiniteLossError, match=r"^step 3: the loss is inf\. ") as error:  # noqa: PT012
-        watch.add(3, torch.tensor(math.inf), "the loss")
-        assert device == "cuda"  # the CPU has looked already
-        watch.add(4, torch.tensor(math.nan), "the loss")
-        watch.check()
-    assert error.value.step == 3
 
 
 # Losses by name

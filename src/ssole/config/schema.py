@@ -222,12 +222,16 @@ class PretrainConfig:
     """Number format of the encoder; `auto`: bfloat16 where the hardware supports it. The loss has float32 or better."""
     compile: Literal["auto", "always", "never"] = "auto"
     """Compile the encoder (half a minute); `auto`: where it saves time (small images on a CPU, 500 steps or more)."""
+    cuda_graph: Literal["auto", "always", "never"] = "auto"
+    """Capture the whole step as one CUDA graph; `auto`: on an NVIDIA GPU, with Muon and images of one size."""
     deterministic: bool = False
     """Same result to the last bit on a CPU with as many threads, also after interruptions. A little slower."""
     guardian: Literal["auto", "off"] = "auto"
     """`auto`: a step that fails is tried again at lower learning rates, and a run that collapses is stopped."""
     checkpoint_every: int | None = None
-    """Steps between checkpoints, in addition to one after every epoch."""
+    """Steps between checkpoints, in addition to those after epochs."""
+    checkpoint_seconds: float = 60.0
+    """Least time between checkpoints after epochs, in seconds; 0 for one after every epoch."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     knn_every: int | None = None
@@ -270,6 +274,8 @@ class PretrainConfig:
             f"{' and '.join(self.augment.colour_operations)} need red, green and blue, and channels is {wanted}: "
             "set them to 0, or use the preset 'channels'",
         )
+        seconds = self.checkpoint_seconds
+        check(0 <= seconds < math.inf, f"checkpoint_seconds must be at least 0 and finite, got {seconds}")
         check(0 <= self.max_unreadable <= 1, f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
         check(
             self.cache_gb is None or 0 <= self.cache_gb < math.inf, f"cache_gb must be at least 0, got {self.cache_gb}"

@@ -60,13 +60,20 @@ def save_checkpoint(
     Raises:
         OSError: it cannot be written. The checkpoints before it are untouched.
     """
+    plain = {name: _plain(tensor) for name, tensor in state_tensors(modules, optimizer).items()}
+    write_checkpoint(run, plain, progress, is_regular=is_regular)
+
+
+def write_checkpoint(
+    run: Run, tensors_by_name: Mapping[str, torch.Tensor], progress: Progress, *, is_regular: Callable[[int], bool]
+) -> None:
+    """:func:`save_checkpoint` of contiguous tensors in the host's memory."""
     from safetensors.torch import save_file
 
-    plain = {name: _plain(tensor) for name, tensor in _tensors(modules, optimizer).items()}
     stem = _stem(run, progress.step)
     tensors = stem.with_suffix(".safetensors")
     with writing(run, f"the checkpoint of step {progress.step}"):
-        write_atomically(tensors, lambda path: save_file(plain, path))
+        write_atomically(tensors, lambda path: save_file(dict(tensors_by_name), path))
         write_text_atomically(stem.with_suffix(".json"), _description(asdict(progress) | {"tensors": _digest(tensors)}))
         earlier = [step for step in checkpoint_steps(run) if step < progress.step]
         _remove_all_but([*sorted(earlier, key=lambda step: (is_regular(step), step))[1 - _KEEP :], progress.step], run)
@@ -145,7 +152,8 @@ def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) ->
         write_atomically(run.backbone_path, lambda path: save_file(tensors, path, metadata=dict(metadata)))
 
 
-def _tensors(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def state_tensors(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Weights, buffers and optimizer state by name, as a checkpoint has them."""
     tensors = dict(modules.state_dict())
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():

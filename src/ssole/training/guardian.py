@@ -18,7 +18,8 @@ from ssole.config import PretrainConfig
 from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint, remove_checkpoints_after
 from ssole.training.replay import save_bundle
 from ssole.training.run import Run
-from ssole.training.step import Learner, NonFiniteLossError
+from ssole.training.step import Learner
+from ssole.training.watch import NonFiniteLossError
 
 FACTOR = 0.5
 """Factor of the learning rate after a failure, for the rest of the run."""

@@ -20,14 +20,16 @@ from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.models.load import backbone_metadata
 from ssole.runtime import resolve_precision, torch_state
-from ssole.training.checkpoint import Progress, load_checkpoint, require_space, save_backbone, save_checkpoint
+from ssole.training.checkpoint import Progress, load_checkpoint, require_space, save_backbone
 from ssole.training.feed import Feed, Plan
 from ssole.training.guardian import Guardian
 from ssole.training.initial import Initial
 from ssole.training.monitor import Evaluator, Monitor
 from ssole.training.pace import Pace
 from ssole.training.run import Run, record_unreadable, rewind
-from ssole.training.step import Learner, NonFiniteLossError
+from ssole.training.saving import Saver
+from ssole.training.step import Learner
+from ssole.training.watch import NonFiniteLossError
 
 
 class Interrupted(KeyboardInterrupt):
@@ -71,15 +73,17 @@ def train(
     feed = Feed(store, device)
     monitor = Monitor(run, _title(learner, plan), total=pace.total, done=done, feed=feed, progress=progress)
 
-    with torch_state(deterministic=config.deterministic), monitor, stop_signal(monitor.show_stopping) as stop:
+    saver = Saver(run, learner, guardian, monitor.flush)
+    with torch_state(deterministic=config.deterministic), monitor, saver, stop_signal(monitor.show_stopping) as stop:
         if learner.wants_compiling(plan.total):
             with monitor.preparing("compiling the encoder: up to half a minute"):
                 learner.compile(stopping=lambda: bool(stop.requested))
 
         while learner.steps_done < pace.total:
             try:
-                _take_steps(run, store, pace, learner, guardian, feed, monitor, evaluators, stop)
+                _take_steps(run, store, pace, learner, guardian, feed, monitor, saver, evaluators, stop)
             except NonFiniteLossError as error:
+                saver.write_kept()
                 monitor.go_back(*guardian.recover(error))
                 pace.start(learner.steps_done, monitor.seconds)
 
@@ -95,6 +99,7 @@ def _take_steps(
     guardian: Guardian,
     feed: Feed,
     monitor: Monitor,
+    saver: Saver,
     evaluators: Mapping[int, Evaluator],
     stop: Stop,
 ) -> None:
@@ -118,7 +123,8 @@ def _take_steps(
 
         if _ends_in_checkpoint(config, pace, step + 1) or stopping:
             record_unreadable(run, store.unreadable)
-            _save(run, learner, monitor, guardian, Progress(step + 1, len(store), monitor.seconds))
+            must = last or bool(stopping) or _due(step, config.checkpoint_every)
+            saver.save(Progress(step + 1, len(store), monitor.seconds), must=must)
 
         if last:
             return
@@ -175,14 +181,6 @@ def _require_no_progress(run: Run, plan: Plan) -> None:
             f"the metrics of {run.path} reach step {last}, and {run.checkpoints} holds no checkpoint to go on from: "
             "copy the checkpoints back, or start anew in another folder (--out)"
         )
-
-
-def _save(run: Run, learner: Learner, monitor: Monitor, guardian: Guardian, done: Progress) -> None:
-    """Write a checkpoint of weights that are known to be finite, after the metrics up to it are on the disk."""
-    learner.check_weights()
-    monitor.flush()
-    save_checkpoint(run, learner.modules, learner.optimizer, done, is_regular=guardian.is_regular)
-    guardian.saved(done.step)
 
 
 def _title(learner: Learner, plan: Plan) -> str:

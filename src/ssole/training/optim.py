@@ -77,7 +77,16 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the learning rate of all parameter groups, each times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr * group["lr_factor"])
+        else:
+            group["lr"] = lr * group["lr_factor"]
+
+
+def use_tensor_rates(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Make learning rates numbers on a device, which a CUDA graph reads anew each time."""
+    for group in optimizer.param_groups:
+        group["lr"] = torch.full((), float(group["lr"]), device=device)
 
 
 def learning_rate(step: float, total: int, config: OptimConfig) -> float:

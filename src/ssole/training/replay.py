@@ -20,7 +20,8 @@ from ssole.config import ConfigError, from_dict, to_dict
 from ssole.files import read_json, require_regular, write_atomically, write_text_atomically
 from ssole.runtime import environment, resolve_device, torch_state
 from ssole.training.run import Run
-from ssole.training.step import Batch, Learner, NonFiniteLossError
+from ssole.training.step import Batch, Learner
+from ssole.training.watch import NonFiniteLossError
 
 _LISTED = 5  # layers or weights that are named
 _PIXELS = (torch.uint8, torch.uint16)

@@ -8,7 +8,6 @@ Shape suffixes: B images, V views, C channels, S side of a crop, D embedding dim
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,23 +26,12 @@ from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.models.cpu import speed_up_convolutions
 from ssole.rng import Use, number
 from ssole.runtime import copy_to, keep_freed_memory, resolve_precision
-from ssole.training.optim import create_optimizer, set_learning_rate
+from ssole.training.graph import StepGraph, wants_graph
+from ssole.training.optim import create_optimizer, set_learning_rate, use_tensor_rates
+from ssole.training.watch import LossWatch, NonFiniteLossError
 from ssole.views import make_views
 from ssole.views.device import EpochRows
 from ssole.views.geometry import ImageBatch
-
-_HINT = "Training has left the region where it can learn: lower optim.lr, or set optim.warmup_steps or clip_grad_norm"
-
-
-class NonFiniteLossError(FloatingPointError):
-    """NaN or infinity in the loss, its gradient or the weights; the message names the step, counted from 1.
-
-    No checkpoint is written after the last good one.
-    """
-
-    def __init__(self, step: int, what: str, hint: str = _HINT) -> None:
-        super().__init__(f"step {step}: {what}. {hint}")
-        self.step, self.what = step, what
 
 
 class Batch(NamedTuple):
@@ -113,6 +101,10 @@ class Learner:
         self.steps_done = 0
         self.watch = LossWatch(device)
         self._rows = EpochRows(config.augment, images, config.input_channels, config.seed)
+        self._graph: StepGraph[StepResult] | None = None
+        if wants_graph(config, device, self.optimizer):
+            use_tensor_rates(self.optimizer, device)
+            self._graph = StepGraph(self._take, self.watch, required=config.cuda_graph == "always")
         self.batch: Batch | None = None
         self.is_compiled = False
 
@@ -130,23 +122,43 @@ class Learner:
                 accelerator, :meth:`check_losses` raises it later.
         """
         self.batch = Batch(images, ids, epoch, lr)
+        set_learning_rate(self.optimizer, lr)
+        _seed_layers(self.config.seed, self.steps_done)
+        if self._graph is not None and self._is_usual(images, epoch):
+            assert isinstance(images, torch.Tensor)
+            result = self._graph.step(self.steps_done, images, ids, epoch)
+        else:
+            result = self._take(images, ids, epoch)
+        self.steps_done += 1
+        return result
+
+    def _is_usual(self, images: ImageBatch, epoch: int) -> bool:
+        """Whether a step may be replayed as others were: its rows are drawn, and nothing is looked at or whitened."""
+        usual = self.steps_done > 0 and not self.watch.looks_at_once(self.steps_done + 1)
+        return usual and self._rows.ready(images, epoch)
+
+    def _take(self, images: ImageBatch, ids: torch.Tensor, epoch: int) -> StepResult:
         rows = self._rows.of(images, ids, epoch)
         views = make_views(images, ids, recipe=self.config.augment, seed=self.config.seed, epoch=epoch, rows=rows)
         if self.steps_done == 0 and self.config.init is None and self.config.model.stem_init == "whitening":
             whiten_stem(self.encoder.backbone, views[0].flatten(0, 1))
         labels = () if self.labels is None else (self.labels.index_select(0, copy_to(ids, self.device)),)
-        return self.step_on_views(views, *labels, lr=lr)
+        return self._learn(views, *labels)
 
     def step_on_views(self, views: list[torch.Tensor], *labels: torch.Tensor, lr: float) -> StepResult:
         """Take one training step on views that are made already, one tensor (B, V_g, C, S_g, S_g) a crop group."""
         set_learning_rate(self.optimizer, lr)
         _seed_layers(self.config.seed, self.steps_done)
+        result = self._learn(views, *labels)
+        self.steps_done += 1
+        return result
+
+    def _learn(self, views: list[torch.Tensor], *labels: torch.Tensor) -> StepResult:
         z_BVD = self.embed(views)
         terms = self.loss_terms(z_BVD, *labels)
         self.watch.add(self.steps_done + 1, terms["loss"], "the loss")
         self.descend(terms["loss"])
-        self.steps_done += 1
-        return StepResult(terms, z_BVD)
+        return StepResult({name: value.detach() for name, value in terms.items()}, z_BVD.detach())
 
     def embed(self, views: list[torch.Tensor]) -> torch.Tensor:
         """Embeddings (B, V, D) of all views; crop groups (B, V_g, C, S_g, S_g) are stacked along V."""
@@ -207,41 +219,6 @@ class Learner:
             self.encoder, lambda: self.embed(views), required=required, stopping=stopping
         )
         return self.is_compiled
-
-
-class LossWatch:
-    """Check that raises NonFiniteLossError at the first value, such as a loss, that is NaN or infinite.
-
-    On a CPU it looks at once. Looking makes an accelerator wait, so there it looks when :meth:`check` is called, which
-    must be before anything is logged or saved. It still names the first such step.
-
-    Attributes:
-        at_once_until: step up to which it looks at once on an accelerator too.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._is_cpu, self.at_once_until = device.type == "cpu", 0
-        self._values: list[tuple[int, str, torch.Tensor]] = []
-
-    def looks_at_once(self, step: int) -> bool:
-        """Whether the values of a step, counted from 1, are looked at before its weights are updated."""
-        return self._is_cpu or step <= self.at_once_until
-
-    def add(self, step: int, value: torch.Tensor, name: str) -> None:
-        """Add a value of a step, counted from 1."""
-        self._values.append((step, name, value.detach()))
-        if self.looks_at_once(step):
-            self.check()
-
-    def check(self) -> None:
-        """Look at all values since the last check."""
-        if not self._values:
-            return
-        steps, names, values = zip(*self._values, strict=True)
-        self._values = []
-        for step, name, value in zip(steps, names, torch.stack([v.double() for v in values]).tolist(), strict=True):
-            if not math.isfinite(value):
-                raise NonFiniteLossError(step, f"{name} is {value}")
 
 
 def _listed(names: list[str]) -> str:

@@ -126,11 +126,19 @@ class EpochRows:
 
     def of(self, images: ImageBatch, ids: torch.Tensor, epoch: int) -> list[torch.Tensor] | None:
         """Rows (B, V, F) of a batch on an accelerator, for each crop group; None if it is to draw its own."""
+        return self._look_up(ids, epoch) if self.ready(images, epoch) else None
+
+    def ready(self, images: ImageBatch, epoch: int) -> bool:
+        """Whether the rows of an epoch are there, which are drawn if need be. If not, each batch is to draw its own."""
         if self._images is None or not isinstance(images, torch.Tensor) or images.device.type == "cpu":
-            return None
+            return False
         if self._size is None:
             self._size = images.shape[2:]
-        return self._look_up(ids, epoch) if images.shape[2:] == self._size else None
+        if images.shape[2:] != self._size:
+            return False
+        if epoch != self._epoch:
+            self._draw(epoch, images.device)
+        return True
 
     def _look_up(self, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
         if epoch != self._epoch:

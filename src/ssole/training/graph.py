@@ -1,0 +1,127 @@
+"""StepGraph: a training step that is captured once as a CUDA graph, and then replayed without launching its kernels.
+
+Images and ids are copied to where the captured step reads them. The learning rate is a number on the device, as is the
+place where the loss watch writes. The rows of the views are drawn by epoch, at one place in memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import torch
+
+from ssole import distributed
+from ssole.config import ConfigError, PretrainConfig
+from ssole.training.muon import Muon
+from ssole.training.watch import LossWatch
+
+WARM_UP = 3
+"""Steps that are taken as they are before one is captured: libraries set themselves up in the first."""
+
+_Result = TypeVar("_Result")
+_Body = Callable[[], _Result]
+
+
+def wants_graph(config: PretrainConfig, device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether steps are captured: on CUDA, with Muon and in one process, unless the config says never.
+
+    Raises:
+        ConfigError: the config says always, and it is not possible.
+    """
+    possible = device.type == "cuda" and isinstance(optimizer, Muon) and distributed.world_size() == 1
+    if config.cuda_graph == "always" and not possible:
+        raise ConfigError(
+            f"cuda_graph = always needs one process, a CUDA device and Muon, got {distributed.world_size()} processes, "
+            f"{device} and {config.optim.name}: use auto"
+        )
+    return possible and config.cuda_graph != "never"
+
+
+class StepGraph(Generic[_Result]):
+    """Graph of a training step.
+
+    Args:
+        take: function that takes a step on images (B, C, H, W), ids (B,) and the number of an epoch.
+        watch: the loss watch that `take` adds to.
+        required: whether a capture that fails is an error. Otherwise steps go on as before, with a warning.
+        warm: function that takes a step as it is, where a capture may follow.
+        capture: function that records a step without taking it, and gives a function that takes it.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[torch.Tensor, torch.Tensor, int], _Result],
+        watch: LossWatch,
+        *,
+        required: bool = False,
+        warm: Callable[[_Body[_Result]], _Result] | None = None,
+        capture: Callable[[_Body[_Result]], _Body[_Result]] | None = None,
+    ) -> None:
+        self._take, self._watch, self._required = take, watch, required
+        self._warm, self._capture = warm or on_side_stream, capture or captured
+        self._failed = False
+        self._next = -1
+        self._replay: _Body[_Result] | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        self._taken, self._replay = 0, None
+        self._images, self._ids = torch.empty(0), torch.empty(0)
+        self._names: list[str] = []
+
+    def step(self, done: int, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> _Result:
+        """Take the step after `done` others. The tensors of the result are overwritten by the next."""
+        if done != self._next:  # weights were restored, and the optimizer's state is elsewhere in memory
+            self._reset()
+        self._next = done + 1
+        if self._watch.room < 2 * len(self._names):
+            self._watch.check()
+        if self._replay is None and self._taken >= WARM_UP and not self._failed:
+            self._record(images, ids, epoch)
+        if self._replay is None:
+            self._taken += 1
+            return self._warm(lambda: self._take(images, ids, epoch))
+        self._images.copy_(images)
+        self._ids.copy_(ids)
+        result = self._replay()
+        self._watch.note(done + 1, self._names)
+        return result
+
+    def _record(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> None:
+        self._images, self._ids = images.clone(), ids.clone()
+        before = self._watch.count
+        try:
+            self._replay = self._capture(lambda: self._take(self._images, self._ids, epoch))
+        except RuntimeError as error:
+            if self._required:
+                raise
+            self._failed = True
+            reason = " ".join(str(error).split())[:300]
+            warnings.warn(f"the step could not be captured as a CUDA graph, and is launched: {reason}", stacklevel=4)
+        finally:
+            self._names = self._watch.take_back(self._watch.count - before)
+
+
+def on_side_stream(body: _Body[_Result]) -> _Result:
+    """Result of a step on a stream of its own: on the usual one, autograd would keep what no graph may wait for."""
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        result = body()
+    current.wait_stream(stream)
+    return result
+
+
+def captured(body: _Body[_Result]) -> _Body[_Result]:
+    """CUDA graph of a step, as a function that replays it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = body()
+
+    def replay() -> _Result:
+        graph.replay()
+        return result
+
+    return replay

@@ -1,0 +1,115 @@
+"""Saver: which states of a run are written as checkpoints, and when.
+
+The state after each regular step is copied to memory. It is written at once if that was asked for, if it is the last,
+or if the one before was written `checkpoint_seconds` ago. Otherwise it waits: for a stop or a failure, which write it,
+or for the next regular step, which replaces it. So a run goes back to the same states whatever the clock says.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+import torch
+
+from ssole.training.checkpoint import Progress, checkpoint_steps, state_tensors, write_checkpoint
+from ssole.training.guardian import Guardian
+from ssole.training.run import Run
+from ssole.training.step import Learner
+
+
+class Saver:
+    """Writer of the checkpoints of a run; a context manager around its training loop.
+
+    On an accelerator a thread writes, so that training goes on meanwhile. What it fails at is raised by the next call,
+    or on leaving the context.
+
+    Args:
+        run, learner, guardian: of the training loop.
+        flush: called before a checkpoint is written; it has the metrics up to there on the disk.
+    """
+
+    def __init__(self, run: Run, learner: Learner, guardian: Guardian, flush: Callable[[], None]) -> None:
+        self._run, self._learner, self._guardian, self._flush = run, learner, guardian, flush
+        self._kept: tuple[Progress, dict[str, torch.Tensor]] | None = None
+        self._last = -math.inf
+        threaded = learner.device.type != "cpu"
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="ssole-checkpoint") if threaded else None
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown()
+        self.wait()
+
+    def save(self, done: Progress, *, must: bool) -> None:
+        """Keep the state of the learner, of weights that are known to be finite, and write it if it is time to.
+
+        Raises:
+            NonFiniteLossError: a loss or weight is not finite. Nothing is kept.
+            OSError: a checkpoint cannot be written. Those before it are untouched.
+        """
+        self._learner.check_weights()
+        state = done, host_copies(state_tensors(self._learner.modules, self._learner.optimizer))
+        if not self._guardian.is_regular(done.step):
+            self.write_kept()
+        if must or time.monotonic() - self._last >= self._run.config.checkpoint_seconds:
+            self._write(*state)
+            self._kept = None
+        else:
+            self._kept = state
+        self._guardian.saved(done.step)
+
+    def write_kept(self) -> None:
+        """Write the state that is kept and was not written, if there is one, and wait until it is on the disk."""
+        if self._kept is not None:
+            self._write(*self._kept)
+            self._kept = None
+        self.wait()
+
+    def wait(self) -> None:
+        """Wait until the checkpoint at hand is on the disk; its error is raised."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _write(self, done: Progress, tensors: dict[str, torch.Tensor]) -> None:
+        self.wait()
+        self._flush()
+        self._last = time.monotonic()
+        regular = {step for step in checkpoint_steps(self._run) if self._guardian.is_regular(step)}
+
+        def write() -> None:
+            write_checkpoint(self._run, tensors, done, is_regular=regular.__contains__)
+
+        if self._pool is None:
+            write()
+        else:
+            self._writing = self._pool.submit(write)
+
+
+def host_copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous copies of tensors in the host's memory; those of an accelerator travel in one piece."""
+    here = {name: tensor.detach().clone() for name, tensor in tensors.items() if tensor.device.type == "cpu"}
+    there = {name: tensor.detach() for name, tensor in tensors.items() if name not in here}
+    return {name: tensor.contiguous() for name, tensor in here.items()} | (flat_copies(there) if there else {})
+
+
+def flat_copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous copies in the host's memory, made by one copy of all bytes. The longest numbers come first, so that
+    each tensor begins at a multiple of their length.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    flat = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for _, tensor in ordered]).cpu()
+    parts = flat.split([tensor.nbytes for _, tensor in ordered])
+    return {
+        name: part.view(tensor.dtype).view(tensor.shape) for (name, tensor), part in zip(ordered, parts, strict=True)
+    }

@@ -1,0 +1,92 @@
+"""LossWatch: the check that a run's losses and gradients are finite, and its error."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+_HINT = "Training has left the region where it can learn: lower optim.lr, or set optim.warmup_steps or clip_grad_norm"
+_RING = 4096  # values that fit between two looks; a look comes early when it is full
+
+
+class NonFiniteLossError(FloatingPointError):
+    """NaN or infinity in the loss, its gradient or the weights; the message names the step, counted from 1.
+
+    No checkpoint is written after the last good one.
+    """
+
+    def __init__(self, step: int, what: str, hint: str = _HINT) -> None:
+        super().__init__(f"step {step}: {what}. {hint}")
+        self.step, self.what = step, what
+
+
+class LossWatch:
+    """Check that raises NonFiniteLossError at the first value, such as a loss, that is NaN or infinite.
+
+    On a CPU it looks at once. Looking makes an accelerator wait, so there values go to a ring in its memory, and are
+    looked at when :meth:`check` is called, which must be before anything is logged or saved. It still names the first
+    such step. The place in the ring is a number on the device too, so that a CUDA graph can replay :meth:`add`.
+
+    Attributes:
+        at_once_until: step up to which it looks at once on an accelerator too.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_cpu, self.at_once_until = device.type == "cpu", 0
+        self._added: list[tuple[int, str]] = []
+        self._ring: torch.Tensor | None = None
+        self._place: torch.Tensor | None = None
+
+    def looks_at_once(self, step: int) -> bool:
+        """Whether the values of a step, counted from 1, are looked at before its weights are updated."""
+        return self._is_cpu or step <= self.at_once_until
+
+    def add(self, step: int, value: torch.Tensor, name: str) -> None:
+        """Add a value of a step, counted from 1."""
+        if self.looks_at_once(step):
+            self.check()
+            self._require_finite(step, name, float(value.detach()))
+            return
+        if self._ring is None or self._place is None:
+            self._ring = torch.zeros(_RING, dtype=torch.float64, device=value.device)
+            self._place = torch.zeros(1, dtype=torch.int64, device=value.device)
+        if not self.room:
+            self.check()
+        self._ring.index_copy_(0, self._place, value.detach().double().view(1))
+        self._place += 1
+        self._added.append((step, name))
+
+    def take_back(self, count: int) -> list[str]:
+        """Names of the values added last, which are forgotten: a graph has recorded their copy, and not made it."""
+        names = [name for _, name in self._added[len(self._added) - count :]]
+        del self._added[len(self._added) - count :]
+        return names
+
+    def note(self, step: int, names: list[str]) -> None:
+        """Take note that a graph has added values of a step."""
+        self._added += [(step, name) for name in names]
+
+    @property
+    def room(self) -> int:
+        """Number of values that still fit before the next look."""
+        return _RING - len(self._added)
+
+    @property
+    def count(self) -> int:
+        """Number of values since the last look."""
+        return len(self._added)
+
+    def check(self) -> None:
+        """Look at all values since the last check."""
+        if not self._added or self._ring is None or self._place is None:
+            return
+        added, self._added = self._added, []
+        values = self._ring[: len(added)].tolist()
+        self._place.zero_()
+        for (step, name), value in zip(added, values, strict=True):
+            self._require_finite(step, name, value)
+
+    def _require_finite(self, step: int, name: str, value: float) -> None:
+        if not math.isfinite(value):
+            raise NonFiniteLossError(step, f"{name} is {value}")

@@ -1,0 +1,187 @@
+"""StepGraph without a GPU: a step is recorded operator by operator, and replayed as a CUDA graph replays kernels.
+
+What a step takes from Python's variables is then as it was when it was recorded, and only what lies in tensors changes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import tiny
+from ssole.config import ConfigError
+from ssole.training.graph import WARM_UP, StepGraph, wants_graph
+from ssole.training.optim import set_learning_rate, use_tensor_rates
+from ssole.training.step import Learner, StepResult
+from ssole.training.watch import LossWatch, NonFiniteLossError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MUON = {"optim__name": "muon", "optim__lr": 0.05, "optim__weight_decay": 0.1}
+IDS = torch.arange(4)
+
+
+class Recorder(TorchDispatchMode):
+    """Record of the operators in a context, which can be taken again on the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self) -> None:
+        for func, args, kwargs, out in self.calls:
+            again = func(*args, **kwargs)
+            for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class Captured:
+    """A learner whose steps on views are captured."""
+
+    def __init__(self, **options: Any) -> None:
+        self.learner = Learner(tiny.config(**MUON), CPU)
+        self.learner.watch = LossWatch(CUDA)  # which does not look at once
+        use_tensor_rates(self.learner.optimizer, CPU)
+        self.captures = 0
+        chosen = {"warm": lambda body: body(), "capture": self.capture, **options}
+        self.graph: StepGraph[StepResult] = StepGraph(self.take, self.learner.watch, **chosen)
+
+    def take(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> StepResult:
+        return self.learner._learn([images])
+
+    def capture(self, body: Callable[[], StepResult]) -> Callable[[], StepResult]:
+        self.captures += 1
+        state = [t for t in tree_leaves(self.learner.optimizer.state_dict()) if isinstance(t, torch.Tensor)]
+        state += [*self.learner.modules.state_dict().values(), self.learner.watch._ring, self.learner.watch._place]
+        before = [tensor.clone() for tensor in state]
+        recorder = Recorder()
+        with recorder:
+            result = body()
+        with torch.no_grad():  # a CUDA graph records without taking the step
+            for tensor, kept in zip(state, before, strict=True):
+                tensor.copy_(kept)
+
+        def replay() -> StepResult:
+            with torch.no_grad():
+                recorder.replay()
+            return result
+
+        return replay
+
+    def step(self, views: torch.Tensor, lr: float) -> StepResult:
+        set_learning_rate(self.learner.optimizer, lr)
+        result = self.graph.step(self.learner.steps_done, views, IDS, 0)
+        self.learner.steps_done += 1
+        return result
+
+
+def plain() -> Learner:
+    """A learner whose steps are launched, with equal rounding: Newton-Schulz in bfloat16 would enlarge differences."""
+    learner = Learner(tiny.config(**MUON), CPU)
+    use_tensor_rates(learner.optimizer, CPU)
+    return learner
+
+
+def views_of(step: int) -> torch.Tensor:
+    return torch.randn(4, 2, 3, 8, 8, generator=torch.Generator().manual_seed(step))
+
+
+def rate_of(step: int) -> float:
+    return 0.05 / (1 + step)
+
+
+def require_equal(one: Learner, other: Learner) -> None:
+    for (name, a), b in zip(one.modules.state_dict().items(), other.modules.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_replayed_steps_are_those_that_are_launched() -> None:
+    torch.set_num_threads(1)
+    launched, captured = plain(), Captured()
+    for step in range(WARM_UP + 6):
+        expected = launched.step_on_views([views_of(step)], lr=rate_of(step))
+        found = captured.step(views_of(step), rate_of(step))
+        torch.testing.assert_close(found.terms["loss"], expected.terms["loss"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.z_BVD, expected.z_BVD, rtol=1e-3, atol=1e-4)
+    assert captured.captures == 1
+    require_equal(launched, captured.learner)
+    captured.learner.check_weights()
+
+
+def test_restored_weights_are_captured_anew() -> None:
+    torch.set_num_threads(1)
+    launched, captured = plain(), Captured()
+    for step in range(WARM_UP + 2):
+        launched.step_on_views([views_of(step)], lr=rate_of(step))
+        captured.step(views_of(step), rate_of(step))
+    captured.learner.modules.load_state_dict(launched.modules.state_dict())
+    state = copy.deepcopy(launched.optimizer.state_dict()["state"])
+    captured.learner.optimizer.load_state_dict(captured.learner.optimizer.state_dict() | {"state": state})
+    captured.learner.steps_done = launched.steps_done = 2  # as the guardian goes back
+    for step in range(2, 2 + WARM_UP + 3):
+        launched.step_on_views([views_of(step)], lr=rate_of(step))
+        captured.step(views_of(step), rate_of(step))
+    assert captured.captures == 2
+    require_equal(launched, captured.learner)
+
+
+@pytest.mark.parametrize("bad", [1, WARM_UP, WARM_UP + 1, WARM_UP + 4])
+def test_the_first_step_that_is_not_finite_is_named(bad: int) -> None:
+    torch.set_num_threads(1)
+    factor = torch.ones(())
+
+    class Scaled(nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            return factor * z.square().mean()
+
+    captured = Captured()
+    captured.learner.loss = Scaled()
+    for step in range(WARM_UP + 6):
+        factor.fill_(float("nan") if step in (bad, bad + 1) else 1.0)
+        captured.step(views_of(step), 0.01)
+    with pytest.raises(NonFiniteLossError, match=rf"^step {bad + 1}: the loss is nan"):
+        captured.learner.check_losses()
+
+
+def test_a_capture_that_fails_leaves_steps_as_they_were() -> None:
+    torch.set_num_threads(1)
+
+    def refuse(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    launched, captured = plain(), Captured(capture=refuse)
+    for step in range(WARM_UP + 3):
+        launched.step_on_views([views_of(step)], lr=0.01)
+        if step == WARM_UP:
+            with pytest.warns(UserWarning, match="could not be captured as a CUDA graph, and is launched: operation"):
+                captured.step(views_of(step), 0.01)
+        else:
+            captured.step(views_of(step), 0.01)
+    require_equal(launched, captured.learner)
+    required = Captured(capture=refuse, required=True)
+    for step in range(WARM_UP):
+        required.step(views_of(step), 0.01)
+    with pytest.raises(RuntimeError, match="not permitted"):
+        required.step(views_of(WARM_UP), 0.01)
+
+
+def test_graphs_are_wanted_on_cuda_with_muon() -> None:
+    muon, sgd = (Learner(tiny.config(optim__name=name), CPU).optimizer for name in ("muon", "sgd"))
+    assert wants_graph(tiny.config(), CUDA, muon)
+    assert not wants_graph(tiny.config(), CUDA, sgd)
+    assert not wants_graph(tiny.config(), CPU, muon)
+    assert not wants_graph(tiny.config(cuda_graph="never"), CUDA, muon)
+    with pytest.raises(ConfigError, match=r"cuda_graph = always needs .* got 1 processes, cpu and muon: use auto"):
+        wants_graph(tiny.config(cuda_graph="always", **MUON), CPU, muon)

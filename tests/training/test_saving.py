@@ -1,0 +1,190 @@
+"""Saver: what is written depends on the clock, and what a run goes back or on to does not."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import tiny
+from ssole.training import saving
+from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint
+from ssole.training.run import Run, create_run
+from ssole.training.saving import Saver, flat_copies, host_copies
+from ssole.training.step import Learner
+
+LONG = 1e6
+
+
+class Always:
+    """A guardian for which every fifth step is regular."""
+
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def is_regular(self, step: int) -> bool:
+        return step % 5 == 0
+
+    def saved(self, step: int) -> None:
+        self.told.append(step)
+
+
+def a_saver(folder: Path, **changes: Any) -> tuple[Saver, Learner, Run]:
+    run = create_run(folder / "run", tiny.config(**{"checkpoint_seconds": LONG, **changes}))
+    learner = Learner(run.config, torch.device("cpu"))
+    return Saver(run, learner, Always(), lambda: None), learner, run  # type: ignore[arg-type]
+
+
+def set_weights(learner: Learner, value: float) -> None:
+    with torch.no_grad():
+        next(learner.encoder.parameters()).fill_(value)
+
+
+def weights_at(run: Run) -> tuple[int, float]:
+    """Step of the newest checkpoint, and the weights that it has."""
+    learner = Learner(run.config, torch.device("cpu"))
+    done = load_checkpoint(run, learner.modules, learner.optimizer)
+    assert done is not None
+    return done.step, float(next(learner.encoder.parameters()).flatten()[0].detach())
+
+
+def progress(step: int) -> Progress:
+    return Progress(step, 22, 0.0)
+
+
+def save(saver: Saver, learner: Learner, step: int, *, must: bool = False) -> None:
+    set_weights(learner, step)
+    saver.save(progress(step), must=must)
+
+
+def test_within_the_time_states_are_kept_and_a_stop_writes_the_newest_regular_one_too(tmp_path: Path) -> None:
+    saver, learner, run = a_saver(tmp_path)
+    with saver:
+        save(saver, learner, 5)  # the first is always written
+        save(saver, learner, 10)
+        save(saver, learner, 15)
+        assert checkpoint_steps(run) == [5]
+        save(saver, learner, 17, must=True)
+    assert checkpoint_steps(run) == [15, 17]
+    assert weights_at(run) == (17, 17.0)
+
+
+def test_a_failure_writes_the_state_that_was_kept(tmp_path: Path) -> None:
+    saver, learner, run = a_saver(tmp_path)
+    save(saver, learner, 5)
+    save(saver, learner, 10)
+    set_weights(learner, 99.0)
+    saver.write_kept()
+    assert weights_at(run) == (10, 10.0)
+    saver.write_kept()
+    assert checkpoint_steps(run) == [5, 10]
+
+
+def test_after_the_time_and_when_asked_for_a_state_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 100.0
+    monkeypatch.setattr(saving.time, "monotonic", lambda: clock)
+    saver, learner, run = a_saver(tmp_path, checkpoint_seconds=60.0)
+    written = []
+    for step, clock in ((5, 100.0), (10, 159.0), (15, 160.0), (20, 219.0)):  # noqa: B007 - read by the lambda
+        save(saver, learner, step)
+        written.append(checkpoint_steps(run)[-1])
+    assert written == [5, 5, 15, 15]
+    save(saver, learner, 25, must=True)
+    assert checkpoint_steps(run) == [15, 25]
+
+
+def test_a_thread_writes_the_state_of_when_it_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin, write = threading.Event(), saving.write_checkpoint
+
+    def slow(*arguments: Any, **named: Any) -> None:
+        assert begin.wait(60)
+        write(*arguments, **named)
+
+    monkeypatch.setattr(saving, "write_checkpoint", slow)
+    saver, learner, run = a_saver(tmp_path)
+    saver._pool = saving.ThreadPoolExecutor(1)  # as on an accelerator
+    with saver:
+        save(saver, learner, 5)
+        set_weights(learner, 99.0)  # training goes on
+        assert checkpoint_steps(run) == []
+        begin.set()
+    assert weights_at(run) == (5, 5.0)
+
+
+def test_what_the_thread_fails_at_is_raised_by_the_next_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    saver, learner, _ = a_saver(tmp_path, checkpoint_seconds=0.0)
+    saver._pool = saving.ThreadPoolExecutor(1)
+    monkeypatch.setattr(saving, "write_checkpoint", full)
+    save(saver, learner, 5)
+    with pytest.raises(OSError, match="No space left"):
+        save(saver, learner, 10)
+    with pytest.raises(OSError, match="No space left"), saver:
+        save(saver, learner, 15)
+
+
+@pytest.mark.parametrize("fails", [8, 12])
+def test_a_run_that_fails_goes_back_to_the_same_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: int
+) -> None:
+    terms = Learner.loss_terms
+
+    def failing(self: Learner, *arguments: Any) -> dict[str, torch.Tensor]:
+        found = terms(self, *arguments)
+        bad = self.steps_done + 1 == fails and self.optimizer.param_groups[0]["lr"] > 0.06
+        return {name: value * (float("nan") if bad else 1.0) for name, value in found.items()}
+
+    monkeypatch.setattr(Learner, "loss_terms", failing)
+    runs = [
+        tiny.start(tmp_path / f"after{seconds}", checkpoint_seconds=seconds, optim__lr=0.1, optim__final_lr=0.1)
+        for seconds in (0.0, LONG)
+    ]
+    often, seldom = (run.backbone_path.read_bytes() for run in runs)
+    assert often == seldom
+    assert [row["step"] for row in runs[1].metrics if "guardian" in row] == [5 if fails == 8 else 10]
+
+
+@pytest.mark.parametrize("threads", [False, True])
+def test_whole_runs_end_with_their_last_state_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: bool
+) -> None:
+    if threads:
+        make = Saver.__init__
+
+        def threaded(self: Saver, *arguments: Any) -> None:
+            make(self, *arguments)
+            self._pool = saving.ThreadPoolExecutor(1)
+
+        monkeypatch.setattr(Saver, "__init__", threaded)
+    run = tiny.start(tmp_path / "run", checkpoint_seconds=LONG)
+    assert checkpoint_steps(run) == [5, tiny.STEPS]
+    assert run.finished
+
+
+def test_one_copy_of_all_bytes_gives_every_tensor_back(tmp_path: Path) -> None:
+    tensors = {
+        "flag": torch.tensor(True),
+        "half": torch.randn(3).bfloat16(),
+        "filters": torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last),
+        "count": torch.tensor(7),
+        "empty": torch.zeros(0, 3),
+        "bytes": torch.arange(5, dtype=torch.uint8),
+    }
+    for copies in (flat_copies(tensors), host_copies(tensors)):
+        assert copies.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert copies[name].dtype == tensor.dtype
+            assert copies[name].is_contiguous()
+            assert torch.equal(copies[name], tensor)
+        save_file(copies, tmp_path / "copies.safetensors")
+        assert all(
+            torch.equal(copies[name], tensor) for name, tensor in load_file(tmp_path / "copies.safetensors").items()
+        )
+    tensors["filters"].zero_()
+    assert copies["filters"].any()
