@@ -142,6 +142,7 @@ def _by_budget(
             break
     assert chosen is not None  # the cheapest is always taken
     recipe, overrides, seconds = chosen
+    reasons.append(f"{load(recipe).augment.views} views of each image, as the recipe has")
     return recipe, overrides | _short_overrides(load(recipe, **shared, **overrides), budget, seconds, reasons)
 
 
