@@ -6,12 +6,15 @@ It prints the constants that `ssole/evaluation/verdict.py` has, and the table of
 them.
 
 - Correlation: Spearman's, of each label-free figure with kNN accuracy, among the runs of one data set and length; the
-  mean over those groups.
+  mean over those groups of ten runs or more.
+- Recovered: the gain in accuracy over the untrained network of the run with the best figure, as a share of the best
+  run's gain; the mean over the same groups.
 - A run is poor if it gains less than half of what the best run of its group gains over the untrained network.
 - The two thresholds are those that tell poor runs from others with the fewest mistakes: "collapsed" above one of
   uniformity, "dimension-starved" below one of RankMe. Of equal choices the widest gap is taken, and its middle.
-- A run was still improving if the same settings for four times as many steps gain two points of accuracy. The threshold
-  is on the share of its loss's whole fall that came in the last quarter, chosen in the same way.
+- A run was still improving if the same settings for four times as many steps gain two points of accuracy. Whether the
+  share of its loss's whole fall that came in the last quarter tells so is measured with the best threshold, by the mean
+  of both kinds of mistakes.
 """
 
 from __future__ import annotations
@@ -28,10 +31,10 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from ssole.evaluation.results import LABEL_FREE
-from ssole.evaluation.verdict import last_fall
 
 Run = dict[str, Any]
 GAIN, POINTS = 0.5, 0.02  # share of the best gain below which a run is poor; accuracy that longer training has to add
+LEAST = 10  # runs of a group whose ranks are compared
 
 
 def fit(report: dict[str, Any]) -> dict[str, Any]:
@@ -42,24 +45,28 @@ def fit(report: dict[str, Any]) -> dict[str, Any]:
         groups[run["data"], run["steps"]].append(run)
         if "untrained" in run["baselines"]:
             untrained[run["data"]] = run["baselines"]["untrained"]["knn20"]
-    large = [group for group in groups.values() if len(group) >= 5]
+    large = [group for group in groups.values() if len(group) >= LEAST]
     correlation = {name: float(np.mean([_rank_correlation(group, name) for group in large])) for name in LABEL_FREE}
     poor = []
     for run in runs:
         best = max(other["knn20"] for other in groups[run["data"], run["steps"]])
         start = untrained[run["data"]]
         poor.append(run["knn20"] - start < GAIN * (best - start))
-    uniformity, rankme = _two_thresholds(runs, poor)
+    uniformity, rankme = (round(value, 2) for value in _two_thresholds(runs, poor))
     called = [run["figures"]["uniformity"] > uniformity or run["figures"]["rankme"] < rankme for run in runs]
+    recovered = {
+        name: float(np.mean([_recovered(group, name, correlation[name], untrained) for group in large]))
+        for name in LABEL_FREE
+    }
     pairs = _pairs(runs)
     falls, improved = [last_fall(run["curves"]["loss"]) for run, _ in pairs], [gain >= POINTS for _, gain in pairs]
-    fall = _threshold(falls, improved)
+    fall = round(_threshold(falls, improved), 3)
     return {
         "runs": len(runs),
         "correlation": {name: round(value, 2) for name, value in correlation.items()},
-        "collapsed_uniformity": round(uniformity, 2),
-        "starved_rankme": round(rankme, 1),
-        "improving_fall": round(fall, 2),
+        "recovered": {name: round(value, 2) for name, value in recovered.items()},
+        "collapsed_uniformity": uniformity,
+        "starved_rankme": rankme,
         "poor": sum(poor),
         "missed": sum(is_poor and not call for is_poor, call in zip(poor, called, strict=True)),
         "wronged": sum(call and not is_poor for is_poor, call in zip(poor, called, strict=True)),
@@ -73,6 +80,20 @@ def _rank_correlation(group: Sequence[Run], name: str) -> float:
     measured = [run for run in group if name in run["figures"]]
     figures, truth = [run["figures"][name] for run in measured], [run["knn20"] for run in measured]
     return float(spearmanr(figures, truth).statistic)
+
+
+def _recovered(group: Sequence[Run], name: str, correlation: float, untrained: dict[str, float]) -> float:
+    """Share of the best run's gain over the untrained network that the run with the best figure has."""
+    sign = 1 if correlation > 0 else -1
+    chosen = max((run for run in group if name in run["figures"]), key=lambda run: sign * run["figures"][name])
+    start, top = untrained[chosen["data"]], max(run["knn20"] for run in group)
+    return float((chosen["knn20"] - start) / (top - start))
+
+
+def last_fall(loss: Sequence[float]) -> float:
+    """Share of the fall of a curve, given by the means of its twelfths, that came in its last quarter."""
+    fall = max(loss) - loss[-1]
+    return min(1.0, max(0.0, (loss[8] - loss[-1]) / fall)) if fall > 0 else 0.0
 
 
 def _pairs(runs: Sequence[Run]) -> list[tuple[Run, float]]:
@@ -93,8 +114,14 @@ def _two_thresholds(runs: Sequence[Run], poor: Sequence[bool]) -> tuple[float, f
 
 
 def _threshold(values: Sequence[float], truth: Sequence[bool]) -> float:
+    """Threshold with the smallest mean of both kinds of mistakes, as shares: far more runs were improving than not."""
     array, known = np.array(values), np.array(truth)
-    return _best([_middles(array)], lambda threshold: int(((array > threshold) != known).sum()))[0]
+
+    def mistakes(threshold: float) -> float:
+        called = array > threshold
+        return float((~called[known]).mean() + called[~known].mean())
+
+    return _best([_middles(array)], mistakes)[0]
 
 
 def _middles(values: np.ndarray) -> list[tuple[float, float]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ssole.api import pretrain, resume
 from ssole.comparison.compare import compare
 from ssole.comparison.result import Comparison
+from ssole.comparison.tune import tune
 from ssole.config import ConfigError, Crop, PretrainConfig, ViewRecipe
 from ssole.errors import DataError
 from ssole.evaluation.evaluate import embed, evaluate
@@ -55,6 +56,7 @@ __all__ = [
     "report",
     "resume",
     "search",
+    "tune",
     "untrained",
 ]
 

@@ -26,6 +26,7 @@ from ssole.cli.replay import replay
 from ssole.cli.report import report
 from ssole.cli.search import search
 from ssole.cli.select import select
+from ssole.cli.tune import tune
 from ssole.cli.views import views
 from ssole.data.tiff import silence_tiff_libraries
 from ssole.errors import printable, without_secrets
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain": pretrain,
     "extend": extend,
     "compare": compare,
+    "tune": tune,
     "eval": evaluate,
     "report": report,
     "embed": embed,

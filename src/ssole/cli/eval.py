@@ -15,7 +15,7 @@ from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_conf
 from ssole.config import ConfigError
 from ssole.evaluation.results import LABEL_FREE, EvaluationResult
 from ssole.evaluation.subjects import is_run, name_of
-from ssole.evaluation.verdict import judge_figures
+from ssole.evaluation.verdict import judge_figures, last_rise
 from ssole.training.run import Run
 
 Subjects = Annotated[
@@ -114,15 +114,17 @@ def _print_verdicts(result: EvaluationResult, subjects: Mapping[str, str]) -> No
         figures = {name: score.value for name, score in result.rows.get(row, {}).items() if name in LABEL_FREE}
         if figures:
             width = result.details[row]["rankme"][0]["features"]
-            verdict = judge_figures(figures, width, _losses(subject) if is_run(subject) else ())
+            verdict = judge_figures(figures, width, _rise(subject) if is_run(subject) else 0.0)
             assert verdict is not None  # there is RankMe
             print(f"verdict on {name_of(subject)}: {verdict.sentence}")
 
 
-def _losses(run: str) -> list[float]:
-    """Losses that a run logged; none for a weight file alone."""
-    rows = Run(Path(run)).metrics if Path(run).is_dir() else []
-    return [row["loss"] for row in rows if isinstance(row.get("loss"), float)]
+def _rise(run: str) -> float:
+    """Last rise of the accuracy that a run measured while training; 0 for a weight file alone."""
+    rows = [row for row in Run(Path(run)).metrics if "step" in row] if Path(run).is_dir() else []
+    known = [row for row in rows if isinstance(row.get("knn20"), float)]
+    total = max((row["step"] for row in rows), default=0)
+    return last_rise([row["step"] for row in known], [row["knn20"] for row in known], total)
 
 
 def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> None:

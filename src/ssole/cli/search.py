@@ -47,7 +47,7 @@ class SearchArgs:
 
 
 def search(argv: Sequence[str]) -> int:
-    """Find images that are similar to one, near duplicates, or outliers; prints a table and draws a picture.
+    """Find images that are similar to one, near duplicates, or outliers: a table and a picture.
 
     Examples:
       ssole search photos-index one.jpg -k 20

@@ -1,4 +1,4 @@
-"""Verdict on a network in plain words, from its label-free figures and the curve of its loss.
+"""Verdict on a network in plain words, from its label-free figures and, where it was measured, the curve of accuracy.
 
 The thresholds come from `experiments/verdict.py`, small runs with known accuracy, by `experiments/verdict_fit.py`. All
 of them had 128 features, so the verdict is a first look and no measurement: beside it stands how well the figure
@@ -11,34 +11,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from ssole.evaluation.results import METRICS, NUMBERS
 
 State = Literal["collapsed", "dimension-starved", "still improving", "healthy"]
 
-RUNS = 42
+RUNS = 57
 """Runs of the experiment."""
 CORRELATION = {
-    "centred_effective_rank": 0.28,
-    "rankme": 0.38,
-    "alpha_req": -0.28,
-    "lidar": -0.09,
-    "alignment": 0.02,
-    "uniformity": -0.29,
-    "neighbour_agreement": 0.44,
+    "centred_effective_rank": 0.32,
+    "rankme": 0.41,
+    "alpha_req": -0.3,
+    "lidar": -0.11,
+    "alignment": -0.02,
+    "uniformity": -0.31,
+    "neighbour_agreement": 0.45,
 }
 """Rank correlation (Spearman) of each figure with kNN accuracy, among runs of one data set and length."""
 COLLAPSED_UNIFORMITY = -0.54
 """Uniformity above which features are nearly equal."""
-STARVED_RANKME = 47.2
+STARVED_RANKME = 43.96
 """RankMe below which features vary in too few directions; in proportion for networks of fewer than 128 features."""
 _FEATURES = 128  # of the networks of the experiment
-IMPROVING_FALL = 0.02
-"""Share of the loss's fall in the last quarter of training above which longer training helps."""
+IMPROVING_POINTS = 0.01
+"""Rise of kNN accuracy over the last fifth of training above which longer training may help. It does not come from the
+experiment, where the curve of the loss told nothing of it."""
 COLLAPSED_RANK = 2.0
 """Effective rank of the centred features below which they are nearly constant, whatever else is measured."""
-_LEAST_CURVE = 12  # points of a curve that can be judged
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Verdict:
     state: State
     reason: str
     figure: str | None
-    """Name of the figure that decided, in `METRICS`; None for the curve of the loss."""
+    """Name of the figure that decided, in `METRICS`; None for the curve of accuracy."""
 
     @property
     def sentence(self) -> str:
@@ -60,18 +58,21 @@ class Verdict:
         return f"{text} (rank correlation of {METRICS[self.figure]} with kNN in {RUNS} small runs: {share:+.2f})."
 
 
-def judge_figures(figures: Mapping[str, float], width: int, loss: Sequence[float] = ()) -> Verdict | None:
-    """Verdict from label-free figures and, of a run, its logged losses in order; None without figures.
+def judge_figures(figures: Mapping[str, float], width: int, rise: float = 0.0) -> Verdict | None:
+    """Verdict from label-free figures and, of a run that measured it, the last rise of its accuracy.
 
     - collapsed: uniformity near 0, or an effective rank of the centred features below 2.
     - dimension-starved: a low RankMe.
-    - still improving: a good part of the loss's fall came in the last quarter of training.
+    - still improving: kNN accuracy rose by more than a point over the last fifth of training.
     - healthy: none of these.
 
     Args:
         figures: by name, as in :func:`ssole.evaluation.label_free.label_free_figures`.
         width: number of features.
-        loss: of a finished run; fewer than 12 values say nothing.
+        rise: see :func:`last_rise`.
+
+    Returns:
+        The verdict; None without RankMe, unless the features have collapsed.
     """
     rank, uniformity, rankme = (figures.get(name) for name in ("centred_effective_rank", "uniformity", "rankme"))
     if rank is not None and rank < COLLAPSED_RANK:
@@ -87,21 +88,16 @@ def judge_figures(figures: Mapping[str, float], width: int, loss: Sequence[float
     if rankme < STARVED_RANKME * min(1, width / _FEATURES):
         reason = f"{_shown('rankme', rankme)}: the {width} features vary in few directions"
         return Verdict("dimension-starved", reason, "rankme")
-    fall = last_fall(loss) if len(loss) >= _LEAST_CURVE else 0.0
-    if fall > IMPROVING_FALL:
-        reason = f"{100 * fall:.0f} % of the loss's fall came in the last quarter of training, so longer may help"
+    if rise > IMPROVING_POINTS:
+        reason = f"kNN accuracy rose by {100 * rise:.1f} points over the last fifth of training, so longer may help"
         return Verdict("still improving", reason, None)
     return Verdict("healthy", f"{_shown('rankme', rankme)}: the {width} features vary in many directions", "rankme")
 
 
-def last_fall(loss: Sequence[float]) -> float:
-    """Share of the fall of a curve that came in its last quarter, in [0, 1]; 0 for a curve that does not fall.
-
-    The curve is taken as means over its twelfths, since single values are noisy.
-    """
-    twelfths = [float(np.mean(part)) for part in np.array_split(np.asarray(loss, dtype=np.float64), 12)]
-    fall = max(twelfths) - twelfths[-1]
-    return min(1.0, max(0.0, (twelfths[8] - twelfths[-1]) / fall)) if fall > 0 else 0.0
+def last_rise(steps: Sequence[int], values: Sequence[float], total: int) -> float:
+    """Rise of a curve of accuracy over the last fifth of a run's steps; 0 where it was not measured before."""
+    earlier = [value for step, value in zip(steps, values, strict=True) if step <= 0.8 * total]
+    return values[-1] - earlier[-1] if earlier else 0.0
 
 
 def _shown(name: str, value: float) -> str:

@@ -64,7 +64,8 @@ def judge(record: Record, sample: Sample | None) -> Verdict:
     gap, heading = trained.value - baseline.value, METRICS[metric]
     against = f"{heading} {100 * trained.value:.1f} %, against {100 * baseline.value:.1f} % for {name}"
     if gap > _ERRORS * error:
-        rising = " It was still rising at the end: longer training may help." if _still_rising(record) else ""
+        still = _rise(record) > unlabelled.IMPROVING_POINTS
+        rising = " It was still rising at the end: longer training may help." if still else ""
         return Verdict("good", f"It worked: {against}.{rising}", figures, said)
     if gap < -_ERRORS * error:
         return Verdict("bad", f"It did not work: {against}.", figures, said)
@@ -78,7 +79,7 @@ def _state(record: Record, sample: Sample, rank: float) -> unlabelled.Verdict | 
     figures = {"centred_effective_rank": rank, "rankme": rankme(features)}
     if len(features) > 1:
         figures["uniformity"] = uniformity(features)
-    return unlabelled.judge_figures(figures, features.shape[1], record.series("loss")[1])
+    return unlabelled.judge_figures(figures, features.shape[1], _rise(record))
 
 
 def _compare(record: Record) -> tuple[str, Score, str, Score] | None:
@@ -104,11 +105,8 @@ def _without_labels(sample: Sample | None) -> str:
     return f"Doubtful: {seen}. Training taught the network nothing about which views belong together."
 
 
-def _still_rising(record: Record) -> bool:
-    """Whether kNN accuracy rose by more than a point over the last fifth of the steps."""
-    steps, values = record.series("knn20")
-    earlier = [value for step, value in zip(steps, values, strict=True) if step <= 0.8 * record.steps]
-    return bool(earlier) and values[-1] - earlier[-1] > 0.01
+def _rise(record: Record) -> float:
+    return unlabelled.last_rise(*record.series("knn20"), record.steps)
 
 
 def _figures(record: Record, sample: Sample | None, rank: float | None) -> list[Figure]:

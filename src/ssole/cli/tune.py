@@ -1,0 +1,54 @@
+"""`ssole tune`: settings chosen without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from ssole.cli.common import DataWords, OptionalFile, data_spec, parse
+from ssole.config import DEFAULT_RECIPE
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneArgs:
+    """Options of `ssole tune`."""
+
+    data: DataWords = ()
+    """Images, in any form that pretraining takes; no labels are used. By default, the recipe's own."""
+    recipe: str = DEFAULT_RECIPE
+    """Settings to begin with: a recipe's name, or the path of a YAML file."""
+    budget: Annotated[str, tyro.conf.arg(metavar="TIME")] = "30m"
+    """What all trials together may take: 30m, 2h, 2000steps or 300kimages."""
+    trials: int = 8
+    """Number of trials, the recipe's own settings among them."""
+    out: OptionalFile = None
+    """Folder for the runs and the recipe. By default runs/tune-RECIPE. The same command goes on where it stopped."""
+
+
+def tune(argv: Sequence[str]) -> int:
+    """Choose learning rate, loss weights and strength of the augmentation without labels.
+
+    Examples:
+      ssole tune --data photos/ --budget 30m --out runs/tuned
+      ssole pretrain --data photos/ --recipe runs/tuned/tuned.yaml
+    """
+    from ssole.comparison.tune import FIGURE, words
+    from ssole.comparison.tune import tune as run
+    from ssole.evaluation.results import METRICS
+    from ssole.evaluation.verdict import CORRELATION, RUNS
+
+    args = parse(tune, TuneArgs, argv)
+    found = run(data_spec(args.data), recipe=args.recipe, budget=args.budget, trials=args.trials, out=args.out)
+    for number, trial in enumerate(found.trials):
+        outcome = f"failed: {trial.error}" if trial.error is not None else f"{trial.scores[FIGURE]:.4g}"
+        print(f"{'*' if number == found.chosen else ' '} trial {number}: {outcome}  {words(trial.settings)}")
+    print(
+        f"* has the best {METRICS[FIGURE]}, whose rank correlation with kNN was {CORRELATION[FIGURE]:+.2f} in {RUNS} "
+        "small runs"
+    )
+    print(f"recipe: {found.recipe}")
+    print(f"train with it: ssole pretrain --recipe {found.recipe}")
+    return 0

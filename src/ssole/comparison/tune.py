@@ -1,0 +1,195 @@
+"""`tune`: learning rate, loss weights and strength of the augmentation, chosen without labels.
+
+Trials are short runs with settings from :mod:`ssole.comparison.search`; trial 0 is the recipe itself. Each is judged by
+the label-free figure that followed accuracy best in the experiment behind :mod:`ssole.evaluation.verdict`, on the
+same views for all: those of the recipe. Labels are never read.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from ssole import api
+from ssole.comparison.request import Arm
+from ssole.comparison.search import best, draw_settings
+from ssole.comparison.trial import Trial, run_trial
+from ssole.config import DEFAULT_RECIPE, ConfigError, PretrainConfig, ViewRecipe, apply_overrides, load, to_dict
+from ssole.config.budget import Budget
+from ssole.data.base import Spec, evenly_spaced
+from ssole.data.store import ImageStore
+from ssole.data.subset import SubsetSource
+from ssole.evaluation.evaluate import evaluate
+from ssole.evaluation.label_free import VIEWS
+from ssole.evaluation.results import METRICS
+from ssole.evaluation.verdict import CORRELATION
+from ssole.files import write_text_atomically
+from ssole.runtime import resolve_device
+from ssole.training.run import Run
+from ssole.training.trial import step_seconds
+from ssole.views import make_views
+
+FIGURE = max(CORRELATION, key=lambda name: abs(CORRELATION[name]))
+"""Figure that trials are judged by."""
+STRENGTHS = (0.3, 2.0)
+"""Range of the factor of the augmentation's strength, on a logarithmic scale."""
+_TRAINING = 0.85  # share of the budget for training; the rest is for measuring
+_JUDGED_IMAGES = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """Outcome of a tuning."""
+
+    recipe: Path
+    """Recipe with the chosen settings, for `ssole pretrain --recipe`."""
+    trials: list[Trial]
+    """Records of the trials; their scores have the label-free figures."""
+    chosen: int
+    """Number of the best trial; 0 is the recipe as it was."""
+
+
+def tune(
+    data: Spec | None = None,
+    *,
+    recipe: str | PathLike[str] = DEFAULT_RECIPE,
+    budget: str = "30m",
+    trials: int = 8,
+    out: str | PathLike[str] | None = None,
+    progress: bool = True,
+    **overrides: Any,
+) -> Tuning:
+    """Choose learning rate, weight decay, loss settings and strength of the augmentation without labels.
+
+        found = ssole.tune("photos/", recipe="photos", budget="30m", out="runs/tuned")
+        run = ssole.pretrain("photos/", recipe=found.recipe)
+
+    The same call goes on after an interruption: trials that have finished are not repeated.
+
+    Args:
+        data: images, as for :func:`ssole.pretrain`; by default the recipe's own. Labels are not used.
+        recipe, overrides: settings to begin with, as for :func:`ssole.pretrain`.
+        budget: of all trials together: a time (`30m`), `2000steps`, `300kimages`.
+        trials: number of trials, at least 2. All have equally many steps.
+        out: folder for the runs and for the recipe, `tuned.yaml`; by default a new one, `runs/tune-RECIPE`.
+        progress: say what is tried, and show progress.
+
+    Raises:
+        ConfigError, DataError: a setting or the data cannot be used, the budget is too small for a step a trial, or all
+            trials failed.
+    """
+    if trials < 2:
+        raise ConfigError(f"tuning compares 2 trials or more, got {trials}")
+    base = replace(load(recipe, **overrides), knn_every=None, eval_data=None, budget=None)
+    given, limit = base.data if data is None else data, Budget.parse(budget)
+    folder = Path(out) if out is not None else api.free_folder(Path("runs"), f"tune-{Path(recipe).stem}")
+    with api.open_store(base, given, progress) as store:
+        config = api.measured(base, store)
+        steps = _steps(folder, config, store, limit, trials)
+        source = SubsetSource(store.source, np.asarray(evenly_spaced(len(store), _JUDGED_IMAGES)))
+    source.labels = None
+    judge = partial(_figures, source=source, recipe=config.augment, seed=config.seed)
+    records = _run_trials(folder, replace(config, steps=steps), given, judge, trials, progress)
+    chosen = _chosen(records)
+    path = folder / "tuned.yaml"
+    tuned = apply_overrides(base, records[chosen].settings)
+    write_text_atomically(path, yaml.safe_dump(to_dict(tuned), sort_keys=False))
+    return Tuning(recipe=path, trials=records, chosen=chosen)
+
+
+def _run_trials(
+    folder: Path,
+    config: PretrainConfig,
+    data: Spec,
+    judge: Callable[[Run], dict[str, float]],
+    trials: int,
+    progress: bool,
+) -> list[Trial]:
+    arm, records = Arm(name="tune", config=config), []
+    for trial in range(trials):
+        settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
+        _say(progress, f"trial {trial} of {trials}, {config.steps} steps: {words(settings)}")
+        own = apply_overrides(config, settings)
+        records.append(run_trial(folder / f"trial-{trial}", own, data, judge, settings=settings, progress=progress))
+        error = records[-1].error
+        _say(progress, f"trial {trial}: {error or f'{METRICS[FIGURE]} {records[-1].scores[FIGURE]:.4g}'}")
+    return records
+
+
+def stronger(recipe: ViewRecipe, factor: float) -> dict[str, Any]:
+    """Settings that make the augmentation stronger by a factor, by dotted name; none for a factor of 1.
+
+    The part of the image that the main crops may cut away, and the ranges of brightness, contrast, saturation and hue,
+    are multiplied by it, within what they can be.
+    """
+    if factor == 1:
+        return {}
+    low, high = recipe.crops[0].scale
+    found: dict[str, Any] = {"augment.crops.0.scale": [_digits(min(high, max(0.05, 1 - (1 - low) * factor))), high]}
+    for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
+        if (value := getattr(recipe, name)) > 0:
+            found[f"augment.{name}"] = _digits(min(max(most, value), value * factor))
+    return found
+
+
+def words(settings: Mapping[str, Any]) -> str:
+    """Settings in a line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "the recipe's own settings"
+
+
+def _strength(trial: int) -> float:
+    """Factor of a trial: 1 for trial 0, then points that spread over the range."""
+    if trial == 0:
+        return 1.0
+    share = sum((trial >> bit & 1) / 2 ** (bit + 1) for bit in range(trial.bit_length()))  # van der Corput, base 2
+    return float(STRENGTHS[0] * (STRENGTHS[1] / STRENGTHS[0]) ** share)
+
+
+def _steps(folder: Path, config: PretrainConfig, store: ImageStore, budget: Budget, trials: int) -> int:
+    """Steps of a trial; those of the first one if there is one already, so that all trials are equal."""
+    if (folder / "trial-0" / "config.yaml").is_file():
+        known = Run(folder / "trial-0").config.steps
+        assert known is not None
+        return known
+    seconds = 1.0
+    if budget.unit == "seconds":
+        seconds = step_seconds(config, store, resolve_device(config.device), limit=budget.amount / 20) / _TRAINING
+    share = replace(budget, amount=budget.amount / trials)
+    if share.amount < seconds and budget.unit == "seconds":
+        raise ConfigError(
+            f"a budget of {budget.amount:g} s is too small for {trials} trials of steps that take {seconds:.2g} s each"
+        )
+    return share.steps(batch_size=config.batch_size, views=config.augment.views, step_seconds=seconds)
+
+
+def _figures(run: Run, *, source: SubsetSource, recipe: ViewRecipe, seed: int) -> dict[str, float]:
+    """Label-free figures of a run on some images and the views of one recipe."""
+    views = partial(make_views, recipe=recipe.main_views(VIEWS), seed=seed, epoch=0)
+    how: dict[str, Any] = {"device": run.config.device, "progress": False, "baselines": False}
+    rows = evaluate(run, source, protocol="label-free", views=views, **how).rows
+    return {name: score.value for name, score in rows["trained"].items()}
+
+
+def _chosen(records: list[Trial]) -> int:
+    sign = 1 if CORRELATION[FIGURE] > 0 else -1
+    scores = {trial: sign * one.scores[FIGURE] for trial, one in enumerate(records) if FIGURE in one.scores}
+    if not scores:
+        raise ConfigError(f"all trials failed, the last one by {records[-1].error}")
+    return best(scores, 1)[0]
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+def _say(progress: bool, line: str) -> None:
+    if progress:
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,101 @@
+"""Tuning without labels: equal trials, the best figure wins, a usable recipe, interruption, refused input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import ssole
+import tiny
+from ssole.comparison import tune as module
+from ssole.comparison.tune import FIGURE, stronger, tune
+from ssole.config import ConfigError, Crop, ViewRecipe, load
+from ssole.evaluation.results import LABEL_FREE
+from ssole.evaluation.verdict import CORRELATION
+from ssole.training.run import Run
+
+
+def tuned(folder: Path, **given: object) -> module.Tuning:
+    recipe = tiny.recipe(folder)
+    how = {"recipe": recipe, "budget": "9steps", "trials": 3, "out": folder / "out", "progress": False, **given}
+    return tune(tiny.images(), **how)  # type: ignore[arg-type]
+
+
+def test_trials_are_equal_and_the_best_figure_wins(tmp_path: Path) -> None:
+    found = tuned(tmp_path)
+    assert [trial.steps for trial in found.trials] == [3, 3, 3]
+    assert found.trials[0].settings == {}
+    assert {"optim.lr", "augment.crops.0.scale"} <= found.trials[1].settings.keys()
+    assert set(found.trials[0].scores) == set(LABEL_FREE)
+    sign = 1 if CORRELATION[FIGURE] > 0 else -1
+    assert found.chosen == max(range(3), key=lambda trial: sign * found.trials[trial].scores[FIGURE])
+    config = load(found.recipe)
+    for name, value in found.trials[found.chosen].settings.items():
+        if name.startswith("optim."):
+            assert getattr(config.optim, name.removeprefix("optim.")) == value
+    assert config.steps == load(tiny.recipe(tmp_path)).steps  # the length is the recipe's, not a trial's
+    assert ssole.pretrain(tiny.images(), recipe=found.recipe, steps=1, out=tmp_path / "run", progress=False).finished
+
+
+def test_it_goes_on_and_reads_no_labels(tmp_path: Path) -> None:
+    found = tuned(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
+    record = tmp_path / "out" / "trial-2" / "trial.json"
+    again = json.loads(record.read_text())
+    record.unlink()  # as after an interruption between training and judging
+    repeated = tuned(tmp_path, budget="90steps")
+    assert (repeated.chosen, repeated.trials[2].steps) == (found.chosen, 3)  # trials stay equal to the first
+    assert json.loads(record.read_text())["scores"] == again["scores"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")} == before
+    labelled = tune(
+        str(tiny.write_folder(tmp_path / "labelled", 22)),
+        recipe=tiny.recipe(tmp_path),
+        budget="2steps",
+        trials=2,
+        out=tmp_path / "with-labels",
+        progress=False,
+    )
+    assert not {"knn20", "linear"} & labelled.trials[0].scores.keys()
+
+
+def test_a_trial_that_fails_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = module._figures
+
+    def some(run: Run, **how: object) -> dict[str, float]:
+        if run.path.name in failing:
+            raise ValueError("features are not finite")
+        return figures(run, **how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_figures", some)
+    failing = {"trial-0", "trial-1"}
+    found = tuned(tmp_path)
+    assert found.chosen == 2
+    assert found.trials[0].error == "ValueError: features are not finite"
+    failing |= {"trial-2"}
+    with pytest.raises(ConfigError, match="all trials failed, the last one by ValueError: features are not finite"):
+        tuned(tmp_path, out=tmp_path / "other")
+
+
+def test_strength() -> None:
+    recipe = ViewRecipe(crops=(Crop(count=2, size=32, scale=(0.4, 1.0)),), brightness=0.8, hue=0.3, contrast=0.0)
+    assert stronger(recipe, 1) == {}
+    found = stronger(recipe, 2.0)
+    assert found["augment.crops.0.scale"] == [0.05, 1.0]  # 1 - 0.6 x 2 is below what is possible
+    assert (found["augment.brightness"], found["augment.hue"]) == (1.0, 0.5)
+    assert "augment.contrast" not in found
+    assert stronger(recipe, 0.5)["augment.crops.0.scale"] == [0.7, 1.0]
+    strengths = [module._strength(trial) for trial in range(8)]
+    assert strengths[0] == 1
+    assert len(set(strengths)) == 8
+    assert all(0.3 <= one <= 2 for one in strengths)
+
+
+def test_wrong_input(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tuning compares 2 trials or more, got 1"):
+        tuned(tmp_path, trials=1)
+    with pytest.raises(ConfigError, match=r"a budget of 0\.001 s is too small for 3 trials"):
+        tuned(tmp_path, budget="0.001s")
+    with pytest.raises(ConfigError, match="a budget is a time or a number"):
+        tuned(tmp_path, budget="soon")
