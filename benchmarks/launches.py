@@ -6,6 +6,9 @@ The step of `ssole.training` runs on fake CUDA tensors, which have shapes and no
 operator. An operator counts as the kernels that PyTorch launches for it: none for views and empty tensors, one for
 most, more for those in `_KERNELS`. cuBLAS and cuDNN may add some of their own, so that a profile shows a few more.
 
+FLOPs are those of convolutions and matrix products. Bytes are those of all operands and results, each once for each
+operator: what a step moves if no cache helps.
+
 What makes the host wait for the device is counted too: reading a value, operators whose result has a size that depends
 on values, decompositions that check for errors on the host, and copies between host and device.
 """
@@ -24,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from measure import save
 from ssole import rng
@@ -60,6 +64,8 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.part = "other"
         self.by_part: dict[str, Counter[str]] = {}
+        self.flops: Counter[str] = Counter()
+        self.bytes: Counter[str] = Counter()
         self.waits: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -69,7 +75,12 @@ class Launches(TorchDispatchMode):
         if name == "_local_scalar_dense":
             return 1.0  # fake tensors have no values; optimizers read their count of steps, from the host's memory
         out = None if name == "_fused_sgd_" else func(*args, **(kwargs or {}))  # which has no fake form
-        self.by_part.setdefault(self.part, Counter())[name] += _kernels(func, name, args, out)
+        kernels = _kernels(func, name, args, out)
+        self.by_part.setdefault(self.part, Counter())[name] += kernels
+        if kernels:
+            if func.overloadpacket in flop_registry:
+                self.flops[self.part] += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+            self.bytes[self.part] += sum(x.nbytes for x in _tensors([args, out]) if _on_device(x))
         return out
 
     @contextmanager
@@ -284,6 +295,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "V = 8": {"augment.crops": [{"count": 8, "size": 32}]},
     "V = 2 + 2, of 32 and 24 px": {"augment.crops": [{"count": 2, "size": 32}, {"count": 2, "size": 24}]},
     "V = 2, SGD": {"optim.name": "sgd"},
+    "V = 4, projector of two layers": {
+        "augment.crops": [{"count": 4, "size": 32}],
+        "model.projector_layers": 2,
+    },
     "V = 4, temperature 0.2": {"augment.crops": [{"count": 4, "size": 32}], "loss.temperature": 0.2},
 }
 
@@ -308,9 +323,16 @@ def main() -> None:
     print(f"| launches a step | {' | '.join(PARTS)} | all | waits |\n|---|{'---|' * len(PARTS)}---|---|")
     for name, changes in SETTINGS.items():
         counted = launches(settings(**changes))
-        rows[name] = {**counted.totals, "all": sum(counted.totals.values()), "waits": counted.waits}
+        rows[name] = {
+            **counted.totals,
+            "all": sum(counted.totals.values()),
+            "waits": counted.waits,
+            "gflop": {part: round(counted.flops[part] / 1e9, 1) for part in PARTS},
+            "gigabytes": {part: round(counted.bytes[part] / 1e9, 2) for part in PARTS},
+        }
         figures = " | ".join(str(count) for count in rows[name].values() if isinstance(count, int))
         print(f"| {name} | {figures} | {len(counted.waits)} |", flush=True)
+        print(f"    GFLOP {rows[name]['gflop']}, GB {rows[name]['gigabytes']}")
         if args.operators:
             for part, operators in counted.by_part.items():
                 print(f"    {part}: {', '.join(f'{op} {n}' for op, n in operators.most_common() if n)}")

@@ -34,6 +34,7 @@ def test_a_step_launches_few_kernels(launches: ModuleType, name: str) -> None:
     groups = 2 if "+" in name else 1
     ceilings = {**CEILINGS, "views": groups * CEILINGS["views"]}
     assert counted.waits == []
+    assert counted.flops["encoder"] > 10 * counted.flops["views"] > 0
     assert {part: counted.totals[part] for part in ceilings if counted.totals[part] > ceilings[part]} == {}
 
 
@@ -93,6 +94,14 @@ def test_the_counter_counts_kernels_and_not_views(launches: ModuleType) -> None:
         y.cpu()  # one
         torch.ones(3) + 1  # on the host
     assert counter.by_part["other"].total() == 5
+
+
+def test_the_counter_counts_flops_and_bytes(launches: ModuleType) -> None:
+    with launches.fake_cuda(), launches.Launches() as counter:
+        x, y = torch.empty(4, 8, device=launches.DEVICE), torch.empty(8, 3, device=launches.DEVICE)
+        x @ y
+    assert counter.flops["other"] == 2 * 4 * 8 * 3
+    assert counter.bytes["other"] == 4 * (4 * 8 + 8 * 3 + 4 * 3)
 
 
 def test_the_walk_of_the_graph_gives_the_gradients_of_autograd(launches: ModuleType) -> None:
