@@ -72,7 +72,8 @@ def test_features_are_those_of_embed(features: SSOLEFeatures, run: Run, photos: 
 
 def test_every_form_of_a_model(run: Run, paths: list[str]) -> None:
     expected = SSOLEFeatures(run, precision="float32").transform(paths)
-    models = [run.path, str(run.path), run.backbone_path, ssole.load(run), ssole.export(run, to="timm")]
+    exported = ssole.export(run, to="timm")
+    models = [run.path, str(run.path), run.backbone_path, ssole.load(run), exported, f"timm:local-dir:{exported}"]
     for model in models:
         np.testing.assert_allclose(SSOLEFeatures(model, precision="float32").transform(paths), expected, atol=1e-4)
 
@@ -173,5 +174,5 @@ def test_models_that_cannot_be_loaded(run: Run, photos: Path, tmp_path: Path, pa
     with pytest.raises(ValueError, match="device must be"):
         SSOLEFeatures(run, device="gpu").fit(paths)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="timm cannot load the model"):
+    with pytest.raises(ValueError, match="its pretrained weights cannot be had here"):
         SSOLEFeatures(tmp_path).fit(paths)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from torch import nn
 
-from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source
 from ssole.data.objects import ObjectSource
@@ -25,8 +24,8 @@ from ssole.errors import DataError
 from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.features import extract
 from ssole.evaluation.preprocessing import Preprocessing
+from ssole.evaluation.subjects import open_subject
 from ssole.export import register_with_timm
-from ssole.models.load import load
 from ssole.runtime import Precision, resolve_device
 
 
@@ -46,7 +45,8 @@ class SSOLEFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     Args:
         model: a run folder or Run, a ``backbone.safetensors``, a folder that `ssole export --to timm` (or hf) wrote, or
-            a module that returns features (B, F) and has its preprocessing (``image_size``, ``mean``, ``std``).
+            any other subject of :func:`ssole.evaluation.subjects.open_subject`, such as ``timm:resnet18``; or a module
+            that returns features (B, F) and has its preprocessing (``image_size``, ``mean``, ``std``).
         device: auto, cpu, cuda or cuda:N.
         precision: number format of the model's products: auto, float32 or bfloat16.
         batch_size: images in a forward pass.
@@ -130,24 +130,14 @@ class SSOLEFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
 
 def _load(model: Any) -> tuple[nn.Module, Preprocessing]:
-    if isinstance(model, nn.Module) or not (Path(getattr(model, "path", model)) / "config.json").is_file():
-        return model_and_preprocessing(model, load, {})
-    loaded, preprocessing = model_and_preprocessing(_load_timm(Path(model)), load, {})
-    channels = len(preprocessing.mean)
-    return loaded, dataclasses.replace(preprocessing, channels=None if channels == 3 else channels)
-
-
-def _load_timm(folder: Path) -> nn.Module:
-    """Model of a folder that timm reads, as `ssole export` writes it."""
-    import timm
-
-    register_with_timm()
-    try:
-        model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"timm cannot load the model in {folder}: {reason}") from None
-    return model.eval()
+    """Model and its preprocessing. A folder that timm reads needs no prefix."""
+    if not isinstance(model, nn.Module) and (Path(getattr(model, "path", model)) / "config.json").is_file():
+        register_with_timm()
+        model = f"timm:local-dir:{model}"
+    loaded, preprocessing = model_and_preprocessing(model, open_subject, {})
+    if preprocessing.channels is None and (channels := len(preprocessing.mean)) != 3:
+        preprocessing = dataclasses.replace(preprocessing, channels=channels)
+    return loaded, preprocessing
 
 
 def _source(X: Any) -> Source:

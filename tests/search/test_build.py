@@ -11,6 +11,7 @@ import pytest
 import ssole
 import tiny
 from ssole.evaluation import parts
+from ssole.export import register_with_timm
 from ssole.search import build
 from ssole.search.index import Index
 from ssole.training.run import Run
@@ -58,6 +59,20 @@ def test_it_goes_on_after_an_interruption(
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
 
 
+def test_another_model_than_a_run(run: Run, photos: Path, tmp_path: Path) -> None:
+    register_with_timm()
+    model = f"timm:local-dir:{ssole.export(run, to='timm', out=tmp_path / 'exported')}"
+    index = ssole.index(model, photos, tmp_path / "index", precision="float32", progress=False)
+    one = photos / "dog" / "005.png"
+    with pytest.raises(ValueError, match=r"was made with timm:local-dir:.*pass it, model=\.\.\. \(--model\)"):
+        index.search(one)
+    assert index.search(one, 1, model=model).ids == ["dog/005.png"]
+    pytest.importorskip("onnxscript", reason="the extra export is not installed")
+    onnx = ssole.export(run, to="onnx", out=tmp_path / "onnx") / "model.onnx"
+    with pytest.raises(ValueError, match=r"an index cannot know .*model\.onnx again"):
+        ssole.index(onnx, photos, tmp_path / "other")
+
+
 def test_refused_input(index: Index, run: Run, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not an empty folder, and nothing is overwritten"):
         ssole.index(run, photos, index.path)
@@ -73,4 +88,4 @@ def test_refused_input(index: Index, run: Run, photos: Path, tmp_path: Path) -> 
 
 def test_the_description_is_short(index: Index) -> None:
     description = json.loads((index.path / "index.json").read_text())
-    assert set(description) == {"format", "images", "features", "backbone", "channels", "data"}
+    assert set(description) == {"format", "images", "features", "model", "backbone", "channels", "data"}

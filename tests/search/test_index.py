@@ -70,10 +70,10 @@ def test_a_module_is_asked_for_and_compared(run: Run, photos: Path, tmp_path: Pa
     index = ssole.index(module, photos, tmp_path / "index", progress=False)
     assert not (tmp_path / "index" / "backbone.safetensors").exists()
     one = photos / "cat" / "000.png"
-    with pytest.raises(ValueError, match="made with a module, which it does not hold: pass it"):
+    with pytest.raises(ValueError, match="made with LoadedBackbone, which it does not hold: pass it"):
         index.search(one)
     assert index.search(one, 1, model=module).ids == ["cat/000.png"]
-    with pytest.raises(ValueError, match="the module is not the model that made the index"):
+    with pytest.raises(ValueError, match="LoadedBackbone is not the model that made the index"):
         index.search(one, model=ssole.untrained(run))
 
 

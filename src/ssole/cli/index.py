@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
-from ssole.cli.common import DataWords, OptionalFile, RunPath, data_spec, parse, run_config, run_data
+import tyro
+
+from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexArgs:
     """Options of `ssole index`."""
 
-    run: RunPath
-    """Run folder, or its backbone.safetensors."""
+    model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_MODEL")]
+    """Run folder or its backbone.safetensors; or another network: timm:NAME, torchvision:NAME, timm:NAME=FILE."""
     data: DataWords = ()
     """Images, in any form that pretraining takes. By default, the data of the run."""
     out: OptionalFile = None
@@ -30,15 +34,19 @@ def index(argv: Sequence[str]) -> int:
     Examples:
       ssole index runs/mine
       ssole index runs/mine --data photos/ --out photos-index
+      ssole index timm:resnet18 --data photos/ --out photos-index
 
     Then: ssole search photos-index one.jpg; ssole search photos-index --duplicates; ssole select photos-index.
     When it is interrupted, the same command goes on from there.
     """
+    from ssole.evaluation.subjects import is_run
     from ssole.search.build import build_index
 
     args = parse(index, IndexArgs, argv)
-    data = data_spec(args.data) or run_data(run_config(args.run), args.run)
-    made = build_index(args.run, data, args.out, half=args.half, device=args.device)
+    data = data_spec(args.data)
+    if data is None:
+        data = run_data(run_config(Path(args.model)) if is_run(args.model) else None, args.model)
+    made = build_index(args.model, data, args.out, half=args.half, device=args.device)
     size = sum(file.stat().st_size for file in made.path.iterdir())
     print(f"{len(made):,} images, {made.features.shape[1]} features each: {made.path} ({size / 1e6:.1f} MB)")
     return 0

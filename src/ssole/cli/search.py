@@ -42,6 +42,8 @@ class SearchArgs:
     """Picture of the images found: .png, .jpg or another format that Pillow writes."""
     data: DataWords = ()
     """Where the images are now. By default, where they were when the index was made."""
+    model: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
+    """The model that made the index, if that was no run: timm:NAME, and so on."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -64,11 +66,12 @@ def search(argv: Sequence[str]) -> int:
         raise ConfigError("give one of: an image to look for (QUERY), --duplicates, --outliers")
     form = picture_form(args.out)
     index = open_index(args.index, data=data_spec(args.data), device=args.device)
+    how: dict[str, Any] = {"model": args.model, "device": args.device}
     if args.duplicates:
         groups = index.duplicates(args.least)
         _print_groups(groups, index)
     else:
-        groups = [index.outliers(args.k) if args.outliers else index.search(args.query, args.k, device=args.device)]
+        groups = [index.outliers(args.k) if args.outliers else index.search(args.query, args.k, **how)]
         _print_table(groups[0], "mean similarity to 10 neighbours" if args.outliers else "similarity")
     if groups:
         _draw(args, index, groups, form)

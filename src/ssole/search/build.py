@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from ssole.config import ConfigError
 from ssole.data.sources import describe, open_source
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
-from ssole.models.load import load, weights_path
+from ssole.evaluation.subjects import OnnxModel, is_run, name_of, open_subject
+from ssole.models.load import weights_path
 from ssole.runtime import Precision
 from ssole.search.index import BACKBONE, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
 from ssole.search.nearest import unit_rows
@@ -44,21 +44,25 @@ def build_index(
     The work can be interrupted: the same call goes on from there. Memory grows with the images' names only.
 
     Args:
-        model_or_run: a run folder, a ``backbone.safetensors``, a Run, or a module that returns features (B, F).
+        model_or_run: a run folder, a ``backbone.safetensors``, a Run, a module that returns features (B, F), or another
+            subject of :func:`ssole.evaluation.subjects.open_subject`, such as ``timm:resnet18``.
         data: images, as for pretraining.
         out: folder to write; by default `index` in the run folder. It must not exist or be empty.
         half: store features in float16, which halves the disk space and changes cosine similarities by up to 0.001.
         device, precision, progress: as for :func:`ssole.embed`.
 
     Raises:
-        ConfigError: the folder is not empty, or a module was given without a folder.
+        ConfigError: the folder is not empty, or a model other than a run was given without a folder.
         DataError: data that cannot be opened, or too many unreadable images.
         ValueError: unknown preprocessing, or features that are not finite.
     """
-    weights = None if isinstance(model_or_run, nn.Module) else weights_path(model_or_run)
+    weights = weights_path(model_or_run) if is_run(model_or_run) else None
     folder = _folder(out, weights)
-    model, preprocessing = model_and_preprocessing(model_or_run, load, {})
+    model, preprocessing = model_and_preprocessing(model_or_run, open_subject, {})
+    if isinstance(model, OnnxModel):
+        raise ConfigError(f"an index cannot know {model_or_run} again: give the run that it was exported from")
     description = {
+        "model": name_of(model_or_run),
         "backbone": backbone_digest(model, preprocessing),
         "channels": preprocessing.channels,
         "data": describe(data),
@@ -90,7 +94,9 @@ def _folder(out: str | PathLike[str] | None, weights: Path | None) -> Path:
     elif weights is not None:
         folder = index_path(weights)
     else:
-        raise ConfigError("an index made with a module needs a folder to be written to: pass out")
+        raise ConfigError(
+            "an index made with another model than a run needs a folder to be written to: pass out (--out)"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is not an empty folder, and nothing is overwritten: remove it, or choose another")
     return folder

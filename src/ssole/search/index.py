@@ -4,7 +4,7 @@ INDEX/
   index.json             number of images and features, hash of the backbone, where the images are
   features.npy           (N, F) rows of unit length, float32 or float16, mapped when they are searched
   images.parquet         id, and label and class where known, of each row
-  backbone.safetensors   the backbone, for images to look for; missing if the index was made with a module
+  backbone.safetensors   the backbone, for images to look for; only if the index was made with a run
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ssole.errors import DataError, valid_text
 from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing
+from ssole.evaluation.subjects import name_of, open_subject
 from ssole.files import read_json
-from ssole.models.load import load
 from ssole.search.coreset import k_center
 from ssole.search.groups import ALIKE, near_duplicates, outliers
 from ssole.search.matches import Matches
@@ -97,7 +97,7 @@ class Index:
         return np.asarray(self._images["label"].to_numpy(), dtype=np.int64)
 
     def search(
-        self, query: Any, k: int = 20, *, model: nn.Module | None = None, device: torch.device | str = "auto"
+        self, query: Any, k: int = 20, *, model: nn.Module | str | None = None, device: torch.device | str = "auto"
     ) -> Matches:
         """The k images that are most similar to one, best first, with their cosine similarity to it.
 
@@ -105,7 +105,8 @@ class Index:
             query: path of an image file; the id of an image in this index, which is then left out of the result; or an
                 image: Pillow's, or uint8 or uint16 of shape (H, W) or (H, W, C).
             k: number of images.
-            model: the module that the index was made with, if it was made with one.
+            model: the model that the index was made with, if that was no run: a module, or a text such as
+                ``timm:resnet18``.
             device: device to compute the query's features on.
 
         Raises:
@@ -194,20 +195,22 @@ class Index:
             )
         return np.asarray(rows.to_numpy(zero_copy_only=False), dtype=np.int64)
 
-    def model(self, module: nn.Module | None = None) -> tuple[nn.Module, Preprocessing]:
+    def model(self, given: nn.Module | str | None = None) -> tuple[nn.Module, Preprocessing]:
         """The backbone that made the features, and its preprocessing.
 
         Args:
-            module: the module, if the index was made with one.
+            given: the model, if the index was not made with a run.
 
         Raises:
-            ConfigError: the index has no backbone and no module is given, or it is another than the one that made it.
+            ConfigError: the index has no backbone and no model is given, or it is another than the one that made it.
         """
         weights = self.path / BACKBONE
-        if module is None and not weights.is_file():
-            raise ConfigError(f"{self.path} was made with a module, which it does not hold: pass it, model=module")
-        backbone, preprocessing = model_and_preprocessing(weights if module is None else module, load, {})
-        self.require_model(backbone_digest(backbone, preprocessing), "the module" if module is not None else weights)
+        if given is None and not weights.is_file():
+            name = self._description.get("model")
+            raise ConfigError(f"{self.path} was made with {name}, which it does not hold: pass it, model=... (--model)")
+        subject = weights if given is None else given
+        backbone, preprocessing = model_and_preprocessing(subject, open_subject, {})
+        self.require_model(backbone_digest(backbone, preprocessing), name_of(given) if given is not None else weights)
         return backbone, preprocessing
 
     def require_model(self, digest: str, what: object) -> None:
