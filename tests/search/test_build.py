@@ -50,7 +50,7 @@ def test_it_goes_on_after_an_interruption(
     monkeypatch.setattr(parts, "PART", 8)
     monkeypatch.setattr(parts, "_BATCH", 8)
     with monkeypatch.context() as patch:
-        patch.setattr(build, "_write_rows", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(build, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             ssole.index(run, photos, tmp_path / "index", precision="float32", progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["index.parts"]

@@ -72,11 +72,9 @@ def build_index(
     parts = embed_parts(model, preprocessing, open_source(data), work, progress=progress, **how)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         place = Path(temporary) / folder.name
-        place.mkdir()
-        _write_rows(parts, place, "float16" if half else "float32")
+        _write(parts, place, "float16" if half else "float32", description)
         if weights is not None:
             shutil.copyfile(weights, place / BACKBONE)
-        _describe(place, {"format": FORMAT, "images": parts.images, "features": parts.features, **description})
         os.replace(place, folder)
     parts.remove()
     return Index(folder)
@@ -102,10 +100,11 @@ def _folder(out: str | PathLike[str] | None, weights: Path | None) -> Path:
     return folder
 
 
-def _write_rows(parts: Parts, folder: Path, dtype: str) -> None:
-    """Write the features, scaled to unit length, and the table of images."""
+def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any]) -> None:
+    """Write the features, scaled to unit length, the table of images, and the description."""
     from pyarrow import parquet
 
+    folder.mkdir()
     shape = (parts.images, parts.features)
     rows = np.lib.format.open_memmap(folder / FEATURES, mode="w+", dtype=dtype, shape=shape)
     schema = parquet.read_schema(parts.files[0])
@@ -118,7 +117,5 @@ def _write_rows(parts: Parts, folder: Path, dtype: str) -> None:
             rows[start : start + len(flat)] = unit_rows(torch.from_numpy(np.array(flat)))
             start += len(flat)
     rows.flush()
-
-
-def _describe(folder: Path, description: dict[str, Any]) -> None:
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    whole = {"format": FORMAT, "images": parts.images, "features": parts.features, **description}
+    (folder / DESCRIPTION).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
