@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ssole.config import ConfigError
 from ssole.data.sources import describe, open_source
@@ -58,9 +59,7 @@ def build_index(
     """
     weights = weights_path(model_or_run) if is_run(model_or_run) else None
     folder = _folder(out, weights)
-    model, preprocessing = model_and_preprocessing(model_or_run, open_subject, {})
-    if isinstance(model, OnnxModel):
-        raise ConfigError(f"an index cannot know {model_or_run} again: give the run that it was exported from")
+    model, preprocessing = model_and_preprocessing(model_or_run, _open, {})
     description = {
         "model": name_of(model_or_run),
         "backbone": backbone_digest(model, preprocessing),
@@ -78,6 +77,13 @@ def build_index(
         os.replace(place, folder)
     parts.remove()
     return Index(folder)
+
+
+def _open(subject: Any) -> nn.Module:
+    model = open_subject(subject)
+    if isinstance(model, OnnxModel):
+        raise ConfigError(f"an index cannot know {subject} again: give the run that it was exported from")
+    return model
 
 
 def index_path(weights: Path) -> Path:
