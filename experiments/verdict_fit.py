@@ -63,6 +63,7 @@ def fit(report: dict[str, Any]) -> dict[str, Any]:
     fall = round(_threshold(falls, improved), 3)
     return {
         "runs": len(runs),
+        "compared": sum(map(len, large)),
         "correlation": {name: round(value, 2) for name, value in correlation.items()},
         "recovered": {name: round(value, 2) for name, value in recovered.items()},
         "collapsed_uniformity": uniformity,

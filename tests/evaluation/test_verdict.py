@@ -33,6 +33,7 @@ def fitted() -> dict[str, Any]:
 
 def test_constants_are_those_of_the_experiment(fitted: dict[str, Any]) -> None:
     assert fitted["runs"] == module.RUNS >= 30
+    assert fitted["compared"] == module.COMPARED >= 30
     assert fitted["correlation"] == module.CORRELATION
     assert list(module.CORRELATION) == list(LABEL_FREE)
     found = [fitted[name] for name in ("collapsed_uniformity", "starved_rankme")]
@@ -43,6 +44,7 @@ def test_the_documentation_has_the_figures_of_the_experiment(fitted: dict[str, A
     page = " ".join((ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8").split())
     for sentence in (
         "{runs} small runs",
+        "groups of ten runs or more, {compared} in all",
         "Of {poor} poor runs the verdict misses {missed}, and it calls {wronged} others poor",
         "of {pairs} runs that were repeated for four times as many steps, {improved} gained",
         "misjudged {pairs_misjudged}",
@@ -69,7 +71,7 @@ def test_states(change: dict[str, float], rise: float, state: str, words: str) -
     assert verdict is not None
     assert verdict.state == state
     assert verdict.sentence.startswith(f"{state}: {words}")
-    correlation = f"with kNN in {module.RUNS} small runs: {module.CORRELATION['rankme']:+.2f})."
+    correlation = f"with kNN in {module.COMPARED} small runs: {module.CORRELATION['rankme']:+.2f})."
     assert (correlation in verdict.sentence) == (verdict.figure == "rankme")
 
 

@@ -38,17 +38,15 @@ def tune(argv: Sequence[str]) -> int:
     from ssole.comparison.tune import FIGURE, words
     from ssole.comparison.tune import tune as run
     from ssole.evaluation.results import METRICS
-    from ssole.evaluation.verdict import CORRELATION, RUNS
+    from ssole.evaluation.verdict import COMPARED, CORRELATION
 
     args = parse(tune, TuneArgs, argv)
     found = run(data_spec(args.data), recipe=args.recipe, budget=args.budget, trials=args.trials, out=args.out)
     for number, trial in enumerate(found.trials):
         outcome = f"failed: {trial.error}" if trial.error is not None else f"{trial.scores[FIGURE]:.4g}"
         print(f"{'*' if number == found.chosen else ' '} trial {number}: {outcome}  {words(trial.settings)}")
-    print(
-        f"* has the best {METRICS[FIGURE]}, whose rank correlation with kNN was {CORRELATION[FIGURE]:+.2f} in {RUNS} "
-        "small runs"
-    )
+    trust = f"rank correlation with kNN was {CORRELATION[FIGURE]:+.2f} in {COMPARED} small runs"
+    print(f"* has the best {METRICS[FIGURE]}, whose {trust}")
     print(f"recipe: {found.recipe}")
     print(f"train with it: ssole pretrain --recipe {found.recipe}")
     return 0

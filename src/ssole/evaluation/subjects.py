@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
@@ -187,13 +188,18 @@ def _torchvision(name: str) -> nn.Module:
 
 
 def _available(subject: str, fetch: Callable[[], Any]) -> Any:
-    """What `fetch` returns, which may need a network."""
+    """What `fetch` returns, which may need a network. What the Hub's client says on each of its tries is left out."""
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)
     try:
         return fetch()
     except Exception as error:  # the libraries for downloads have a kind of error for each way to fail
         reason = " ".join(str(error).split())
         reason = reason.partition(". ")[0][:160]
         raise UnavailableError(f"{subject}: its pretrained weights cannot be had here ({reason})") from error
+    finally:
+        client.setLevel(level)
 
 
 def _unknown(library: str, name: str, known: list[str]) -> ConfigError:

@@ -15,8 +15,10 @@ from ssole.evaluation.results import METRICS, NUMBERS
 
 State = Literal["collapsed", "dimension-starved", "still improving", "healthy"]
 
-RUNS = 57
+RUNS = 60
 """Runs of the experiment."""
+COMPARED = 44
+"""Those whose ranks are compared: of data sets and lengths with ten runs or more."""
 CORRELATION = {
     "centred_effective_rank": 0.32,
     "rankme": 0.41,
@@ -55,7 +57,7 @@ class Verdict:
         if self.figure is None:
             return f"{text}."
         share = CORRELATION[self.figure]
-        return f"{text} (rank correlation of {METRICS[self.figure]} with kNN in {RUNS} small runs: {share:+.2f})."
+        return f"{text} (rank correlation of {METRICS[self.figure]} with kNN in {COMPARED} small runs: {share:+.2f})."
 
 
 def judge_figures(figures: Mapping[str, float], width: int, rise: float = 0.0) -> Verdict | None:
