@@ -147,7 +147,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     photos = tiny.write_folder(tmp_path / "photos")
     assert tiny.main("pretrain", "--recipe", tiny.recipe(tmp_path), "--data", str(photos), "--out", "run") == 0
     assert tiny.main("extend", "run", "--steps", "2", "--factor", "0.25") == 0
-    assert "14 steps in" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "14 steps in" in told.out
+    assert "14 steps of 4 x 2 views, on cpu in float32, going on after step 12" in told.err
     assert extensions(Run(Path("run"))) == [Extension(step=12, total=14, factor=0.25)]
     assert tiny.main("extend", "photos", "--steps", "2") == 2
     assert "is not a run folder" in capsys.readouterr().err

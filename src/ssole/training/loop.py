@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import FrameType
 
@@ -71,7 +71,8 @@ def train(
     done = _resume(run, learner, plan, pace, spent)
     guardian.read_metrics()
     feed = Feed(store, device)
-    monitor = Monitor(run, _title(learner, plan), total=pace.total, done=done, feed=feed, progress=progress)
+    title = _title(learner, replace(plan, total=pace.total))
+    monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
 
     saver = Saver(run, learner, guardian, monitor.flush)
     with torch_state(deterministic=config.deterministic), monitor, saver, stop_signal(monitor.show_stopping) as stop:
