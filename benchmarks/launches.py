@@ -249,7 +249,7 @@ def launches(config: PretrainConfig, *, image_size: int = 32, images: int = 50_0
 @contextmanager
 def _parts_named(learner: Learner, counter: Launches) -> Iterator[None]:
     """Context in which the counter knows which part of a step runs."""
-    embed, terms, make_views = learner.embed, learner.loss_terms, training_step.make_views
+    embed, terms, make_views = learner.embedder.embed, learner.loss_terms, training_step.make_views
     update = learner.optimizer.step
     encoder: set[Any] = set()
 
@@ -260,9 +260,9 @@ def _parts_named(learner: Learner, counter: Launches) -> Iterator[None]:
 
         return call
 
-    def embed_and_note(views: list[Tensor]) -> Tensor:
+    def embed_and_note(views: list[Tensor], step: int) -> Tensor:
         with counter.during("encoder"):
-            z = embed(views)
+            z = embed(views, step)
         stack = [z.grad_fn]
         while stack:
             node = stack.pop()
@@ -281,7 +281,7 @@ def _parts_named(learner: Learner, counter: Launches) -> Iterator[None]:
     with (
         mock.patch.object(learner._rows, "of", named("views", learner._rows.of)),
         mock.patch.object(training_step, "make_views", named("views", make_views)),
-        mock.patch.object(learner, "embed", embed_and_note),
+        mock.patch.object(learner.embedder, "embed", embed_and_note),
         mock.patch.object(learner, "loss_terms", named("loss", terms)),
         mock.patch.object(learner.optimizer, "step", named("optimizer", update)),
         mock.patch.object(Tensor, "backward", backward_by_part),

@@ -19,6 +19,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from ssole.api import start
 from ssole.config import PretrainConfig, apply_overrides
 from ssole.training import step
+from ssole.training.embedder import Embedder
 from ssole.training.feed import Feed
 from ssole.training.monitor import Evaluator, Monitor
 from ssole.training.saving import Saver
@@ -86,7 +87,7 @@ def parts_timed(clock: Clock) -> Iterator[None]:
     parts: dict[str, tuple[Any, str]] = {
         "images": (Feed, "_finish"),
         "views": (step, "make_views"),
-        "forward": (Learner, "embed"),
+        "forward": (Embedder, "embed"),
         "loss": (Learner, "loss_terms"),
         "backward": (Learner, "descend"),
         "log": (Monitor, "log"),

@@ -377,7 +377,7 @@ def bundle_files(folder: Path) -> Files:
     learner = Learner(run.config, torch.device("cpu"))
     images = torch.randint(0, 256, (4, 3, 12, 12), dtype=torch.uint8)
     learner.step(images, torch.arange(4), epoch=0, lr=0.1)
-    return folder_files(save_bundle(run, learner, NonFiniteLossError(1, "the loss is nan")))
+    return folder_files(save_bundle(run, learner, NonFiniteLossError(1, "the loss is nan"), learner.batch))
 
 
 def index_files(folder: Path) -> Files:

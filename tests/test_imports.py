@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"distributed"},
     "views": {"rng", "config", "runtime"},
     "data": {"config", "rng", "runtime"},
-    "models": {"config", "runtime"},
+    "models": {"config", "distributed", "runtime"},
     "training": BELOW_API - {"evaluation"},  # evaluators come in as callables
     "evaluation": {"data", "models", "config", "distributed", "runtime", "spectrum"},
     "export": {"config", "models", "evaluation", "training"},

@@ -14,7 +14,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 300, 50
 REASON = "Long because"  # how a docstring begins the sentence that says why a file or function is longer
 # Tests of several modules together; the part before the underscore names the main one.
-SCENARIOS = {"loop_faults", "loop_resume", "step_launches"}
+SCENARIOS = {"loop_faults", "loop_processes", "loop_resume", "step_launches"}
 
 
 def names(path: Path) -> str:

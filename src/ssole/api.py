@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import sys
 import time
-import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ssole.config import ConfigError, PretrainConfig, apply_overrides
-from ssole.config.budget import budget_seconds
+from ssole import distributed
+from ssole.config import ConfigError, PretrainConfig
 from ssole.data.sources import describe, is_in_memory, open_source, why_not_again
 from ssole.data.store import ImageStore
 from ssole.doctor.dial import choose
@@ -26,19 +24,17 @@ from ssole.models.backbone import check_backbone
 from ssole.models.own import is_own, need_of_module, own_settings
 from ssole.runtime import resolve_device
 from ssole.training.checkpoint import checkpoint_steps
-from ssole.training.feed import make_plan
+from ssole.training.feed import check_shares, make_plan
 from ssole.training.images import record_images, require_same_images
-from ssole.training.initial import absolute, read_initial
+from ssole.training.initial import first_initial
 from ssole.training.loop import train
 from ssole.training.needs import require_memory
 from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
-from ssole.training.trial import step_seconds
+from ssole.training.settings import agreed_config, completed
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
     from ssole.training.monitor import Evaluator
-
-_LEAST_STEPS = 10  # of a run with a budget of time
 
 
 def pretrain(
@@ -94,7 +90,7 @@ def pretrain(
     if init is not None:
         overrides["init"] = str(init.path if isinstance(init, Run) else init)
     name, config = choose(data, recipe, overrides)
-    folder = Path(out) if out is not None else free_folder(Path("runs"), name)
+    folder = Path(out) if out is not None else default_folder(name)
     spent = time.monotonic() - begin
     given: Any = {"loss": module, "backbone": backbone, "evaluators": evaluators, "progress": progress}
     return start(config, folder, data=data, spent=spent, **given)
@@ -116,59 +112,66 @@ def start(
     `spent` is the time in seconds that has gone from a budget before.
     """
     begin = time.monotonic() - spent
-    if progress and config.reasons:
-        print("settings that suit these images and this machine:", *config.reasons, sep="\n- ", file=sys.stderr)
-    if config.init is not None:
-        config = dataclasses.replace(config, init=absolute(config.init))
-    device = resolve_device(config.device)  # quick checks first, because data may take a while to open
+    if distributed.launch().restarts and (out / "config.yaml").is_file():  # torchrun started this command again
+        given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+        return resume(Run(out), data=data, **given)
+    with distributed.processes(config.process_timeout):
+        config = agreed_config(config, progress)
+        device = distributed.own_device(resolve_device(config.device))  # quick checks first: data may take a while
+        world = distributed.world_size()
+        distributed.on_rank_0(lambda: _check(config, device, backbone, world))
+        initial = first_initial(config, backbone, progress=progress)
+        data = config.data if data is None else data
+        measured_on = None if config.eval_data is None else describe(config.eval_data)
+        config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
+        with _opened(config, data, progress) as store:
+            config = completed(config, store, device, loss, backbone, begin)
+            plan = make_plan(config, len(store))
+            evaluators = _agreed(evaluators, config, data, store, progress)
+            # only after all checks, so that a refused run leaves no folder
+            with _new_folder(out, config, store) as run:
+                given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+                return train(run, store, plan, device, spent=time.monotonic() - begin, initial=initial, **given)
+
+
+def _check(config: PretrainConfig, device: torch.device, backbone: nn.Module | None, world: int) -> None:
+    check_shares(config, world)
     check_backbone(config, backbone)
     require_memory(config, device)
-    initial = read_initial(config, backbone, progress=progress)
-    data = config.data if data is None else data
-    measured_on = None if config.eval_data is None else describe(config.eval_data)
-    config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
-    with open_store(config, data, progress) as store:
-        config = measured(config, store)
-        if config.budget is not None:
-            make_plan(config, len(store))  # raises an error for too few images
-            config = _with_steps(config, store, device, loss, backbone, time.monotonic() - begin)
-        plan = make_plan(config, len(store))
-        if evaluators is None:
-            evaluators = default_evaluators(config, data, store, **_store_options(config, progress))
-        # only after all checks, so that a refused run leaves no folder
-        with new_run(out, config) as run:
+
+
+def _opened(config: PretrainConfig, data: Spec, progress: bool) -> ImageStore:
+    """Store of the training images; of the processes of a machine, the first one fills the caches for all."""
+    with distributed.first_on_each_node():
+        return open_store(config, data, progress)
+
+
+@contextmanager
+def _new_folder(out: Path, config: PretrainConfig, store: ImageStore) -> Iterator[Run]:
+    """New run folder, which the first process makes and locks."""
+    with ExitStack() as stack:
+
+        def make() -> str:
+            run = stack.enter_context(new_run(out, config))
             record_images(run, store.source)
-            given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-            return train(run, store, plan, device, spent=time.monotonic() - begin, initial=initial, **given)
+            return str(run.path)
+
+        yield Run(Path(distributed.on_rank_0(make)))
 
 
-def _with_steps(
-    config: PretrainConfig,
-    store: ImageStore,
-    device: torch.device,
-    loss: nn.Module | None,
-    backbone: nn.Module | None,
-    spent: float,
-) -> PretrainConfig:
-    """Config with the number of steps that its budget of time allows on this machine, of which some is spent.
+def _agreed(
+    evaluators: Mapping[int, Evaluator] | None, config: PretrainConfig, data: Spec, store: ImageStore, progress: bool
+) -> Mapping[int, Evaluator]:
+    """Evaluators as given, or the default ones. The first process makes and runs these; all know when they are due."""
+    if evaluators is not None:
+        return evaluators
+    made: dict[int, Evaluator] = {}
 
-    A warning says if this is less than one epoch.
+    def make() -> list[int]:
+        made.update(default_evaluators(config, data, store, **_store_options(config, progress)))
+        return list(made)
 
-    Raises:
-        ConfigError: the budget is too small to learn anything.
-    """
-    assert config.budget is not None
-    left = budget_seconds(config.budget) - spent
-    seconds = step_seconds(config, store, device, loss=copy.deepcopy(loss), backbone=backbone, limit=left / 20)
-    steps, epoch = int(left / seconds), len(store) // config.batch_size
-    facts = (
-        f"a budget of {config.budget} is {max(0, steps)} steps of {seconds:.2g} s, after {spent:.0f} s of preparation"
-    )
-    if steps < _LEAST_STEPS:
-        raise ConfigError(f"{facts}: give more time")
-    if steps < epoch:
-        warnings.warn(f"{facts}: only part of the {len(store):,} images will be seen, once", stacklevel=3)
-    return dataclasses.replace(config, steps=steps)
+    return {every: made.get(every, lambda backbone: {}) for every in distributed.on_rank_0(make)}
 
 
 def resume(
@@ -223,36 +226,36 @@ def go_on(
         again = "the URL again (--data, or ssole.resume(run, data=URL))"
         hint = "them, ssole.resume(run, data=images)" if is_in_memory(config.data) else again
         raise DataError(f"{found.path} was started on {reason}: pass {hint}")
-    require_same_recipe(found, allowed=allow_changes)
     if is_own(config.model) and backbone is None:
         raise need_of_module(config.model)
-    device = resolve_device(config.device)
-    require_memory(config, device)
-    images = config.data if data is None else data
-    with open_store(config, images, progress) as store:
-        require_same_images(found, store.source, allowed="images" in allow_changes)
-        if evaluators is None:
-            evaluators = default_evaluators(config, images, store, **_store_options(config, progress))
-        with lock_run(found):
+    with distributed.processes(config.process_timeout):
+        distributed.on_rank_0(lambda: require_same_recipe(found, allowed=allow_changes))
+        device = distributed.own_device(resolve_device(config.device))
+        distributed.on_rank_0(lambda: require_memory(config, device))
+        images = config.data if data is None else data
+        with _opened(config, images, progress) as store, ExitStack() as stack:
+            changed = "images" in allow_changes
+            distributed.on_rank_0(lambda: require_same_images(found, store.source, allowed=changed))
+            evaluators = _agreed(evaluators, config, images, store, progress)
+            distributed.on_rank_0(lambda: stack.enter_context(lock_run(found)))
             plan = make_plan(config, len(store))
-            prepare(plan.steps_per_epoch)
+            distributed.on_rank_0(lambda: prepare(plan.steps_per_epoch))
             # A kill may have come before the initial weights were written.
-            initial = None if checkpoint_steps(found) else read_initial(config, backbone, progress=progress)
+            begun = distributed.on_rank_0(lambda: bool(checkpoint_steps(found)))
+            initial = None if begun else first_initial(config, backbone, progress=progress)
             given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
             return train(found, store, plan, device, initial=initial, **given)
 
 
-def measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
-    """Config with mean and std measured on the images if it leaves them open."""
-    if config.augment.mean is not None:
-        return config
-    mean, std = store.channel_statistics()
-    if min(std) == 0:
-        raise DataError(
-            f"channel {std.index(0)} of {store.source.name} has the same value everywhere, so it cannot be normalised: "
-            "leave it out, or give augment.mean and augment.std"
-        )
-    return apply_overrides(config, {"augment.mean": mean, "augment.std": std})
+def default_folder(name: str) -> Path:
+    """Folder of a run of a recipe of this name, `runs/NAME`, with a number if that exists.
+
+    Raises:
+        ConfigError: torchrun may restart the processes, which could not find the run again.
+    """
+    if distributed.launch().may_restart:
+        raise ConfigError("torchrun --max-restarts goes on with the run only if its folder is given: add --out FOLDER")
+    return free_folder(Path("runs"), name)
 
 
 def free_folder(parent: Path, name: str) -> Path:

@@ -85,7 +85,7 @@ def test_lack_of_memory_is_an_error_line(command: Command, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ...")
 
-    monkeypatch.setattr("ssole.training.step.Learner.embed", full)
+    monkeypatch.setattr("ssole.training.embedder.Embedder.embed", full)
     outcome = command(*TINY)
     assert outcome.code == 1
     assert "error: CUDA out of memory. Lower --batch-size" in outcome.err
@@ -110,7 +110,7 @@ def test_lack_of_memory_without_a_gpu(
     def full(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("ssole.training.step.Learner.embed", full)
+    monkeypatch.setattr("ssole.training.embedder.Embedder.embed", full)
     outcome = command(*TINY)
     assert outcome.code == 1
     assert f"error: {told}. Lower --batch-size" in outcome.err

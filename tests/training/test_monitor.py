@@ -11,6 +11,7 @@ import torch
 import tiny
 from listed import Listed, png
 from ssole.training import monitor as module
+from ssole.training import screen
 from ssole.training.checkpoint import Progress
 from ssole.training.monitor import Monitor, WaitShare
 from ssole.training.run import Run
@@ -58,7 +59,8 @@ class Clock:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, hint: str | None) -> None:
         self.now, self.waited, self.text = 0.0, 0.0, hint
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        for part in (module, screen):
+            monkeypatch.setattr(part, "time", SimpleNamespace(perf_counter=lambda: self.now))
         done = Progress(step=0, images=10, seconds=0.0)
         self.run = Run(folder)
         self.monitor = Monitor(self.run, "a title", total=1000, done=done, feed=self, progress=True)

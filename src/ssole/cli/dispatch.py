@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ssole import __version__
+from ssole import __version__, distributed
 from ssole.cli.compare import compare
 from ssole.cli.doctor import doctor
 from ssole.cli.embed import embed
@@ -85,6 +85,11 @@ def _main(argv: list[str]) -> int:
         hint = f", did you mean {close[0]!r}?" if close else ""
         print(f"error: no command {argv[0]!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
+    place = distributed.launch()
+    if command not in (pretrain, extend) and place.world_size > 1:  # torchrun started many, and one does all the work
+        if place.rank:
+            return 0
+        os.environ["WORLD_SIZE"] = "1"
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _run(command, argv[1:])
@@ -115,7 +120,16 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the program that reads the output has ended, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # the exit code of a process that SIGPIPE ends
-    except (FloatingPointError, OSError) as error:  # a loss that is not finite; a full disk
+    except FloatingPointError as error:  # a loss that is not finite, in all processes
+        if not distributed.launch().rank:
+            _print_error(error)
+        return 1
+    except OSError as error:  # a full disk
+        _print_error(error)
+        return 1
+    except distributed.ElsewhereError:  # the process that failed says why
+        return 1
+    except distributed.ProcessError as error:
         _print_error(error)
         return 1
     except CollapseError as error:
@@ -127,12 +141,15 @@ def _run(command: Command, argv: Sequence[str]) -> int:
         _print_error(f"{reason}. Lower --batch-size, --views or --augment.crops.0.size")
         return 1
     except KeyboardInterrupt as error:
-        print(f"\n{error}" if str(error) else "\ninterrupted", file=sys.stderr)
+        if not distributed.launch().rank:
+            print(f"\n{error}" if str(error) else "\ninterrupted", file=sys.stderr)
         return 128 + int(getattr(error, "signal_number", 2))
 
 
 def _print_error(error: object) -> None:
-    print(f"error: {printable(without_secrets(str(error)))}", file=sys.stderr)
+    rank = distributed.launch().rank
+    where = f"process {rank}: " if rank else ""
+    print(f"error: {where}{printable(without_secrets(str(error)))}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
@@ -140,5 +157,5 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
 
     Those of Pillow are left out: they do not name their image, and an image that cannot be read has an error.
     """
-    if "PIL" not in Path(filename).parts:
+    if "PIL" not in Path(filename).parts and not distributed.launch().rank:
         print(f"warning: {printable(without_secrets(str(message)))}", file=sys.stderr)

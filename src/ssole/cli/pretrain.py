@@ -11,7 +11,7 @@ from typing import Annotated
 
 import tyro
 
-from ssole import api
+from ssole import api, distributed
 from ssole.cli.common import data_spec, seconds_before
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
 from ssole.doctor.suggest import Suggestion
@@ -62,7 +62,7 @@ def pretrain(argv: Sequence[str]) -> int:
         if others := sorted(given - {"--resume", "--data", "--allow-changes"}):
             raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(others)}")
         run = Run(args.resume)
-        if run.finished:
+        if run.finished and not distributed.launch().rank:
             print(f"{run.path} has finished already: there is nothing to resume.")
         data = args.config.data if "--data" in given else None
         print_finished(api.resume(run, data=data, allow_changes=args.allow_changes))
@@ -78,7 +78,7 @@ def pretrain(argv: Sequence[str]) -> int:
         config = apply_overrides(config, {"knn_every": args.eval_every})
     lengths = {name: getattr(config, name) for name in ("budget", "epochs", "steps") if f"--{name}" in given}
     config = apply_overrides(config, lengths)  # clears the recipe's own
-    out = args.out or api.free_folder(Path("runs"), Path(args.recipe).stem)
+    out = args.out or api.default_folder(Path(args.recipe).stem)
     print_finished(api.start(config, out, spent=time.monotonic() - begin))
     return 0
 
@@ -120,7 +120,9 @@ def _option(argv: Sequence[str], name: str) -> str | None:
 
 
 def print_finished(run: Run) -> None:
-    """Print the result of a finished run, and how to evaluate it."""
+    """Print the result of a finished run, and how to evaluate it; of many processes, the first one does."""
+    if distributed.launch().rank:
+        return
     shown = ("loss", "seconds", "effective_rank")
     rows = [row for row in run.metrics if all(isinstance(row.get(name), (int, float)) for name in shown)]
     if rows:

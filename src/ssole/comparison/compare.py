@@ -22,6 +22,7 @@ from ssole.data.base import Spec
 from ssole.data.sources import describe, open_source, why_not_again
 from ssole.training.loop import Interrupted
 from ssole.training.run import Run, lock_run
+from ssole.training.settings import measured
 
 
 def compare(
@@ -115,7 +116,7 @@ def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, p
         with api.open_store(request.arms[0].config, images.train, progress) as store:
             fewest = len(images.search_train if request.search else images.train)
             plan = make_plan(folder, request, store, fewest)
-            arms = [replace(arm, config=api.measured(arm.config, store)) for arm in request.arms]
+            arms = [replace(arm, config=measured(arm.config, store)) for arm in request.arms]
         runner = Runner(request, arms, plan, folder, data, images, progress=progress)
         return runner.run()
 

@@ -213,7 +213,9 @@ class PretrainConfig:
     budget: str | None = None
     """Time of the whole run, such as 90s, 10m or 2h, instead of epochs; `steps` is then what was planned at first."""
     batch_size: int = 256
-    """Images in one step; each gives several views."""
+    """Images in one step, those of all processes together; each gives several views."""
+    accumulate: int = 1
+    """Parts of each batch that are embedded one after another, to save memory. The loss still sees the whole batch."""
     seed: int = 0
     """Seed of the initial weights, the order of images and the views."""
     device: str = "auto"
@@ -234,6 +236,8 @@ class PretrainConfig:
     """Least time between checkpoints after epochs, in seconds; 0 for one after every epoch."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    process_timeout: float = 300.0
+    """Seconds after which one of many processes that gives no sign of life, or that others wait for, ends the run."""
     knn_every: int | None = None
     """Steps between measurements of kNN accuracy. Needs labels and a test split, which training does not see."""
     reasons: tuple[str, ...] = ()
@@ -257,7 +261,7 @@ class PretrainConfig:
         return self.loss.projector._replace(**{name: value for name, value in given.items() if value is not None})
 
     def __post_init__(self) -> None:
-        for name in ("channels", "epochs", "steps", "checkpoint_every", "log_every", "knn_every"):
+        for name in ("channels", "epochs", "steps", "accumulate", "checkpoint_every", "log_every", "knn_every"):
             value = getattr(self, name)
             check(value is None or value >= 1, f"{name} must be at least 1, got {value}")
         if self.budget is not None:
@@ -279,6 +283,9 @@ class PretrainConfig:
         check(0 <= self.max_unreadable <= 1, f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
         check(
             self.cache_gb is None or 0 <= self.cache_gb < math.inf, f"cache_gb must be at least 0, got {self.cache_gb}"
+        )
+        check(
+            0 < self.process_timeout < math.inf, f"process_timeout must be positive seconds, got {self.process_timeout}"
         )
         check(self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}: SSOLE spreads images apart")
         check(

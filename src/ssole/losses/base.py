@@ -69,11 +69,11 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
         """Checked embeddings of all processes, (B, V, D), in the precision of the loss."""
         check_embeddings(z)
         z_BVD = z if z.dtype == torch.float64 else z.float()
-        if self.check_input:
-            check_rows(z_BVD, z_BVD.detach().abs().amax(-1), zero_is_error=self._unit_rows)
-        if self._unit_rows:
-            z_BVD = unit_rows(z_BVD)
         batch_BVD = distributed.gather(z_BVD)
+        if self.check_input:  # all rows, so that all processes raise the same error
+            check_rows(batch_BVD, batch_BVD.detach().abs().amax(-1), zero_is_error=self._unit_rows)
+        if self._unit_rows:
+            batch_BVD = unit_rows(batch_BVD)
         if len(batch_BVD) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 images in the batch, got {len(batch_BVD)} "

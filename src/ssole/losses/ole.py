@@ -69,6 +69,8 @@ class OLELoss(nn.Module):
         self._check(z, labels)
         with torch.autocast(z.device.type, enabled=False):
             z = distributed.gather(z if z.dtype == torch.float64 else z.float())
+            if self.check_input:  # all rows, so that all processes raise the same error
+                check_rows(z, z.detach().abs().amax(-1), zero_is_error=False)
             if labels is None:
                 class_norms = nuclear_norm(z)
             else:
@@ -95,5 +97,3 @@ class OLELoss(nn.Module):
             raise ValueError(
                 f"labels must be integers of shape ({shape[0]},), got {labels.dtype} of shape {tuple(labels.shape)}"
             )
-        if self.check_input:
-            check_rows(z, z.detach().abs().amax(-1), zero_is_error=False)

@@ -163,6 +163,8 @@ class SSOLELoss(nn.Module):
             raise ValueError(
                 f"SSOLELoss needs at least 2 images in the batch, got {images} (shape {tuple(z_BVD.shape)})"
             )
+        if self.check_input and distributed.world_size() > 1:  # all rows, so that all processes raise the same error
+            check_rows(batch_BVD, batch_BVD.detach().abs().amax(-1), zero_is_error=self.normalize)
         rows = images * views if self.coupled else images
         if self.temperature is None:
             self._warn_if_too_many_rows(rows, dims)
@@ -207,6 +209,8 @@ class SSOLELoss(nn.Module):
         return distributed.all_reduce(r_V)
 
     def _matrix_norms(self, x_Nmn: Tensor) -> Tensor:
+        if len(x_Nmn) == 0:  # there are more processes than views
+            return x_Nmn.sum((1, 2))
         if self.temperature is not None:
             return kernel_norms(x_Nmn, self.temperature)
         return unit_norms(x_Nmn, normalize=self.normalize) if self._by_gram(x_Nmn) else self._norms_as_written(x_Nmn)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 from ssole.models.arguments import checked_arguments, misfit, require_memory
 from ssole.models.own import OwnBackbone, is_own, need_of_module, own_name
@@ -193,7 +194,7 @@ def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
 
     Args:
         backbone: any model whose first convolution, in order of definition, takes the images.
-        images: normalised floats (N, C, H, W); a few hundred are enough.
+        images: normalised floats (N, C, H, W); a few hundred are enough. Those of all processes are used.
 
     Raises:
         ConfigError: the model does not start with a convolution of the images' channels.
@@ -207,9 +208,11 @@ def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
     length, count = conv.weight[0].numel(), 0
     covariance = torch.zeros(length, length, dtype=torch.float64)
     for chunk in images.float().split(64):  # in chunks, because patches take many times the memory of their images
-        patches = F.unfold(chunk, conv.kernel_size, stride=conv.stride).transpose(1, 2).flatten(0, 1)
-        covariance += (patches.T @ patches).double().cpu()
+        # in float64, so that the sum does not depend on how the batch is divided
+        patches = F.unfold(chunk, conv.kernel_size, stride=conv.stride).transpose(1, 2).flatten(0, 1).double()
+        covariance += (patches.T @ patches).cpu()
         count += len(patches)
+    covariance, count = distributed.all_reduce(covariance), distributed.world_size() * count
     variance, directions = torch.linalg.eigh(covariance / count)  # ascending
     chosen = min(conv.out_channels // 2, len(variance))
     filters = (directions / (variance.clamp(min=0) + _LEAST_VARIANCE).sqrt()).T.flip(0)[:chosen]

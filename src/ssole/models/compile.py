@@ -14,6 +14,7 @@ from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig
 from ssole.models.backbone import SMALL_IMAGE
+from ssole.models.batch_norm import keep_out_of_graphs, kept_buffers
 from ssole.models.cpu import speed_up_compiled_batch_norms
 
 COMPILE_FROM_STEPS = 500
@@ -70,13 +71,14 @@ def compile_encoder(
     """
     if next(encoder.parameters()).device.type == "cpu":
         speed_up_compiled_batch_norms(encoder)
-    state = [buffer.clone() for buffer in encoder.buffers()]  # running statistics, which the pass changes
+    keep_out_of_graphs(encoder)
     try:
         torch.compiler.reset()  # torch compiles eight versions of a function at most, and earlier runs count
         # static shapes, because loops of fixed length are faster; and one whole graph, because with breaks in it the
         # encoder is slower than uncompiled
         encoder.compile(dynamic=False, fullgraph=not required)
-        embed().sum().backward()
+        with kept_buffers(encoder):
+            embed().sum().backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the compiler and its generated code raise many types
@@ -90,9 +92,6 @@ def compile_encoder(
         return False
     finally:
         encoder.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for buffer, kept in zip(encoder.buffers(), state, strict=True):
-                buffer.copy_(kept)
     return True
 
 

@@ -15,10 +15,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from ssole import distributed
 from ssole.config import ConfigError
 from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
 from ssole.models.own import OwnBackbone
@@ -104,12 +106,36 @@ def load_checkpoint(
 ) -> Progress | None:
     """Restore the newest complete checkpoint into modules and optimizer; None if the run has none yet.
 
+    Of many processes, the first one reads it and sends it to the others.
+
     A damaged checkpoint gives a warning, and the one before is taken. So does one that is not of this run: of a step
     after `last_step`, or of other modules. The checksums find any changed byte.
 
     Raises:
         ConfigError: there are checkpoints, and all of them are damaged.
     """
+    found: dict[str, torch.Tensor] = {}
+
+    def read() -> dict[str, Any]:
+        progress = _load_newest(run, modules, optimizer, last_step, found)
+        return {} if progress is None else asdict(progress)
+
+    if not (values := distributed.on_rank_0(read)):
+        return None
+    tensors = distributed.broadcast(found)
+    if distributed.rank() != 0:
+        _restore(tensors, modules, optimizer)
+    return Progress(**values)
+
+
+def _load_newest(
+    run: Run,
+    modules: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    last_step: int | None,
+    found: dict[str, torch.Tensor],
+) -> Progress | None:
+    """:func:`load_checkpoint` in one process, with the tensors of the checkpoint in `found`."""
     steps = checkpoint_steps(run)
     for step in reversed(steps):
         try:
@@ -121,6 +147,7 @@ def load_checkpoint(
             reason = " ".join(str(error).split())[:300]
             warnings.warn(f"the checkpoint of step {step} is damaged and left out: {reason}", stacklevel=2)
             continue
+        found.update(tensors)
         return progress
     if steps:
         raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: start anew in another folder (--out)")

@@ -11,7 +11,8 @@ from itertools import accumulate
 
 import torch
 
-from ssole.config import PretrainConfig
+from ssole import distributed
+from ssole.config import ConfigError, PretrainConfig
 from ssole.data.store import AHEAD, ImageStore
 from ssole.errors import DataError
 from ssole.rng import epoch_order
@@ -63,12 +64,26 @@ def make_plan(config: PretrainConfig, images: int) -> Plan:
 
     Raises:
         DataError: fewer images than a batch.
+        ConfigError: as :func:`check_shares`.
     """
+    check_shares(config, distributed.world_size())
     if images < config.batch_size:
         hint = f"pass --batch-size {images} or less, or more images" if images > 1 else "give more images"
         raise DataError(f"a batch of {config.batch_size} images was asked for and the data hold {images}: {hint}")
     total = config.steps if config.steps is not None else config.epochs * (images // config.batch_size)
     return Plan(images=images, batch_size=config.batch_size, seed=config.seed, total=total)
+
+
+def check_shares(config: PretrainConfig, world: int) -> None:
+    """Raise a ConfigError unless a batch can be divided among processes and into parts of two images or more."""
+    parts = config.accumulate
+    if world * parts > 1 and (config.batch_size % (world * parts) or config.batch_size < 2 * world * parts):
+        among = f"{world} processes" + (f" and {parts} parts (accumulate)" if parts > 1 else "")
+        among = f"{parts} parts (accumulate)" if world == 1 else among
+        raise ConfigError(
+            f"a batch of {config.batch_size} images cannot be divided equally among {among}, with two images or more "
+            f"for each: choose a --batch-size that is a multiple of {world * parts}"
+        )
 
 
 class Feed:
@@ -85,9 +100,13 @@ class Feed:
         self._upload = _Upload(device) if device.type == "cuda" and self._images is None else None
 
     def batches(self, plan: Plan, start: int) -> Iterator[tuple[int, int, torch.Tensor, ImageBatch]]:
-        """(step, epoch, ids (B,), images) from step `start` on; ids and images are on the device."""
+        """(step, epoch, ids (B,), images) from step `start` on; ids and images are on the device.
+
+        Of many processes, each has a share. Shares are equal, and in the order of rank they are the whole batch.
+        """
         ahead: deque[tuple[int, int, torch.Tensor, Callable[[], ImageBatch]]] = deque()
-        for step, epoch, ids in plan.batches(start):
+        for step, epoch, batch in plan.batches(start):
+            ids = batch.chunk(distributed.world_size())[distributed.rank()]
             here = copy_to(ids, self._device)
             ahead.append((step, epoch, here, self._begin(ids, here)))
             if len(ahead) > AHEAD:
@@ -167,11 +186,16 @@ class _Upload:
 
 def pack(parts: Sequence[torch.Tensor], *, pin_memory: bool) -> tuple[torch.Tensor, list[int]]:
     """Bytes of tensors of any shapes and dtypes in one tensor, and where each begins."""
-    *starts, end = [0, *accumulate(-(-part.nbytes // _ALIGN) * _ALIGN for part in parts)]
+    *starts, end = pack_starts(parts)
     flat = torch.empty(end, dtype=torch.uint8, pin_memory=pin_memory)
     for start, part in zip(starts, parts, strict=True):
         flat[start : start + part.nbytes] = part.flatten().view(torch.uint8)
     return flat, starts
+
+
+def pack_starts(parts: Sequence[torch.Tensor]) -> list[int]:
+    """Where each of the tensors begins in what :func:`pack` makes of them, and the end."""
+    return [0, *accumulate(-(-part.nbytes // _ALIGN) * _ALIGN for part in parts)]
 
 
 def unpack(flat: torch.Tensor, starts: Sequence[int], like: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -25,16 +25,17 @@ _Body = Callable[[], _Result]
 
 
 def wants_graph(config: PretrainConfig, device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
-    """Whether steps are captured: on CUDA, with Muon and in one process, unless the config says never.
+    """Whether steps are captured: on CUDA, with Muon, in one process and one part, unless the config says never.
 
     Raises:
         ConfigError: the config says always, and it is not possible.
     """
-    possible = device.type == "cuda" and isinstance(optimizer, Muon) and distributed.world_size() == 1
+    whole = distributed.world_size() == 1 and config.accumulate == 1
+    possible = device.type == "cuda" and isinstance(optimizer, Muon) and whole
     if config.cuda_graph == "always" and not possible:
         raise ConfigError(
-            f"cuda_graph = always needs one process, a CUDA device and Muon, got {distributed.world_size()} processes, "
-            f"{device} and {config.optim.name}: use auto"
+            f"cuda_graph = always needs one process, a CUDA device, Muon and accumulate = 1, got "
+            f"{distributed.world_size()} processes, {device}, {config.optim.name} and {config.accumulate}: use auto"
         )
     return possible and config.cuda_graph != "never"
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 
+from ssole import distributed
 from ssole.config import PretrainConfig
 from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint, remove_checkpoints_after
-from ssole.training.replay import save_bundle
+from ssole.training.replay import save_bundle, whole_batch
 from ssole.training.run import Run
-from ssole.training.step import Learner
+from ssole.training.step import Batch, Learner
 from ssole.training.watch import NonFiniteLossError
 
 FACTOR = 0.5
@@ -68,18 +69,22 @@ class Guardian:
         self._collapsed_since: int | None = None
         self._warned = False
         self._initial: dict[str, torch.Tensor] | None = None
-        if self._is_on and not self._regular_steps():
+        if self._is_on and not distributed.on_rank_0(self._regular_steps):
             self._initial = {name: tensor.cpu().clone() for name, tensor in learner.modules.state_dict().items()}
 
     def read_metrics(self) -> None:
         """Take up what the guardian of an interrupted process had done, as metrics.jsonl tells it."""
-        rates = [row["rate"] for row in self._run.metrics if row.get("guardian") == "lower rate"]
-        self._lowered, self.rate = len(rates), FACTOR ** len(rates)
+        self._lowered = distributed.on_rank_0(self._read_metrics)
+        self.rate = FACTOR**self._lowered
+
+    def _read_metrics(self) -> int:
+        """How often the rate was lowered; it also takes up how long a collapse has lasted."""
         self._collapsed_since, self._warned = None, False
         for row in self._run.metrics:
             self._warned |= row.get("guardian") == "warning"
             if "effective_rank" in row:
                 self._follow(row)
+        return sum(row.get("guardian") == "lower rate" for row in self._run.metrics)
 
     def look(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
         """Look for a collapse in a line of metrics. The intervention for metrics.jsonl, if it is time for a warning.
@@ -134,17 +139,19 @@ class Guardian:
         if not self._learner.watch.looks_at_once(error.step):
             self._learner.watch.at_once_until = error.step
             return self._go_back(), {"guardian": "look at each step", **facts}
-        bundle = self._save_bundle(error)
+        batch = whole_batch(self._learner.batch)
+        kept = distributed.on_rank_0(lambda: self._save_bundle(error, batch))
         if self._lowered == TRIES:
+            bundle = self._run.path / kept if kept else None
             raise NonFiniteLossError(error.step, error.what, _explanation(bundle)) from error
         self._lowered += 1
         self.rate = FACTOR**self._lowered
-        kept = str(bundle.relative_to(self._run.path)) if bundle else None
         return self._go_back(), {"guardian": "lower rate", "rate": self.rate, **facts, "bundle": kept}
 
-    def _save_bundle(self, error: NonFiniteLossError) -> Path | None:
+    def _save_bundle(self, error: NonFiniteLossError, batch: Batch) -> str | None:
+        """Path of the bundle in the run, or None if it could not be written."""
         try:
-            return save_bundle(self._run, self._learner, error)
+            return str(save_bundle(self._run, self._learner, error, batch).relative_to(self._run.path))
         except OSError as problem:
             warnings.warn(f"no replay bundle of step {error.step} could be written: {problem}", stacklevel=4)
             return None
@@ -158,8 +165,8 @@ class Guardian:
         They are removed before the intervention is written. If the process is killed in between, the run comes to the
         same failure again.
         """
-        learner, steps = self._learner, self._regular_steps()
-        remove_checkpoints_after(self._run, max(steps, default=0))
+        learner = self._learner
+        steps = distributed.on_rank_0(self._keep_regular)
         done = load_checkpoint(self._run, learner.modules, learner.optimizer) if steps else None
         if done is None:
             assert self._initial is not None  # kept until there is a regular checkpoint
@@ -168,6 +175,12 @@ class Guardian:
             done = Progress(0, self._images, seconds=0.0)
         learner.steps_done = done.step
         return done
+
+    def _keep_regular(self) -> list[int]:
+        """Steps of the regular checkpoints; later ones are removed."""
+        steps = self._regular_steps()
+        remove_checkpoints_after(self._run, max(steps, default=0))
+        return steps
 
 
 def _explanation(bundle: Path | None) -> str:

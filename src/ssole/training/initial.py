@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
 from ssole.errors import printable
 from ssole.files import write_text_atomically
@@ -115,6 +116,18 @@ def _of_module(config: PretrainConfig, module: nn.Module) -> Initial:
     weights = {f"backbone.{name}": tensor for name, tensor in encoder.backbone.state_dict().items()}
     new = [name for name in encoder.state_dict() if name not in weights]
     return Initial(source=config.model.backbone, weights=weights, new=new, unused=[])
+
+
+def first_initial(config: PretrainConfig, module: nn.Module | None = None, *, progress: bool = False) -> Initial | None:
+    """:func:`read_initial` in the first of many processes, and None in the others, which get the weights from there."""
+    found: list[Initial] = []
+
+    def read() -> None:
+        if (initial := read_initial(config, module, progress=progress)) is not None:
+            found.append(initial)
+
+    distributed.on_rank_0(read)
+    return found[0] if found else None
 
 
 def _read(init: str, config: PretrainConfig) -> dict[str, torch.Tensor]:

@@ -15,7 +15,8 @@ from types import FrameType
 import torch
 from torch import nn
 
-from ssole.config import ConfigError, PretrainConfig
+from ssole import distributed
+from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.models.load import backbone_metadata
@@ -60,12 +61,11 @@ def train(
     `initial` the weights that it starts from, in place of random ones.
     Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
-    config, evaluators = run.config, _checked(evaluators or {})
+    distributed.all_arrive()
+    config, evaluators = from_dict(distributed.on_rank_0(lambda: to_dict(run.config))), _checked(evaluators or {})
     learner = Learner(config, device, loss=loss, backbone=backbone, labels=store.labels, images=plan.images)
-    if initial is not None:
-        _require_no_progress(run, plan)
-        initial.give(run, learner, Progress(0, plan.images, spent))
-    pace = Pace(run, plan)
+    distributed.on_rank_0(lambda: _give(initial, run, learner, plan, spent))
+    pace = Pace(run, plan, config)
     is_regular = partial(_ends_in_checkpoint, config, pace)
     guardian = Guardian(run, learner, images=plan.images, steps=plan.total, is_regular=is_regular)
     done = _resume(run, learner, plan, pace, spent)
@@ -88,7 +88,7 @@ def train(
                 monitor.go_back(*guardian.recover(error))
                 pace.start(learner.steps_done, monitor.seconds)
 
-    save_backbone(run, learner.encoder.backbone, backbone_metadata(config))
+    distributed.on_rank_0(lambda: save_backbone(run, learner.encoder.backbone, backbone_metadata(config)))
     return run
 
 
@@ -105,25 +105,25 @@ def _take_steps(
     stop: Stop,
 ) -> None:
     """Train from where the learner is to the end of the run."""
-    config = run.config
+    config = learner.config
     for step, epoch, ids, images in feed.batches(pace.plan, learner.steps_done):
         lr = guardian.rate * pace.learning_rate(step)
         terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr)
-        last, stopping = pace.ends(step), stop.requested
-        monitor.advance(len(ids), pace.total)
+        last, stopping = pace.ends(step), distributed.agree(stop.requested)
+        monitor.advance(config.batch_size, pace.total)
 
         if last or _due(step, config.log_every):
             learner.check_losses()
-            row = monitor.log(epoch, lr, terms, z_BVD)
-            if warning := guardian.look(row):
-                monitor.warn(warning)
+            z_BD = distributed.gather(z_BVD[:, 0].detach())
+            distributed.on_rank_0(partial(_log, monitor, guardian, epoch, lr, terms, z_BD))
 
         for evaluator in (f for every, f in evaluators.items() if last or _due(step, every)):
-            monitor.evaluate(evaluator, learner.encoder.backbone)
+            distributed.on_rank_0(partial(monitor.evaluate, evaluator, learner.encoder.backbone))
             learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
 
         if _ends_in_checkpoint(config, pace, step + 1) or stopping:
-            record_unreadable(run, store.unreadable)
+            found = [(i, name, why) for rows in distributed.collect(store.unreadable) for i, name, why in rows]
+            distributed.on_rank_0(partial(record_unreadable, run, found))
             must = last or bool(stopping) or _due(step, config.checkpoint_every)
             saver.save(Progress(step + 1, len(store), monitor.seconds), must=must)
 
@@ -132,6 +132,27 @@ def _take_steps(
         if stopping:
             how = f"go on with: ssole pretrain --resume {run.path}"
             raise Interrupted(f"stopped after step {step + 1}; {how}", stopping)
+
+
+def _give(initial: Initial | None, run: Run, learner: Learner, plan: Plan, spent: float) -> None:
+    """Give a new run its initial weights, if there are any."""
+    if initial is not None:
+        _require_no_progress(run, plan)
+        initial.give(run, learner, Progress(0, plan.images, spent))
+
+
+def _log(
+    monitor: Monitor,
+    guardian: Guardian,
+    epoch: int,
+    lr: float,
+    terms: Mapping[str, torch.Tensor],
+    z_BD: torch.Tensor,
+) -> None:
+    """Line of metrics, and what the guardian makes of it; z_BD are the embeddings of one view of all images."""
+    row = monitor.log(epoch, lr, terms, z_BD)
+    if warning := guardian.look(row):
+        monitor.warn(warning)
 
 
 def _ends_in_checkpoint(config: PretrainConfig, pace: Pace, step: int) -> bool:
@@ -152,25 +173,31 @@ def _due(step: int, every: int | None) -> bool:
 def _resume(run: Run, learner: Learner, plan: Plan, pace: Pace, spent: float) -> Progress:
     """Restore learner and run folder to the newest checkpoint, or to the start if there is none."""
     done = load_checkpoint(run, learner.modules, learner.optimizer, last_step=pace.total)
+    distributed.on_rank_0(lambda: _check_progress(run, learner, plan, done))
+    done = done or Progress(0, plan.images, seconds=spent)
+    learner.steps_done = done.step
+    pace.start(done.step, done.seconds)
+    return done
+
+
+def _check_progress(run: Run, learner: Learner, plan: Plan, done: Progress | None) -> None:
+    """Checks of what is going to be continued, after which the folder is rewound to it."""
     if done is None:
         _require_no_progress(run, plan)
-        done = Progress(0, plan.images, seconds=spent)
+        done = Progress(0, plan.images, seconds=0.0)
     if done.images != plan.images:
         raise DataError(
             f"the run was started on {done.images} images and the data now hold {plan.images}: resuming needs the same"
         )
     threads, now = run.environment.get("threads", 0), torch.get_num_threads()
-    if run.config.deterministic and done.step and threads != now:
+    if learner.config.deterministic and done.step and threads != now:
         warnings.warn(
             f"the run began with {threads} threads and goes on with {now}, which may change last digits: "
             f"set OMP_NUM_THREADS={threads} to go on exactly",
-            stacklevel=3,
+            stacklevel=5,
         )
     require_space(run, learner.modules)
     rewind(run, done.step)
-    learner.steps_done = done.step
-    pace.start(done.step, done.seconds)
-    return done
 
 
 def _require_no_progress(run: Run, plan: Plan) -> None:
@@ -185,12 +212,13 @@ def _require_no_progress(run: Run, plan: Plan) -> None:
 
 
 def _title(learner: Learner, plan: Plan) -> str:
-    config, device = learner.config, learner.device
+    config, device, world = learner.config, learner.device, distributed.world_size()
     number = str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch.")
     steps = f"{plan.total} steps" if config.budget is None else f"{config.budget}, about {plan.total} steps"
     title = f"{plan.images:,} images, {steps} of {plan.batch_size} x {config.augment.views} views"
     done = learner.steps_done
-    return f"{title}, on {device} in {number}" + (f", going on after step {done}" if done else "")
+    where = str(device) if world == 1 else f"{world} processes ({device.type})"
+    return f"{title}, on {where} in {number}" + (f", going on after step {done}" if done else "")
 
 
 @dataclass

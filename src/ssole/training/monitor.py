@@ -1,4 +1,4 @@
-"""Monitor of a run: the progress bar, metrics.jsonl, and TensorBoard if it is installed."""
+"""Monitor of a run: what is shown, metrics.jsonl, and TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssole.errors import printable
-from ssole.progress import duration
+from ssole import distributed
 from ssole.spectrum import effective_rank
 from ssole.training.checkpoint import Progress
 from ssole.training.feed import Feed
 from ssole.training.run import Run, rewind, writing
+from ssole.training.screen import Screen
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 """Function from the backbone to named figures, such as {"knn20": 0.83}."""
 
 _LONG_WAIT = 0.2  # share of the time; above it, waiting for images is worth a hint
 _SHOWN = 2  # terms of the loss beside it; metrics.jsonl has all
-_PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
 
 
 class Monitor:
@@ -49,10 +48,11 @@ class Monitor:
         self._step, self._images, self._paused, self._prepared = done.step, 0, 0.0, 0.0
         self._waiting, self._hinted = WaitShare(), False
         self._file: TextIO | None = None  # made by the first step: until then, a failed start leaves nothing
-        self._screen = _Screen(total, done.step, progress)
+        self._writes = distributed.rank() == 0
+        self._screen = Screen(total, done.step, progress and self._writes)
 
     def __enter__(self) -> Monitor:
-        self._board = _tensorboard(self._run.path / "tensorboard", self._done.step)
+        self._board = _tensorboard(self._run.path / "tensorboard", self._done.step) if self._writes else None
         self._screen.start(f"{self._run.path}: {self._title}")
         self._start = time.perf_counter()
         self._waiting.add(0.0, self._feed.waited)
@@ -96,22 +96,22 @@ class Monitor:
         """Count one step of so many images, in a run of so many steps."""
         self._step += 1
         self._images += images
-        if self._file is None:
+        if self._file is None and self._writes:
             with writing(self._run, "metrics.jsonl"):
                 self._file = open(self._run.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed on exit
         self._waiting.add(self._stepped, self._feed.waited)
         self._screen.advance(self._step, total)
 
     @torch.no_grad()
-    def log(self, epoch: int, lr: float, terms: Mapping[str, torch.Tensor], z_BVD: torch.Tensor) -> dict[str, Any]:
-        """Write a line of metrics: the loss and its terms, and the effective rank of the first view's embeddings."""
+    def log(self, epoch: int, lr: float, terms: Mapping[str, torch.Tensor], z_BD: torch.Tensor) -> dict[str, Any]:
+        """Write a line of metrics: the loss and its terms, and the effective rank of one view's embeddings (B, D)."""
         rate = self._images / max(1e-9, self._stepped)
         values = dict(zip(terms, torch.stack([*terms.values()]).tolist(), strict=True))
         row = {
             "step": self._step,
             "epoch": epoch,
             **values,
-            "effective_rank": float(effective_rank(F.normalize(z_BVD[:, 0].double(), dim=-1))),
+            "effective_rank": float(effective_rank(F.normalize(z_BD.double(), dim=-1))),
             "lr": lr,
             "images_per_second": round(rate, 1),
             "data_wait": round(self._waiting.share, 4),
@@ -134,17 +134,20 @@ class Monitor:
 
     def go_back(self, done: Progress, intervention: Mapping[str, Any]) -> None:
         """Continue from an earlier step: later metrics are removed, and the intervention is written in their place."""
-        row = {"step": done.step, "seconds": round(self.seconds, 3), **intervention}
         if self._file is not None:
             self._file.close()
         self._step, self._file = done.step, None
+        distributed.on_rank_0(lambda: self._rewind(done.step, intervention))
+
+    def _rewind(self, step: int, intervention: Mapping[str, Any]) -> None:
+        row = {"step": step, "seconds": round(self.seconds, 3), **intervention}
         with writing(self._run, "metrics.jsonl"):
-            rewind(self._run, done.step, row)
+            rewind(self._run, step, row)
         if self._board is not None:
             self._board.close()
-            self._board = _tensorboard(self._run.path / "tensorboard", done.step)
+            self._board = _tensorboard(self._run.path / "tensorboard", step)
         told = ", ".join(f"{name} {value}" for name, value in intervention.items() if name != "guardian")
-        self._screen.print_line(f"guardian: back to step {done.step}, {intervention['guardian']} ({told})")
+        self._screen.print_line(f"guardian: back to step {step}, {intervention['guardian']} ({told})")
 
     def warn(self, intervention: Mapping[str, Any]) -> None:
         """Write and show a warning of the guardian."""
@@ -210,83 +213,6 @@ class WaitShare:
     def exceeds(self, limit: float) -> bool:
         """Whether the share is above a limit, and not only at the start."""
         return bool(self._points) and self._points[-1][0] >= self._patience and self.share > limit
-
-
-class _Screen:
-    """Progress bar with a line of figures below it on a terminal; a line now and then elsewhere."""
-
-    def __init__(self, total: int, done: int, show: bool) -> None:
-        from rich.console import Console, Group
-        from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as ProgressBar
-        from rich.text import Text
-
-        console = Console(stderr=True)
-        self._console, self._total, self._first, self._step = console, total, done, done
-        self._show, self._live = show, show and console.is_terminal
-        left = (TimeRemainingColumn(), TextColumn("left"))
-        self._bar = ProgressBar(TextColumn("step"), MofNCompleteColumn(), BarColumn(), *left, console=console)
-        self._task = self._bar.add_task("", total=total, completed=done)
-        self._notes: dict[str, str] = {}
-        self._text = Text()
-        self._display = Live(Group(self._bar, self._text), console=console, refresh_per_second=4)
-        self._start = self._last_line = time.perf_counter()
-
-    def start(self, title: str) -> None:
-        self._start = time.perf_counter()
-        self.print_line(title)
-        if self._live:
-            self._display.start()
-
-    def start_waiting(self, what: str) -> None:
-        self._text.plain = what
-        if not self._live:
-            self.print_line(what)
-
-    def start_clock(self, waited_for: str) -> None:
-        """Count the time that is left from here on."""
-        if self._text.plain == waited_for:
-            self._text.plain = ""
-        self._start = self._last_line = time.perf_counter()
-        self._bar.reset(self._task, completed=self._first)
-
-    def stop(self) -> None:
-        if self._live:
-            with suppress(OSError):  # the terminal has gone, which sent SIGHUP
-                self._display.stop()
-        elif self._notes and self._step == self._total:
-            self._print_notes(left=0.0)  # only here, when the figures of the last step are complete
-
-    def advance(self, step: int, total: int) -> None:
-        self._step, self._total = step, total
-        self._bar.update(self._task, completed=step, total=total)
-
-    def show_stopping(self) -> None:
-        if self._live:  # the display's own thread draws it
-            self._text.plain = "stopping after this step; Ctrl-C again to stop at once"
-        elif self._show:
-            with suppress(OSError):  # the terminal has gone, which sent SIGHUP
-                os.write(2, b"stopping after this step\n")
-
-    def note(self, kind: str, text: str) -> None:
-        """Show the newest figures of a kind, beside those of other kinds."""
-        self._notes[kind] = text
-        self._text.plain = "  ".join(self._notes.values())
-        now = time.perf_counter()
-        if not self._live and now - self._last_line > _PLAIN_EVERY and self._step < self._total:
-            self._last_line = now
-            self._print_notes((now - self._start) / max(1, self._step - self._first) * (self._total - self._step))
-
-    def print_line(self, line: str) -> None:
-        """Print a line; on a terminal, above the bar."""
-        if self._show:
-            with suppress(OSError):  # a terminal that has gone does not end a run
-                self._console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
-
-    def _print_notes(self, left: float) -> None:
-        figures = "  ".join(self._notes.values())
-        self.print_line(f"step {self._step}/{self._total}  {figures}" + (f"  {duration(left)} left" if left else ""))
 
 
 def _tensorboard(folder: Path, done: int) -> Any:

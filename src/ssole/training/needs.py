@@ -30,8 +30,8 @@ def checkpoint_bytes(modules: nn.Module, checkpoints: int) -> int:
 
 
 def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
-    """Bytes of a training step, about: weights, gradients, one state of the optimizer, views, and what is kept for
-    the backward pass. Sizes are counted on tensors without memory, in a fraction of a second.
+    """Bytes of a training step of one process, about: weights, gradients, one state of the optimizer, views, and what
+    is kept for the backward pass. Sizes are counted on tensors without memory, in a fraction of a second.
 
     None for a network that cannot be made of such tensors, or is a module of one's own.
     """
@@ -51,8 +51,9 @@ def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
     weights = sum(tensor.nbytes for tensor in encoder.state_dict().values())
     width = 0.5 if resolve_precision(config.precision, device) == torch.bfloat16 else 1.0
     views = sum(4 * torch.Size(shape).numel() for shape in shapes)
-    batch = config.batch_size / distributed.world_size() / _IMAGES
-    return int(3 * weights + batch * (views + width * sum(storage.nbytes() for storage in kept.values())))
+    images = config.batch_size / distributed.world_size()
+    kept_bytes = width * sum(storage.nbytes() for storage in kept.values())
+    return int(3 * weights + images / _IMAGES * (views + kept_bytes / config.accumulate))
 
 
 def require_memory(config: PretrainConfig, device: torch.device) -> None:
@@ -61,6 +62,7 @@ def require_memory(config: PretrainConfig, device: torch.device) -> None:
     if needed is None:
         return
     on_gpu = device.type == "cuda"
+    needed *= 1 if on_gpu else distributed.launch().local_world_size  # the processes of a machine share its memory
     free, total = torch.cuda.mem_get_info(device) if on_gpu else (available_memory(), total_memory())
     text = f"a step on {config.batch_size} images needs about {data_size(needed)} of memory"
     if needed > _SURE * total:

@@ -14,8 +14,10 @@ import sys
 from collections import deque
 from time import monotonic
 
+from ssole import distributed
+from ssole.config import PretrainConfig
 from ssole.config.budget import budget_seconds
-from ssole.training.extension import extensions
+from ssole.training.extension import Extension, extensions
 from ssole.training.feed import Plan
 from ssole.training.optim import learning_rate
 from ssole.training.run import Run, read_lines, write_lines, writing
@@ -29,22 +31,26 @@ class Pace:
     """Length and schedule of a run.
 
     Args:
-        run: the run, whose budget and earlier corrections are read.
+        run: the run, whose earlier corrections are read.
         plan: its plan; with a budget, `plan.total` is the number of steps that was expected at the start.
+        config: its config, if that is known.
 
     Attributes:
         total: number of steps of the whole run, as expected now.
         plan: plan of the images to feed, without an end if that is not known.
     """
 
-    def __init__(self, run: Run, plan: Plan) -> None:
-        self._run, self._config, self.plan, self._planned, self.total = run, run.config, plan, plan.total, plan.total
+    def __init__(self, run: Run, plan: Plan, config: PretrainConfig | None = None) -> None:
+        self._run, self._config = run, config or run.config
+        self.plan, self._planned, self.total = plan, plan.total, plan.total
         budget = self._config.budget
         self._budget = None if budget is None else budget_seconds(budget)
-        self._legs = [(int(row["step"]), int(row["total"])) for row in read_lines(run.path / _NAME, number="step")]
+        rows = distributed.on_rank_0(lambda: read_lines(run.path / _NAME, number="step"))
+        self._legs = [(int(row["step"]), int(row["total"])) for row in rows]
         if self._legs:
             self.total = self._legs[-1][1]
-        self._extensions = extensions(run)
+        added = distributed.on_rank_0(lambda: [dataclasses.asdict(extension) for extension in extensions(run)])
+        self._extensions = [Extension(**fields) for fields in added]
         if self._extensions:
             self.total, self._budget = self._extensions[-1].total, None
         self._next = 0
@@ -86,17 +92,22 @@ class Pace:
         """Whether a step is the last one. Called after each step; with a budget, it corrects the number of steps."""
         done = step + 1
         if self._budget is not None and done >= self._next and done < self.total:
-            now = monotonic() - self._begin
-            if self._marks:  # not after the first step, which has to set things up
-                first, then = self._marks[0]
-                left = (self._budget - now) * (done - first) / max(1e-9, now - then)
-                self._correct(done, done + max(0, round(left)))
-            self._marks.append((done, now))
+            total = distributed.on_rank_0(lambda: self._total_now(done))  # the clocks of other processes differ
+            if total is not None:
+                self.total = total
+                self._legs.append((done, total))
             self._next = done + self._interval
         return done >= self.total
 
-    def _correct(self, done: int, total: int) -> None:
-        self.total = total
-        self._legs.append((done, total))
-        with writing(self._run, _NAME):
-            write_lines(self._run.path / _NAME, ({"step": step, "total": total} for step, total in self._legs))
+    def _total_now(self, done: int) -> int | None:
+        """Number of steps that the budget allows by the speed so far; written to the run. None in the first step."""
+        assert self._budget is not None
+        now, total = monotonic() - self._begin, None
+        if self._marks:  # not after the first step, which has to set things up
+            first, then = self._marks[0]
+            total = done + max(0, round((self._budget - now) * (done - first) / max(1e-9, now - then)))
+            with writing(self._run, _NAME):
+                legs = [*self._legs, (done, total)]
+                write_lines(self._run.path / _NAME, ({"step": step, "total": total} for step, total in legs))
+        self._marks.append((done, now))
+        return total

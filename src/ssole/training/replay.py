@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ssole import distributed
 from ssole.config import ConfigError, from_dict, to_dict
 from ssole.files import read_json, require_regular, write_atomically, write_text_atomically
 from ssole.runtime import environment, resolve_device, torch_state
+from ssole.training.feed import pack, pack_starts, unpack
 from ssole.training.run import Run
 from ssole.training.step import Batch, Learner
 from ssole.training.watch import NonFiniteLossError
@@ -48,16 +50,31 @@ class Replay:
     """How this machine differs from that of the run."""
 
 
-def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError) -> Path:
-    """Write the bundle of a step that failed before it updated the weights; its path.
+def whole_batch(batch: Batch | None) -> Batch:
+    """Batch of all processes, from their shares."""
+    assert batch is not None
+    if distributed.world_size() == 1:
+        return batch
+    kinds = [(list(image.shape), str(image.dtype).removeprefix("torch.")) for image in batch.images]
+    everywhere = [kind for kinds_of_one in distributed.collect(kinds) for kind in kinds_of_one]
+    like = [torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for shape, dtype in everywhere]
+    flat, _ = pack(list(batch.images), pin_memory=False)
+    *starts, _ = pack_starts(like)
+    images = unpack(distributed.gather(flat, equal=False), starts, like)
+    same = isinstance(batch.images, torch.Tensor)
+    ids = distributed.gather(batch.ids)
+    return batch._replace(images=torch.stack(images) if same else images, ids=ids)
+
+
+def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Batch) -> Path:
+    """Write the bundle of a step that failed before it updated the weights, on this batch; its path.
 
     Raises:
         OSError: it cannot be written.
     """
     from safetensors.torch import save_file
 
-    assert learner.batch is not None
-    batch, config = learner.batch, learner.config
+    config = learner.config
     folder = run.path / "failures" / f"step-{error.step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"weights.{name}": tensor for name, tensor in learner.modules.state_dict().items()}

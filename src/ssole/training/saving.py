@@ -15,6 +15,7 @@ from types import TracebackType
 
 import torch
 
+from ssole import distributed
 from ssole.training.checkpoint import Progress, checkpoint_steps, state_tensors, write_checkpoint
 from ssole.training.guardian import Guardian
 from ssole.training.run import Run
@@ -23,6 +24,8 @@ from ssole.training.step import Learner
 
 class Saver:
     """Writer of the checkpoints of a run; a context manager around its training loop.
+
+    Of many processes, the first one writes.
 
     On an accelerator a thread writes, so that training goes on meanwhile. What it fails at is raised by the next call,
     or on leaving the context.
@@ -58,6 +61,10 @@ class Saver:
             OSError: a checkpoint cannot be written. Those before it are untouched.
         """
         self._learner.check_weights()
+        distributed.on_rank_0(lambda: self._keep(done, must=must))
+        self._guardian.saved(done.step)
+
+    def _keep(self, done: Progress, *, must: bool) -> None:
         state = done, host_copies(state_tensors(self._learner.modules, self._learner.optimizer))
         if not self._guardian.is_regular(done.step):
             self.write_kept()
@@ -66,10 +73,12 @@ class Saver:
             self._kept = None
         else:
             self._kept = state
-        self._guardian.saved(done.step)
 
     def write_kept(self) -> None:
         """Write the state that is kept and was not written, if there is one, and wait until it is on the disk."""
+        distributed.on_rank_0(self._write_kept)
+
+    def _write_kept(self) -> None:
         if self._kept is not None:
             self._write(*self._kept)
             self._kept = None

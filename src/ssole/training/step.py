@@ -8,6 +8,7 @@ Shape suffixes: B images, V views, C channels, S side of a crop, D embedding dim
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig
 from ssole.errors import DataError
 from ssole.losses import LOSSES
 from ssole.losses.checks import EmbeddingError
 from ssole.losses.terms import named_terms
-from ssole.models.backbone import Encoder, create_encoder, feature_dim, whiten_stem
+from ssole.models.backbone import Encoder, feature_dim, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
-from ssole.models.cpu import speed_up_convolutions
-from ssole.rng import Use, number
-from ssole.runtime import copy_to, keep_freed_memory, resolve_precision
+from ssole.runtime import copy_to, keep_freed_memory
+from ssole.training.embedder import Embedder
 from ssole.training.graph import StepGraph, wants_graph
 from ssole.training.optim import create_optimizer, set_learning_rate, use_tensor_rates
 from ssole.training.watch import LossWatch, NonFiniteLossError
@@ -67,6 +68,7 @@ class Learner:
         images: number of images in the data set, by which an accelerator draws the views of an epoch at once.
 
     Attributes:
+        embedder: the encoder over all processes and parts of a batch.
         encoder: in training mode, in the form that trains fastest on the device; its weights and their names are those
             of :func:`ssole.models.backbone.create_encoder`.
         loss: the module that maps embeddings (B, V, D) to a scalar or to named terms (`ssole.losses.terms`).
@@ -92,7 +94,8 @@ class Learner:
         if device.type == "cpu":
             keep_freed_memory()
         self.config, self.device = config, device
-        self.encoder = _trainable_encoder(config, device, backbone)
+        self.embedder = Embedder(config, device, backbone)
+        self.encoder = self.embedder.encoder
         self.loss = (create_loss(config, self.encoder, labels) if loss is None else loss).to(device).train()
         needs_labels = bool(getattr(self.loss, "needs_labels", False))
         self.labels = torch.from_numpy(labels).to(device) if needs_labels and labels is not None else None
@@ -106,6 +109,7 @@ class Learner:
             use_tensor_rates(self.optimizer, device)
             self._graph = StepGraph(self._take, self.watch, required=config.cuda_graph == "always")
         self.batch: Batch | None = None
+        self._reason = ""
         self.is_compiled = False
 
     def step(self, images: ImageBatch, ids: torch.Tensor, *, epoch: int, lr: float) -> StepResult:
@@ -123,7 +127,7 @@ class Learner:
         """
         self.batch = Batch(images, ids, epoch, lr)
         set_learning_rate(self.optimizer, lr)
-        _seed_layers(self.config.seed, self.steps_done)
+        self.embedder.seed(self.steps_done)
         if self._graph is not None and self._is_usual(images, epoch):
             assert isinstance(images, torch.Tensor)
             result = self._graph.step(self.steps_done, images, ids, epoch)
@@ -148,40 +152,42 @@ class Learner:
     def step_on_views(self, views: list[torch.Tensor], *labels: torch.Tensor, lr: float) -> StepResult:
         """Take one training step on views that are made already, one tensor (B, V_g, C, S_g, S_g) a crop group."""
         set_learning_rate(self.optimizer, lr)
-        _seed_layers(self.config.seed, self.steps_done)
+        self.embedder.seed(self.steps_done)
         result = self._learn(views, *labels)
         self.steps_done += 1
         return result
 
     def _learn(self, views: list[torch.Tensor], *labels: torch.Tensor) -> StepResult:
-        z_BVD = self.embed(views)
+        z_BVD = self.embedder.embed(views, self.steps_done)
+        self._reason = ""
         terms = self.loss_terms(z_BVD, *labels)
-        self.watch.add(self.steps_done + 1, terms["loss"], "the loss")
+        # A loss of one's own may differ between processes, and be finite on some: all of them must see the same.
+        mean_terms = terms | {"loss": distributed.mean(terms["loss"])}
+        self.watch.add(self.steps_done + 1, mean_terms["loss"], f"the loss{self._reason}")
         self.descend(terms["loss"])
-        return StepResult({name: value.detach() for name, value in terms.items()}, z_BVD.detach())
+        return StepResult({name: value.detach() for name, value in mean_terms.items()}, z_BVD.detach())
 
     def embed(self, views: list[torch.Tensor]) -> torch.Tensor:
         """Embeddings (B, V, D) of all views; crop groups (B, V_g, C, S_g, S_g) are stacked along V."""
-        dtype = resolve_precision(self.config.precision, self.device)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            groups = [
-                self.encoder(x.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, x.shape[:2])
-                for x in views
-            ]
-        return torch.cat(groups, dim=1)
+        return self.embedder(views)
 
     def loss_terms(self, z_BVD: torch.Tensor, *labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named loss terms of embeddings, the total first; an error that names the step if these are not finite."""
         try:
             return named_terms(self.loss, z_BVD, *labels)
         except (EmbeddingError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
-            self.watch.check()  # on an accelerator, an earlier step may have failed
-            raise NonFiniteLossError(self.steps_done + 1, str(error)) from error
+            if distributed.world_size() == 1:
+                self.watch.check()  # on an accelerator, an earlier step may have failed
+                raise NonFiniteLossError(self.steps_done + 1, str(error)) from error
+            self._reason = f" ({error})"
+            return {"loss": z_BVD.sum() * math.nan}  # the others may go on: the mean over processes tells them
 
     def descend(self, loss: torch.Tensor) -> None:
         """Gradient of the loss, clipped if the config says so, and the optimizer's update."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.embedder.finish_backward()
+        distributed.average_gradients(self.loss.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in self.modules.parameters() if p.grad is not None])
         self.watch.add(self.steps_done + 1, norm, "the norm of its gradient")
         if self.config.optim.clip_grad_norm is not None:
@@ -204,14 +210,20 @@ class Learner:
             raise NonFiniteLossError(self.steps_done, f"it left weights that are not finite ({_listed(bad)})")
 
     def wants_compiling(self, steps: int) -> bool:
-        """Whether a run of so many steps compiles the encoder: as its config says, or where it is known to pay."""
+        """Whether a run of so many steps compiles the encoder: as its config says, or where it is known to pay.
+
+        With many processes it does not: batch norm, which waits for the others, cuts the network into short pieces.
+        """
+        if self.config.compile == "auto" and distributed.world_size() > 1:
+            return False
         return wants_compiling(self.config, self.encoder, self.device, steps)
 
     def compile(self, stopping: Callable[[], bool] = lambda: False) -> bool:
         """Compile the encoder for the views of the config. Returns whether it is compiled; see `compile_encoder`."""
         config, channels = self.config, self.config.input_channels
+        images = config.batch_size // (distributed.world_size() * config.accumulate)
         views = [
-            torch.zeros(config.batch_size, crop.count, channels, crop.size, crop.size, device=self.device)
+            torch.zeros(images, crop.count, channels, crop.size, crop.size, device=self.device)
             for crop in config.augment.crops
         ]
         required = config.compile == "always"
@@ -248,17 +260,3 @@ def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # for losses that have weights
         return LOSSES[name](**fields, check_input=next(encoder.parameters()).device.type == "cpu")
-
-
-def _trainable_encoder(config: PretrainConfig, device: torch.device, module: nn.Module | None) -> Encoder:
-    """Encoder at its initial weights, on the device, with the layers and memory format that train fastest there."""
-    encoder = create_encoder(config, module)
-    encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    if device.type == "cpu":
-        speed_up_convolutions(encoder)
-    return encoder
-
-
-def _seed_layers(seed: int, step: int) -> None:
-    """Seed torch's generator, which dropout and similar layers draw from, with a function of (seed, step)."""
-    torch.manual_seed(number(seed, step, Use.LAYERS))

@@ -1,14 +1,15 @@
-"""Rank, world size, and differentiable collectives. No other module uses torch.distributed.
+"""Rank, world size, and differentiable collectives.
 
-Without a process group there is one process, and nothing needs to be initialised.
-
-The backward of both collectives is their true adjoint: with one loss L_r on each process r, a gradient is that of sum_r
-L_r. When all processes compute the same loss, this is world_size times its gradient. The averaging of
+The backward of `gather` and `all_reduce` is their true adjoint: with one loss L_r on each process r, a gradient is that
+of sum_r L_r. When all processes compute the same loss, this is world_size times its gradient. The averaging of
 DistributedDataParallel then divides by world_size exactly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,8 +18,21 @@ from torch import Tensor
 from torch.autograd import Function
 
 
+@dataclass
+class _State:
+    """What this process knows of the group."""
+
+    alone: bool = False
+    """Whether it works by itself for now, as if there were no other processes."""
+    equal_shares: bool = False
+    """Whether all processes have batches of one size, so that lengths need not be exchanged."""
+
+
+STATE = _State()
+
+
 def _initialised() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.is_available() and dist.is_initialized() and not STATE.alone
 
 
 def rank() -> int:
@@ -31,11 +45,23 @@ def world_size() -> int:
     return dist.get_world_size() if _initialised() else 1
 
 
-def gather(x: Tensor) -> Tensor:
+@contextmanager
+def alone() -> Iterator[None]:
+    """Context in which this process has no others: for work that it does by itself."""
+    before, STATE.alone = STATE.alone, True
+    try:
+        yield
+    finally:
+        STATE.alone = before
+
+
+def gather(x: Tensor, *, equal: bool | None = None) -> Tensor:
     """Concatenation of `x` over all processes along dimension 0, in the order of rank.
 
     Args:
         x: (n, ...). n may differ between processes and may be 0; the other dimensions and the dtype must be equal.
+        equal: whether n is known to be the same everywhere; then nothing but `x` is exchanged. None: as the group of
+            :func:`ssole.distributed.group.processes` knows.
 
     Returns:
         (sum of n, ...) on every process. The gradient of `x` is the sum over processes of the gradients of its slice.
@@ -43,12 +69,30 @@ def gather(x: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes on the processes differ beyond dimension 0.
     """
-    return x if world_size() == 1 else _Gather.apply(x, _lengths(x))
+    if world_size() == 1:
+        return x
+    known = STATE.equal_shares if equal is None else equal
+    gathered: Tensor = _Gather.apply(x, [len(x)] * world_size() if known else _lengths(x))
+    return gathered
 
 
 def all_reduce(x: Tensor) -> Tensor:
     """Sum of `x` over all processes. The gradient is summed over all processes too."""
     return x if world_size() == 1 else _AllReduce.apply(x)
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean of `x` over all processes, without a gradient."""
+    return x.detach() if world_size() == 1 else all_reduce(x.detach()) / world_size()
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replace the gradients of parameters by their means over all processes, which must have the same parameters."""
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad = mean(parameter.grad)
 
 
 def _lengths(x: Tensor) -> list[int]:

@@ -1,0 +1,41 @@
+"""Many processes: their group, differentiable collectives, and work of the first process. Only here is
+`torch.distributed` used.
+
+`collectives.py` has sums and concatenations over processes; `group.py` joins the processes that torchrun started, and
+watches them; `agreement.py` lets the first process decide for all. Without a process group there is one process, and
+nothing needs to be initialised. Losses, layers, training and `api` call it; it imports no other part of the package.
+"""
+
+from __future__ import annotations
+
+from ssole.distributed.agreement import (
+    ElsewhereError,
+    agree,
+    all_arrive,
+    broadcast,
+    collect,
+    first_on_each_node,
+    on_rank_0,
+)
+from ssole.distributed.collectives import all_reduce, average_gradients, gather, mean, rank, world_size
+from ssole.distributed.group import ProcessError, launch, own_device, processes
+
+__all__ = [
+    "ElsewhereError",
+    "ProcessError",
+    "agree",
+    "all_arrive",
+    "all_reduce",
+    "average_gradients",
+    "broadcast",
+    "collect",
+    "first_on_each_node",
+    "gather",
+    "launch",
+    "mean",
+    "on_rank_0",
+    "own_device",
+    "processes",
+    "rank",
+    "world_size",
+]

@@ -1,0 +1,118 @@
+"""Agreement between processes: work that the first one does for all, and small values that all of them know."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ssole.distributed.collectives import alone, rank, world_size
+from ssole.distributed.group import CHANNEL, launch
+
+T = TypeVar("T")
+_WAIT = 0.002  # seconds between looks at the store
+_calls = count()
+
+
+class ElsewhereError(RuntimeError):
+    """The first process failed at work that it did for all, and says why."""
+
+
+def on_rank_0(work: Callable[[], T]) -> T:
+    """Result of work that the first process does by itself, on every process. The others wait, however long it takes.
+
+    Args:
+        work: function whose result JSON can hold. Within it, there is one process.
+
+    Raises:
+        ElsewhereError: the work failed, on the other processes. The first one raises the error itself.
+    """
+    if world_size() == 1:
+        return work()
+    key = f"call {next(_calls)}"
+    if rank() == 0:
+        try:
+            with alone():
+                answer = json.dumps({"value": work()})
+        except BaseException as error:
+            CHANNEL.store.set(key, json.dumps({"error": f"{type(error).__name__}: {error}"}))
+            raise
+        CHANNEL.store.set(key, answer)
+    else:
+        answer = _wait_for(key)
+    values: dict[str, Any] = json.loads(answer)
+    if "error" in values:
+        raise ElsewhereError(f"the first process failed: {values['error']}")
+    result: T = values["value"]
+    return result
+
+
+def collect(value: T) -> list[T]:
+    """Values of all processes, in the order of rank. JSON must be able to hold them."""
+    if world_size() == 1:
+        return [value]
+    number = next(_calls)
+    CHANNEL.store.set(f"call {number} of {rank()}", json.dumps(value))
+    return [json.loads(_wait_for(f"call {number} of {other}")) for other in range(world_size())]
+
+
+def all_arrive() -> None:
+    """Wait until all processes have come here, however long it takes."""
+    collect(None)
+
+
+def agree(number: int) -> int:
+    """Largest of the numbers that the processes give. All of them must take part, so that all know the same."""
+    if world_size() == 1:
+        return number
+    if CHANNEL.watch is not None:
+        CHANNEL.watch.progress += 1
+    largest = torch.tensor(number)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def broadcast(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """CPU tensors of the first process, by name, on every process. The others give None."""
+    if world_size() == 1:
+        return dict(tensors or {})
+    kept = dict(tensors or {})
+    kinds = on_rank_0(lambda: [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in kept.items()])
+    result = {}
+    for name, shape, dtype in kinds:
+        tensor = kept[name].contiguous() if rank() == 0 else torch.empty(shape, dtype=getattr(torch, dtype))
+        if tensor.numel():
+            dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=0)
+        result[name] = tensor
+    return result
+
+
+@contextmanager
+def first_on_each_node() -> Iterator[None]:
+    """Context that one process of each machine goes through before the others of that machine: it fills a cache."""
+    if world_size() == 1:
+        yield
+        return
+    place, number = launch(), next(_calls)
+    node = f"call {number} on the node of {place.rank - place.local_rank}"
+    if place.local_rank:
+        _wait_for(node)
+    try:
+        yield
+    finally:
+        if not place.local_rank:
+            CHANNEL.store.set(node, "done")
+
+
+def _wait_for(key: str) -> str:
+    while not CHANNEL.store.check([key]):
+        time.sleep(_WAIT)
+    text: str = CHANNEL.store.get(key).decode()
+    return text

@@ -1,0 +1,224 @@
+"""Group of the processes that torchrun started, and the watch that names one which dies or hangs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import lru_cache
+from itertools import count
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+
+from ssole.distributed.collectives import STATE
+from ssole.errors import ConfigError
+
+_BEATS = 10  # within the time after which a process is taken for dead
+_FEW_BEATS = 3  # missed ones that tell which process is gone, once a collective has failed
+_START = timedelta(minutes=10)  # that processes may take to start
+_GONE = 1  # exit code of a process that ends because another is gone
+_NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+class ProcessError(RuntimeError):
+    """Another process died or hangs; the message names it."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Place of this process among those started together, from the environment that torchrun sets."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    """Rank among the processes of this machine."""
+    local_world_size: int = 1
+    restarts: int = 0
+    """How often torchrun has restarted the processes."""
+    may_restart: bool = False
+    """Whether torchrun may do that."""
+
+
+def launch() -> Launch:
+    """Place of this process; that of a single process unless torchrun, or something alike, started several."""
+    values = os.environ
+    if int(values.get("WORLD_SIZE", 1)) == 1 or any(name not in values for name in _NEEDED):
+        return Launch()
+    rank, world = int(values["RANK"]), int(values["WORLD_SIZE"])
+    return Launch(
+        rank=rank,
+        world_size=world,
+        local_rank=int(values.get("LOCAL_RANK", rank)),
+        local_world_size=int(values.get("LOCAL_WORLD_SIZE", world)),
+        restarts=int(values.get("TORCHELASTIC_RESTART_COUNT", 0)),
+        may_restart=int(values.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0,
+    )
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Device of this process: with many, the GPU of its local rank.
+
+    Raises:
+        ConfigError: one GPU was named for many processes, or there are fewer GPUs than processes.
+    """
+    place = launch()
+    if device.type != "cuda" or place.world_size == 1:
+        return device
+    if device.index is not None:
+        raise ConfigError(f"device {device} is one GPU, and {place.world_size} processes were started: give cuda")
+    if place.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{place.local_world_size} processes were started on a machine with {torch.cuda.device_count()} GPUs: "
+            "start one for each (torchrun --nproc-per-node)"
+        )
+    own = torch.device("cuda", place.local_rank)
+    torch.cuda.set_device(own)
+    return own
+
+
+@contextmanager
+def processes(timeout: float) -> Iterator[None]:
+    """Context in which the processes that torchrun started are one group; nothing for a single process.
+
+    Collectives on CPU tensors go by gloo, those on GPU tensors by NCCL. A process that is not heard of for `timeout`
+    seconds, or that lets the others wait as long, ends them all: each says which one it was.
+
+    Raises:
+        ConfigError: `torch.distributed` is initialised already.
+        ProcessError: a collective failed, because another process died or hangs.
+    """
+    place = launch()
+    if place.world_size == 1:
+        yield
+        return
+    if dist.is_initialized():
+        raise ConfigError("torch.distributed is initialised already: leave that to ssole, which does it itself")
+    # torchrun keeps the store when it restarts the processes, with what they wrote before
+    group = PrefixStore(f"restart {place.restarts}, group {next(_groups)}", _store())
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    limit = timedelta(seconds=timeout)
+    group.set(f"here {place.rank}", "")
+    group.wait([f"here {rank}" for rank in range(place.world_size)], _START)  # starting takes longer on some
+    dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.world_size, timeout=limit)
+    watch = _Watch(group, place, timeout)
+    STATE.equal_shares, CHANNEL.store, CHANNEL.watch = True, group, watch
+    watch.start()
+    try:
+        yield
+        dist.all_reduce(torch.zeros(1))  # the first process may serve the store, which the others still need
+    except RuntimeError as error:
+        if not _is_lost_contact(error):
+            raise
+        raise ProcessError(f"{watch.blame()}. Go on with --resume") from error
+    finally:
+        watch.stop()
+        STATE.equal_shares, CHANNEL.store, CHANNEL.watch = False, None, None
+        dist.destroy_process_group()
+
+
+_groups = count()
+
+
+@dataclass
+class _Channel:
+    """Store by which processes send each other a few words, and their watch; None without a group."""
+
+    store: Any = None
+    watch: _Watch | None = None
+
+
+CHANNEL = _Channel()
+
+
+@lru_cache(maxsize=1)  # one for the whole life of a process: torchrun's environment names one address
+def _store() -> Any:
+    store, _, _ = next(rendezvous("env://", timeout=_START))
+    return store
+
+
+def _is_lost_contact(error: RuntimeError) -> bool:
+    """Whether an error comes from a collective or the store: gloo raises a plain `RuntimeError`."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+
+
+class _Watch(threading.Thread):
+    """Thread that beats, and listens to the beats of the other processes.
+
+    It counts its own beats and not the clock, which also runs while a machine is suspended.
+    """
+
+    def __init__(self, store: Any, place: Launch, timeout: float) -> None:
+        super().__init__(daemon=True, name="ssole-watch")
+        self._store, self._place, self._timeout = store, place, timeout
+        self._every = timeout / _BEATS
+        self._ended = threading.Event()
+        self.progress = 0
+        self._heard: dict[int, str] = {}
+        self._missed = dict.fromkeys(range(place.world_size), 0)
+
+    def run(self) -> None:
+        name = f"{socket.gethostname()} {os.getpid()}"
+        for beat in count():
+            try:
+                self._store.set(f"beat {self._place.rank}", f"{beat} {self.progress} {name}")
+                self._listen()
+            except RuntimeError:  # nobody serves the store any more
+                self._give_up("the first process, or torchrun, cannot be reached")
+            if dead := self._silent(_BEATS):
+                self._give_up(self._words(dead))
+            if self._ended.wait(self._every):
+                return
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join(timeout=self._timeout)
+
+    def blame(self) -> str:
+        """Who is to blame for a collective that failed: the silent processes, or else those that are behind."""
+        end = time.monotonic() + (_FEW_BEATS + 2) * self._every
+        while not (dead := self._silent(_FEW_BEATS)) and time.monotonic() < end:
+            time.sleep(self._every / 4)
+        if dead:
+            return self._words(dead)
+        done = {rank: int(words.split()[1]) for rank, words in self._heard.items()}
+        behind = [rank for rank, calls in done.items() if calls == min(done.values())]
+        names = ", ".join(f"process {rank} ({self._where(rank)})" for rank in behind)
+        return f"the processes lost contact, or one let the others wait for {self._timeout:g} s; least far is {names}"
+
+    def _listen(self) -> None:
+        others = [rank for rank in self._missed if rank != self._place.rank]
+        known = [rank for rank in others if self._store.check([f"beat {rank}"])]
+        words = self._store.multi_get([f"beat {rank}" for rank in known]) if known else []
+        new = {rank: word.decode() for rank, word in zip(known, words, strict=True)}
+        for rank in others:
+            same = new.get(rank) == self._heard.get(rank)
+            self._missed[rank] = self._missed[rank] + 1 if same else 0
+        self._heard |= new
+
+    def _silent(self, beats: int) -> list[int]:
+        return [rank for rank, missed in self._missed.items() if missed >= beats]
+
+    def _where(self, rank: int) -> str:
+        words = self._heard.get(rank, "").split()
+        return f"number {words[3]} on {words[2]}" if words else "which never started"
+
+    def _words(self, dead: list[int]) -> str:
+        names = ", ".join(f"process {rank} ({self._where(rank)})" for rank in dead)
+        return f"{names} of {self._place.world_size} died or hangs: no sign of life for {self._timeout:g} s or less"
+
+    def _give_up(self, reason: str) -> None:
+        """End this process at once: its main thread may wait in a collective, where nothing reaches it."""
+        if self._ended.is_set():
+            return
+        sys.stderr.write(f"error: process {self._place.rank} stops: {reason}. Go on with --resume\n")
+        sys.stderr.flush()
+        os._exit(_GONE)

@@ -1,0 +1,151 @@
+"""Batch norm over the images of all processes, and its state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import Function
+
+from ssole import distributed
+from ssole.config import ConfigError
+
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
+    """Model whose batch norms see the batch of all processes, changed in place; names and state stay.
+
+    On GPUs they are torch's SyncBatchNorm, which has no version for CPUs; there they are :class:`SyncedBatchNorm`.
+
+    Raises:
+        ConfigError: the model has a batch norm of another kind, which would see the images of one process only.
+    """
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        return model
+    from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
+
+    if device.type == "cuda":
+        converted: nn.Module = convert_sync_batchnorm(model)
+        return converted
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if type(child) in (*_PLAIN, BatchNormAct2d):
+                setattr(module, name, SyncedBatchNorm(child))
+            elif isinstance(child, nn.modules.batchnorm._BatchNorm):
+                raise ConfigError(f"{type(child).__name__} cannot be shared among processes: train with one")
+    return model
+
+
+def keep_out_of_graphs(model: nn.Module) -> None:
+    """Let `torch.compile` call the synced batch norms of a model as they are: it takes no collectives into a graph."""
+    for module in model.modules():
+        if isinstance(module, SyncedBatchNorm):
+            module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
+
+
+class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose mean and variance are those of all processes, which have batches of equal size.
+
+    It shares weights and state with `norm`, and in evaluation it is that. In training, one collective of 2 C numbers
+    goes forward and one back; with one process or many, outputs, gradients and state are the same to rounding.
+    """
+
+    def __init__(self, norm: nn.Module) -> None:
+        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        with torch.device("meta"):  # takes no memory: the state of `norm` is used
+            super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        self.weight, self.bias = norm.weight, norm.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(self, name, getattr(norm, name))
+        # timm's layer is followed by these two
+        self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
+        self.train(norm.training)
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Any number of dimensions will do."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Values (N, C, ...) to the same shape."""
+        out = self._synced(input) if self.training else super().forward(input)
+        activated: torch.Tensor = self.act(self.drop(out))
+        return activated
+
+    def _synced(self, x: torch.Tensor) -> torch.Tensor:
+        y, mean, var = _Normalize.apply(x, self.weight, self.bias, self.eps)
+        if self.running_mean is not None:
+            self._track(mean, var, distributed.world_size() * x.numel() // x.shape[1])
+        normal: torch.Tensor = y
+        return normal
+
+    @torch.no_grad()
+    def _track(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
+        """Update of the running statistics as in `nn.BatchNorm2d`, with the unbiased variance."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        weight = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), weight)
+
+
+class _Normalize(Function):
+    """(x - mean) / std * weight + bias, with mean and std of each channel over all processes; float32 or better."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        own_var, own_mean = torch.var_mean(wide, _over(x), correction=0)
+        # means and variances of all, and not their sums of squares, which would lose digits
+        means, variances = distributed.gather(torch.stack([own_mean, own_var])[None], equal=True).unbind(1)
+        mean = means.mean(0)
+        var = variances.mean(0) + (means - mean).square().mean(0)
+        inv_std = (var + eps).rsqrt()
+        scale = inv_std if weight is None else inv_std * weight
+        shift = -mean * scale if bias is None else bias - mean * scale
+        ctx.save_for_backward(x, weight, mean, inv_std)
+        ctx.mark_non_differentiable(mean, var)
+        return (wide * _c(scale, x) + _c(shift, x)).to(x.dtype), mean, var
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, mean, inv_std = ctx.saved_tensors
+        wide, normal = grad.to(mean.dtype), (x.to(mean.dtype) - _c(mean, x)) * _c(inv_std, x)
+        sums = torch.stack([wide.sum(_over(x)), (wide * normal).sum(_over(x))])  # of this process: DDP adds the others'
+        grad_bias, grad_weight = sums
+        all_bias, all_weight = distributed.all_reduce(sums)
+        count = distributed.world_size() * x.numel() // x.shape[1]
+        scale = inv_std if weight is None else inv_std * weight
+        grad_x = (wide - _c(all_bias / count, x) - normal * _c(all_weight / count, x)) * _c(scale, x)
+        if weight is None:
+            return grad_x.to(x.dtype), None, None, None
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None
+
+
+def _over(x: torch.Tensor) -> list[int]:
+    """Dimensions of values (N, C, ...) other than their channels."""
+    return [dim for dim in range(x.ndim) if dim != 1]
+
+
+def _c(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Values of each channel (C,), to broadcast over x (N, C, ...)."""
+    return values.view(-1, *[1] * (x.ndim - 2))
+
+
+@contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Context after which the buffers of a model, such as running statistics, are as they were."""
+    state = [buffer.clone() for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, kept in zip(model.buffers(), state, strict=True):
+                buffer.copy_(kept)

@@ -1,0 +1,138 @@
+"""Embedder: embeddings of views and the gradients of the encoder's weights, over processes and over parts of a batch.
+
+With `accumulate` = K > 1, only a K-th of a batch is in the encoder at a time, and the loss still sees the whole batch.
+That takes two passes: the first embeds all parts without keeping anything for the backward pass; the loss gives its
+gradient with respect to the embeddings; and the second pass embeds each part once more, with the same random numbers,
+and takes that gradient back through the encoder. The gradient of the weights is that of the whole batch at once. Batch
+norm sees one part (of all processes) at a time.
+Source: Gao et al. 2021, "Scaling deep contrastive learning batch size under memory limited setup".
+
+Shape suffixes: B images, V views, C channels, S side of a crop, D embedding dimensions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssole import distributed
+from ssole.config import PretrainConfig
+from ssole.models.backbone import create_encoder
+from ssole.models.batch_norm import kept_buffers, synchronize_batch_norms
+from ssole.models.cpu import speed_up_convolutions
+from ssole.rng import Use, number
+from ssole.runtime import resolve_precision
+
+
+class Embedder:
+    """Encoder of a run, and the way from views to embeddings and back.
+
+    Args:
+        config: the settings of the run; initial weights are a function of `config.seed`.
+        device: where the encoder is placed.
+        backbone: a module of your own, in place of the one that `config.model` names.
+
+    Attributes:
+        encoder: in training mode, in the form that trains fastest on the device.
+    """
+
+    def __init__(self, config: PretrainConfig, device: torch.device, backbone: nn.Module | None = None) -> None:
+        self._seed, self._accumulate, self._device = config.seed, config.accumulate, device
+        self.encoder = create_encoder(config, backbone)
+        self.encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        if device.type == "cpu":
+            speed_up_convolutions(self.encoder)
+        shared = distributed.world_size() > 1
+        if shared:
+            synchronize_batch_norms(self.encoder, device)
+        self._forward: nn.Module = _Forward(self.encoder, resolve_precision(config.precision, device))
+        if shared:
+            self._forward = self._on_all_processes(self._forward, config)
+        self._again: tuple[list[list[torch.Tensor]], torch.Tensor, int] | None = None
+
+    def _on_all_processes(self, forward: nn.Module, config: PretrainConfig) -> nn.Module:
+        # Weights that the embeddings do not depend on would never be ready to be averaged.
+        shapes = [(2, 1, config.input_channels, crop.size, crop.size) for crop in config.augment.crops]
+        with kept_buffers(self.encoder):
+            forward(*[torch.zeros(shape, device=self._device) for shape in shapes]).sum().backward()
+        for parameter in self.encoder.parameters():
+            parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
+            parameter.grad = None
+        # a harmless note about 1x1 convolutions, whose weights have two memory formats at once
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        # Buffers are those of batch norms, which are the same everywhere. torch has two names for leaving them alone.
+        names = inspect.signature(DistributedDataParallel).parameters
+        leave: dict[str, Any] = {
+            "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
+        }
+        return DistributedDataParallel(forward, gradient_as_bucket_view=True, **leave)
+
+    def __call__(self, views: list[torch.Tensor]) -> torch.Tensor:
+        """Embeddings (B, V, D) of views; crop groups (B, V_g, C, S_g, S_g) are stacked along V."""
+        z_BVD: torch.Tensor = self._forward(*views)
+        return z_BVD
+
+    def seed(self, step: int) -> None:
+        """Seed torch's generator for a step; to be called before its views are embedded."""
+        self._seed_layers(step, 0)
+
+    def embed(self, views: list[torch.Tensor], step: int) -> torch.Tensor:
+        """Embeddings of the views of a step, for a loss whose gradient :meth:`finish_backward` completes.
+
+        torch's generator, which dropout and similar layers draw from, is seeded with a function of (seed, step, part):
+        by :meth:`seed`, which a CUDA graph cannot replay, and where there are parts, for each.
+        """
+        parts = list(zip(*(group.chunk(self._accumulate) for group in views), strict=True))
+        if len(parts) == 1:
+            z_BVD = self(views)
+        else:
+            with torch.no_grad(), kept_buffers(self.encoder):
+                z_BVD = torch.cat([self._part(list(part), step, k) for k, part in enumerate(parts)]).requires_grad_()
+            self._again = [list(part) for part in parts], z_BVD, step
+        if len(parts) > 1 or distributed.world_size() > 1:
+            # what the loss draws must be the same on all processes, and whatever the number of parts
+            torch.manual_seed(number(self._seed, step, Use.LAYERS))
+        return z_BVD
+
+    def finish_backward(self) -> None:
+        """Second pass, after the backward pass of the loss: the gradients of the weights, averaged over processes."""
+        if self._again is None:
+            return
+        (parts, z_BVD, step), self._again = self._again, None
+        assert z_BVD.grad is not None
+        for k, (part, grad_bVD) in enumerate(zip(parts, z_BVD.grad.chunk(len(parts)), strict=True)):
+            last = k == len(parts) - 1
+            ddp = self._forward if isinstance(self._forward, DistributedDataParallel) else None
+            with nullcontext() if last or ddp is None else ddp.no_sync():
+                self._part(part, step, k).backward(grad_bVD)
+
+    def _part(self, views: list[torch.Tensor], step: int, part: int) -> torch.Tensor:
+        self._seed_layers(step, part)
+        return self(views)
+
+    def _seed_layers(self, step: int, part: int) -> None:
+        """Seed torch's generator for a part of the batch of a step, by its number among those of all processes."""
+        torch.manual_seed(number(self._seed, step, Use.LAYERS) + distributed.rank() * self._accumulate + part)
+
+
+class _Forward(nn.Module):
+    """Encoder on all crop groups, in the precision of the run."""
+
+    def __init__(self, encoder: nn.Module, dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.encoder, self._dtype = encoder, dtype
+
+    def forward(self, *views: torch.Tensor) -> torch.Tensor:
+        """Crop groups (B, V_g, C, S_g, S_g) to embeddings (B, V, D)."""
+        with torch.autocast(views[0].device.type, dtype=self._dtype, enabled=self._dtype is not None):
+            groups = [
+                self.encoder(x.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, x.shape[:2])
+                for x in views
+            ]
+        return torch.cat(groups, dim=1)

@@ -1,0 +1,98 @@
+"""Settings that are measured before a run begins: mean and deviation of its images, and steps of a budget of time."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssole import distributed
+from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, to_dict
+from ssole.config.budget import budget_seconds
+from ssole.data.store import ImageStore
+from ssole.errors import DataError
+from ssole.training.feed import make_plan
+from ssole.training.initial import absolute
+from ssole.training.trial import step_seconds
+
+_LEAST_STEPS = 10  # of a run with a budget of time
+
+
+def agreed_config(config: PretrainConfig, progress: bool) -> PretrainConfig:
+    """Config of the first process, whose reasons are printed: settings that were measured may differ."""
+
+    def settings() -> dict[str, Any]:
+        if progress and config.reasons:
+            print("settings that suit these images and this machine:", *config.reasons, sep="\n- ", file=sys.stderr)
+        return to_dict(config if config.init is None else dataclasses.replace(config, init=absolute(config.init)))
+
+    return from_dict(distributed.on_rank_0(settings))
+
+
+def completed(
+    config: PretrainConfig,
+    store: ImageStore,
+    device: torch.device,
+    loss: nn.Module | None,
+    backbone: nn.Module | None,
+    begin: float,
+) -> PretrainConfig:
+    """Config with what is measured on images and machine, the same for all processes."""
+
+    def measure() -> dict[str, Any]:
+        full = measured(config, store)
+        make_plan(full, len(store))  # raises an error for too few images
+        if full.budget is not None:
+            full = _with_steps(full, store, device, loss, backbone, time.monotonic() - begin)
+        return to_dict(full)
+
+    return from_dict(distributed.on_rank_0(measure))
+
+
+def measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
+    """Config with mean and std measured on the images if it leaves them open."""
+    if config.augment.mean is not None:
+        return config
+    mean, std = store.channel_statistics()
+    if min(std) == 0:
+        raise DataError(
+            f"channel {std.index(0)} of {store.source.name} has the same value everywhere, so it cannot be normalised: "
+            "leave it out, or give augment.mean and augment.std"
+        )
+    return apply_overrides(config, {"augment.mean": mean, "augment.std": std})
+
+
+def _with_steps(
+    config: PretrainConfig,
+    store: ImageStore,
+    device: torch.device,
+    loss: nn.Module | None,
+    backbone: nn.Module | None,
+    spent: float,
+) -> PretrainConfig:
+    """Config with the number of steps that its budget of time allows on this machine, of which some is spent.
+
+    A warning says if this is less than one epoch.
+
+    Raises:
+        ConfigError: the budget is too small to learn anything.
+    """
+    assert config.budget is not None
+    left = budget_seconds(config.budget) - spent
+    share = dataclasses.replace(config, batch_size=config.batch_size // distributed.launch().world_size)
+    seconds = step_seconds(share, store, device, loss=copy.deepcopy(loss), backbone=backbone, limit=left / 20)
+    steps, epoch = int(left / seconds), len(store) // config.batch_size
+    facts = (
+        f"a budget of {config.budget} is {max(0, steps)} steps of {seconds:.2g} s, after {spent:.0f} s of preparation"
+    )
+    if steps < _LEAST_STEPS:
+        raise ConfigError(f"{facts}: give more time")
+    if steps < epoch:
+        warnings.warn(f"{facts}: only part of the {len(store):,} images will be seen, once", stacklevel=5)
+    return dataclasses.replace(config, steps=steps)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import ranks
+from ssole import distributed
+from ssole.distributed import agreement
+
+
+def fail() -> None:
+    raise ValueError("no more")
+
+
+def work(folder: Path) -> None:
+    with distributed.processes(60):
+        rank = distributed.rank()
+        assert distributed.world_size() == 2
+        # the first one alone works, as if there were no others, and both get the result
+        sizes = distributed.on_rank_0(lambda: [distributed.world_size(), (folder / f"by {rank}").write_text("x")])
+        assert sizes == [1, 1]
+        assert distributed.collect({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
+        assert distributed.agree(rank * 15) == 15
+        with pytest.raises(ValueError if rank == 0 else distributed.ElsewhereError, match="no more"):
+            distributed.on_rank_0(fail)
+        tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7), "c": torch.ones(2, dtype=torch.bool)}
+        tensors |= {"none": torch.empty(0, 3, dtype=torch.float64)}
+        got = distributed.broadcast(tensors if rank == 0 else None)
+        assert got.keys() == tensors.keys()
+        assert all(
+            torch.equal(got[name], tensor) and got[name].dtype == tensor.dtype for name, tensor in tensors.items()
+        )
+        with distributed.first_on_each_node():
+            assert (folder / "first").exists() == (rank == 1)
+            (folder / "first").touch()
+        distributed.all_arrive()
+    with distributed.processes(60):  # a second group in the same processes
+        assert distributed.collect(rank) == [0, 1]
+    assert distributed.world_size() == 1
+
+
+def test_two_processes_agree(tmp_path: Path) -> None:
+    ranks.run(2, work, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["by 0", "first"]
+
+
+def test_one_process_agrees_with_itself() -> None:
+    tensors = {"a": torch.ones(2)}
+    assert agreement.on_rank_0(lambda: (1, 2)) == (1, 2)
+    assert agreement.collect("x") == ["x"]
+    assert agreement.agree(3) == 3
+    assert agreement.broadcast(tensors) == tensors
+    with agreement.first_on_each_node():
+        agreement.all_arrive()

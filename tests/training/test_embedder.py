@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ranks
+import tiny
+from ssole.config import ConfigError, PretrainConfig
+from ssole.losses import LeJEPALoss, SSOLELoss
+from ssole.rng import Use, number
+from ssole.training.embedder import Embedder
+from ssole.training.run import Run
+
+CPU = torch.device("cpu")
+ARGUMENTS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+VIT: dict[str, Any] = {"model__backbone": "vit_tiny_patch16_224", "model__backbone_args": ARGUMENTS}
+STEP = 3
+
+
+def embedder(**overrides: Any) -> Embedder:
+    with ranks.double():
+        return Embedder(tiny.config(batch_size=8, **overrides), CPU)
+
+
+def views() -> list[torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return [torch.randn(8, count, 3, 8, 8, generator=random) for count in (2, 1)]
+
+
+def gradients(model: Embedder) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad.clone() for name, parameter in model.encoder.named_parameters()}
+
+
+def taken(model: Embedder, loss: torch.nn.Module) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss and gradients of a step."""
+    with ranks.double():
+        model.seed(STEP)
+        value = loss(model.embed(views(), STEP))
+        value.backward()
+        model.finish_backward()
+    return value.detach(), gradients(model)
+
+
+@pytest.mark.parametrize("loss", [SSOLELoss(), LeJEPALoss(slices=4)])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_parts_give_loss_and_gradient_of_the_whole_batch(loss: torch.nn.Module, parts: int) -> None:
+    value, grads = taken(embedder(**VIT), loss)
+    other, others = taken(embedder(**VIT, accumulate=parts), loss)
+    torch.testing.assert_close(other, value, rtol=1e-12, atol=1e-12)
+    for name, grad in grads.items():
+        torch.testing.assert_close(others[name], grad, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "kind", [{}, {**VIT, "model__backbone_args": {**VIT["model__backbone_args"], "drop_rate": 0.5}}]
+)
+def test_both_passes_see_the_same_network(kind: dict[str, Any]) -> None:
+    """With batch norm, of which each part has its own, and with dropout. One graph over all parts is the oracle."""
+    model, oracle = embedder(**kind, accumulate=2), embedder(**kind)
+    value, grads = taken(model, SSOLELoss())
+    with ranks.double():
+        z = []
+        for k, part in enumerate(zip(*(group.chunk(2) for group in views()), strict=True)):
+            torch.manual_seed(number(tiny.config().seed, STEP, Use.LAYERS) + k)
+            z.append(oracle(list(part)))
+        expected = SSOLELoss()(torch.cat(z))
+        expected.backward()
+    assert torch.equal(value, expected)
+    for name, grad in gradients(oracle).items():
+        torch.testing.assert_close(grads[name], grad, rtol=1e-9, atol=1e-12)
+    for (name, ours), theirs in zip(model.encoder.named_buffers(), oracle.encoder.buffers(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_whole_run_in_parts(tmp_path: Path) -> None:
+    for parts in (1, 2):
+        with ranks.double():
+            tiny.start(tmp_path / str(parts), batch_size=8, accumulate=parts, **VIT)
+    one, two = (load_file(Run(tmp_path / name).backbone_path) for name in "12")
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-9)
+
+
+def shares(folder: Path) -> None:
+    with ranks.double():
+        tiny.start(folder / "two", batch_size=8, accumulate=2, process_timeout=60.0, **VIT)
+
+
+def test_parts_on_two_processes(tmp_path: Path) -> None:
+    ranks.run(2, shares, tmp_path)
+    with ranks.double():
+        tiny.start(tmp_path / "one", batch_size=8, **VIT)
+    one, two = (load_file(Run(tmp_path / name).backbone_path) for name in ("one", "two"))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("batch", "parts"), [(8, 3), (4, 4)])
+def test_parts_that_do_not_divide_a_batch_are_refused(tmp_path: Path, batch: int, parts: int) -> None:
+    with pytest.raises(ConfigError, match=f"a batch of {batch} images cannot be divided equally among {parts} parts"):
+        tiny.start(tmp_path / "run", batch_size=batch, accumulate=parts)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ConfigError, match="accumulate must be at least 1"):
+        PretrainConfig(accumulate=0)
