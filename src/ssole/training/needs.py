@@ -51,7 +51,7 @@ def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
     weights = sum(tensor.nbytes for tensor in encoder.state_dict().values())
     width = 0.5 if resolve_precision(config.precision, device) == torch.bfloat16 else 1.0
     views = sum(4 * torch.Size(shape).numel() for shape in shapes)
-    images = config.batch_size / distributed.world_size()
+    images = config.batch_size / distributed.launch().world_size
     kept_bytes = width * sum(storage.nbytes() for storage in kept.values())
     return int(3 * weights + images / _IMAGES * (views + kept_bytes / config.accumulate))
 
