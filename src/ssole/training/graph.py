@@ -34,8 +34,8 @@ def wants_graph(config: PretrainConfig, device: torch.device, optimizer: torch.o
     possible = device.type == "cuda" and isinstance(optimizer, Muon) and whole
     if config.cuda_graph == "always" and not possible:
         raise ConfigError(
-            f"cuda_graph = always needs one process, a CUDA device, Muon and accumulate = 1, got "
-            f"{distributed.world_size()} processes, {device}, {config.optim.name} and {config.accumulate}: use auto"
+            "cuda_graph = always needs one process, a CUDA device, Muon and accumulate = 1, got "
+            f"{distributed.world_size()} processes, {device} and {config.optim.name}: use auto"
         )
     return possible and config.cuda_graph != "never"
 
