@@ -34,6 +34,7 @@ from ssole.evaluation.verdict import CORRELATION
 from ssole.files import write_text_atomically
 from ssole.runtime import resolve_device
 from ssole.training.run import Run
+from ssole.training.settings import measured
 from ssole.training.trial import step_seconds
 from ssole.views import make_views
 
@@ -92,7 +93,7 @@ def tune(
     given, limit = base.data if data is None else data, Budget.parse(budget)
     folder = Path(out) if out is not None else api.free_folder(Path("runs"), f"tune-{Path(recipe).stem}")
     with api.open_store(base, given, progress) as store:
-        config = api.measured(base, store)
+        config = measured(base, store)
         steps = _steps(folder, config, store, limit, trials)
         source = SubsetSource(store.source, np.asarray(evenly_spaced(len(store), _JUDGED_IMAGES)))
     source.labels = None
