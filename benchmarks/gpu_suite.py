@@ -48,6 +48,11 @@ LIMITS = {"loss": 60.0, "views": 45.0, "step": 240.0, "profile": 60.0, "imagenet
 """Seconds of each piece; a speedrun takes ten minutes a seed."""
 SHAPES = ((256, 2), (256, 4), (1024, 2), (512, 4), (1024, 4))
 """Images and views in a step. Goals of the first three are in `GOALS_MS`."""
+FORMS = {
+    "eager": {"compile": "never", "cuda_graph": "never"},
+    "graph": {"compile": "never", "cuda_graph": "auto"},
+    "compiled, graph": {"compile": "always", "cuda_graph": "auto"},
+}
 GOALS_MS = {(256, 2): 10.5, (256, 4): 19.0, (1024, 2): 40.0}
 
 
@@ -207,6 +212,9 @@ def steps_of(suite: Suite, config: Any) -> tuple[Callable[[int], None], float]:
 
     images, batch = suite.small_images, config.batch_size
     learner = Learner(config, suite.device, images=len(images))
+    views = [torch.randn(batch, c.count, 3, c.size, c.size, device=suite.device) for c in config.augment.crops]
+    flops = flops_of(lambda: learner.embed(views).float().sum().backward())  # of a compiled encoder they cannot be seen
+    learner.optimizer.zero_grad(set_to_none=True)
     if learner.wants_compiling(1000):
         learner.compile()
     count = max(1, len(images) // batch)
@@ -220,39 +228,43 @@ def steps_of(suite: Suite, config: Any) -> tuple[Callable[[int], None], float]:
             learner.step(images.index_select(0, chosen), chosen, epoch=epoch, lr=1e-4)
         learner.check_losses()
 
-    steps(3)
-    crops = config.augment.crops
-    views = [torch.randn(batch, c.count, 3, c.size, c.size, device=suite.device) for c in crops]
-    flops = flops_of(lambda: learner.embed(views).float().sum().backward())
-    learner.optimizer.zero_grad(set_to_none=True)
+    steps(8)  # of which a graph is captured
     return steps, flops
 
 
 def step_rows(suite: Suite) -> Iterator[Row]:
     """A training step of ResNet-18 at 32 px, views included; the goals are `GOALS_MS`, and 58 k views/s at the best."""
     n = 2 if suite.tiny else 30
-    for batch, views in SHAPES[:2] if suite.tiny else SHAPES:
-        for form in ("never", "always") if suite.device.type == "cuda" else ("never",):
-            crops = [{"count": views, "size": 8 if suite.tiny else 32}]
-            changes = {"batch_size": batch, "augment.crops": crops, "compile": form}
-            config = suite.config("cifar10", **changes)
-            steps, flops = steps_of(suite, config)
+    for form, (batch, views) in forms_and_shapes(suite):
+        crops = [{"count": views, "size": 8 if suite.tiny else 32}]
+        changes = {"batch_size": batch, "augment.crops": crops, **FORMS[form]}
+        config = suite.config("cifar10", **changes)
+        steps, flops = steps_of(suite, config)
 
-            def block(steps: Callable[[int], None] = steps) -> None:
-                steps(n)
+        def block(steps: Callable[[int], None] = steps) -> None:
+            steps(n)
 
-            seconds = statistics.median(seconds_of(block, suite.device) for _ in range(3)) / n
-            yield {
-                "batch_size": config.batch_size,
-                "views": views,
-                "compile": form,
-                "ms": 1e3 * seconds,
-                "goal_ms": GOALS_MS.get((config.batch_size, views)),
-                "views_per_second": config.batch_size * views / seconds,
-                "encoder_gflops": flops / 1e9,
-                "utilization": utilization(flops, seconds, suite.device),
-                "busy_share": busy_share(block, suite.device),
-            }
+        seconds = statistics.median(seconds_of(block, suite.device) for _ in range(3)) / n
+        yield {
+            "batch_size": config.batch_size,
+            "views": views,
+            "form": form,
+            "ms": 1e3 * seconds,
+            "goal_ms": GOALS_MS.get((config.batch_size, views)),
+            "views_per_second": config.batch_size * views / seconds,
+            "encoder_gflops": flops / 1e9,
+            "utilization": utilization(flops, seconds, suite.device),
+            "busy_share": busy_share(block, suite.device),
+        }
+
+
+def forms_and_shapes(suite: Suite) -> Iterator[tuple[str, tuple[int, int]]]:
+    """What to measure, most telling first; compiling takes half a minute and more."""
+    if suite.device.type != "cuda":
+        yield from (("eager", shape) for shape in SHAPES[:2])
+        return
+    yield from ((form, shape) for shape in SHAPES for form in ("eager", "graph"))
+    yield from (("compiled, graph", shape) for shape in SHAPES[1:3])
 
 
 def profile_rows(suite: Suite) -> Iterator[Row]:
