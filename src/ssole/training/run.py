@@ -134,8 +134,9 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
         with lock_run(Run(path)):
             if _is_killed_start(path):  # still so, now that no other process can be at it
                 _empty(path)
-            run, ours = create_run(path, config), True
-            yield run
+            _require_no_files(path)
+            ours = True
+            yield create_run(path, config)
     except BaseException:
         if ours and not (path / "metrics.jsonl").exists():  # the first step makes it
             _remove(path, missing)
