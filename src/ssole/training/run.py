@@ -140,10 +140,6 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
     except BaseException:
         if ours and not (path / "metrics.jsonl").exists():  # the first step makes it
             _remove(path, missing)
-        if not ours:
-            with suppress(OSError):  # an error where there is anything in it
-                for folder in missing:
-                    folder.rmdir()
         raise
 
 
