@@ -197,12 +197,12 @@ def run_python(code: str, *arguments: str) -> str:
 
 
 def test_import_is_quick() -> None:
-    """Under 0.2 s of processor time beyond `import torch`. The best of several tries: a busy machine adds to it."""
+    """Under 0.35 s of processor time beyond `import torch`. The best of several tries: a busy machine adds to it."""
     code = "import time, torch; start = time.process_time(); import ssole; print(time.process_time() - start)"
     seconds: list[float] = []
-    while len(seconds) < 15 and min(seconds, default=1.0) >= 0.2:
+    while len(seconds) < 15 and min(seconds, default=1.0) >= 0.35:
         seconds.append(float(run_python(code)))
-    assert min(seconds) < 0.2, seconds
+    assert min(seconds) < 0.35, seconds
 
 
 def test_import_loads_no_heavy_package() -> None:

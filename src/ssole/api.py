@@ -17,7 +17,6 @@ from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.sources import describe, is_in_memory, open_source, why_not_again
 from ssole.data.store import ImageStore
-from ssole.doctor.dial import choose
 from ssole.errors import DataError
 from ssole.evaluation.online import default_evaluators
 from ssole.models.backbone import check_backbone
@@ -89,6 +88,8 @@ def pretrain(
         overrides |= own_settings(backbone)
     if init is not None:
         overrides["init"] = str(init.path if isinstance(init, Run) else init)
+    from ssole.doctor.dial import choose  # here, because the doctor would make `import ssole` slower
+
     name, config = choose(data, recipe, overrides)
     folder = Path(out) if out is not None else default_folder(name)
     spent = time.monotonic() - begin
