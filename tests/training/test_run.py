@@ -59,7 +59,7 @@ def test_a_start_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("files", [["environment.json"], ["environment.json", "config.yaml", "images.json"]])
+@pytest.mark.parametrize("files", [[], ["environment.json"], ["environment.json", "config.yaml", "images.json"]])
 def test_a_start_that_was_killed_before_its_first_step_is_not_in_the_way(tmp_path: Path, files: list[str]) -> None:
     killed = create_run(tmp_path / "run", tiny.config()).path
     (killed / "images.json").write_text("{}")

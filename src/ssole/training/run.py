@@ -154,11 +154,13 @@ def _require_no_files(path: Path) -> None:
 
 
 def _is_killed_start(path: Path) -> bool:
-    """Whether a folder holds no more than what a run writes before its first step, and `environment.json` at least."""
-    if not (path / "environment.json").is_file() or any((path / "checkpoints").glob("*")):
+    """Whether a folder holds no more than what a run writes before its first step, in the order of writing."""
+    if not path.is_dir() or any((path / "checkpoints").glob("*")):
         return False
-    written = {"checkpoints", "environment.json", "config.yaml", "images.json", ".lock"}
-    return all(entry.name in written or is_leftover(entry) for entry in path.iterdir())
+    found, written = [entry for entry in path.iterdir() if entry.name != ".lock"], {"checkpoints"}
+    if (path / "environment.json").is_file():
+        written |= {"environment.json", "config.yaml", "images.json"}
+    return bool(found) and all(entry.name in written or is_leftover(entry) for entry in found)
 
 
 def _empty(path: Path) -> None:
