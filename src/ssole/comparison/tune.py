@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ssole import api
 from ssole.comparison.request import Arm
@@ -87,6 +86,8 @@ def tune(
         ConfigError, DataError: a setting or the data cannot be used, the budget is too small for a step a trial, or all
             trials failed.
     """
+    import yaml
+
     if trials < 2:
         raise ConfigError(f"tuning compares 2 trials or more, got {trials}")
     base = replace(load(recipe, **overrides), knn_every=None, eval_data=None, budget=None)

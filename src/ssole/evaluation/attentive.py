@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssole.evaluation.datasets import shuffled_batches
 from ssole.progress import progress_bar
 
 EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY, HEADS = 20, 500, 256, 1e-3, 0.01, 8
@@ -127,12 +128,8 @@ def _train(probe: AttentiveProbe, tokens: Tensor, labels: Tensor, *, epochs: int
     optimizer = torch.optim.AdamW(probe.parameters(), lr=RATE, weight_decay=DECAY)
     steps = max(LEAST_STEPS, count // batch * epochs)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    order = torch.empty(0, dtype=torch.int64)
     with torch.enable_grad(), progress_bar("attentive probe", steps, enabled=progress) as advance:
-        for _ in range(steps):
-            if len(order) < batch:
-                order = torch.randperm(count, generator=generator)
-            rows, order = order[:batch], order[batch:]
+        for rows in shuffled_batches(count, batch, steps, generator):
             loss = F.cross_entropy(probe(tokens[rows].to(device).float()), labels[rows].to(device))
             optimizer.zero_grad()
             loss.backward()

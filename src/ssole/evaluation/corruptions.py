@@ -14,16 +14,18 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from ssole.evaluation.datasets import Subset
 from ssole.evaluation.preprocessing import center_crop
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 STRENGTHS = 5
 _REFERENCE = 32  # side of the images that the strengths are for
@@ -186,6 +188,8 @@ def _contrast(images: Tensor, c: float, _: Draws) -> Tensor:
 
 
 def _pixelate(images: Tensor, c: float, _: Draws) -> Tensor:
+    from PIL import Image
+
     side = images.shape[-1]
     small = max(1, int(side * c))
 
@@ -197,6 +201,8 @@ def _pixelate(images: Tensor, c: float, _: Draws) -> Tensor:
 
 
 def _jpeg(images: Tensor, c: int, _: Draws) -> Tensor:
+    from PIL import Image
+
     def compressed(image: Image.Image) -> Image.Image:
         file = io.BytesIO()
         image.save(file, "JPEG", quality=c)
@@ -235,6 +241,8 @@ def _filtered(images: Tensor, kernel: Tensor, padding: str) -> Tensor:
 
 
 def _by_pillow(images: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
+    from PIL import Image
+
     made = []
     for image in (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy():
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)

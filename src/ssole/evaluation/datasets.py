@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -110,6 +111,16 @@ def _labelled(store: ImageStore, labels: NDArray[np.int64]) -> tuple[Subset, lis
     missing = len(store) - len(known)
     notes = [f"{missing} of {len(store)} images of {store.source.name} have no label: left out."] if missing else []
     return Subset(store=store, positions=known, labels=all_labels[known]), notes
+
+
+def shuffled_batches(count: int, batch: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches of positions below `count`, for so many steps: from one random order after another, without its rest."""
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        if len(order) < batch:
+            order = torch.randperm(count, generator=generator)
+        yield order[:batch]
+        order = order[batch:]
 
 
 def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor, Tensor]:

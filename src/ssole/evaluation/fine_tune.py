@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssole.evaluation.datasets import Subset
+from ssole.evaluation.datasets import Subset, shuffled_batches
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.progress import progress_bar
 
@@ -113,12 +113,8 @@ def _train(
     steps = max(LEAST_STEPS, epochs * (len(images) // batch))
     optimizer = torch.optim.SGD(classifier.parameters(), lr=RATE * batch / 256, momentum=MOMENTUM, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    order = torch.empty(0, dtype=torch.int64)
     with progress_bar("fine-tuning", steps, enabled=progress) as advance:
-        for _ in range(steps):
-            if len(order) < batch:
-                order = torch.randperm(len(images), generator=generator)
-            rows, order = order[:batch], order[batch:]
+        for rows in shuffled_batches(len(images), batch, steps, generator):
             input_BCSS = shifted(preprocessing(images.get(rows), device=device), generator)
             loss = F.cross_entropy(classifier(input_BCSS), images.labels[rows].to(device))
             if not torch.isfinite(loss):

@@ -135,7 +135,7 @@ class _Logistic:
 
     def __init__(self, features_NF: Tensor, labels_N: Tensor) -> None:
         with exact_float32(features_NF.device):
-            self.mean_F, self.std_F = _moments(features_NF)
+            self.mean_F, self.std_F = feature_moments(features_NF)
             standard_NF = (features_NF - self.mean_F.to(features_NF.dtype)) / self.std_F.to(features_NF.dtype)
             variance_F, self.axes_FF = torch.linalg.eigh((standard_NF.T @ standard_NF).double() / len(labels_N))
             self.inputs_NF = standard_NF @ self.axes_FF.to(standard_NF.dtype)
@@ -221,8 +221,8 @@ def _logits(features_NF: Tensor, weight_CF: Tensor, bias_C: Tensor) -> Tensor:
     return torch.cat(blocks)
 
 
-def _moments(features_NF: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature; the deviation of a constant feature is set to 1."""
+def feature_moments(features_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (F,) float64 of each feature; the deviation of a constant feature is set to 1."""
     mean_F = features_NF.mean(0, dtype=torch.float64)
     std_F = (features_NF - mean_F.to(features_NF.dtype)).square().mean(0, dtype=torch.float64).sqrt()
     # Below this, the feature is constant and varies by rounding alone.

@@ -195,7 +195,7 @@ def _contents(source: Source) -> str:
         try:
             image = source.read(i)
         except DataError:
-            continue
+            continue  # it has no contents to hash; embedding it reports it
         digest.update(image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes())
     return digest.hexdigest()
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ssole.evaluation.checks import check_features, check_labels, exact_float32
 from ssole.evaluation.datasets import stratified_split
-from ssole.evaluation.linear import VALIDATION_SHARE
+from ssole.evaluation.linear import VALIDATION_SHARE, feature_moments
 from ssole.progress import Advance, progress_bar
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -84,8 +84,7 @@ def sgd_probe(
     if len(labels_N.unique()) < 2:
         raise ValueError(f"all {len(labels_N)} labels are {int(labels_N[0])}: a classifier needs at least two classes")
     features_NF = train_features.float()
-    mean_F, std_F = features_NF.mean(0), features_NF.std(0, correction=0)
-    std_F = std_F.where(std_F > 8 * torch.finfo(torch.float32).eps * mean_F.abs(), 1.0)  # else it varies by rounding
+    mean_F, std_F = (moment_F.float() for moment_F in feature_moments(features_NF))
     input_NF = (features_NF - mean_F) / std_F
     validation: dict[float, float] = {}
     with progress_bar("SGD probe", epochs * (1 + (len(rates) > 1)), enabled=progress) as advance:
