@@ -47,6 +47,26 @@ def keep_out_of_graphs(model: nn.Module) -> None:
             module.forward = torch.compiler.disable(module.forward)  # type: ignore[method-assign]
 
 
+def share_state(new: nn.modules.batchnorm._BatchNorm, norm: nn.modules.batchnorm._BatchNorm) -> None:
+    """Give a new batch norm the weights, statistics and mode of another; both have the same tensors from then on."""
+    new.weight, new.bias = norm.weight, norm.bias
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        setattr(new, name, getattr(norm, name))
+    new.train(norm.training)
+
+
+@torch.no_grad()
+def update_statistics(norm: nn.modules.batchnorm._BatchNorm, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
+    """Update of the running statistics as in `nn.BatchNorm2d`, with the unbiased variance of `count` values."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.add_(1)
+    weight = 1 / int(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), weight)
+    norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), weight)
+
+
 class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose mean and variance are those of all processes, which have batches of equal size.
 
@@ -58,12 +78,9 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
         assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
         with torch.device("meta"):  # takes no memory: the state of `norm` is used
             super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        self.weight, self.bias = norm.weight, norm.bias
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            setattr(self, name, getattr(norm, name))
+        share_state(self, norm)
         # timm's layer is followed by these two
         self.drop, self.act = getattr(norm, "drop", nn.Identity()), getattr(norm, "act", nn.Identity())
-        self.train(norm.training)
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         """Any number of dimensions will do."""
@@ -77,20 +94,9 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     def _synced(self, x: torch.Tensor) -> torch.Tensor:
         y, mean, var = _Normalize.apply(x, self.weight, self.bias, self.eps)
         if self.running_mean is not None:
-            self._track(mean, var, distributed.world_size() * x.numel() // x.shape[1])
+            update_statistics(self, mean, var, distributed.world_size() * x.numel() // x.shape[1])
         normal: torch.Tensor = y
         return normal
-
-    @torch.no_grad()
-    def _track(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
-        """Update of the running statistics as in `nn.BatchNorm2d`, with the unbiased variance."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        weight = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
-        self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), weight)
 
 
 class _Normalize(Function):

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ssole.models.batch_norm import share_state, update_statistics
+
 SMALL_MAP = 16  # output positions of an image (4x4); in larger maps, copying patches costs more than it saves
 _LONG = 1 << 15  # rows from which a product is divided among threads
 _OVER = (0, 2, 3)  # dimensions of maps (N, C, H, W) that a batch norm averages over
@@ -163,10 +165,7 @@ class CompiledBatchNorm2d(nn.BatchNorm2d):
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         with torch.device("meta"):  # takes no memory: the state of `norm` is used
             super().__init__(norm.num_features, norm.eps, norm.momentum)
-        self.weight, self.bias = norm.weight, norm.bias
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            setattr(self, name, getattr(norm, name))
-        self.train(norm.training)
+        share_state(self, norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Feature maps (N, C, H, W) to the same shape."""
@@ -174,20 +173,9 @@ class CompiledBatchNorm2d(nn.BatchNorm2d):
         if one_value or not (self.training and torch.compiler.is_compiling()):
             return super().forward(x)
         y, mean, var = _Normalize.apply(x, self.weight, self.bias, self.eps)
-        self._track(mean, var, x.numel() // x.shape[1])
+        update_statistics(self, mean, var, x.numel() // x.shape[1])
         out: torch.Tensor = y
         return out
-
-    @torch.no_grad()
-    def _track(self, mean: torch.Tensor, var: torch.Tensor, count: int) -> None:
-        """Update of the running statistics as in `nn.BatchNorm2d`, with the unbiased variance."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var * (count / (count - 1)), self.momentum)
 
 
 class _Normalize(torch.autograd.Function):

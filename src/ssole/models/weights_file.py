@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,43 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return _unwrapped(inner)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Names by which weights differ from those of a model."""
+
+    missing: list[str]
+    """Of the model alone. Counts of batches are left out: files of old versions of torch lack them, and nothing here
+    uses them."""
+    unknown: list[str]
+    """Of the weights alone."""
+    reshaped: list[str]
+    """Of both, with different shapes."""
+
+
+SAME = Differences(missing=[], unknown=[], reshaped=[])
+"""No differences."""
+
+
+def is_count(name: str) -> bool:
+    """Whether a tensor is a batch norm's count of batches."""
+    return name.endswith("num_batches_tracked")
+
+
+def differences(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> Differences:
+    """Differences of weights from the state of a model, both by name."""
+    return Differences(
+        missing=[name for name in own if name not in weights and not is_count(name)],
+        unknown=[name for name in weights if name not in own],
+        reshaped=[name for name in own if name in weights and weights[name].shape != own[name].shape],
+    )
+
+
+def listed(names: Sequence[str], most: int = _SHOWN) -> str:
+    """The first names in a line, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def load_whole(
     model: nn.Module, weights: Mapping[str, torch.Tensor], *, source: str, network: str, beside: tuple[str, ...] = ()
 ) -> None:
@@ -68,18 +106,16 @@ def load_whole(
         ConfigError: names are missing or too many, or shapes differ; the message names them.
     """
     own = model.state_dict()
+    found = differences(weights, own)
     wrong = {
-        # files of old versions of torch do not count batches, and evaluation does not need it
-        "missing": [key for key in own if key not in weights and not key.endswith("num_batches_tracked")],
-        "unknown to it": [key for key in weights if key not in own and not key.startswith(beside)],
+        "missing": found.missing,
+        "unknown to it": [key for key in found.unknown if not key.startswith(beside)],
         "of another shape": [
-            f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in own
-            if key in weights and weights[key].shape != own[key].shape
+            f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}" for key in found.reshaped
         ],
     }
     if any(wrong.values()):
-        parts = [f"{kind}: {_named(keys)}" for kind, keys in wrong.items() if keys]
+        parts = [f"{kind}: {listed(keys)}" for kind, keys in wrong.items() if keys]
         raise ConfigError(
             f"the weights in {source} are not those of {network} ({'; '.join(parts)}): name the architecture that they "
             "were trained with"
@@ -101,8 +137,3 @@ def _unwrapped(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         if all(key.startswith(prefix) for key in plain):
             plain = {key.removeprefix(prefix): value for key, value in plain.items()}
     return plain
-
-
-def _named(keys: list[str]) -> str:
-    more = len(keys) - _SHOWN
-    return ", ".join(keys[:_SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -19,7 +19,7 @@ from ssole.config import ConfigError, ModelConfig, PretrainConfig
 from ssole.errors import printable
 from ssole.files import write_text_atomically
 from ssole.models.backbone import create_encoder
-from ssole.models.weights_file import SUFFIXES, read_weights
+from ssole.models.weights_file import SAME, SUFFIXES, Differences, differences, is_count, listed, read_weights
 from ssole.runtime import lack_of_memory
 from ssole.training.checkpoint import Progress, newest_weights, save_checkpoint
 from ssole.training.run import Run, writing
@@ -48,8 +48,8 @@ class Initial:
     def summary(self) -> str:
         """What was loaded and what was not, in one line."""
         parts = [f"starting from {self.source}: {len(self.weights)} weights loaded"]
-        parts += [f"new: {_listed(self.new)}"] if self.new else []
-        parts += [f"left out: {_listed(self.unused)}"] if self.unused else []
+        parts += [f"new: {listed(self.new, _LISTED)}"] if self.new else []
+        parts += [f"left out: {listed(self.unused, _LISTED)}"] if self.unused else []
         return printable("; ".join(parts))
 
     def give(self, run: Run, learner: Learner, progress: Progress) -> None:
@@ -84,25 +84,25 @@ def read_initial(config: PretrainConfig, module: nn.Module | None = None, *, pro
         return None
     encoder = create_encoder(config)
     backbone, projector, unused = _sorted(_read(config.init, config))
-    heads = _classifiers(encoder.backbone)
-    unexpected = sorted(backbone.keys() - encoder.backbone.state_dict().keys())
-    problems = _problems(backbone, encoder.backbone, [name for name in unexpected if not name.startswith(heads)])
+    own, heads = encoder.backbone.state_dict(), _classifiers(encoder.backbone)
+    found = differences(backbone, own)
+    problems = _problems(found, backbone, own, [name for name in sorted(found.unknown) if not name.startswith(heads)])
     if problems and not config.init_partial:
         raise ConfigError(
             f"{config.init} does not fit the backbone {config.model.backbone}: {'; '.join(problems)}. "
             f"{_advice(config.init)}, or load what fits by --init-partial"
         )
-    weights = {f"backbone.{name}": tensor for name, tensor in _fitting(backbone, encoder.backbone).items()}
+    misfits = {*found.unknown, *found.reshaped}
+    weights = {f"backbone.{name}": tensor for name, tensor in backbone.items() if name not in misfits}
     if not weights:
         raise ConfigError(f"{config.init} has no weight of the backbone {config.model.backbone}: {'; '.join(problems)}")
-    if not _problems(projector, encoder.projector, sorted(projector.keys() - encoder.projector.state_dict().keys())):
+    if differences(projector, encoder.projector.state_dict()) == SAME:
         weights |= {f"projector.{name}": tensor for name, tensor in projector.items()}
         projector = {}
     if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
-        raise ConfigError(f"{config.init} has weights that are not finite: {_listed(bad)}")
-    new = [name for name in encoder.state_dict() if name not in weights and not _is_count(name)]
-    wrong_shape = [name for name in backbone if name not in unexpected and f"backbone.{name}" not in weights]
-    left = sorted([*unexpected, *wrong_shape, *(f"projector.{name}" for name in projector), *unused])
+        raise ConfigError(f"{config.init} has weights that are not finite: {listed(bad, _LISTED)}")
+    new = [name for name in encoder.state_dict() if name not in weights and not is_count(name)]
+    left = sorted([*misfits, *(f"projector.{name}" for name in projector), *unused])
     initial = Initial(source=config.init, weights=weights, new=new, unused=left)
     if progress:
         print(initial.summary(), file=sys.stderr)
@@ -195,28 +195,13 @@ def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
-def _fitting(tensors: Tensors, module: nn.Module) -> dict[str, torch.Tensor]:
-    """Those tensors that a module has too, in the same shape."""
-    own = module.state_dict()
-    return {name: tensor for name, tensor in tensors.items() if name in own and own[name].shape == tensor.shape}
-
-
-def _problems(tensors: Tensors, module: nn.Module, unexpected: Sequence[str]) -> list[str]:
-    """How tensors differ from those of a module, in words."""
-    own = module.state_dict()
-    missing = [name for name in own if name not in tensors and not _is_count(name)]
+def _problems(found: Differences, tensors: Tensors, own: Tensors, unexpected: Sequence[str]) -> list[str]:
+    """Differences of tensors from those of a module, in words."""
     shapes = [
-        f"{name} is {tuple(tensor.shape)} there and {tuple(own[name].shape)} here"
-        for name, tensor in tensors.items()
-        if name in own and own[name].shape != tensor.shape
+        f"{name} is {tuple(tensors[name].shape)} there and {tuple(own[name].shape)} here" for name in found.reshaped
     ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
-    return [f"{len(names)} {what} ({_listed(names)})" for what, names in found.items() if names]
-
-
-def _is_count(name: str) -> bool:
-    """Whether a tensor is a batch norm's count of steps, which old files lack and nothing here uses."""
-    return name.endswith("num_batches_tracked")
+    kinds = {"missing": found.missing, "unexpected": unexpected, "of another shape": shapes}
+    return [f"{len(names)} {what} ({listed(names, _LISTED)})" for what, names in kinds.items() if names]
 
 
 def _advice(init: str) -> str:
@@ -224,8 +209,3 @@ def _advice(init: str) -> str:
     if config.is_file():
         return f"Take the network of that run (--recipe {config})"
     return "Choose the same network (--model.backbone, --model.backbone-args, and --model.stem timm for large images)"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more
