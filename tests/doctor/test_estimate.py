@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import tiny
-from ssole.config import ConfigError, load
+from ssole.config import ConfigError, PretrainConfig, load
 from ssole.data.arrays import ArraySource
 from ssole.doctor import estimate as module
 from ssole.doctor.contents import Contents, contents
@@ -53,8 +53,8 @@ def test_a_small_recipe_is_measured_whole(measured: tuple[Sample, Contents], mon
 class Known(Trial):
     """Trial with steps of known cost: 10 ms an image and 1 s for the optimizer, 1 MB an image beside 100 MB."""
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        self._saved, self._used = {}, {}
+    def __init__(self, config: PretrainConfig, *_: Any, **__: Any) -> None:
+        self._saved, self._used, self._batch_size = {}, {}, config.batch_size
         self.learner = SimpleNamespace(modules=torch.nn.Linear(2, 3))  # type: ignore[assignment]
         self.compile_seconds = self._now = 0.0
 

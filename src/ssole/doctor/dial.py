@@ -91,5 +91,4 @@ def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.devic
             with_normalisation(config, sample), lambda size: sample.batch(size, device), device, seconds=limit
         )
         batch = trial.grow(min(_TRIAL_BATCH, config.batch_size), most_bytes=_SPARE * free)
-        times = [compute * config.batch_size / batch + update for compute, update in trial.repeat(batch)]
-    return statistics.median(times)
+        return statistics.median(trial.repeat(batch))

@@ -80,9 +80,7 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
         batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
         if batch == config.batch_size and trial.learner.wants_compiling(plan.total):
             trial.compile()
-        taken = trial.repeat(batch)
-    share = config.batch_size / batch
-    times = [compute * share + update for compute, update in taken]
+        times = trial.repeat(batch)
     decode_seconds = min(images, plan.total * config.batch_size) / sample.decode.value
     preparation = decode_seconds + trial.compile_seconds
     memory = trial.memory(config.batch_size)
@@ -98,7 +96,7 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
         decode_seconds=decode_seconds,
         compile_seconds=trial.compile_seconds,
         seconds=Quantiles.of([plan.total * step + preparation for step in times]),
-        steps_measured=len(taken),
+        steps_measured=len(times),
         batch_measured=batch,
         memory_bytes=int(memory),
         memory_available=available,

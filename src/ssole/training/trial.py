@@ -113,13 +113,16 @@ class Trial:
         self._begin += seconds
         self.compile_seconds = seconds if compiled else 0.0
 
-    def repeat(self, batch: int) -> list[tuple[float, float]]:
-        """Times of several steps, as :meth:`step` returns them, after one step that warms up."""
+    def repeat(self, batch: int) -> list[float]:
+        """Times of steps on whole batches, from several steps on `batch` images, after one step that warms up.
+
+        Only the optimizer's part does not grow with the number of images.
+        """
         self.step(batch)
         taken: list[tuple[float, float]] = []
         while len(taken) < MIN_TRIAL_STEPS or (len(taken) < MAX_TRIAL_STEPS and self._seconds_left > 0):
             taken.append(self.step(batch))
-        return taken
+        return [compute * self._batch_size / batch + update for compute, update in taken]
 
     @property
     def _seconds_left(self) -> float:
@@ -163,7 +166,7 @@ def step_seconds(
         trial = Trial(config, lambda _: (batch, ids), device, **given)
         if steps is not None and trial.learner.wants_compiling(steps):
             trial.compile()
-        return statistics.median(sum(parts) for parts in trial.repeat(config.batch_size))
+        return statistics.median(trial.repeat(config.batch_size))
 
 
 @contextmanager
