@@ -1,10 +1,11 @@
 """Step time against the number of processes: a model, fitted to local processes and extended on paper to GPUs.
 
-    t(W) = compute / min(W, cores) + loss + [W > 1] (collectives * latency + bytes / bandwidth)
+    t(W) = compute(W) + [W > 1] (collectives * latency + bytes / bandwidth)
 
-`compute` is views, network and optimizer on the whole batch by one process; `loss` is what every process does on the
-gathered embeddings. On this machine, W processes share the cores, and latency is fitted. For GPUs, one for each process
-and a fixed number of images each, the figures in `GPU` are assumptions: no run on GPUs stands behind this table.
+On this machine W processes share the cores and their memory. So `compute(W)` is measured: the shortest step of W
+processes that work side by side, each on its share of the batch, and exchange nothing. What a collective adds to that
+is fitted as its latency; most of it is waiting for the slower process. For GPUs, one for each process and a fixed
+number of images each, the figures in `Gpu` are assumptions: no run on GPUs stands behind that table.
 
     python benchmarks/scale.py --processes 1 2 4 --out benchmarks/results/scale.json
 """
@@ -69,58 +70,46 @@ def volume(config: PretrainConfig, world: int, *, width: int = 4) -> dict[str, V
 # Local processes
 
 
-def measured(world: int, folder: Path) -> dict[str, float]:
-    """Median and shortest step of so many processes, in milliseconds."""
+def measured(world: int, folder: Path, *, together: bool) -> dict[str, float]:
+    """Median and shortest step of so many processes, as one group or side by side, in milliseconds."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (world, port, folder), nprocs=world)
-    times: dict[str, float] = json.loads((folder / f"{world}.json").read_text())
-    return times
+    start = torch.multiprocessing.get_context("spawn").Barrier(world)
+    torch.multiprocessing.spawn(_process, (world, port, folder, together, start), nprocs=world)
+    seconds = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+    slowest = [1e3 * max(times) for times in zip(*seconds, strict=True)]
+    return {"median_ms": statistics.median(slowest), "least_ms": min(slowest)}
 
 
-def _process(rank: int, world: int, port: int, folder: Path) -> None:
+def _process(rank: int, world: int, port: int, folder: Path, together: bool, start: Any) -> None:
     torch.set_num_threads(1)
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
-    config = load("digits-m", **SETTINGS)
+    if together:
+        os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    share = SETTINGS["batch_size"] // world
+    config = load("digits-m", **SETTINGS | ({} if together else {"batch_size": share}))
     with distributed.processes(config.process_timeout):
         learner = Learner(config, torch.device("cpu"))
-        images = torch.randint(0, 256, (config.batch_size, 3, 32, 32), dtype=torch.uint8)
-        ids = torch.arange(config.batch_size)
+        images = torch.randint(0, 256, (share, 3, 32, 32), dtype=torch.uint8)
+        ids = torch.arange(share) + rank * share
         seconds = []
         for _ in range(WARM_UP + STEPS):
+            start.wait()
             begin = time.perf_counter()
-            share = ids.chunk(world)[rank]
-            learner.step(images[share], share, epoch=0, lr=1e-3)
+            learner.step(images, ids, epoch=0, lr=1e-3)
             distributed.agree(0)
-            seconds.append(1e3 * (time.perf_counter() - begin))
-        if rank == 0:
-            taken = seconds[WARM_UP:]
-            found = {"median_ms": statistics.median(taken), "least_ms": min(taken)}
-            (folder / f"{world}.json").write_text(json.dumps(found))
+            seconds.append(time.perf_counter() - begin)
+    (folder / f"{rank}.json").write_text(json.dumps(seconds[WARM_UP:]))
 
 
-def loss_ms(config: PretrainConfig) -> float:
-    """Shortest time of the loss alone, forward and back, on a whole batch."""
-    learner = Learner(config, torch.device("cpu"))
-    z = torch.randn(config.batch_size, config.augment.views, config.projector.dim, requires_grad=True)
-    seconds = []
-    for _ in range(10):
-        begin = time.perf_counter()
-        learner.loss_terms(z)["loss"].backward()
-        seconds.append(1e3 * (time.perf_counter() - begin))
-    return min(seconds)
-
-
-def fitted(times: dict[int, float], loss: float, config: PretrainConfig, cores: int) -> dict[str, Any]:
-    """Compute time, and the latency of a collective by least squares over the numbers of processes."""
-    compute = times[1] - loss
-    calls = {world: sum(part.calls for part in volume(config, world).values()) for world in times if world > 1}
-    rest = {world: times[world] - loss - compute / min(world, cores) for world in calls}
-    latency = sum(rest[w] * calls[w] for w in calls) / sum(calls[w] ** 2 for w in calls) if calls else 0.0
-    predicted = {w: compute / min(w, cores) + loss + (calls[w] * latency if w > 1 else 0.0) for w in times}
-    return {"compute_ms": compute, "loss_ms": loss, "latency_ms": latency, "calls": calls, "predicted_ms": predicted}
+def fitted(group: dict[int, float], compute: dict[int, float], config: PretrainConfig) -> dict[str, Any]:
+    """Latency of a collective by least squares over the numbers of processes, and the step times with it."""
+    calls = {world: sum(part.calls for part in volume(config, world).values()) for world in group if world > 1}
+    waits = {world: group[world] - compute[world] for world in calls}
+    latency = sum(waits[w] * calls[w] for w in calls) / sum(calls[w] ** 2 for w in calls) if calls else 0.0
+    predicted = {world: compute[world] + calls.get(world, 0) * latency for world in group}
+    return {"compute_ms": compute, "latency_ms": latency, "calls": calls, "predicted_ms": predicted}
 
 
 # On paper
@@ -187,14 +176,16 @@ def main() -> None:
     parser.add_argument("--images-each", type=int, default=64, help="images for each GPU on paper")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    config, cores, gpu = load("digits-m", **SETTINGS), os.cpu_count() or 1, Gpu()
+    config, gpu = load("digits-m", **SETTINGS), Gpu()
     with tempfile.TemporaryDirectory() as folder:
-        times = {world: measured(world, Path(folder)) for world in args.processes}
-    torch.set_num_threads(1)
-    fit = fitted({world: row["least_ms"] for world, row in times.items()}, loss_ms(config), config, cores)
-    print("| processes | shortest step, ms | median | model |\n|---|---|---|---|")
+        times = {world: measured(world, Path(folder), together=True) for world in args.processes}
+        apart = {world: measured(world, Path(folder), together=False) for world in args.processes}
+    least = [{world: row["least_ms"] for world, row in rows.items()} for rows in (times, apart)]
+    fit = fitted(*least, config)
+    print("| processes | shortest step, ms | median | side by side | model |\n|---|---|---|---|---|")
     for world, row in times.items():
-        print(f"| {world} | {row['least_ms']:.0f} | {row['median_ms']:.0f} | {fit['predicted_ms'][world]:.0f} |")
+        side, model = apart[world]["least_ms"], fit["predicted_ms"][world]
+        print(f"| {world} | {row['least_ms']:.0f} | {row['median_ms']:.0f} | {side:.0f} | {model:.0f} |")
     paper = {world: on_paper(world, args.images_each, gpu) for world in (8, 64, 512)}
     print("\n| GPUs (on paper) | batch | step, ms | loss | collectives | efficiency |\n|---|---|---|---|---|---|")
     for world, parts in paper.items():
@@ -209,6 +200,7 @@ def main() -> None:
     if args.out:
         figures = {
             "measured": times,
+            "side_by_side": apart,
             "fit": fit,
             "assumed": asdict(gpu),
             "on_paper": paper,
