@@ -88,8 +88,22 @@ def test_after_three_tries_it_stops_and_explains(tmp_path: Path, monkeypatch: py
         tiny.start(tmp_path / "run", **CONSTANT)
     run = Run(tmp_path / "run")
     assert str(error.value).endswith(f"ssole replay {run.path / 'failures' / 'step-00000008'}")
-    assert [(row["step"], row["rate"]) for row in interventions(run)] == [(5, 0.5), (5, 0.25), (5, 0.125)]
+    *rates, end = interventions(run)
+    assert [(row["step"], row["rate"]) for row in rates] == [(5, 0.5), (5, 0.25), (5, 0.125)]
+    assert (end["step"], end["guardian"], end["reason"]) == (8, "stop", "the loss is nan")
+    assert end["bundle"] == "failures/step-00000008"
     assert not run.finished
+    with pytest.raises(NonFiniteLossError, match=r"^step 8: "):  # once stopped, it stops there again
+        tiny.resume(run)
+    assert [{**row, "seconds": 0} for row in interventions(run)] == [{**row, "seconds": 0} for row in (*rates, end)]
+
+
+def test_the_first_step_fails_at_every_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inject(monkeypatch, lambda step, lr: step == 1)
+    with pytest.raises(NonFiniteLossError, match=r"^step 1: the loss is nan"):
+        tiny.start(tmp_path / "run", **CONSTANT)
+    rows = Run(tmp_path / "run").metrics
+    assert [(row["step"], row["guardian"]) for row in rows] == [*3 * [(0, "lower rate")], (1, "stop")]
 
 
 def test_it_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +192,8 @@ def test_a_collapse_is_warned_of_and_then_stops_the_run(tmp_path: Path, monkeypa
     run = Run(tmp_path / "run")
     assert str(error.value).startswith(f"step 9: {REASON.format(3)}. To go on regardless, set guardian: off in config")
     assert [(row["step"], row["guardian"], row["reason"]) for row in interventions(run)] == [
-        (6, "warning", REASON.format(3))
+        (6, "warning", REASON.format(3)),
+        (9, "stop", REASON.format(3)),
     ]
     assert not run.finished
 
@@ -202,9 +217,12 @@ def test_an_interruption_does_not_change_when_it_stops(
         tiny.start(tmp_path / "run", evaluators={step: crash}, checkpoint_every=2)
     with pytest.raises(CollapseError, match=r"^step 9: "):
         tiny.resume(tmp_path / "run")
-    assert [row["step"] for row in interventions(Run(tmp_path / "run"))] == [6]
     with pytest.raises(CollapseError, match=r"^step 9: "):  # once stopped, it stops there again
         tiny.resume(tmp_path / "run")
+    assert [(row["step"], row["guardian"]) for row in interventions(Run(tmp_path / "run"))] == [
+        (6, "warning"),
+        (9, "stop"),
+    ]
 
 
 def test_a_collapse_is_let_be_when_the_guardian_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,10 @@ _ADVICE = {
 """Setting of a loss that spreads embeddings, and where to move it."""
 
 
+Note = Callable[[int, Mapping[str, Any]], None]
+"""Function that writes an intervention of a step to metrics.jsonl, and shows it."""
+
+
 class CollapseError(RuntimeError):
     """The embeddings of all images have been nearly the same for long; the message names the change to make."""
 
@@ -86,29 +90,29 @@ class Guardian:
                 self._follow(row)
         return sum(row.get("guardian") == "lower rate" for row in self._run.metrics)
 
-    def look(self, row: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Look for a collapse in a line of metrics. The intervention for metrics.jsonl, if it is time for a warning.
+    def look(self, row: Mapping[str, Any], note: Note) -> None:
+        """Look for a collapse in a line of metrics, and note a warning or the end of the run if it is time for it.
 
         Raises:
             CollapseError: the embeddings have collapsed for too long.
         """
         if not self._is_on:
-            return None
+            return
         since, lasting = self._collapsed_since, self._follow(row)
         limit = patience(self._learner.config, self._steps)
         if 2 * lasting < limit or (self._warned and lasting < limit):
-            return None
+            return
         reason = (
             f"the embeddings have collapsed: all images look nearly alike to the network, with an effective rank of "
             f"{row['effective_rank']:.2f} since step {since}. {_advice(self._learner.config)}"
         )
+        note(row["step"], {"guardian": "stop" if lasting >= limit else "warning", "reason": reason})
         if lasting >= limit:
             how = f"ssole pretrain --resume {self._run.path} --allow-changes settings"
             raise CollapseError(
                 f"step {row['step']}: {reason}. To go on regardless, set guardian: off in config.yaml, and {how}"
             )
         self._warned = True
-        return {"guardian": "warning", "reason": reason}
 
     def _follow(self, row: Mapping[str, Any]) -> int:
         """Take note of a line of metrics: the number of steps that a collapse has lasted then."""
@@ -124,8 +128,11 @@ class Guardian:
         if self.is_regular(step):
             self._initial = None
 
-    def recover(self, error: NonFiniteLossError) -> tuple[Progress, dict[str, Any]]:
+    def recover(self, error: NonFiniteLossError, note: Note) -> tuple[Progress, dict[str, Any]]:
         """Put the learner back to the last good state: where training goes on, and the intervention for metrics.jsonl.
+
+        The end of the run is noted under the step that failed. No checkpoint is of that step or later, so resuming
+        removes it again.
 
         On an accelerator, failures are found some steps late. Then the steps are taken again, and each is looked at:
         only so does the replay bundle hold the weights from before the failure.
@@ -142,6 +149,7 @@ class Guardian:
         batch = whole_batch(self._learner.batch)
         kept = distributed.on_rank_0(lambda: self._save_bundle(error, batch))
         if self._lowered == TRIES:
+            distributed.on_rank_0(lambda: note(error.step, {"guardian": "stop", **facts, "bundle": kept}))
             bundle = self._run.path / kept if kept else None
             raise NonFiniteLossError(error.step, error.what, _explanation(bundle)) from error
         self._lowered += 1

@@ -85,7 +85,7 @@ def train(
                 _take_steps(run, store, pace, learner, guardian, feed, monitor, saver, evaluators, stop)
             except NonFiniteLossError as error:
                 saver.write_kept()
-                monitor.go_back(*guardian.recover(error))
+                monitor.go_back(*guardian.recover(error, monitor.note))
                 pace.start(learner.steps_done, monitor.seconds)
 
     distributed.on_rank_0(lambda: save_backbone(run, learner.encoder.backbone, backbone_metadata(config)))
@@ -150,9 +150,7 @@ def _log(
     z_BD: torch.Tensor,
 ) -> None:
     """Line of metrics, and what the guardian makes of it; z_BD are the embeddings of one view of all images."""
-    row = monitor.log(epoch, lr, terms, z_BD)
-    if warning := guardian.look(row):
-        monitor.warn(warning)
+    guardian.look(monitor.log(epoch, lr, terms, z_BD), monitor.note)
 
 
 def _ends_in_checkpoint(config: PretrainConfig, pace: Pace, step: int) -> bool:

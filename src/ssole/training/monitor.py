@@ -96,9 +96,8 @@ class Monitor:
         """Count one step of so many images, in a run of so many steps."""
         self._step += 1
         self._images += images
-        if self._file is None and self._writes:
-            with writing(self._run, "metrics.jsonl"):
-                self._file = open(self._run.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed on exit
+        if self._writes:
+            self._opened()
         self._waiting.add(self._stepped, self._feed.waited)
         self._screen.advance(self._step, total)
 
@@ -149,10 +148,11 @@ class Monitor:
         told = ", ".join(f"{name} {value}" for name, value in intervention.items() if name != "guardian")
         self._screen.print_line(f"guardian: back to step {step}, {intervention['guardian']} ({told})")
 
-    def warn(self, intervention: Mapping[str, Any]) -> None:
-        """Write and show a warning of the guardian."""
-        self._write({"step": self._step, "seconds": round(self.seconds, 3), **intervention})
-        self._screen.print_line(f"guardian: {intervention['reason']}")
+    def note(self, step: int, intervention: Mapping[str, Any]) -> None:
+        """Write an intervention of the guardian that does not change where the run is, and show a warning."""
+        self._write({"step": step, "seconds": round(self.seconds, 3), **intervention})
+        if intervention["guardian"] == "warning":  # the error that ends the run says it otherwise
+            self._screen.print_line(f"guardian: {intervention['reason']}")
 
     def flush(self) -> None:
         """Flush the metrics to the disk, so that a power cut leaves those up to each checkpoint."""
@@ -173,11 +173,18 @@ class Monitor:
             self._hinted = True
             self._screen.print_line(f"{share:.0%} of the time is spent waiting for data: {hint}")
 
+    def _opened(self) -> TextIO:
+        """metrics.jsonl, open for writing at its end."""
+        if self._file is None:
+            with writing(self._run, "metrics.jsonl"):
+                self._file = open(self._run.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed on exit
+        return self._file
+
     def _write(self, row: dict[str, Any]) -> None:
-        assert self._file is not None  # opened by `advance`
+        file = self._opened()
         with writing(self._run, "metrics.jsonl"):
-            self._file.write(json.dumps(row) + "\n")
-            self._file.flush()
+            file.write(json.dumps(row) + "\n")
+            file.flush()
         if self._board is not None:
             for name, value in row.items():
                 if name not in {"step", "epoch"} and not isinstance(value, str):
