@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,24 @@ def test_replaced_files_are_refused_until_allowed(run: Run, photos: Path, change
     with pytest.warns(UserWarning, match=f"{CHANGES[change]}.*the run goes on with them"):
         require_same_images(run, FolderSource(photos), allowed=True)
     require_same_images(run, FolderSource(photos))  # allowed once and for all
+
+
+def test_a_single_file_of_the_same_size_and_time_is_noticed_and_a_copy_of_all_is_let_be(
+    run: Run, tmp_path: Path
+) -> None:
+    photos = tiny.write_folder(tmp_path / "many", 70)
+    time.sleep(0.05)  # clocks of file systems are coarse
+    record_images(run, FolderSource(photos))
+    path = sorted(photos.rglob("*.png"))[1]
+    status, data = path.stat(), bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DataError, match=r"1 of 70 files were replaced .*cat/002\.png, though .*--allow-changes images"):
+        require_same_images(run, FolderSource(photos))
+    for path in photos.rglob("*.png"):
+        path.chmod(0o600)
+    require_same_images(run, FolderSource(photos))
 
 
 def test_a_changed_array_is_refused(run: Run) -> None:

@@ -1,21 +1,24 @@
 """Record of the images that a run was started on, so that going on with others is an error.
 
-images.json   number of images, hash of their ids, fingerprint of the source, and hashes of some images' contents
+images.json   number of images, hash of their ids, fingerprint of the source, hashes of some images' contents, and the
+              latest time at which the system changed one of the files
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source, evenly_spaced
-from ssole.data.storage import CONNECTIONS
+from ssole.data.storage import CONNECTIONS, is_remote
 from ssole.errors import ConfigError, DataError
 from ssole.files import read_json, write_text_atomically
 from ssole.training.run import Run, writing
@@ -34,8 +37,10 @@ def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> N
     """Raise a DataError unless the run was started on these images, with these ids in this order.
 
     Replaced images are noticed by the sizes and times of their files, and by the contents of 32 of them; in an array by
-    these alone; and not at all in an object or source that does not name its files. With `allowed`, replaced images are
-    a warning, and the record is written anew.
+    these alone; and not at all in an object or source that does not name its files. Some files of the same size and
+    time of modification are noticed by the time at which the system last changed them, which nobody can set. It says
+    nothing if it is new for all files, as after copying. With `allowed`, replaced images are a warning, and the record
+    is written anew.
     """
     path = run.path / _NAME
     if not path.is_file():  # a run of an older version
@@ -53,7 +58,7 @@ def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> N
             f"the run was started on as many images ({now['images']}) by other names or in another order: resuming "
             "needs the same, since the views of an image depend on its index"
         )
-    if (change := _change(before, now)) is None:
+    if (change := _change(before, now) or _touched(before, source)) is None:
         return
     if not allowed:
         raise DataError(f"{change}. Put those of the start back, or go on with these by --allow-changes images")
@@ -71,7 +76,32 @@ def _record(source: Source) -> dict[str, Any]:
         "ids": source.ids_fingerprint,
         "fingerprint": source.fingerprint(),
         "contents": {name: digest for name, digest in contents.items() if digest is not None},
+        "latest_change": max(_changes(source).values(), default=None),
     }
+
+
+def _changes(source: Source) -> dict[str, int]:
+    """Times in nanoseconds at which the system last changed the local files of a source, or their names."""
+    found = {}
+    for location in source.files() or ():
+        if not is_remote(location):
+            with suppress(OSError):  # reading the file will raise it again
+                found[location] = os.stat(location).st_ctime_ns
+    return found
+
+
+def _touched(before: dict[str, Any], source: Source) -> str | None:
+    """Which files, but not all, were changed since a record of the same images, in words; None if none were."""
+    if not isinstance(latest := before.get("latest_change"), int):  # a run of an older version, or no files
+        return None
+    changes = _changes(source)
+    later = [location for location, time in changes.items() if time > latest]
+    if not later or len(later) == len(changes):
+        return None
+    return (
+        f"{len(later)} of {len(changes)} files were replaced or changed since the run was started, such as "
+        f"{later[0]}, though sizes and times of modification are the same"
+    )
 
 
 def _digest(source: Source, i: int) -> str | None:
