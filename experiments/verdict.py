@@ -102,15 +102,15 @@ def main() -> None:
                 print(json.dumps(report["runs"][-1]), flush=True)
 
 
-def two_parts(name: str, data: str) -> tuple[ArraySource, ArraySource]:
+def two_parts(name: str, data: str, train: int = TRAIN, test: int = TEST) -> tuple[ArraySource, ArraySource]:
     """Images of a data set in two parts: to train on, and to test kNN on."""
     whole = open_source(data)
-    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[: TRAIN + TEST].numpy()
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0))[: train + test].numpy()
     source = SubsetSource(whole, order)
     images = ImageStore(source, cache=False, progress=False).get(torch.arange(len(source)))
     assert isinstance(images, torch.Tensor)
     array, labels = images.permute(0, 2, 3, 1).numpy(), np.asarray(source.labels)
-    cut = len(order) - TEST
+    cut = len(order) - test
     return ArraySource(array[:cut], labels[:cut], name=f"{name}-train"), ArraySource(
         array[cut:], labels[cut:], name=name
     )

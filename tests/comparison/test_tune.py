@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -99,3 +102,33 @@ def test_wrong_input(tmp_path: Path) -> None:
         tuned(tmp_path, budget="0.001s")
     with pytest.raises(ConfigError, match="a budget is a time or a number"):
         tuned(tmp_path, budget="soon")
+
+
+def experiment(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script `experiments/tune.py`."""
+    path = Path(__file__).parents[2] / "experiments" / "tune.py"
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    spec = importlib.util.spec_from_file_location("tune_experiment", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_share_of_the_labelled_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    def trials(**figures: list[float]) -> list[dict[str, object]]:
+        rows = [dict(zip(figures, row, strict=True)) for row in zip(*figures.values(), strict=True)]
+        return [{"knn20": row["knn20"], "figures": dict.fromkeys(CORRELATION, row["knn20"]) | row} for row in rows]
+
+    first = trials(knn20=[0.5, 0.6, 0.4], neighbour_agreement=[0.1, 0.3, 0.0], uniformity=[-1.0, -2.0, -3.0])
+    second = trials(knn20=[0.5, 0.4, 0.6], neighbour_agreement=[0.1, 0.3, 0.2], uniformity=[-1.0, -2.0, -3.0])
+    module = experiment(monkeypatch)
+    found = module.summary([first, second])
+    assert (found["recipe"], found["best"]) == (0.5, 0.6)
+    assert found["random"]["share"] == pytest.approx(0)
+    assert found["figures"]["neighbour_agreement"]["share"] == pytest.approx((0.1 - 0.1) / 0.2)
+    assert found["figures"]["neighbour_agreement"]["correlation"] == pytest.approx((1 - 0.5) / 2)
+    assert found["figures"]["uniformity"]["knn20"] == pytest.approx(0.5)  # lower is better: the third trial of both
+    assert module.summary([first])["figures"]["uniformity"]["share"] == pytest.approx(-1)
+    assert module.summary([first[:1] + first[2:]])["random"]["share"] is None  # no trial is better than the recipe
