@@ -32,7 +32,7 @@ def draw(comparison: Comparison) -> list[Path]:
     arms = {name: arm for name, arm in comparison.arms.items() if any(run.curve for run in arm.runs)}
     paths = []
     for axis, label in AXES.items():
-        figure = Figure(figsize=(7, 4.2), layout="constrained")
+        figure = Figure(figsize=(8, 4.2), layout="constrained")
         axes = figure.add_subplot()
         for number, (name, arm) in enumerate(arms.items()):
             colour = _COLOURS[number % len(_COLOURS)]
@@ -43,7 +43,7 @@ def draw(comparison: Comparison) -> list[Path]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         if arms:
-            axes.legend(frameon=False, loc="lower right", fontsize="small")
+            figure.legend(frameon=False, loc="outside right upper", fontsize="small")
         path = comparison.path / f"accuracy-by-{axis}.png"
         FigureCanvasAgg(figure)
         write_atomically(path, partial(figure.savefig, format="png", dpi=130))
