@@ -299,7 +299,7 @@ def speedrun_rows(suite: Suite) -> Iterator[Row]:
     for seed in suite.seeds:
         changes: dict[str, Any] = {"seed": seed, "data": "cifar10"}
         if suite.tiny:
-            changes |= {"budget": None, "steps": 4, "augment.crops": [{"count": 2, "size": 8}]}
+            changes |= {"budget": None, "steps": 4, "augment.crops": [{"count": 2, "size": 8}], "augment.early_size": 4}
         config = suite.config("cifar10-speedrun", **changes)
         begun = time.perf_counter()
         run = start(config, suite.folder / f"speedrun-{seed}", data=train, progress=False)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 
 import tiny
 from ssole.comparison.request import Request, load_request, make_arms, save_request
@@ -23,6 +24,17 @@ def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
     save_request(tmp_path, request())
     assert load_request(tmp_path) == request()
     save_request(tmp_path, request())  # the same again
+
+
+def test_a_request_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    save_request(tmp_path, request())
+    path = tmp_path / "comparison.yaml"
+    saved = yaml.safe_load(path.read_text())
+    for arm in saved["arms"].values():
+        del arm["config"]["augment"]["early_share"]  # a setting that it did not have
+    path.write_text(yaml.safe_dump(saved))
+    save_request(tmp_path, request())
+    assert load_request(tmp_path) == request()
 
 
 def test_all_differences_are_named(tmp_path: Path) -> None:

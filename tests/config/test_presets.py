@@ -10,6 +10,8 @@ from ssole.config import ConfigError, apply_overrides, load, view_preset
 def test_a_preset_replaces_augment_except_its_crops() -> None:
     config = load("digits-m", preset="aerial", views=3, **{"augment.hue": 0.2})
     crop = config.augment.crops[0]
+    early = load("digits-m", preset="aerial", **{"augment.early_size": 24, "augment.early_share": 0.3}).augment
+    assert (early.early_size, early.early_share) == (24, 0.3)
     assert (crop.count, crop.size, crop.scale) == (3, 32, (0.5, 1.0))
     assert (config.augment.vflip, config.augment.turn, config.augment.hue) == (0.5, 0.75, 0.2)
     with pytest.raises(ConfigError, match=r"no preset 'arial'\. Did you mean 'aerial'\?"):

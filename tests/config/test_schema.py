@@ -20,6 +20,29 @@ def test_main_views_are_those_of_the_first_group() -> None:
     assert recipe.main_views(8) == ViewRecipe(crops=(Crop(count=8, size=224, scale=(0.3, 1.0)),), hue=0.3)
 
 
+def test_the_first_part_of_a_run_has_smaller_main_crops() -> None:
+    recipe = ViewRecipe(crops=(Crop(count=2, size=32), Crop(count=6, size=16)), early_size=24, hue=0.3)
+    assert recipe.early == ViewRecipe(crops=(Crop(count=2, size=24), Crop(count=6, size=16)), hue=0.3)
+    assert ViewRecipe().early is None
+    assert recipe.image_size == 32  # of evaluation
+    assert recipe.pixels == 2 * 32**2 + 6 * 16**2
+    assert recipe.main_views(4).early is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"early_size": 33}, r"early_size must be from 4 to the main crops' size, 32, .* got 33"),
+        ({"early_size": 3}, "early_size must be from 4"),
+        ({"early_share": 1.0}, "early_share must be above 0 and below 1, got 1.0"),
+        ({"early_share": 0}, "early_share must be above 0 and below 1, got 0"),
+    ],
+)
+def test_wrong_first_parts_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        from_dict({"augment": settings})
+
+
 def test_configs_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         PretrainConfig().epochs = 3  # type: ignore[misc]

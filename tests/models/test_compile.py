@@ -128,18 +128,18 @@ def test_without_a_working_compiler_training_continues(where: str, monkeypatch: 
     if where == "at once":  # as torch.compile does where it does not know the Python
         monkeypatch.setattr(Encoder, "compile", lambda *_, **__: fail())
     with pytest.warns(UserWarning, match=r"RuntimeError: x.cpp:1: fatal error: Python.h: No such file\): training"):
-        assert not compile_encoder(network, fail, required=False)
+        assert not compile_encoder(network, [fail], required=False)
     images = torch.randn(4, 3, 8, 8)
     assert torch.equal(network(images), encoder()(images))
 
 
 def test_a_required_compiler_that_fails_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"Python.h: No such file.*compile = never"):
-        compile_encoder(encoder(), fail, required=True)
+        compile_encoder(encoder(), [fail], required=True)
 
 
 def test_a_compiler_that_ctrl_c_ended_is_no_failure(recwarn: pytest.WarningsRecorder) -> None:
-    assert not compile_encoder(encoder(), fail, required=True, stopping=lambda: True)
+    assert not compile_encoder(encoder(), [fail], required=True, stopping=lambda: True)
     assert not recwarn
 
 
@@ -148,7 +148,7 @@ def test_lack_of_memory_is_not_a_failed_compiler() -> None:
         raise torch.OutOfMemoryError("2 GiB")
 
     with pytest.raises(torch.OutOfMemoryError):
-        compile_encoder(encoder(), exhaust, required=False)
+        compile_encoder(encoder(), [exhaust], required=False)
 
 
 @pytest.mark.parametrize(

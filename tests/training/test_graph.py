@@ -137,6 +137,21 @@ def test_restored_weights_are_captured_anew() -> None:
     require_equal(launched, captured.learner)
 
 
+def test_each_crop_size_is_captured_once() -> None:
+    torch.set_num_threads(1)
+    launched, captured = plain(), Captured()
+    captured.learner._graph = captured.graph
+    early, later = 6, WARM_UP + 2
+    for step in range(2 * later):
+        views = views_of(step)[..., :early, :early] if step < later else views_of(step)
+        if step in (0, later):
+            captured.learner._see(tiny.config().augment)  # as a step does that sees other crops
+        launched.step_on_views([views], lr=rate_of(step))
+        captured.step(views, rate_of(step))
+    assert captured.captures == 2
+    require_equal(launched, captured.learner)
+
+
 @pytest.mark.parametrize("bad", [1, WARM_UP, WARM_UP + 1, WARM_UP + 4])
 def test_the_first_step_that_is_not_finite_is_named(bad: int) -> None:
     torch.set_num_threads(1)

@@ -66,6 +66,7 @@ CASES: dict[str, dict[str, Any]] = {
     "whitened stem": {"model__stem_init": "whitening"},
     "four views": {"views": 4},
     "two crop sizes": {"augment__crops": [{"count": 2, "size": 8}, {"count": 3, "size": 6, "scale": [0.1, 0.4]}]},
+    "smaller crops first": {"augment__early_size": 4, "augment__early_share": 0.6},  # 8 of 12 steps
     "bfloat16": {"precision": "bfloat16"},
     "batch norm and clipping": {"model__projector_norm": "batch", "optim__clip_grad_norm": 0.1},
     "dropout": {"model": VIT},

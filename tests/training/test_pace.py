@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tiny
-from ssole import api
+from ssole import api, extending
 from ssole.training import pace as module
 from ssole.training.feed import Plan, make_plan
 from ssole.training.pace import Pace
@@ -150,3 +150,44 @@ def test_the_same_corrections_give_the_same_weights(tmp_path: Path, monkeypatch:
     again = trained(tmp_path / "b", Clock(monkeypatch), 0.9)  # as after a kill before the first checkpoint
     assert [row["lr"] for row in again.metrics] == [row["lr"] for row in rows]
     assert again.backbone_path.read_bytes() == run.backbone_path.read_bytes()
+
+
+# Smaller crops in the first part
+
+
+EARLY = {"augment__early_size": 4, "augment__early_share": 0.4}  # of 8 pixels: a quarter of the work, by pixels
+
+
+def test_the_first_part_of_the_steps_is_early(tmp_path: Path) -> None:
+    pace = Pace(create_run(tmp_path / "run", tiny.config(steps=50, **EARLY)), plan(50))
+    assert [step for step in range(60) if pace.is_early(step)] == list(range(20))
+    whole = Pace(create_run(tmp_path / "whole", tiny.config(steps=50)), plan(50))
+    assert not any(whole.is_early(step) for step in range(50))
+
+
+@pytest.mark.parametrize("early_seconds", [0.25, 0.5, 1.0])
+def test_a_budget_counts_with_slower_steps_to_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early_seconds: float
+) -> None:
+    """Steps take a second in the later part. The first takes 0.25 where time goes with pixels."""
+    clock, expected = Clock(monkeypatch), round(1000 / (0.4 * early_seconds + 0.6))
+    pace = Pace(create_run(tmp_path / "run", tiny.config(budget="1000s", **EARLY)), plan(expected))
+    pace.start(0, 0.0)
+    early = 0
+    for step in itertools.count():
+        early += pace.is_early(step)
+        clock.now += early_seconds if pace.is_early(step) else 1.0
+        if pace.ends(step):
+            break
+    assert clock.now - 1000 == pytest.approx(1000, abs=25)
+    assert pace.position(step) == pytest.approx(expected - 1, rel=0.01)
+    if early_seconds == 0.25:
+        assert step + 1 == pytest.approx(expected, abs=3)
+        assert early / (step + 1) == pytest.approx(0.4, abs=0.01)
+
+
+def test_an_extension_has_the_later_crops(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run", steps=10, **EARLY)
+    extending.extend(run, data=tiny.images(), steps=10, progress=False)
+    pace = Pace(run, make_plan(run.config, 22))
+    assert [step for step in range(20) if pace.is_early(step)] == [0, 1, 2, 3]

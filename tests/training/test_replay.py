@@ -61,6 +61,7 @@ DROPOUT = {
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "images of different sizes": {"data": Assorted()},
+    "smaller crops": {"augment__early_size": 6, "augment__early_share": 0.9},
     "dropout": {"model": DROPOUT, "loss__name": "vicreg"},
     "labels": {"data": ArraySource(tiny.images(), torch.arange(22).numpy() % 3), "loss__name": "supervised"},
     "whitened stem, clipped": {"model__stem_init": "whitening", "optim__clip_grad_norm": 1e30},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import tiny
 from ssole.errors import DataError
+from ssole.training import step as step_module
 from ssole.training.step import Learner
 from ssole.training.watch import NonFiniteLossError
 from ssole.views import make_views
@@ -79,6 +80,39 @@ def test_embeddings_that_are_not_finite_name_the_step_and_other_errors_stay_them
 
     with pytest.raises(ValueError, match="Wrong must return a scalar tensor"):
         Learner(tiny.config(), CPU, loss=Wrong()).step(IMAGES[:4], IDS, epoch=0, lr=0.1)
+
+
+# Smaller crops in the first part of a run
+
+
+def test_an_early_step_is_one_on_smaller_crops() -> None:
+    early, small, plain = (
+        Learner(tiny.config(**changes), CPU)
+        for changes in ({"augment__early_size": 6}, {"augment__crops": [{"size": 6}]}, {})
+    )
+    early.step(IMAGES[:4], IDS, epoch=0, lr=0.1, early=True)
+    small.step(IMAGES[:4], IDS, epoch=0, lr=0.1)
+    require_equal(early, small)
+    state = small.modules.state_dict(), small.optimizer.state_dict()
+    plain.modules.load_state_dict(state[0])
+    plain.optimizer.load_state_dict(state[1])
+    early.step(IMAGES[4:8], IDS, epoch=0, lr=0.1)
+    plain.step(IMAGES[4:8], IDS, epoch=0, lr=0.1, early=True)  # of a recipe that has no first part
+    require_equal(early, plain)
+
+
+def require_equal(one: Learner, other: Learner) -> None:
+    for a, b in zip(one.modules.state_dict().values(), other.modules.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_all_sizes_are_compiled_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(step_module, "compile_encoder", lambda encoder, embeds, **_: [embed() for embed in embeds])
+    learner = Learner(tiny.config(augment__early_size=6, precision="float32"), CPU)
+    learner.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(tuple(inputs[0].shape)))
+    learner.compile()
+    assert seen == [(8, 3, 6, 6), (8, 3, 8, 8)]
 
 
 # Losses by name

@@ -43,7 +43,8 @@ def test_from_images_to_the_update_nothing_waits(
     launches: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
-    config, images = tiny.config(**{"loss.name": name}), torch.from_numpy(tiny.images()).permute(0, 3, 1, 2)
+    config = tiny.config(**{"loss.name": name, "augment.early_size": 6})
+    images = torch.from_numpy(tiny.images()).permute(0, 3, 1, 2)
     labels = np.arange(tiny.IMAGES) % 2
     with launches.fake_cuda():
         store = SimpleNamespace(images=torch.zeros(images.shape, dtype=torch.uint8), hint=lambda: None)
@@ -51,7 +52,7 @@ def test_from_images_to_the_update_nothing_waits(
         learner.steps_done = 1
         with launches.Launches() as counter:
             for step, epoch, ids, batch in Feed(store, launches.DEVICE).batches(make_plan(config, tiny.IMAGES), 0):
-                learner.step(batch, ids, epoch=epoch, lr=0.1)
+                learner.step(batch, ids, epoch=epoch, lr=0.1, early=step < 2)
                 if step == 0:
                     counter.waits.clear()  # of what is kept for later steps
                 if epoch == 1:

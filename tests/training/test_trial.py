@@ -86,6 +86,22 @@ def test_a_batch_stops_growing_for_memory() -> None:
     assert trial.memory(32) == pytest.approx(1.32e8)
 
 
+def test_the_mean_step_of_a_run_whose_first_part_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = Trial(tiny.config(augment__early_size=4, augment__early_share=0.25), draw, CPU, seconds=0)
+    monkeypatch.setattr(trial, "step", lambda batch, early=False: (0.1 * batch, 2.0) if early else (0.5 * batch, 2.0))
+    assert trial.repeat(2) == pytest.approx([0.4 * 4 + 2.0] * 3)
+
+
+def test_an_early_step_is_taken_and_its_memory_left_out() -> None:
+    trial = Trial(tiny.config(augment__early_size=4), draw, CPU)
+    trial.step(4)
+    before = dict(trial._saved)
+    trial.step(4, early=True)
+    assert trial._saved == before
+    assert trial.learner.batch is not None
+    assert trial.learner.batch.early
+
+
 def test_the_median_step_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = iter([9.0, 1.0, 3.0, 2.0])  # the first one warms up
     monkeypatch.setattr(Trial, "step", lambda self, batch: (next(taken), 0.5))

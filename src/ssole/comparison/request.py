@@ -113,7 +113,7 @@ def save_request(folder: Path, request: Request) -> None:
 
     path, new = folder / _FILE, request.to_dict()
     if path.is_file():
-        old = read_mapping(path)
+        old = _with_new_settings(read_mapping(path))
         if changes := list(_differences(old, new)):
             more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
             raise ConfigError(
@@ -124,6 +124,15 @@ def save_request(folder: Path, request: Request) -> None:
     if any(entry.name != ".lock" for entry in folder.iterdir()):
         raise ConfigError(f"{folder} is not empty, and nothing is overwritten: choose another folder (--out)")
     write_text_atomically(path, yaml.safe_dump(new, sort_keys=False))
+
+
+def _with_new_settings(saved: dict[str, Any]) -> dict[str, Any]:
+    """A saved request in which settings that it is too old to have are at their defaults."""
+    arms = saved.get("arms")
+    if not isinstance(arms, dict) or not all(isinstance(arm, dict) and "config" in arm for arm in arms.values()):
+        return saved
+    whole = {name: {**arm, "config": to_dict(from_dict(arm["config"]))} for name, arm in arms.items()}
+    return {**saved, "arms": whole}
 
 
 def load_request(folder: Path) -> Request:

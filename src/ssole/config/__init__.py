@@ -1,9 +1,10 @@
 """Settings of a run: immutable, and checked on creation.
 
-`schema.py` defines every setting; `recipes.py` makes a :class:`PretrainConfig` from a recipe (YAML) and overrides by
-dotted name (``optim.lr``); `presets.py` holds the usual augmentation for kinds of images. It imports no
-other part of the package. Field names and defaults are part of the format of recipes and of a run's config.yaml: add
-fields freely, but do not rename any. Docstrings of fields are the help of `ssole pretrain`.
+`schema.py` defines every setting, with those of losses in `losses.py` and of views in `view_recipe.py`. `recipes.py`
+makes a :class:`PretrainConfig` from a recipe (YAML) and overrides by dotted name (``optim.lr``); `presets.py` holds the
+usual augmentation for kinds of images. It imports no other part of the package. Field names and defaults are part of
+the format of recipes and of a run's config.yaml: add fields freely, but do not rename any. Docstrings of fields are the
+help of `ssole pretrain`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from __future__ import annotations
 from ssole.config.losses import LOSS_CONFIGS, CustomConfig, LossConfig, Projector, SSOLEConfig
 from ssole.config.presets import PRESETS, view_preset
 from ssole.config.recipes import DEFAULT_RECIPE, apply_overrides, from_dict, load, recipe_names, to_dict
-from ssole.config.schema import Crop, ModelConfig, OptimConfig, PretrainConfig, ViewRecipe
+from ssole.config.schema import ModelConfig, OptimConfig, PretrainConfig
+from ssole.config.view_recipe import Crop, ViewRecipe
 from ssole.errors import ConfigError
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from typing import Any
 
-from ssole.config.schema import Crop, ViewRecipe
+from ssole.config.view_recipe import Crop, ViewRecipe
 from ssole.errors import ConfigError
 
 _LARGE, _SMALL = (Crop(count=2, size=224),), (Crop(count=4, size=32),)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssole.config.losses import LOSS_CONFIGS, LossConfig, Projector
 from ssole.config.presets import view_preset
-from ssole.config.schema import Crop, ModelConfig, OptimConfig, PretrainConfig, ViewRecipe
+from ssole.config.schema import ModelConfig, OptimConfig, PretrainConfig
+from ssole.config.view_recipe import Crop, ViewRecipe
 from ssole.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -158,7 +159,8 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     Args:
         overrides: dotted field names to values (``{"optim.lr": 1.0, "augment.crops.0.size": 64, "epochs": 5}``).
             A dict value replaces only the fields it names. ``views`` is short for the count of the first crop group.
-            ``preset`` replaces all of ``augment`` except its crops (see :func:`~ssole.config.presets.view_preset`).
+            ``preset`` replaces all of ``augment`` except its crops and early ones
+            (see :func:`~ssole.config.presets.view_preset`).
             ``epochs``, ``steps`` and ``budget`` clear each other, so that the one given holds. A budget with one of the
             others is an error.
             ``loss.name`` clears the recipe's own settings of loss and projector, which are those of another method.
@@ -169,7 +171,8 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     values, overrides = to_dict(config), dict(overrides)
     preset = overrides.pop("preset", None)
     if preset is not None:  # first, so that single settings override it
-        values["augment"] = to_dict(view_preset(str(preset))) | {"crops": values["augment"]["crops"]}
+        kept = {name: values["augment"][name] for name in ("crops", "early_size", "early_share")}
+        values["augment"] = to_dict(view_preset(str(preset))) | kept
     lengths = [name for name in ("epochs", "steps", "budget") if overrides.get(name) is not None]
     if "budget" in lengths and len(lengths) > 1:
         raise ConfigError(f"a budget decides how long a run is: leave out either budget or {lengths[0]}")

@@ -6,120 +6,12 @@ The docstring of a field is also its help on the command line: keep it to one li
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ssole.config.budget import budget_seconds
 from ssole.config.losses import LossConfig, Projector, SSOLEConfig, check
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crop:
-    """Group of views of one size: `count` random resized crops of each image."""
-
-    count: int = 2
-    """Views of each image in this group."""
-    size: int = 32
-    """Side of the square crop, in pixels."""
-    scale: tuple[float, float] = (0.2, 1.0)
-    """Range of the crop's area, as a share of the image's area."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    """Range of the crop's aspect ratio (width over height) before it is resized to a square."""
-
-    def __post_init__(self) -> None:
-        check(self.count >= 1, f"crop count must be at least 1, got {self.count}")
-        check(self.size >= 4, f"crop size must be at least 4 pixels, got {self.size}")
-        check(0 < self.scale[0] <= self.scale[1] <= 1, f"crop scale must satisfy 0 < min <= max <= 1, got {self.scale}")
-        check(0 < self.ratio[0] <= self.ratio[1], f"crop ratio must satisfy 0 < min <= max, got {self.ratio}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ViewRecipe:
-    """Augmentation that makes the views of an image. Probabilities are per view; operations run in this order."""
-
-    crops: tuple[Crop, ...] = (Crop(),)
-    """Groups of crops. The first group gives the main views; `--views` sets its count."""
-    hflip: float = 0.5
-    """Probability of a left-right flip. Use 0 where left and right differ (digits, text)."""
-    vflip: float = 0.0
-    """Probability of an upside-down flip."""
-    turn: float = 0.0
-    """Probability of a turn by 90, 180 or 270 degrees (equally likely). Use 0.75 where no side is up."""
-    jitter: float = 0.8
-    """Probability of colour jitter: the next four operations, in random order."""
-    brightness: float = 0.4
-    """Strength b of brightness changes: the factor is drawn from [max(0, 1 - b), 1 + b]."""
-    contrast: float = 0.4
-    """Strength of contrast changes, with a factor as for brightness."""
-    saturation: float = 0.4
-    """Strength of saturation changes, with a factor as for brightness."""
-    hue: float = 0.1
-    """Strength h of hue changes: the shift is drawn from [-h, h] turns of the colour wheel; at most 0.5."""
-    grey: float = 0.2
-    """Probability that a view becomes grey."""
-    blur: float = 0.0
-    """Probability of Gaussian blur."""
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    """Range of the blur's standard deviation, in pixels of the crop."""
-    solarize: float = 0.0
-    """Probability of solarizing: values of 128/255 and more are inverted."""
-    mean: tuple[float, ...] | None = IMAGENET_MEAN
-    """Mean of each channel of images in [0, 1], subtracted last. None: measured on the images when a run starts."""
-    std: tuple[float, ...] | None = IMAGENET_STD
-    """Standard deviation of each channel, the divisor after subtracting `mean`. None when `mean` is None."""
-
-    def __post_init__(self) -> None:
-        check(len(self.crops) >= 1, "a view recipe needs at least one crop group")
-        for name in ("hflip", "vflip", "turn", "jitter", "grey", "blur", "solarize"):
-            check(0 <= getattr(self, name) <= 1, f"{name} is a probability in [0, 1], got {getattr(self, name)}")
-        for name in ("brightness", "contrast", "saturation"):
-            check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
-        check(0 <= self.hue <= 0.5, f"hue must be in [0, 0.5], got {self.hue}")
-        check(
-            0 < self.blur_sigma[0] <= self.blur_sigma[1],
-            f"blur_sigma must satisfy 0 < min <= max, got {self.blur_sigma}",
-        )
-        check(
-            (self.mean is None) == (self.std is None), f"give both mean and std or neither, got {self.mean}, {self.std}"
-        )
-        if self.mean is not None and self.std is not None:
-            check(min(self.std, default=0) > 0, f"std must be positive, got {self.std}")
-            check(
-                len(self.mean) == len(self.std),
-                f"mean and std need a number for each channel, got {len(self.mean)} and {len(self.std)}",
-            )
-
-    @property
-    def colour_operations(self) -> tuple[str, ...]:
-        """Operations of the recipe that need red, green and blue."""
-        jittered = tuple(name for name in ("saturation", "hue") if self.jitter > 0 and getattr(self, name) > 0)
-        return jittered + (("grey",) if self.grey > 0 else ())
-
-    @property
-    def views(self) -> int:
-        """Number of views of each image, over all crop groups."""
-        return sum(crop.count for crop in self.crops)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the main crop in pixels, which is also the image size in evaluation."""
-        return self.crops[0].size
-
-    def main_views(self, count: int) -> ViewRecipe:
-        """The recipe with `count` views of the main crop and no other crops: what label-free figures compare."""
-        return replace(self, crops=(replace(self.crops[0], count=count),))
-
-    @property
-    def useful_size(self) -> int:
-        """Shorter side, in pixels, beyond which an image has more detail than its crops can show.
-
-        At this size, the smallest and narrowest crop has as many pixels as its view. Larger photographs are reduced to
-        it when they are decoded, because a batch of photographs of many megapixels would take gigabytes.
-        """
-        return max(math.ceil(c.size / math.sqrt(c.scale[0] * min(c.ratio[0], 1 / c.ratio[1]))) for c in self.crops)
+from ssole.config.view_recipe import ViewRecipe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,15 +118,17 @@ def check_backbone(config: PretrainConfig, module: nn.Module | None = None) -> N
     name, channels = config.model.backbone, config.input_channels
     with torch.random.fork_rng(devices=[]):
         backbone = _own_or_timm(config, module).eval()
-        for crop in config.augment.crops:
+        recipes = filter(None, (config.augment, config.augment.early))
+        for size in dict.fromkeys(crop.size for recipe in recipes for crop in recipe.crops):
             try:
-                backbone(torch.zeros(1, channels, crop.size, crop.size))
+                backbone(torch.zeros(1, channels, size, size))
             except Exception as error:  # the network says in its own way what it does not take
                 if lack_of_memory(error):
                     raise
                 raise ConfigError(
-                    f"{name} does not take images of {crop.size} x {crop.size} pixels: {error}. Choose another "
-                    "augment.crops.N.size, or what the model needs in model.backbone_args (such as img_size)"
+                    f"{name} does not take images of {size} x {size} pixels: {error}. Choose another "
+                    "augment.crops.N.size or augment.early_size, or what the model needs in model.backbone_args (such "
+                    "as img_size)"
                 ) from None
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 import sysconfig
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -47,18 +47,18 @@ def can_compile() -> bool:
 
 def compile_encoder(
     encoder: nn.Module,
-    embed: Callable[[], torch.Tensor],
+    embeds: Sequence[Callable[[], torch.Tensor]],
     *,
     required: bool,
     stopping: Callable[[], bool] = lambda: False,
 ) -> bool:
-    """Compilation of the encoder, in place, by one forward and backward pass; weights and state stay as they were.
+    """Compilation of the encoder, in place, by forward and backward passes; weights and state stay as they were.
 
     Everything else that this process compiled before will be compiled again at its next call.
 
     Args:
         encoder: encoder on its device, in training mode.
-        embed: function that runs the encoder on views of the sizes used in training.
+        embeds: functions that run the encoder on the views of a step, one for each set of sizes used in training.
         required: whether a failure is an error instead of a warning.
         stopping: function that tells whether a signal asks to stop. Ctrl-C also ends the compiler, and that failure is
             not reported.
@@ -78,7 +78,8 @@ def compile_encoder(
         # encoder is slower than uncompiled
         encoder.compile(dynamic=False, fullgraph=not required)
         with kept_buffers(encoder):
-            embed().sum().backward()
+            for embed in embeds:
+                embed().sum().backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the compiler and its generated code raise many types

@@ -167,6 +167,8 @@ def _views(record: Record, part: Part) -> dict[str, str]:
     sheet = picture(images, indices, recipe=config.augment, seed=config.seed, epoch=0)
     sheet.thumbnail((1600, 1600))
     crops = "; ".join(f"{crop.count} of {crop.size} px" for crop in config.augment.crops)
+    if (early := config.augment.early) is not None:
+        crops += f"; the first {config.augment.early_share:.0%} of the run had {early.image_size} px"
     return {"src": data_uri(sheet), "alt": f"{len(images)} images, each beside its views ({crops})"}
 
 

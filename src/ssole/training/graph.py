@@ -65,9 +65,10 @@ class StepGraph(Generic[_Result]):
         self._failed = False
         self._next = -1
         self._replay: _Body[_Result] | None = None
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget what was captured: other shapes, or state that is elsewhere in memory, need a capture of their own."""
         self._taken, self._replay = 0, None
         self._images, self._ids = torch.empty(0), torch.empty(0)
         self._names: list[str] = []
@@ -75,7 +76,7 @@ class StepGraph(Generic[_Result]):
     def step(self, done: int, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> _Result:
         """Take the step after `done` others. The tensors of the result are overwritten by the next."""
         if done != self._next:  # weights were restored, and the optimizer's state is elsewhere in memory
-            self._reset()
+            self.reset()
         self._next = done + 1
         if self._watch.room < 2 * len(self._names):
             self._watch.check()

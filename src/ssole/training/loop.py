@@ -108,7 +108,7 @@ def _take_steps(
     config = learner.config
     for step, epoch, ids, images in feed.batches(pace.plan, learner.steps_done):
         lr = guardian.rate * pace.learning_rate(step)
-        terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr)
+        terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr, early=pace.is_early(step))
         last, stopping = pace.ends(step), distributed.agree(stop.requested)
         monitor.advance(config.batch_size, pace.total)
 

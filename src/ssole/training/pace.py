@@ -2,9 +2,10 @@
 
 A run without a budget has a fixed number of steps. With a budget of time it has as many as fit, and other work on the
 machine changes how many these are. So they are counted anew at every fiftieth of them, from the speed of the last
-tenth. Steps already taken keep their learning rate; the rest of the schedule is stretched or compressed to end with the
-budget. Each correction is a line of `schedule.jsonl`, and with these lines a run is as deterministic as one without a
-budget: one that is resumed follows them again, before it makes new ones. An extension has a fixed number of steps.
+tenth; steps on smaller crops count by their pixels. Steps already taken keep their learning rate; the rest of the
+schedule is stretched or compressed to end with the budget. Each correction is a line of `schedule.jsonl`, and with
+these lines a run is as deterministic as one without a budget: one that is resumed follows them again, before it makes
+new ones. An extension has a fixed number of steps.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Pace:
         self.plan, self._planned, self.total = plan, plan.total, plan.total
         budget = self._config.budget
         self._budget = None if budget is None else budget_seconds(budget)
+        self._early = self._config.augment.early
         rows = distributed.on_rank_0(lambda: read_lines(run.path / _NAME, number="step"))
         self._legs = [(int(row["step"]), int(row["total"])) for row in rows]
         if self._legs:
@@ -53,7 +55,7 @@ class Pace:
         self._extensions = [Extension(**fields) for fields in added]
         if self._extensions:
             self.total, self._budget = self._extensions[-1].total, None
-        self._next = 0
+        self._next, self._work = 0, 0.0
 
     def start(self, step: int, spent: float) -> None:
         """Start the clock before a step, when so many seconds of the budget are spent."""
@@ -61,7 +63,7 @@ class Pace:
         self.plan = dataclasses.replace(self.plan, total=sys.maxsize if endless else self.total)
         self._begin = monotonic() - spent
         self._next = max([step + 1, *(leg + self._interval for leg, _ in self._legs)])
-        self._marks: deque[tuple[int, float]] = deque(maxlen=_WINDOW)
+        self._marks: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
 
     @property
     def _interval(self) -> int:
@@ -84,6 +86,11 @@ class Pace:
                 return extension.learning_rate(step, self._config.optim)
         return learning_rate(self.position(step), self._planned, self._config.optim)
 
+    def is_early(self, step: int) -> bool:
+        """Whether a step sees the crops of the first part of the run."""
+        share = self._config.augment.early_share
+        return self._early is not None and self.position(step) < share * self._planned
+
     def is_end(self, step: int) -> bool:
         """Whether a step, counted from 1, is the last one of the run or of what was extended later."""
         return step == self.total or any(step == extension.step for extension in self._extensions)
@@ -91,6 +98,7 @@ class Pace:
     def ends(self, step: int) -> bool:
         """Whether a step is the last one. Called after each step; with a budget, it corrects the number of steps."""
         done = step + 1
+        self._work += self._early_work if self.is_early(step) else 1.0
         if self._budget is not None and done >= self._next and done < self.total:
             total = distributed.on_rank_0(lambda: self._total_now(done))  # the clocks of other processes differ
             if total is not None:
@@ -104,10 +112,24 @@ class Pace:
         assert self._budget is not None
         now, total = monotonic() - self._begin, None
         if self._marks:  # not after the first step, which has to set things up
-            first, then = self._marks[0]
-            total = done + max(0, round((self._budget - now) * (done - first) / max(1e-9, now - then)))
+            work, then = self._marks[0]
+            left = (self._budget - now) * (self._work - work) / max(1e-9, now - then)
+            total = done + max(0, round(left / self._mean_work(done)))
             with writing(self._run, _NAME):
                 legs = [*self._legs, (done, total)]
                 write_lines(self._run.path / _NAME, ({"step": step, "total": total} for step, total in legs))
-        self._marks.append((done, now))
+        self._marks.append((self._work, now))
         return total
+
+    @property
+    def _early_work(self) -> float:
+        """Work of a step on the crops of the first part, as a share of that on the later ones: by their pixels."""
+        return 1.0 if self._early is None else self._early.pixels / self._config.augment.pixels
+
+    def _mean_work(self, step: int) -> float:
+        """Mean work of the steps from this one to the end of the schedule."""
+        if not self.is_early(step):
+            return 1.0
+        at = self.position(step)
+        early = (self._config.augment.early_share * self._planned - at) / (self._planned - at)
+        return 1.0 - early * (1.0 - self._early_work)

@@ -87,6 +87,7 @@ def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Ba
         "what": error.what,
         "epoch": batch.epoch,
         "lr": batch.lr,
+        "early": batch.early,
         "seed": config.seed,
         "ids": batch.ids.tolist(),
         "device": str(learner.device),
@@ -144,7 +145,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise ConfigError(f"{path} is no replay bundle: it has no step.json. Give a folder failures/step-N of a run")
     facts, file = read_json(path / "step.json"), path / "tensors.safetensors"
     kinds: dict[str, type | tuple[type, ...]] = {"step": int, "what": str, "epoch": int, "lr": (int, float)}
-    kinds |= {"device": str, "compiled": bool, "settings": dict, "environment": dict}
+    facts.setdefault("early", False)  # of bundles that older versions wrote
+    kinds |= {"early": bool, "device": str, "compiled": bool, "settings": dict, "environment": dict}
     if wrong := [name for name, kind in kinds.items() if not isinstance(facts.get(name), kind)]:
         raise ConfigError(f"{path / 'step.json'} is damaged: look at {', '.join(wrong)}")
     try:
@@ -181,11 +183,11 @@ def _prepare(
     learner.steps_done = facts["step"] - 1
     learner.watch.at_once_until = facts["step"]
     given = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
-    return learner, Batch(given, ids, facts["epoch"], facts["lr"])
+    return learner, Batch(given, ids, facts["epoch"], facts["lr"], facts["early"])
 
 
 def _take(learner: Learner, batch: Batch) -> None:
-    learner.step(batch.images, batch.ids, epoch=batch.epoch, lr=batch.lr)
+    learner.step(batch.images, batch.ids, epoch=batch.epoch, lr=batch.lr, early=batch.early)
 
 
 def _failure(act: Any) -> str | None:

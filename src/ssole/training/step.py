@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from ssole import distributed
-from ssole.config import ConfigError, CustomConfig, PretrainConfig
+from ssole.config import ConfigError, CustomConfig, PretrainConfig, ViewRecipe
 from ssole.errors import DataError
 from ssole.losses import LOSSES
 from ssole.losses.checks import EmbeddingError
@@ -42,6 +43,7 @@ class Batch(NamedTuple):
     ids: torch.Tensor
     epoch: int
     lr: float
+    early: bool = False
 
 
 class StepResult(NamedTuple):
@@ -103,16 +105,24 @@ class Learner:
         self.optimizer = create_optimizer(self.modules, config.optim)
         self.steps_done = 0
         self.watch = LossWatch(device)
-        self._rows = EpochRows(config.augment, images, config.input_channels, config.seed)
+        self._images = images
         self._graph: StepGraph[StepResult] | None = None
         if wants_graph(config, device, self.optimizer):
             use_tensor_rates(self.optimizer, device)
             self._graph = StepGraph(self._take, self.watch, required=config.cuda_graph == "always")
+        self._see(config.augment)
         self.batch: Batch | None = None
         self._reason = ""
         self.is_compiled = False
 
-    def step(self, images: ImageBatch, ids: torch.Tensor, *, epoch: int, lr: float) -> StepResult:
+    def _see(self, recipe: ViewRecipe) -> None:
+        """Make the views of the steps to come by this recipe."""
+        self._recipe = recipe
+        self._rows = EpochRows(recipe, self._images, self.config.input_channels, self.config.seed)
+        if self._graph is not None:
+            self._graph.reset()
+
+    def step(self, images: ImageBatch, ids: torch.Tensor, *, epoch: int, lr: float, early: bool = False) -> StepResult:
         """Take one training step on a batch of images.
 
         Args:
@@ -120,12 +130,16 @@ class Learner:
             ids: int64 (B,), indices of the images in their data set; a GPU waits unless they are on it.
             epoch: number of the epoch, from 0; the views are a function of (seed, epoch, id).
             lr: learning rate of this step.
+            early: whether the views are those of the first part of a run (`config.augment.early`), if it has such.
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite, and the weights are as they were. On an
                 accelerator, :meth:`check_losses` raises it later.
         """
-        self.batch = Batch(images, ids, epoch, lr)
+        self.batch = Batch(images, ids, epoch, lr, early)
+        recipe = (self.config.augment.early if early else None) or self.config.augment
+        if recipe != self._recipe:
+            self._see(recipe)
         set_learning_rate(self.optimizer, lr)
         self.embedder.seed(self.steps_done)
         if self._graph is not None and self._is_usual(images, epoch):
@@ -143,7 +157,7 @@ class Learner:
 
     def _take(self, images: ImageBatch, ids: torch.Tensor, epoch: int) -> StepResult:
         rows = self._rows.of(images, ids, epoch)
-        views = make_views(images, ids, recipe=self.config.augment, seed=self.config.seed, epoch=epoch, rows=rows)
+        views = make_views(images, ids, recipe=self._recipe, seed=self.config.seed, epoch=epoch, rows=rows)
         if self.steps_done == 0 and self.config.init is None and self.config.model.stem_init == "whitening":
             whiten_stem(self.encoder.backbone, views[0].flatten(0, 1))
         labels = () if self.labels is None else (self.labels.index_select(0, copy_to(ids, self.device)),)
@@ -219,16 +233,23 @@ class Learner:
         return wants_compiling(self.config, self.encoder, self.device, steps)
 
     def compile(self, stopping: Callable[[], bool] = lambda: False) -> bool:
-        """Compile the encoder for the views of the config. Returns whether it is compiled; see `compile_encoder`."""
+        """Compile the encoder for the views of the config. Returns whether it is compiled; see `compile_encoder`.
+
+        Views of the first part of a run are compiled too: if they came later, a failure would end the run.
+        """
         config, channels = self.config, self.config.input_channels
         images = config.batch_size // (distributed.world_size() * config.accumulate)
-        views = [
-            torch.zeros(images, crop.count, channels, crop.size, crop.size, device=self.device)
-            for crop in config.augment.crops
-        ]
-        required = config.compile == "always"
+
+        def embed(recipe: ViewRecipe) -> torch.Tensor:
+            shapes = [(images, crop.count, channels, crop.size, crop.size) for crop in recipe.crops]
+            return self.embed([torch.zeros(shape, device=self.device) for shape in shapes])
+
+        recipes = filter(None, (config.augment.early, config.augment))
         self.is_compiled = compile_encoder(
-            self.encoder, lambda: self.embed(views), required=required, stopping=stopping
+            self.encoder,
+            [partial(embed, recipe) for recipe in recipes],
+            required=config.compile == "always",
+            stopping=stopping,
         )
         return self.is_compiled
 

@@ -58,6 +58,7 @@ class Trial:
         seconds: float = TRIAL_SECONDS,
     ) -> None:
         self._draw, self._device, self._batch_size = draw, device, config.batch_size
+        self._augment = config.augment
         self._limit = seconds
         floats = sum(crop.count * config.input_channels * crop.size**2 for crop in config.augment.crops)
         self._view_bytes = 4 * floats  # of an image's views, in float32
@@ -69,8 +70,11 @@ class Trial:
         self._update_begin, self._in_use = 0.0, 0
         self._begin = time.perf_counter()
 
-    def step(self, batch: int) -> tuple[float, float]:
-        """Take a step on a batch of this size: seconds for views, network and loss, and seconds for the optimizer."""
+    def step(self, batch: int, *, early: bool = False) -> tuple[float, float]:
+        """Take a step on a batch of this size: seconds for views, network and loss, and seconds for the optimizer.
+
+        `early` is as for a learner. The memory of such a step is not measured, because later ones take more.
+        """
         images, ids = self._draw(batch)
         compiled = self.compile_seconds > 0  # counting would compile the encoder again
         counting: AbstractContextManager[dict[int, int]]
@@ -78,12 +82,13 @@ class Trial:
         synchronize(self._device)
         begin = time.perf_counter()
         with counting as saved:
-            self.learner.step(images, ids, epoch=0, lr=0.0)
+            self.learner.step(images, ids, epoch=0, lr=0.0, early=early)
         synchronize(self._device)
         end = time.perf_counter()
-        if not compiled:
+        if not (compiled or early):
             self._saved[batch] = sum(saved.values()) + batch * self._view_bytes
-        self._used[batch] = self._in_use
+        if not early:
+            self._used[batch] = self._in_use
         return self._update_begin - begin, end - self._update_begin
 
     def _before_update(self) -> None:
@@ -116,13 +121,23 @@ class Trial:
     def repeat(self, batch: int) -> list[float]:
         """Times of steps on whole batches, from several steps on `batch` images, after one step that warms up.
 
-        Only the optimizer's part does not grow with the number of images.
+        Only the optimizer's part does not grow with the number of images. Of a run whose first part has smaller crops,
+        each is the mean over the run, from a step of either kind.
         """
-        self.step(batch)
+        self._mean_step(batch)
         taken: list[tuple[float, float]] = []
         while len(taken) < MIN_TRIAL_STEPS or (len(taken) < MAX_TRIAL_STEPS and self._seconds_left > 0):
-            taken.append(self.step(batch))
+            taken.append(self._mean_step(batch))
         return [compute * self._batch_size / batch + update for compute, update in taken]
+
+    def _mean_step(self, batch: int) -> tuple[float, float]:
+        """Mean step of the run, in the parts of :meth:`step`."""
+        compute, update = self.step(batch)
+        if self._augment.early is None:
+            return compute, update
+        early_compute, early_update = self.step(batch, early=True)
+        share = self._augment.early_share
+        return compute + share * (early_compute - compute), update + share * (early_update - update)
 
     @property
     def _seconds_left(self) -> float:
