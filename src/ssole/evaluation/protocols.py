@@ -204,7 +204,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "few-shot": Protocol(1, _few_shot),
     "cluster": Protocol(1, _cluster),
     "retrieval": Protocol(1, _retrieval),
-    "robustness": Protocol(1, _robustness),
+    "robustness": Protocol(2, _robustness),  # 2: the 15 corruptions of CIFAR-10-C
     "label-free": Protocol(2, _label_free, labels=False),  # 2: views at the size of 8, alpha-ReQ, LiDAR, neighbours
 }
 

@@ -1,0 +1,103 @@
+"""Blurs of :mod:`ssole.evaluation.corruptions`, and the filters that other corruptions share with them.
+
+Widths are in pixels of images of 32 px, and grow with the side. Images are (B, C, S, S).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ssole.evaluation.draws import Draws
+
+REFERENCE = 32
+"""Side of the images that strengths are for."""
+
+
+def defocus_blur(images: Tensor, c: tuple[float, float], _: Draws) -> Tensor:
+    """Mean over a disc of radius c[0], whose edge is softened by a Gaussian of 3 x 3."""
+    radius = c[0] * images.shape[-1] / REFERENCE
+    half = math.ceil(radius)
+    x = torch.arange(-half, half + 1)
+    disc = (x[:, None] ** 2 + x**2 <= radius**2).float()
+    disc = smoothed(F.pad(disc / disc.sum(), (2,) * 4)[None, None], c[1], half=1)
+    padded = F.pad(images.flatten(0, 1)[:, None], (half + 2,) * 4, mode="reflect")
+    return F.conv2d(padded, disc.to(images))[:, 0].view_as(images)
+
+
+def glass_blur(images: Tensor, c: tuple[float, int, int], draws: Draws) -> Tensor:
+    """Pixels that changed places with others nearby, with a Gaussian of width c[0] before and after.
+
+    One by one, from the last pixel to the first, each changes places with one that is up to c[1] pixels away in both
+    directions; all of it c[2] times.
+    """
+    batch, _, side, _ = images.shape
+    sigma, reach = c[0] * side / REFERENCE, max(1, round(c[1] * side / REFERENCE))
+    inner = range(side - reach, reach, -1)
+    place, column = np.tile(np.arange(side * side)[:, None], (1, batch)), np.arange(batch)  # (pixels, B): where from
+    for _ in range(c[2]):
+        moves = draws.uniform(2, side, side, low=-reach, high=reach).floor().long()
+        steps = (moves[:, 0] * side + moves[:, 1]).flatten(1).T.numpy()
+        for pixel in (row * side + across for row in inner for across in inner):
+            other = pixel + steps[pixel]
+            place[pixel], place[other, column] = place[other, column], place[pixel].copy()
+    source = torch.from_numpy(place).T[:, None].expand(-1, images.shape[1], -1)
+    shuffled = smoothed(images, sigma).flatten(2).gather(2, source).view_as(images)
+    return smoothed(shuffled, sigma)
+
+
+def motion_blur(images: Tensor, c: tuple[int, float], draws: Draws) -> Tensor:
+    """Camera that moved in a direction between -45 and 45 degrees: see :func:`trail` for c."""
+    return trail(images, c[0], c[1], draws.uniform(low=-math.pi / 4, high=math.pi / 4))
+
+
+def zoom_blur(images: Tensor, c: int, _: Draws) -> Tensor:
+    """Mean of the image and of its enlargements by 0, 1, ..., c per cent."""
+    total = images.clone()
+    for percent in range(c + 1):
+        zoom = 1 / (1 + percent / 100)
+        theta = images.new_tensor([[zoom, 0, 0], [0, zoom, 0]]).expand(len(images), 2, 3)
+        grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+        total += F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return total / (c + 2)
+
+
+def trail(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tensor:
+    """Mean along a line that begins at each pixel, weighted by half a Gaussian.
+
+    Args:
+        images: (B, C, S, S).
+        radius: half of the length of the line.
+        sigma: of the Gaussian. Both in pixels of images of 32 px.
+        angles: (B,) directions in radians, clockwise from the right.
+    """
+    side = images.shape[-1]
+    scale = side / REFERENCE
+    length = min(math.ceil(2 * radius * scale), math.ceil(4 * sigma * scale))  # beyond four sigma there is no weight
+    weights = torch.exp(-(torch.arange(length + 1) ** 2) / (2 * (sigma * scale) ** 2))
+    padded = F.pad(images, (length,) * 4, mode="replicate")
+    along = torch.arange(length + 1)[:, None] * torch.stack([angles.sin(), angles.cos()], 1)[:, None]
+    corners = along.round().long() + length  # (B, length + 1, 2)
+    blurred = torch.zeros_like(images)
+    for image, moved, own in zip(padded, blurred, corners.tolist(), strict=True):
+        for weight, (top, left) in zip((weights / weights.sum()).tolist(), own, strict=True):
+            moved.add_(image[:, top : top + side, left : left + side], alpha=weight)
+    return blurred
+
+
+def smoothed(images: Tensor, sigma: float, half: int | None = None) -> Tensor:
+    """Images filtered by a Gaussian of width sigma in pixels, cut off at `half` pixels (by default four sigma).
+
+    Beyond the edge, images go on with their outermost pixels.
+    """
+    half = math.ceil(4 * sigma) if half is None else half
+    if half == 0:
+        return images
+    line = torch.exp(-(torch.arange(-half, half + 1).to(images) ** 2) / (2 * sigma**2))
+    line = (line / line.sum())[None, None]
+    padded = F.pad(images.flatten(0, 1)[:, None], (half,) * 4, mode="replicate")
+    return F.conv2d(F.conv2d(padded, line[:, :, None]), line[..., None])[:, 0].view_as(images)
