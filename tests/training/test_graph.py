@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 import tiny
 from ssole.config import ConfigError
+from ssole.training import graph as graph_module
 from ssole.training.graph import WARM_UP, StepGraph, wants_graph
 from ssole.training.optim import set_learning_rate, use_tensor_rates
 from ssole.training.step import Learner, StepResult
@@ -168,6 +170,52 @@ def test_the_first_step_that_is_not_finite_is_named(bad: int) -> None:
         captured.step(views_of(step), 0.01)
     with pytest.raises(NonFiniteLossError, match=rf"^step {bad + 1}: the loss is nan"):
         captured.learner.check_losses()
+
+
+def test_a_ring_that_is_nearly_full_is_looked_at_before_a_capture() -> None:
+    torch.set_num_threads(1)
+    captured = Captured()
+    for step in range(WARM_UP):
+        captured.step(views_of(step), 0.01)
+    watch = captured.learner.watch
+    while watch.room > 1:  # a step adds two values
+        watch.add(WARM_UP, torch.ones(()), "a value")
+    captured.step(views_of(WARM_UP), 0.01)
+    assert captured.captures == 1
+    assert watch.count == 2
+
+
+def test_warm_up_and_capture_share_a_stream_and_let_other_threads_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    class Stream:
+        def wait_stream(self, other: Any) -> None:
+            calls.append(("waits for", other))
+
+    class Graph:
+        def replay(self) -> None:
+            calls.append("replay")
+
+    def context(*arguments: Any, **options: Any) -> nullcontext[None]:
+        calls.append((arguments, options))
+        return nullcontext()
+
+    usual = Stream()
+    for name, stand_in in {
+        "Stream": Stream, "CUDAGraph": Graph, "graph": context, "stream": context, "current_stream": lambda: usual
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    graph_module._side_stream.cache_clear()
+    assert [graph_module.on_side_stream(lambda: 5) for _ in range(2)] == [5, 5]
+    (_, ((side,), _), _), second = calls[:3], calls[3:]
+    assert calls[:3] == second == [("waits for", usual), ((side,), {}), ("waits for", side)]
+    calls.clear()
+    assert graph_module.captured(lambda: 7)() == 7
+    ((graph,), options), replayed = calls
+    assert isinstance(graph, Graph)
+    assert options == {"stream": side, "capture_error_mode": "thread_local"}
+    assert replayed == "replay"
+    graph_module._side_stream.cache_clear()
 
 
 def test_a_capture_that_fails_leaves_steps_as_they_were() -> None:

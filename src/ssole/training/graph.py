@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 import torch
@@ -19,6 +20,8 @@ from ssole.training.watch import LossWatch
 
 WARM_UP = 3
 """Steps that are taken as they are before one is captured: libraries set themselves up in the first."""
+
+_ROOM = 16  # values that a step adds to the loss watch at most; a look at them makes the host wait, as no capture may
 
 _Result = TypeVar("_Result")
 _Body = Callable[[], _Result]
@@ -78,7 +81,7 @@ class StepGraph(Generic[_Result]):
         if done != self._next:  # weights were restored, and the optimizer's state is elsewhere in memory
             self.reset()
         self._next = done + 1
-        if self._watch.room < 2 * len(self._names):
+        if self._watch.room < max(2 * len(self._names), _ROOM):
             self._watch.check()
         if self._replay is None and self._taken >= WARM_UP and not self._failed:
             self._record(images, ids, epoch)
@@ -106,9 +109,15 @@ class StepGraph(Generic[_Result]):
             self._names = self._watch.take_back(self._watch.count - before)
 
 
+@lru_cache
+def _side_stream() -> torch.cuda.Stream:
+    """Stream of warm-up and capture. It is one, since libraries set themselves up, and memory is kept, for each."""
+    return torch.cuda.Stream()
+
+
 def on_side_stream(body: _Body[_Result]) -> _Result:
     """Result of a step on a stream of its own: on the usual one, autograd would keep what no graph may wait for."""
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream, current = _side_stream(), torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         result = body()
@@ -117,9 +126,12 @@ def on_side_stream(body: _Body[_Result]) -> _Result:
 
 
 def captured(body: _Body[_Result]) -> _Body[_Result]:
-    """CUDA graph of a step, as a function that replays it."""
+    """CUDA graph of a step, as a function that replays it.
+
+    Other threads, such as one that copies images to pinned memory, may call the driver meanwhile.
+    """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=_side_stream(), capture_error_mode="thread_local"):
         result = body()
 
     def replay() -> _Result:
