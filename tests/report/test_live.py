@@ -136,6 +136,22 @@ def test_features_of_a_finished_run_are_computed_once(finished: Run, tmp_path: P
     assert len(made) == 1
 
 
+def test_views_of_a_training_run_are_drawn_once(training: Run) -> None:
+    made = []
+    how = settings_of(20, "cpu", progress=False)
+
+    def make(record: Record) -> Any:
+        made.append(record)
+        return facts_of(record, data=None, columns=None, how=how)
+
+    page = LivePage([training.path], make, every=1)
+    first = page.html()
+    assert 'id="views"' in first
+    log(training, 4)
+    assert 'id="views"' in page.html()
+    assert len(made) == 1  # the images are not read again
+
+
 def test_refused_input(finished: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no"):
         serve(tmp_path / "nowhere", print)
@@ -160,8 +176,11 @@ def test_a_browser_follows_the_run(browser: Any, server: LiveServer, training: R
     page.wait_for_selector("html[data-ready=yes]", state="attached")
     assert page.locator(".live").inner_text().lower() == "live: follows the run"
     assert page.locator("#training .chart canvas").count() > 0
+    views = page.locator("#views img")
+    assert views.evaluate("image => image.complete && image.naturalWidth") > 100
     log(training, 5)
     page.wait_for_selector("text=Not finished: 5 steps so far")
+    assert views.is_visible()
     assert errors == []
     here = server.url.partition("?")[0]
     assert {url.partition("?")[0] for url in requests if not url.startswith("data:")} == {here, here + "version"}

@@ -107,6 +107,15 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     run.backbone_path.unlink()
     outline = Outline(ssole.report(run, progress=False))
     assert "Not finished: 2 steps so far" in outline.text
+    assert "Below are its views; the other pictures need the backbone." in outline.text
+    assert "views" in outline.ids
+    assert not outline.ids & {"map", "neighbours", "outliers"}
+    (picture,) = [attributes for tag, attributes in outline.tags if tag == "img"]
+    assert picture["alt"] == "4 images, each beside its views (2 of 8 px)"
+    shutil.rmtree(tmp_path / "images")
+    outline = Outline(ssole.report(run, progress=False))
+    assert "This page is made without pictures." in outline.text
+    assert "views" not in outline.ids
 
 
 def test_several_runs_stand_side_by_side(hostile_run: Run, tmp_path: Path) -> None:

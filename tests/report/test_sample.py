@@ -11,8 +11,10 @@ import torch
 
 import ssole
 import tiny
+from ssole.data.decode import decode
+from ssole.data.sources import open_source
 from ssole.report.record import Record
-from ssole.report.sample import Sample, open_sample
+from ssole.report.sample import Sample, open_examples, open_sample
 from ssole.training.run import Run
 
 CPU = torch.device("cpu")
@@ -95,3 +97,23 @@ def test_agreement_is_whole_when_views_are_the_images(tmp_path: Path) -> None:
     sample, _ = opened(run, tiny.images())
     assert sample is not None
     assert sample.agreement == (1.0, 1.0)
+
+
+def test_examples_are_images_of_the_data_as_training_sees_them(tmp_path: Path) -> None:
+    data = tiny.write_folder(tmp_path / "images", 8)
+    run = tiny.start(tmp_path / "run", data=str(data), steps=2)
+    record = Record.read(run.path)
+    found = open_examples(record, None, limit=4)
+    assert found is not None
+    assert found.indices.tolist() == [0, 2, 4, 6]
+    source = open_source(str(data))
+    for index, image in zip(found.indices.tolist(), found.images, strict=True):
+        assert torch.equal(image, decode(source.read(index), where=source.id(index)))
+    sorted(data.rglob("*.png"))[2].write_bytes(b"no image")
+    found = open_examples(record, None, limit=4)
+    assert found is not None
+    assert found.indices.tolist() == [0, 4, 6]
+    assert open_examples(record, str(tmp_path / "gone"), limit=4) is None
+    in_memory = tiny.start(tmp_path / "memory", steps=2)
+    assert open_examples(Record.read(in_memory.path), None, limit=4) is None
+    assert open_examples(Record.read(in_memory.path), tiny.images(), limit=4) is not None

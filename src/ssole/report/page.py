@@ -17,14 +17,14 @@ from ssole.report.neighbours import Neighbours, alike, outliers, sample_neighbou
 from ssole.report.pictures import data_uri, sheets
 from ssole.report.points import colourings, place
 from ssole.report.record import Record
-from ssole.report.sample import Part, Sample
+from ssole.report.sample import Examples, Part, Sample
 from ssole.report.verdict import judge
 
 LARGEST_PAGE = 8_000_000
 """Bytes that a page should not exceed."""
 _SHEET_BYTES = 3_500_000  # of thumbnails of the map, for all runs together
 _SHEET_SIDES = {5000: 40, 50_000: 24}  # pixels of a thumbnail on the map, by the largest number of images
-_QUERIES, _OUTLIERS, _PAIRS, _MISTAKES, _VIEW_ROWS = 6, 12, 6, 6, 4
+_QUERIES, _OUTLIERS, _PAIRS, _MISTAKES = 6, 12, 6, 6
 _MATRIX = 20  # classes of the largest matrix that is shown
 
 
@@ -37,6 +37,8 @@ class Facts:
     reason: str
     columns: Path | None = None
     """CSV file with columns to colour the map by."""
+    examples: Examples | None = None
+    """Images of which the page shows the views."""
 
 
 def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str:
@@ -91,6 +93,7 @@ def _run(fact: Facts, sheet_bytes: int) -> dict[str, Any]:
         },
         "config": (record.path / "config.yaml").read_text(encoding="utf-8"),
         "unreadable": record.unreadable,
+        "views": _views(record, fact.examples) if fact.examples is not None else None,
         "pictures": None if sample is None else _pictures(fact, sample, sheet_bytes),
     }
 
@@ -112,7 +115,6 @@ def _pictures(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:
         "count": len(train),
         "total": sample.total,
         "labelled": sample.labelled,
-        "views": _views(fact.record, train),
         "neighbours": [_neighbours(sample, one) for one in sample_neighbours(train, _QUERIES)],
         "map": _map(fact, sample, sheet_bytes),
         "accuracies": _accuracies(sample, found) if found is not None else None,
@@ -156,20 +158,15 @@ def _neighbours(sample: Sample, found: Neighbours) -> dict[str, Any]:
     }
 
 
-def _views(record: Record, part: Part) -> dict[str, str]:
+def _views(record: Record, examples: Examples) -> dict[str, str]:
     """Picture of a few images and their views by the run's recipe, in the first epoch."""
     from ssole.views.picture import picture
 
-    rows = torch.linspace(0, len(part) - 1, min(_VIEW_ROWS, len(part))).long()
-    indices = part.subset.positions[part.rows[rows]]
-    images = [part.image(int(row)) for row in rows]
     config = record.config
-    sheet = picture(images, indices, recipe=config.augment, seed=config.seed, epoch=0)
+    sheet = picture(examples.images, examples.indices, recipe=config.augment, seed=config.seed, epoch=0)
     sheet.thumbnail((1600, 1600))
     crops = "; ".join(f"{crop.count} of {crop.size} px" for crop in config.augment.crops)
-    if (early := config.augment.early) is not None:
-        crops += f"; the first {config.augment.early_share:.0%} of the run had {early.image_size} px"
-    return {"src": data_uri(sheet), "alt": f"{len(images)} images, each beside its views ({crops})"}
+    return {"src": data_uri(sheet), "alt": f"{len(examples.images)} images, each beside its views ({crops})"}
 
 
 def _map(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("bokeh", "jinja2")
 _MOST_POINTS = 50_000
+_EXAMPLES = 4  # images of which the views are shown
 
 
 def report(
@@ -92,10 +93,11 @@ def read_records(run: Any) -> list[Record]:
 def facts_of(record: Record, *, data: Spec | None, columns: str | PathLike[str] | None, how: dict[str, Any]) -> Facts:
     """Facts of a run that the page shows: its record, and its images where they are there. Arguments as `report`."""
     from ssole.report.page import Facts
-    from ssole.report.sample import open_sample
+    from ssole.report.sample import open_examples, open_sample
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on single images: they are left out, as the section on the run says
         sample, reason = open_sample(record, data, **how)
+        shown = None if record.finished and sample is None else open_examples(record, data, limit=_EXAMPLES)
     table = None if columns is None else Path(columns)
-    return Facts(record=record, sample=sample, reason=reason, columns=table)
+    return Facts(record=record, sample=sample, reason=reason, columns=table, examples=shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ssole.data.base import Source
+from ssole.data.base import Source, evenly_spaced
+from ssole.data.decode import decode
 from ssole.data.sources import open_source, why_not_again
 from ssole.data.subset import SubsetSource
 from ssole.data.thumbnail import to_picture
+from ssole.errors import DataError
 from ssole.evaluation.datasets import EvaluationData, Subset, find_test_images, open_data
 from ssole.evaluation.features import extract, frozen
 from ssole.evaluation.knn import nearest
@@ -64,6 +67,14 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Examples:
+    """A few decoded images (C, h, w), and their indices (N,) in the data."""
+
+    images: list[Tensor]
+    indices: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Some images of a run's data, and what the network makes of them."""
 
@@ -91,14 +102,36 @@ def open_sample(
     """Sample of at most `limit` images of a run's data; or None and the reason why there is none."""
     if not record.finished:
         return None, "The run is not finished, so it has no backbone yet."
-    if data is None:
-        if (reason := why_not_again(record.config.data)) is not None:
-            return None, f"The run was trained on {reason}. Pass them, or --data, to see them here."
-        data = record.config.data if isinstance(record.config.data, str) else list(record.config.data)
+    if data is None and (reason := why_not_again(record.config.data)) is not None:
+        return None, f"The run was trained on {reason}. Pass them, or --data, to see them here."
     try:
-        return _open(record, data, limit, device, progress), ""
+        return _open(record, _data_of(record, data), limit, device, progress), ""
     except (ValueError, OSError) as error:  # no such images, unreadable ones, or features that are not finite
         return None, f"There are no pictures: {error}."
+
+
+def open_examples(record: Record, data: Spec | None, *, limit: int) -> Examples | None:
+    """At most `limit` evenly spaced images of a run's data, without its network; None if they cannot be had."""
+    if data is None and why_not_again(record.config.data) is not None:
+        return None
+    config, images, indices = record.config, [], []
+    try:
+        source = open_source(_data_of(record, data), split="train")
+        for i in evenly_spaced(len(source), limit):
+            with suppress(DataError):  # one that cannot be read is left out, as in training
+                decoding = {"channels": config.channels, "shrink_to": config.augment.useful_size}
+                images.append(decode(source.read(i), where=source.id(i), **decoding))
+                indices.append(i)
+    except (ValueError, OSError):  # once the run is finished, the page says why there are no pictures
+        return None
+    return Examples(images=images, indices=torch.tensor(indices)) if images else None
+
+
+def _data_of(record: Record, data: Spec | None) -> Any:
+    """What was given, or else the data of the run."""
+    if data is not None:
+        return data
+    return record.config.data if isinstance(record.config.data, str) else list(record.config.data)
 
 
 def _open(record: Record, data: Any, limit: int, device: torch.device, progress: bool) -> Sample:
