@@ -43,7 +43,7 @@ def draw(comparison: Comparison) -> list[Path]:
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
         if arms:
-            figure.legend(frameon=False, loc="outside right upper", fontsize="small")
+            figure.legend(frameon=False, loc="outside right upper", fontsize="small", handlelength=3)
         path = comparison.path / f"accuracy-by-{axis}.png"
         FigureCanvasAgg(figure)
         write_atomically(path, partial(figure.savefig, format="png", dpi=130))
