@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,16 +164,16 @@ def _new_folder(out: Path, config: PretrainConfig, store: ImageStore) -> Iterato
 def _agreed(
     evaluators: Mapping[int, Evaluator] | None, config: PretrainConfig, data: Spec, store: ImageStore, progress: bool
 ) -> Mapping[int, Evaluator]:
-    """Evaluators as given, or the default ones. The first process makes and runs these; all know when they are due."""
+    """Evaluators that all processes call: those given, which the first one runs alone, or the default ones."""
     if evaluators is not None:
-        return evaluators
-    made: dict[int, Evaluator] = {}
+        return {every: partial(_on_rank_0, evaluator) for every, evaluator in evaluators.items()}
+    options = _store_options(config, progress and not distributed.rank())
+    with distributed.first_on_each_node():
+        return default_evaluators(config, data, store, **options)
 
-    def make() -> list[int]:
-        made.update(default_evaluators(config, data, store, **_store_options(config, progress)))
-        return list(made)
 
-    return {every: made.get(every, lambda backbone: {}) for every in distributed.on_rank_0(make)}
+def _on_rank_0(evaluator: Evaluator, backbone: nn.Module) -> dict[str, float]:
+    return distributed.on_rank_0(lambda: evaluator(backbone))
 
 
 def resume(
@@ -268,13 +269,18 @@ def free_folder(parent: Path, name: str) -> Path:
 
 
 def open_store(config: PretrainConfig, data: Spec, progress: bool) -> ImageStore:
-    """Store of the training images, decoded no larger than crops can use."""
+    """Store of the training images, decoded no larger than crops can use.
+
+    Several processes of one machine do not hold all images each: they share a cache, and read what they train on.
+    """
     options = _store_options(config, progress)
     return ImageStore(open_source(data), shrink_to=config.augment.useful_size, channels=config.channels, **options)
 
 
 def _store_options(config: PretrainConfig, progress: bool) -> dict[str, Any]:
+    shares = distributed.launch().local_world_size > 1 and config.cache_gb != 0
     return {
+        "memory_limit": 0 if shares else None,
         "max_unreadable": config.max_unreadable,
         "cache": config.cache_gb != 0,
         "cache_limit": None if config.cache_gb is None else int(config.cache_gb * 1e9),

@@ -232,6 +232,11 @@ def usable_cpus() -> int:
     return int(joblib.cpu_count())
 
 
+def use_threads_of(processes: int) -> None:
+    """Let this process compute with the threads of so many like it, as far as there are processors."""
+    torch.set_num_threads(max(1, min(usable_cpus(), processes * torch.get_num_threads())))
+
+
 def decoding_threads() -> int:
     """The default number of threads that decode images: one for each processor, up to 16."""
     return min(16, usable_cpus())

@@ -10,6 +10,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from ssole.cli.search import search
 from ssole.cli.select import select
 from ssole.cli.tune import tune
 from ssole.cli.views import views
+from ssole.config import PretrainConfig
 from ssole.data.tiff import silence_tiff_libraries
 from ssole.errors import printable, without_secrets
-from ssole.runtime import lack_of_memory
+from ssole.runtime import lack_of_memory, use_threads_of
 from ssole.training.guardian import CollapseError
 
 Command = Callable[[Sequence[str]], int]
@@ -86,10 +88,11 @@ def _main(argv: list[str]) -> int:
         print(f"error: no command {argv[0]!r}{hint}\n\n{_usage()}", file=sys.stderr)
         return 2
     place = distributed.launch()
-    if command not in (pretrain, extend) and place.world_size > 1:  # torchrun started many, and one does all the work
-        if place.rank:
+    if command not in (pretrain, extend, evaluate, embed) and place.world_size > 1:
+        if place.rank:  # the first process does all the work, with the threads of those on its machine
             return 0
         os.environ["WORLD_SIZE"] = "1"
+        use_threads_of(place.local_world_size)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _run(command, argv[1:])
@@ -113,7 +116,10 @@ def _usage() -> str:
 def _run(command: Command, argv: Sequence[str]) -> int:
     """Exit code of a command. Errors that a user can correct are printed in one line, without a traceback."""
     try:
-        return command(argv)
+        # training joins the processes itself, when it knows their timeout
+        shares = command in (evaluate, embed) and not {"-h", "--help"} & set(argv)
+        with distributed.processes(PretrainConfig.process_timeout) if shares else nullcontext():
+            return command(argv)
     except ValueError as error:  # ConfigError and DataError among them: their messages say what to do
         _print_error(error)
         return 2

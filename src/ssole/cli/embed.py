@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ssole import distributed
 from ssole.cli.common import DataWords, FilePath, RunPath, data_spec, parse, run_config, run_data
 
 
@@ -37,6 +38,7 @@ def embed(argv: Sequence[str]) -> int:
 
     args = parse(embed, EmbedArgs, argv)
     data = data_spec(args.data) or run_data(run_config(args.run), args.run)
-    done = embed_to_file(args.run, data, args.out, device=args.device)
-    print(f"{done.images} images, {done.features} features each: {args.out}")
+    done = embed_to_file(args.run, data, args.out, device=args.device, progress=not distributed.rank())
+    if not distributed.rank():
+        print(f"{done.images} images, {done.features} features each: {args.out}")
     return 0

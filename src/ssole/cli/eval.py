@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from ssole import distributed
 from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data
 from ssole.config import ConfigError
 from ssole.evaluation.results import LABEL_FREE, EvaluationResult
@@ -84,7 +85,8 @@ def evaluate(argv: Sequence[str]) -> int:
     config = None if run is None else run_config(run)
     recipe = config.augment.main_views(VIEWS) if config is not None and is_run(args.run[0]) else None
     given: Any = args.run[0] if alone else subjects
-    how: dict[str, Any] = {name: getattr(args, name) for name in ("seed", "device", "image_size", "mean", "std")}
+    how: dict[str, Any] = {"progress": not distributed.rank()}
+    how |= {name: getattr(args, name) for name in ("seed", "device", "image_size", "mean", "std")}
     if args.transfer:
         result = measure_transfer(given, args.transfer, **how)
     else:
@@ -96,6 +98,8 @@ def evaluate(argv: Sequence[str]) -> int:
             views=None if recipe is None else partial(make_views, recipe=recipe, seed=args.seed, epoch=0),
             **how,
         )
+    if distributed.rank():
+        return 0
     Console().print(result.table())
     _print_verdicts(result, {"trained": args.run[0]} if alone else subjects)
     _save(result, args, run if alone else None)

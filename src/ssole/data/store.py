@@ -43,8 +43,8 @@ class ImageStore:
     The first epoch fills the cache: it has to decode every image anyway, so training begins at once.
 
     An image that cannot be read is listed in `unreadable`: at once in a uniform store, else when it is first asked for.
-    The next readable image by index takes its place (after the last comes the first), so a batch depends on its indices
-    alone. `labels` are the source's, but in a uniform store a replaced image has the label of the one in its place.
+    The next readable one by index (the first after the last) takes its place, so a batch depends on its indices alone.
+    `labels` are the source's, but in a uniform store a replaced image has the label of the one in its place.
 
     A store has threads and open files, so use it in a `with` statement or call :meth:`close`. If you do not, it is
     closed when Python frees it.
@@ -53,15 +53,13 @@ class ImageStore:
         source: Where the images come from.
         memory_limit: Bytes that decoded images may take; by default a quarter of the machine's (or container's) memory.
         workers: Decoding threads; by default one per processor that the process may use, up to 16.
-        shrink_to: Reduce images whose shorter side is longer than this many pixels. A photograph of 12 megapixels takes
-            36 MB otherwise; twice the size of a crop is plenty, and much faster to decode.
+        shrink_to: Reduce images whose shorter side is longer than this many pixels: twice the size of a crop is plenty.
         channels: None for RGB in uint8, or the number of channels that the images have, in uint8 or uint16 as they are.
         max_unreadable: Share of the images, rounded up to whole images, that may be unreadable.
         cache: Keep decoded images that do not fit into memory in this folder, or (True) in ``packed`` in the cache
             folder, which the environment variable ``SSOLE_CACHE`` names. All runs on the same images share them. They
             are removed on closing if the source cannot tell whether its images changed. Arrays are never kept.
-        cache_limit: Bytes that the cache may take; by default half of the bytes on its disk that are free or its own.
-            If not all images fit, as many as possible are kept, with a warning.
+        cache_limit: Bytes that the cache may take, as far as images fit; by default half of what its disk could give.
         progress: Show a bar on a terminal if decoding everything takes more than two seconds.
 
     Raises:
@@ -136,6 +134,10 @@ class ImageStore:
         """(index, id, reason) of every image found unreadable so far, in the order of indices."""
         return self._reader.unreadable()
 
+    def take_unreadable(self, found: Iterable[tuple[int, str, str]]) -> None:
+        """Take over what stores of the same images in other processes found unreadable."""
+        self._reader.reasons |= {i: reason for i, _, reason in found}
+
     @property
     def readable(self) -> NDArray[np.bool_]:
         """(N,) boolean mask of all images except those found unreadable so far."""
@@ -178,8 +180,7 @@ class ImageStore:
             return None
         if cache is not None and not cache.full:
             return (
-                f"decoded images are read from {cache.folder}: a faster disk (name a folder there by SSOLE_CACHE) or "
-                "more memory would help"
+                f"decoded images are read from {cache.folder}: more memory, or SSOLE_CACHE on a faster disk, would help"
             )
         if self.workers < (processors := usable_cpus()):
             return f"images are decoded by {self.workers} threads, and {processors} processors are there: use more"
@@ -209,8 +210,7 @@ class ImageStore:
             return None
         images, stop = torch.empty((n, *first.shape), dtype=first.dtype), threading.Event()
         chunks = [range(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
-        # the bar begins before there are tasks that Ctrl-C would have to stop
-        with progress_bar("decoding images", n, enabled=progress) as advance:
+        with progress_bar("decoding images", n, enabled=progress) as advance:  # before tasks that Ctrl-C has to stop
             tasks = [self._pool.submit(self._reader.fill, images, chunk, stop) for chunk in chunks]
             try:
                 for chunk, task in zip(chunks, tasks, strict=True):

@@ -16,8 +16,9 @@ from ssole.distributed.agreement import (
     collect,
     first_on_each_node,
     on_rank_0,
+    shares_work,
 )
-from ssole.distributed.collectives import all_reduce, average_gradients, gather, mean, rank, world_size
+from ssole.distributed.collectives import all_reduce, alone, average_gradients, gather, mean, rank, world_size
 from ssole.distributed.group import ProcessError, launch, own_device, processes
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "agree",
     "all_arrive",
     "all_reduce",
+    "alone",
     "average_gradients",
     "broadcast",
     "collect",
@@ -37,5 +39,6 @@ __all__ = [
     "own_device",
     "processes",
     "rank",
+    "shares_work",
     "world_size",
 ]

@@ -54,6 +54,13 @@ def on_rank_0(work: Callable[[], T]) -> T:
     return result
 
 
+def shares_work() -> bool:
+    """Whether the processes of the group work together now: not in work of the first one alone, and not in a group
+    that someone else has made, who may call this package in one process only.
+    """
+    return world_size() > 1 and CHANNEL.store is not None
+
+
 def collect(value: T) -> list[T]:
     """Values of all processes, in the order of rank. JSON must be able to hold them."""
     if world_size() == 1:

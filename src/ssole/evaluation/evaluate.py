@@ -18,9 +18,10 @@ from ssole.evaluation.features import Embeddings, Views, extract
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
+from ssole.evaluation.sharing import own_device
 from ssole.evaluation.subjects import UnavailableError, is_run, open_subject
 from ssole.models.load import untrained
-from ssole.runtime import Precision, resolve_device
+from ssole.runtime import Precision
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
@@ -71,7 +72,7 @@ def evaluate(
         ValueError: unknown preprocessing, features that are not finite, or fewer training images than k.
     """
     overrides = {"image_size": image_size, "mean": mean, "std": std}
-    how = {"device": resolve_device(device), "precision": precision, "progress": progress}
+    how = {"device": own_device(device), "precision": precision, "progress": progress}
     scoring = Scoring(partial(open_data, data, test, seed=seed, progress=progress), protocol, views, seed, how)
     rows = _rows(model_or_run)
     opened = _open_all(rows, overrides, scoring, own=isinstance(model_or_run, Mapping))
@@ -160,7 +161,7 @@ def embed(
         DataError: data that cannot be opened, or too many unreadable images.
         ValueError: unknown preprocessing, or features that are not finite.
     """
-    device = resolve_device(device)
+    device = own_device(device)
     model, preprocessing = model_and_preprocessing(
         model_or_run, open_subject, {"image_size": image_size, "mean": mean, "std": std}
     )

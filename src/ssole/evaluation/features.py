@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from ssole.errors import valid_text
 from ssole.evaluation.checks import check_features
 from ssole.evaluation.preprocessing import Preprocessing
+from ssole.evaluation.sharing import own_parts, parts_of_all
 from ssole.files import write_atomically
 from ssole.progress import progress_bar
 from ssole.runtime import Precision, resolve_precision
@@ -102,14 +103,17 @@ def for_each_batch(
 ) -> None:
     """Call ``use`` with the features (B, F) float32 of each batch, in order, and the position of its first image.
 
-    Arguments as for :func:`extract`. ``use`` runs in inference mode: what it keeps, it should copy.
+    Arguments as for :func:`extract`. ``use`` runs in inference mode: what it keeps, it should copy. Processes that work
+    together share the batches, and ``use`` is called with all of them in each.
     """
     device = torch.device(device) if device is not None else _device_of(model)
-    dtype = resolve_precision(precision, device)
+    dtype, parts = resolve_precision(precision, device), torch.split(torch.arange(len(store)), batch_size)
     with frozen(model, device), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        for start, batch in _batches(store, batch_size, progress=progress):
+        for turn, batch in enumerate(_batches(store, own_parts(parts), progress=progress)):
             inputs = preprocessing(batch, device=device)
-            use(start, _as_rows(model(inputs.contiguous(memory_format=torch.channels_last))))
+            rows = _as_rows(model(inputs.contiguous(memory_format=torch.channels_last)))
+            for start, some in parts_of_all(turn, rows, parts, store):
+                use(start, some)
 
 
 def extract_views(
@@ -171,7 +175,8 @@ def raw_pixels(images: DecodedImages | Source, preprocessing: Preprocessing, *, 
     """
     store = _store(images, preprocessing)
     shrunk = dataclasses.replace(preprocessing, image_size=min(preprocessing.image_size, RAW_PIXEL_SIZE))
-    return torch.cat([shrunk(batch).flatten(1) for _, batch in _batches(store, 1024, progress=progress)])
+    parts = torch.split(torch.arange(len(store)), 1024)
+    return torch.cat([shrunk(batch).flatten(1) for batch in _batches(store, parts, progress=progress)])
 
 
 @contextmanager
@@ -194,16 +199,16 @@ def _store(images: DecodedImages | Source, preprocessing: Preprocessing) -> Deco
     return cast("DecodedImages", images) if hasattr(images, "get") else preprocessing.open_store(images)
 
 
-def _batches(store: DecodedImages, size: int, *, progress: bool) -> Iterator[tuple[int, Tensor | list[Tensor]]]:
-    """Batches of images, each with the position of its first image; the next batch is read while one is in use."""
-    parts = torch.split(torch.arange(len(store)), size)
-    with ThreadPoolExecutor(1) as reader, progress_bar("features", len(store), enabled=progress) as advance:
+def _batches(store: DecodedImages, parts: Sequence[Tensor], *, progress: bool) -> Iterator[Tensor | list[Tensor]]:
+    """Images of each part; the next part is read while one is in use."""
+    total = sum(map(len, parts))
+    with ThreadPoolExecutor(1) as reader, progress_bar("features", total, enabled=progress) as advance:
         ahead = reader.submit(store.get, parts[0])
         for number, part in enumerate(parts):
             batch = ahead.result()
             if number + 1 < len(parts):
                 ahead = reader.submit(store.get, parts[number + 1])
-            yield int(part[0]), batch
+            yield batch
             advance(len(part))
 
 

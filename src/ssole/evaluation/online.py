@@ -1,4 +1,7 @@
-"""Measurements while training: functions from a backbone to figures, which leave the backbone as it was."""
+"""Measurements while training: functions from a backbone to figures, which leave the backbone as it was.
+
+Many processes share the features, and the first one makes figures of them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.sources import is_in_memory, open_source, why_not_again
 from ssole.data.store import ImageStore
@@ -124,10 +128,14 @@ def _knn_of(data: EvaluationData, preprocessing: Preprocessing, k: Sequence[int]
         (train_features, train_labels), (test_features, test_labels) = (
             subset.readable_rows(features_of(subset)) for subset in (memory, queries)
         )
-        scores = knn_classify(
-            train_features.to(device), train_labels, test_features.to(device), k=k, num_classes=data.classes
-        )
-        return {f"knn{one}": accuracy(scores[one], test_labels) for one in k}
+
+        def figures() -> dict[str, float]:
+            scores = knn_classify(
+                train_features.to(device), train_labels, test_features.to(device), k=k, num_classes=data.classes
+            )
+            return {f"knn{one}": accuracy(scores[one], test_labels) for one in k}
+
+        return distributed.on_rank_0(figures)
 
     return evaluate_knn
 
@@ -136,4 +144,4 @@ def _label_free_of(
     backbone: nn.Module, *, data: EvaluationData, preprocessing: Preprocessing, precision: Precision
 ) -> dict[str, float]:
     features = extract(backbone, data.train, preprocessing, precision=precision, progress=False)
-    return label_free_figures(data.train.readable_rows(features)[0])
+    return distributed.on_rank_0(lambda: label_free_figures(data.train.readable_rows(features)[0]))

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssole import distributed
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.sources import open_source
 from ssole.errors import DataError, valid_text
@@ -29,9 +30,10 @@ from ssole.evaluation.datasets import Subset
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.features import Embeddings, for_each_batch
 from ssole.evaluation.preprocessing import Preprocessing
+from ssole.evaluation.sharing import own_device
 from ssole.evaluation.subjects import open_subject
 from ssole.files import read_json, remove_leftovers, write_atomically, write_text_atomically
-from ssole.runtime import Precision, resolve_device, resolve_precision
+from ssole.runtime import Precision, resolve_precision
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
@@ -97,11 +99,15 @@ def embed_to_file(
     source = open_source(data)
     folder = out.with_name(out.name + ".parts")
     parts = embed_parts(model, preprocessing, source, folder, device=device, precision=precision, progress=progress)
-    if out.suffix == ".parquet":
-        write_atomically(out, lambda path: _join(parts, path))
-    else:
-        _together(parts, source).save(out)
-    parts.remove()
+
+    def finish() -> None:
+        if out.suffix == ".parquet":
+            write_atomically(out, lambda path: _join(parts, path))
+        else:
+            _together(parts, source).save(out)
+        parts.remove()
+
+    distributed.on_rank_0(finish)
     return parts
 
 
@@ -115,12 +121,19 @@ def embed_parts(
     precision: Precision = "auto",
     progress: bool = True,
 ) -> Parts:
-    """Compute the features of a source in parts, those that are missing in the folder. Raises as `embed_to_file`."""
-    device = resolve_device(device)
-    _require_same_work(folder, _work(model, preprocessing, source, device, precision))
-    remove_leftovers(folder)
+    """Compute the features of a source in parts, those that are missing in the folder. Raises as `embed_to_file`.
+
+    Many processes share the features, and the first one writes them.
+    """
+    device = own_device(device)
     files = [folder / f"{start:010}.parquet" for start in range(0, len(source), PART)]
-    done = next((number for number, file in enumerate(files) if not file.exists()), len(files))
+
+    def begin() -> int:
+        _require_same_work(folder, _work(model, preprocessing, source, device, precision))
+        remove_leftovers(folder)
+        return next((number for number, file in enumerate(files) if not file.exists()), len(files))
+
+    done = distributed.on_rank_0(begin)
     if done < len(files):
         positions = torch.arange(done * PART, len(source))
         with preprocessing.open_store(source, memory_limit=0, progress=progress) as store:
@@ -134,7 +147,8 @@ def embed_parts(
                     f"stopped; the features of {kept:,} of {len(source):,} images are kept in {folder}, and the same "
                     "command goes on from there"
                 ) from None
-    return _counted(folder, files, source)
+    images, features = distributed.on_rank_0(lambda: _counted(files, source))
+    return Parts(folder=folder, files=files, images=images, features=features)
 
 
 class _PartWriter:
@@ -161,7 +175,8 @@ class _PartWriter:
             labels=None if store.source.labels is None else store.source.labels[readable],
             classes=store.source.classes,
         )
-        embeddings.save(self._files[self.written])
+        if distributed.rank() == 0:
+            embeddings.save(self._files[self.written])
         self.written += 1
         self._rows = []
 
@@ -217,8 +232,8 @@ def _require_same_work(folder: Path, work: dict[str, Any]) -> None:
         )
 
 
-def _counted(folder: Path, files: list[Path], source: Source) -> Parts:
-    """The parts with their counts; a warning names images that could not be read."""
+def _counted(files: list[Path], source: Source) -> tuple[int, int]:
+    """Number of images in the parts, and of their features; a warning names images that could not be read."""
     from pyarrow import parquet
 
     headers = [parquet.read_metadata(file) for file in files]
@@ -231,7 +246,7 @@ def _counted(folder: Path, files: list[Path], source: Source) -> Parts:
         first = next(name for name in names if name not in known)
         warnings.warn(f"{missing} of {len(source)} images cannot be read and are left out: {first}, ...", stacklevel=3)
     width = parquet.read_schema(files[0]).field("embedding").type.list_size
-    return Parts(folder=folder, files=files, images=sum(counts), features=width)
+    return sum(counts), width
 
 
 def _join(parts: Parts, path: Path) -> None:

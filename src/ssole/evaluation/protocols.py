@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssole import distributed
 from ssole.evaluation.accuracy import accuracy, classified
 from ssole.evaluation.attentive import Tokens, attentive_probe
 from ssole.evaluation.case import Case
@@ -160,7 +161,8 @@ def _semi(case: Case) -> Outcome:
         except ValueError as error:
             case.note(f"no fine-tuning: {error}.")
             return Outcome()
-        logits = extract(model, case.data.test, case.preprocessing, device=case.device, progress=case.progress)
+        with distributed.alone():  # each process has tuned a network, and on GPUs their last digits differ
+            logits = extract(model, case.data.test, case.preprocessing, device=case.device, progress=case.progress)
         logits, labels = case.data.test.readable_rows(logits)
         name = f"semi{round(100 * share)}"
         outcome = classified(name, logits.softmax(1), labels)

@@ -57,8 +57,8 @@ def train(
     """Train a run to its end, from its newest checkpoint if it has one.
 
     `loss` and `backbone` are modules of one's own. `evaluators` is {steps: f}: every so many steps, and at the end,
-    f(backbone) gives figures for metrics.jsonl. `spent` is the time in seconds that a new run has taken before,
-    `initial` the weights that it starts from, in place of random ones.
+    all processes call f(backbone), which gives figures for metrics.jsonl. `spent` is the time in seconds that a new run
+    has taken before, `initial` the weights that it starts from, in place of random ones.
     Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
     distributed.all_arrive()
@@ -118,7 +118,7 @@ def _take_steps(
             distributed.on_rank_0(partial(_log, monitor, guardian, epoch, lr, terms, z_BD))
 
         for evaluator in (f for every, f in evaluators.items() if last or _due(step, every)):
-            distributed.on_rank_0(partial(monitor.evaluate, evaluator, learner.encoder.backbone))
+            monitor.evaluate(evaluator, learner.encoder.backbone)
             learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
 
         if _ends_in_checkpoint(config, pace, step + 1) or stopping:

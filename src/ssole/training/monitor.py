@@ -124,10 +124,12 @@ class Monitor:
         return row
 
     def evaluate(self, evaluator: Evaluator, backbone: nn.Module) -> None:
-        """Run an evaluator and write its figures. Its time does not count as training."""
+        """Run an evaluator and write its figures, in the first process. Its time does not count as training."""
         begin = time.perf_counter()
         figures = evaluator(backbone)
         self._paused += time.perf_counter() - begin
+        if not self._writes:
+            return
         self._write({"step": self._step, "seconds": round(self.seconds, 3), **figures})
         self._screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 

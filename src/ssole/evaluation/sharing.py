@@ -1,0 +1,56 @@
+"""Sharing of an extraction among processes: each computes some of the batches, and all get all features, in order.
+
+The batches are those of a single process, so the features are too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ssole import distributed
+from ssole.data.store import ImageStore
+from ssole.runtime import resolve_device
+
+
+def own_device(device: torch.device | str) -> torch.device:
+    """Device of a name, which is that of this process if processes share the work."""
+    found = resolve_device(device)
+    return distributed.own_device(found) if distributed.shares_work() else found
+
+
+def own_parts(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Parts that this process computes, one a round; in the last round some processes repeat the last part."""
+    if not distributed.shares_work():
+        return list(parts)
+    world, rank = distributed.world_size(), distributed.rank()
+    return [parts[min(first + rank, len(parts) - 1)] for first in range(0, len(parts), world)]
+
+
+def parts_of_all(turn: int, rows: Tensor, parts: Sequence[Tensor], images: Any) -> Iterator[tuple[int, Tensor]]:
+    """Position of the first image and features of each part of a round, in order.
+
+    Args:
+        turn: number of the round.
+        rows: features (B, F) of this process's own part.
+        parts: positions of the images of all parts.
+        images: store of the images, or a part of it. It takes note of images that others could not read.
+    """
+    if not distributed.shares_work():
+        yield int(parts[turn][0]), rows
+        return
+    _agree_on_unreadable(getattr(images, "store", images))
+    world = distributed.world_size()
+    everything = distributed.gather(rows.contiguous(), equal=False)
+    for part in parts[turn * world : (turn + 1) * world]:
+        yield int(part[0]), everything[: len(part)]
+        everything = everything[len(part) :]
+
+
+def _agree_on_unreadable(store: Any) -> None:
+    """Let the stores of all processes know the images that any of them could not read."""
+    if isinstance(store, ImageStore) and distributed.agree(len(store.unreadable)):
+        store.take_unreadable(one for found in distributed.collect(store.unreadable) for one in found)
