@@ -273,6 +273,28 @@ def test_no_index_can_be_kept_at_all(tmp_path, monkeypatch):
     assert len(open_source(shard(tmp_path / "x.tar", 0))) == 3
 
 
+@pytest.mark.parametrize("operation", ["fsync", "replace"])
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_fault_of_the_disk_while_the_index_is_written(tmp_path, monkeypatch, operation, times):
+    """Each flush and rename fails: beside the tar, and also in the cache folder."""
+    monkeypatch.setenv("SSOLE_CACHE", str(tmp_path / "cache"))
+    path, plain, failed = shard(tmp_path / "data" / "x.tar", 0), getattr(os, operation), []
+
+    def fail(*arguments, **options):
+        if len(failed) < times:
+            failed.append(arguments)
+            raise OSError(28, "No space left on device")
+        return plain(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, operation, fail)
+        assert len(open_source(path)) == 3
+    assert len(failed) == times
+    kept = [entry for entry in tmp_path.rglob("*") if entry.is_file() and entry != path]
+    assert len(kept) == 2 - times  # one index, and no part of one
+    assert len(open_source(path)) == 3
+
+
 def test_a_hundred_shards_reopen_in_a_second(tmp_path, monkeypatch):
     original = shard(tmp_path / "0.tar", 0, 50)
     (tmp_path / "many").mkdir()

@@ -139,6 +139,8 @@ def test_what_is_no_bundle_or_a_damaged_one(tmp_path: Path) -> None:
     for damaged, told in (
         ("{", "cannot be read"),
         ("{}", "damaged: look at step, what, epoch, lr"),
+        (json.dumps(json.loads(text) | {"step": 2**70}), "damaged: look at step$"),
+        (json.dumps(json.loads(text) | {"epoch": -1}), "damaged: look at epoch$"),
         (text.replace('"resnet18"', '"resnet"'), "resnet"),
         (text.replace('"projector_dim": 8', '"projector_dim": 9'), "does not hold the weights of its settings"),
     ):

@@ -27,6 +27,7 @@ from ssole.training.watch import NonFiniteLossError
 
 _LISTED = 5  # layers or weights that are named
 _PIXELS = (torch.uint8, torch.uint16)
+_MOST_STEPS = 2**31  # more than any run has; torch seeds its generator with 64 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +148,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     kinds: dict[str, type | tuple[type, ...]] = {"step": int, "what": str, "epoch": int, "lr": (int, float)}
     facts.setdefault("early", False)  # of bundles that older versions wrote
     kinds |= {"early": bool, "device": str, "compiled": bool, "settings": dict, "environment": dict}
-    if wrong := [name for name, kind in kinds.items() if not isinstance(facts.get(name), kind)]:
+    wrong = [name for name, kind in kinds.items() if not isinstance(facts.get(name), kind)]
+    if wrong := wrong or [name for name in ("step", "epoch") if not 0 <= facts[name] < _MOST_STEPS]:
         raise ConfigError(f"{path / 'step.json'} is damaged: look at {', '.join(wrong)}")
     try:
         require_regular(file)
