@@ -11,7 +11,14 @@ def test_tune_says_what_it_chose_and_how_to_train_with_it(command: Command) -> N
     given = ("--recipe", "tiny.yaml", "--data", "photos", "--budget", "4steps", "--trials", "2", "--out", "tuned")
     outcome = command("tune", *given)
     assert outcome.code == 0, outcome.err
-    for words in ("trial 0: ", "trial 1: ", "* has the best", "rank correlation with kNN", "tuned/tuned.yaml"):
+    for words in (
+        "trial 0: ",
+        "trial 1: ",
+        "* has the best",
+        "rank correlation with kNN",
+        "of what labels would have gained",
+        "tuned/tuned.yaml",
+    ):
         assert words in outcome.out
     assert sum(line.startswith("* trial") for line in outcome.out.splitlines()) == 1
     outcome = command("pretrain", "--recipe", "tuned/tuned.yaml", "--steps", "1", "--out", "run")

@@ -13,7 +13,7 @@ import pytest
 import ssole
 import tiny
 from ssole.comparison import tune as module
-from ssole.comparison.tune import FIGURE, stronger, tune
+from ssole.comparison.tune import FIGURE, RECOVERED, stronger, tune
 from ssole.config import ConfigError, Crop, ViewRecipe, load
 from ssole.evaluation.results import LABEL_FREE
 from ssole.evaluation.verdict import CORRELATION
@@ -132,3 +132,16 @@ def test_share_of_the_labelled_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["figures"]["uniformity"]["knn20"] == pytest.approx(0.5)  # lower is better: the third trial of both
     assert module.summary([first])["figures"]["uniformity"]["share"] == pytest.approx(-1)
     assert module.summary([first[:1] + first[2:]])["random"]["share"] is None  # no trial is better than the recipe
+
+
+def test_what_is_said_of_the_share_is_the_committed_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "tune.json"
+    report = json.loads(path.read_text(encoding="utf-8"))
+    module = experiment(monkeypatch)
+    for count in (8, 12):
+        figures = report["result"][f"{count} trials"]["all"]["figures"]
+        found = module.result(report["searches"], count)["all"]["figures"]
+        assert found[FIGURE] == pytest.approx(figures[FIGURE])
+        assert round(figures[FIGURE]["share"], 2) == RECOVERED
+        assert max(figures, key=lambda name: figures[name]["share"]) == FIGURE
+    assert len(report["searches"]) == 4

@@ -35,7 +35,7 @@ def tune(argv: Sequence[str]) -> int:
       ssole tune --data photos/ --budget 30m --out runs/tuned
       ssole pretrain --data photos/ --recipe runs/tuned/tuned.yaml
     """
-    from ssole.comparison.tune import FIGURE, words
+    from ssole.comparison.tune import FIGURE, RECOVERED, words
     from ssole.comparison.tune import tune as run
     from ssole.evaluation.results import METRICS
     from ssole.evaluation.verdict import COMPARED, CORRELATION
@@ -47,6 +47,7 @@ def tune(argv: Sequence[str]) -> int:
         print(f"{'*' if number == found.chosen else ' '} trial {number}: {outcome}  {words(trial.settings)}")
     trust = f"rank correlation with kNN was {CORRELATION[FIGURE]:+.2f} in {COMPARED} small runs"
     print(f"* has the best {METRICS[FIGURE]}, whose {trust}")
+    print(f"choosing by it gained {RECOVERED:.0%} of what labels would have gained in 4 searches (docs/compare.md)")
     print(f"recipe: {found.recipe}")
     print(f"train with it: ssole pretrain --recipe {found.recipe}")
     return 0
