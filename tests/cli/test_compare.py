@@ -52,6 +52,20 @@ def test_an_experiment_file_and_options_that_override_it(compare: Command) -> No
     assert config["loss"]["high_rank_weight"] == 2.0
 
 
+def test_some_arms_of_an_experiment(compare: Command) -> None:
+    arms = {
+        name: {"loss.high_rank_weight": weight} for name, weight in {"low": 0.5, "middle": 1.0, "high": 2.0}.items()
+    }
+    Path("weights.yaml").write_text(yaml.safe_dump({"methods": arms}, sort_keys=False))
+    outcome = compare("weights.yaml", "--methods", "high, low", *OPTIONS, "--budget", "3steps")
+    assert outcome.code == 0, outcome.err
+    saved = json.loads(Path("runs/weights/comparison.json").read_text())
+    assert list(saved["arms"]) == ["high", "low"]
+    outcome = compare("weights.yaml", "--methods", "high,lower", *OPTIONS)
+    assert outcome.code == 2
+    assert "the experiment has no arm 'lower'; there are: low, middle, high" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -22,7 +22,7 @@ class CompareArgs:
     ] = None
     """A file with these options and, perhaps, arms of your own; see docs/compare.md. Options override it."""
     methods: Annotated[str | None, tyro.conf.arg(metavar="A,B,...", help_behavior_hint="")] = None
-    """Losses to compare, with commas between them: ssole,simclr,vicreg."""
+    """Losses to compare, with commas between them: ssole,simclr,vicreg. Or some of the arms of the experiment."""
     data: DataWords = ()
     """Labelled images, in any form that pretraining takes. By default, the recipe's own."""
     test: DataWords = ()
@@ -83,13 +83,23 @@ def _arguments(args: CompareArgs) -> dict[str, Any]:
         name: getattr(args, name) for name in ("recipe", "budget", "seeds", "search", "images", "projector", "out")
     }
     given |= {"data": data_spec(args.data), "test": data_spec(args.test)}
-    given["methods"] = None if args.methods is None else [name.strip() for name in args.methods.split(",")]
+    given["methods"] = None if args.methods is None else _methods(args.methods, found.get("methods"))
     found |= {name: value for name, value in given.items() if value is not None}
     if "methods" not in found:
         raise ConfigError("name the methods to compare: --methods ssole,simclr, or an experiment.yaml")
     if args.experiment is not None and args.out is None:
         found["out"] = Path("runs") / args.experiment.stem
     return found | dict(map(_setting, args.set))
+
+
+def _methods(text: str, arms: Any) -> list[str] | dict[str, Any]:
+    """Losses by name, or those arms of an experiment that have the names."""
+    names = [name.strip() for name in text.split(",")]
+    if not isinstance(arms, dict) or not any(name in arms for name in names):
+        return names
+    if missing := [name for name in names if name not in arms]:
+        raise ConfigError(f"the experiment has no arm {missing[0]!r}; there are: {', '.join(arms)}")
+    return {name: arms[name] for name in names}
 
 
 def _setting(text: str) -> tuple[str, Any]:
