@@ -20,8 +20,8 @@ from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
 from ssole.training import trial
-from ssole.training.loop import Interrupted
 from ssole.training.run import Run
+from ssole.training.stopping import Interrupted
 
 METHODS = ["ssole", "simclr"]
 

@@ -13,7 +13,7 @@ import tiny
 from ssole.config import ConfigError
 from ssole.errors import DataError
 from ssole.evaluation.results import LABEL_FREE
-from ssole.training.loop import Interrupted
+from ssole.training.stopping import Interrupted
 
 STEPS = 7
 
@@ -45,6 +45,8 @@ def test_a_resumed_run_goes_on_measuring(tmp_path: Path, plain: bytes, monkeypat
     monkeypatch.chdir(tmp_path)
 
     class AfterTheFirstMeasurement:
+        at_once = staticmethod(nullcontext)
+
         @property
         def requested(self) -> int:
             metrics = Path("run/metrics.jsonl")

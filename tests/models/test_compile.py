@@ -14,8 +14,8 @@ from ssole.models import compile as compiling
 from ssole.models.backbone import Encoder
 from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.models.cpu import speed_up_compiled_batch_norms
-from ssole.training.loop import Interrupted
 from ssole.training.step import Learner
+from ssole.training.stopping import Interrupted
 
 needs_compiler = pytest.mark.skipif(not compiling.can_compile(), reason="torch.compile needs g++ and python3-dev")
 CPU = torch.device("cpu")

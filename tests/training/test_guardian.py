@@ -18,9 +18,9 @@ from ssole.config import LOSS_CONFIGS
 from ssole.training import guardian
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.guardian import CollapseError
-from ssole.training.loop import Interrupted
 from ssole.training.run import Run
 from ssole.training.step import Learner
+from ssole.training.stopping import Interrupted
 from ssole.training.watch import LossWatch, NonFiniteLossError
 
 Where = Callable[[int, float], bool]

@@ -22,9 +22,9 @@ from ssole.config import ConfigError
 from ssole.training import pace
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
-from ssole.training.loop import Interrupted
 from ssole.training.run import Run, create_run
 from ssole.training.step import Learner
+from ssole.training.stopping import Interrupted
 
 STEPS, STOP, FAILURE = 20, 7, 8
 SETTINGS: dict[str, Any] = {

@@ -28,8 +28,8 @@ from ssole.config import ConfigError
 from ssole.data.base import Source
 from ssole.errors import DataError
 from ssole.training.checkpoint import checkpoint_steps
-from ssole.training.loop import Interrupted, Stop, stop_signal
 from ssole.training.run import Run
+from ssole.training.stopping import Interrupted, Stop, stop_signal
 
 
 class Crash(Exception):
@@ -295,6 +295,7 @@ class LateSignal:
     """Heard at every other look: as if it came just after a step had decided not to save."""
 
     looks = 0
+    at_once = staticmethod(nullcontext)
 
     @property
     def requested(self) -> int:

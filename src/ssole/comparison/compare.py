@@ -20,9 +20,9 @@ from ssole.config import DEFAULT_RECIPE, ConfigError, PretrainConfig, load
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
 from ssole.data.sources import describe, open_source, why_not_again
-from ssole.training.loop import Interrupted
 from ssole.training.run import Run, lock_run
 from ssole.training.settings import measured
+from ssole.training.stopping import Interrupted
 
 
 def compare(

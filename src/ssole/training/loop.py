@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,15 +27,8 @@ from ssole.training.pace import Pace
 from ssole.training.run import Run, record_unreadable, rewind
 from ssole.training.saving import Saver
 from ssole.training.step import Learner
+from ssole.training.stopping import Interrupted, Stop, Stopping, stop_signal
 from ssole.training.watch import NonFiniteLossError
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, SIGTERM or SIGHUP arrived, and a checkpoint was written; the message says how to go on."""
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
 
 
 def train(
@@ -70,19 +60,20 @@ def train(
     guardian = Guardian(run, learner, images=plan.images, steps=plan.total, is_regular=is_regular)
     done = _resume(run, learner, plan, pace, spent)
     guardian.read_metrics()
-    feed = Feed(store, device)
-    title = _title(learner, replace(plan, total=pace.total))
+    feed, title = Feed(store, device), _title(learner, replace(plan, total=pace.total))
     monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
-
     saver = Saver(run, learner, guardian, monitor.flush)
     with torch_state(deterministic=config.deterministic), monitor, saver, stop_signal(monitor.show_stopping) as stop:
         if learner.wants_compiling(plan.total):
             with monitor.preparing("compiling the encoder: up to half a minute"):
                 learner.compile(stopping=lambda: bool(stop.requested))
-
+        saved = partial(_save, run, store, learner, monitor, saver)
+        with _leaving(run, learner, stop, saved):
+            _evaluate_missed(run, pace, learner, monitor, evaluators, stop)
         while learner.steps_done < pace.total:
             try:
-                _take_steps(run, store, pace, learner, guardian, feed, monitor, saver, evaluators, stop)
+                with _leaving(run, learner, stop, saved):
+                    _take_steps(run, pace, learner, guardian, feed, monitor, saved, evaluators, stop)
             except NonFiniteLossError as error:
                 saver.write_kept()
                 monitor.go_back(*guardian.recover(error, monitor.note))
@@ -94,19 +85,19 @@ def train(
 
 def _take_steps(
     run: Run,
-    store: ImageStore,
     pace: Pace,
     learner: Learner,
     guardian: Guardian,
     feed: Feed,
     monitor: Monitor,
-    saver: Saver,
+    save: Callable[[bool], None],
     evaluators: Mapping[int, Evaluator],
     stop: Stop,
 ) -> None:
     """Train from where the learner is to the end of the run."""
-    config = learner.config
-    for step, epoch, ids, images in feed.batches(pace.plan, learner.steps_done):
+    config, batches = learner.config, feed.batches(pace.plan, learner.steps_done)
+    while (batch := _next(batches, stop)) is not None:
+        step, epoch, ids, images = batch
         lr = guardian.rate * pace.learning_rate(step)
         terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr, early=pace.is_early(step))
         last, stopping = pace.ends(step), distributed.agree(stop.requested)
@@ -118,20 +109,67 @@ def _take_steps(
             distributed.on_rank_0(partial(_log, monitor, guardian, epoch, lr, terms, z_BD))
 
         for evaluator in (f for every, f in evaluators.items() if last or _due(step, every)):
-            monitor.evaluate(evaluator, learner.encoder.backbone)
-            learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
+            _evaluate(evaluator, learner, monitor, stop)
 
         if _ends_in_checkpoint(config, pace, step + 1) or stopping:
-            found = [(i, name, why) for rows in distributed.collect(store.unreadable) for i, name, why in rows]
-            distributed.on_rank_0(partial(record_unreadable, run, found))
-            must = last or bool(stopping) or _due(step, config.checkpoint_every)
-            saver.save(Progress(step + 1, len(store), monitor.seconds), must=must)
+            save(last or bool(stopping) or _due(step, config.checkpoint_every))
 
         if last:
             return
         if stopping:
-            how = f"go on with: ssole pretrain --resume {run.path}"
-            raise Interrupted(f"stopped after step {step + 1}; {how}", stopping)
+            raise _interrupted(run, learner, stopping)
+
+
+def _next(batches: Iterator[Any], stop: Stop) -> Any:
+    """Next batch, or None after the last; a signal leaves the wait for it, which may take long, at once."""
+    with stop.at_once():
+        return next(batches, None)
+
+
+def _evaluate(evaluator: Evaluator, learner: Learner, monitor: Monitor, stop: Stop) -> None:
+    with stop.at_once():
+        monitor.evaluate(evaluator, learner.encoder.backbone)
+    learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
+
+
+def _evaluate_missed(
+    run: Run, pace: Pace, learner: Learner, monitor: Monitor, evaluators: Mapping[int, Evaluator], stop: Stop
+) -> None:
+    """Evaluate a restored state as an undisturbed run did, where a signal has left its evaluation."""
+
+    def count() -> int:
+        here = (row for row in run.metrics if row["step"] == learner.steps_done)
+        return sum(not {"loss", "guardian"} & row.keys() for row in here)
+
+    done, found = learner.steps_done, distributed.on_rank_0(count)
+    due = [f for every, f in evaluators.items() if done and (pace.is_end(done) or _due(done - 1, every))]
+    for evaluator in due[found:]:
+        _evaluate(evaluator, learner, monitor, stop)
+
+
+@contextmanager
+def _leaving(run: Run, learner: Learner, stop: Stop, save: Callable[[bool], None]) -> Iterator[None]:
+    """Context that a signal may leave at once: then the steps that are done are saved."""
+    try:
+        yield
+    except Stopping:
+        if learner.steps_done:
+            save(True)
+        raise _interrupted(run, learner, stop.requested) from None
+
+
+def _interrupted(run: Run, learner: Learner, number: int) -> Interrupted:
+    if not learner.steps_done:
+        return Interrupted("stopped before the first step, and nothing was saved", number)
+    how = f"go on with: ssole pretrain --resume {run.path}"
+    return Interrupted(f"stopped after step {learner.steps_done}; {how}", number)
+
+
+def _save(run: Run, store: ImageStore, learner: Learner, monitor: Monitor, saver: Saver, must: bool) -> None:
+    """Record the images that could not be read, and keep the learner's state: on the disk at once if it must be."""
+    found = [(i, name, why) for rows in distributed.collect(store.unreadable) for i, name, why in rows]
+    distributed.on_rank_0(partial(record_unreadable, run, found))
+    saver.save(Progress(learner.steps_done, len(store), monitor.seconds), must=must)
 
 
 def _give(initial: Initial | None, run: Run, learner: Learner, plan: Plan, spent: float) -> None:
@@ -217,50 +255,3 @@ def _title(learner: Learner, plan: Plan) -> str:
     done = learner.steps_done
     where = str(device) if world == 1 else f"{world} processes ({device.type})"
     return f"{title}, on {where} in {number}" + (f", going on after step {done}" if done else "")
-
-
-@dataclass
-class Stop:
-    """Request to stop training, made by a signal."""
-
-    requested: int = 0
-    """Number of the signal, or 0."""
-
-
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # of Ctrl-C, of `kill` and schedulers, and of a terminal that was closed
-_AT_ONCE = 1.0  # seconds in which another signal is the same request: schedulers and terminals send several
-
-
-@contextmanager
-def stop_signal(notify: Callable[[], None]) -> Iterator[Stop]:
-    """Handler of Ctrl-C, SIGTERM and SIGHUP: the first sets a request for the loop to answer, a second acts at once.
-
-    Another of the three within a second of the first is part of the same request. SIGHUP stays ignored under `nohup`.
-    `notify` is called on the first one. It runs inside a signal handler, so it must not print.
-    """
-    stop = Stop()
-    if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
-        yield stop
-        return
-    first = 0.0
-
-    def request(number: int, frame: FrameType | None) -> None:
-        nonlocal first
-        if not stop.requested:
-            stop.requested, first = number, time.monotonic()
-            notify()
-        elif number == stop.requested or time.monotonic() - first > _AT_ONCE:
-            # in place of restoring all handlers on the first signal: Python reports one that was on its way as an error
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
-
-    known = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]  # Windows has no SIGHUP
-    before = {number: signal.getsignal(number) for number in known}
-    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
