@@ -108,6 +108,7 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     outline = Outline(ssole.report(run, progress=False))
     assert "Not finished: 2 steps so far" in outline.text
     assert "Below are its views; the other pictures need the backbone." in outline.text
+    assert ("Drag to zoom" in outline.text) == ("Too few steps" not in outline.text)  # no hint without curves
     assert "views" in outline.ids
     assert not outline.ids & {"map", "neighbours", "outliers"}
     (picture,) = [attributes for tag, attributes in outline.tags if tag == "img"]
