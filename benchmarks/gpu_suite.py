@@ -16,6 +16,7 @@ of time in which the GPU works: a rate near that of another loop proves little i
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import tempfile
@@ -66,6 +67,7 @@ class Suite:
     data: str | None = None
     test: str | None = None
     seeds: tuple[int, ...] = (0,)
+    budget: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def config(self, recipe: str, **changes: Any) -> Any:
@@ -81,6 +83,7 @@ class Suite:
                 "model.projector_hidden": 8,
                 "batch_size": 4,
                 "precision": "float32",
+                "compile": "never",
                 "log_every": 1,
             }
         return load(recipe, device=str(self.device), **{**changes, **small, **self.overrides})
@@ -166,16 +169,20 @@ def waits(run: Callable[[], None], device: torch.device) -> str | None:
 
 
 def graph_milliseconds(run: Callable[[], None], suite: Suite) -> float | None:
-    """Milliseconds of a call that is replayed as a CUDA graph: without what launching costs. None without a GPU."""
+    """Milliseconds of a call that is replayed as a CUDA graph: without what launching costs. None without a GPU, or if
+    it cannot be captured."""
     if suite.device.type != "cuda":
         return None
-    side = torch.cuda.Stream(suite.device)
-    with torch.cuda.stream(side):
-        run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(suite.device)
+    try:
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=side):
+            run()
+    except RuntimeError as error:
+        print(f"  not captured: {error}", flush=True)
+        return None
     graph.replay()
     return 1e3 * seconds_of(lambda: [graph.replay() for _ in range(20)], suite.device) / 20
 
@@ -205,14 +212,20 @@ def views_rows(suite: Suite) -> Iterator[Row]:
         yield {"size": size, "images": batch, "views_per_second": rate, "busy_share": busy_share(call, suite.device)}
 
 
-def steps_of(suite: Suite, config: Any) -> tuple[Callable[[int], None], float]:
-    """Function that takes so many training steps on images in memory, and FLOPs of the encoder in one step."""
+def steps_of(
+    suite: Suite, config: Any, images: Tensor | None = None, *, early: bool = False
+) -> tuple[Callable[[int], None], float, Any]:
+    """Function that takes so many training steps on images in memory, FLOPs of the encoder in one, and the learner.
+
+    `early` steps are those of the first part of a run.
+    """
     from ssole.rng import epoch_order
     from ssole.training.step import Learner
 
-    images, batch = suite.small_images, config.batch_size
+    images, batch = suite.small_images if images is None else images, config.batch_size
     learner = Learner(config, suite.device, images=len(images))
-    views = [torch.randn(batch, c.count, 3, c.size, c.size, device=suite.device) for c in config.augment.crops]
+    crops = (config.augment.early if early else config.augment).crops
+    views = [torch.randn(batch, c.count, 3, c.size, c.size, device=suite.device) for c in crops]
     flops = flops_of(lambda: learner.embed(views).float().sum().backward())  # of a compiled encoder they cannot be seen
     learner.optimizer.zero_grad(set_to_none=True)
     if learner.wants_compiling(1000):
@@ -225,37 +238,41 @@ def steps_of(suite: Suite, config: Any) -> tuple[Callable[[int], None], float]:
         for _ in range(n):
             done = learner.steps_done
             epoch, chosen = done // count, ids[done % count]
-            learner.step(images.index_select(0, chosen), chosen, epoch=epoch, lr=1e-4)
+            learner.step(images.index_select(0, chosen), chosen, epoch=epoch, lr=1e-4, early=early)
         learner.check_losses()
 
     steps(8)  # of which a graph is captured
-    return steps, flops
+    return steps, flops, learner
 
 
 def step_rows(suite: Suite) -> Iterator[Row]:
     """A training step of ResNet-18 at 32 px, views included; the goals are `GOALS_MS`, and 58 k views/s at the best."""
-    n = 2 if suite.tiny else 30
     for form, (batch, views) in forms_and_shapes(suite):
         crops = [{"count": views, "size": 8 if suite.tiny else 32}]
-        changes = {"batch_size": batch, "augment.crops": crops, **FORMS[form]}
-        config = suite.config("cifar10", **changes)
-        steps, flops = steps_of(suite, config)
+        config = suite.config("cifar10", **{"batch_size": batch, "augment.crops": crops, **FORMS[form]})
+        about = {"batch_size": config.batch_size, "views": views, "form": form}
+        try:
+            yield about | step_row(suite, config)
+        except Exception as error:  # noqa: BLE001 - such as no compiler, or too little memory: the others shall run
+            yield about | {"failed": f"{type(error).__name__}: {error}"[:300]}
 
-        def block(steps: Callable[[int], None] = steps) -> None:
-            steps(n)
 
-        seconds = statistics.median(seconds_of(block, suite.device) for _ in range(3)) / n
-        yield {
-            "batch_size": config.batch_size,
-            "views": views,
-            "form": form,
-            "ms": 1e3 * seconds,
-            "goal_ms": GOALS_MS.get((config.batch_size, views)),
-            "views_per_second": config.batch_size * views / seconds,
-            "encoder_gflops": flops / 1e9,
-            "utilization": utilization(flops, seconds, suite.device),
-            "busy_share": busy_share(block, suite.device),
-        }
+def step_row(suite: Suite, config: Any, images: Tensor | None = None, *, n: int = 30, early: bool = False) -> Row:
+    """Figures of a training step, from blocks of `n` steps; arguments as of :func:`steps_of`."""
+    steps, flops, learner = steps_of(suite, config, images, early=early)
+    n = 2 if suite.tiny else n
+    seconds = statistics.median(seconds_of(lambda: steps(n), suite.device) for _ in range(3)) / n
+    images_and_views = config.batch_size, config.augment.views
+    return {
+        "ms": 1e3 * seconds,
+        "goal_ms": GOALS_MS.get(images_and_views),
+        "views_per_second": math.prod(images_and_views) / seconds,
+        "encoder_gflops": flops / 1e9,
+        "utilization": utilization(flops, seconds, suite.device),
+        "busy_share": busy_share(lambda: steps(5), suite.device),
+        "captured": learner.is_captured,
+        "compiled": learner.is_compiled,
+    }
 
 
 def forms_and_shapes(suite: Suite) -> Iterator[tuple[str, tuple[int, int]]]:
@@ -270,7 +287,7 @@ def forms_and_shapes(suite: Suite) -> Iterator[tuple[str, tuple[int, int]]]:
 def profile_rows(suite: Suite) -> Iterator[Row]:
     """50 steps of the `cifar10` recipe: the operators that take longest, launches, and calls that wait."""
     config = suite.config("cifar10", **{"augment.crops": [{"count": 4, "size": 8}]} if suite.tiny else {})
-    steps, _ = steps_of(suite, config)
+    steps, _, _ = steps_of(suite, config)
     n = 2 if suite.tiny else 50
     found, seconds = profiled(lambda: steps(n), suite.device)
     intervals = kernel_intervals(found)
@@ -296,11 +313,10 @@ def speedrun_rows(suite: Suite) -> Iterator[Row]:
 
     train, test, decoding = suite.decoded
     yield {"seconds_of_decoding": decoding}
+    config = speedrun_config(suite, suite.seeds[0])
+    yield from projection_rows(suite, config, train)
     for seed in suite.seeds:
-        changes: dict[str, Any] = {"seed": seed, "data": "cifar10"}
-        if suite.tiny:
-            changes |= {"budget": None, "steps": 4, "augment.crops": [{"count": 2, "size": 8}], "augment.early_size": 4}
-        config = suite.config("cifar10-speedrun", **changes)
+        config = speedrun_config(suite, seed)
         begun = time.perf_counter()
         run = start(config, suite.folder / f"speedrun-{seed}", data=train, progress=False)
         trained = time.perf_counter() - begun
@@ -317,6 +333,38 @@ def speedrun_rows(suite: Suite) -> Iterator[Row]:
             "accuracy": {name: score.value for (row,) in [result.rows.values()] for name, score in row.items()},
             "seconds_of_evaluation": time.perf_counter() - begun - trained,
         }
+
+
+def speedrun_config(suite: Suite, seed: int) -> Any:
+    """Config of the speedrun, with another budget if one was given."""
+    changes: dict[str, Any] = {"seed": seed, "data": "cifar10"}
+    if suite.tiny:
+        changes |= {"budget": None, "steps": 4, "augment.crops": [{"count": 2, "size": 8}], "augment.early_size": 4}
+    elif suite.budget is not None:
+        changes["budget"] = suite.budget
+    return suite.config("cifar10-speedrun", **changes)
+
+
+def projection_rows(suite: Suite, config: Any, train: Any) -> Iterator[Row]:
+    """An epoch of the speedrun in each part of the run, and what follows for ten minutes: known before it has ended."""
+    images = torch.from_numpy(train.images).permute(0, 3, 1, 2).contiguous().to(suite.device)
+    epoch = max(1, len(images) // config.batch_size)
+    later = step_row(suite, config, images, n=epoch)
+    yield {"part": "later", **later}
+    share, early = 0.0, later
+    if config.augment.early is not None:
+        share, early = config.augment.early_share, step_row(suite, config, images, n=epoch, early=True)
+        yield {"part": "early", **early}
+    ms, gflops = (share * early[name] + (1 - share) * later[name] for name in ("ms", "encoder_gflops"))
+    views = config.batch_size * config.augment.views
+    yield {
+        "part": "whole run, projected",
+        "ms": ms,
+        "views_per_second": 1e3 * views / ms,
+        "utilization": utilization(1e9 * gflops, ms / 1e3, suite.device),
+        "million_views_in_ten_minutes": 0.6 * views / ms,
+        "epochs_in_ten_minutes": 6e5 / ms / epoch,
+    }
 
 
 def imagenet_rows(suite: Suite) -> Iterator[Row]:
@@ -383,6 +431,7 @@ def main() -> None:
     parser.add_argument("--data", help="speedrun: parquet file of the training images")
     parser.add_argument("--test", help="speedrun: parquet file of the test images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="speedrun: of the runs")
+    parser.add_argument("--budget", help="speedrun: time of each run, in place of the recipe's, such as 5m")
     parser.add_argument("--limit", type=float, help="seconds that a piece may take, in place of its own limit")
     parser.add_argument("--device", default="cuda")
     parser.add_argument(
@@ -399,9 +448,11 @@ def main() -> None:
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("no CUDA GPU is available to torch")
     require_modules()
-    with tempfile.TemporaryDirectory() as folder:
+    from ssole.runtime import torch_state
+
+    with torch_state(deterministic=False), tempfile.TemporaryDirectory() as folder:  # cuDNN's choices as in runs
         os.environ["SSOLE_CACHE"] = f"{folder}/cache"  # decoded images go with the files they came from
-        suite = Suite(device, Path(folder), args.tiny, args.data, args.test, tuple(args.seeds))
+        suite = Suite(device, Path(folder), args.tiny, args.data, args.test, tuple(args.seeds), args.budget)
         ended = []
         for name in chosen:
             limit = args.limit or LIMITS.get(name, SPEEDRUN_SECONDS * len(args.seeds))

@@ -58,7 +58,8 @@ _FOREACH_TENSORS, _FOREACH_CHUNKS, _CHUNK = (110, 64, 48, 36, 30), 320, 1 << 16
 
 
 class Launches(TorchDispatchMode):
-    """Counter of kernel launches by part of the step, and of what makes the host wait."""
+    """Counter of kernel launches by part of the step, of copies between host and device, and of what makes the host
+    wait."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,11 +68,14 @@ class Launches(TorchDispatchMode):
         self.flops: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.waits: list[str] = []
+        self.copies: list[str] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if wait := _wait(name, args, kwargs or {}):
             self.waits.append(f"{self.part}: {wait}")
+        if name == "_to_copy" and _wait(name, args, {**(kwargs or {}), "non_blocking": False}):
+            self.copies.append(self.part)
         if name == "_local_scalar_dense":
             return 1.0  # fake tensors have no values; optimizers read their count of steps, from the host's memory
         out = None if name == "_fused_sgd_" else func(*args, **(kwargs or {}))  # which has no fake form
@@ -246,6 +250,16 @@ def launches(config: PretrainConfig, *, image_size: int = 32, images: int = 50_0
     return counter
 
 
+def knn_flops(config: PretrainConfig, train: int = 50_000, test: int = 10_000) -> float:
+    """FLOPs of a measurement of kNN accuracy while training: features of all images, and their products."""
+    size, some = config.augment.image_size, 100
+    with fake_cuda(), torch.no_grad():
+        backbone = Learner(config, DEVICE).encoder.backbone.eval()
+        with Launches() as counter:
+            features = backbone(torch.zeros(some, 3, size, size, device=DEVICE))
+    return counter.flops["other"] * (train + test) / some + 2.0 * train * test * features.shape[1]
+
+
 @contextmanager
 def _parts_named(learner: Learner, counter: Launches) -> Iterator[None]:
     """Context in which the counter knows which part of a step runs."""
@@ -337,8 +351,13 @@ def main() -> None:
             for part, operators in counted.by_part.items():
                 print(f"    {part}: {', '.join(f'{op} {n}' for op, n in operators.most_common() if n)}")
             print(f"    waits: {counted.waits}")
+    speedrun = load("cifar10-speedrun", precision="bfloat16", cuda_graph="never")
+    step, knn = launches(speedrun), knn_flops(speedrun)
+    online = {"step_gflop": round(sum(step.flops.values()) / 1e9, 1), "knn_gflop": round(knn / 1e9, 1)}
+    online["knn_in_steps"] = round(knn / sum(step.flops.values()), 1)
+    print(f"cifar10-speedrun: {online}")
     if args.out:
-        save(args.out, {"rows": rows}, packages=("timm",))
+        save(args.out, {"rows": rows, "online, cifar10-speedrun": online}, packages=("timm",))
 
 
 if __name__ == "__main__":

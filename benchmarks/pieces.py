@@ -33,8 +33,8 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOP/s, by a part of the GPU's name; from the data sheets."""
 
 
-class TimeUp(Exception):
-    """The limit of a piece has passed."""
+class TimeUp(BaseException):
+    """The limit of a piece has passed. No handler of errors on the way may take it for one."""
 
 
 def wheels_command(modules: Iterable[str]) -> str:
@@ -150,9 +150,10 @@ def utilization(flops: float, seconds: float, device: torch.device) -> float | N
     return None if peak is None else flops / seconds / peak
 
 
-def profiled(run: Callable[[], object], device: torch.device) -> tuple[Any, float]:
-    """Profile of a call, and its seconds."""
-    kinds = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
+def profiled(run: Callable[[], object], device: torch.device, *, operators: bool = True) -> tuple[Any, float]:
+    """Profile of a call, and its seconds. Without operators it has the GPU's work alone, and takes less time itself."""
+    on_gpu = device.type == "cuda"
+    kinds = [ProfilerActivity.CPU] * (operators or not on_gpu) + [ProfilerActivity.CUDA] * on_gpu
     with profile(activities=kinds) as found:
         seconds = seconds_of(run, device)
     return found, seconds
@@ -177,8 +178,9 @@ def covered(intervals: Iterable[tuple[float, float]]) -> float:
 
 
 def busy_share(run: Callable[[], object], device: torch.device) -> float | None:
-    """Share of a call's time in which the GPU works. None without a GPU."""
+    """Share of a call's time in which the GPU works. None without a GPU, or where the driver lets nobody look."""
     if device.type != "cuda":
         return None
-    found, seconds = profiled(run, device)
-    return covered(kernel_intervals(found)) / (1e6 * seconds)
+    found, seconds = profiled(run, device, operators=False)
+    intervals = kernel_intervals(found)
+    return covered(intervals) / (1e6 * seconds) if intervals else None

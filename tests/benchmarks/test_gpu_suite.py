@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,7 +23,8 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-NOT_ON_A_BARE_IMAGE = ["tyro", "imagehash", "bokeh", "jinja2", "onnx", "matplotlib", "lightly", "kornia"]
+NOT_ON_A_BARE_IMAGE = ["tyro", "imagehash", "platformdirs", "bracex", "tensorboard"]
+NOT_ON_A_BARE_IMAGE += ["bokeh", "jinja2", "onnx", "matplotlib", "lightly", "kornia"]
 
 
 @pytest.fixture
@@ -79,7 +81,11 @@ def test_a_bare_image_is_enough_for_all_pieces(tmp_path: Path) -> None:
     assert max(row["gradient_error"] for row in loss) < 1e-5
     assert [row["views_per_second"] * row["ms"] / 1e3 for row in step] == pytest.approx([8, 16])
     assert step[1]["encoder_gflops"] == pytest.approx(2 * step[0]["encoder_gflops"], rel=0.1)
-    decoding, speedrun = records["speedrun"]["rows"]
+    assert not any(row["captured"] or row["compiled"] or "failed" in row for row in step)
+    decoding, later, early, projected, speedrun = records["speedrun"]["rows"]
+    assert projected["ms"] == pytest.approx((later["ms"] + early["ms"]) / 2)
+    assert projected["million_views_in_ten_minutes"] == pytest.approx(600 * projected["views_per_second"] / 1e6)
+    assert early["encoder_gflops"] < later["encoder_gflops"]
     assert speedrun["seconds"] > decoding["seconds_of_decoding"] > 0
     assert speedrun["accuracy"]["linear"] >= 0.5  # of dark and bright images
     assert records["imagenet-like"]["rows"][0]["of_the_roofline"]["median"] > 0
@@ -119,6 +125,33 @@ def test_a_piece_ends_at_its_limit(suite: ModuleType, tmp_path: Path) -> None:
     assert not suite.run_piece("x", rows, record, 0.2)
     found = json.loads((tmp_path / "x.json").read_text())
     assert (found["rows"], found["stopped"]) == ([{"n": 1}], "after 0 s")
+
+
+def test_no_handler_of_errors_takes_the_limit_for_one(suite: ModuleType, tmp_path: Path) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        with suppress(Exception):
+            while True:
+                pass
+        yield {"n": 1}
+
+    assert not suite.run_piece("x", rows, suite.Record(tmp_path / "x.json", {}), 0.2)
+    assert json.loads((tmp_path / "x.json").read_text())["rows"] == []
+
+
+def test_a_step_that_fails_is_a_row(suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(suite: Any, config: Any) -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(suite, "step_row", fail)
+    rows = list(suite.step_rows(tiny(suite, tmp_path)))
+    assert [row["failed"] for row in rows] == ["RuntimeError: Failed to find C compiler"] * 2
+    assert [row["views"] for row in rows] == [2, 4]
+
+
+def test_a_speedrun_may_have_less_time(suite: ModuleType, tmp_path: Path) -> None:
+    short = suite.Suite(torch.device("cpu"), tmp_path, budget="5m")
+    assert suite.speedrun_config(short, 3).budget == "5m"
+    assert suite.speedrun_config(short, 3).seed == 3
 
 
 def test_decoding_is_done_once(suite: ModuleType, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import tiny
+from ssole.config import load
 from ssole.training.feed import Feed, make_plan
 from ssole.training.step import Learner
 
@@ -58,6 +59,25 @@ def test_from_images_to_the_update_nothing_waits(
                 if epoch == 1:
                     break
     assert counter.waits == []
+
+
+def test_what_is_measured_while_training_costs_little(launches: ModuleType) -> None:
+    """Under 1 % of the steps between two lines of the log; and of kNN accuracy, every 2,000 steps."""
+    config = load("cifar10-speedrun", precision="bfloat16", cuda_graph="never")
+    step = sum(launches.launches(config).flops.values())
+    assert launches.knn_flops(config) < 0.01 * 2000 * step
+    assert config.knn_every is None
+    n, dims = config.batch_size, config.projector.dim
+    on_gpu, on_host = 67e12, 4e9  # FLOP/s in float64: an H200, and a slow host
+    eigenvalues, gram = 4 / 3 * n**3, 2 * n**2 * dims
+    assert eigenvalues / on_host + 10 * gram / on_gpu < 0.01 * config.log_every * 0.019  # seconds; 19 ms is the goal
+
+
+def test_a_step_copies_nothing_from_the_host(launches: ModuleType) -> None:
+    """Not even from pinned memory: a CUDA graph would copy from there again, when something else is there."""
+    for changes in ({}, {"augment.crops": [{"count": 4, "size": 32}], "loss.temperature": 0.2}):
+        counted = launches.launches(launches.settings(**changes))
+        assert counted.copies == []
 
 
 # What counts is right

@@ -76,6 +76,11 @@ class StepGraph(Generic[_Result]):
         self._images, self._ids = torch.empty(0), torch.empty(0)
         self._names: list[str] = []
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether the next step will be replayed."""
+        return self._replay is not None
+
     def step(self, done: int, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> _Result:
         """Take the step after `done` others. The tensors of the result are overwritten by the next."""
         if done != self._next:  # weights were restored, and the optimizer's state is elsewhere in memory

@@ -208,6 +208,11 @@ class Learner:
             nn.utils.clip_grads_with_norm_(self.modules.parameters(), self.config.optim.clip_grad_norm, norm)
         self.optimizer.step()
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether steps are replayed as a CUDA graph now."""
+        return self._graph is not None and self._graph.is_captured
+
     def check_losses(self) -> None:
         """Raise NonFiniteLossError if any loss or gradient since the last check was NaN or infinite."""
         self.watch.check()
