@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -72,6 +73,8 @@ class Child:
             code = 1
             try:
                 code = _train(folder, fails=fails)
+            except Exception:  # noqa: BLE001 - what follows ends the process without a word
+                traceback.print_exc()
             finally:
                 os._exit(code)
         self.status: int | None = None
@@ -113,8 +116,8 @@ def _train(folder: Path, *, fails: bool) -> int:
     steps = os.open(folder / "steps.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     take, terms_of = Learner.step, Learner.loss_terms
 
-    def step(self: Learner, images: Any, ids: torch.Tensor, *, epoch: int, lr: float) -> Any:
-        result = take(self, images, ids, epoch=epoch, lr=lr)
+    def step(self: Learner, images: Any, ids: torch.Tensor, *, epoch: int, **options: Any) -> Any:
+        result = take(self, images, ids, epoch=epoch, **options)
         row = [self.steps_done, epoch, ids.tolist(), result.z_BVD.shape[1], time.monotonic()]
         os.write(steps, (json.dumps(row) + "\n").encode())
         return result
