@@ -62,10 +62,9 @@ def start(out: Path, *, data: Any = None, evaluators: Mapping[int, Any] | None =
     return api.start(config(**overrides), out, data=data, evaluators=evaluators, progress=False)
 
 
-def resume(run: Run | Path, *, data: Any = None, evaluators: Mapping[int, Any] | None = None) -> Run:
+def resume(run: Run | Path, *, data: Any = None, **settings: Any) -> Run:
     torch.set_num_threads(1)
-    data = images() if data is None else data
-    return api.resume(run, data=data, evaluators=evaluators, progress=False)
+    return api.resume(run, data=images() if data is None else data, progress=False, **settings)
 
 
 def main(*arguments: str) -> int:

@@ -54,7 +54,7 @@ class Known(Trial):
     """Trial with steps of known cost: 10 ms an image and 1 s for the optimizer, 1 MB an image beside 100 MB."""
 
     def __init__(self, config: PretrainConfig, *_: Any, **__: Any) -> None:
-        self._saved, self._used, self._batch_size = {}, {}, config.batch_size
+        self._saved, self._used, self._batch_size, self._augment = {}, {}, config.batch_size, config.augment
         self.learner = SimpleNamespace(modules=torch.nn.Linear(2, 3))  # type: ignore[assignment]
         self.compile_seconds = self._now = 0.0
 
