@@ -119,15 +119,21 @@ def test_a_damaged_file_is_shown_and_the_server_goes_on(server: LiveServer, trai
     assert ask(server, f"/?token={server.token}")[0] == 200
 
 
-def test_features_of_a_finished_run_are_computed_once(finished: Run, tmp_path: Path) -> None:
-    run, made = Run(shutil.copytree(finished.path, tmp_path / "run")), []
+def counted_page(run: Run) -> tuple[LivePage, list[Record]]:
+    """Page of a run, and a list that grows by each time that its images are read."""
+    made: list[Record] = []
     how = settings_of(20, "cpu", progress=False)
 
     def make(record: Record) -> Any:
         made.append(record)
         return facts_of(record, data=None, columns=None, how=how)
 
-    page = LivePage([run.path], make, every=1)
+    return LivePage([run.path], make, every=1), made
+
+
+def test_features_of_a_finished_run_are_computed_once(finished: Run, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(finished.path, tmp_path / "run"))
+    page, made = counted_page(run)
     first = page.html()
     assert 'id="neighbours"' in first
     assert page.html() is first
@@ -137,14 +143,7 @@ def test_features_of_a_finished_run_are_computed_once(finished: Run, tmp_path: P
 
 
 def test_views_of_a_training_run_are_drawn_once(training: Run) -> None:
-    made = []
-    how = settings_of(20, "cpu", progress=False)
-
-    def make(record: Record) -> Any:
-        made.append(record)
-        return facts_of(record, data=None, columns=None, how=how)
-
-    page = LivePage([training.path], make, every=1)
+    page, made = counted_page(training)
     first = page.html()
     assert 'id="views"' in first
     log(training, 4)

@@ -58,7 +58,7 @@ def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> N
             f"the run was started on as many images ({now['images']}) by other names or in another order: resuming "
             "needs the same, since the views of an image depend on its index"
         )
-    if (change := _change(before, now) or _touched(before, source)) is None:
+    if (change := _change(before, now) or _touched(before, now, source)) is None:
         return
     if not allowed:
         raise DataError(f"{change}. Put those of the start back, or go on with these by --allow-changes images")
@@ -90,9 +90,12 @@ def _changes(source: Source) -> dict[str, int]:
     return found
 
 
-def _touched(before: dict[str, Any], source: Source) -> str | None:
-    """Which files, but not all, were changed since a record of the same images, in words; None if none were."""
-    if not isinstance(latest := before.get("latest_change"), int):  # a run of an older version, or no files
+def _touched(before: dict[str, Any], now: dict[str, Any], source: Source) -> str | None:
+    """Which files, but not all, were changed between two records of the same images, in words; None if none were."""
+    latest = before.get("latest_change")
+    if not isinstance(latest, int) or now["latest_change"] is None:  # a run of an older version, or no files
+        return None
+    if now["latest_change"] <= latest:
         return None
     changes = _changes(source)
     later = [location for location, time in changes.items() if time > latest]

@@ -110,6 +110,7 @@ class Learner:
         if wants_graph(config, device, self.optimizer):
             use_tensor_rates(self.optimizer, device)
             self._graph = StepGraph(self._take, self.watch, required=config.cuda_graph == "always")
+        self._recipes = {False: config.augment, True: config.augment.early or config.augment}  # by whether it is early
         self._see(config.augment)
         self.batch: Batch | None = None
         self._reason = ""
@@ -137,8 +138,7 @@ class Learner:
                 accelerator, :meth:`check_losses` raises it later.
         """
         self.batch = Batch(images, ids, epoch, lr, early)
-        recipe = (self.config.augment.early if early else None) or self.config.augment
-        if recipe != self._recipe:
+        if (recipe := self._recipes[early]) != self._recipe:
             self._see(recipe)
         set_learning_rate(self.optimizer, lr)
         self.embedder.seed(self.steps_done)

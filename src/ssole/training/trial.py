@@ -60,8 +60,7 @@ class Trial:
         self._draw, self._device, self._batch_size = draw, device, config.batch_size
         self._augment = config.augment
         self._limit = seconds
-        floats = sum(crop.count * config.input_channels * crop.size**2 for crop in config.augment.crops)
-        self._view_bytes = 4 * floats  # of an image's views, in float32
+        self._view_bytes = 4 * config.input_channels * config.augment.pixels  # of an image's views, in float32
         self.learner = Learner(config, device, loss=loss, backbone=backbone, labels=labels)
         self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
         self.compile_seconds = 0.0
