@@ -169,6 +169,11 @@ def available_memory() -> int:
     return max(0, min(amounts))
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes of a device's memory that nobody uses now: of a GPU, else of the machine."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
+
+
 def forget_peak_memory(device: torch.device) -> bool:
     """Start measuring peak memory anew; freed memory goes back to the system. Returns whether it can be measured."""
     gc.collect()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,7 @@ from ssole.config import PretrainConfig, load, recipe_names
 from ssole.doctor import suggest as module
 from ssole.doctor.contents import Contents, Range
 from ssole.doctor.suggest import Budgeted, Suggestion, suggest
+from ssole.training.needs import step_bytes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 GIB = 2**30
@@ -123,6 +125,50 @@ def test_little_time_gets_smaller_batches_and_no_compiling(seconds: float, batch
     few = choose(300, 60, CPU, budget=budget)
     assert few.config.batch_size == 8
     assert any("60 images are too few for batches of 128" in reason for reason in few.reasons)
+
+
+def views_of(found: Suggestion) -> tuple[int, int]:
+    return found.config.augment.views, found.config.batch_size
+
+
+def test_an_image_gets_four_views_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80 * GIB, 80 * GIB))
+    measured = "4 views of each image: of 2, 3, 4 and 8, 3 and 4 gave the best features of small images"
+    for side, device in [(32, CPU), (32, GPU), (300, CPU), (300, GPU)]:
+        found = choose(side, 50_000, device)
+        assert found.config.augment.views == 4
+        assert measured in found.reasons
+    long = choose(300, 500_000, GPU)
+    assert long.config.augment.views == 8
+    assert "8 views of each image, as published for so many images and epochs" in long.reasons
+    budget = Budgeted(text="9h", seconds=32_400, step_seconds=lambda _: 0.1)
+    short = choose(300, 500_000, GPU, budget=budget)
+    assert (short.recipe, short.config.augment.views) == ("photos-resnet50", 4)
+    assert short.reasons.count(measured) == 1
+
+
+def test_little_memory_gets_fewer_views_and_then_smaller_batches() -> None:
+    def chosen(free: float, side: int = 300, **options: Any) -> Suggestion:
+        return choose(side, 50_000, CPU, memory=free, **options)
+
+    needed = {views: step_bytes(load("photos-fast", views=views), CPU) or 0 for views in (2, 3, 4)}
+    enough = {views: math.ceil(bytes_ / 0.8) for views, bytes_ in needed.items()}
+    assert [views_of(chosen(enough[views])) for views in (4, 3, 2)] == [(4, 128), (3, 128), (2, 128)]
+    assert views_of(chosen(enough[4] - 2)) == (3, 128)
+    assert views_of(chosen(enough[2] - 2)) == (2, 64)
+    least = chosen(1)
+    assert views_of(least) == (2, 32)
+    assert "2 views of 32 images instead, because 1 B of memory are free" in least.reasons
+    assert "--augment.crops.0.count 2 --batch-size 32" in least.command
+    asked: list[tuple[int, int]] = []
+
+    def seconds(config: PretrainConfig) -> float:
+        asked.append((config.augment.views, config.batch_size))
+        return 0.1
+
+    budget = Budgeted(text="250s", seconds=250, step_seconds=seconds)
+    assert views_of(chosen(1, side=32, budget=budget)) == (2, 32)
+    assert set(asked) == {(2, 32)}  # what is measured is what will be trained
 
 
 def test_images_with_other_channels_get_their_preset() -> None:

@@ -21,7 +21,7 @@ from ssole.doctor.examine import with_normalisation
 from ssole.doctor.scan import MOST_IMAGES, Sample, draw_sample, scan
 from ssole.doctor.suggest import Budgeted, Suggestion, suggest
 from ssole.errors import DataError
-from ssole.runtime import available_memory, resolve_device
+from ssole.runtime import free_memory, resolve_device
 from ssole.training.trial import Trial
 
 _LARGEST_CROP = 512  # pixels; photographs are decoded no larger than the largest views can use
@@ -55,14 +55,14 @@ def dial(
         raise DataError(f"{source.name} holds no image that can be read{reason}")
     about = contents(found.readable)
     if budget is None or seconds is None:
-        return suggest(data, about, len(source), on, channels=channels)
+        return suggest(data, about, len(source), on, channels=channels, memory=free_memory(on))
     sample = draw_sample(source, found.readable, shrink_to=_LARGEST_CROP, channels=channels)
     limit = min(_TRIAL_SECONDS, _TRIAL_PART * seconds)
     left = seconds - (time.monotonic() - begin)
     budgeted = Budgeted(
         text=budget, seconds=left, step_seconds=partial(_step_seconds, sample=sample, device=on, limit=limit)
     )
-    return suggest(data, about, len(source), on, budget=budgeted, channels=channels)
+    return suggest(data, about, len(source), on, budget=budgeted, channels=channels, memory=free_memory(on))
 
 
 def choose(
@@ -85,10 +85,9 @@ def choose(
 
 def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.device, limit: float) -> float:
     """Time of a step of a config on whole batches, from a few steps on smaller ones."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         trial = Trial(
             with_normalisation(config, sample), lambda size: sample.batch(size, device), device, seconds=limit
         )
-        batch = trial.grow(min(_TRIAL_BATCH, config.batch_size), most_bytes=_SPARE * free)
+        batch = trial.grow(min(_TRIAL_BATCH, config.batch_size), most_bytes=_SPARE * free_memory(device))
         return statistics.median(trial.repeat(batch))

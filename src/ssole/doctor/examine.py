@@ -29,7 +29,7 @@ from ssole.doctor.suggest import Suggestion, suggest
 from ssole.errors import DataError
 from ssole.files import write_atomically
 from ssole.progress import spinner
-from ssole.runtime import resolve_device
+from ssole.runtime import free_memory, resolve_device
 
 LIMIT = 100_000
 _ROWS = 6  # images of the preview
@@ -138,7 +138,7 @@ def _suggest(
     config: PretrainConfig | None,
 ) -> tuple[Suggestion, Sample]:
     """Suggestion, and a sample decoded for the recipe asked for, or else for the suggested recipe."""
-    suggestion = suggest(data, about, len(source), device)
+    suggestion = suggest(data, about, len(source), device, memory=free_memory(device))
     config = suggestion.config if config is None else config
     return suggestion, draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePath
 from typing import Any
 
 import torch
 
-from ssole.config import PretrainConfig, load
+from ssole.config import PretrainConfig, apply_overrides, load
 from ssole.data.base import Spec
 from ssole.doctor.contents import Contents
 from ssole.models.backbone import SMALL_IMAGE
-from ssole.progress import duration
+from ssole.progress import data_size, duration
+from ssole.training.needs import step_bytes
 
+VIEWS = 4
+"""Views of each image: of 2, 3, 4 and 8 at equal computation, 3 and 4 gave the best features (docs/experiments.md)."""
 MANY_IMAGES = 500_000  # from here on, a larger network is worth its cost
 LARGE_GPU = 64 << 30  # bytes of memory that a ResNet-50 needs for eight views of 224 px
 MIN_RUN_STEPS = 2000  # in fewer steps, a network hardly begins to learn
@@ -24,6 +29,8 @@ _FEW_STEPS, _SMALLEST_BATCH = 1000, 32  # with fewer steps, smaller batches are 
 _SMALL_VIEWS, _MEDIUM_VIEWS = 32, 128  # pixels of views that are smaller than the recipe's own
 _UNCOMPILED = 600.0  # seconds; in less, compiling the network, half a minute or more, does not pay
 _WARMUP_PART = 0.1  # of a run, at most
+_FILLED = 0.8  # of the free memory, by a step at most: its estimate leaves out workspaces and what lies between tensors
+_COUNT = "augment.crops.0.count"
 
 Overrides = dict[str, Any]
 
@@ -64,17 +71,20 @@ def suggest(
     *,
     budget: Budgeted | None = None,
     channels: int | None = None,
+    memory: float = math.inf,
 ) -> Suggestion:
     """Suggestion by the shorter side of the images, their number, the device and, if there is one, the budget.
 
     Without a budget, the device decides on the recipe. With one, recipes and sizes of views are tried from the cheapest
-    on, and the last one is taken of which 2,000 steps fit. If fewer fit of the cheapest, batches become smaller.
+    on, and the last one is taken of which 2,000 steps fit. If fewer fit of the cheapest, batches become smaller. Each
+    image has four views, or fewer and then smaller batches where memory lacks.
 
     Args:
         data: data as the user gave it, for the command.
         images: number of images.
         budget: time for the run.
         channels: of images that are not photographs.
+        memory: bytes that are free on the device.
     """
     side = contents.shorter_side.median
     reasons = [f"the images are {'small' if side <= SMALL_IMAGE else 'large'} (median shorter side {side} px)"]
@@ -88,8 +98,11 @@ def suggest(
     elif budget is None:
         recipe = _by_device(side, images, device, reasons)
         overrides = _length_overrides(load(recipe), images, reasons)
+        overrides |= _views_overrides(load(recipe, **shared, **overrides), device, memory, reasons, long=True)
     else:
-        recipe, overrides = _by_budget(budget, _ladder(side, images, device), shared, images, reasons)
+        ladder = _ladder(side, images, device)
+        views = partial(_views_overrides, device=device, memory=memory)
+        recipe, overrides = _by_budget(budget, ladder, shared, images, views, reasons)
     overrides = shared | overrides
     return Suggestion(recipe=recipe, reasons=reasons, overrides=overrides, command=_command(data, recipe, overrides))
 
@@ -124,26 +137,55 @@ def _ladder(side: int, images: int, device: torch.device) -> list[tuple[str, int
 
 
 def _by_budget(
-    budget: Budgeted, ladder: Sequence[tuple[str, int]], shared: Overrides, images: int, reasons: list[str]
+    budget: Budgeted,
+    ladder: Sequence[tuple[str, int]],
+    shared: Overrides,
+    images: int,
+    views: Callable[..., Overrides],
+    reasons: list[str],
 ) -> tuple[str, Overrides]:
     """Recipe and overrides that make the most of a budget."""
-    chosen: tuple[str, Overrides, float] | None = None
+    chosen: tuple[str, Overrides, float, list[str]] | None = None
     batch = _batch_overrides(load(ladder[0][0]), images, reasons)
     for recipe, size in ladder:
         overrides = {"augment.crops.0.size": size, "budget": budget.text, **batch}
+        why: list[str] = []
+        overrides |= views(load(recipe, **shared, **overrides), reasons=why)
         seconds = budget.step_seconds(load(recipe, **shared, **overrides))
         steps = int(budget.seconds / seconds)
         what = f"{recipe} with views of {size} px: {seconds:.2g} s a step, {steps:,} steps fit into {budget.text}"
         few = steps < MIN_RUN_STEPS
         reasons.append(what + (f", and {MIN_RUN_STEPS:,} are wanted" if few else ""))
         if chosen is None or not few:
-            chosen = recipe, overrides, seconds
+            chosen = recipe, overrides, seconds, why
         if few:  # and fewer of what is dearer, which is not measured
             break
     assert chosen is not None  # the cheapest is always taken
-    recipe, overrides, seconds = chosen
-    reasons.append(f"{load(recipe).augment.views} views of each image, as the recipe has")
+    recipe, overrides, seconds, why = chosen
+    reasons += why
     return recipe, overrides | _short_overrides(load(recipe, **shared, **overrides), budget, seconds, reasons)
+
+
+def _views_overrides(
+    config: PretrainConfig, device: torch.device, memory: float, reasons: list[str], *, long: bool = False
+) -> Overrides:
+    """Number of views: that of a long run's recipe, else VIEWS; fewer, and then fewer images, where memory lacks."""
+    wanted, batch = config.augment.views if long else VIEWS, config.batch_size
+    if wanted == VIEWS:
+        reasons.append(f"{VIEWS} views of each image: of 2, 3, 4 and 8, 3 and 4 gave the best features of small images")
+    else:
+        reasons.append(f"{wanted} views of each image, as published for so many images and epochs")
+    sizes = [(wanted, batch), *((views, batch) for views in range(min(wanted, VIEWS + 1) - 1, 1, -1))]
+    while sizes[-1][1] >= 2 * _SMALLEST_BATCH:
+        sizes.append((2, sizes[-1][1] // 2))
+    for views, images in sizes if memory < math.inf else sizes[:1]:
+        needed = step_bytes(apply_overrides(config, {_COUNT: views, "batch_size": images}), device)
+        if needed is None or needed <= _FILLED * memory:
+            break
+    if (views, images) != sizes[0]:
+        reasons.append(f"{views} views of {images} images instead, because {data_size(memory)} of memory are free")
+    overrides: Overrides = {} if views == config.augment.views else {_COUNT: views}
+    return overrides | ({} if images == batch else {"batch_size": images})
 
 
 def _short_overrides(config: PretrainConfig, budget: Budgeted, seconds: float, reasons: list[str]) -> Overrides:
