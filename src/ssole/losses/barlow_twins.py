@@ -49,9 +49,6 @@ class BarlowTwinsLoss(EmbeddingLoss[BarlowTwinsTerms]):
         super().__init__(check_input=check_input)
         self.redundancy_weight = check_number("redundancy_weight", redundancy_weight)
 
-    def extra_repr(self) -> str:
-        return f"redundancy_weight={self.redundancy_weight}"
-
     def _terms(self, z_BVD: Tensor) -> BarlowTwinsTerms:
         images, views, dims = z_BVD.shape
         z_VBD = z_BVD.transpose(0, 1)

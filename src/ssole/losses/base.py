@@ -5,6 +5,7 @@ Shape suffixes: N any batch, B images, V views, D embedding dimensions.
 
 from __future__ import annotations
 
+import inspect
 import math
 from typing import Generic, Protocol, TypeVar
 
@@ -46,6 +47,9 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
         super().__init__()
         self.check_input = check_input
 
+    def extra_repr(self) -> str:
+        return options(self)
+
     def forward(self, z: Tensor) -> Tensor:
         """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.
 
@@ -80,6 +84,12 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
                 f"(shape {tuple(z.shape)})"
             )
         return batch_BVD
+
+
+def options(loss: nn.Module) -> str:
+    """Arguments of the constructor that `loss` keeps, but for `check_input`, as its repr shows them."""
+    names = [name for name in inspect.signature(type(loss)).parameters if name != "check_input"]
+    return ", ".join(f"{name}={getattr(loss, name)!r}" for name in names if hasattr(loss, name))
 
 
 def unit_rows(z: Tensor) -> Tensor:

@@ -49,9 +49,6 @@ class FroSSLLoss(EmbeddingLoss[FroSSLTerms]):
         super().__init__(check_input=check_input)
         self.invariance_weight = check_number("invariance_weight", invariance_weight)
 
-    def extra_repr(self) -> str:
-        return f"invariance_weight={self.invariance_weight}"
-
     def _terms(self, z_BVD: Tensor) -> FroSSLTerms:
         images, views, dims = z_BVD.shape
         u_BVD = z_BVD / torch.linalg.vector_norm(z_BVD, dim=0).clamp(min=_SHORTEST)

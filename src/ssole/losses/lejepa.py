@@ -71,10 +71,6 @@ class LeJEPALoss(EmbeddingLoss[LeJEPATerms]):
         self.knots = check_count("knots", knots, 2)
         self.domain = check_number("domain", domain, positive=True)
 
-    def extra_repr(self) -> str:
-        names = ("sigreg_weight", "slices", "knots", "domain")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
-
     def _terms(self, z_BVD: Tensor) -> LeJEPATerms:
         invariance = (z_BVD - z_BVD.mean(1, keepdim=True)).square().mean()
         sigreg = self._sigreg(z_BVD)

@@ -47,9 +47,6 @@ class MMCRLoss(EmbeddingLoss[MMCRTerms]):
         super().__init__(check_input=check_input)
         self.local_weight = check_number("local_weight", local_weight)
 
-    def extra_repr(self) -> str:
-        return f"local_weight={self.local_weight}"
-
     def _terms(self, z_BVD: Tensor) -> MMCRTerms:
         centroids = nuclear_norm(z_BVD.mean(1))
         local = nuclear_norm(z_BVD if self.local_weight > 0 else z_BVD.detach()).mean()

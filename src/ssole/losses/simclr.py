@@ -51,9 +51,6 @@ class SimCLRLoss(EmbeddingLoss[SimCLRTerms]):
         super().__init__(check_input=check_input)
         self.temperature = check_number("temperature", temperature, positive=True)
 
-    def extra_repr(self) -> str:
-        return f"temperature={self.temperature}"
-
     def _terms(self, z_BVD: Tensor) -> SimCLRTerms:
         images, views, dims = z_BVD.shape
         rows = z_BVD.transpose(0, 1).reshape(views * images, dims)

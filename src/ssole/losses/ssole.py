@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssole import distributed
+from ssole.losses.base import options
 from ssole.losses.checks import check_embeddings, check_rows
 from ssole.losses.kernels import constant
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, kernel_norms, nuclear_norm, unit_norms
@@ -125,17 +126,7 @@ class SSOLELoss(nn.Module):
         self._warned = False
 
     def extra_repr(self) -> str:
-        names = [
-            "high_rank_weight",
-            "gamma",
-            "normalize",
-            "temperature",
-            "form",
-            "low_rank_features",
-            "detach_mean",
-            "coupled",
-        ]
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in [*names, "gradient"])
+        return options(self)
 
     def forward(self, z: Tensor) -> Tensor:
         """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.

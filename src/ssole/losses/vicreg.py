@@ -66,10 +66,6 @@ class VICRegLoss(EmbeddingLoss[VICRegTerms]):
         self.variance_weight = check_number("variance_weight", variance_weight)
         self.covariance_weight = check_number("covariance_weight", covariance_weight)
 
-    def extra_repr(self) -> str:
-        names = ("invariance_weight", "variance_weight", "covariance_weight")
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
-
     def _terms(self, z_BVD: Tensor) -> VICRegTerms:
         images, views, dims = z_BVD.shape
         # The mean over pairs of |z_v - z_w|^2 is 2 / (V - 1) times the sum over views of |z_v - mean|^2.

@@ -65,9 +65,6 @@ class WMSELoss(EmbeddingLoss[WMSETerms]):
         self.iterations = check_count("iterations", iterations, 1)
         self.shrinkage = shrinkage
 
-    def extra_repr(self) -> str:
-        return f"subset_size={self.subset_size}, iterations={self.iterations}, shrinkage={self.shrinkage}"
-
     def forward(self, z: Tensor) -> Tensor:
         """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.
 
