@@ -115,7 +115,7 @@ def test_epochs_replace_the_steps_of_the_recipe() -> None:
         ({"device": "tpu"}, ConfigError, "device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
         ({"device": "mps"}, ConfigError, "device must be auto, cpu, cuda or cuda:N, got 'mps'"),
         ({"device": "cuda:99"}, ConfigError, r"'cuda:99' was asked for and torch sees \d+ CUDA devices"),
-        ({"model.backbone": "resnet_18"}, ConfigError, "no model 'resnet_18'. Did you mean resnet18"),
+        ({"model.backbone": "resnet_18"}, ConfigError, "no model 'resnet_18'. Did you mean 'resnet18"),
         ({"model.backbone_args": {"layer": [1]}}, ConfigError, "backbone_args do not fit resnet18: .*'layer'"),
         (
             {"model": {"backbone": "vit_tiny_patch16_224", "backbone_args": {}}},
@@ -189,6 +189,16 @@ def test_names_stay_and_paths_become_absolute() -> None:
     assert describe("shard-{00..09}.tar") == str(Path("shard-{00..09}.tar").absolute())
     assert describe("s3://bucket/*.tar") == "s3://bucket/*.tar"
     assert describe([b"an encoded image", b"another"]) == "in memory: list"
+
+
+def test_files_named_from_the_working_directory_are_the_same_from_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.write_folder(Path("photos"))
+    run = Run(pretrain(sorted(map(str, Path("photos").rglob("*.png"))), steps=1).path.absolute())
+    run.backbone_path.unlink()
+    monkeypatch.chdir(tmp_path)
+    assert ssole.resume(run, progress=False).finished
 
 
 # Large photographs

@@ -7,11 +7,12 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssole.runtime import decoding_threads, total_memory, usable_cpus
+from ssole.runtime import available_memory, decoding_threads, total_memory, usable_cpus
 
 
 def test_total_memory_is_plausible() -> None:
@@ -53,6 +54,18 @@ def test_usable_cpus_are_those_bound_to_and_granted(
     monkeypatch.setattr(os.path, "exists", exists)
     monkeypatch.setattr("builtins.open", opened)
     assert usable_cpus() == expected
+
+
+def test_memory_of_files_that_were_read_is_available(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A container of 1000 bytes, of which the system holds 700 for files, and gives them back when asked."""
+    group = tmp_path / "sys" / "fs" / "cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.max").write_text("1000\n")
+    (group / "memory.current").write_text("900\n")
+    (group / "memory.stat").write_text("anon 150\ninactive_file 700\nactive_file 50\n")
+    monkeypatch.setattr("ssole.runtime.Path", lambda path: tmp_path / path.lstrip("/"))
+    monkeypatch.setattr("ssole.runtime.total_memory", lambda: 1000)
+    assert available_memory() == 800
 
 
 def test_decoding_threads_are_at_most_16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
-from ssole.data.sources import describe, is_in_memory, open_source, why_not_again
+from ssole.data.sources import by_name, describe, is_in_memory, open_source, why_not_again
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.online import default_evaluators
@@ -111,7 +111,7 @@ def start(
 ) -> Run:
     """Pretraining of a complete config in a new run folder; `data`, `loss` and `backbone` replace the config's.
 
-    `spent` is the time in seconds that has gone from a budget before.
+    `spent` is how many seconds of a budget of time have passed already.
     """
     begin = time.monotonic() - spent
     if distributed.launch().restarts and (out / "config.yaml").is_file():  # torchrun started this command again
@@ -123,7 +123,7 @@ def start(
         world = distributed.world_size()
         distributed.on_rank_0(lambda: _check(config, device, backbone, world))
         initial = first_initial(config, backbone, progress=progress)
-        data = config.data if data is None else data
+        data = by_name(config.data if data is None else data)
         measured_on = None if config.eval_data is None else describe(config.eval_data)
         config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
         with _opened(config, data, progress) as store:
@@ -205,10 +205,10 @@ def resume(
     if found.finished and found.config:
         return found
     given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-    return go_on(found, data=data, allow_changes=allow_changes, **given)
+    return continue_run(found, data=data, allow_changes=allow_changes, **given)
 
 
-def go_on(
+def continue_run(
     found: Run,
     *,
     data: Spec | None,
@@ -257,14 +257,16 @@ def default_folder(name: str) -> Path:
     """
     if distributed.launch().may_restart:
         raise ConfigError("torchrun --max-restarts goes on with the run only if its folder is given: add --out FOLDER")
-    return free_folder(Path("runs"), name)
+    return new_folder(None, name)
 
 
-def free_folder(parent: Path, name: str) -> Path:
-    """Path `parent/name`, or `parent/name-N` with the first free number N from 2 on."""
-    path, number = parent / name, 2
+def new_folder(out: str | PathLike[str] | None, name: str) -> Path:
+    """Path `out`; without one, `runs/NAME`, or `runs/NAME-N` with the first free number N from 2 on."""
+    if out is not None:
+        return Path(out)
+    path, number = Path("runs", name), 2
     while path.exists():
-        path, number = parent / f"{name}-{number}", number + 1
+        path, number = Path("runs", f"{name}-{number}"), number + 1
     return path
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 SECRET = "REMOVED"
 """Text in place of the password and the query of a URL."""
@@ -33,6 +35,12 @@ def printable(text: str) -> str:
 def valid_text(text: str) -> str:
     """Text that UTF-8 can encode: names of files may hold bytes that are no text. They are shown as ``\\udcff``."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def did_you_mean(name: str, known: Iterable[str], *, most: int = 1) -> str:
+    """Hint that ends a sentence about an unknown name, `` Did you mean 'x'?``; empty if no known name is close."""
+    close = difflib.get_close_matches(name, list(known), n=most)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 class ConfigError(ValueError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ssole.api import go_on
+from ssole.api import continue_run
 from ssole.training.extension import FACTOR, add_extension, check_extension
 from ssole.training.run import Change, Run
 
@@ -51,7 +51,7 @@ def extend(
     def lengthen(steps_per_epoch: int) -> None:
         add_extension(found, steps=steps or (epochs or 0) * steps_per_epoch, factor=factor)
 
-    return go_on(
+    return continue_run(
         found,
         data=data,
         loss=loss,

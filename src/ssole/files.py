@@ -47,6 +47,11 @@ def write_text_atomically(path: Path, text: str) -> None:
     write_bytes_atomically(path, text.encode("utf-8"))
 
 
+def write_json_atomically(path: Path, values: Any, *, indent: int | None = 1) -> None:
+    """:func:`write_atomically` for values as JSON; `ValueError` for NaN or infinity, which JSON does not have."""
+    write_text_atomically(path, json.dumps(values, indent=indent, allow_nan=False) + "\n")
+
+
 def is_leftover(path: Path) -> bool:
     """Whether a file has the name of a writer's temporary file, which stays if the writer is killed."""
     return path.name.startswith(".") and path.name.endswith(_SUFFIX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +54,12 @@ def spinner(what: str, *, enabled: bool) -> Iterator[None]:
         return
     with console.status(what):
         yield
+
+
+def say(line: str, *, enabled: bool = True) -> None:
+    """Print a line on what is going on to standard error."""
+    if enabled:
+        print(line, file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

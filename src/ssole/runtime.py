@@ -163,9 +163,12 @@ def available_memory() -> int:
     if meminfo.exists():  # Linux
         lines = meminfo.read_text().splitlines()
         amounts += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    used = Path("/sys/fs/cgroup/memory.current")
-    if used.exists() and (limit := Path("/sys/fs/cgroup/memory.max").read_text().strip()).isdigit():
-        amounts.append(int(limit) - int(used.read_text()))
+    group = Path("/sys/fs/cgroup")
+    if (group / "memory.current").exists() and (limit := (group / "memory.max").read_text().strip()).isdigit():
+        lines = (group / "memory.stat").read_text().splitlines()
+        # of files that were read; the system gives it back when it is needed
+        cache = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+        amounts.append(int(limit) - int((group / "memory.current").read_text()) + cache)
     return max(0, min(amounts))
 
 

@@ -80,6 +80,7 @@ def test_some_arms_of_an_experiment(compare: Command) -> None:
         (["tiny.yaml"], "tiny.yaml: unknown key"),
         (["--resume", "photos"], "photos is not the folder of a comparison"),
         (["--resume", "out", "--seeds", "2"], "leave the other options out"),
+        (["--resume=out", "--seeds=2"], "leave the other options out"),
     ],
 )
 def test_refused_in_one_line(compare: Command, arguments: list[str], words: str) -> None:

@@ -34,7 +34,7 @@ def test_version(command: Command) -> None:
 def test_a_mistyped_command(command: Command, typed: str, meant: str) -> None:
     outcome = command(typed)
     assert outcome.code == 2
-    assert f"no command '{typed}', did you mean '{meant}'?" in outcome.err
+    assert f"no command '{typed}'. Did you mean '{meant}'?" in outcome.err
 
 
 @pytest.mark.parametrize("name", COMMANDS)

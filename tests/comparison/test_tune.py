@@ -63,6 +63,18 @@ def test_it_goes_on_and_reads_no_labels(tmp_path: Path) -> None:
     assert not {"knn20", "linear"} & labelled.trials[0].scores.keys()
 
 
+def test_a_folder_is_for_one_tuning(tmp_path: Path) -> None:
+    tuned(tmp_path, budget="2steps", trials=2)
+    with pytest.raises(ConfigError, match=r"holds another tuning.*config\.seed: 0 before, 1 now"):
+        tuned(tmp_path, budget="2steps", trials=2, seed=1)
+    other = tmp_path / "mine" / "trial-0"
+    other.mkdir(parents=True)
+    (other / "photo.png").write_bytes(b"mine")
+    with pytest.raises(ConfigError, match="mine is not empty, and nothing is overwritten"):
+        tuned(tmp_path, budget="2steps", trials=2, out=tmp_path / "mine")
+    assert (other / "photo.png").read_bytes() == b"mine"
+
+
 def test_a_trial_that_fails_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = module._figures
 

@@ -34,6 +34,12 @@ def test_every_loss_has_settings() -> None:
     assert set(LOSSES) == set(LOSS_CONFIGS) - {"custom"}
 
 
+def test_settings_may_be_given_as_an_object() -> None:
+    config = load("digits-m", loss=SimCLRConfig(temperature=0.3))
+    assert config.loss == SimCLRConfig(temperature=0.3)
+    assert config.projector == SimCLRConfig.projector
+
+
 def test_another_loss_brings_its_own_settings_and_projector() -> None:
     recipe = load("digits-m")
     assert recipe.projector == (2, 2048, 512, "none")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import Any
 
 import pytest
 
@@ -41,6 +43,22 @@ def test_the_first_part_of_a_run_has_smaller_main_crops() -> None:
 def test_wrong_first_parts_are_refused(settings: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_dict({"augment": settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"augment.brightness": math.inf}, "brightness must be at least 0 and finite, got inf"),
+        ({"augment.saturation": math.nan}, "saturation must be at least 0 and finite, got nan"),
+        ({"augment.crops.0.ratio": [0.5, math.inf]}, r"crop ratio must satisfy .* both finite, got \(0\.5, inf\)"),
+        ({"augment.blur_sigma": [0.1, math.inf]}, r"blur_sigma must satisfy .* both finite, got \(0\.1, inf\)"),
+        ({"augment.mean": [0.5, math.nan, 0.5]}, "mean and std must be finite"),
+        ({"optim.weight_decay": math.inf}, "weight_decay must be at least 0 and finite, got inf"),
+    ],
+)
+def test_numbers_that_are_not_finite_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        apply_overrides(PretrainConfig(), settings)
 
 
 def test_configs_cannot_be_changed() -> None:

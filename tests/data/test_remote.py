@@ -104,7 +104,7 @@ def serving() -> Iterator[Server]:
 @pytest.fixture(name="server")
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(storage, "_PAUSES", (0.0, 0.0))
-    monkeypatch.setattr(remote, "_told", set())
+    monkeypatch.setattr(remote, "_warned", set())
     yield from serving()
 
 

@@ -12,7 +12,7 @@ from ssole.data.arrays import ArraySource, open_npy, open_npz
 from ssole.data.base import Source
 from ssole.data.folder import ListSource
 from ssole.data.parquet import ParquetSource
-from ssole.data.sources import describe, is_in_memory, open_source
+from ssole.data.sources import by_name, describe, is_in_memory, open_source
 from ssole.data.tars import TarSource
 from ssole.errors import DataError
 
@@ -97,6 +97,14 @@ def test_special_files_are_refused_by_name(tmp_path, suffix):
             kinds.get(suffix, ListSource)(str(tmp_path / f"pipe{suffix}"))
 
 
+def test_files_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png(0))
+    source = open_source(["~/a.png", "~/b.png"])
+    assert [source.id(i) for i in range(2)] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+
+
 def test_what_a_config_keeps_of_data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
@@ -108,6 +116,9 @@ def test_what_a_config_keeps_of_data(tmp_path, monkeypatch):
     assert describe("{0..9}.tar") == str(tmp_path / "{0..9}.tar")
     for images in (np.zeros((2, 4, 4), np.uint8), ArraySource(np.zeros((2, 4, 4), np.uint8), name="mine")):
         assert is_in_memory(describe(images))
+        assert by_name(images) is images
+    assert by_name(["photos", "s3://b/x.tar"]) == (str(tmp_path / "photos"), "s3://b/x.tar")
+    assert by_name("https://me:word@host/x.tar") == "https://me:word@host/x.tar"  # its description lacks the password
     assert describe(images) == "in memory: mine"
 
 

@@ -212,6 +212,12 @@ def test_the_command_trains_what_is_suggested(data: Any, side: int, images: int,
     assert dataclasses.replace(args.config, data=found.config.data) == found.config
 
 
+def test_the_command_keeps_no_secrets() -> None:
+    found = choose(32, 50_000, CPU, data="https://me:word@host/digits.tar?signature=1")
+    assert "--data 'https://REMOVED@host/digits.tar?REMOVED'" in found.command
+    assert found.command.endswith("--out runs/digits")
+
+
 def test_images_in_memory_are_called_data_in_the_command() -> None:
     found = choose(32, 50_000, CPU, data=np.zeros((2, 2, 2), dtype=np.uint8))
     assert found.command == "ssole pretrain --data DATA --recipe small-images --out runs/small-images"

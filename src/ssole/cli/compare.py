@@ -64,7 +64,7 @@ def compare(argv: Sequence[str]) -> int:
 
     args = parse(compare, CompareArgs, argv)
     if args.resume is not None:
-        if len(argv) > len(["--resume", args.resume]):
+        if args != CompareArgs(resume=args.resume):
             raise ConfigError("--resume keeps the settings of the comparison; leave the other options out")
         result = resume_comparison(args.resume)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import io
 import os
@@ -31,10 +30,11 @@ from ssole.cli.tune import tune
 from ssole.cli.views import views
 from ssole.config import PretrainConfig
 from ssole.data.tiff import silence_tiff_libraries
-from ssole.errors import printable, without_secrets
+from ssole.errors import did_you_mean, printable, without_secrets
 from ssole.runtime import lack_of_memory, use_threads_of
 from ssole.training.guardian import CollapseError
 
+_NARROWEST = 40  # columns of a help page; in a terminal of one column, its layout would never end
 Command = Callable[[Sequence[str]], int]
 
 COMMANDS: dict[str, Command] = {
@@ -61,9 +61,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
 
 
-_NARROWEST = 40  # columns of a help page, whose layout never ends in a terminal of one
-
-
 def _prepare_output() -> None:
     """Give output enough columns, a mark in place of what its encoding lacks, and no lines that name no image."""
     if shutil.get_terminal_size().columns < _NARROWEST:
@@ -83,9 +80,7 @@ def _main(argv: list[str]) -> int:
         return 0
     command = COMMANDS.get(argv[0])
     if command is None:
-        close = difflib.get_close_matches(argv[0], list(COMMANDS), n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        print(f"error: no command {argv[0]!r}{hint}\n\n{_usage()}", file=sys.stderr)
+        print(f"error: no command {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}\n\n{_usage()}", file=sys.stderr)
         return 2
     place = distributed.launch()
     if command not in (pretrain, extend, evaluate, embed) and place.world_size > 1:
@@ -130,12 +125,9 @@ def _run(command: Command, argv: Sequence[str]) -> int:
         if not distributed.launch().rank:
             _print_error(error)
         return 1
-    except OSError as error:  # a full disk
-        _print_error(error)
-        return 1
     except distributed.ElsewhereError:  # the process that failed says why
         return 1
-    except distributed.ProcessError as error:
+    except (OSError, distributed.ProcessError) as error:  # such as a full disk
         _print_error(error)
         return 1
     except CollapseError as error:

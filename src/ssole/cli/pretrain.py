@@ -127,8 +127,8 @@ def print_finished(run: Run) -> None:
     rows = [row for row in run.metrics if all(isinstance(row.get(name), (int, float)) for name in shown)]
     if rows:
         last = rows[-1]
-        time, rank = duration(last["seconds"]), last["effective_rank"]
-        print(f"{last['step']} steps in {time}, loss {last['loss']:.4f}, effective rank {rank:.0f}")
+        took, rank = duration(last["seconds"]), last["effective_rank"]
+        print(f"{last['step']} steps in {took}, loss {last['loss']:.4f}, effective rank {rank:.0f}")
     if unreadable := run.unreadable:
         first = unreadable[0]
         example = printable(f"{first.get('id')}: {first.get('reason')}")

@@ -35,7 +35,8 @@ def tune(argv: Sequence[str]) -> int:
       ssole tune --data photos/ --budget 30m --out runs/tuned
       ssole pretrain --data photos/ --recipe runs/tuned/tuned.yaml
     """
-    from ssole.comparison.tune import FIGURE, RECOVERED, words
+    from ssole.comparison.search import words
+    from ssole.comparison.tune import FIGURE, RECOVERED
     from ssole.comparison.tune import tune as run
     from ssole.evaluation.results import METRICS
     from ssole.evaluation.verdict import COMPARED, CORRELATION

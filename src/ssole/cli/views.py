@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import tyro
@@ -15,6 +15,7 @@ from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, ViewRecipe, load,
 from ssole.data.base import evenly_spaced
 from ssole.data.decode import decode
 from ssole.data.folder import image_suffixes
+from ssole.data.objects import ObjectSource
 from ssole.data.sources import open_source
 from ssole.files import write_atomically
 
@@ -63,16 +64,8 @@ def _some_images(args: ViewsArgs, recipe: ViewRecipe) -> tuple[list[torch.Tensor
     if args.images < 1:
         raise ConfigError(f"--images must be at least 1, got {args.images}")
     paths = [Path(word) for word in args.data]
-    if all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths):
-        chosen = evenly_spaced(len(paths), args.images)
-        read: list[Any] = [paths[i].read_bytes() for i in chosen]
-        names = [str(paths[i]) for i in chosen]
-    else:
-        source = open_source(data_spec(args.data))
-        chosen = evenly_spaced(len(source), args.images)
-        read, names = [source.read(i) for i in chosen], [source.id(i) for i in chosen]
-    decoded = [
-        decode(data, where=name, channels=args.channels, shrink_to=recipe.useful_size)  # as in training
-        for data, name in zip(read, names, strict=True)
-    ]
-    return decoded, torch.tensor(chosen)
+    are_images = all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths)
+    source = ObjectSource(args.data) if are_images else open_source(data_spec(args.data))
+    chosen = evenly_spaced(len(source), args.images)
+    how = {"channels": args.channels, "shrink_to": recipe.useful_size}  # as in training
+    return [decode(source.read(i), where=source.id(i), **how) for i in chosen], torch.tensor(chosen)

@@ -19,7 +19,7 @@ from ssole.comparison.runner import Runner
 from ssole.config import DEFAULT_RECIPE, ConfigError, PretrainConfig, load
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
-from ssole.data.sources import describe, open_source, why_not_again
+from ssole.data.sources import by_name, describe, open_source, why_not_again
 from ssole.training.run import Run, lock_run
 from ssole.training.settings import measured
 from ssole.training.stopping import Interrupted
@@ -74,15 +74,13 @@ def compare(
         search=search,
         images=images,
     )
-    return _run(request, _folder(out, recipe), data, test, progress)
-
-
-def _folder(out: str | PathLike[str] | None, recipe: str | PathLike[str]) -> Path:
-    return Path(out) if out is not None else api.free_folder(Path("runs"), f"compare-{Path(recipe).stem}")
+    return _run(request, api.new_folder(out, f"compare-{Path(recipe).stem}"), data, test, progress)
 
 
 def _recipe_budget(config: PretrainConfig, data: Spec, images: int | None) -> Budget:
     """Budget of the recipe's own length."""
+    if config.budget is not None:
+        return Budget.parse(config.budget)
     if config.steps is not None:
         return Budget.parse(f"{config.steps}steps")
     found = len(open_source(data))
@@ -103,9 +101,8 @@ def resume_comparison(folder: str | PathLike[str], *, progress: bool = True) -> 
 
 
 def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, progress: bool) -> Comparison:
-    # What has a name is opened by it, here as later when the comparison goes on.
-    data = data if data is not None and why_not_again(request.data) is not None else request.data
-    test = test if why_not_again(request.test) is not None else request.test
+    data = request.data if data is None else by_name(data)
+    test = request.test if test is None else by_name(test)
     images = open_images(data, test, most=request.images)
     try:
         folder.mkdir(parents=True, exist_ok=True)

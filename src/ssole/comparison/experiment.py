@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from ssole.comparison.compare import compare
 from ssole.config import ConfigError
 from ssole.config.recipes import read_mapping
+from ssole.errors import did_you_mean
 
 _KEYS = {name for name in inspect.signature(compare).parameters if name not in ("out", "progress", "overrides")} | {
     "set"
@@ -35,8 +35,7 @@ def read_experiment(path: Path) -> dict[str, Any]:
     values = read_mapping(path)
     for key in values:
         if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), _KEYS, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(str(key), _KEYS)
             raise ConfigError(f"{path}: unknown key {key!r}.{hint} There are: {', '.join(sorted(_KEYS))}")
     settings = values.pop("set", {})
     if not isinstance(settings, dict):

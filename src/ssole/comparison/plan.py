@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from ssole.comparison.request import Arm, Request
 from ssole.comparison.search import rungs
 from ssole.comparison.trial import FAILURES, describe_failure
 from ssole.data.store import ImageStore
-from ssole.files import read_json, write_text_atomically
+from ssole.files import read_json, write_json_atomically
 from ssole.progress import duration
 from ssole.runtime import resolve_device
 from ssole.training import feed
@@ -20,7 +19,7 @@ from ssole.training.trial import step_seconds
 
 _FILE = "plan.json"
 _GUESS = 0.1
-"""Seconds of a step, for telling whether a run with a budget of time is long enough to be compiled."""
+"""Seconds of a step before it is measured, to tell whether a run in a budget of time is long enough to compile."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +70,7 @@ def make_plan(folder: Path, request: Request, store: ImageStore, fewest: int) ->
             plan[arm.name] = ArmPlan(steps=_steps(request, arm, seconds), step_seconds=seconds)
     if len(failures) == len(plan):  # a wrong setting or image that all share
         raise failures[0]
-    text = json.dumps({name: asdict(one) for name, one in plan.items()}, indent=1)
-    write_text_atomically(path, text + "\n")
+    write_json_atomically(path, {name: asdict(one) for name, one in plan.items()})
     return plan
 
 

@@ -63,7 +63,11 @@ class Request:
     def to_dict(self) -> dict[str, Any]:
         """The request as plain dicts and lists, ready for YAML or JSON."""
         arms = {
-            arm.name: {"config": to_dict(arm.config), "pinned": list(arm.pinned), "code": _code(arm.module)}
+            arm.name: {
+                "config": to_dict(arm.config),
+                "pinned": list(arm.pinned),
+                "code": None if arm.module is None else repr(arm.module),
+            }
             for arm in self.arms
         }
         plain = {name: getattr(self, name) for name in ("data", "test", "seeds", "search", "images")}
@@ -109,21 +113,30 @@ def save_request(folder: Path, request: Request) -> None:
     Raises:
         ConfigError: the folder holds another comparison, or something else; the message names the differences.
     """
+    path = folder / _FILE
+    saved = _with_new_settings(read_mapping(path)) if path.is_file() else None
+    keep_or_compare(path, saved, request.to_dict(), what="comparison")
+
+
+def keep_or_compare(path: Path, saved: dict[str, Any] | None, new: dict[str, Any], *, what: str) -> None:
+    """Write what a folder is for to its file; or check that it was made for the same, if `saved` is in the file.
+
+    Raises:
+        ConfigError: the folder was made for something else (the message names the differences), or holds other files.
+    """
     import yaml
 
-    path, new = folder / _FILE, request.to_dict()
-    if path.is_file():
-        old = _with_new_settings(read_mapping(path))
-        if changes := list(_differences(old, new)):
-            more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
-            raise ConfigError(
-                f"{folder} holds another comparison, which cannot go on with other settings: "
-                f"{'; '.join(changes[:5])}{more}. Choose another folder (--out)"
-            )
-        return
-    if any(entry.name != ".lock" for entry in folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty, and nothing is overwritten: choose another folder (--out)")
-    write_text_atomically(path, yaml.safe_dump(new, sort_keys=False))
+    folder = path.parent
+    if saved is None:
+        if any(entry.name != ".lock" for entry in folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty, and nothing is overwritten: choose another folder (--out)")
+        write_text_atomically(path, yaml.safe_dump(new, sort_keys=False))
+    elif changes := _differences(saved, new):
+        more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
+        raise ConfigError(
+            f"{folder} holds another {what}, which cannot go on with other settings: {'; '.join(changes[:5])}{more}. "
+            "Choose another folder (--out)"
+        )
 
 
 def _with_new_settings(saved: dict[str, Any]) -> dict[str, Any]:
@@ -154,18 +167,11 @@ def load_request(folder: Path) -> Request:
             Arm(name=name, config=from_dict(arm["config"]), pinned=tuple(arm["pinned"]))
             for name, arm in saved.pop("arms").items()
         )
-        texts = {name: _as_text(saved.pop(name)) for name in ("data", "test")}
+        names = {name: saved.pop(name) for name in ("data", "test")}
+        texts: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in names.items()}
         return Request(arms=arms, budget=Budget(**saved.pop("budget")), **texts, **saved)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}): start the comparison anew in another folder") from None
-
-
-def _as_text(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _code(module: nn.Module | None) -> str | None:
-    return None if module is None else repr(module)
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 from ssole.comparison.trial import Trial
 from ssole.evaluation.results import METRICS
-from ssole.files import write_text_atomically
+from ssole.files import write_json_atomically
 
 RANKED_BY = "knn20"
 """Metric that arms are ranked by, in the search and in the result."""
@@ -111,7 +110,8 @@ class Comparison:
     @property
     def best(self) -> str | None:
         """Arm with the highest mean accuracy (kNN, k = 20) among those whose runs all finished; None without one."""
-        means = {name: statistics.fmean(arm.values(RANKED_BY)) for name, arm in self.arms.items() if _complete(arm)}
+        whole = {name: arm for name, arm in self.arms.items() if arm.runs and arm.reason is None}
+        means = {name: statistics.fmean(arm.values(RANKED_BY)) for name, arm in whole.items()}
         return max(means, key=lambda name: means[name]) if means else None
 
     def difference(self, name: str) -> Difference | None:
@@ -150,9 +150,5 @@ class Comparison:
     def save(self) -> Path:
         """Write `comparison.json`; the file appears whole or not at all."""
         path = self.path / "comparison.json"
-        write_text_atomically(path, json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n")
+        write_json_atomically(path, self.to_dict())
         return path
-
-
-def _complete(arm: ArmResult) -> bool:
-    return bool(arm.runs) and all(run.error is None for run in arm.runs)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from ssole.comparison.plan import ArmPlan, cost_lines, share_of, short_epochs
 from ssole.comparison.plots import draw
 from ssole.comparison.request import Arm, Request
 from ssole.comparison.result import RANKED_BY, ArmResult, Comparison, SearchTrial
-from ssole.comparison.search import best, draw_settings, rungs
+from ssole.comparison.search import best, draw_settings, rungs, words
 from ssole.comparison.trial import Trial, run_trial
 from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.base import Source, Spec
@@ -21,6 +21,7 @@ from ssole.data.store import ImageStore
 from ssole.evaluation.evaluate import evaluate
 from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
+from ssole.progress import say
 from ssole.runtime import environment
 from ssole.training.run import Run
 
@@ -82,12 +83,21 @@ class Runner:
 
     def _search(self, arm: Arm) -> None:
         """Choose the settings of an arm by its search."""
-        result, steps = self._results[arm.name], self._plan[arm.name].steps
+        result, images = self._results[arm.name], self._images
+        judge = partial(_scores, train=images.search_train, test=images.validation, protocol="knn", progress=False)
         going_on = list(range(self._request.search))
         for number, rung in enumerate(rungs(self._request.search)):
             scores = {}
             for trial in going_on[: rung.trials]:
-                record = self._search_trial(arm, trial, number, share_of(steps, rung.share))
+                record = self._trial(
+                    arm,
+                    f"search-{number}-trial-{trial}",
+                    draw_settings(arm, trial),
+                    steps=share_of(result.steps, rung.share),
+                    seed=self._request.seeds,  # which no run of the result has
+                    data=images.search_train,
+                    judge=judge,
+                )
                 score = None if record.error is not None else record.scores[RANKED_BY]
                 result.search.append(
                     SearchTrial(
@@ -99,55 +109,58 @@ class Runner:
                 self._saved()
             going_on = best(scores, len(going_on))
             if not going_on:
-                reasons = f"all trials of its search failed, the last one by {result.search[-1].error}"
-                self._results[arm.name] = ArmResult(steps=steps, search=result.search, error=reasons)
+                reason = f"all trials of its search failed, the last one by {result.search[-1].error}"
+                self._results[arm.name] = replace(result, error=reason)
                 return
         if going_on:
             result.chosen.update(draw_settings(arm, going_on[0]))
-            self._say(f"{arm.name}: chosen {_words(result.chosen) or 'its own settings'}")
-
-    def _search_trial(self, arm: Arm, trial: int, rung: int, steps: int) -> Trial:
-        settings = draw_settings(arm, trial)
-        # a seed that no run of the result has
-        config = apply_overrides(arm.config, {**settings, "steps": steps, "seed": self._request.seeds})
-        self._say(f"{arm.name}, search, trial {trial}, {steps} steps: {_words(settings) or 'its own settings'}")
-        record = run_trial(
-            self._folder / arm.name / f"search-{rung}-trial-{trial}",
-            config,
-            self._images.search_train,
-            self._judge_validation,
-            settings=settings,
-            loss=arm.module,
-            progress=self._progress,
-        )
-        self._say(f"{arm.name}, search, trial {trial}: {_outcome(record)}")
-        return record
+            self._say(f"{arm.name}: chosen {words(result.chosen)}")
 
     def _run_seed(self, arm: Arm, seed: int) -> None:
-        result = self._results[arm.name]
-        settings = result.chosen
-        config = apply_overrides(arm.config, {**settings, "steps": result.steps, "seed": seed})
-        self._say(f"{arm.name}, seed {seed}, {result.steps} steps")
-        record = run_trial(
-            self._folder / arm.name / f"seed-{seed}",
-            config,
-            self._train,
-            self._judge_test,
-            settings=settings,
-            loss=arm.module,
-            evaluators=partial(self._curve, config),
-            progress=self._progress,
+        """Train the run of an arm that has a seed, on all images, and judge it on the test images."""
+        result, images = self._results[arm.name], self._images
+        how: dict[str, Any] = {"protocol": ("knn", "linear", "label_free"), "progress": self._progress}
+        record = self._trial(
+            arm,
+            f"seed-{seed}",
+            result.chosen,
+            steps=result.steps,
+            seed=seed,
+            data=self._train,
+            judge=partial(_scores, train=images.train, test=images.test, **how),
+            curve=self._curve,
         )
-        self._say(f"{arm.name}, seed {seed}: {_outcome(record)}")
         result.runs.append(record)
         self._saved()
 
-    def _judge_validation(self, run: Run) -> dict[str, float]:
-        return _scores(run, self._images.search_train, self._images.validation, protocol="knn", progress=False)
-
-    def _judge_test(self, run: Run) -> dict[str, float]:
-        images, protocol = self._images, ("knn", "linear", "label_free")
-        return _scores(run, images.train, images.test, protocol=protocol, progress=self._progress)
+    def _trial(
+        self,
+        arm: Arm,
+        name: str,
+        settings: Mapping[str, Any],
+        *,
+        steps: int,
+        seed: int,
+        data: Spec,
+        judge: Callable[[Run], dict[str, float]],
+        curve: Callable[[PretrainConfig], Mapping[int, Evaluator]] = lambda config: {},
+    ) -> Trial:
+        """Record of a trial of an arm, in a folder of this name."""
+        config = apply_overrides(arm.config, {**settings, "steps": steps, "seed": seed})
+        self._say(f"{arm.name}, {name}, {steps} steps: {words(settings)}")
+        record = run_trial(
+            self._folder / arm.name / name,
+            config,
+            data,
+            judge,
+            settings=settings,
+            loss=arm.module,
+            evaluators=partial(curve, config),
+            progress=self._progress,
+        )
+        outcome = f"kNN {100 * record.scores[RANKED_BY]:.1f} %" if record.error is None else f"failed: {record.error}"
+        self._say(f"{arm.name}, {name}: {outcome}")
+        return record
 
     def _curve(self, config: PretrainConfig) -> dict[int, Evaluator]:
         """Evaluator of kNN accuracy along a run, on a sample of the images."""
@@ -181,18 +194,9 @@ class Runner:
         return result
 
     def _say(self, line: str) -> None:
-        if self._progress:
-            print(line, file=sys.stderr, flush=True)
+        say(line, enabled=self._progress)
 
 
 def _scores(run: Run, train: Source, test: Source, **how: Any) -> dict[str, float]:
     result = evaluate(run, train, test=test, baselines=False, device=run.config.device, **how)
     return {name: score.value for name, score in result.rows["trained"].items()}
-
-
-def _words(settings: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in settings.items())
-
-
-def _outcome(record: Trial) -> str:
-    return f"kNN {100 * record.scores[RANKED_BY]:.1f} %" if record.error is None else f"failed: {record.error}"

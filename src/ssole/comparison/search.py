@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ssole.comparison.request import Arm
 
@@ -55,10 +55,15 @@ def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
     }
     ranges = {name: (value * low, value * high) for name, (value, (low, high)) in optim.items()} | loss
     return {
-        name: _between(low, high, share)
+        name: float(f"{low * (high / low) ** share:.3g}")  # on a logarithmic scale
         for (name, (low, high)), share in zip(ranges.items(), shares, strict=False)
         if name not in arm.pinned and low > 0
     }
+
+
+def words(settings: Mapping[str, Any]) -> str:
+    """Settings of a trial in a line."""
+    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "its own settings"
 
 
 def _points(count: int) -> list[list[float]]:
@@ -72,8 +77,3 @@ def _points(count: int) -> list[list[float]]:
 def best(scores: Mapping[int, float], count: int) -> list[int]:
     """Trials with the highest scores, best first; the earlier trial wins a tie."""
     return sorted(scores, key=lambda trial: (-scores[trial], trial))[:count]
-
-
-def _between(low: float, high: float, share: float) -> float:
-    """Number at this share of the way from low to high on a logarithmic scale, to three significant digits."""
-    return float(f"{low * (high / low) ** share:.3g}")

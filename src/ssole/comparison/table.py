@@ -30,7 +30,8 @@ def table(comparison: Comparison) -> Table:
         arm = comparison.arms[name]
         summary = arm.summary()
         cells = [_score(metric, summary.get(metric)) for metric in _HEADINGS]
-        cells += [_rate(summary.get("images_per_second")), _memory(summary.get("peak_memory"))]
+        rate, memory = summary.get("images_per_second"), summary.get("peak_memory")
+        cells += ["-" if rate is None else f"{rate.mean:,.0f}", "-" if memory is None else data_size(memory.mean)]
         shown.add_row(Text(name), *cells, _behind(comparison.difference(name), is_best=name == comparison.best))
     return shown
 
@@ -46,14 +47,6 @@ def _score(metric: str, summary: Summary | None) -> str:
     scale, digits = (1, 0) if "rank" in metric else (100, 1)
     spread = "" if summary.std is None else f"±{scale * summary.std:.{digits}f}"
     return f"{scale * summary.mean:.{digits}f}{spread}"
-
-
-def _rate(summary: Summary | None) -> str:
-    return "-" if summary is None else f"{summary.mean:,.0f}"
-
-
-def _memory(summary: Summary | None) -> str:
-    return "-" if summary is None else data_size(summary.mean)
 
 
 def _behind(difference: Difference | None, *, is_best: bool) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from torch import nn
 from ssole import api
 from ssole.config import PretrainConfig
 from ssole.data.base import Spec
-from ssole.files import read_json, write_text_atomically
+from ssole.files import read_json, write_json_atomically
 from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
 from ssole.training.run import Run
 
@@ -98,9 +97,9 @@ def run_trial(
         memory = peak_memory(device) if measured else None
         record = _finished(record, run, judge(run), memory)
     except FAILURES as error:
-        record = Trial(**(asdict(record) | {"error": describe_failure(error)}))
+        record = replace(record, error=describe_failure(error))
         folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(folder / _FILE, json.dumps(asdict(record), indent=1) + "\n")
+    write_json_atomically(folder / _FILE, asdict(record))
     return record
 
 
@@ -112,11 +111,5 @@ def _finished(record: Trial, run: Run, scores: dict[str, float], memory: int | N
         for row in run.metrics
         if "knn20" in row
     ]
-    figures = {
-        "scores": scores,
-        "seconds": seconds,
-        "images_per_second": round(record.steps * batch / seconds, 1),
-        "peak_memory": memory,
-        "curve": curve,
-    }
-    return Trial(**(asdict(record) | figures))
+    rate = round(record.steps * batch / seconds, 1)
+    return replace(record, scores=scores, seconds=seconds, images_per_second=rate, peak_memory=memory, curve=curve)

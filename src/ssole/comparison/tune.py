@@ -7,8 +7,7 @@ same views for all: those of the recipe. Labels are never read.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -18,12 +17,23 @@ from typing import Any
 import numpy as np
 
 from ssole import api
-from ssole.comparison.request import Arm
-from ssole.comparison.search import best, draw_settings
+from ssole.comparison.request import Arm, keep_or_compare
+from ssole.comparison.search import best, draw_settings, words
 from ssole.comparison.trial import Trial, run_trial
-from ssole.config import DEFAULT_RECIPE, ConfigError, PretrainConfig, ViewRecipe, apply_overrides, load, to_dict
+from ssole.config import (
+    DEFAULT_RECIPE,
+    ConfigError,
+    PretrainConfig,
+    ViewRecipe,
+    apply_overrides,
+    from_dict,
+    load,
+    to_dict,
+)
 from ssole.config.budget import Budget
+from ssole.config.recipes import read_mapping
 from ssole.data.base import Spec, evenly_spaced
+from ssole.data.sources import describe
 from ssole.data.store import ImageStore
 from ssole.data.subset import SubsetSource
 from ssole.evaluation.evaluate import evaluate
@@ -31,6 +41,7 @@ from ssole.evaluation.label_free import VIEWS
 from ssole.evaluation.results import METRICS
 from ssole.evaluation.verdict import CORRELATION
 from ssole.files import write_text_atomically
+from ssole.progress import say
 from ssole.runtime import resolve_device
 from ssole.training.run import Run
 from ssole.training.settings import measured
@@ -86,8 +97,8 @@ def tune(
         progress: say what is tried, and show progress.
 
     Raises:
-        ConfigError, DataError: a setting or the data cannot be used, the budget is too small for a step a trial, or all
-            trials failed.
+        ConfigError, DataError: a setting or the data cannot be used, the budget is too small for a step a trial, the
+            folder holds the trials of other settings or data, or all trials failed.
     """
     import yaml
 
@@ -95,12 +106,13 @@ def tune(
         raise ConfigError(f"tuning compares 2 trials or more, got {trials}")
     base = replace(load(recipe, **overrides), knn_every=None, eval_data=None, budget=None)
     given, limit = base.data if data is None else data, Budget.parse(budget)
-    folder = Path(out) if out is not None else api.free_folder(Path("runs"), f"tune-{Path(recipe).stem}")
+    folder = api.new_folder(out, f"tune-{Path(recipe).stem}")
     with api.open_store(base, given, progress) as store:
         config = measured(base, store)
         steps = _steps(folder, config, store, limit, trials)
         source = SubsetSource(store.source, np.asarray(evenly_spaced(len(store), _JUDGED_IMAGES)))
     source.labels = None
+    _keep_or_compare(folder, given, base)
     judge = partial(_figures, source=source, recipe=config.augment, seed=config.seed)
     records = _run_trials(folder, replace(config, steps=steps), given, judge, trials, progress)
     chosen = _chosen(records)
@@ -108,6 +120,18 @@ def tune(
     tuned = apply_overrides(base, records[chosen].settings)
     write_text_atomically(path, yaml.safe_dump(to_dict(tuned), sort_keys=False))
     return Tuning(recipe=path, trials=records, chosen=chosen)
+
+
+def _keep_or_compare(folder: Path, data: Spec, base: PretrainConfig) -> None:
+    """Write what the folder's trials have in common, or check that it is the same as in its earlier trials."""
+    path, data = folder / "tuning.yaml", describe(data)
+    new = {"data": list(data) if isinstance(data, tuple) else data, "config": to_dict(base)}
+    saved = None
+    if path.is_file():
+        saved = read_mapping(path)
+        saved["config"] = to_dict(from_dict(saved.get("config") or {}))  # with settings that are newer than the file
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_or_compare(path, saved, new, what="tuning")
 
 
 def _run_trials(
@@ -121,11 +145,12 @@ def _run_trials(
     arm, records = Arm(name="tune", config=config), []
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
-        _say(progress, f"trial {trial} of {trials}, {config.steps} steps: {words(settings)}")
+        say(f"trial {trial} of {trials}, {config.steps} steps: {words(settings)}", enabled=progress)
         own = apply_overrides(config, settings)
         records.append(run_trial(folder / f"trial-{trial}", own, data, judge, settings=settings, progress=progress))
         error = records[-1].error
-        _say(progress, f"trial {trial}: {error or f'{METRICS[FIGURE]} {records[-1].scores[FIGURE]:.4g}'}")
+        outcome = error or f"{METRICS[FIGURE]} {records[-1].scores[FIGURE]:.4g}"
+        say(f"trial {trial}: {outcome}", enabled=progress)
     return records
 
 
@@ -143,11 +168,6 @@ def stronger(recipe: ViewRecipe, factor: float) -> dict[str, Any]:
         if (value := getattr(recipe, name)) > 0:
             found[f"augment.{name}"] = _digits(min(max(most, value), value * factor))
     return found
-
-
-def words(settings: Mapping[str, Any]) -> str:
-    """Settings in a line."""
-    return ", ".join(f"{name} {value}" for name, value in settings.items()) or "the recipe's own settings"
 
 
 def _strength(trial: int) -> float:
@@ -193,8 +213,3 @@ def _chosen(records: list[Trial]) -> int:
 
 def _digits(value: float) -> float:
     return float(f"{value:.3g}")
-
-
-def _say(progress: bool, line: str) -> None:
-    if progress:
-        print(line, file=sys.stderr, flush=True)

@@ -23,7 +23,8 @@ def check(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def _check_weight(name: str, value: float) -> None:
+def check_weight(name: str, value: float) -> None:
+    """Raise a ConfigError unless a setting is at least 0 and finite."""
     check(0 <= value < math.inf, f"{name} must be at least 0 and finite, got {value}")
 
 
@@ -66,7 +67,7 @@ class SSOLEConfig:
     """Ablation: `reference` repeats the published code's error in the gradient of the low-rank term."""
 
     def __post_init__(self) -> None:
-        _check_weight("high_rank_weight", self.high_rank_weight)
+        check_weight("high_rank_weight", self.high_rank_weight)
         check(0 <= self.gamma <= 1, f"gamma must be in [0, 1], got {self.gamma}")
         positive = self.temperature is None or 0 < self.temperature < math.inf
         check(positive, f"temperature must be above 0 and finite, or null, got {self.temperature}")
@@ -84,7 +85,7 @@ class OLEConfig:
     """Norm below which a class is not pushed down further."""
 
     def __post_init__(self) -> None:
-        _check_weight("margin", self.margin)
+        check_weight("margin", self.margin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +115,7 @@ class BarlowTwinsConfig:
     """Weight of the correlations between different dimensions."""
 
     def __post_init__(self) -> None:
-        _check_weight("redundancy_weight", self.redundancy_weight)
+        check_weight("redundancy_weight", self.redundancy_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ class VICRegConfig:
 
     def __post_init__(self) -> None:
         for name in ("invariance_weight", "variance_weight", "covariance_weight"):
-            _check_weight(name, getattr(self, name))
+            check_weight(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,7 @@ class FroSSLConfig:
     """Weight of the distance between views and their mean."""
 
     def __post_init__(self) -> None:
-        _check_weight("invariance_weight", self.invariance_weight)
+        check_weight("invariance_weight", self.invariance_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +165,7 @@ class MMCRConfig:
     """Weight of the nuclear norm of each image's views."""
 
     def __post_init__(self) -> None:
-        _check_weight("local_weight", self.local_weight)
+        check_weight("local_weight", self.local_weight)
 
 
 @dataclass(frozen=True, kw_only=True)

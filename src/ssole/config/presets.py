@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Any
 
 from ssole.config.view_recipe import Crop, ViewRecipe
-from ssole.errors import ConfigError
+from ssole.errors import ConfigError, did_you_mean
 
 _LARGE, _SMALL = (Crop(count=2, size=224),), (Crop(count=4, size=32),)
 _DIGITS = (Crop(count=4, size=32, scale=(0.5, 1.0)),)  # a smaller part of a character may look like another character
@@ -38,7 +37,5 @@ def view_preset(name: str) -> ViewRecipe:
         ConfigError: no such preset.
     """
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"no preset {name!r}.{hint} There are: {', '.join(PRESETS)}")
+        raise ConfigError(f"no preset {name!r}.{did_you_mean(name, PRESETS)} There are: {', '.join(PRESETS)}")
     return PRESETS[name]

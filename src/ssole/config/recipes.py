@@ -17,7 +17,7 @@ from ssole.config.losses import LOSS_CONFIGS, LossConfig, Projector
 from ssole.config.presets import view_preset
 from ssole.config.schema import ModelConfig, OptimConfig, PretrainConfig
 from ssole.config.view_recipe import Crop, ViewRecipe
-from ssole.errors import ConfigError
+from ssole.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -44,9 +44,9 @@ def load(name: str | PathLike[str], /, **overrides: Any) -> PretrainConfig:
     if path.suffix not in {".yaml", ".yml"}:
         path = _RECIPES / f"{name}.yaml"
     if not path.is_file():
-        close = difflib.get_close_matches(path.stem, recipe_names(), n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"no recipe {str(name)!r}.{hint} Shipped: {', '.join(recipe_names())}; or give a .yaml file")
+        names = recipe_names()
+        hint = did_you_mean(path.stem, names)
+        raise ConfigError(f"no recipe {str(name)!r}.{hint} Shipped: {', '.join(names)}; or give a .yaml file")
     return apply_overrides(from_dict(read_mapping(path)), overrides)
 
 
@@ -77,31 +77,20 @@ def read_mapping(path: Path) -> dict[str, Any]:
         text = data.decode("utf-8")
         _check_nesting(text)
         values = yaml.safe_load(text)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        OverflowError,
-    ) as error:  # numbers and dates raise errors of their own
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # the last two from odd numbers and dates
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of settings, found {type(values).__name__}")
     return values
 
 
-def _safe_loader() -> Any:
-    """PyYAML's loader of plain values, in C where it is there, which is ten times as fast."""
-    import yaml
-
-    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-
-
 def _check_nesting(text: str) -> None:
     """Raise a `ValueError` for aliases, deep nesting and very many values, before any of them is made."""
     import yaml
 
+    loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # in C where it is there, ten times as fast
     depth = 0
-    for number, event in enumerate(yaml.parse(text, _safe_loader())):
+    for number, event in enumerate(yaml.parse(text, loader)):
         if isinstance(event, yaml.AliasEvent):
             line = event.start_mark.line + 1 if event.start_mark else "?"
             raise ValueError(f"line {line} has an alias (*{event.anchor}): write the value out")
@@ -134,8 +123,7 @@ def _loss_from_dict(values: Any) -> LossConfig:
         raise ConfigError(f"loss must be a mapping of settings, got {values!r}")
     name = values.get("name", "ssole")
     if not isinstance(name, str) or name not in LOSS_CONFIGS:
-        close = difflib.get_close_matches(str(name), LOSS_CONFIGS, n=1)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(str(name), LOSS_CONFIGS)
         raise ConfigError(f"no loss {name!r}.{hint} There are: {', '.join(LOSS_CONFIGS)}")
     return _validated(LOSS_CONFIGS[name], values, "loss")
 
@@ -168,7 +156,7 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     Raises:
         ConfigError: as :func:`from_dict`.
     """
-    values, overrides = to_dict(config), dict(overrides)
+    values, overrides = to_dict(config), {name: json.loads(_to_json(value)) for name, value in overrides.items()}
     preset = overrides.pop("preset", None)
     if preset is not None:  # first, so that single settings override it
         kept = {name: values["augment"][name] for name in ("crops", "early_size", "early_share")}
@@ -186,7 +174,7 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
             values["model"] |= {f"projector_{field}": None for field in Projector._fields}
     for name, value in overrides.items():
         path = "augment.crops.0.count" if name == "views" else name
-        _merge(values, path.split("."), json.loads(_to_json(value)), name)
+        _merge(values, path.split("."), value, name)
     return from_dict(values)
 
 
@@ -221,7 +209,7 @@ def _explain(kind: str, location: tuple[int | str, ...], message: str, given: An
         return f"data must be a name, a path or a list of paths, got {given!r}"
     name = ".".join(str(part) for part in location)
     if kind == "unexpected_keyword_argument":
-        return f"unknown setting {name!r}.{_did_you_mean(name)}"
+        return f"unknown setting {name!r}.{_hint_at_setting(name)}"
     if kind == "value_error":  # a check in schema.py, whose message is complete
         text = message.removeprefix("Value error, ")
         return f"{name}: {text}" if name else text
@@ -241,7 +229,7 @@ def _merge(node: Any, path: list[str], value: Any, name: str) -> None:
     inner = node[key] if isinstance(node, list) else node.get(key)
     if rest:
         if not isinstance(inner, (dict, list)):
-            raise ConfigError(f"unknown setting {name!r}: there is no group {first!r}.{_did_you_mean(name)}")
+            raise ConfigError(f"unknown setting {name!r}: there is no group {first!r}.{_hint_at_setting(name)}")
         _merge(inner, rest, value, name)
     elif isinstance(value, Mapping) and isinstance(inner, dict) and key != "backbone_args":
         for part, given in value.items():
@@ -264,7 +252,7 @@ def _field_paths(cls: type, prefix: str = "") -> Iterator[str]:
             yield prefix + name
 
 
-def _did_you_mean(name: str) -> str:
+def _hint_at_setting(name: str) -> str:
     """Hint at the setting that was meant: one with the same last part, a close name, or a last part with that word."""
     known = list(_field_paths(PretrainConfig))
     last_parts = {path: path.rsplit(".", 1)[-1] for path in known}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ssole.config.losses import check
+from ssole.config.losses import check, check_weight
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,7 +31,8 @@ class Crop:
         check(self.count >= 1, f"crop count must be at least 1, got {self.count}")
         check(self.size >= 4, f"crop size must be at least 4 pixels, got {self.size}")
         check(0 < self.scale[0] <= self.scale[1] <= 1, f"crop scale must satisfy 0 < min <= max <= 1, got {self.scale}")
-        check(0 < self.ratio[0] <= self.ratio[1], f"crop ratio must satisfy 0 < min <= max, got {self.ratio}")
+        low, high = self.ratio
+        check(0 < low <= high < math.inf, f"crop ratio must satisfy 0 < min <= max, both finite, got {self.ratio}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,17 +85,17 @@ class ViewRecipe:
         for name in ("hflip", "vflip", "turn", "jitter", "grey", "blur", "solarize"):
             check(0 <= getattr(self, name) <= 1, f"{name} is a probability in [0, 1], got {getattr(self, name)}")
         for name in ("brightness", "contrast", "saturation"):
-            check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+            check_weight(name, getattr(self, name))
         check(0 <= self.hue <= 0.5, f"hue must be in [0, 0.5], got {self.hue}")
-        check(
-            0 < self.blur_sigma[0] <= self.blur_sigma[1],
-            f"blur_sigma must satisfy 0 < min <= max, got {self.blur_sigma}",
-        )
+        low, high = self.blur_sigma
+        check(0 < low <= high < math.inf, f"blur_sigma must satisfy 0 < min <= max, both finite, got {self.blur_sigma}")
         check(
             (self.mean is None) == (self.std is None), f"give both mean and std or neither, got {self.mean}, {self.std}"
         )
         if self.mean is not None and self.std is not None:
             check(min(self.std, default=0) > 0, f"std must be positive, got {self.std}")
+            finite = all(map(math.isfinite, (*self.mean, *self.std)))
+            check(finite, f"mean and std must be finite, got {self.mean} and {self.std}")
             check(
                 len(self.mean) == len(self.std),
                 f"mean and std need a number for each channel, got {len(self.mean)} and {len(self.std)}",

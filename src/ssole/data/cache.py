@@ -8,8 +8,8 @@ The cache of one set of images is a folder of
     .lock        held by a process while it appends
 
 Several processes can share one cache. Each appends the images that it decodes and finds those of the others. A shared
-lock on pixels.bin keeps a cache in use from being removed. A record is written after its pixels, and whoever first
-reads these compares them with the checksum. So after a kill or a power cut every image is right, or decoded again.
+lock on pixels.bin keeps a cache in use from being removed. A record is written after its pixels, and each process
+compares these with the checksum when it first reads them: after a power cut every image is right, or decoded again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from numpy.typing import NDArray
 
 from ssole.data.base import Source
 from ssole.data.storage import cache_folder
-from ssole.files import write_text_atomically
+from ssole.files import write_json_atomically
+from ssole.progress import data_size
 
 DISK_SHARE = 0.5
 """Default share of the disk for caches: of the bytes that are free or taken by caches."""
@@ -83,7 +84,7 @@ def open_cache(
         if content is None:
             folder = Path(tempfile.mkdtemp(prefix=prefix, suffix=_TEMPORARY, dir=parent))
         folder.mkdir(exist_ok=True)
-        write_text_atomically(folder / "about.json", json.dumps(about | state, indent=2) + "\n")
+        write_json_atomically(folder / "about.json", about | state, indent=2)
         room = _make_room(folder, prefix, source.name, expected if limit is None else min(expected, limit))
         cache = ImageCache(folder, len(source), limit=room if limit is None else limit, temporary=content is None)
     except OSError as error:
@@ -263,12 +264,11 @@ def _caches(parent: Path) -> dict[Path, int]:
 
 
 def _too_small(cache: ImageCache, name: str, expected: int) -> str:
-    from rich.filesize import decimal
-
     return (
-        f"the decoded images of {name} will take about {decimal(expected)}, and their cache in {cache.folder} may take "
-        f"{decimal(cache.limit)}: about {cache.limit / expected:.0%} of them are kept, and the others are decoded in "
-        "every epoch. Make room on the disk, or name a folder on a larger one by the environment variable SSOLE_CACHE"
+        f"the decoded images of {name} will take about {data_size(expected)}, and their cache in {cache.folder} may "
+        f"take {data_size(cache.limit)}: about {cache.limit / expected:.0%} of them are kept, and the others are "
+        "decoded in every epoch. Make room on the disk, or name a folder on a larger one by the environment variable "
+        "SSOLE_CACHE"
     )
 
 

@@ -139,9 +139,9 @@ def _open(data: bytes) -> Image.Image | None:
 def _decode_opened(image: Any, data: bytes, where: str, shrink_to: int | None, channels: int | None) -> Pixels:
     if image.format == "EPS":  # Pillow would hand the file to Ghostscript, a program that it can then steer
         raise DataError(f"{where}: EPS is a program to be run, not an image; convert it to PNG first.")
-    deep = image.mode.startswith("I") or (image.format == "PNG" and data[_PNG_DEPTH] == 16)
-    check_size(image.size, math.prod(image.size) * len(image.getbands()) * (1 + deep), where)
-    if channels is not None and image.format == "PNG" and data[_PNG_DEPTH] == 16 and not image.mode.startswith("I"):
+    deep_grey, deep_png = image.mode.startswith("I"), image.format == "PNG" and data[_PNG_DEPTH] == 16
+    check_size(image.size, math.prod(image.size) * len(image.getbands()) * (1 + (deep_grey or deep_png)), where)
+    if channels is not None and deep_png and not deep_grey:
         return _deep_png(data, where)
     if image.format == "TIFF" and not pillow_reads(image, channels):
         return read_tiff(data, channels, where=where)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ssole.data.base import Source, number_labels
-from ssole.data.storage import absolute, data_errors, is_remote, name_of, open_binary, relative_to
+from ssole.data.storage import absolute, data_errors, first_and_more, is_remote, name_of, open_binary, relative_to
 from ssole.errors import DataError, without_secrets
 from ssole.files import require_regular
 from ssole.runtime import check_memory
@@ -57,14 +57,14 @@ class ParquetSource(Source):
         image = _image_column(schema, features, image_column, paths[0])
         label = _label_column(schema, features, label_column, paths[0])
         stem = os.path.splitext(name_of(paths[0]))[0]
-        self.name = stem if len(paths) == 1 else f"{stem} and {len(paths) - 1} more"
+        self.name = first_and_more([stem, *paths[1:]])
         self._names = [name_of(path) if root is None else relative_to(path, os.fspath(root)) for path in paths]
         _check_memory(paths, image)
         parts = [_read(path, image, label) for path in paths]
         self._images = pa.chunked_array([chunk for images, _ in parts for chunk in images], pa.large_binary())
         self._starts = np.cumsum([0] + [sum(map(len, images)) for images, _ in parts])
         if len(self._images) == 0:
-            raise DataError(f"{_names(paths)} holds no rows.")
+            raise DataError(f"{first_and_more(paths)} holds no rows.")
         if label is not None:
             column = pa.chunked_array([chunk for _, labels in parts for chunk in labels])
             self.labels, self.classes = number_labels(column)
@@ -108,12 +108,12 @@ def _open(path: str) -> Any:
 
 def _check_memory(paths: list[str], image: str) -> None:
     """Raise a DataError if the encoded images would not fit into memory."""
-    what = f"The encoded images of {_names(paths)}"
+    what = f"The encoded images of {first_and_more(paths)}"
     hint = "Give fewer files, or unpack them into a folder of images, which is read file by file."
     files = [_open(path).metadata for path in paths]
     groups = [metadata.row_group(group) for metadata in files for group in range(metadata.num_row_groups)]
+    # A look at a single column ends the process if its statistics are damaged, so that comes last.
     with suppress(DataError):
-        # What has room for all columns needs no look at each of them: damaged statistics of a column end the process.
         return check_memory(sum(group.total_byte_size for group in groups), what, hint)
     columns = [group.column(column) for group in groups for column in range(group.num_columns)]
     size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == image)
@@ -185,7 +185,3 @@ def _label_column(schema: Any, features: dict[str, Any], given: str | None, path
     named = [name for name in _LABEL_NAMES if name in possible]
     named += [name for name in possible if features.get(name, {}).get("_type") == "ClassLabel"]
     return given or (named[0] if named else None)
-
-
-def _names(paths: list[str]) -> str:
-    return paths[0] if len(paths) == 1 else f"{paths[0]} and {len(paths) - 1} more"

@@ -17,7 +17,7 @@ from ssole.files import require_regular
 
 _TIMEOUT = 30.0  # seconds; the default of SSOLE_TIMEOUT
 _LEAST_RATE = 10_000  # bytes per second; a server that drips could keep a run waiting for ever
-_told: set[str] = set()  # servers that were silent, so that each is told of once
+_warned: set[str] = set()  # silent servers that a warning has named
 
 
 def timeout() -> float:
@@ -81,11 +81,11 @@ def open_remote(url: str, block_size: int) -> BinaryIO | None:
     return file
 
 
-def tell_silence(url: str, error: Exception) -> None:
+def warn_of_silence(url: str, error: Exception) -> None:
     """Warn of a server that does not answer in time, once for each."""
     server = urlsplit(without_secrets(url)).netloc
-    if isinstance(error, (TimeoutError, ConnectionAbortedError)) and server not in _told:
-        _told.add(server)
+    if isinstance(error, (TimeoutError, ConnectionAbortedError)) and server not in _warned:
+        _warned.add(server)
         warnings.warn(f"{server} does not answer: {error}. It is tried up to three times", stacklevel=2)
 
 

@@ -22,6 +22,7 @@ from ssole.data.storage import (
     common_folder,
     expand,
     files_below,
+    first_and_more,
     has_pattern,
     is_remote,
     name_of,
@@ -76,8 +77,8 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
         return ArraySource(spec)
     if isinstance(spec, Source):
         return spec
-    if _are_paths(spec):
-        return _open_files([os.fspath(file) for file in spec], None, split)
+    if are_paths(spec):
+        return _open_files([os.path.expanduser(file) for file in spec], None, split)
     if not isinstance(spec, (str, os.PathLike)):
         return ObjectSource(spec)  # which raises an error for any other type
     text = os.fspath(spec)
@@ -103,7 +104,7 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
     So the data are found again from another working directory. Data in memory cannot be opened again from their text;
     see :func:`is_in_memory`.
     """
-    if _are_paths(spec):
+    if are_paths(spec):
         return tuple(str(describe(part)) for part in spec)
     if isinstance(spec, (str, os.PathLike)):
         text, path = str(spec), Path(spec).expanduser()
@@ -112,6 +113,15 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
         is_name = text == "digits-m" or text.lower() in TORCHVISION
         return str(path.absolute()) if not is_name and (path.exists() or has_pattern(text)) else text
     return _IN_MEMORY + str(getattr(spec, "name", f"{type(spec).__name__} {getattr(spec, 'shape', '')}".strip()))
+
+
+def by_name(spec: Spec) -> Spec:
+    """Data as :func:`describe` names them, to be opened now as they will be later; in memory, the data themselves.
+
+    Several image files have their paths for ids, which must not depend on the working directory when a run is resumed.
+    """
+    described = describe(spec)
+    return spec if why_not_again(described) is not None else described
 
 
 def is_in_memory(described: str | Sequence[str] | None) -> bool:
@@ -126,7 +136,8 @@ def why_not_again(described: str | Sequence[str] | None) -> str | None:
     return "a URL with a password or a query, which it does not keep" if SECRET in str(described) else None
 
 
-def _are_paths(spec: Any) -> TypeGuard[Sequence[str | os.PathLike[str]]]:
+def are_paths(spec: Any) -> TypeGuard[Sequence[str | os.PathLike[str]]]:
+    """Whether data are given as a list of paths or URLs."""
     return isinstance(spec, (list, tuple)) and all(isinstance(part, (str, os.PathLike)) for part in spec)
 
 
@@ -225,13 +236,13 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
     if kinds <= image_suffixes() and len(files) > 1:
         if split == "test":
             raise DataError(
-                f"{files[0]} and {len(files) - 1} more image files have no test split: they are all training images. "
+                f"{first_and_more(files)} image files have no test split: they are all training images. "
                 "Name the test images on their own."
             )
         return ObjectSource(files, name=f"{len(files)} files")
     if len(kinds) > 1 or not kinds <= set(_FILES):
         raise DataError(
-            f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''} cannot be opened as one data set: "
+            f"{first_and_more(files)} cannot be opened as one data set: "
             f"expected a folder of images, several image files, or files of one kind among {', '.join(_FILES)}; "
             f"got {sorted(kinds)}."
         )
@@ -242,7 +253,7 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
     files = _files_of_split(files, root, split)
     if kind in _ONE_FILE:
         if len(files) > 1:
-            raise DataError(f"Name one {kind} file; {files[0]} and {len(files) - 1} more were given.")
+            raise DataError(f"Name one {kind} file; {first_and_more(files)} were given.")
         return open_npy(files[0]) if kind == ".npy" else ListSource(files[0])
     return ParquetSource(files, root=root) if kind == ".parquet" else TarSource(files, root=root)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
-from ssole.data.remote import filesystem, open_remote, read_remote, tell_silence
+from ssole.data.remote import filesystem, open_remote, read_remote, warn_of_silence
 from ssole.errors import DataError
 from ssole.files import require_regular
 from ssole.progress import data_size
@@ -59,6 +59,11 @@ def suffix_of(location: str) -> str:
 def folder_of(location: str) -> str:
     """Folder of a file."""
     return location.partition("?")[0].rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
+
+
+def first_and_more(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are: ``a.tar and 3 more``."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def absolute(location: str) -> str:
@@ -266,14 +271,12 @@ def _remote_matches(pattern: str) -> list[str]:
 def _read_remote(url: str, start: int, end: int | None, most: int, inside: str | None) -> bytes:
     """Bytes of a remote file, in up to three tries. Errors are those of the file system."""
     fs, path = filesystem(url, inside=inside)
-    for pause in (*_PAUSES, None):
+    for pause in _PAUSES:
         try:
             return read_remote(fs, path, start, end, most)
         except _FINAL:
             raise
-        except Exception as error:  # fsspec's clients have errors of their own
-            tell_silence(url, error)
-            if pause is None:
-                raise
+        except Exception as error:  # noqa: BLE001 - fsspec's clients have errors of their own
+            warn_of_silence(url, error)
             time.sleep(pause)
-    raise AssertionError("unreachable")
+    return read_remote(fs, path, start, end, most)

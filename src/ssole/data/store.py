@@ -192,7 +192,7 @@ class ImageStore:
         return "images are decoded anew in every epoch: keep them in a cache, store them smaller, or add processors"
 
     def _check(self, indices: torch.Tensor | Sequence[int]) -> list[int]:
-        array = np.asarray(indices, dtype=np.int64 if len(indices) == 0 else None)
+        array = np.asarray(indices, dtype=np.int64 if len(indices) == 0 else None)  # NumPy takes [] for floats
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
             raise DataError(f"Indices must be a one-dimensional list of integers; got {array.dtype} {array.shape}.")
         if array.size and (array.min() < 0 or array.max() >= len(self)):

@@ -25,6 +25,7 @@ from ssole.data.storage import (
     common_folder,
     data_errors,
     file_fingerprint,
+    first_and_more,
     folder_of,
     is_remote,
     name_of,
@@ -81,8 +82,7 @@ class TarSource(Source):
         self.identity = without_secrets("\n".join(sorted(map(absolute, self._files))))
         folder = common_folder(self._files) if root is None else os.fspath(root)
         self._names = [relative_to(file, folder) for file in self._files]
-        more = f" and {len(self._files) - 1} more" if len(self._files) > 1 else ""
-        self.name = name_of(self._files[0]) + more
+        self.name = first_and_more([name_of(file) for file in self._files])
         with ThreadPoolExecutor(CONNECTIONS if is_remote(self._files[0]) else 1) as pool:
             indices = list(pool.map(tar_index, self._files))
         self.ignored = sum((index.ignored for index in indices), Counter[str]())
@@ -211,7 +211,7 @@ class _Shard:
             if not cut:
                 self.add(member, file)
         file.seek(tar.offset)
-        # after the last member only zeros, and not many: a hole of zeros in the middle looks like the end
+        # A whole tar ends with a few zeros. After many more, what looks like its end may be a hole in the middle.
         if not cut and size - tar.offset <= _PADDING and len(rest := file.read()) >= _BLOCK and not any(rest):
             return None
         where = f"{without_secrets(location)} breaks off or is damaged after byte {min(tar.offset, size)}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ import torch
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, load
 from ssole.data.base import Source, Spec, evenly_spaced
 from ssole.data.sources import open_source, open_test_images
-from ssole.doctor.contents import Contents, classes, contents
+from ssole.doctor.contents import classes, contents
 from ssole.doctor.duplicates import exact_copies, leaks, near_copies
 from ssole.doctor.estimate import estimate
 from ssole.doctor.findings import (
@@ -25,7 +24,7 @@ from ssole.doctor.findings import (
 )
 from ssole.doctor.report import Report, SecondSet
 from ssole.doctor.scan import Readable, Sample, Scan, draw_sample, scan, view_rate
-from ssole.doctor.suggest import Suggestion, suggest
+from ssole.doctor.suggest import suggest
 from ssole.errors import DataError
 from ssole.files import write_atomically
 from ssole.progress import spinner
@@ -68,12 +67,14 @@ def examine(
     config = None if recipe is None else load(recipe)
     if preview is not None:
         _check_preview_path(preview)
-    source, images, report = _read(data, against, PretrainConfig() if config is None else config, limit, progress)
+    source, images, report = _read(data, against, config or PretrainConfig(), limit, progress)
     if report.contents is None:
         return report
     with spinner("measuring decoding, views and training steps", enabled=progress):
-        suggestion, sample = _suggest(data, source, images, report.contents, device, config)
-        config = with_normalisation(suggestion.config if config is None else config, sample)
+        suggestion = suggest(data, report.contents, len(source), device, memory=free_memory(device))
+        config = config or suggestion.config
+        sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
+        config = with_normalisation(config, sample)
         report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)
         report = _measure(report, sample, config, device, measure)
     if preview is not None:
@@ -127,20 +128,6 @@ def _compare(found: Scan, source: Source, limit: int, channels: int | None, prog
         unreadable=second.unreadable,
         leaked=leaks(found.readable, second.readable, progress=progress),
     )
-
-
-def _suggest(
-    data: Spec,
-    source: Source,
-    images: Sequence[Readable],
-    about: Contents,
-    device: torch.device,
-    config: PretrainConfig | None,
-) -> tuple[Suggestion, Sample]:
-    """Suggestion, and a sample decoded for the recipe asked for, or else for the suggested recipe."""
-    suggestion = suggest(data, about, len(source), device, memory=free_memory(device))
-    config = suggestion.config if config is None else config
-    return suggestion, draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
 
 
 def with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfig:

@@ -15,7 +15,9 @@ import torch
 
 from ssole.config import PretrainConfig, apply_overrides, load
 from ssole.data.base import Spec
+from ssole.data.sources import are_paths
 from ssole.doctor.contents import Contents
+from ssole.errors import without_secrets
 from ssole.models.backbone import SMALL_IMAGE
 from ssole.progress import data_size, duration
 from ssole.training.needs import step_bytes
@@ -41,7 +43,7 @@ class Suggestion:
 
     recipe: str
     reasons: list[str]
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=dict)
     """Settings by dotted name that fit the recipe to these images."""
     command: str = ""
 
@@ -158,9 +160,9 @@ def _by_budget(
         reasons.append(what + (f", and {MIN_RUN_STEPS:,} are wanted" if few else ""))
         if chosen is None or not few:
             chosen = recipe, overrides, seconds, why
-        if few:  # and fewer of what is dearer, which is not measured
+        if few:  # dearer ones are not measured: even fewer of their steps would fit
             break
-    assert chosen is not None  # the cheapest is always taken
+    assert chosen is not None  # the ladder is not empty, and its cheapest recipe is always taken
     recipe, overrides, seconds, why = chosen
     reasons += why
     return recipe, overrides | _short_overrides(load(recipe, **shared, **overrides), budget, seconds, reasons)
@@ -228,20 +230,14 @@ def _length_overrides(config: PretrainConfig, images: int, reasons: list[str]) -
     return overrides
 
 
-def _command(data: Spec, recipe: str, overrides: dict[str, Any]) -> str:
-    given = _data_arguments(data)
+def _command(data: Spec, recipe: str, overrides: Overrides) -> str:
+    """Command to type. DATA stands for images in memory, and URLs lose passwords and queries, as everywhere."""
+    if isinstance(data, (str, os.PathLike)):
+        data = [data]
+    given = [without_secrets(os.fspath(path)) for path in data] if are_paths(data) else ["DATA"]
     name = recipe if given == ["DATA"] else PurePath(given[0]).stem or recipe
     words = ["ssole", "pretrain", "--data", *given, "--recipe", recipe, "--out", f"runs/{name}"]
     for setting, value in overrides.items():
         values = value if isinstance(value, list) else [value]
         words += [f"--{setting.replace('_', '-')}", *map(str, values)]
     return " ".join(word if word == "DATA" else shlex.quote(word) for word in words)
-
-
-def _data_arguments(data: Spec) -> list[str]:
-    """Words to type after --data; DATA stands for images in memory."""
-    if isinstance(data, (str, os.PathLike)):
-        return [os.fspath(data)]
-    if isinstance(data, Sequence) and all(isinstance(part, (str, os.PathLike)) for part in data):
-        return [os.fspath(part) for part in data]
-    return ["DATA"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from ssole.config import ConfigError, ModelConfig
+from ssole.errors import did_you_mean
 from ssole.runtime import total_memory
 
 # Arguments of `timm.create_model` that shape a network. Not among them are those that name files or addresses
@@ -36,10 +36,10 @@ def checked_arguments(config: ModelConfig) -> dict[str, Any]:
     """Copy of `backbone_args`; `ConfigError` for an argument that is not allowed, or no plain value."""
     for name, value in config.backbone_args.items():
         if name not in _ARGUMENTS:
-            close = difflib.get_close_matches(name, sorted(_ARGUMENTS), n=1)
-            hint = f"Did you mean {close[0]!r}? " if close else ""
-            known = f"{hint}Allowed are sizes, shapes and rates of the network: {', '.join(sorted(_ARGUMENTS))}"
-            raise ConfigError(misfit(config.backbone, f"{name!r} is not allowed. {known}"))
+            known = sorted(_ARGUMENTS)
+            allowed = f"Allowed are sizes, shapes and rates of the network: {', '.join(known)}"
+            reason = f"{name!r} is not allowed.{did_you_mean(name, known)} {allowed}"
+            raise ConfigError(misfit(config.backbone, reason))
         numbers = list(_numbers(value))
         if any(abs(number) > _LARGEST or number != number for number in numbers):
             raise ConfigError(misfit(config.backbone, f"{name} has a number above {_LARGEST}"))

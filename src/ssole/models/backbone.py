@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
+from ssole.errors import did_you_mean
 from ssole.models.arguments import checked_arguments, misfit, require_memory
 from ssole.models.own import OwnBackbone, is_own, need_of_module, own_name
 from ssole.models.stages import freeze_stages
@@ -85,8 +85,7 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
     if is_own(config):
         raise need_of_module(config)
     if not timm.is_model(config.backbone):
-        close = difflib.get_close_matches(config.backbone, timm.list_models(), n=3)
-        hint = f" Did you mean {', '.join(close)}?" if close else " See timm.list_models()."
+        hint = did_you_mean(config.backbone, timm.list_models(), most=3) or " See timm.list_models()."
         raise ConfigError(f"timm has no model {config.backbone!r}.{hint}")
     arguments = checked_arguments(config)
     if channels != 3:  # passed only when needed, because some models do not take the argument

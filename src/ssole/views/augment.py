@@ -29,9 +29,7 @@ from ssole.views.params import ViewParams, sample_params
 
 _CHUNK = 3 << 18  # floats of a chunk at most: 3 MB, mostly within the L2 caches of two cores, while calls cost little
 _BLOCK = 1 << 20  # floats held for the views of a block of images, beside the views
-_DEVICE_BLOCK = (
-    1 << 26
-)  # floats that an accelerator holds at most of images, weights or views; there are six such tensors
+_DEVICE_BLOCK = 1 << 26  # floats of each of six tensors that an accelerator holds: of images, weights and views
 _ONE_BY_ONE = 100_000  # floats; a CPU makes views of this size and more one at a time
 _PADDED_TOGETHER = 32  # images of different sizes that an accelerator gets as one tensor
 

@@ -61,6 +61,7 @@ class Numbers(NamedTuple):
     @staticmethod
     def shapes(channels: int) -> list[tuple[int, ...]]:
         """Shapes of the parts, for a single view."""
+        # start, slope, reach, middle, half; transposed, jitter, contrast, shift, sigma, grey, solarize, matrix, offset
         square = (channels, channels)
         pairs: list[tuple[int, ...]] = [(2,)] * 5
         return [*pairs, (), (6, *square), (6, channels), (), (), square, (), square, (channels,)]
