@@ -20,7 +20,6 @@ from ssole.data.sources import by_name, describe, is_in_memory, open_source, why
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.online import default_evaluators
-from ssole.models.backbone import check_backbone
 from ssole.models.own import is_own, need_of_module, own_settings
 from ssole.runtime import resolve_device
 from ssole.training.checkpoint import checkpoint_steps
@@ -121,7 +120,7 @@ def start(
         config = agreed_config(config, progress)
         device = distributed.own_device(resolve_device(config.device))  # quick checks first: data may take a while
         world = distributed.world_size()
-        distributed.on_rank_0(lambda: _check(config, device, backbone, world))
+        distributed.on_rank_0(lambda: _check(config, device, world))
         initial = first_initial(config, backbone, progress=progress)
         data = by_name(config.data if data is None else data)
         measured_on = None if config.eval_data is None else describe(config.eval_data)
@@ -136,9 +135,8 @@ def start(
                 return train(run, store, plan, device, spent=time.monotonic() - begin, initial=initial, **given)
 
 
-def _check(config: PretrainConfig, device: torch.device, backbone: nn.Module | None, world: int) -> None:
+def _check(config: PretrainConfig, device: torch.device, world: int) -> None:
     check_shares(config, world)
-    check_backbone(config, backbone)
     require_memory(config, device)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import signal
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +13,7 @@ import tiny
 from ssole.config import ConfigError
 from ssole.errors import DataError
 from ssole.evaluation.results import LABEL_FREE
+from ssole.training.monitor import Monitor
 from ssole.training.stopping import Interrupted
 
 STEPS = 7
@@ -44,16 +45,13 @@ def test_a_resumed_run_goes_on_measuring(tmp_path: Path, plain: bytes, monkeypat
     tiny.write_folder(tmp_path / "labelled", 40)
     monkeypatch.chdir(tmp_path)
 
-    class AfterTheFirstMeasurement:
-        at_once = staticmethod(nullcontext)
+    def evaluate(self: Monitor, *arguments: Any) -> None:
+        plain_evaluate(self, *arguments)
+        signal.raise_signal(signal.SIGINT)
 
-        @property
-        def requested(self) -> int:
-            metrics = Path("run/metrics.jsonl")
-            return signal.SIGINT if metrics.exists() and "knn20" in metrics.read_text() else 0
-
+    plain_evaluate = Monitor.evaluate
     with monkeypatch.context() as patch:
-        patch.setattr("ssole.training.loop.stop_signal", lambda _: nullcontext(AfterTheFirstMeasurement()))
+        patch.setattr(Monitor, "evaluate", evaluate)
         with pytest.raises(Interrupted):
             tiny.start(Path("run"), steps=STEPS, eval_data="labelled", knn_every=3)
     monkeypatch.chdir("/")  # the path is kept whole

@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,11 +18,20 @@ import torch
 import ranks
 import tiny
 from ssole import distributed, evaluate
+from ssole.data import store
 from ssole.data.store import ImageStore
 from ssole.evaluation.sharing import own_parts
 from ssole.training.run import Run
 
 IMAGES = 700  # three batches, so that the last round lacks one
+
+
+@contextlib.contextmanager
+def counted(file: Path) -> Iterator[None]:
+    """Context that writes how many images this process decodes."""
+    with mock.patch.object(store, "decode", wraps=store.decode) as decode:
+        yield
+    file.write_text(str(decode.call_count))
 
 
 def commands(folder: Path, out: Path) -> None:
@@ -30,7 +41,8 @@ def commands(folder: Path, out: Path) -> None:
     printed = out / f"printed-{os.environ.get('RANK', '0')}.txt"
     with printed.open("w") as file, contextlib.redirect_stdout(file), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        assert tiny.main("eval", run, "--data", photos, "--save", str(out / "eval.json"), "--device", "cpu") == 0
+        with counted(out / f"decoded-{os.environ.get('RANK', '0')}.txt"):
+            assert tiny.main("eval", run, "--data", photos, "--save", str(out / "eval.json"), "--device", "cpu") == 0
         assert tiny.main("embed", run, "--data", photos, "--out", str(out / "embeddings.npz"), "--device", "cpu") == 0
 
 
@@ -72,6 +84,13 @@ def test_the_result_is_that_of_one_process(folder: Path) -> None:
     assert len(alone["array"]) == IMAGES - 1
     for name in alone.files:
         assert np.array_equal(alone[name], shared[name]), name
+
+
+def test_an_image_is_decoded_by_one_process_for_all(folder: Path) -> None:
+    assert not (folder / "one" / "decoded-1.txt").exists()
+    shares = [int((folder / "two" / f"decoded-{rank}.txt").read_text()) for rank in (0, 1)]
+    assert sum(shares) < 1.2 * IMAGES
+    assert max(shares) < IMAGES
 
 
 def test_the_first_process_alone_prints(folder: Path) -> None:

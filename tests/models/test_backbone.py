@@ -10,7 +10,7 @@ from torch import nn
 import tiny
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 from ssole.models.backbone import (
-    check_backbone,
+    checked_encoder,
     create_backbone,
     create_encoder,
     create_projector,
@@ -116,17 +116,17 @@ def test_whitening_refuses_a_model_without_such_a_layer(model: nn.Module) -> Non
 
 def test_a_backbone_is_tried_before_a_run() -> None:
     state = torch.get_rng_state()
-    check_backbone(tiny.config())
-    check_backbone(tiny.config(channels=5, preset="channels"))
+    checked_encoder(tiny.config())
+    checked_encoder(tiny.config(channels=5, preset="channels"))
     assert torch.equal(torch.get_rng_state(), state)
     with pytest.raises(ConfigError, match=r"backbone_args do not fit resnet18: .*depth"):
-        check_backbone(tiny.config(model__backbone_args={"depth": 3}))
+        checked_encoder(tiny.config(model__backbone_args={"depth": 3}))
     with pytest.raises(ConfigError, match="backbone_args do not fit resnet18"):
-        check_backbone(tiny.config(model__backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8, [8]]}))
+        checked_encoder(tiny.config(model__backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8, [8]]}))
     vit = {"model__backbone": "vit_tiny_patch16_224", "model__backbone_args": {"img_size": 8, "patch_size": 4}}
     crops = [{"count": 2, "size": 8}, {"count": 2, "size": 12}]
     with pytest.raises(ConfigError, match=r"vit_tiny_patch16_224 does not take images of 12 x 12 pixels: .*img_size"):
-        check_backbone(tiny.config(**vit, augment__crops=crops))
+        checked_encoder(tiny.config(**vit, augment__crops=crops))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("... DefaultCPUAllocator: can't allocate memory: ...")])
@@ -136,7 +136,7 @@ def test_too_little_memory_is_not_taken_for_a_wrong_argument(monkeypatch: pytest
 
     monkeypatch.setattr(nn.Conv2d, "forward", full)
     with pytest.raises(type(error)):
-        check_backbone(tiny.config())
+        checked_encoder(tiny.config())
     monkeypatch.setattr(timm, "create_model", full)
     with pytest.raises(type(error)):
-        check_backbone(tiny.config(model__backbone_args={}))
+        checked_encoder(tiny.config(model__backbone_args={}))

@@ -131,15 +131,23 @@ def test_runs_that_cannot_be_extended(tmp_path: Path) -> None:
     run = tiny.start(tmp_path / "run")
     with pytest.raises(ConfigError, match="is not a run folder"):
         extend(Run(tmp_path), steps=1)
+    for line in (
+        "x",
+        '{"step": 12}',
+        '{"step": 12, "total": 3, "factor": 1}',
+        '{"step": 2, "total": 3, "factor": NaN}',
+    ):
+        (run.path / "extensions.jsonl").write_text(f"{line}\n")
+        with pytest.raises(ConfigError, match=r"extensions\.jsonl is damaged"):
+            extend(run, steps=1)
+    assert run.finished
+    (run.path / "extensions.jsonl").unlink()
     for path in run.checkpoints.glob("*12*"):
         path.unlink()
     with pytest.raises(ConfigError, match=r"ended with step 12, and its newest checkpoint is of step 10: .*--init"):
         extend(run, steps=1)
     assert checkpoint_steps(run) == [10]
     assert run.finished
-    (run.path / "extensions.jsonl").write_text('{"step": 12, "total": 3, "factor": 1}\n')
-    with pytest.raises(ConfigError, match=r"extensions\.jsonl is damaged"):
-        extensions(run)
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

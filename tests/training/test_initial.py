@@ -38,14 +38,16 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def initial(init: Path | str, **overrides: Any) -> Initial:
-    found = read_initial(tiny.config(init=str(init), **overrides))
+    config = tiny.config(init=str(init), **overrides)
+    found = read_initial(config, create_encoder(config))
     assert found is not None
     return found
 
 
 def loaded(config: PretrainConfig) -> dict[str, torch.Tensor]:
     """Weights of the encoder of a config that starts from others."""
-    encoder, found = create_encoder(config), read_initial(config)
+    encoder = create_encoder(config)
+    found = read_initial(config, encoder)
     assert found is not None
     encoder.load_state_dict(found.weights, strict=False)
     return encoder.state_dict()

@@ -13,7 +13,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from ssole.config import ConfigError
 from ssole.data.base import Source
 from ssole.errors import DataError
 from ssole.training.checkpoint import checkpoint_steps
+from ssole.training.monitor import Monitor
 from ssole.training.run import Run
 from ssole.training.stopping import Interrupted, Stop, stop_signal
 
@@ -291,20 +292,14 @@ def test_a_run_under_nohup_ignores_the_end_of_its_terminal() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-class LateSignal:
-    """Heard at every other look: as if it came just after a step had decided not to save."""
+def test_a_signal_after_a_step_is_answered_before_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def advance(self: Monitor, *arguments: Any) -> None:
+        plain(self, *arguments)
+        if self._step == 2:
+            signal.raise_signal(signal.SIGINT)
 
-    looks = 0
-    at_once = staticmethod(nullcontext)
-
-    @property
-    def requested(self) -> int:
-        self.looks += 1
-        return 0 if self.looks % 2 else signal.SIGINT
-
-
-def test_a_signal_at_the_worst_moment_is_answered_after_saving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssole.training.loop.stop_signal", lambda _: nullcontext(LateSignal()))
+    plain = Monitor.advance
+    monkeypatch.setattr(Monitor, "advance", advance)
     with pytest.raises(Interrupted, match="stopped after step 2"):
         tiny.start(tmp_path / "run")
     assert checkpoint_steps(Run(tmp_path / "run")) == [2]

@@ -12,6 +12,7 @@ import pytest
 
 import tiny
 from ssole import api, extending
+from ssole.config import ConfigError
 from ssole.training import pace as module
 from ssole.training.feed import Plan, make_plan
 from ssole.training.pace import Pace
@@ -52,6 +53,14 @@ def test_without_a_budget_steps_are_as_planned(tmp_path: Path) -> None:
     assert [step for step in range(10, 50) if pace.ends(step)] == [49]
     assert pace.plan.total == 50
     assert not (run.path / "schedule.jsonl").exists()
+
+
+@pytest.mark.parametrize("line", ["x", '{"step": 3}', '{"step": 3, "total": -5}', '{"step": 0, "total": 5}'])
+def test_a_damaged_record_of_corrections_is_named(tmp_path: Path, line: str) -> None:
+    run = create_run(tmp_path / "run", tiny.config(budget="100s"))
+    (run.path / "schedule.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ConfigError, match=r"schedule\.jsonl is damaged"):
+        Pace(run, plan(50))
 
 
 SPEEDS: dict[str, Callable[[float], float]] = {

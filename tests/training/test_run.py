@@ -132,7 +132,8 @@ DAMAGED: dict[str, list[str]] = {
     "environment.json": ["", "null", "[1]", "{", "[" * 10**5, '{"a": 1'],
     "images.json": ["", "null", "{}", "[" * 10**5],
     "metrics.jsonl": ["\n", "null\n", "{}\n", '{"step": "1"}\n', '{"step": true}\n', "[" * 10**5 + "\n", "\x00\n"],
-    "config.yaml": ["", "null", "- 1", "a: b: c", "[" * 10**4, "epochs: " + "9" * 5000, "\x00"],
+    "config.yaml": ["", "null", "- 1", "a: b: c", "data: 5", "[" * 10**4, "epochs: " + "9" * 5000, "\x00"],
+    "unreadable.jsonl": ["[]\n", '{"index": null, "id": "a", "reason": "b"}\n', '{"index": 1, "reason": "b"}\n'],
 }
 
 
@@ -146,7 +147,7 @@ def test_a_damaged_file_is_named_and_nothing_is_changed(crashed: Run, name: str,
 
 
 def test_a_damaged_line_of_unreadable_images_is_named(crashed: Run) -> None:
-    (crashed.path / "unreadable.jsonl").write_text('{"index": 1}\n{"index": null}\n')
+    (crashed.path / "unreadable.jsonl").write_text('{"index": 1, "id": "a", "reason": "b"}\n{"index": null}\n')
     with pytest.raises(ConfigError, match=r"line 2 of .*unreadable\.jsonl"):
         _ = crashed.unreadable
 

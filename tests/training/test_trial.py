@@ -11,7 +11,8 @@ from torch import nn
 import tiny
 from ssole.data.arrays import ArraySource
 from ssole.data.store import ImageStore
-from ssole.training.trial import Trial, _saved_bytes, step_seconds
+from ssole.training.needs import saved_bytes
+from ssole.training.trial import Trial, step_seconds
 
 CPU = torch.device("cpu")
 
@@ -23,7 +24,7 @@ def draw(size: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_bytes_for_the_backward_pass_are_counted_once_each() -> None:
     first, second = nn.Linear(10, 20, bias=False), nn.Linear(20, 5, bias=False)
     x = torch.zeros(7, 10)
-    with _saved_bytes(nn.ModuleList([first, second])) as sizes:
+    with saved_bytes(nn.ModuleList([first, second])) as sizes:
         second(first(x).relu()).sum().backward()
     # the input, and the output of relu, which relu and the second layer share; no weights
     assert sum(sizes.values()) == 4 * (7 * 10 + 7 * 20)

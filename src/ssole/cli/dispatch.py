@@ -9,7 +9,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from ssole.errors import did_you_mean, printable, without_secrets
 from ssole.runtime import lack_of_memory, use_threads_of
 from ssole.training.guardian import CollapseError
 
+_SIGNAL = 128  # added to the number of a signal, it is the exit code after it
 _NARROWEST = 40  # columns of a help page; in a terminal of one column, its layout would never end
 Command = Callable[[Sequence[str]], int]
 
@@ -58,7 +59,13 @@ COMMANDS: dict[str, Command] = {
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point. It exits with 0; 1 for a failed run; 2 for wrong input; 3 for a collapse; 128 + N after signal N."""
     _prepare_output()
-    sys.exit(_main(list(sys.argv[1:] if argv is None else argv)))
+    code = _main(list(sys.argv[1:] if argv is None else argv))
+    if argv is None and code > _SIGNAL:  # Python would wait for threads that read images, as long as a disk is silent
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # of a terminal that was closed
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _prepare_output() -> None:
@@ -120,7 +127,7 @@ def _run(command: Command, argv: Sequence[str]) -> int:
         return 2
     except BrokenPipeError:  # the program that reads the output has ended, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + 13  # the exit code of a process that SIGPIPE ends
+        return _SIGNAL + 13  # the exit code of a process that SIGPIPE ends
     except FloatingPointError as error:  # a loss that is not finite, in all processes
         if not distributed.launch().rank:
             _print_error(error)
@@ -141,7 +148,7 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     except KeyboardInterrupt as error:
         if not distributed.launch().rank:
             print(f"\n{error}" if str(error) else "\ninterrupted", file=sys.stderr)
-        return 128 + int(getattr(error, "signal_number", 2))
+        return _SIGNAL + int(getattr(error, "signal_number", 2))
 
 
 def _print_error(error: object) -> None:

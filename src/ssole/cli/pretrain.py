@@ -131,7 +131,7 @@ def print_finished(run: Run) -> None:
         print(f"{last['step']} steps in {took}, loss {last['loss']:.4f}, effective rank {rank:.0f}")
     if unreadable := run.unreadable:
         first = unreadable[0]
-        example = printable(f"{first.get('id')}: {first.get('reason')}")
+        example = printable(f"{first['id']}: {first['reason']}")
         print(f"{len(unreadable)} unreadable images were left out, such as {example}")
         print(f"all of them: {run.path / 'unreadable.jsonl'}")
     print(f"weights: {run.backbone_path}")

@@ -47,7 +47,12 @@ def load(name: str | PathLike[str], /, **overrides: Any) -> PretrainConfig:
         names = recipe_names()
         hint = did_you_mean(path.stem, names)
         raise ConfigError(f"no recipe {str(name)!r}.{hint} Shipped: {', '.join(names)}; or give a .yaml file")
-    return apply_overrides(from_dict(read_mapping(path)), overrides)
+    try:
+        config = from_dict(read_mapping(path))
+    except ConfigError as error:
+        message = str(error)
+        raise ConfigError(message if str(path) in message else f"{path}: {message}") from None
+    return apply_overrides(config, overrides)
 
 
 def recipe_names() -> list[str]:

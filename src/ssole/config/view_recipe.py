@@ -126,6 +126,11 @@ class ViewRecipe:
         return replace(self, crops=(replace(main, size=self.early_size), *others), early_size=None)
 
     @property
+    def parts(self) -> tuple[ViewRecipe, ...]:
+        """The recipes of a run's parts, in their order."""
+        return (self,) if self.early is None else (self.early, self)
+
+    @property
     def pixels(self) -> int:
         """Pixels of an image's views."""
         return sum(crop.count * crop.size**2 for crop in self.crops)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from ssole.distributed.agreement import (
     ElsewhereError,
+    Stopping,
     agree,
     all_arrive,
     broadcast,
@@ -17,6 +18,8 @@ from ssole.distributed.agreement import (
     first_on_each_node,
     on_rank_0,
     shares_work,
+    stopping_point,
+    stopping_points,
 )
 from ssole.distributed.collectives import all_reduce, alone, average_gradients, gather, mean, rank, world_size
 from ssole.distributed.group import ProcessError, launch, own_device, processes
@@ -24,6 +27,7 @@ from ssole.distributed.group import ProcessError, launch, own_device, processes
 __all__ = [
     "ElsewhereError",
     "ProcessError",
+    "Stopping",
     "agree",
     "all_arrive",
     "all_reduce",
@@ -40,5 +44,7 @@ __all__ = [
     "processes",
     "rank",
     "shares_work",
+    "stopping_point",
+    "stopping_points",
     "world_size",
 ]

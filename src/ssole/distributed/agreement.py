@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ssole.distributed.collectives import alone, rank, world_size
+from ssole.distributed.collectives import STATE, alone, rank, world_size
 from ssole.distributed.group import CHANNEL, launch
 
 T = TypeVar("T")
@@ -25,6 +25,18 @@ class ElsewhereError(RuntimeError):
     """The first process failed at work that it did for all, and says why."""
 
 
+class Stopping(BaseException):
+    """A signal has asked for a stop, which all processes answer at this point of their work.
+
+    Attributes:
+        number: of the signal, or 0 where it is not known yet.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def on_rank_0(work: Callable[[], T]) -> T:
     """Result of work that the first process does by itself, on every process. The others wait, however long it takes.
 
@@ -33,6 +45,7 @@ def on_rank_0(work: Callable[[], T]) -> T:
 
     Raises:
         ElsewhereError: the work failed, on the other processes. The first one raises the error itself.
+        Stopping: a signal to the first process ended the work, which :func:`stopping_points` allowed.
     """
     if world_size() == 1:
         return work()
@@ -40,14 +53,19 @@ def on_rank_0(work: Callable[[], T]) -> T:
     if rank() == 0:
         try:
             with alone():
+                stopping_point()
                 answer = json.dumps({"value": work()})
         except BaseException as error:
-            CHANNEL.store.set(key, json.dumps({"error": f"{type(error).__name__}: {error}"}))
+            STATE.alone = False  # a signal may have cut the end of the context short
+            stops = isinstance(error, Stopping)
+            CHANNEL.store.set(key, json.dumps({"error": f"{type(error).__name__}: {error}", "stops": stops}))
             raise
         CHANNEL.store.set(key, answer)
     else:
         answer = _wait_for(key)
     values: dict[str, Any] = json.loads(answer)
+    if values.get("stops"):
+        raise Stopping
     if "error" in values:
         raise ElsewhereError(f"the first process failed: {values['error']}")
     result: T = values["value"]
@@ -86,6 +104,26 @@ def agree(number: int) -> int:
     return int(largest)
 
 
+@contextmanager
+def stopping_points(asked: Callable[[], int]) -> Iterator[None]:
+    """Context of work that processes share and may leave: each :func:`stopping_point` in it is one.
+
+    Args:
+        asked: number of the signal that has asked this process to stop, or 0.
+    """
+    STATE.asked = asked
+    try:
+        yield
+    finally:
+        STATE.asked = None
+
+
+def stopping_point() -> None:
+    """Raise Stopping on all processes if one of them was asked to stop. All of them must come here."""
+    if STATE.asked is not None and (number := agree(STATE.asked())):
+        raise Stopping(number)
+
+
 def broadcast(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """CPU tensors of the first process, by name, on every process. The others give None."""
     if world_size() == 1:
@@ -104,7 +142,7 @@ def broadcast(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
 @contextmanager
 def first_on_each_node() -> Iterator[None]:
     """Context that one process of each machine goes through before the others of that machine: it fills a cache."""
-    if world_size() == 1:
+    if not shares_work():
         yield
         return
     place, number = launch(), next(_calls)

@@ -7,7 +7,7 @@ DistributedDataParallel then divides by world_size exactly.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,8 @@ class _State:
     """Whether it works by itself for now, as if there were no other processes."""
     equal_shares: bool = False
     """Whether all processes have batches of one size, so that lengths need not be exchanged."""
+    asked: Callable[[], int] | None = None
+    """Number of the signal that has asked this process to stop, or 0; None in work that nobody may leave."""
 
 
 STATE = _State()

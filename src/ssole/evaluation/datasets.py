@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssole import distributed
 from ssole.data.base import Source, Spec, shared_labels
 from ssole.data.sources import open_source, open_test_images
 from ssole.data.store import ImageStore
@@ -65,12 +67,14 @@ class EvaluationData:
     """What a reader of the result must know about the data."""
 
 
+@distributed.first_on_each_node()
 def open_data(
-    data: Spec, test: Spec | None, preprocessing: Preprocessing, *, seed: int, progress: bool = True
+    data: Spec, test: Spec | None, preprocessing: Preprocessing, *, seed: int, **options: Any
 ) -> EvaluationData:
-    """Evaluation data, decoded for a model.
+    """Evaluation data, decoded for a model. Of the processes of a machine, the first one makes listings for all.
 
-    Test images are those given, else the test split of ``data``, else a stratified hold-out by ``seed``.
+    Test images are those given, else the test split of ``data``, else a stratified hold-out by ``seed``. ``options``
+    are those of stores.
 
     Raises:
         DataError: where data cannot be opened, only one of the two has labels, or test has classes that train lacks.
@@ -78,13 +82,13 @@ def open_data(
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
         note = f"{source.name} has no labels: only label-free figures, which are no accuracies."
-        store, count = preprocessing.open_store(source, progress=progress), len(source)
+        store, count = preprocessing.open_store(source, **options), len(source)
         train = Subset(store=store, positions=torch.arange(count), labels=torch.full((count,), -1))
         return EvaluationData(train=train, test=None, notes=[note])
     test_source, why_not = find_test_images(source, data, test)
-    store = preprocessing.open_store(source, progress=progress)
+    store = preprocessing.open_store(source, **options)
     if test_source is not None:
-        return match(store, preprocessing.open_store(test_source, progress=progress))
+        return match(store, preprocessing.open_store(test_source, **options))
     subset, notes = _labelled(store, source.labels)
     kept, held = stratified_split(subset.labels, HELD_OUT, seed=seed)
     note = f"No test split ({why_not}): tested on {len(held)} images held out of {len(subset)} by seed {seed}."

@@ -18,7 +18,7 @@ from ssole.evaluation.features import Embeddings, Views, extract
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
-from ssole.evaluation.sharing import own_device
+from ssole.evaluation.sharing import own_device, store_options
 from ssole.evaluation.subjects import UnavailableError, is_run, open_subject
 from ssole.models.load import untrained
 from ssole.runtime import Precision
@@ -73,7 +73,8 @@ def evaluate(
     """
     overrides = {"image_size": image_size, "mean": mean, "std": std}
     how = {"device": own_device(device), "precision": precision, "progress": progress}
-    scoring = Scoring(partial(open_data, data, test, seed=seed, progress=progress), protocol, views, seed, how)
+    options = {"progress": progress, **store_options()}
+    scoring = Scoring(partial(open_data, data, test, seed=seed, **options), protocol, views, seed, how)
     rows = _rows(model_or_run)
     opened = _open_all(rows, overrides, scoring, own=isinstance(model_or_run, Mapping))
     for name, models in opened.items():

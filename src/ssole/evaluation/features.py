@@ -201,15 +201,18 @@ def _store(images: DecodedImages | Source, preprocessing: Preprocessing) -> Deco
 
 def _batches(store: DecodedImages, parts: Sequence[Tensor], *, progress: bool) -> Iterator[Tensor | list[Tensor]]:
     """Images of each part; the next part is read while one is in use."""
-    total = sum(map(len, parts))
-    with ThreadPoolExecutor(1) as reader, progress_bar("features", total, enabled=progress) as advance:
-        ahead = reader.submit(store.get, parts[0])
-        for number, part in enumerate(parts):
-            batch = ahead.result()
-            if number + 1 < len(parts):
-                ahead = reader.submit(store.get, parts[number + 1])
-            yield batch
-            advance(len(part))
+    total, reader = sum(map(len, parts)), ThreadPoolExecutor(1)
+    try:
+        with progress_bar("features", total, enabled=progress) as advance:
+            ahead = reader.submit(store.get, parts[0])
+            for number, part in enumerate(parts):
+                batch = ahead.result()
+                if number + 1 < len(parts):
+                    ahead = reader.submit(store.get, parts[number + 1])
+                yield batch
+                advance(len(part))
+    finally:
+        reader.shutdown(wait=False)  # a signal must not have to wait for a disk that is silent
 
 
 def _as_rows(output: object) -> Tensor:

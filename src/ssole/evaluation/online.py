@@ -54,7 +54,7 @@ def default_evaluators(
     preprocessing = Preprocessing.from_config(config)
     if config.eval_data is not None:
         every = config.knn_every or max(1, len(store) // config.batch_size)
-        return {every: _of_other_data(config, preprocessing, bool(options["progress"]))}
+        return {every: _of_other_data(config, preprocessing, options)}
     if config.knn_every is None:
         return {}
     try:
@@ -105,12 +105,12 @@ def knn_evaluator(
     return _knn_of(match(train, test), preprocessing, k, precision)
 
 
-def _of_other_data(config: PretrainConfig, preprocessing: Preprocessing, progress: bool) -> Evaluator:
+def _of_other_data(config: PretrainConfig, preprocessing: Preprocessing, options: dict[str, Any]) -> Evaluator:
     """Evaluator on `eval_data`."""
     given = config.eval_data if isinstance(config.eval_data, str) else list(config.eval_data or ())
     if (reason := why_not_again(given)) is not None:
         raise ConfigError(f"eval_data is {reason}: give evaluators to ssole.pretrain instead")
-    data = open_data(given, None, preprocessing, seed=config.seed, progress=progress)
+    data = open_data(given, None, preprocessing, seed=config.seed, **options)
     if data.test is None:
         return partial(_label_free_of, data=data, preprocessing=preprocessing, precision=config.precision)
     return _knn_of(data, preprocessing, (NEIGHBOURS,), config.precision)

@@ -22,6 +22,12 @@ def own_device(device: torch.device | str) -> torch.device:
     return distributed.own_device(found) if distributed.shares_work() else found
 
 
+def store_options() -> dict[str, Any]:
+    """Options of stores whose images processes of one machine share: a cache, and not all of the images in each."""
+    shared = distributed.shares_work() and distributed.launch().local_world_size > 1
+    return {"memory_limit": 0, "cache": True} if shared else {}
+
+
 def own_parts(parts: Sequence[Tensor]) -> list[Tensor]:
     """Parts that this process computes, one a round; in the last round some processes repeat the last part."""
     if not distributed.shares_work():
@@ -42,6 +48,7 @@ def parts_of_all(turn: int, rows: Tensor, parts: Sequence[Tensor], images: Any) 
     if not distributed.shares_work():
         yield int(parts[turn][0]), rows
         return
+    distributed.stopping_point()
     _agree_on_unreadable(getattr(images, "store", images))
     world = distributed.world_size()
     everything = distributed.gather(rows.contiguous(), equal=False)

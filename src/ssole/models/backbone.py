@@ -108,19 +108,17 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
 
 
 @torch.no_grad()
-def check_backbone(config: PretrainConfig, module: nn.Module | None = None) -> None:
-    """Trial of the backbone of a config, or of a module of one's own, on one image of each crop size.
+def checked_encoder(config: PretrainConfig, module: nn.Module | None = None) -> Encoder:
+    """Encoder as :func:`create_encoder` makes it, whose backbone takes one image of each crop size.
 
     Raises:
         ConfigError: as :func:`create_backbone`; also arguments or image sizes that the model does not take.
     """
-    name, channels = config.model.backbone, config.input_channels
+    name, channels, encoder = config.model.backbone, config.input_channels, create_encoder(config, module).eval()
     with torch.random.fork_rng(devices=[]):
-        backbone = _own_or_timm(config, module).eval()
-        recipes = filter(None, (config.augment, config.augment.early))
-        for size in dict.fromkeys(crop.size for recipe in recipes for crop in recipe.crops):
+        for size in dict.fromkeys(crop.size for recipe in config.augment.parts for crop in recipe.crops):
             try:
-                backbone(torch.zeros(1, channels, size, size))
+                encoder.backbone(torch.zeros(1, channels, size, size))
             except Exception as error:  # the network says in its own way what it does not take
                 if lack_of_memory(error):
                     raise
@@ -129,6 +127,7 @@ def check_backbone(config: PretrainConfig, module: nn.Module | None = None) -> N
                     "augment.crops.N.size or augment.early_size, or what the model needs in model.backbone_args (such "
                     "as img_size)"
                 ) from None
+    return encoder.train()
 
 
 def feature_dim(backbone: nn.Module) -> int:

@@ -50,11 +50,11 @@ def extensions(run: Run) -> list[Extension]:
         ConfigError: the file was damaged.
     """
     found = []
-    for row in read_lines(run.path / _NAME, number="step"):
-        total, factor = row.get("total"), row.get("factor")
-        if type(total) is not int or not isinstance(factor, (int, float)) or not 0 <= row["step"] < total:
+    for row in read_lines(run.path / _NAME, step=int, total=int):
+        factor = row.get("factor")
+        if not isinstance(factor, (int, float)) or not 0 < factor < math.inf or not 0 <= row["step"] < row["total"]:
             raise ConfigError(f"{run.path / _NAME} is damaged: {row}")
-        found.append(Extension(step=row["step"], total=total, factor=float(factor)))
+        found.append(Extension(step=row["step"], total=row["total"], factor=float(factor)))
     return found
 
 
@@ -62,10 +62,10 @@ def check_extension(run: Run, *, epochs: int | None, steps: int | None, factor: 
     """Check that a run can be extended, before anything is changed.
 
     Raises:
-        ConfigError: the run is unfinished or has lost its last checkpoint; or not exactly one of epochs and steps is
-            given, or a number is out of range.
+        ConfigError: the run is unfinished, damaged or has lost its last checkpoint; or not exactly one of epochs and
+            steps is given, or a number is out of range.
     """
-    _ = run.config  # an error for a folder that is no run
+    _ = run.config, extensions(run)  # errors for a folder that is no run, and for a damaged file
     if (epochs is None) == (steps is None):
         raise ConfigError("an extension has a number of epochs or of steps: give one of --epochs and --steps")
     if (epochs or steps or 0) < 1:

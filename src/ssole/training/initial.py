@@ -18,7 +18,8 @@ from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
 from ssole.errors import printable
 from ssole.files import write_text_atomically
-from ssole.models.backbone import create_encoder
+from ssole.models.backbone import Encoder, checked_encoder
+from ssole.models.own import is_own
 from ssole.models.weights_file import SAME, SUFFIXES, Differences, differences, is_count, listed, read_weights
 from ssole.runtime import lack_of_memory
 from ssole.training.checkpoint import Progress, newest_weights, save_checkpoint
@@ -66,8 +67,8 @@ def absolute(init: str) -> str:
     return init if init == PRETRAINED else str(Path(init).absolute())
 
 
-def read_initial(config: PretrainConfig, module: nn.Module | None = None, *, progress: bool = False) -> Initial | None:
-    """Initial weights that a config asks for by `init`, or that a module of one's own brings; else None.
+def read_initial(config: PretrainConfig, encoder: Encoder, *, progress: bool = False) -> Initial | None:
+    """Initial weights that a config asks for by `init`, or that its encoder has from a module of one's own; else None.
 
     With `progress`, what was loaded by `init` is printed.
 
@@ -78,11 +79,10 @@ def read_initial(config: PretrainConfig, module: nn.Module | None = None, *, pro
         ConfigError: no such file, a damaged one, one of another kind or of another network; or timm's weights cannot be
             had. The message names the weights that are missing, unexpected, of another shape or not finite.
     """
-    if module is not None:
-        return _of_module(config, module)
+    if is_own(config.model):
+        return _of_module(config, encoder)
     if config.init is None:
         return None
-    encoder = create_encoder(config)
     backbone, projector, unused = _sorted(_read(config.init, config))
     own, heads = encoder.backbone.state_dict(), _classifiers(encoder.backbone)
     found = differences(backbone, own)
@@ -109,21 +109,23 @@ def read_initial(config: PretrainConfig, module: nn.Module | None = None, *, pro
     return initial
 
 
-def _of_module(config: PretrainConfig, module: nn.Module) -> Initial:
+def _of_module(config: PretrainConfig, encoder: Encoder) -> Initial:
     if config.init is not None:
         raise ConfigError("a module of your own starts from the weights that it has: load them first, without init")
-    encoder = create_encoder(config, module)
     weights = {f"backbone.{name}": tensor for name, tensor in encoder.backbone.state_dict().items()}
     new = [name for name in encoder.state_dict() if name not in weights]
     return Initial(source=config.model.backbone, weights=weights, new=new, unused=[])
 
 
 def first_initial(config: PretrainConfig, module: nn.Module | None = None, *, progress: bool = False) -> Initial | None:
-    """:func:`read_initial` in the first of many processes, and None in the others, which get the weights from there."""
+    """:func:`read_initial` in the first of many processes, with an encoder that it makes and checks.
+
+    It is None in the others, which get the weights from there.
+    """
     found: list[Initial] = []
 
     def read() -> None:
-        if (initial := read_initial(config, module, progress=progress)) is not None:
+        if (initial := read_initial(config, checked_encoder(config, module), progress=progress)) is not None:
             found.append(initial)
 
     distributed.on_rank_0(read)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
 from ssole.data.store import ImageStore
+from ssole.distributed import Stopping
 from ssole.errors import DataError
 from ssole.models.load import backbone_metadata
 from ssole.runtime import resolve_precision, torch_state
@@ -27,7 +27,7 @@ from ssole.training.pace import Pace
 from ssole.training.run import Run, record_unreadable, rewind
 from ssole.training.saving import Saver
 from ssole.training.step import Learner
-from ssole.training.stopping import Interrupted, Stop, Stopping, stop_signal
+from ssole.training.stopping import Interrupted, Stop, stop_signal
 from ssole.training.watch import NonFiniteLossError
 
 
@@ -64,112 +64,108 @@ def train(
     monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
     saver = Saver(run, learner, guardian, monitor.flush)
     with torch_state(deterministic=config.deterministic), monitor, saver, stop_signal(monitor.show_stopping) as stop:
-        if learner.wants_compiling(plan.total):
-            with monitor.preparing("compiling the encoder: up to half a minute"):
-                learner.compile(stopping=lambda: bool(stop.requested))
-        saved = partial(_save, run, store, learner, monitor, saver)
-        with _leaving(run, learner, stop, saved):
-            _evaluate_missed(run, pace, learner, monitor, evaluators, stop)
-        while learner.steps_done < pace.total:
-            try:
-                with _leaving(run, learner, stop, saved):
-                    _take_steps(run, pace, learner, guardian, feed, monitor, saved, evaluators, stop)
-            except NonFiniteLossError as error:
-                saver.write_kept()
-                monitor.go_back(*guardian.recover(error, monitor.note))
-                pace.start(learner.steps_done, monitor.seconds)
+        loop = _Loop(run, store, learner, pace, guardian, feed, monitor, saver, evaluators, stop)
+        loop.train(compiles=learner.wants_compiling(plan.total))
 
     distributed.on_rank_0(lambda: save_backbone(run, learner.encoder.backbone, backbone_metadata(config)))
     return run
 
 
-def _take_steps(
-    run: Run,
-    pace: Pace,
-    learner: Learner,
-    guardian: Guardian,
-    feed: Feed,
-    monitor: Monitor,
-    save: Callable[[bool], None],
-    evaluators: Mapping[int, Evaluator],
-    stop: Stop,
-) -> None:
-    """Train from where the learner is to the end of the run."""
-    config, batches = learner.config, feed.batches(pace.plan, learner.steps_done)
-    while (batch := _next(batches, stop)) is not None:
-        step, epoch, ids, images = batch
-        lr = guardian.rate * pace.learning_rate(step)
-        terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr, early=pace.is_early(step))
-        last, stopping = pace.ends(step), distributed.agree(stop.requested)
-        monitor.advance(config.batch_size, pace.total)
+@dataclass(frozen=True)
+class _Loop:
+    """Loop over the steps of a run, and what it goes through."""
 
-        if last or _due(step, config.log_every):
-            learner.check_losses()
-            z_BD = distributed.gather(z_BVD[:, 0].detach())
-            distributed.on_rank_0(partial(_log, monitor, guardian, epoch, lr, terms, z_BD))
+    run: Run
+    store: ImageStore
+    learner: Learner
+    pace: Pace
+    guardian: Guardian
+    feed: Feed
+    monitor: Monitor
+    saver: Saver
+    evaluators: Mapping[int, Evaluator]
+    stop: Stop
 
-        for evaluator in (f for every, f in evaluators.items() if last or _due(step, every)):
-            _evaluate(evaluator, learner, monitor, stop)
+    def train(self, *, compiles: bool) -> None:
+        """Train from where the learner is to the end of the run."""
+        with self._saved_when_stopped():
+            if compiles:
+                with self.monitor.preparing("compiling the encoder: up to half a minute"):
+                    self.stop.together(lambda: self.learner.compile(stopping=lambda: bool(self.stop.requested)))
+            self._evaluate_missed()
+        while self.learner.steps_done < self.pace.total:
+            try:
+                with self._saved_when_stopped():
+                    self._take_steps()
+            except NonFiniteLossError as error:
+                self.saver.write_kept()
+                self.monitor.go_back(*self.guardian.recover(error, self.monitor.note))
+                self.pace.start(self.learner.steps_done, self.monitor.seconds)
 
-        if _ends_in_checkpoint(config, pace, step + 1) or stopping:
-            save(last or bool(stopping) or _due(step, config.checkpoint_every))
+    def _take_steps(self) -> None:
+        learner, pace, config = self.learner, self.pace, self.learner.config
+        batches = self.feed.batches(pace.plan, learner.steps_done)
+        while (batch := self.stop.at_once(lambda: next(batches, None))) is not None:
+            step, epoch, ids, images = batch
+            lr = self.guardian.rate * pace.learning_rate(step)
+            terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr, early=pace.is_early(step))
+            last = pace.ends(step)
+            self.monitor.advance(config.batch_size, pace.total)
 
-        if last:
-            return
-        if stopping:
-            raise _interrupted(run, learner, stopping)
+            if last or _due(step, config.log_every):
+                learner.check_losses()
+                z_BD = distributed.gather(z_BVD[:, 0].detach())
+                distributed.on_rank_0(partial(self._log, epoch, lr, terms, z_BD))
 
+            for evaluator in (f for every, f in self.evaluators.items() if last or _due(step, every)):
+                self._evaluate(evaluator)
 
-def _next(batches: Iterator[Any], stop: Stop) -> Any:
-    """Next batch, or None after the last; a signal leaves the wait for it, which may take long, at once."""
-    with stop.at_once():
-        return next(batches, None)
+            if _ends_in_checkpoint(config, pace, step + 1):
+                self._save(must=last or _due(step, config.checkpoint_every))
 
+            if last:
+                return
 
-def _evaluate(evaluator: Evaluator, learner: Learner, monitor: Monitor, stop: Stop) -> None:
-    with stop.at_once():
-        monitor.evaluate(evaluator, learner.encoder.backbone)
-    learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
+    def _log(self, epoch: int, lr: float, terms: Mapping[str, torch.Tensor], z_BD: torch.Tensor) -> None:
+        """Line of metrics, and what the guardian makes of it; z_BD are the embeddings of one view of all images."""
+        self.guardian.look(self.monitor.log(epoch, lr, terms, z_BD), self.monitor.note)
 
+    def _evaluate(self, evaluator: Evaluator) -> None:
+        self.stop.together(lambda: self.monitor.evaluate(evaluator, self.learner.encoder.backbone))
+        self.learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
 
-def _evaluate_missed(
-    run: Run, pace: Pace, learner: Learner, monitor: Monitor, evaluators: Mapping[int, Evaluator], stop: Stop
-) -> None:
-    """Evaluate a restored state as an undisturbed run did, where a signal has left its evaluation."""
+    def _evaluate_missed(self) -> None:
+        """Evaluate a restored state as an undisturbed run did, where a signal has left its evaluation."""
+        done = self.learner.steps_done
 
-    def count() -> int:
-        here = (row for row in run.metrics if row["step"] == learner.steps_done)
-        return sum(not {"loss", "guardian"} & row.keys() for row in here)
+        def count() -> int:
+            here = (row for row in self.run.metrics if row["step"] == done)
+            return sum(not {"loss", "guardian"} & row.keys() for row in here)
 
-    done, found = learner.steps_done, distributed.on_rank_0(count)
-    due = [f for every, f in evaluators.items() if done and (pace.is_end(done) or _due(done - 1, every))]
-    for evaluator in due[found:]:
-        _evaluate(evaluator, learner, monitor, stop)
+        found, is_end = distributed.on_rank_0(count), self.pace.is_end(done)
+        due = [f for every, f in self.evaluators.items() if done and (is_end or _due(done - 1, every))]
+        for evaluator in due[found:]:
+            self._evaluate(evaluator)
 
+    def _save(self, *, must: bool) -> None:
+        """Record the images that could not be read, and keep the learner's state: on the disk at once if it must be."""
+        found = [(i, name, why) for rows in distributed.collect(self.store.unreadable) for i, name, why in rows]
+        distributed.on_rank_0(lambda: record_unreadable(self.run, found))
+        self.saver.save(Progress(self.learner.steps_done, len(self.store), self.monitor.seconds), must=must)
 
-@contextmanager
-def _leaving(run: Run, learner: Learner, stop: Stop, save: Callable[[bool], None]) -> Iterator[None]:
-    """Context that a signal may leave at once: then the steps that are done are saved."""
-    try:
-        yield
-    except Stopping:
-        if learner.steps_done:
-            save(True)
-        raise _interrupted(run, learner, stop.requested) from None
-
-
-def _interrupted(run: Run, learner: Learner, number: int) -> Interrupted:
-    if not learner.steps_done:
-        return Interrupted("stopped before the first step, and nothing was saved", number)
-    how = f"go on with: ssole pretrain --resume {run.path}"
-    return Interrupted(f"stopped after step {learner.steps_done}; {how}", number)
-
-
-def _save(run: Run, store: ImageStore, learner: Learner, monitor: Monitor, saver: Saver, must: bool) -> None:
-    """Record the images that could not be read, and keep the learner's state: on the disk at once if it must be."""
-    found = [(i, name, why) for rows in distributed.collect(store.unreadable) for i, name, why in rows]
-    distributed.on_rank_0(partial(record_unreadable, run, found))
-    saver.save(Progress(learner.steps_done, len(store), monitor.seconds), must=must)
+    @contextmanager
+    def _saved_when_stopped(self) -> Iterator[None]:
+        """Context that a signal may leave: then the steps that are done are saved."""
+        try:
+            yield
+        except Stopping as request:
+            done = self.learner.steps_done
+            if not done:
+                raise Interrupted("stopped before the first step, and nothing was saved", request.number) from None
+            self._save(must=True)
+            distributed.agree(0)  # the first process may serve the store, which the others still need
+            how = f"go on with: ssole pretrain --resume {self.run.path}"
+            raise Interrupted(f"stopped after step {done}; {how}", request.number) from None
 
 
 def _give(initial: Initial | None, run: Run, learner: Learner, plan: Plan, spent: float) -> None:
@@ -177,18 +173,6 @@ def _give(initial: Initial | None, run: Run, learner: Learner, plan: Plan, spent
     if initial is not None:
         _require_no_progress(run, plan)
         initial.give(run, learner, Progress(0, plan.images, spent))
-
-
-def _log(
-    monitor: Monitor,
-    guardian: Guardian,
-    epoch: int,
-    lr: float,
-    terms: Mapping[str, torch.Tensor],
-    z_BD: torch.Tensor,
-) -> None:
-    """Line of metrics, and what the guardian makes of it; z_BD are the embeddings of one view of all images."""
-    guardian.look(monitor.log(epoch, lr, terms, z_BD), monitor.note)
 
 
 def _ends_in_checkpoint(config: PretrainConfig, pace: Pace, step: int) -> bool:
@@ -232,6 +216,7 @@ def _check_progress(run: Run, learner: Learner, plan: Plan, done: Progress | Non
             f"set OMP_NUM_THREADS={threads} to go on exactly",
             stacklevel=5,
         )
+    _ = run.unreadable  # an error for a damaged file
     require_space(run, learner.modules)
     rewind(run, done.step)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
-from ssole.models.backbone import Encoder, create_encoder
+from ssole.models.backbone import create_encoder
 from ssole.models.own import is_own
 from ssole.progress import data_size
 from ssole.runtime import available_memory, resolve_precision, total_memory
@@ -41,9 +41,8 @@ def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
     try:
         with torch.device("meta"):
             encoder = create_encoder(config).train()
-            with _kept(encoder) as kept:
-                for shape in shapes:
-                    encoder(torch.empty(shape))
+            with saved_bytes(encoder) as saved:
+                _outputs = [encoder(torch.empty(shape)) for shape in shapes]  # they hold what is counted
     except ConfigError:
         raise
     except Exception:  # noqa: BLE001 - an estimate never ends a run that may work
@@ -52,8 +51,7 @@ def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
     width = 0.5 if resolve_precision(config.precision, device) == torch.bfloat16 else 1.0
     views = sum(4 * torch.Size(shape).numel() for shape in shapes)
     images = config.batch_size / distributed.launch().world_size
-    kept_bytes = width * sum(storage.nbytes() for storage in kept.values())
-    return int(3 * weights + images / _IMAGES * (views + kept_bytes / config.accumulate))
+    return int(3 * weights + images / _IMAGES * (views + width * sum(saved.values()) / config.accumulate))
 
 
 def require_memory(config: PretrainConfig, device: torch.device) -> None:
@@ -74,16 +72,16 @@ def require_memory(config: PretrainConfig, device: torch.device) -> None:
 
 
 @contextmanager
-def _kept(encoder: Encoder) -> Iterator[dict[int, torch.UntypedStorage]]:
-    """Context that collects what autograd keeps for the backward pass, weights left out."""
-    weights = {parameter.untyped_storage()._cdata for parameter in encoder.parameters()}
-    found: dict[int, torch.UntypedStorage] = {}
+def saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Context that collects bytes of what autograd keeps for the backward pass, by storage; weights are left out."""
+    weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    sizes: dict[int, int] = {}
 
     def note(x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
         if storage._cdata not in weights:
-            found[storage._cdata] = storage  # held, so that no other storage gets its address
+            sizes[storage._cdata] = storage.nbytes()
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        yield found
+        yield sizes

@@ -16,7 +16,7 @@ from collections import deque
 from time import monotonic
 
 from ssole import distributed
-from ssole.config import PretrainConfig
+from ssole.config import ConfigError, PretrainConfig
 from ssole.config.budget import budget_seconds
 from ssole.training.extension import Extension, extensions
 from ssole.training.feed import Plan
@@ -47,8 +47,7 @@ class Pace:
         budget = self._config.budget
         self._budget = None if budget is None else budget_seconds(budget)
         self._early = self._config.augment.early
-        rows = distributed.on_rank_0(lambda: read_lines(run.path / _NAME, number="step"))
-        self._legs = [(int(row["step"]), int(row["total"])) for row in rows]
+        self._legs = [(step, total) for step, total in distributed.on_rank_0(self._read_legs)]
         if self._legs:
             self.total = self._legs[-1][1]
         added = distributed.on_rank_0(lambda: [dataclasses.asdict(extension) for extension in extensions(run)])
@@ -56,6 +55,14 @@ class Pace:
         if self._extensions:
             self.total, self._budget = self._extensions[-1].total, None
         self._next, self._work = 0, 0.0
+
+    def _read_legs(self) -> list[tuple[int, int]]:
+        """Steps of the earlier corrections, and the number of steps of the run that each of them expected."""
+        path = self._run.path / _NAME
+        rows = [] if self._budget is None else read_lines(path, step=int, total=int)
+        if bad := [row for row in rows if not 0 < row["step"] <= row["total"]]:
+            raise ConfigError(f"{path} is damaged: {bad[0]}")
+        return [(row["step"], row["total"]) for row in rows]
 
     def start(self, step: int, spent: float) -> None:
         """Start the clock before a step, when so many seconds of the budget are spent."""

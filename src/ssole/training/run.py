@@ -79,12 +79,12 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl; ConfigError if the file was damaged."""
-        return read_lines(self.path / "metrics.jsonl", number="step")
+        return read_lines(self.path / "metrics.jsonl", step=int)
 
     @property
     def unreadable(self) -> list[dict[str, Any]]:
         """Images that could not be read and were left out, each as {"index", "id", "reason"}."""
-        return read_lines(self.path / "unreadable.jsonl", number="index")
+        return read_lines(self.path / "unreadable.jsonl", index=int, id=str, reason=str)
 
 
 def create_run(path: Path, config: PretrainConfig) -> Run:
@@ -279,8 +279,8 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read_lines(path: Path, *, number: str) -> list[dict[str, Any]]:
-    """Mappings in the lines of a file, each with a whole number of that name."""
+def read_lines(path: Path, **kinds: type) -> list[dict[str, Any]]:
+    """Mappings in the lines of a file, each with values of these names and types."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -289,8 +289,8 @@ def read_lines(path: Path, *, number: str) -> list[dict[str, Any]]:
     for place, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
         try:
             row = parse_json(line)
-            if type(row.get(number)) is not int:
-                raise ValueError(f"it has no {number}")
+            if missing := [name for name, kind in kinds.items() if type(row.get(name)) is not kind]:
+                raise ValueError(f"it has no {missing[0]}")
         except ValueError as error:
             raise ConfigError(f"line {place} of {path} is damaged ({error}): repair or remove this line") from None
         rows.append(row)

@@ -110,7 +110,7 @@ class Learner:
         if wants_graph(config, device, self.optimizer):
             use_tensor_rates(self.optimizer, device)
             self._graph = StepGraph(self._take, self.watch, required=config.cuda_graph == "always")
-        self._recipes = {False: config.augment, True: config.augment.early or config.augment}  # by whether it is early
+        self._recipes = {True: config.augment.parts[0], False: config.augment}  # by whether a step is early
         self._see(config.augment)
         self.batch: Batch | None = None
         self._reason = ""
@@ -249,10 +249,9 @@ class Learner:
             shapes = [(images, crop.count, channels, crop.size, crop.size) for crop in recipe.crops]
             return self.embed([torch.zeros(shape, device=self.device) for shape in shapes])
 
-        recipes = filter(None, (config.augment.early, config.augment))
         self.is_compiled = compile_encoder(
             self.encoder,
-            [partial(embed, recipe) for recipe in recipes],
+            [partial(embed, recipe) for recipe in config.augment.parts],
             required=config.compile == "always",
             stopping=stopping,
         )

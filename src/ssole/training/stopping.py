@@ -9,8 +9,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import TypeVar
 
 from ssole import distributed
+from ssole.distributed import Stopping
+
+T = TypeVar("T")
+
+
+def _always() -> bool:
+    return True
+
+
+def _never() -> bool:
+    return False
 
 
 class Interrupted(KeyboardInterrupt):
@@ -21,38 +33,50 @@ class Interrupted(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
-class Stopping(BaseException):
-    """A request to stop arrived where it is answered at once; the loop then saves what is done."""
-
-
 @dataclass
 class Stop:
     """Request to stop training, made by a signal."""
 
     requested: int = 0
     """Number of the signal, or 0."""
-    leaves: bool = field(default=False, init=False)
+    leaves: Callable[[], bool] = field(default=_never, init=False)
     """Whether a request is raised as an error now."""
 
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Context that a request leaves at once: for work that may take long, and can be left or done again.
+    def agree(self) -> None:
+        """Raise Stopping on all processes if one of them has a request. All of them must call it."""
+        if number := distributed.agree(self.requested):
+            raise Stopping(number)
 
-        Not with many processes: the others would wait for one that left.
+    def at_once(self, work: Callable[[], T], *, leaves: Callable[[], bool] = _always) -> T | None:
+        """Result of work that a request leaves at once, and all processes with it when they are done with theirs.
+
+        In the work, no process may wait for another, since that may have left.
 
         Raises:
-            Stopping: a signal has arrived, before or meanwhile.
+            Stopping: a signal has arrived at one of the processes, before or meanwhile.
         """
-        if distributed.world_size() > 1:
-            yield
-            return
-        if self.requested:
-            raise Stopping
-        self.leaves = True
+        result = None
         try:
-            yield
-        finally:
-            self.leaves = False
+            try:
+                self.leaves = leaves
+                if self.requested and leaves():
+                    raise Stopping
+                result = work()
+            finally:
+                self.leaves = _never
+        except Stopping:
+            pass
+        self.agree()
+        return result
+
+    def together(self, work: Callable[[], T]) -> T | None:
+        """As :meth:`at_once`, for work that processes share.
+
+        Many leave it at the next `distributed.stopping_point`. Only what the first does for all is left at once.
+        """
+        self.agree()
+        with distributed.stopping_points(lambda: self.requested):
+            return self.at_once(work, leaves=lambda: distributed.world_size() == 1)
 
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # of Ctrl-C, of `kill` and schedulers, and of a terminal that was closed
@@ -77,7 +101,7 @@ def stop_signal(notify: Callable[[], None]) -> Iterator[Stop]:
         if not stop.requested:
             stop.requested, first = number, time.monotonic()
             notify()
-            if stop.leaves:
+            if stop.leaves():
                 raise Stopping
         elif number == stop.requested or time.monotonic() - first > _AT_ONCE:
             # in place of restoring all handlers on the first signal: Python reports one that was on its way as an error

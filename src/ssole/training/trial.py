@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from torch import nn
 from ssole.config import PretrainConfig
 from ssole.data.store import ImageStore
 from ssole.runtime import synchronize
+from ssole.training.needs import saved_bytes
 from ssole.training.step import Learner
 from ssole.views.geometry import ImageBatch
 
@@ -77,7 +78,7 @@ class Trial:
         images, ids = self._draw(batch)
         compiled = self.compile_seconds > 0  # counting would compile the encoder again
         counting: AbstractContextManager[dict[int, int]]
-        counting = nullcontext({}) if compiled else _saved_bytes(self.learner.encoder)
+        counting = nullcontext({}) if compiled else saved_bytes(self.learner.encoder)
         synchronize(self._device)
         begin = time.perf_counter()
         with counting as saved:
@@ -181,22 +182,6 @@ def step_seconds(
         if steps is not None and trial.learner.wants_compiling(steps):
             trial.compile()
         return statistics.median(trial.repeat(config.batch_size))
-
-
-@contextmanager
-def _saved_bytes(model: nn.Module) -> Iterator[dict[int, int]]:
-    """Bytes of the tensors that autograd keeps for the backward pass, by address; weights are not counted."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    sizes: dict[int, int] = {}
-
-    def note(x: torch.Tensor) -> torch.Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in weights:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
-        yield sizes
 
 
 def _memory_in_use(device: torch.device) -> int:
