@@ -149,6 +149,11 @@ def test_fingerprint_and_location(server, served, kind):
     assert source.fingerprint() is None
 
 
+def test_a_server_that_is_not_there_is_named():
+    with pytest.raises(DataError, match=r"Cannot read ftp://127\.0\.0\.1:1/x\.tar: .*refused"):
+        open_source("ftp://127.0.0.1:1/x.tar")
+
+
 def test_any_error_of_a_client_is_a_data_error(server, served, monkeypatch):
     """Such as aiohttp's, which are no OSError."""
     pq.write_table(pa.table({"image": [png(1)]}), served / "x.parquet")

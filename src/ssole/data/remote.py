@@ -51,7 +51,7 @@ def filesystem(url: str, *, inside: str | None = None) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         raise DataError(f"{url} needs a package that is missing ({error}): pip install 'ssole[remote]'") from error
-    except ValueError as error:  # an unknown protocol
+    except (ValueError, OSError) as error:  # an unknown protocol, or a server that is asked at once (FTP)
         raise DataError(f"Cannot read {url}: {error}") from error
     if "file" in fs.protocol and os.path.exists(path):
         require_regular(path)
