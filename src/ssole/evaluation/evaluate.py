@@ -73,8 +73,7 @@ def evaluate(
     """
     overrides = {"image_size": image_size, "mean": mean, "std": std}
     how = {"device": own_device(device), "precision": precision, "progress": progress}
-    options = {"progress": progress, **store_options()}
-    scoring = Scoring(partial(open_data, data, test, seed=seed, **options), protocol, views, seed, how)
+    scoring = Scoring(partial(open_data, data, test, seed=seed, **store_options(progress)), protocol, views, seed, how)
     rows = _rows(model_or_run)
     opened = _open_all(rows, overrides, scoring, own=isinstance(model_or_run, Mapping))
     for name, models in opened.items():

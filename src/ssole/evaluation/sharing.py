@@ -22,10 +22,10 @@ def own_device(device: torch.device | str) -> torch.device:
     return distributed.own_device(found) if distributed.shares_work() else found
 
 
-def store_options() -> dict[str, Any]:
-    """Options of stores whose images processes of one machine share: a cache, and not all of the images in each."""
+def store_options(progress: bool) -> dict[str, Any]:
+    """Options of stores. Processes of one machine share a cache of images, in place of holding all of them each."""
     shared = distributed.shares_work() and distributed.launch().local_world_size > 1
-    return {"memory_limit": 0, "cache": True} if shared else {}
+    return {"progress": progress} | ({"memory_limit": 0, "cache": True} if shared else {})
 
 
 def own_parts(parts: Sequence[Tensor]) -> list[Tensor]:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from types import FrameType
 from typing import TypeVar
 
@@ -33,14 +32,17 @@ class Interrupted(KeyboardInterrupt):
         self.signal_number = signal_number
 
 
-@dataclass
 class Stop:
-    """Request to stop training, made by a signal."""
+    """Request to stop training, made by a signal.
 
-    requested: int = 0
-    """Number of the signal, or 0."""
-    leaves: Callable[[], bool] = field(default=_never, init=False)
-    """Whether a request is raised as an error now."""
+    Attributes:
+        requested: number of the signal, or 0.
+        leaves: function that tells whether a request is raised as an error now.
+    """
+
+    def __init__(self) -> None:
+        self.requested = 0
+        self.leaves: Callable[[], bool] = _never
 
     def agree(self) -> None:
         """Raise Stopping on all processes if one of them has a request. All of them must call it."""
