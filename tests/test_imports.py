@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "api": BELOW_API | {"doctor"},
     "extending": {"api", "data", "training"},
     "transformer": {"config", "data", "evaluation", "export", "models", "runtime"},
-    "comparison": BELOW_API | {"api"},
+    "comparison": BELOW_API | {"doctor", "api"},
     "cli": BELOW_API | {"doctor", "export", "search", "report", "api", "extending", "comparison"},
     "__init__": BELOW_API | {"export", "search", "report", "api", "extending", "comparison", "transformer"},
     "__main__": {"cli"},

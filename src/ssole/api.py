@@ -50,7 +50,7 @@ def pretrain(
 ) -> Run:
     """Learn a representation from unlabeled images. Long because all arguments are explained here.
 
-        run = ssole.pretrain("photos/", recipe="imagenet100", out="runs/photos", batch_size=64, **{"optim.lr": 1.0})
+        run = ssole.pretrain("photos/", recipe="photos", out="runs/photos", batch_size=64, **{"optim.lr": 1.0})
         model = ssole.load(run)
 
     Args:

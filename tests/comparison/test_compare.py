@@ -16,7 +16,7 @@ import tiny
 from ssole.comparison import runner
 from ssole.comparison.compare import resume_comparison
 from ssole.comparison.trial import Trial, read_trial
-from ssole.config import ConfigError
+from ssole.config import ConfigError, ViewRecipe
 from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
 from ssole.training import trial
@@ -66,6 +66,14 @@ def test_runs_are_those_of_pretrain() -> None:
     compare()
     alone = ssole.pretrain("photos", recipe="tiny.yaml", out="alone", steps=6, seed=1, progress=False)
     assert alone.backbone_path.read_bytes() == Path("out/ssole/seed-1/backbone.safetensors").read_bytes()
+
+
+def test_mean_and_std_that_a_recipe_leaves_open_are_measured() -> None:
+    tiny.recipe(Path(), augment={"crops": [{"count": 2, "size": 8}], "mean": None, "std": None})
+    compare(seeds=1, budget="2steps")
+    found = Run(Path("out/ssole/seed-0")).config.augment
+    assert found.mean is not None
+    assert found.mean != ViewRecipe().mean
 
 
 def test_a_sample_of_the_images_will_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -40,6 +41,16 @@ def test_trials_are_equal_and_the_best_figure_wins(tmp_path: Path) -> None:
             assert getattr(config.optim, name.removeprefix("optim.")) == value
     assert config.steps == load(tiny.recipe(tmp_path)).steps  # the length is the recipe's, not a trial's
     assert ssole.pretrain(tiny.images(), recipe=found.recipe, steps=1, out=tmp_path / "run", progress=False).finished
+
+
+def test_without_a_recipe_the_data_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_network = {"model.projector_dim": 8, "model.projector_hidden": 8, "batch_size": 4, "device": "cpu"}
+    how: dict[str, Any] = {"trials": 2, "budget": "2steps", "out": tmp_path / "out", **tiny_network}
+    found = tune(tiny.images(size=40), **how)
+    config = load(found.recipe)
+    assert (config.augment.hflip, config.augment.crops[0].size) == (0.5, 32)  # of small-images; digits-m has no flips
+    assert config.reasons[0] == "the images are small (median shorter side 40 px)"
+    assert config.reasons[0] not in capsys.readouterr().err  # which each trial would say again
 
 
 def test_it_goes_on_and_reads_no_labels(tmp_path: Path) -> None:

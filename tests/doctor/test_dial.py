@@ -30,6 +30,7 @@ def test_a_run_without_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[st
     photos = tiny.write_folder(tmp_path / "photos", size=80)
     run = api.pretrain(photos, out=tmp_path / "run", **SMALL)
     assert run.config.reasons[0] == "the images are large (median shorter side 80 px)"
+    assert run.config.reasons[-1] == "as given: batch_size, model.projector_dim, model.projector_hidden, steps"
     assert run.config.augment.crops[0].size == 64
     told = capsys.readouterr().err
     assert all(f"- {reason}\n" in told for reason in run.config.reasons)
@@ -54,6 +55,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (config, out), (given, _) = seen
     assert (config.budget, config.compile, config.optim.lr, config.augment.crops[0].size) == ("3s", "never", 0.5, 32)
     assert any("fit into 3s" in reason for reason in config.reasons)
+    assert config.reasons[-1] == "as given: optim.lr"
     assert out == Path("runs/small-images")
     assert (given.augment.crops[0].size, given.reasons) == (224, ())
 

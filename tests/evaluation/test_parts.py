@@ -141,6 +141,14 @@ def test_parts_of_other_work_are_refused(run: Run, tmp_path: Path) -> None:
         embed_to_file(run, tiny.images(5), out, progress=False)
 
 
+def test_work_that_failed_before_its_first_part_is_in_nobodys_way(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "a.parquet"
+    with pytest.raises(ssole.DataError, match="this image has 5"):
+        embed_to_file(run, np.zeros((30, 12, 12, 5), np.uint8), out, progress=False)
+    assert embed_to_file(run, tiny.images(), out, progress=False).images == 22
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+
+
 def test_unreadable_images_are_left_out_and_named(run: Run, tmp_path: Path) -> None:
     items = pngs(300)
     items[6] = items[130] = b"no image"

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from weight_files import Weights
 
 import ssole
@@ -90,6 +92,16 @@ def test_a_result_that_is_not_finite_does_not_pass(weights: Weights) -> None:
     model = ssole.load(weights())
     nan = Written(features=lambda images: torch.full((len(images), model.num_features), np.nan), snippet="", needs="")
     assert not module._compare(model, nan) <= module.TOLERANCE
+
+
+def test_weights_that_are_not_finite_are_told_as_such(weights: Weights) -> None:
+    source = weights()
+    with safe_open(source, framework="pt") as file:
+        header, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors | {"conv1.weight": tensors["conv1.weight"] * np.nan}, source, metadata=header)
+    with pytest.raises(ValueError, match=r"features of random images hold NaN .* weights have diverged"):
+        ssole.export(source, to="timm")
+    assert list((source.parent / "export").iterdir()) == []
 
 
 def test_a_run_its_folder_and_another_place(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import tiny
+from ssole.report import charts
 from ssole.report.charts import curves, singular_values, spectrum
 from ssole.report.record import Record
 
@@ -43,6 +44,16 @@ def test_curves_of_one_run_and_of_two(record: Record) -> None:
     two = curves([record, replace(record, name="other")])
     assert two["Learning rate"]["label"] == "Learning rate: run from 0.1 to 0, other from 0.1 to 0"
     assert "other, low rank from" in two["Loss and its terms"]["label"]
+
+
+def test_terms_of_two_losses_have_dashes_that_differ(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "_chart", lambda title, x, lines: lines)
+    names = {"low_rank": "alignment", "high_rank": "spread"}
+    rows = [{names.get(key, key): value for key, value in row.items()} for row in record.metrics]
+    lines = curves([record, replace(record, name="other", metrics=rows)])["Loss and its terms"]
+    dashes = {str(line[0]): line[3] for line in lines}
+    for name, terms in ((record.name, ("loss", "low rank", "high rank")), ("other", ("loss", "alignment", "spread"))):
+        assert [dashes[f"{name}, {term}"] for term in terms] == ["solid", "dashed", "dotted"]
 
 
 def test_one_point_is_no_curve(record: Record) -> None:

@@ -89,6 +89,7 @@ def test_a_run_whose_images_are_gone(tmp_path: Path) -> None:
     shutil.rmtree(data)
     outline = Outline(ssole.report(run, progress=False))
     assert "There are no pictures:" in outline.text
+    assert "). If the images are elsewhere now, give --data." in outline.text
     assert "This page is made without pictures." in outline.text
     assert outline.ids >= {"accuracy", "training", "cost", "repeat"}
     assert not outline.ids & {"map", "neighbours", "views"}
@@ -126,6 +127,7 @@ def test_several_runs_stand_side_by_side(hostile_run: Run, tmp_path: Path) -> No
     headings = [word.strip() for word in outline.words]
     assert headings.count("other") >= 8
     assert {"map-0", "map-1"} <= outline.ids
+    assert headings.index("trained") < headings.index("untrained") < headings.index("kNN k=20")  # a metric a row
     assert (tmp_path / "both.html").is_file()
 
 

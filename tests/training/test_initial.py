@@ -128,6 +128,10 @@ def test_what_differs_is_named_and_refused(before: Run, tmp_path: Path) -> None:
         "--init-partial",
     ):
         assert words in str(error.value)
+    with pytest.raises(ConfigError) as error:
+        initial(before.path, model__backbone_args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 24]})
+    last = [name for name in weights if name.startswith("layer4") and "batches" not in name and "extra" not in name]
+    assert all(name in str(error.value) for name in last)  # each of them, however many
     found = initial(file, init_partial=True)
     assert {"backbone.layer4.0.bn2.weight", "backbone.conv1.weight"} <= set(found.new)
     assert found.unused == ["conv1.weight", "layer4.0.extra"]

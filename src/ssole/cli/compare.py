@@ -52,7 +52,7 @@ def compare(argv: Sequence[str]) -> int:
 
     Examples:
       ssole compare --methods ssole,simclr,vicreg --budget 600steps --out runs/losses
-      ssole compare --methods ssole,simclr --data photos/ --recipe imagenet100 --budget 30m --seeds 3
+      ssole compare --methods ssole,simclr --data photos/ --recipe photos --budget 30m --seeds 3
       ssole compare experiments/lambda.yaml
       ssole compare --resume runs/losses
     """

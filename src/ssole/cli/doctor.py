@@ -43,7 +43,7 @@ def doctor(argv: Sequence[str]) -> int:
     Examples:
       ssole doctor photos/
       ssole doctor photos/ --against photos-to-test-on/ --preview views.png
-      ssole doctor photos/ --recipe imagenet100 --json report.json
+      ssole doctor photos/ --recipe photos --json report.json
 
     Nothing is changed. Every finding says OK, look at this, or stop.
     Exit code: 0, or 1 when a finding says stop, or 2 for wrong input.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -70,7 +70,7 @@ def pretrain(argv: Sequence[str]) -> int:
     if args.allow_changes:
         raise ConfigError("--allow-changes goes with --resume RUN: a new run has nothing to compare with")
     if "--data" in given and "--recipe" not in given and args.config.data not in _DEFAULT_DATA:
-        args, given = parse_options(argv, _choice(args.config, time.monotonic() - begin))
+        args, given = parse_options(argv, _choice(args.config, given, time.monotonic() - begin))
     config = args.config
     if args.views is not None:
         config = apply_overrides(config, {"views": args.views})
@@ -83,12 +83,14 @@ def pretrain(argv: Sequence[str]) -> int:
     return 0
 
 
-def _choice(config: PretrainConfig, spent: float) -> Suggestion:
-    """Recipe and settings for the data, budget, device and channels of a config."""
-    from ssole.doctor.dial import dial
+def _choice(config: PretrainConfig, given: set[str], spent: float) -> Suggestion:
+    """Recipe and settings for the data, budget, device and channels of a config, and the options given beside them."""
+    from ssole.doctor.dial import dial, with_given
 
     words = (config.data,) if isinstance(config.data, str) else config.data
-    return dial(data_spec(words), budget=config.budget, device=config.device, channels=config.channels, spent=spent)
+    facts: Any = {"budget": config.budget, "device": config.device, "channels": config.channels}
+    choice = dial(data_spec(words), spent=spent, **facts)
+    return with_given(choice, {name.removeprefix("--").replace("-", "_") for name in given})
 
 
 def parse_options(argv: Sequence[str], choice: Suggestion | None = None) -> tuple[PretrainArgs, set[str]]:

@@ -9,7 +9,6 @@ from typing import Annotated
 import tyro
 
 from ssole.cli.common import DataWords, OptionalFile, data_spec, parse
-from ssole.config import DEFAULT_RECIPE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +17,8 @@ class TuneArgs:
 
     data: DataWords = ()
     """Images, in any form that pretraining takes; no labels are used. By default, the recipe's own."""
-    recipe: str = DEFAULT_RECIPE
-    """Settings to begin with: a recipe's name, or the path of a YAML file."""
+    recipe: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    """Settings to begin with: a recipe's name, or the path of a YAML file. By default, those that suit the data."""
     budget: Annotated[str, tyro.conf.arg(metavar="TIME")] = "30m"
     """What all trials together may take: 30m, 2h, 2000steps or 300kimages."""
     trials: int = 8

@@ -44,7 +44,7 @@ def views(argv: Sequence[str]) -> int:
     """Draw images and their views by a recipe: one row for each image, followed by its views.
 
     Examples:
-      ssole views photos/ --recipe cifar10
+      ssole views photos/ --recipe small-images
       ssole views photos/one.jpg --recipe aerial --out one.png
     """
     from ssole.views.picture import picture

@@ -111,9 +111,9 @@ def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, p
     with lock_run(Run(folder)), _resumable(folder):
         save_request(folder, request)
         with api.open_store(request.arms[0].config, images.train, progress) as store:
-            fewest = len(images.search_train if request.search else images.train)
-            plan = make_plan(folder, request, store, fewest)
             arms = [replace(arm, config=measured(arm.config, store)) for arm in request.arms]
+            fewest = len(images.search_train if request.search else images.train)
+            plan = make_plan(folder, replace(request, arms=tuple(arms)), store, fewest)
         runner = Runner(request, arms, plan, folder, data, images, progress=progress)
         return runner.run()
 

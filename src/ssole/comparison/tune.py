@@ -20,16 +20,7 @@ from ssole import api
 from ssole.comparison.request import Arm, keep_or_compare
 from ssole.comparison.search import best, draw_settings, words
 from ssole.comparison.trial import Trial, run_trial
-from ssole.config import (
-    DEFAULT_RECIPE,
-    ConfigError,
-    PretrainConfig,
-    ViewRecipe,
-    apply_overrides,
-    from_dict,
-    load,
-    to_dict,
-)
+from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, from_dict, to_dict
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
 from ssole.data.base import Spec, evenly_spaced
@@ -74,7 +65,7 @@ class Tuning:
 def tune(
     data: Spec | None = None,
     *,
-    recipe: str | PathLike[str] = DEFAULT_RECIPE,
+    recipe: str | PathLike[str] | None = None,
     budget: str = "30m",
     trials: int = 8,
     out: str | PathLike[str] | None = None,
@@ -83,30 +74,32 @@ def tune(
 ) -> Tuning:
     """Choose learning rate, weight decay, loss settings and strength of the augmentation without labels.
 
-        found = ssole.tune("photos/", recipe="photos", budget="30m", out="runs/tuned")
+        found = ssole.tune("photos/", budget="30m", out="runs/tuned")
         run = ssole.pretrain("photos/", recipe=found.recipe)
 
     The same call goes on after an interruption: trials that have finished are not repeated.
 
     Args:
         data: images, as for :func:`ssole.pretrain`; by default the recipe's own. Labels are not used.
-        recipe, overrides: settings to begin with, as for :func:`ssole.pretrain`.
+        recipe, overrides: settings to begin with, as for :func:`ssole.pretrain`: by default, those that suit the data.
         budget: of all trials together: a time (`30m`), `2000steps`, `300kimages`.
         trials: number of trials, at least 2. All have equally many steps.
         out: folder for the runs and for the recipe, `tuned.yaml`; by default a new one, `runs/tune-RECIPE`.
         progress: say what is tried, and show progress.
 
     Raises:
-        ConfigError, DataError: a setting or the data cannot be used, the budget is too small for a step a trial, the
-            folder holds the trials of other settings or data, or all trials failed.
+        ConfigError, DataError: unusable settings or data, too small a budget, trials of others in `out`, or all failed.
     """
     import yaml
 
+    from ssole.doctor.dial import choose  # here, because the doctor would make `import ssole` slower
+
     if trials < 2:
         raise ConfigError(f"tuning compares 2 trials or more, got {trials}")
-    base = replace(load(recipe, **overrides), knn_every=None, eval_data=None, budget=None)
+    name, config = choose(data, recipe, overrides)
+    base = replace(config, knn_every=None, eval_data=None, budget=None)
     given, limit = base.data if data is None else data, Budget.parse(budget)
-    folder = api.new_folder(out, f"tune-{Path(recipe).stem}")
+    folder = api.new_folder(out, f"tune-{name}")
     with api.open_store(base, given, progress) as store:
         config = measured(base, store)
         steps = _steps(folder, config, store, limit, trials)
@@ -114,11 +107,10 @@ def tune(
     source.labels = None
     _keep_or_compare(folder, given, base)
     judge = partial(_figures, source=source, recipe=config.augment, seed=config.seed)
-    records = _run_trials(folder, replace(config, steps=steps), given, judge, trials, progress)
-    chosen = _chosen(records)
-    path = folder / "tuned.yaml"
-    tuned = apply_overrides(base, records[chosen].settings)
-    write_text_atomically(path, yaml.safe_dump(to_dict(tuned), sort_keys=False))
+    records = _run_trials(folder, replace(config, steps=steps, reasons=()), given, judge, trials, progress)
+    chosen, path = _chosen(records), folder / "tuned.yaml"
+    tuned = to_dict(apply_overrides(base, records[chosen].settings))
+    write_text_atomically(path, yaml.safe_dump(tuned, sort_keys=False))
     return Tuning(recipe=path, trials=records, chosen=chosen)
 
 

@@ -221,7 +221,7 @@ def _array_to_rgb(array: Pixels, where: str) -> NDArray[np.uint8]:
     if count not in (1, 3, 4):
         raise DataError(
             f"{where}: RGB is made of 1, 3 or 4 channels, and this image has {count} ({array.dtype} {array.shape}). "
-            f"Set channels={count} to use them as they are."
+            f"Train with channels={count} to use them as they are."
         )
     if array.dtype == np.uint16:
         array = ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -27,6 +28,7 @@ from ssole.training.trial import Trial
 _LARGEST_CROP = 512  # pixels; photographs are decoded no larger than the largest views can use
 _TRIAL_BATCH = 32  # images of the steps that are measured; their time grows with the batch
 _TRIAL_PART, _TRIAL_SECONDS = 0.02, 10.0  # of the budget and at most, for measuring one network
+_ASKED = {"data", "budget", "device", "channels", "out"}  # what the suggestion answers, or has nothing to do with
 _SPARE = 0.5  # share of the free memory that a step of a trial may take
 
 
@@ -79,8 +81,14 @@ def choose(
     assert data is not None
     load(DEFAULT_RECIPE, **overrides)  # mistyped names are errors before anything is read
     facts = {name: overrides[name] for name in ("budget", "device", "channels") if name in overrides}
-    choice = dial(data, **facts)
+    choice = with_given(dial(data, **facts), overrides)
     return choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons, **overrides})
+
+
+def with_given(choice: Suggestion, names: Iterable[str]) -> Suggestion:
+    """Suggestion whose last reason names the settings that were given, which hold whatever it chose."""
+    given = sorted(set(names) - _ASKED)
+    return replace(choice, reasons=[*choice.reasons, f"as given: {', '.join(given)}"]) if given else choice
 
 
 def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.device, limit: float) -> float:

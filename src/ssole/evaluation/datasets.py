@@ -81,7 +81,7 @@ def open_data(
     """
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
-        note = f"{source.name} has no labels: only label-free figures, which are no accuracies."
+        note = f"{source.name} has no labels, or one class alone: only label-free figures, which are no accuracies."
         store, count = preprocessing.open_store(source, **options), len(source)
         train = Subset(store=store, positions=torch.arange(count), labels=torch.full((count,), -1))
         return EvaluationData(train=train, test=None, notes=[note])

@@ -216,9 +216,9 @@ def _contents(source: Source) -> str:
 
 
 def _require_same_work(folder: Path, work: dict[str, Any]) -> None:
-    """Make the folder of the parts, or check that its parts are those of this work."""
+    """Make the folder of the parts, or check that its parts, if there are any, are those of this work."""
     file = folder / "work.json"
-    if not file.exists():
+    if not file.exists() or not any(folder.glob("*.parquet")):
         folder.mkdir(parents=True, exist_ok=True)
         write_text_atomically(file, json.dumps(work, indent=1) + "\n")
         return

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from ssole.config import ConfigError
+from ssole.evaluation.checks import check_features
 from ssole.export.card import largest_difference, model_card
 from ssole.export.graphs import write_onnx, write_torch_export
 from ssole.export.timm_folder import write_hf, write_timm
@@ -55,6 +56,7 @@ def export(run: str | PathLike[str] | Any, *, to: Format, out: str | PathLike[st
     Raises:
         ConfigError: an unfinished run, an unknown format, a folder that is not empty, a missing package, or a backbone
             that the format cannot hold; the message says what to do.
+        ValueError: weights that give features that are not finite.
     """
     write = FORMATS.get(to)
     if write is None:
@@ -91,5 +93,6 @@ def _compare(model: LoadedBackbone, written: Written) -> float:
     for count in _BATCHES:
         images = torch.rand(count, len(model.mean), model.image_size, model.image_size, generator=generator)
         expected, found = source(images), written.features(images)
+        check_features(expected, "features of random images")
         differences.append(largest_difference(expected, found) if found.shape == expected.shape else float("inf"))
     return max(differences)

@@ -30,9 +30,8 @@ def curves(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
         lines = [
             (_line_name(record, key, records, keys), record.series(key), *_style(i, j, records))
             for i, record in enumerate(records)
-            for j, key in enumerate(keys)
+            for j, key in enumerate(key for key in keys if len(record.series(key)[0]) > 1)  # one point is no curve
         ]
-        lines = [line for line in lines if len(line[1][0]) > 1]  # one point is no curve
         if lines:
             charts[title] = _chart(title, "step", lines)
     return charts

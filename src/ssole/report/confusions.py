@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ssole.evaluation.accuracy import confusion_matrix
 from ssole.evaluation.knn import knn_classify
 from ssole.report.sample import Sample
 
@@ -48,8 +49,7 @@ def confusions(sample: Sample, most: int) -> Confusions | None:
     true, predicted = sample.test.labels, votes.argmax(1).cpu()
     labels = torch.cat([true, predicted]).unique()
     place = torch.searchsorted(labels, true), torch.searchsorted(labels, predicted)
-    matrix = torch.zeros(len(labels), len(labels), dtype=torch.int64)
-    matrix.index_put_(place, torch.ones(len(true), dtype=torch.int64), accumulate=True)
+    matrix = confusion_matrix(place[1], place[0], len(labels))
     wrong = matrix - torch.diag(matrix.diagonal())
     mistakes = []
     for cell in wrong.flatten().argsort(descending=True, stable=True)[:most].tolist():

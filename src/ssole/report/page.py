@@ -80,11 +80,13 @@ def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str
 def _run(fact: Facts, sheet_bytes: int) -> dict[str, Any]:
     """What the template shows of one run."""
     record, sample = fact.record, fact.sample
+    cells = [] if record.evaluation is None else record.evaluation.cells()
     return {
         "name": record.name,
         "verdict": judge(record, sample),
         "reason": fact.reason,
         "evaluation": record.evaluation,
+        "table": list(zip(*cells, strict=True)),  # a metric a row, because many columns would not fit
         "cost": record.cost(),
         "command": record.command(),
         "digest": _digest(record),

@@ -17,7 +17,7 @@ from ssole.data.subset import SubsetSource
 from ssole.data.thumbnail import to_picture
 from ssole.errors import DataError
 from ssole.evaluation.datasets import EvaluationData, Subset, find_test_images, open_data
-from ssole.evaluation.features import extract, frozen
+from ssole.evaluation.features import extract, extract_views
 from ssole.evaluation.knn import nearest
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.load import LoadedBackbone, load, untrained
@@ -106,7 +106,9 @@ def open_sample(
         return None, f"The run was trained on {reason}. Pass them, or --data, to see them here."
     try:
         return _open(record, _data_of(record, data), limit, device, progress), ""
-    except (ValueError, OSError) as error:  # no such images, unreadable ones, or features that are not finite
+    except (DataError, OSError) as error:  # no such images, or unreadable ones
+        return None, f"There are no pictures: {str(error).rstrip('.')}. If the images are elsewhere now, give --data."
+    except ValueError as error:  # features that are not finite, ...
         return None, f"There are no pictures: {error}."
 
 
@@ -187,16 +189,8 @@ def _part(
 
 def _agreement(record: Record, model: LoadedBackbone, part: Part, device: torch.device) -> float:
     """Share of images, of some hundred, whose second view is nearest to their own first view."""
-    count = min(len(part), _PAIRS)
-    rows = part.rows[torch.linspace(0, len(part) - 1, count).long()]
-    firsts, seconds = [], []
-    with frozen(model, device):
-        for chosen in rows.split(64):
-            ids = part.subset.positions[chosen]
-            groups = make_views(part.subset.get(chosen), ids, recipe=record.config.augment, seed=0, epoch=0)
-            first = groups[0][:, 0]
-            second = groups[0][:, 1] if groups[0].shape[1] > 1 else groups[1][:, 0]
-            firsts.append(model(first.to(device)).cpu())
-            seconds.append(model(second.to(device)).cpu())
-    _, index = nearest(torch.cat(firsts), torch.cat(seconds), 1)
-    return float((index[:, 0] == torch.arange(count)).float().mean())
+    chosen = part.subset.select(part.rows[torch.linspace(0, len(part) - 1, min(len(part), _PAIRS)).long()])
+    views = partial(make_views, recipe=record.config.augment.main_views(2), seed=0, epoch=0)
+    first, second = extract_views(model, chosen, chosen.positions, views, device=device).unbind(1)
+    _, index = nearest(first, second, 1)
+    return float((index[:, 0] == torch.arange(len(chosen))).float().mean())

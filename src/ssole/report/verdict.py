@@ -124,7 +124,7 @@ def _figures(record: Record, sample: Sample | None, rank: float | None) -> list[
         after, untrained = sample.agreement
         note = f"of second views find their own image; untrained: {100 * untrained:.0f} %"
         found.append(Figure(f"{100 * after:.0f} %", "views matched", note))
-    for key, name in (("loss", "loss at the end"), ("effective_rank", "effective rank of the last batch")):
+    for key, name in (("loss", "last loss"), ("effective_rank", "effective rank of the last batch")):
         values = record.series(key)[1]
         if values and len(found) < 3:
             found.append(Figure(f"{values[-1]:.3g}", name, f"at the start: {values[0]:.3g}"))

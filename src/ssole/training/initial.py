@@ -28,7 +28,7 @@ from ssole.training.step import Learner
 
 PRETRAINED = "timm"
 """Value of `init` for timm's pretrained weights."""
-_LISTED = 5  # weights that a message names; init.json names all
+_LISTED = 5  # weights that a summary names; init.json names all
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -198,12 +198,12 @@ def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
 
 
 def _problems(found: Differences, tensors: Tensors, own: Tensors, unexpected: Sequence[str]) -> list[str]:
-    """Differences of tensors from those of a module, in words."""
+    """Differences of tensors from those of a module, in words that name them all."""
     shapes = [
         f"{name} is {tuple(tensors[name].shape)} there and {tuple(own[name].shape)} here" for name in found.reshaped
     ]
     kinds = {"missing": found.missing, "unexpected": unexpected, "of another shape": shapes}
-    return [f"{len(names)} {what} ({listed(names, _LISTED)})" for what, names in kinds.items() if names]
+    return [f"{len(names)} {what} ({', '.join(names)})" for what, names in kinds.items() if names]
 
 
 def _advice(init: str) -> str:
