@@ -49,6 +49,7 @@ def test_every_run_has_the_same_images_budget_and_seeds() -> None:
             assert run.error is None
             assert {"knn20", "linear", "centred_effective_rank"} <= run.scores.keys()
             assert run.curve[-1]["images"] == 6 * 4
+            assert run.curve[-1]["effective_rank"] >= 1
         config = Run(Path("out") / name / "seed-0").config
         assert (config.loss.name, config.steps, config.seed) == (name, 6, 0)
         assert (config.projector.dim, config.projector.hidden) == (8, 8)  # the recipe's, for both

@@ -20,7 +20,9 @@ from ssole.comparison.trial import Trial
 
 def trial(seed: int, knn: float, **changes: object) -> Trial:
     scores = {"knn20": knn, "linear": knn + 0.02, "centred_effective_rank": 31.5}
-    curve = [{"images": 100.0 * i, "seconds": 60.0 * i, "knn20": knn * i / 3} for i in (1, 2, 3)]
+    curve = [
+        {"images": 100.0 * i, "seconds": 60.0 * i, "knn20": knn * i / 3, "effective_rank": 9.0 * i} for i in (1, 2, 3)
+    ]
     values = {"scores": scores, "seconds": 180.0, "images_per_second": 250.0, "peak_memory": 3 << 30, "curve": curve}
     return Trial(steps=9, seed=seed, settings={}, **{**values, **changes})  # type: ignore[arg-type]
 
@@ -91,7 +93,7 @@ def test_the_table_names_the_best_and_every_failure(tmp_path: Path) -> None:
 
 def test_plots_show_every_arm_with_a_curve(tmp_path: Path) -> None:
     paths = draw(three(tmp_path))
-    assert [path.name for path in paths] == ["accuracy-by-seconds.png", "accuracy-by-images.png"]
+    assert [path.name for path in paths] == ["accuracy-by-seconds.png", "accuracy-by-images.png", "rank-by-images.png"]
     for path in paths:
         assert np.asarray(Image.open(path).convert("L")).std() > 5
     draw(comparison(tmp_path))  # without any curve

@@ -42,7 +42,7 @@ class Trial:
     peak_memory: int | None = None
     """Bytes: of the process on a CPU, of the tensors on a GPU. None where it was not measured from the start."""
     curve: list[dict[str, float]] = field(default_factory=list)
-    """Accuracy along the run: {"images", "seconds", "knn20"}."""
+    """Points along the run: {"images", "seconds", "knn20", "effective_rank"}, the last from the step logged before."""
     error: str | None = None
     """Why the trial failed; None if it did not."""
 
@@ -106,10 +106,11 @@ def run_trial(
 def _finished(record: Trial, run: Run, scores: dict[str, float], memory: int | None) -> Trial:
     batch = run.config.batch_size
     seconds = max(float(row["seconds"]) for row in run.metrics)
-    curve = [
-        {"images": row["step"] * batch, "seconds": row["seconds"], "knn20": row["knn20"]}
-        for row in run.metrics
-        if "knn20" in row
-    ]
+    curve, rank = [], {}
+    for row in run.metrics:
+        if "effective_rank" in row:
+            rank = {"effective_rank": row["effective_rank"]}
+        if "knn20" in row:
+            curve.append({"images": row["step"] * batch, "seconds": row["seconds"], "knn20": row["knn20"], **rank})
     rate = round(record.steps * batch / seconds, 1)
     return replace(record, scores=scores, seconds=seconds, images_per_second=rate, peak_memory=memory, curve=curve)
