@@ -27,7 +27,9 @@ def test_budgets(text: str, amount: float, unit: str) -> None:
     assert Budget.parse(text) == Budget(amount=amount, unit=unit)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["", "10", "m", "-1m", "10 minutes of time", "2000epochs", "0s", "1e3steps"])
+@pytest.mark.parametrize(
+    "text", ["", "10", "m", "-1m", "10 minutes of time", "2000epochs", "0s", "1e3steps", "5Mm", "300ks"]
+)
 def test_other_budgets_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="10m, 2000steps"):
         Budget.parse(text)

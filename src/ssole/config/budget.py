@@ -8,7 +8,7 @@ from typing import Literal
 
 from ssole.errors import ConfigError
 
-_UNITS = {"step": 1.0, "image": 1.0, "view": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_SECONDS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6}
 
 
@@ -26,14 +26,12 @@ class Budget:
         Raises:
             ConfigError: anything else.
         """
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([kM]?) *(step|image|view|s|min|m|h)s?", text.strip())
-        if found is None or float(found[1]) == 0:
-            raise ConfigError(
-                f"a budget is a time or a number, such as 10m, 2000steps, 300kimages, 1Mviews: got {text!r}"
-            )
-        number, prefix, unit = found.groups()
-        amount = float(number) * _PREFIXES[prefix] * _UNITS[unit]
-        return cls(amount=amount, unit=f"{unit}s" if len(unit) > 3 else "seconds")  # type: ignore[arg-type]
+        number = r"(\d+(?:\.\d+)?) *"
+        if (time := re.fullmatch(rf"{number}(s|min|m|h)s?", text.strip())) and float(time[1]) > 0:
+            return cls(amount=float(time[1]) * _SECONDS[time[2]], unit="seconds")
+        if (count := re.fullmatch(rf"{number}([kM]?) *(step|image|view)s?", text.strip())) and float(count[1]) > 0:
+            return cls(amount=float(count[1]) * _PREFIXES[count[2]], unit=f"{count[3]}s")  # type: ignore[arg-type]
+        raise ConfigError(f"a budget is a time or a number, such as 10m, 2000steps, 300kimages, 1Mviews: got {text!r}")
 
     def steps(self, *, batch_size: int, views: int, step_seconds: float) -> int:
         """Steps of a run with this batch size, views of each image and time of a step."""
