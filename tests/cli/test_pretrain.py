@@ -170,7 +170,7 @@ def test_a_budget_of_time(command: Command) -> None:
     assert run.config.budget == "6s"
     last = run.metrics[-1]
     assert last["seconds"] == pytest.approx(6, abs=1)
-    assert last["lr"] < 0.01 * run.config.optim.lr
+    assert last["lr"] < 0.03 * run.config.optim.lr  # the last of ten steps, the fewest there can be, has 0.024
     outcome = command("pretrain", "--resume", "runs/tiny", "--budget", "9s")
     assert (outcome.code, "leave out --budget" in outcome.err) == (2, True)
 

@@ -42,13 +42,17 @@ class Subset:
         """Images by position in this subset."""
         return self.store.get(self.positions[indices])
 
+    @property
+    def readable(self) -> Tensor:
+        """(N,) bool, whether each image can be read; known once it was tried."""
+        return torch.from_numpy(self.store.readable)[self.positions]
+
     def readable_rows(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features and labels of the readable images, from the features of all (N, F).
 
         A store returns the next image in place of an unreadable one, so the label would belong to another image.
         """
-        readable = torch.from_numpy(self.store.readable)[self.positions]
-        return features[readable], self.labels[readable]
+        return features[self.readable], self.labels[self.readable]
 
     def select(self, chosen: Tensor) -> Subset:
         """The images at these positions of this subset."""

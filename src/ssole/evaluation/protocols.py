@@ -56,7 +56,7 @@ def _knn(case: Case) -> Outcome:
         least = min(NEIGHBOURS)
         raise ValueError(f"there are {len(train)} training images, and kNN needs at least {least}: give more images")
     for left_out in sorted(set(NEIGHBOURS) - set(k)):
-        case.note(f"no kNN of k = {left_out}: there are {len(train)} training images.")
+        case.notes.append(f"no kNN of k = {left_out}: there are {len(train)} training images.")  # in any row
     votes = knn_classify(train, labels, test, k=k, num_classes=case.classes, progress=case.progress)
     return Outcome.joined([classified(f"knn{one}", votes[one], test_labels) for one in k])
 
@@ -73,7 +73,7 @@ def _few_shot(case: Case) -> Outcome:
     outcome = Outcome()
     for shots in SHOTS:
         if shots > smallest:
-            case.note(f"no {shots}-shot accuracy: the smallest class has {smallest} training images.")
+            case.notes.append(f"no {shots}-shot accuracy: the smallest class has {smallest} training images.")
             continue
         values = few_shot_accuracies(*case.train, *case.test, shots=shots, seed=case.seed, progress=case.progress)
         std = statistics.stdev(values)
@@ -150,8 +150,7 @@ def _semi(case: Case) -> Outcome:
     if case.model is None:
         return Outcome()
     assert case.data.test is not None
-    readable = torch.from_numpy(case.data.train.store.readable)[case.data.train.positions].nonzero()[:, 0]
-    train, outcomes = case.data.train.select(readable), []
+    train, outcomes = case.data.train.select(case.data.train.readable.nonzero()[:, 0]), []
     for share, epochs in EPOCHS.items():
         chosen = balanced_split(train.labels, share, seed=case.seed)
         how: dict[str, Any] = {"seed": case.seed, "device": case.device, "progress": case.progress}

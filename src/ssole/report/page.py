@@ -202,9 +202,7 @@ def _accuracies(sample: Sample, found: Any) -> dict[str, Any]:
     matrix = None
     if len(found.labels) <= _MATRIX:
         names = [sample.name_of(label) for label in found.labels]
-        shares = (found.matrix / totals.clamp(min=1)[:, None]).tolist()
-        counts = found.matrix.tolist()
-        cells = [list(zip(*pair, strict=True)) for pair in zip(counts, shares, strict=True)]
-        matrix = {"names": names, "rows": list(zip(names, cells, strict=True))}
+        counted = zip(names, found.matrix.tolist(), totals.clamp(min=1).tolist(), strict=True)
+        matrix = {"names": names, "rows": list(counted)}
     rows.sort(key=lambda row: row["share"])
     return {"k": found.k, "accuracy": found.accuracy, "count": int(totals.sum()), "rows": rows, "matrix": matrix}

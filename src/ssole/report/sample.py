@@ -183,8 +183,8 @@ def _part(
     progress: bool,
 ) -> Part:
     after, before = (extract(model, subset, preprocessing, device=device, progress=progress) for model in models)
-    readable = torch.from_numpy(subset.store.readable)[subset.positions].nonzero()[:, 0]
-    return Part(subset=subset, rows=readable, after=after[readable], before=before[readable])
+    rows = subset.readable.nonzero()[:, 0]
+    return Part(subset=subset, rows=rows, after=after[rows], before=before[rows])
 
 
 def _agreement(record: Record, model: LoadedBackbone, part: Part, device: torch.device) -> float:
