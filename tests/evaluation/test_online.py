@@ -47,7 +47,7 @@ def test_a_resumed_run_goes_on_measuring(tmp_path: Path, plain: bytes, monkeypat
 
     def evaluate(self: Monitor, *arguments: Any) -> None:
         plain_evaluate(self, *arguments)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
 
     plain_evaluate = Monitor.evaluate
     with monkeypatch.context() as patch:

@@ -296,7 +296,7 @@ def test_a_signal_after_a_step_is_answered_before_the_next(tmp_path: Path, monke
     def advance(self: Monitor, *arguments: Any) -> None:
         plain(self, *arguments)
         if self._step == 2:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
 
     plain = Monitor.advance
     monkeypatch.setattr(Monitor, "advance", advance)
