@@ -38,7 +38,8 @@ autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
-nitpick_ignore = [("py:class", "ssole.distributed.agreement.T")]  # a type variable
+# Type variables have no page.
+nitpick_ignore = [("py:class", f"ssole.{place}.T") for place in ("distributed.agreement", "training.stopping")]
 
 DOCS = Path(__file__).parent
 # Pages of the site that are files of the repository's root.
