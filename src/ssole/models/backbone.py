@@ -94,7 +94,8 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
         require_memory(config.backbone, arguments)
     try:
         model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
-        feature_dim(model)  # odd arguments, such as nested lists, may first be felt here
+        if feature_dim(model) < 1:  # odd arguments, such as nested lists, may first be felt here
+            raise ValueError("it would have no features")
     except Exception as error:  # timm passes the arguments on, and the network says in its own way
         if lack_of_memory(error):
             raise
