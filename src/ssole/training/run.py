@@ -216,9 +216,9 @@ def lock_run(run: Run) -> Iterator[None]:
             raise ConfigError(
                 f"{entry} is a link to {entry.resolve()}, and a run only writes to its own folder: move it"
             )
-    lock = FileLock(run.path / ".lock", blocking=False)
+    lock = FileLock(run.path / ".lock")
     try:
-        held = lock.acquire()
+        held = lock.acquire(blocking=False)
     except Timeout:
         raise ConfigError(f"another process is training in {run.path}: wait for it, or stop it first") from None
     with held:
