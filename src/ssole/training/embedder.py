@@ -57,11 +57,6 @@ class Embedder:
         self._again: tuple[list[list[torch.Tensor]], torch.Tensor, int] | None = None
 
     def _on_all_processes(self, forward: nn.Module, config: PretrainConfig) -> nn.Module:
-        from torch._dynamo import utils
-
-        # DistributedDataParallel of torch 2.8 uses this without importing it; an import that broke off loses the name.
-        torch._dynamo.utils = utils
-
         # Weights that the embeddings do not depend on would never be ready to be averaged.
         shapes = [(2, 1, config.input_channels, crop.size, crop.size) for crop in config.augment.crops]
         with kept_buffers(self.encoder):

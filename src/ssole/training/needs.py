@@ -37,6 +37,8 @@ def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
     """
     if is_own(config.model):
         return None
+    from torch import _dynamo  # noqa: F401 - torch 2.8 imports it on the way, which on the device "meta" breaks off
+
     shapes = [(_IMAGES * c.count, config.input_channels, c.size, c.size) for c in config.augment.crops]
     try:
         with torch.device("meta"):
