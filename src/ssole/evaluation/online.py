@@ -5,7 +5,6 @@ Many processes share the features, and the first one makes figures of them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from ssole.evaluation.features import extract
 from ssole.evaluation.knn import knn_classify
 from ssole.evaluation.label_free import label_free_figures
 from ssole.evaluation.preprocessing import Preprocessing
+from ssole.progress import say
 from ssole.runtime import Precision
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ def default_evaluators(
             store = preprocessing.open_store(store.source, **options)
         return {config.knn_every: knn_evaluator(store, test, preprocessing, precision=config.precision)}
     except ValueError as error:
-        if options["progress"]:
-            print(f"no kNN accuracy while training: {error}", file=sys.stderr)
+        say(f"no kNN accuracy while training: {error}", enabled=options["progress"])
         return {}
 
 

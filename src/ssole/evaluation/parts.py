@@ -8,7 +8,6 @@ of images, except for their ids.
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -32,7 +31,7 @@ from ssole.evaluation.features import Embeddings, for_each_batch
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import own_device
 from ssole.evaluation.subjects import open_subject
-from ssole.files import read_json, remove_leftovers, write_atomically, write_text_atomically
+from ssole.files import read_json, remove_leftovers, write_atomically, write_json_atomically
 from ssole.runtime import Precision, resolve_precision
 
 if TYPE_CHECKING:
@@ -220,7 +219,7 @@ def _require_same_work(folder: Path, work: dict[str, Any]) -> None:
     file = folder / "work.json"
     if not file.exists() or not any(folder.glob("*.parquet")):
         folder.mkdir(parents=True, exist_ok=True)
-        write_text_atomically(file, json.dumps(work, indent=1) + "\n")
+        write_json_atomically(file, work)
         return
     found = read_json(file)
     if others := [

@@ -7,7 +7,6 @@ images.json   number of images, hash of their ids, fingerprint of the source, ha
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ from ssole.data.arrays import ArraySource
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.storage import CONNECTIONS, is_remote
 from ssole.errors import ConfigError, DataError
-from ssole.files import read_json, write_text_atomically
+from ssole.files import read_json, write_json_atomically
 from ssole.training.run import Run, writing
 
 _NAME = "images.json"
@@ -30,7 +29,7 @@ _SAMPLE = 32  # images whose contents are compared
 def record_images(run: Run, source: Source) -> None:
     """Write what :func:`require_same_images` compares."""
     with writing(run, _NAME):
-        write_text_atomically(run.path / _NAME, json.dumps(_record(source)) + "\n")
+        write_json_atomically(run.path / _NAME, _record(source), indent=None)
 
 
 def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> None:

@@ -5,8 +5,6 @@ They are its checkpoint of step 0, so that resuming needs their source no more. 
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +15,11 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
 from ssole.errors import printable
-from ssole.files import write_text_atomically
+from ssole.files import write_json_atomically
 from ssole.models.backbone import Encoder, checked_encoder
 from ssole.models.own import is_own
 from ssole.models.weights_file import SAME, SUFFIXES, Differences, differences, is_count, listed, read_weights
+from ssole.progress import say
 from ssole.runtime import lack_of_memory
 from ssole.training.checkpoint import Progress, newest_weights, save_checkpoint
 from ssole.training.run import Run, writing
@@ -59,7 +58,7 @@ class Initial:
         save_checkpoint(run, learner.modules, learner.optimizer, progress)
         facts = {"init": self.source, "loaded": sorted(self.weights), "new": self.new, "unused": self.unused}
         with writing(run, "init.json"):
-            write_text_atomically(run.path / "init.json", json.dumps(facts, indent=1) + "\n")
+            write_json_atomically(run.path / "init.json", facts)
 
 
 def absolute(init: str) -> str:
@@ -104,8 +103,7 @@ def read_initial(config: PretrainConfig, encoder: Encoder, *, progress: bool = F
     new = [name for name in encoder.state_dict() if name not in weights and not is_count(name)]
     left = sorted([*misfits, *(f"projector.{name}" for name in projector), *unused])
     initial = Initial(source=config.init, weights=weights, new=new, unused=left)
-    if progress:
-        print(initial.summary(), file=sys.stderr)
+    say(initial.summary(), enabled=progress)
     return initial
 
 

@@ -67,7 +67,7 @@ class Stop:
             finally:
                 self.leaves = _never
         except Stopping:
-            pass
+            pass  # the line below raises it, on all processes
         self.agree()
         return result
 
