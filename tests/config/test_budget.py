@@ -13,6 +13,7 @@ from ssole.config.budget import Budget, budget_seconds
     [
         ("10m", 600, "seconds"),
         ("10min", 600, "seconds"),
+        ("10 mins", 600, "seconds"),
         ("90s", 90, "seconds"),
         ("1.5h", 5400, "seconds"),
         ("2000steps", 2000, "steps"),
@@ -28,7 +29,7 @@ def test_budgets(text: str, amount: float, unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "10", "m", "-1m", "10 minutes of time", "2000epochs", "0s", "1e3steps", "5Mm", "300ks"]
+    "text", ["", "10", "m", "-1m", "10 minutes of time", "2000epochs", "0s", "1e3steps", "5Mm", "300ks", "500ms"]
 )
 def test_other_budgets_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="10m, 2000steps"):

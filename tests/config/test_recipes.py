@@ -97,6 +97,7 @@ def test_epochs_replace_the_steps_of_a_recipe_unless_both_are_given() -> None:
         ("epochs.first", 1, ["epochs.first", "no group 'epochs'"]),
         ("augment.crops.1.size", 32, ["augment.crops.1.size", "0 to 0"]),
         ("augment.crops.size", 32, ["augment.crops.size", "'size' should be a number"]),
+        ("augment.crops.\u00b2.size", 32, ["'\u00b2' should be a number"]),  # a digit to Python
     ],
 )
 def test_an_unknown_key_is_named_with_the_closest(key: str, value: object, words: list[str]) -> None:
@@ -129,6 +130,7 @@ def test_an_unknown_key_is_named_with_the_closest(key: str, value: object, words
         ("model.projector_dim", 10**30, ["projector_dim", "at most 2^20"]),
         ("model.projector_layers", 10**6, ["projector_layers", "[0, 100]"]),
         ("data", 3, ["data must be a name, a path", "3"]),
+        ("eval_data", 3, ["eval_data must be a name, a path", "3"]),
         ("seed", object(), ["object"]),
     ],
 )

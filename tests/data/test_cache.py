@@ -831,6 +831,17 @@ def test_a_disk_that_refuses_is_told_once_and_what_is_kept_stays(opened: Open, m
     assert kept.get(1) is None
 
 
+def test_a_file_system_without_locks_is_told_once(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**options: object) -> None:
+        raise NotImplementedError("no flock here")  # as filelock does
+
+    kept = opened()
+    monkeypatch.setattr(kept._lock, "acquire", refuse)
+    with pytest.warns(UserWarning, match="no flock here"):
+        kept.keep(0, image(0))
+    kept.keep(1, image(1))  # and warns no more
+
+
 @pytest.mark.parametrize("fails", range(6))
 def test_a_write_that_fails_half_way_costs_that_image_alone(
     opened: Open, monkeypatch: pytest.MonkeyPatch, fails: int

@@ -199,6 +199,13 @@ def test_labels_beyond_63_bits_are_numbered():
     assert source.classes == ["4", str(2**64 - 1)]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint64, np.int8])
+def test_labels_of_any_integer_type_have_names(dtype):
+    source = open_source(Items([RGB] * 3, targets=np.array([0, 1, 1], dtype), classes=["a", "b"]))
+    assert (source.labels.tolist(), source.classes) == ([0, 1, 1], ["a", "b"])
+    assert open_source(Items([], targets=np.empty(0, dtype), classes=["a", "b"])).classes == ["a", "b"]
+
+
 def test_classes_that_do_not_name_the_labels():
     source = open_source(Items([RGB] * 3, targets=[0, 1, 2], classes=["a", "b"]))
     assert source.labels.tolist() == [0, 1, 2]

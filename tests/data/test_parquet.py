@@ -74,6 +74,34 @@ def test_parquet_string_and_missing_labels(tmp_path, dictionary):
     assert open_source(write(tmp_path / "y.parquet", range(3), labels=[5, None, 2])).labels.tolist() == [5, -1, 2]
 
 
+def test_parquet_labels_of_integers_of_several_widths(tmp_path):
+    labels = [pa.array([2, None], pa.int32()), pa.array([2**40, 1], pa.int64())]
+    files = [write(tmp_path / f"{i}.parquet", [1, 2], labels=column) for i, column in enumerate(labels)]
+    assert ParquetSource(files).labels.tolist() == [2, -1, 2**40, 1]
+
+
+def test_parquet_labels_that_cannot_be_read(tmp_path):
+    files = [write(tmp_path / f"{i}.parquet", [1], labels=labels) for i, labels in enumerate(([1], ["a"]))]
+    with pytest.raises(DataError, match=r"0\.parquet and 1 more: the labels are .*of different types"):
+        ParquetSource(files)
+    buffers = [pa.py_buffer(np.array([0, 1], np.int32)), pa.py_buffer(b"\xff")]
+    text = pa.StringArray.from_buffers(1, *buffers)
+    with pytest.raises(DataError, match=r"x\.parquet: the labels are damaged.*utf-8"):
+        ParquetSource(write(tmp_path / "x.parquet", [1], labels=text))
+
+
+@pytest.mark.parametrize(
+    "features",
+    [[1], None, *({"label": {"_type": "ClassLabel", "names": names}} for names in (["a"], "ab", {"0": "a"}))],
+)
+def test_parquet_descriptions_that_do_not_name_the_labels(tmp_path, features):
+    table = pa.table({"image": [png(0), png(1)], "label": [0, 1]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "x.parquet")
+    source = open_source(tmp_path / "x.parquet")
+    assert (source.labels.tolist(), source.classes) == ([0, 1], None)
+
+
 def test_parquet_without_labels_or_with_null_images(tmp_path):
     source = open_source(write(tmp_path / "x.parquet", [1, None]))
     assert source.labels is None

@@ -12,7 +12,7 @@ from ssole.data.arrays import ArraySource, open_npy, open_npz
 from ssole.data.base import Source
 from ssole.data.folder import ListSource
 from ssole.data.parquet import ParquetSource
-from ssole.data.sources import by_name, describe, is_in_memory, open_source
+from ssole.data.sources import by_name, describe, is_in_memory, open_source, open_test_images
 from ssole.data.tars import TarSource
 from ssole.errors import DataError
 
@@ -48,6 +48,18 @@ def test_folder_without_the_split_asked_for(tmp_path):
     assert len(open_source(tmp_path / "my-val", split="test")) == 1
 
 
+def test_images_given_for_testing_are_never_the_training_images_of_a_damaged_test_split(tmp_path):
+    tree(tmp_path, "train/1.png")
+    assert ids(open_test_images(tmp_path)) == ["train/1.png"]  # there is no split
+    (tmp_path / "test").mkdir()
+    with pytest.raises(DataError, match=r"test is empty"):
+        open_test_images(tmp_path)
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"test\.parquet as parquet"):
+        open_test_images(str(tmp_path / "*.parquet"))
+
+
 def test_digits_m(tmp_path, monkeypatch):
     monkeypatch.setenv("SSOLE_CACHE", str(tmp_path))
     source = open_source("digits-m", split="test")
@@ -69,6 +81,10 @@ def test_what_does_not_exist(tmp_path, monkeypatch):
         open_source("/no/such/place")
     with pytest.raises(DataError, match="No file matches"):
         open_source("nothing-*.parquet")
+    for text in ("", "~nobody/photos", "a" * 5000, "a\0b"):  # an empty text is not the working directory
+        with pytest.raises(DataError, match="There is no dataset, folder or file named"):
+            open_source(text)
+        assert describe(text) == text
 
 
 def test_specs_of_a_wrong_kind(tmp_path):

@@ -222,22 +222,32 @@ def test_lists(server, served):
     for number, name in enumerate(("a.png", "b c/d%20e.png")):
         (served / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (served / "set" / name).write_bytes(png(number))
-    rows = ["path,label", "a.png,3", "b c/d%20e.png,4", f"{server.url}/set/a.png,5", "gone.png,6"]
+    whole = f"{server.url}/set/b%20c/d%2520e.png"  # a URL is quoted, and a path is not
+    rows = ["path,label", "a.png,3", "b c/d%20e.png,4", f"{server.url}/set/a.png,5", "gone.png,6", f"{whole},7"]
     (served / "set" / "list.csv").write_text("\n".join(rows))
     source = open_source(f"{server.url}/set/list.csv?token=1")
-    assert ids(source) == ["a.png", "b c/d%20e.png", "a.png", "gone.png"]
-    assert [value(source, i) for i in range(3)] == [0, 1, 0]
-    assert source.labels.tolist() == [3, 4, 5, 6]
+    assert ids(source) == ["a.png", "b c/d%20e.png", "a.png", "gone.png", "b c/d%20e.png"]
+    assert [value(source, i) for i in (0, 1, 2, 4)] == [0, 1, 0, 1]
+    assert source.labels.tolist() == [3, 4, 5, 6, 7]
     with pytest.raises(DataError, match=r"^gone\.png: cannot read the file"):
         source.read(3)
 
 
 @pytest.mark.parametrize(
-    "entry", ["../a.png", "/a.png", "http://elsewhere.org/a.png", "x/../../a.png", "file:///etc/passwd"]
+    "entry",
+    [
+        "../a.png",
+        "/a.png",
+        "http://elsewhere.org/a.png",
+        "x/../../a.png",
+        "file:///etc/passwd",
+        "HERE/set/%2e%2e/a.png",
+        "HERE/set/x%2f..%2f../a.png",
+    ],
 )
 def test_a_list_reads_nothing_elsewhere(server, served, entry):
     (served / "set").mkdir(parents=True)
-    (served / "set" / "list.txt").write_text(entry)
+    (served / "set" / "list.txt").write_text(entry.replace("HERE", server.url))
     with pytest.raises(DataError, match=r"list\.txt names .* outside of http"):
         open_source(f"{server.url}/set/list.txt")
 
@@ -271,6 +281,7 @@ def test_folders_and_patterns_in_memory(served):
     shards(served)
     for i in range(3):
         memory.pipe(f"/bucket/{'test' if i == 2 else 'train'}/shard-{i}.tar", (served / f"shard-{i}.tar").read_bytes())
+    memory.pipe("/bucket/train/shard-0.tar.idx", b"of another program")
     try:
         for spec in ("memory://bucket", "memory://bucket/*/*.tar"):
             source = open_source(spec)

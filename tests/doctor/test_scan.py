@@ -10,6 +10,7 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pytest
+import tifffile
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -89,6 +90,16 @@ def test_modes_and_formats_are_found_from_the_bytes(tmp_path: Path, pictures: li
     image.save(tmp_path / "e.png", "JPEG")
     headers = [(one.header.format, one.header.mode) for one in scan_folder(tmp_path).readable]
     assert headers == [("PNG", "L"), ("JPEG", "CMYK"), ("PNG", "I;16"), ("GIF", "P"), ("JPEG", "RGB")]
+
+
+def test_tiffs_that_pillow_does_not_know(tmp_path: Path) -> None:
+    five, rgb = np.zeros((6, 9, 5), np.uint16), np.zeros((6, 9, 3), np.uint8)
+    tifffile.imwrite(tmp_path / "five.tif", five, photometric="minisblack", planarconfig="contig")
+    tifffile.imwrite(tmp_path / "big.tif", rgb, photometric="rgb", bigtiff=True, byteorder=">")
+    for i, (channels, mode) in enumerate([(None, "3 x uint8"), (5, "5 x uint16")]):
+        found = scan_image(FolderSource(tmp_path), i, channels)
+        assert isinstance(found, Readable)
+        assert found.header[:4] == ("TIFF", mode, 9, 6)
 
 
 def test_the_size_is_that_of_the_image_turned_upright(tmp_path: Path) -> None:

@@ -127,6 +127,13 @@ def test_little_time_gets_smaller_batches_and_no_compiling(seconds: float, batch
     assert any("60 images are too few for batches of 128" in reason for reason in few.reasons)
 
 
+def test_a_budget_that_the_examination_has_used_up() -> None:
+    budget = Budgeted(text="5s", seconds=-3.0, step_seconds=seconds_of(0.2))
+    found = choose(300, 50_000, CPU, budget=budget)
+    assert (found.config.batch_size, found.config.optim.warmup_steps) == (32, 0)
+    assert any("0 steps fit into 5s" in reason for reason in found.reasons)
+
+
 def views_of(found: Suggestion) -> tuple[int, int]:
     return found.config.augment.views, found.config.batch_size
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import pytest
 import scipy.stats
 import torch
 from torchvision.transforms import v2
 from view_cases import params_of
 
 from ssole.config import Crop, ViewRecipe
+from ssole.views.params import sample_params
 
 
 def test_crop_boxes_have_torchvisions_distribution() -> None:
@@ -51,6 +53,15 @@ DRAWN = ViewRecipe(
     blur=0.5,
     solarize=0.2,
 )
+
+
+@pytest.mark.parametrize("ratio", [(3.0, 4.0), (0.1, 0.2)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (40, 1)])
+def test_a_crop_has_a_pixel_at_least(size: tuple[int, int], ratio: tuple[float, float]) -> None:
+    crop, ids = Crop(count=4, size=8, ratio=ratio), torch.arange(20)
+    box = sample_params(ViewRecipe(), crop, ids, torch.arange(4), torch.tensor([size]), seed=0, epoch=0).box
+    assert (box[:, 2:] >= 1).all()
+    assert (box[:, :2] + box[:, 2:] <= torch.tensor(size[::-1])).all()
 
 
 def test_other_parameters_have_the_distributions_asked_for() -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from ssole.errors import ConfigError
 
-_SECONDS = {"s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_SECONDS = {"s": 1.0, "min": 60.0, "mins": 60.0, "m": 60.0, "h": 3600.0}
 _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6}
 
 
@@ -27,7 +27,7 @@ class Budget:
             ConfigError: anything else.
         """
         number = r"(\d+(?:\.\d+)?) *"
-        if (time := re.fullmatch(rf"{number}(s|min|m|h)s?", text.strip())) and float(time[1]) > 0:
+        if (time := re.fullmatch(rf"{number}(s|mins?|m|h)", text.strip())) and float(time[1]) > 0:
             return cls(amount=float(time[1]) * _SECONDS[time[2]], unit="seconds")
         if (count := re.fullmatch(rf"{number}([kM]?) *(step|image|view)s?", text.strip())) and float(count[1]) > 0:
             return cls(amount=float(count[1]) * _PREFIXES[count[2]], unit=f"{count[3]}s")  # type: ignore[arg-type]

@@ -210,8 +210,8 @@ def _to_json(value: Any) -> str:
 
 def _explain(kind: str, location: tuple[int | str, ...], message: str, given: Any) -> str:
     """Error message for one of pydantic's findings."""
-    if location[:1] == ("data",):  # pydantic has one finding for each type that `data` may have
-        return f"data must be a name, a path or a list of paths, got {given!r}"
+    if location[:1] in (("data",), ("eval_data",)):  # pydantic has one finding for each type that these may have
+        return f"{location[0]} must be a name, a path or a list of paths, got {given!r}"
     name = ".".join(str(part) for part in location)
     if kind == "unexpected_keyword_argument":
         return f"unknown setting {name!r}.{_hint_at_setting(name)}"
@@ -228,7 +228,7 @@ def _merge(node: Any, path: list[str], value: Any, name: str) -> None:
     first, *rest = path
     key: Any = first
     if isinstance(node, list):
-        if not first.isdigit() or int(first) >= len(node):
+        if first not in map(str, range(len(node))):
             raise ConfigError(f"unknown setting {name!r}: {first!r} should be a number from 0 to {len(node) - 1}")
         key = int(first)
     inner = node[key] if isinstance(node, list) else node.get(key)

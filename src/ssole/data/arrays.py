@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import Pixels, Source, Split, number_integers
+from ssole.data.base import NoTestImages, Pixels, Source, Split, number_integers
 from ssole.data.storage import cache_folder, data_errors, is_remote, name_of, open_binary, read_bytes
 from ssole.errors import DataError
 from ssole.files import require_regular
@@ -132,7 +132,9 @@ def _keys(archive: Any, split: Split, whole: bool, location: str) -> tuple[str, 
         sibling = _TEST_LABELS[_TEST_IMAGES.index(test)]
         return test, sibling if sibling in archive else None
     if split == "test" and not whole:
-        raise DataError(f"{location} has no test images: none of its arrays {list(archive)} is called {_TEST_IMAGES}.")
+        raise NoTestImages(
+            f"{location} has no test images: none of its arrays {list(archive)} is called {_TEST_IMAGES}."
+        )
     if images is None:
         raise DataError(f"{location} has no array called {', '.join(_TRAIN_IMAGES)}; it has {list(archive)}.")
     return images, labels

@@ -26,6 +26,10 @@ MOST_FILES = 100_000
 """Largest number of files for a fingerprint, which then takes about a second."""
 
 
+class NoTestImages(DataError):
+    """Error for data that have no test split."""
+
+
 class Source(ABC):
     """Base class of sources: images with stable ids and, perhaps, labels.
 

@@ -164,7 +164,7 @@ class ImageCache:
                 with self._lock.acquire(timeout=_PATIENCE, poll_interval=0.002):
                     if self.get(i) is None:  # no other process was faster
                         self._append(i, image)
-            except OSError as error:  # filelock's Timeout is one too
+            except (OSError, NotImplementedError) as error:  # of filelock: a timeout, or a file system without locks
                 self.full = True
                 self.warn(
                     f"no more decoded images are kept in {self.folder} ({error}): the others are decoded in every epoch"

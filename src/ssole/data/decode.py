@@ -111,7 +111,7 @@ def _decode_bytes(data: bytes, where: str, shrink_to: int | None, channels: int 
     if len(data) == 0:
         raise DataError(f"{where}: the image is empty (0 bytes).")
     try:
-        opened = _open(data)
+        opened = open_pillow(data)
         if opened is None:
             return read_tiff(data, channels, where=where)
         with opened as image:
@@ -122,7 +122,7 @@ def _decode_bytes(data: bytes, where: str, shrink_to: int | None, channels: int 
         raise DataError(f"{where}: {_reason(data, error)}") from error
 
 
-def _open(data: bytes) -> Image.Image | None:
+def open_pillow(data: bytes) -> Image.Image | None:
     """The Pillow image, not yet decoded; None for a TIFF that Pillow does not know."""
     from PIL import Image, UnidentifiedImageError
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -284,6 +284,8 @@ def _inside_folder(entry: str, prefix: str) -> str | None:
 
 
 def _inside_url(entry: str, prefix: str) -> str | None:
-    entry = entry.removeprefix(prefix)
+    if entry.startswith(prefix):  # a whole URL, where %20 stands for a space
+        entry = entry.removeprefix(prefix)
+        entry = unquote(entry, errors="surrogateescape") if prefix.startswith("http") else entry
     path = posixpath.normpath(entry)
     return None if is_remote(entry) or path.startswith(("/", "../")) or path in (".", "..") else path

@@ -172,7 +172,7 @@ def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:
             continue
         if labels is not None and labels.shape == (len(items),) and np.issubdtype(labels.dtype, np.integer):
             classes = getattr(items, "classes", None)
-            if not isinstance(classes, (list, tuple)) or len(classes) <= labels.max(initial=-1):
+            if not isinstance(classes, (list, tuple)) or (labels.size and len(classes) <= labels.max()):
                 return number_integers(labels)
             return labels.astype(np.int64), [str(name) for name in classes]
     return None, None

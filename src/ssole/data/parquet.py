@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ import numpy as np
 from ssole.data.base import Source, number_labels
 from ssole.data.storage import absolute, data_errors, first_and_more, is_remote, name_of, open_binary, relative_to
 from ssole.errors import DataError, without_secrets
-from ssole.files import require_regular
+from ssole.files import parse_json, require_regular
 from ssole.runtime import check_memory
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes")
@@ -66,9 +65,14 @@ class ParquetSource(Source):
         if len(self._images) == 0:
             raise DataError(f"{first_and_more(paths)} holds no rows.")
         if label is not None:
-            column = pa.chunked_array([chunk for _, labels in parts for chunk in labels])
-            self.labels, self.classes = number_labels(column)
-            self.classes = features.get(label, {}).get("names") or self.classes
+            with data_errors(f"{first_and_more(paths)}: the labels are damaged, or of different types"):
+                # integers of several widths become those of the widest
+                tables = [pa.table({label: chunk}) for _, labels in parts for chunk in labels]
+                table = pa.concat_tables(tables, promote_options="permissive")
+                self.labels, self.classes = number_labels(table.column(label))
+            names = features.get(label, {}).get("names")
+            if isinstance(names, list) and len(names) > self.labels.max():
+                self.classes = names
 
     def __len__(self) -> int:
         return len(self._images)
@@ -142,10 +146,10 @@ def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any
 def _features(schema: Any) -> dict[str, Any]:
     """Description of the columns by Hugging Face, from the schema's metadata; empty without one."""
     try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, TypeError, ValueError):
+        features = parse_json((schema.metadata or {})[b"huggingface"].decode())["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (AttributeError, KeyError, TypeError, ValueError):
         return {}
-    return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
 
 
 def _image_column(schema: Any, features: dict[str, Any], given: str | None, path: str) -> str:

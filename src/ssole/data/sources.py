@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from ssole.data.arrays import TORCHVISION, ArraySource, open_npy, open_npz, open_torchvision
-from ssole.data.base import Source, Spec, Split
+from ssole.data.base import NoTestImages, Source, Spec, Split
 from ssole.data.digits_m import CLASSES as DIGIT_CLASSES
 from ssole.data.digits_m import digits_m
 from ssole.data.folder import LIST_SUFFIXES, FolderSource, ListSource, image_suffixes
@@ -35,6 +35,7 @@ from ssole.errors import SECRET, DataError, without_secrets
 _ONE_FILE = (*LIST_SUFFIXES, ".npy", ".npz")  # kinds where one file is a whole data set
 _FILES = (".parquet", ".tar", *_ONE_FILE)
 _TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
+_COMPRESSED_TAR = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz)$")
 _IN_MEMORY = "in memory: "
 
 
@@ -91,10 +92,10 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
 
 
 def open_test_images(spec: Spec) -> Source:
-    """Source of images given for testing: their test split, or all of them where there are no splits."""
+    """Source of images given for testing: their test split, or all of them if there is none."""
     try:
         return open_source(spec, split="test")
-    except DataError:
+    except NoTestImages:
         return open_source(spec, split="train")
 
 
@@ -107,11 +108,11 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
     if are_paths(spec):
         return tuple(str(describe(part)) for part in spec)
     if isinstance(spec, (str, os.PathLike)):
-        text, path = str(spec), Path(spec).expanduser()
+        text, path = str(spec), os.path.expanduser(spec)
         if is_remote(text):
             return without_secrets(text)
         is_name = text == "digits-m" or text.lower() in TORCHVISION
-        return str(path.absolute()) if not is_name and (path.exists() or has_pattern(text)) else text
+        return str(Path(path).absolute()) if not is_name and (os.path.exists(path) or has_pattern(text)) else text
     return _IN_MEMORY + str(getattr(spec, "name", f"{type(spec).__name__} {getattr(spec, 'shape', '')}".strip()))
 
 
@@ -142,14 +143,15 @@ def are_paths(spec: Any) -> TypeGuard[Sequence[str | os.PathLike[str]]]:
 
 
 def _open_path(text: str, split: Split) -> Source:
-    path = Path(text).expanduser()
-    if path.is_dir():
+    place = os.path.expanduser(text)  # as text, because the path of an empty text is the working directory
+    path = Path(place)
+    if os.path.isdir(place):
         return _open_folder(path, split)
-    if path.exists():
+    if os.path.exists(place):
         return _open_files([str(path)], None, split)
     if has_pattern(text):
         return _open_files(expand(text), None, split)
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
     close = [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings)]
     close += difflib.get_close_matches(text.lower(), ["digits-m", *TORCHVISION])
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -196,10 +198,12 @@ def _open_images(root: Path, split: Split) -> FolderSource:
     # A data set may have a *class* called train. It is a split if a test folder, or no other folder, is beside it.
     if "train" in names and (tests or len(names) == 1):
         if split == "test" and not tests:
-            raise DataError(f"{root} has train/ but no test split; expected one of {', '.join(_TEST_NAMES)} beside it.")
+            raise NoTestImages(
+                f"{root} has train/ but no test split; expected one of {', '.join(_TEST_NAMES)} beside it."
+            )
         return FolderSource(root, inside="train" if split == "train" else tests[0])
     if split == "test" and _split_word(root.name) not in _TEST_NAMES:
-        raise DataError(
+        raise NoTestImages(
             f"{root} is not divided into splits, so it has no test images. Put them into {root / 'train'} and "
             f"{root / 'test'}, or name a folder of test images."
         )
@@ -235,7 +239,7 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
     kinds = {_kind(file) for file in files}
     if kinds <= image_suffixes() and len(files) > 1:
         if split == "test":
-            raise DataError(
+            raise NoTestImages(
                 f"{first_and_more(files)} image files have no test split: they are all training images. "
                 "Name the test images on their own."
             )
@@ -260,8 +264,7 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
 
 def _kind(file: str) -> str:
     """Suffix of a file; .tar for compressed tars too, because opening them says how to unpack them."""
-    name = name_of(file).lower()
-    return ".tar" if ".tar." in name or name.endswith(".tgz") else suffix_of(file)
+    return ".tar" if _COMPRESSED_TAR.search(name_of(file).lower()) else suffix_of(file)
 
 
 def _split_word(path: str) -> str | None:
@@ -277,7 +280,7 @@ def _files_of_split(files: list[str], root: str, split: Split) -> list[str]:
     if split == "test":
         if not tests:
             found = ", ".join(sorted({word or "no such word" for word in words}))
-            raise DataError(
+            raise NoTestImages(
                 f"No test split in {root}: expected files with one of {', '.join(_TEST_NAMES)} in their path; "
                 f"found {found}."
             )

@@ -256,7 +256,7 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     given = os.environ.get("SSOLE_CACHE")
-    return Path(given).expanduser() if given else user_cache_path("ssole", appauthor=False)
+    return Path(os.path.expanduser(given)) if given else user_cache_path("ssole", appauthor=False)
 
 
 def _has_wildcard(text: str) -> bool:

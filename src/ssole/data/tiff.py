@@ -74,6 +74,15 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
         raise DataError(f"{where}: the image has {found} channels, and {channels} are asked for.")
 
 
+def tiff_header(data: bytes) -> tuple[str, int, int]:
+    """Channels and dtype, as in ``5 x uint8``, and width and height of the first page of a TIFF."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        page: Any = file.pages.first
+        return f"{page.samplesperpixel} x {page.dtype}", page.imagewidth, page.imagelength
+
+
 def _photometric(page: Any) -> int:
     """Meaning of a page's values, by its tag; brightness, the most common, if it has no tag."""
     return int(page.tags.valueof(_PHOTOMETRIC, default=_BLACK_IS_ZERO))

@@ -42,7 +42,7 @@ class Contents:
     formats: dict[str, int]
     """Number of images by format, which is read from the bytes; the most frequent first."""
     modes: dict[str, int]
-    """Number of images by Pillow's mode, or by an array's channels and dtype; the most frequent first."""
+    """Number of images by mode, as in :class:`~ssole.doctor.scan.Header`; the most frequent first."""
     width: Range
     height: Range
     shorter_side: Range

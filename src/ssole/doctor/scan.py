@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 
 from ssole.config import ViewRecipe
 from ssole.data.base import Pixels, Source, evenly_spaced
-from ssole.data.decode import decode, mean_and_std, moments
+from ssole.data.decode import decode, mean_and_std, moments, open_pillow
+from ssole.data.tiff import tiff_header
 from ssole.errors import DataError
 from ssole.progress import progress_bar
 from ssole.runtime import decoding_threads, synchronize
@@ -40,7 +40,7 @@ class Header(NamedTuple):
     format: str
     """Pillow's name of the format, or "array"."""
     mode: str
-    """Pillow's mode, such as RGB, L or CMYK; of an array, its channels and dtype."""
+    """Pillow's mode, such as RGB, L or CMYK; of an array or a TIFF that Pillow does not know, channels and dtype."""
     width: int
     height: int
     bytes: int
@@ -147,12 +147,13 @@ def scan_image(source: Source, i: int, channels: int | None = None) -> Readable 
 
 
 def _header(data: bytes | Pixels) -> Header:
-    from PIL import Image
-
     if isinstance(data, np.ndarray):
         channels = data.shape[2] if data.ndim == 3 else 1
         return Header("array", f"{channels} x {data.dtype}", data.shape[1], data.shape[0], data.nbytes)
-    with Image.open(io.BytesIO(data)) as image:
+    opened = open_pillow(data)
+    if opened is None:
+        return Header("TIFF", *tiff_header(data), len(data))
+    with opened as image:
         return Header(image.format or "unknown", image.mode, image.width, image.height, len(data))
 
 

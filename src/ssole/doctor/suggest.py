@@ -154,7 +154,7 @@ def _by_budget(
         why: list[str] = []
         overrides |= views(load(recipe, **shared, **overrides), reasons=why)
         seconds = budget.step_seconds(load(recipe, **shared, **overrides))
-        steps = int(budget.seconds / seconds)
+        steps = max(0, int(budget.seconds / seconds))
         what = f"{recipe} with views of {size} px: {seconds:.2g} s a step, {steps:,} steps fit into {budget.text}"
         few = steps < MIN_RUN_STEPS
         reasons.append(what + (f", and {MIN_RUN_STEPS:,} are wanted" if few else ""))
@@ -193,7 +193,7 @@ def _views_overrides(
 def _short_overrides(config: PretrainConfig, budget: Budgeted, seconds: float, reasons: list[str]) -> Overrides:
     """Smaller batches where few steps fit, a warmup no longer than a tenth of them, and no compiling in minutes."""
     overrides: Overrides = {}
-    batch, steps = config.batch_size, budget.seconds / seconds
+    batch, steps = config.batch_size, max(0.0, budget.seconds / seconds)  # the examination may have taken all of it
     while steps < _FEW_STEPS and batch >= 2 * _SMALLEST_BATCH:
         batch, steps = batch // 2, 2 * steps
     if batch < config.batch_size:

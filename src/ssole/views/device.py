@@ -127,7 +127,7 @@ class EpochRows:
 
     def of(self, images: ImageBatch, ids: torch.Tensor, epoch: int) -> list[torch.Tensor] | None:
         """Rows (B, V, F) of a batch on an accelerator, for each crop group; None if it is to draw its own."""
-        return self._look_up(ids, epoch) if self.ready(images, epoch) else None
+        return [table.index_select(0, ids) for table in self._tables] if self.ready(images, epoch) else None
 
     def ready(self, images: ImageBatch, epoch: int) -> bool:
         """Whether the rows of an epoch are there, which are drawn if need be. If not, each batch is to draw its own."""
@@ -140,11 +140,6 @@ class EpochRows:
         if epoch != self._epoch:
             self._draw(epoch, images.device)
         return True
-
-    def _look_up(self, ids: torch.Tensor, epoch: int) -> list[torch.Tensor]:
-        if epoch != self._epoch:
-            self._draw(epoch, ids.device)
-        return [table.index_select(0, ids) for table in self._tables]
 
     def _draw(self, epoch: int, on: torch.device) -> None:
         assert self._images is not None

@@ -122,8 +122,10 @@ def _boxes(crop: Crop, u: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
 
     height, width = height[:, 0], width[:, 0]
     found = fits.any(dim=-1)
-    w = torch.where(found, w.gather(-1, first)[:, 0], torch.minimum(width, (height * crop.ratio[1]).round()))
-    h = torch.where(found, h.gather(-1, first)[:, 0], torch.minimum(height, (width / crop.ratio[0]).round()))
+    # an image of a pixel or two has no crop of an extreme ratio: the clamp leaves a pixel of it
+    widest, highest = (height * crop.ratio[1]).round().clamp(min=1), (width / crop.ratio[0]).round().clamp(min=1)
+    w = torch.where(found, w.gather(-1, first)[:, 0], torch.minimum(width, widest))
+    h = torch.where(found, h.gather(-1, first)[:, 0], torch.minimum(height, highest))
     # The + 1 makes both ends possible. The minimum guards against u * (n + 1) rounding up to n + 1.
     left = torch.minimum((u[:, -2] * (width - w + 1)).floor(), width - w)
     top = torch.minimum((u[:, -1] * (height - h + 1)).floor(), height - h)
