@@ -89,6 +89,8 @@ def test_a_loss_of_ones_own_trains_and_resumes_exactly() -> None:
         pretrain(out="half", loss=Spread(), evaluators={5: crash}, **settings)
     with pytest.raises(ConfigError, match=r"code from Python \(Spread\).* pass loss=module to ssole.pretrain or ssole"):
         ssole.resume("half", data=tiny.images(), progress=False)
+    with pytest.raises(ConfigError, match="half began with the loss 'Spread', and the one given is 'SSOLELoss'"):
+        ssole.resume("half", data=tiny.images(), loss=ssole.SSOLELoss(), progress=False)
     half = ssole.resume("half", data=tiny.images(), loss=Spread(), progress=False)
     assert half.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
     last = "checkpoints/step-00000008.safetensors"
@@ -246,6 +248,20 @@ def test_own_evaluators_take_the_place_of_knn() -> None:
     run = pretrain(folder_with_splits(), knn_every=5, steps=7, evaluators={3: answer})
     assert [row["step"] for row in run.metrics if "answer" in row] == [3, 6, 7]
     assert not [row for row in run.metrics if "knn20" in row]
+
+
+def test_figures_of_an_evaluator_may_be_numpys_or_tensors() -> None:
+    def answer(backbone: nn.Module) -> dict[str, Any]:
+        return {"a": np.float32(0.5), "b": torch.tensor(2.0), "c": 3}
+
+    run = pretrain(steps=2, evaluators={2: answer})
+    assert {name: run.metrics[-1][name] for name in "abc"} == {"a": 0.5, "b": 2.0, "c": 3.0}
+
+
+@pytest.mark.parametrize("wrong", [{"step": 3.0}, None])
+def test_figures_that_would_spoil_the_metrics_are_refused(wrong: Any) -> None:
+    with pytest.raises(ValueError, match=r"an evaluator gives figures by name, and none as .*step; got"):
+        pretrain(steps=2, evaluators={1: lambda _: wrong})
 
 
 def without_splits() -> str:

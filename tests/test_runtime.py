@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from ssole.runtime import available_memory, decoding_threads, total_memory, usable_cpus
+from ssole.runtime import available_memory, decoding_threads, forget_peak_memory, total_memory, usable_cpus
 
 
 def test_total_memory_is_plausible() -> None:
@@ -71,6 +72,14 @@ def test_memory_of_files_that_were_read_is_available(monkeypatch: pytest.MonkeyP
 def test_decoding_threads_are_at_most_16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssole.runtime.usable_cpus", lambda: 64)
     assert decoding_threads() == 16
+
+
+def test_windows_which_opens_no_library_without_a_name_measures_no_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    def library(name: str | None) -> None:
+        raise TypeError("argument of type 'NoneType' is not iterable")
+
+    monkeypatch.setattr("ssole.runtime.ctypes.CDLL", library)
+    assert not forget_peak_memory(torch.device("cpu"))
 
 
 # Freed memory

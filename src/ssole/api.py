@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ssole import distributed
-from ssole.config import ConfigError, PretrainConfig
+from ssole.config import ConfigError, CustomConfig, PretrainConfig
 from ssole.data.sources import by_name, describe, is_in_memory, open_source, why_not_again
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
@@ -27,13 +27,13 @@ from ssole.training.feed import check_shares, make_plan
 from ssole.training.images import record_images, require_same_images
 from ssole.training.initial import first_initial
 from ssole.training.loop import train
+from ssole.training.monitor import Evaluator, figures_of
 from ssole.training.needs import require_memory
 from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
 from ssole.training.settings import agreed_config, completed
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
-    from ssole.training.monitor import Evaluator
 
 
 def pretrain(
@@ -56,7 +56,8 @@ def pretrain(
     Args:
         data: `digits-m`, a folder of images, a list of files, tar shards, parquet, NumPy files, a torchvision name such
             as `cifar10`, an array (N, H, W, C), or any object with a length and an index: all that
-            :func:`ssole.data.sources.open_source` opens. The default is the recipe's own. Labels are never used.
+            :func:`ssole.data.sources.open_source` opens. The default is the recipe's own. Labels are
+            seen by evaluators and the loss `supervised` alone.
         recipe: name of a shipped recipe, or path of a YAML file. Without, :func:`ssole.doctor.dial.choose` makes one.
         out: run folder; by default `runs/RECIPE`, with a number if that exists. Nothing is ever overwritten.
         loss: a module of your own that maps embeddings (B, V, D), V views of B images, to a scalar or to named terms
@@ -164,14 +165,10 @@ def _agreed(
 ) -> Mapping[int, Evaluator]:
     """Evaluators that all processes call: those given, which the first one runs alone, or the default ones."""
     if evaluators is not None:
-        return {every: partial(_on_rank_0, evaluator) for every, evaluator in evaluators.items()}
+        return {every: partial(figures_of, evaluator) for every, evaluator in evaluators.items()}
     options = _store_options(config, progress and not distributed.rank())
     with distributed.first_on_each_node():
         return default_evaluators(config, data, store, **options)
-
-
-def _on_rank_0(evaluator: Evaluator, backbone: nn.Module) -> dict[str, float]:
-    return distributed.on_rank_0(lambda: evaluator(backbone))
 
 
 def resume(
@@ -228,6 +225,9 @@ def continue_run(
         raise DataError(f"{found.path} was started on {reason}: pass {hint}")
     if is_own(config.model) and backbone is None:
         raise need_of_module(config.model)
+    if loss is not None and config.loss != CustomConfig(module=type(loss).__qualname__):
+        before, given = getattr(config.loss, "module", config.loss.name), type(loss).__qualname__
+        raise ConfigError(f"{found.path} began with the loss {before!r}, and the one given is {given!r}")
     with distributed.processes(config.process_timeout):
         distributed.on_rank_0(lambda: require_same_recipe(found, allowed=allow_changes))
         device = distributed.own_device(resolve_device(config.device))
@@ -243,8 +243,8 @@ def continue_run(
             # A kill may have come before the initial weights were written.
             begun = distributed.on_rank_0(lambda: bool(checkpoint_steps(found)))
             initial = None if begun else first_initial(config, backbone, progress=progress)
-            given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-            return train(found, store, plan, device, initial=initial, **given)
+            options: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+            return train(found, store, plan, device, initial=initial, **options)
 
 
 def default_folder(name: str) -> Path:

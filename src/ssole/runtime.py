@@ -187,7 +187,7 @@ def forget_peak_memory(device: torch.device) -> bool:
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak that /proc/self/status gives
-    except (AttributeError, OSError):  # another system or C library
+    except (AttributeError, OSError, TypeError):  # another C library or system; Windows opens no library None
         return False
     return True
 

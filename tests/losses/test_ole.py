@@ -56,6 +56,8 @@ def test_below_the_margin_a_class_is_not_pushed():
         (torch.ones(4, 8, dtype=torch.int32), torch.arange(4), "torch.int32"),
         (torch.ones(4, 8), torch.arange(3), r"\(4,\).*\(3,\)"),
         (torch.ones(4, 8), torch.rand(4), "torch.float32"),
+        (torch.ones(4, 8), [0, 1, 0, 1], "labels must be a torch.Tensor, got list"),
+        ([[1.0, 2.0]], torch.zeros(1, dtype=torch.int64), "embeddings must be a torch.Tensor, got list"),
         (torch.full((2, 2, 8), math.nan), None, "32 NaN"),
     ],
 )

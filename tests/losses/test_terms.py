@@ -57,6 +57,7 @@ def test_terms_of_ssole() -> None:
     [
         (lambda z: z.square().mean(-1), r"got a tensor of shape \(6, 2\)"),
         ({"part": torch.tensor(1.0)}, r"the total as 'total' or 'loss' .* got \{part: a tensor of shape \(\)\}"),
+        ({"total": torch.tensor(1.0), "loss": torch.tensor(2.0)}, r"\(not both\) .* got \{total: .*, loss: .*\}"),
         ({"loss": torch.tensor(1.0), "lr": torch.tensor(1.0)}, "none as .*lr"),
         ({"loss": 1.0}, r"got \{loss: a float\}"),
         (None, "Returns must return a scalar tensor.* got a NoneType"),

@@ -18,7 +18,7 @@ def network() -> nn.Module:
 
 
 @pytest.mark.parametrize("key", [None, "state_dict", "model"])
-@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "_orig_mod.module."])
 def test_weights_are_found_wherever_training_scripts_put_them(tmp_path: Path, key: str | None, prefix: str) -> None:
     expected = network().state_dict()
     weights = {prefix + name: value for name, value in expected.items()}
@@ -29,8 +29,9 @@ def test_weights_are_found_wherever_training_scripts_put_them(tmp_path: Path, ke
 
 
 def test_safetensors(tmp_path: Path) -> None:
-    save_file(network().state_dict(), tmp_path / "w.safetensors")
-    assert read_weights(tmp_path / "w.safetensors").keys() == network().state_dict().keys()
+    for name in ("w.safetensors", "W.SAFETENSORS"):
+        save_file(network().state_dict(), tmp_path / name)
+        assert read_weights(tmp_path / name).keys() == network().state_dict().keys()
     (tmp_path / "w.safetensors").write_bytes(b"damaged")
     with pytest.raises(ConfigError, match="not a whole safetensors file"):
         read_weights(tmp_path / "w.safetensors")

@@ -15,7 +15,7 @@ from torch import nn
 
 import tiny
 from ssole.config import ConfigError, OptimConfig
-from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint, save_checkpoint
+from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint, newest_weights, save_checkpoint
 from ssole.training.optim import OPTIMIZERS, create_optimizer
 from ssole.training.run import Run, create_run
 
@@ -192,6 +192,17 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(run: Run, damage:
     assert checkpoint_steps(run) == [4, 5]
     assert load(run) == (5, 5.0)
     assert len(list(run.checkpoints.iterdir())) == 4
+
+
+@pytest.mark.parametrize("lost", ["checksum", "tensors"])
+def test_weights_whose_checksum_was_lost_are_damaged(run: Run, lost: str) -> None:
+    save(run, 6)
+    path = run.checkpoints / "step-00000006.json"
+    values = json.loads(path.read_text())
+    del values[lost]
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=r"newest checkpoint .* cannot be read: .* is not what was written"):
+        newest_weights(run)
 
 
 @pytest.mark.parametrize("suffix", ["json", "safetensors"])

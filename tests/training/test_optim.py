@@ -46,6 +46,17 @@ def test_decay_shrinks_weights_and_leaves_biases_and_norms(name: str) -> None:
             assert torch.equal(value, before[key])
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_model_in_which_only_biases_are_trained(name: str) -> None:
+    model = nn.Linear(3, 4)
+    model.weight.requires_grad_(False)
+    optimizer = create_optimizer(model, OptimConfig(name=name, lr=0.1))  # type: ignore[arg-type]
+    model.bias.grad = torch.ones(4)
+    before = model.bias.clone()
+    optimizer.step()
+    assert (model.bias < before).all()
+
+
 def test_every_parameter_is_in_one_group_and_gets_the_rate() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     optimizer = create_optimizer(model, OptimConfig())

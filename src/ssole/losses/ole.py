@@ -5,13 +5,13 @@ Shape suffixes: N rows, D embedding dimensions.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ssole import distributed
+from ssole.losses.base import check_number, options
 from ssole.losses.checks import check_rows
 from ssole.losses.nuclear import nuclear_norm
 
@@ -44,13 +44,11 @@ class OLELoss(nn.Module):
 
     def __init__(self, margin: float = 1.0, *, check_input: bool = True) -> None:
         super().__init__()
-        if not (math.isfinite(margin) and margin >= 0):
-            raise ValueError(f"margin must be finite and at least 0, got {margin}")
-        self.margin = margin
+        self.margin = check_number("margin", margin)
         self.check_input = check_input
 
     def extra_repr(self) -> str:
-        return f"margin={self.margin}"
+        return options(self)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.
@@ -66,7 +64,7 @@ class OLELoss(nn.Module):
 
     def terms(self, z: Tensor, labels: Tensor | None = None) -> OLETerms:
         """Named terms of the loss, with the arguments and errors of `forward`."""
-        self._check(z, labels)
+        _check(z, labels)
         with torch.autocast(z.device.type, enabled=False):
             z = distributed.gather(z if z.dtype == torch.float64 else z.float())
             if self.check_input:  # all rows, so that all processes raise the same error
@@ -83,17 +81,23 @@ class OLELoss(nn.Module):
             low, high, rows = class_norms.clamp(min=self.margin).sum(), nuclear_norm(rows_ND), len(rows_ND)
             return OLETerms((low - high) / rows, low / rows, high / rows)
 
-    def _check(self, z: Tensor, labels: Tensor | None) -> None:
-        shape = tuple(z.shape)
-        if z.ndim not in (2, 3) or z.numel() == 0:
-            raise ValueError(
-                f"embeddings must be non-empty, of shape (N rows, D) or (B images, V views, D), got {shape}"
-            )
-        if not z.is_floating_point():
-            raise ValueError(f"embeddings must be of a floating-point dtype, got {z.dtype}; convert them with .float()")
-        if labels is None and z.ndim == 2:
+
+def _check(z: Tensor, labels: Tensor | None) -> None:
+    """ValueError unless embeddings and labels are such as :meth:`OLELoss.forward` takes."""
+    if not isinstance(z, Tensor):
+        raise ValueError(f"embeddings must be a torch.Tensor, got {type(z).__name__}")
+    shape = tuple(z.shape)
+    if z.ndim not in (2, 3) or z.numel() == 0:
+        raise ValueError(f"embeddings must be non-empty, of shape (N rows, D) or (B images, V views, D), got {shape}")
+    if not z.is_floating_point():
+        raise ValueError(f"embeddings must be of a floating-point dtype, got {z.dtype}; convert them with .float()")
+    if labels is None:
+        if z.ndim == 2:
             raise ValueError(f"without labels each image is its own class: expected (B, V views, D), got {shape}")
-        if labels is not None and (labels.shape != z.shape[:1] or labels.is_floating_point() or labels.is_complex()):
-            raise ValueError(
-                f"labels must be integers of shape ({shape[0]},), got {labels.dtype} of shape {tuple(labels.shape)}"
-            )
+        return
+    if not isinstance(labels, Tensor):
+        raise ValueError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
+    if labels.shape != z.shape[:1] or labels.is_floating_point() or labels.is_complex():
+        raise ValueError(
+            f"labels must be integers of shape ({shape[0]},), got {labels.dtype} of shape {tuple(labels.shape)}"
+        )

@@ -28,15 +28,14 @@ def named_terms(loss: nn.Module, z: Tensor, *arguments: Tensor) -> dict[str, Ten
     compute: Callable[..., object] = getattr(loss, "terms", loss)
     output = compute(z, *arguments)
     terms = _by_name(output)
-    name = next((name for name in ("total", "loss") if name in terms), None)
+    totals = {"total", "loss"} & terms.keys()
     scalars = all(isinstance(term, Tensor) and term.ndim == 0 for term in terms.values())
-    if name is None or not scalars or RESERVED & terms.keys():
+    if len(totals) != 1 or not scalars or RESERVED & terms.keys():
         raise ValueError(
             f"{type(loss).__name__} must return a scalar tensor, or scalar tensors by name, the total as 'total' or "
-            f"'loss' and none as {', '.join(sorted(RESERVED))}; got {_described(output)}"
+            f"'loss' (not both) and none as {', '.join(sorted(RESERVED))}; got {_described(output)}"
         )
-    total = terms.pop(name)
-    return {"loss": total, **terms}
+    return {"loss": terms.pop(*totals), **terms}
 
 
 def _by_name(output: object) -> dict[str, Any]:

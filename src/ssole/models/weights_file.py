@@ -34,7 +34,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() == ".safetensors":
             found: Any = load_file(path)
         else:
             # the one place where files of others are read so: weights_only runs no code of theirs
@@ -133,7 +133,6 @@ def _are_weights(found: Any) -> bool:
 
 def _unwrapped(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     plain = dict(weights)
-    for prefix in _WRAPPERS:
-        if all(key.startswith(prefix) for key in plain):
-            plain = {key.removeprefix(prefix): value for key, value in plain.items()}
+    while prefix := next((prefix for prefix in _WRAPPERS if all(key.startswith(prefix) for key in plain)), None):
+        plain = {key.removeprefix(prefix): value for key, value in plain.items()}
     return plain

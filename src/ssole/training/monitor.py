@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssole import distributed
+from ssole.losses.terms import RESERVED
 from ssole.spectrum import effective_rank
 from ssole.training.checkpoint import Progress
 from ssole.training.feed import Feed
@@ -28,6 +29,7 @@ Evaluator = Callable[[nn.Module], dict[str, float]]
 """Function from the backbone to named figures, such as {"knn20": 0.83}."""
 
 _LONG_WAIT = 0.2  # share of the time; above it, waiting for images is worth a hint
+_TAKEN = RESERVED | {"loss", "guardian"}  # names of the other figures in metrics.jsonl
 _SHOWN = 2  # terms of the loss beside it; metrics.jsonl has all
 
 
@@ -191,6 +193,23 @@ class Monitor:
             for name, value in row.items():
                 if name not in {"step", "epoch"} and not isinstance(value, str):
                     self._board.add_scalar(name, value, row["step"])
+
+
+def figures_of(evaluator: Evaluator, backbone: nn.Module) -> dict[str, float]:
+    """Figures of an evaluator of one's own, called by the first process, as plain numbers on every process.
+
+    Raises:
+        ValueError: it gives anything but numbers by name, or a name that lines of metrics.jsonl have already.
+    """
+
+    def evaluate() -> dict[str, float]:
+        figures: object = evaluator(backbone)
+        if not isinstance(figures, Mapping) or _TAKEN & figures.keys():
+            names = ", ".join(sorted(_TAKEN))
+            raise ValueError(f"an evaluator gives figures by name, and none as {names}; got {figures}")
+        return {name: float(figure) for name, figure in figures.items()}  # they may be NumPy's or tensors
+
+    return distributed.on_rank_0(evaluate)
 
 
 class WaitShare:

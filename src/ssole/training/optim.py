@@ -69,8 +69,9 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
     groups: Groups = []
     for factor, parameters in rates.items():
         matrices, others = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
-        groups.append({"params": matrices, "weight_decay": config.weight_decay, "lr_factor": factor})
-        groups.append({"params": others, "weight_decay": 0.0, "lr_factor": factor})
+        for chosen, decay in ((matrices, config.weight_decay), (others, 0.0)):
+            if chosen:
+                groups.append({"params": chosen, "weight_decay": decay, "lr_factor": factor})
     return OPTIMIZERS[config.name](groups, config)
 
 
