@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluation": {"data", "models", "config", "distributed", "runtime", "spectrum"},
     "export": {"config", "models", "evaluation", "training"},
     "search": {"config", "data", "models", "training", "evaluation", "runtime"},
-    "report": {"search", "config", "data", "models", "views", "training", "evaluation", "runtime"},
+    "report": {"search", "config", "data", "losses", "models", "views", "training", "evaluation", "runtime"},
     "doctor": {"config", "data", "models", "runtime", "training", "views"},
     "api": BELOW_API | {"doctor"},
     "extending": {"api", "data", "training"},

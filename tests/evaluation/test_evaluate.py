@@ -62,6 +62,16 @@ def test_one_run_has_a_binomial_error_and_several_have_a_deviation() -> None:
     assert (both.runs, both.n) == (2, 60)
 
 
+def test_a_figure_that_only_some_runs_have_is_left_out_with_a_note() -> None:
+    result = evaluate_quietly(
+        [MeanColour(), MeanColour(0.0)], coloured(60, seed=0), protocol="label-free", baselines=False
+    )
+    row = result.rows["trained (2 runs)"]
+    assert "alpha_req" not in row  # undefined where all features are equal
+    assert row["rankme"].runs == 2
+    assert "trained (2 runs): no alpha-ReQ, which some of the runs do not have." in result.notes
+
+
 def test_one_class_or_too_few_images_are_errors_or_notes() -> None:
     images = coloured(60, seed=0).images
     with pytest.raises(DataError, match="an accuracy needs at least two classes"):
@@ -112,6 +122,15 @@ def test_images_without_a_label_or_that_cannot_be_read_are_left_out() -> None:
     np.testing.assert_allclose(
         kept.array[7], (whole.images[8] / 255 - 0.5).mean((0, 1)) / 0.5, atol=0.02
     )  # the features of the next image, under its own id
+    seen: list[int] = []
+
+    def views(images: torch.Tensor | list[torch.Tensor], indices: torch.Tensor) -> list[torch.Tensor]:
+        assert isinstance(images, torch.Tensor)
+        seen.extend(indices.tolist())
+        return [torch.stack([images / 255] * 2, 1)]
+
+    evaluate_quietly(MeanColour(), Damaged(whole.images), views=views, baselines=False)
+    assert seen == [i for i in range(240) if i != 7]
 
 
 def test_a_run_is_set_beside_itself_untrained(monkeypatch: pytest.MonkeyPatch) -> None:

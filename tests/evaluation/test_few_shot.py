@@ -46,6 +46,11 @@ def test_labels_need_not_be_consecutive() -> None:
     assert few_shot_accuracies(train, labels, train, labels, shots=1, episodes=3) == [1.0] * 3
 
 
+def test_a_class_without_training_images_is_never_found() -> None:
+    train, labels = torch.eye(3)[[0, 0, 1, 1]] + 0.0, torch.tensor([0, 0, 2, 2])
+    assert few_shot_accuracies(train, labels, train, torch.tensor([0, 0, 1, 1]), shots=1, episodes=2) == [0.5] * 2
+
+
 def test_the_interval_is_that_of_students_t() -> None:
     assert pytest.approx(t.ppf(0.975, EPISODES - 1) / EPISODES**0.5, rel=1e-3) == INTERVAL
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from coloured import coloured
@@ -54,6 +56,10 @@ def test_it_learns_and_leaves_the_network_and_the_random_state_as_they_were() ->
     assert torch.equal(one(inputs), two(inputs))
     with pytest.raises(ValueError, match="Identity has no parameters to fine-tune"):
         fine_tune(nn.Identity(), images, preprocessing, features=8, classes=3, epochs=1)
+    program = nn.Flatten()
+    program.session = threading.Lock()  # type: ignore[assignment]  # as an ONNX session, it cannot be copied
+    with pytest.raises(ValueError, match="Flatten has no parameters to fine-tune"):
+        fine_tune(program, images, preprocessing, features=8, classes=3, epochs=1)
 
 
 def test_shifts_move_whole_images() -> None:

@@ -117,6 +117,7 @@ def test_the_callers_precision_settings_neither_matter_nor_change() -> None:
         ({"train_labels": torch.full((400,), -1)}, "labels range from -1"),
         ({"test_features": torch.zeros(5, 11)}, "last dimensions must be equal"),
         ({"test_features": torch.zeros(0, 12)}, "there is nothing to evaluate"),
+        ({"train_features": torch.zeros(0, 12), "train_labels": torch.zeros(0, dtype=torch.int64)}, "nothing to eval"),
         ({"test_features": torch.zeros(5, 12, dtype=torch.int64)}, "floating-point"),
         ({"test_features": torch.full((5, 12), torch.nan)}, "test features hold NaN or infinity in 5 of 5 rows"),
     ],

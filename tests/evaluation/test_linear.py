@@ -60,6 +60,14 @@ def test_float32_comes_to_the_same_probabilities() -> None:
     np.testing.assert_allclose(narrow.scores(x.float()).numpy(), wide.scores(x).numpy(), atol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_features_of_half_precision_are_fitted_in_float32(dtype: torch.dtype) -> None:
+    x, y = problem(3)
+    half, single = linear_probe(x.to(dtype), y, c=1.0), linear_probe(x.to(dtype).float(), y, c=1.0)
+    assert half.converged
+    assert torch.equal(half.weight, single.weight)
+
+
 def test_scale_and_shift_of_the_features_do_not_matter() -> None:
     x, y = problem()
     moved = x * torch.logspace(-3, 3, x.shape[1]) + torch.randn(x.shape[1])

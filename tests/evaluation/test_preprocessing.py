@@ -66,6 +66,17 @@ def test_settings_are_those_given_or_those_of_the_model() -> None:
     assert Preprocessing.from_model(timm_like).image_size == 8
 
 
+def test_settings_may_be_buffers_and_pairs_of_equal_sides() -> None:
+    model = nn.Flatten()
+    model.register_buffer("mean", torch.full((1, 3, 1, 1), 0.5))
+    model.register_buffer("std", torch.full((1, 3, 1, 1), 0.25))
+    model.image_size = (8, 8)  # type: ignore[assignment]
+    assert Preprocessing.from_model(model) == Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.25,) * 3)
+    model.image_size = (8, 12)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"image_size is \(8, 12\); the side of a square is needed"):
+        Preprocessing.from_model(model)
+
+
 def test_a_module_may_have_an_attribute_called_channels() -> None:
     """Only an ssole backbone names the channels of its images by it."""
 

@@ -17,6 +17,7 @@ import ssole
 import tiny
 from ssole.config import ConfigError
 from ssole.evaluation import subjects
+from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.subjects import OnnxModel, UnavailableError, is_run, name_of, open_subject
 from ssole.training.run import Run
@@ -99,13 +100,18 @@ def test_an_onnx_file_of_others(tmp_path: Path) -> None:
         )
         opset = [onnx.helper.make_opsetid("", 13)]
         graph = onnx.helper.make_graph(nodes, "means", [x], [y])
-        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "model.onnx")
+        written = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+        onnx.helper.set_model_props(written, {"preprocessing": "as usual"})  # not as ssole describes it
+        onnx.save(written, tmp_path / "model.onnx")
         return tmp_path / "model.onnx"
 
     images = torch.rand(3, 3, 8, 8)
     for shape in (["n", 3, 8, 8], [1, 3, 8, 8]):
         assert torch.allclose(OnnxModel(write(shape))(images), images.mean((2, 3)), atol=1e-6)
     model = open_subject(write(["n", 3, 8, 8]))
+    how = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    digests = [backbone_digest(OnnxModel(write([batch, 3, 8, 8])), how) for batch in ("n", "n", "m")]
+    assert digests[0] == digests[1] != digests[2]  # parts of an embedding must not be those of another file
     with pytest.raises(ValueError, match="preprocessing of OnnxModel is unknown: pass mean, std"):
         Preprocessing.from_model(model)
     half = (0.5, 0.5, 0.5)
@@ -171,8 +177,9 @@ def test_rows_of_a_dict_and_one_untrained_row_for_equal_beginnings(run: Run, tmp
     assert both.rows["seeds"]["knn10"].runs == 2
     pair = evaluate_quietly({"a": run, "b": longer}, train, test=test, protocol="knn")
     assert list(pair.rows) == ["a", "b", "raw pixels (8x8)", "untrained"]
-    with pytest.raises(ConfigError, match="there is nothing to evaluate"):
-        evaluate_quietly({}, train)
+    for nothing in ({}, [], {"a": []}):
+        with pytest.raises(ConfigError, match="there is nothing to evaluate"):
+            evaluate_quietly(nothing, train)
 
 
 def test_a_missing_package_for_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,20 @@ def test_each_data_set_has_a_column_with_the_accuracy_of_its_own_evaluation(tmp_
     assert EvaluationResult.load(result.save(tmp_path / "transfer.json")) == result
 
 
+def test_a_row_without_a_figure_stays_empty() -> None:
+    result = transfer(MeanColour(), {"easy": coloured(60, seed=0)}, protocol="attentive", **QUIET)
+    assert result.rows == {"trained": {}, "raw pixels (8x8)": {}}
+    assert any(note.startswith("easy: trained: no attentive probe") for note in result.notes)
+
+
 def test_names_of_paths_and_wrong_input(tmp_path: Path) -> None:
     folder = str(tiny.write_folder(tmp_path / "animals", 40))
     result = transfer(MeanColour(), [folder], protocol="knn", baselines=False, **QUIET)
     assert list(result.rows["trained"]) == ["animals, kNN k=20"]
+    assert transfer(MeanColour(), folder, protocol="knn", baselines=False, **QUIET) == result
+    other = str(tiny.write_folder(tmp_path / "more" / "animals", 40))
+    result = transfer(MeanColour(), [folder, other], protocol="knn", baselines=False, **QUIET)
+    assert list(result.rows["trained"]) == [f"{folder}, kNN k=20", f"{other}, kNN k=20"]
     with pytest.raises(ConfigError, match="transfer needs data sets"):
         transfer(MeanColour(), [], **QUIET)
     with pytest.raises(DataError, match="none of the data sets can be had"):

@@ -34,6 +34,12 @@ def test_groups_stay_together(landmarks: int, monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_array_equal(found, place(features))
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3])
+@pytest.mark.parametrize("count", [100, 700])
+def test_equal_features_are_one_point(value: float, count: int) -> None:
+    assert place(torch.full((count, 8), value) * torch.arange(1, 9)).tolist() == [[0.0, 0.0]] * count
+
+
 @pytest.mark.parametrize("count", [1, 4, 5, 20])
 def test_few_points(count: int) -> None:
     assert place(torch.randn(count, 8)).shape == (count, 2)

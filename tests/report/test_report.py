@@ -183,5 +183,7 @@ def test_features_that_are_not_finite(tmp_path: Path) -> None:
     weights["conv1.weight"].fill_(float("nan"))
     save_file(weights, run.backbone_path, metadata=header)
     outline = Outline(ssole.report(run, progress=False))
-    assert "There are no pictures: features hold NaN" in outline.text
+    assert "✗ bad" in outline.text
+    assert "It did not work: features hold NaN or infinity in" in outline.text
+    assert "There are no pictures: the network gives no finite features." in outline.text
     assert outline.ids >= {"accuracy", "training", "cost", "repeat"}

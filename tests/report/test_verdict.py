@@ -69,6 +69,12 @@ def test_unfinished_comes_first(record: Record) -> None:
     assert (verdict.level, verdict.sentence[:13]) == ("look", "Not finished:")
 
 
+def test_a_broken_network_is_bad_whatever_was_measured(record: Record) -> None:
+    verdict = judge(evaluated(record, 0.8, 0.5), None, "features hold NaN")
+    assert (verdict.level, verdict.sentence) == ("bad", "It did not work: features hold NaN.")
+    assert judge(replace(record, finished=False), None, "features hold NaN").level == "look"
+
+
 def sample_of(features: torch.Tensor) -> Any:
     return SimpleNamespace(train=SimpleNamespace(after=features, before=features), agreement=(0.9, 0.5))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,14 @@ def test_groups_are_those_of_brute_force(least: float, block: int, monkeypatch: 
         np.testing.assert_allclose(similarity, rows[group] @ rows[group[0]], atol=1e-6)
 
 
-def test_exact_copies_are_found_at_a_threshold_of_one_less_rounding() -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_exact_copies_are_found_at_a_threshold_of_one_whatever_rounding_does_to_their_length(dtype: Any) -> None:
+    rows = unit_rows(torch.randn(50, 33, generator=torch.Generator().manual_seed(0))).astype(dtype)
+    groups = near_duplicates(np.concatenate([rows, np.zeros((3, 33), dtype), rows]), 1.0)
+    assert [group.tolist() for group, _ in groups] == [[row, row + 53] for row in range(50)]
+
+
+def test_exact_copies_at_the_largest_threshold() -> None:
     rows = unit_rows(torch.eye(3)[[0, 1, 0, 2, 1, 0]])
     assert [group.tolist() for group, _ in near_duplicates(rows, 1.0)] == [[0, 2, 5], [1, 4]]
     assert near_duplicates(unit_rows(torch.eye(3))) == []

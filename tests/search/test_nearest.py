@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.search import nearest
-from ssole.search.nearest import Rows, nearest_others, nearest_rows, rounding, scores, unit_rows
+from ssole.search.nearest import Rows, nearest_rows, rounding, scores, unit_rows
 
 
 def brute_force(rows: Rows, queries: Rows, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -63,9 +63,9 @@ def test_products_stay_within_the_bound() -> None:
 
 
 @pytest.mark.usefixtures("blocks")
-def test_others_leave_out_the_row_itself_and_no_copy_of_it() -> None:
+def test_a_row_that_is_left_out_is_not_found_but_its_copies_are() -> None:
     rows = unit_rows(torch.ones(8, 10))
-    similarity, index = nearest_others(rows, np.arange(8), 20)
+    similarity, index = nearest_rows(rows, rows, 7, leave_out=np.arange(8))
     assert index.tolist() == [[other for other in range(8) if other != row] for row in range(8)]
     np.testing.assert_allclose(similarity, 1, atol=1e-6)
 

@@ -1,7 +1,8 @@
 """Evaluation of a frozen model: its features, and the metrics computed on them.
 
 `evaluate` holds what `api`, `cli` and `ssole` call; `subjects` opens what they are given. `preprocessing` prepares
-images for a model, `features` runs it, `parts` runs it on very many images, `datasets` finds train and test images.
+images for a model, `features` runs it, `parts` runs it on very many images, `sharing` splits that work among processes,
+`datasets` finds train and test images.
 `knn`, `linear`, `sgd_probe`, `few_shot`, `clustering`, `retrieval` and `label_free` are algorithms on features, with
 shared parts in `checks` and `accuracy`; `attentive` needs feature maps, `fine_tune` trains the network. `corruptions`
 damages images, with `blurs`, `weather` and the random `draws` of each image. `protocols` lists what can be measured,

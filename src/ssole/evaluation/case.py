@@ -41,7 +41,7 @@ class Case:
     def train(self) -> tuple[Tensor, Tensor]:
         """Features (N, F) and labels (N,) of the train images."""
         features, labels = self._features(self.data.train)
-        if self.data.test is not None and bool((features == features[0]).all()):
+        if self.data.test is not None and bool((features == features[:1]).all()):
             self.note("all features are equal; the representation has collapsed.")
         return features, labels
 

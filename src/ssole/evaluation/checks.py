@@ -9,11 +9,16 @@ import torch
 from torch import Tensor
 
 
+class NotFiniteError(ValueError):
+    """Error for features that hold NaN or infinity."""
+
+
 def check_features(features: Tensor, what: str) -> None:
     """Check that features are a non-empty, finite, floating-point (N, F); ``what`` names them in the message.
 
     Raises:
-        ValueError: anything else; for NaN or infinity, the message has the number of such rows and the first.
+        NotFiniteError: NaN or infinity; the message has the number of such rows and the first.
+        ValueError: anything else.
     """
     if features.ndim != 2 or not features.is_floating_point():
         raise ValueError(
@@ -24,7 +29,7 @@ def check_features(features: Tensor, what: str) -> None:
     if torch.isfinite(features).all():
         return
     bad = (~torch.isfinite(features).all(1)).nonzero()[:, 0]
-    raise ValueError(
+    raise NotFiniteError(
         f"{what} hold NaN or infinity in {len(bad)} of {len(features)} rows, the first being row {bad[0].item()}: "
         "the model's weights have diverged, or its input was not normalised as in training"
     )

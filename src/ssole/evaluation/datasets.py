@@ -58,6 +58,14 @@ class Subset:
         """The images at these positions of this subset."""
         return Subset(store=self.store, positions=self.positions[chosen], labels=self.labels[chosen])
 
+    def readable_part(self) -> Subset:
+        """The images that can be read; known once it was tried."""
+        return self.select(self.readable.nonzero()[:, 0])
+
+    def spread(self, most: int) -> Subset:
+        """At most so many images, evenly spaced."""
+        return self.select(torch.linspace(0, len(self) - 1, min(len(self), most)).long())
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
@@ -81,7 +89,7 @@ def open_data(
     are those of stores.
 
     Raises:
-        DataError: where data cannot be opened, only one of the two has labels, or test has classes that train lacks.
+        DataError: where data cannot be opened, test lacks labels that train has, or it has classes that train lacks.
     """
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
@@ -147,16 +155,20 @@ def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor
     """
     if not 0 < share < 1:
         raise ValueError(f"the share to hold out is {share}; it must be between 0 and 1")
-    generator = torch.Generator().manual_seed(seed)
-    shuffled = torch.randperm(len(labels), generator=generator)
-    order = shuffled[labels.cpu()[shuffled].sort(stable=True).indices]
-    _, counts = labels.cpu().unique(return_counts=True)
     held = torch.zeros(len(labels), dtype=torch.bool)
-    for members in order.split(counts.tolist()):
+    for members in shuffled_classes(labels, seed):
         held[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
     if not held.any():
         raise ValueError(f"no class of the {len(labels)} images has two of them: nothing can be held out")
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
+
+
+def shuffled_classes(labels: Tensor, seed: int) -> tuple[Tensor, ...]:
+    """Positions of the images of each class, in the order of the classes; within each, in a random one by seed."""
+    labels, generator = labels.cpu(), torch.Generator().manual_seed(seed)
+    shuffled = torch.randperm(len(labels), generator=generator)
+    order = shuffled[labels[shuffled].sort(stable=True).indices]
+    return order.split(labels.unique(return_counts=True)[1].tolist())
 
 
 def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[str]) -> EvaluationData:

@@ -90,11 +90,13 @@ Opened = list[tuple[nn.Module, Preprocessing]]
 def _rows(given: Any) -> dict[str, list[ModelOrRun]]:
     """Subjects by row."""
     if isinstance(given, Mapping):
-        if not given:
-            raise ConfigError("there is nothing to evaluate: the dict of models and runs is empty")
-        return {name: list(one) if isinstance(one, (list, tuple)) else [one] for name, one in given.items()}
-    runs = list(given) if isinstance(given, (list, tuple)) else [given]
-    return {"trained" if len(runs) == 1 else f"trained ({len(runs)} runs)": runs}
+        rows = {name: list(one) if isinstance(one, (list, tuple)) else [one] for name, one in given.items()}
+    else:
+        runs = list(given) if isinstance(given, (list, tuple)) else [given]
+        rows = {"trained" if len(runs) == 1 else f"trained ({len(runs)} runs)": runs}
+    if not rows or not all(rows.values()):
+        raise ConfigError(f"there is nothing to evaluate: give a model or run for every row, got {given!r}")
+    return rows
 
 
 def _open_all(

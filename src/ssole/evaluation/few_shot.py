@@ -36,7 +36,7 @@ def few_shot_accuracies(
 
     Args:
         train_features, test_features: (N, F) and (Q, F), floating point, finite.
-        train_labels, test_labels: (N,) and (Q,) integers; classes are those of train.
+        train_labels, test_labels: (N,) and (Q,) integers; classes are those of train, and others are never found.
         shots: images of each class, no more than the smallest class has.
         episodes: number of draws.
         seed: of the draws.
@@ -51,7 +51,7 @@ def few_shot_accuracies(
     present, labels_N, counts = labels_N.cpu().unique(return_inverse=True, return_counts=True)
     if shots < 1 or shots > int(counts.min()):
         raise ValueError(f"{shots} images of every class are to be drawn, and the smallest has {int(counts.min())}")
-    truth_Q = torch.searchsorted(present, test_labels.cpu())
+    truth_Q = check_labels(test_labels, len(test_features), None)[0].cpu()
     starts_C1 = (counts.cumsum(0) - counts)[:, None]
     generator, accuracies = torch.Generator().manual_seed(seed), []
     with exact_float32(train_features.device), progress_bar(f"{shots}-shot", episodes, enabled=progress) as advance:
@@ -63,6 +63,6 @@ def few_shot_accuracies(
             drawn = by_class[starts_C1 + torch.arange(shots)].to(train_NF.device)  # (C, shots)
             centre_CF = train_NF[drawn].mean(1)
             nearest_Q = (test_QF @ centre_CF.T - centre_CF.square().sum(1) / 2).argmax(1).cpu()
-            accuracies.append(int((nearest_Q == truth_Q).sum()) / len(truth_Q))
+            accuracies.append(int((present[nearest_Q] == truth_Q).sum()) / len(truth_Q))
             advance()
     return accuracies

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssole.evaluation.datasets import Subset, shuffled_batches
+from ssole.evaluation.datasets import Subset, shuffled_batches, shuffled_classes
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.progress import progress_bar
 
@@ -41,11 +41,9 @@ def balanced_split(labels: Tensor, share: float, *, seed: int = 0) -> Tensor:
     """
     if not 0 < share <= 1:
         raise ValueError(f"the share of the labels is {share}; it must be above 0 and at most 1")
-    shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    order = shuffled[labels.cpu()[shuffled].sort(stable=True).indices]
-    _, counts = labels.cpu().unique(return_counts=True)
-    each = max(1, round(share * len(labels) / len(counts)))
-    return torch.cat([members[:each] for members in order.split(counts.tolist())]).sort().values
+    classes = shuffled_classes(labels, seed)
+    each = max(1, round(share * len(labels) / len(classes)))
+    return torch.cat([members[:each] for members in classes]).sort().values
 
 
 def split_digest(positions: Tensor) -> str:
@@ -95,9 +93,9 @@ def fine_tune(
     Raises:
         ValueError: the network has no parameters to train, or training diverged.
     """
-    trained = copy.deepcopy(model).requires_grad_(True)
-    if not any(True for _ in trained.parameters()):
+    if next(model.parameters(), None) is None:
         raise ValueError(f"{type(model).__name__} has no parameters to fine-tune")
+    trained = copy.deepcopy(model).requires_grad_(True)
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         torch.manual_seed(seed)
         classifier = Classifier(trained, features, classes).to(device).train()

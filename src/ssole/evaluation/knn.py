@@ -51,8 +51,8 @@ def knn_classify(
     Raises:
         ValueError: mismatched shapes, features that are not finite, labels out of range, k > N, or tau <= 0.
     """
-    labels_N, classes = check_labels(train_labels, len(train_features), num_classes)
     _check(train_features, test_features, k, tau)
+    labels_N, classes = check_labels(train_labels, len(train_features), num_classes)
     similarity_QK, index_QK = nearest(train_features, test_features, max(k), progress=progress)
     votes_QK = labels_N.to(index_QK.device)[index_QK]
     # Every weight is divided by that of the nearest neighbour: the shares stay, and a small tau cannot overflow.

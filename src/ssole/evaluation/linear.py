@@ -134,6 +134,7 @@ class _Logistic:
     """
 
     def __init__(self, features_NF: Tensor, labels_N: Tensor) -> None:
+        features_NF = features_NF.to(torch.promote_types(features_NF.dtype, torch.float32))
         with exact_float32(features_NF.device):
             self.mean_F, self.std_F = feature_moments(features_NF)
             standard_NF = (features_NF - self.mean_F.to(features_NF.dtype)) / self.std_F.to(features_NF.dtype)

@@ -63,25 +63,30 @@ class Preprocessing:
         """Preprocessing of a model: the arguments, else attributes of these names, else timm's ``pretrained_cfg``.
 
         Raises:
-            ValueError: names the settings that are found nowhere.
+            ValueError: names the settings that are found nowhere; or the input is no square.
         """
         timm_config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
         timm_config = timm_config if isinstance(timm_config, Mapping) else vars(timm_config)
         input_size = timm_config.get("input_size") or (None, None, None)
         fallback = {"image_size": input_size[-1], "mean": timm_config.get("mean"), "std": timm_config.get("std")}
         given = {"image_size": image_size, "mean": mean, "std": std}
-        found: dict[str, Any] = {
-            name: value if value is not None else getattr(model, name, None) or fallback[name]
-            for name, value in given.items()
-        }
+        found: dict[str, Any] = {}
+        for name, value in given.items():
+            setting = value if value is not None else getattr(model, name, None)
+            setting = setting.flatten().tolist() if isinstance(setting, Tensor) else setting
+            found[name] = fallback[name] if setting is None else setting
         missing = [name for name, value in found.items() if value is None]
         if missing:
             raise ValueError(
                 f"the preprocessing of {type(model).__name__} is unknown: pass {', '.join(missing)} "
                 "(the side of its square input; the channel means and deviations that its images were normalised with)"
             )
+        size = found["image_size"]
+        sides = set(size) if isinstance(size, Sequence) else {size}
+        if len(sides) != 1:
+            raise ValueError(f"image_size is {size}; the side of a square is needed: pass image_size")
         return cls(
-            image_size=int(found["image_size"]),
+            image_size=int(sides.pop()),
             mean=tuple(found["mean"]),
             std=tuple(found["std"]),
             # Other modules may have an attribute of this name with another meaning.

@@ -45,8 +45,6 @@ class Protocol:
 
     version: int
     measure: Callable[[Case], Outcome]
-    labels: bool = True
-    """Whether it needs labels."""
 
 
 def _knn(case: Case) -> Outcome:
@@ -94,12 +92,10 @@ def _retrieval(case: Case) -> Outcome:
 
 
 def _label_free(case: Case) -> Outcome:
-    views = None
+    (features, _), views = case.train, None
     if case.model is not None and case.views is not None:
-        images = case.data.train
-        sample = images.select(torch.linspace(0, len(images) - 1, min(len(images), VIEWED_IMAGES)).long())
+        sample = case.data.train.readable_part().spread(VIEWED_IMAGES)
         views = extract_views(case.model, sample, sample.positions, case.views, device=case.device)
-    features, _ = case.train
     outcome = Outcome.of(label_free_figures(features, views), len(features))
     outcome.details["rankme"] = {"features": features.shape[1]}
     return outcome
@@ -135,7 +131,7 @@ def _tokens(case: Case, tokens: Tokens, subset: Subset) -> tuple[Tensor, Tensor]
     count = min(len(subset), TOKEN_BYTES // (2 * first.shape[1]))
     if count < len(subset):
         case.note(f"attentive probe: {count} of {len(subset)} images of {subset.store.source.name}, to bound memory.")
-    chosen = subset.select(torch.linspace(0, len(subset) - 1, count).long())
+    chosen = subset.spread(count)
     kept = torch.empty(len(chosen), first.shape[1], dtype=torch.float16)
 
     def keep(start: int, rows: Tensor) -> None:
@@ -150,11 +146,12 @@ def _semi(case: Case) -> Outcome:
     if case.model is None:
         return Outcome()
     assert case.data.test is not None
-    train, outcomes = case.data.train.select(case.data.train.readable.nonzero()[:, 0]), []
+    features, _ = case.train  # before, because it finds out which images can be read
+    train, outcomes = case.data.train.readable_part(), []
     for share, epochs in EPOCHS.items():
         chosen = balanced_split(train.labels, share, seed=case.seed)
         how: dict[str, Any] = {"seed": case.seed, "device": case.device, "progress": case.progress}
-        how |= {"features": case.test[0].shape[1], "classes": case.classes, "epochs": epochs}
+        how |= {"features": features.shape[1], "classes": case.classes, "epochs": epochs}
         try:
             model = fine_tune(case.model, train.select(chosen), case.preprocessing, **how)
         except ValueError as error:
@@ -172,8 +169,7 @@ def _semi(case: Case) -> Outcome:
 
 def _robustness(case: Case) -> Outcome:
     assert case.data.test is not None
-    test = case.data.test
-    sample = test.select(torch.linspace(0, len(test) - 1, min(len(test), CORRUPTED_IMAGES)).long())
+    sample = case.data.test.spread(CORRUPTED_IMAGES)
     size, channels = case.preprocessing.image_size, len(case.preprocessing.mean)
 
     def accuracy_of(images: DecodedImages) -> float:
@@ -206,7 +202,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "cluster": Protocol(1, _cluster),
     "retrieval": Protocol(1, _retrieval),
     "robustness": Protocol(2, _robustness),  # 2: the 15 corruptions of CIFAR-10-C
-    "label-free": Protocol(2, _label_free, labels=False),  # 2: views at the size of 8, alpha-ReQ, LiDAR, neighbours
+    "label-free": Protocol(2, _label_free),  # 2: views at the size of 8, alpha-ReQ, LiDAR, neighbours
 }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -13,7 +13,9 @@ from ssole.evaluation.datasets import EvaluationData
 from ssole.evaluation.features import RAW_PIXEL_SIZE, Views, adapted_views, extract, raw_pixels
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.protocols import PROTOCOLS, chosen_protocols
-from ssole.evaluation.results import EvaluationResult, Outcome, Score
+from ssole.evaluation.results import METRICS, EvaluationResult, Outcome, Score
+
+T = TypeVar("T")
 
 
 class Scoring:
@@ -104,9 +106,11 @@ class Scoring:
         return self._protocols if data.test is not None else ("label-free",)
 
     def _add(self, row: str, outcomes: Sequence[Outcome]) -> None:
-        first = outcomes[0]
-        self._rows[row] = {name: Score.over_runs([one.scores[name] for one in outcomes]) for name in first.scores}
-        self._details[row] = {name: [one.details[name] for one in outcomes] for name in first.details}
+        scores = _in_all([one.scores for one in outcomes])
+        self._rows[row] = {name: Score.over_runs(found) for name, found in scores.items()}
+        self._details[row] = _in_all([one.details for one in outcomes])
+        for name in dict.fromkeys(name for one in outcomes for name in one.scores if name not in scores):
+            self.note(f"{row}: no {METRICS[name]}, which some of the runs do not have.")
 
     def _data(self, preprocessing: Preprocessing) -> EvaluationData:
         """Data decoded for a preprocessing; opened once for all models whose preprocessing they suit."""
@@ -117,3 +121,8 @@ class Scoring:
         for note in self._opened[-1].notes:
             self.note(note)
         return self._opened[-1]
+
+
+def _in_all(mappings: Sequence[Mapping[str, T]]) -> dict[str, list[T]]:
+    """Values of several mappings, by the names that all of them have."""
+    return {name: [one[name] for one in mappings] for name in mappings[0] if all(name in one for one in mappings)}

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssole.evaluation.checks import check_features, check_labels, exact_float32
-from ssole.evaluation.datasets import stratified_split
+from ssole.evaluation.datasets import shuffled_batches, stratified_split
 from ssole.evaluation.linear import VALIDATION_SHARE, feature_moments
 from ssole.progress import Advance, progress_bar
 
@@ -111,27 +111,25 @@ def _train(
 ) -> tuple[Tensor, Tensor]:
     """Weights (R, C, F) and biases (R, C) after training at each rate."""
     count, batch = len(input_NF), min(BATCH, len(input_NF))
-    steps, generator = count // batch * epochs, torch.Generator().manual_seed(seed)
+    per_epoch, generator = count // batch, torch.Generator().manual_seed(seed)
+    steps = per_epoch * epochs
     rate_R1 = input_NF.new_tensor(list(rates))[:, None] * batch / BATCH
     weight_RCF = input_NF.new_zeros(len(rates), classes, input_NF.shape[1])
     bias_RC = input_NF.new_zeros(len(rates), classes)
     speeds = torch.zeros_like(weight_RCF), torch.zeros_like(bias_RC)
-    step = 0
     with exact_float32(input_NF.device):
-        for _ in range(epochs):
-            order = torch.randperm(count, generator=generator).to(input_NF.device)
-            for rows in order[: count // batch * batch].split(batch):  # the last images of an order wait for the next
-                input_BF, labels_B = input_NF[rows], labels_N[rows]
-                share_RBC = torch.baddbmm(bias_RC[:, None], input_BF.expand(len(rates), -1, -1), weight_RCF.mT).softmax(
-                    2
-                )
-                share_RBC[:, torch.arange(batch, device=rows.device), labels_B] -= 1
-                share_RBC /= batch
-                gradients = share_RBC.mT @ input_BF, share_RBC.sum(1)
-                now_R1 = rate_R1 * (1 + math.cos(math.pi * step / steps)) / 2
-                for value, speed, gradient in zip((weight_RCF, bias_RC), speeds, gradients, strict=True):
-                    speed.mul_(MOMENTUM).add_(gradient)
-                    value.sub_(now_R1.view(-1, *[1] * (value.ndim - 1)) * speed)
-                step += 1
-            advance()
+        for step, chosen in enumerate(shuffled_batches(count, batch, steps, generator)):
+            rows = chosen.to(input_NF.device)
+            input_BF, labels_B = input_NF[rows], labels_N[rows]
+            logits_RBC = torch.baddbmm(bias_RC[:, None], input_BF.expand(len(rates), -1, -1), weight_RCF.mT)
+            share_RBC = logits_RBC.softmax(2)
+            share_RBC[:, torch.arange(batch, device=rows.device), labels_B] -= 1
+            share_RBC /= batch
+            gradients = share_RBC.mT @ input_BF, share_RBC.sum(1)
+            now_R1 = rate_R1 * (1 + math.cos(math.pi * step / steps)) / 2
+            for value, speed, gradient in zip((weight_RCF, bias_RC), speeds, gradients, strict=True):
+                speed.mul_(MOMENTUM).add_(gradient)
+                value.sub_(now_R1.view(-1, *[1] * (value.ndim - 1)) * speed)
+            if (step + 1) % per_epoch == 0:
+                advance()
     return weight_RCF, bias_RC

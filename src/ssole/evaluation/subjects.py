@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from os import PathLike
@@ -113,13 +115,15 @@ class OnnxModel(nn.Module):
             found = ", ".join(f"{one.name} {one.type} {one.shape}" for one in inputs)
             raise ConfigError(f"{path} takes {found}; float images (batch, channels, side, side) are needed")
         self._input, self._one_by_one = inputs[0].name, not any_batch
+        digest = bytearray(hashlib.sha256(path.read_bytes()).digest())
+        self.register_buffer("file_hash", torch.frombuffer(digest, dtype=torch.uint8))  # its state, as weights are
         if isinstance(shape[-1], int):
             self.image_size = shape[-1]
-        described = self._session.get_modelmeta().custom_metadata_map.get("preprocessing")
-        if described is not None:  # as `ssole export` writes it
+        described = self._session.get_modelmeta().custom_metadata_map.get("preprocessing", "")
+        with suppress(ValueError, KeyError, TypeError):  # nothing, or not what `ssole export` writes
             facts = json.loads(described)
-            self.image_size = int(facts["image_size"])
-            self.mean, self.std = (0.0,) * int(facts["channels"]), (1.0,) * int(facts["channels"])
+            size, channels = int(facts["image_size"]), int(facts["channels"])
+            self.image_size, self.mean, self.std = size, (0.0,) * channels, (1.0,) * channels
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         batches = images.float().cpu().contiguous().split(1 if self._one_by_one else len(images))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssole.config import ConfigError
-from ssole.errors import DataError
+from ssole.errors import DataError, without_secrets
 from ssole.evaluation.evaluate import ModelOrRun, evaluate
 from ssole.evaluation.results import METRICS, EvaluationResult, Score
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def transfer(
     model_or_run: ModelOrRun | Sequence[ModelOrRun] | Mapping[str, Any],
-    data: Sequence[str] | Mapping[str, Spec],
+    data: str | Sequence[str | PathLike[str]] | Mapping[str, Spec],
     *,
     protocol: str = "linear",
     **options: Any,
@@ -30,7 +31,7 @@ def transfer(
     Args:
         model_or_run: as for :func:`ssole.evaluate`.
         data: names or paths of data sets, or data sets by the name of their column.
-        protocol: one with labels; the column has its first figure.
+        protocol: one with labels; the column has its first figure, if there is one for the row.
         options: of :func:`ssole.evaluate`, without ``test``.
 
     Raises:
@@ -38,7 +39,7 @@ def transfer(
         DataError: none of the data sets can be had.
         ValueError: as for :func:`ssole.evaluate`.
     """
-    sets: dict[str, Any] = dict(data) if isinstance(data, Mapping) else {_short(one): one for one in data}
+    sets: dict[str, Any] = dict(data) if isinstance(data, Mapping) else _by_name(data)
     if not sets:
         raise ConfigError("transfer needs data sets to transfer to, got none")
     rows: dict[str, dict[str, Score]] = {}
@@ -54,8 +55,8 @@ def transfer(
         found.append(result)
         notes += [f"{name}: {note}" for note in result.notes]
         for row, scores in result.rows.items():
-            metric = next(iter(scores))
-            rows.setdefault(row, {})[f"{name}, {METRICS[metric]}"] = scores[metric]
+            first = list(scores.items())[:1]
+            rows.setdefault(row, {}).update({f"{name}, {METRICS[metric]}": score for metric, score in first})
     if not found:
         raise DataError(f"none of the data sets can be had. {' '.join(notes)}")
     return EvaluationResult(
@@ -67,5 +68,9 @@ def transfer(
     )
 
 
-def _short(spec: str) -> str:
-    return Path(spec).name or spec
+def _by_name(data: str | Sequence[str | PathLike[str]]) -> dict[str, str | PathLike[str]]:
+    """Data sets by the last part of their path, or by the whole path where several end alike."""
+    given = [data] if isinstance(data, str) else data
+    paths = [without_secrets(str(one)) for one in given]
+    names = [Path(path).name or path for path in paths]
+    return {name if names.count(name) == 1 else path: one for name, path, one in zip(names, paths, given, strict=True)}

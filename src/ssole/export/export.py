@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import tempfile
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from ssole.config import ConfigError
+from ssole.errors import did_you_mean
 from ssole.evaluation.checks import check_features
 from ssole.export.card import largest_difference, model_card
 from ssole.export.graphs import write_onnx, write_torch_export
@@ -60,9 +60,8 @@ def export(run: str | PathLike[str] | Any, *, to: Format, out: str | PathLike[st
     """
     write = FORMATS.get(to)
     if write is None:
-        close = difflib.get_close_matches(to, FORMATS, n=1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Choose from {', '.join(FORMATS)}."
-        raise ConfigError(f"there is no format {to!r}. {hint}")
+        hint = did_you_mean(to, FORMATS) or f" Choose from {', '.join(FORMATS)}."
+        raise ConfigError(f"there is no format {to!r}.{hint}")
     weights = weights_path(run)
     folder = Path(out) if out is not None else weights.parent / "export" / to
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

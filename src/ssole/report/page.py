@@ -12,7 +12,7 @@ import torch
 
 from ssole import __version__
 from ssole.report import charts
-from ssole.report.confusions import confusions
+from ssole.report.confusions import Confusions, confusions
 from ssole.report.neighbours import Neighbours, alike, outliers, sample_neighbours
 from ssole.report.pictures import data_uri, sheets
 from ssole.report.points import colourings, place
@@ -35,6 +35,8 @@ class Facts:
     record: Record
     sample: Sample | None
     reason: str
+    broken: str = ""
+    """Why the network is of no use; empty otherwise."""
     columns: Path | None = None
     """CSV file with columns to colour the map by."""
     examples: Examples | None = None
@@ -59,9 +61,8 @@ def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {
-        "sort_keys": False
-    }  # in Bokeh's JSON, a model comes before its references
+    # in Bokeh's JSON, a model comes before its references
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     template = environment.get_template("page.html.j2")
     records = [fact.record for fact in facts]
     parts = {fact.record.name: fact.sample.train for fact in facts if fact.sample is not None}
@@ -83,7 +84,7 @@ def _run(fact: Facts, sheet_bytes: int) -> dict[str, Any]:
     cells = [] if record.evaluation is None else record.evaluation.cells()
     return {
         "name": record.name,
-        "verdict": judge(record, sample),
+        "verdict": judge(record, sample, fact.broken),
         "reason": fact.reason,
         "evaluation": record.evaluation,
         "table": list(zip(*cells, strict=True)),  # a metric a row, because many columns would not fit
@@ -116,7 +117,6 @@ def _pictures(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:
     return {
         "count": len(train),
         "total": sample.total,
-        "labelled": sample.labelled,
         "neighbours": [_neighbours(sample, one) for one in sample_neighbours(train, _QUERIES)],
         "map": _map(fact, sample, sheet_bytes),
         "accuracies": _accuracies(sample, found) if found is not None else None,
@@ -191,7 +191,7 @@ def _map(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:
     return {"chart": chart, "data": data, "columns": [one.name for one in columns], "shown": shown}
 
 
-def _accuracies(sample: Sample, found: Any) -> dict[str, Any]:
+def _accuracies(sample: Sample, found: Confusions) -> dict[str, Any]:
     """Accuracy of each class, worst first, and the matrix if it is not too large to read."""
     totals = found.matrix.sum(1)
     rows: list[dict[str, Any]] = [

@@ -41,7 +41,8 @@ def place(features: Tensor) -> NDArray[np.float32]:
     """Points (N, 2) of features (N, F), so that similar images lie close: t-SNE by cosine similarity.
 
     More than LANDMARKS points: a random choice of that many is placed by t-SNE, and every other point at the mean of
-    its three most similar landmarks, weighted by similarity. The result is the same every time on one machine.
+    its three most similar landmarks, weighted by similarity. The result is the same every time on one machine. Equal
+    features are all at one point.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -52,6 +53,8 @@ def place(features: Tensor) -> NDArray[np.float32]:
     unit = F.normalize(features.float(), dim=1)
     chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:LANDMARKS].sort().values
     landmarks = unit[chosen].numpy()
+    if np.ptp(landmarks, axis=0).max() <= 1e-6:  # equal but for rounding: t-SNE would divide by their spread
+        return np.zeros((count, 2), dtype=np.float32)
     landmarks = PCA(min(50, *landmarks.shape), random_state=0).fit_transform(landmarks)
     perplexity = min(30.0, (len(chosen) - 1) / 3)
     found = TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(landmarks).astype(np.float32)
@@ -92,11 +95,7 @@ def _read_columns(path: Path, ids: list[str]) -> list[Colouring]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             heading, *rows = list(csv.reader(file))
-    except (
-        OSError,
-        ValueError,
-        csv.Error,
-    ) as error:  # ValueError also for an empty file and for bytes that are no text
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: an empty file, or bytes that are no text
         raise DataError(f"{path} is not a CSV file with a line of headings: {error}") from None
     by_id = {row[0]: row for row in rows if row}
     if not any(name in by_id for name in ids):

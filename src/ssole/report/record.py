@@ -12,6 +12,7 @@ from typing import Any
 from ssole.config import PretrainConfig
 from ssole.evaluation.results import EvaluationResult
 from ssole.files import read_json
+from ssole.losses.terms import RESERVED
 from ssole.progress import duration
 from ssole.training.run import Run
 
@@ -20,7 +21,6 @@ Series = tuple[list[int], list[float]]
 
 WATTS = {"GPU": 350.0, "CPU": 65.0}
 """Power that a machine is assumed to draw, for the estimate of energy: nothing measures it."""
-_NO_TERMS = {"step", "epoch", "effective_rank", "lr", "images_per_second", "data_wait", "seconds"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +69,13 @@ class Record:
     def terms(self) -> list[str]:
         """Names of the loss and of its terms, in the order logged; means of nuclear norms are on another scale."""
         row = next((row for row in self.metrics if "loss" in row), {})
-        return [key for key in row if key not in _NO_TERMS and not key.startswith("mean_")]
+        return [key for key in row if key not in RESERVED and not key.startswith("mean_")]
 
     @property
     def evaluated(self) -> list[str]:
         """Names of the figures that evaluators wrote while training, such as `knn20`."""
         keys = {key for row in self.metrics if not {"loss", "guardian"} & row.keys() for key in row}
-        return sorted(keys - _NO_TERMS)
+        return sorted(keys - RESERVED)
 
     @property
     def steps(self) -> int:

@@ -92,12 +92,17 @@ def read_records(run: Any) -> list[Record]:
 
 def facts_of(record: Record, *, data: Spec | None, columns: str | PathLike[str] | None, how: dict[str, Any]) -> Facts:
     """Facts of a run that the page shows: its record, and its images where they are there. Arguments as `report`."""
+    from ssole.evaluation.checks import NotFiniteError
     from ssole.report.page import Facts
     from ssole.report.sample import open_examples, open_sample
 
+    broken = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on single images: they are left out, as the section on the run says
-        sample, reason = open_sample(record, data, **how)
+        try:
+            sample, reason = open_sample(record, data, **how)
+        except NotFiniteError as error:
+            sample, reason, broken = None, "There are no pictures: the network gives no finite features.", str(error)
         shown = None if record.finished and sample is None else open_examples(record, data, limit=_EXAMPLES)
     table = None if columns is None else Path(columns)
-    return Facts(record=record, sample=sample, reason=reason, columns=table, examples=shown)
+    return Facts(record=record, sample=sample, reason=reason, broken=broken, columns=table, examples=shown)

@@ -16,6 +16,7 @@ from ssole.data.sources import open_source, why_not_again
 from ssole.data.subset import SubsetSource
 from ssole.data.thumbnail import to_picture
 from ssole.errors import DataError
+from ssole.evaluation.checks import NotFiniteError
 from ssole.evaluation.datasets import EvaluationData, Subset, find_test_images, open_data
 from ssole.evaluation.features import extract, extract_views
 from ssole.evaluation.knn import nearest
@@ -99,7 +100,11 @@ class Sample:
 def open_sample(
     record: Record, data: Spec | None, *, limit: int, device: torch.device, progress: bool
 ) -> tuple[Sample | None, str]:
-    """Sample of at most `limit` images of a run's data; or None and the reason why there is none."""
+    """Sample of at most `limit` images of a run's data; or None and the reason why there is none.
+
+    Raises:
+        NotFiniteError: the network gives NaN or infinity.
+    """
     if not record.finished:
         return None, "The run is not finished, so it has no backbone yet."
     if data is None and (reason := why_not_again(record.config.data)) is not None:
@@ -108,7 +113,9 @@ def open_sample(
         return _open(record, _data_of(record, data), limit, device, progress), ""
     except (DataError, OSError) as error:  # no such images, or unreadable ones
         return None, f"There are no pictures: {str(error).rstrip('.')}. If the images are elsewhere now, give --data."
-    except ValueError as error:  # features that are not finite, ...
+    except NotFiniteError:
+        raise
+    except ValueError as error:
         return None, f"There are no pictures: {error}."
 
 
@@ -189,7 +196,7 @@ def _part(
 
 def _agreement(record: Record, model: LoadedBackbone, part: Part, device: torch.device) -> float:
     """Share of images, of some hundred, whose second view is nearest to their own first view."""
-    chosen = part.subset.select(part.rows[torch.linspace(0, len(part) - 1, min(len(part), _PAIRS)).long()])
+    chosen = part.subset.readable_part().spread(_PAIRS)
     views = partial(make_views, recipe=record.config.augment.main_views(2), seed=0, epoch=0)
     first, second = extract_views(model, chosen, chosen.positions, views, device=device).unbind(1)
     _, index = nearest(first, second, 1)

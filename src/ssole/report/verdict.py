@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ssole.evaluation import verdict as unlabelled
-from ssole.evaluation.label_free import centred_effective_rank, rankme, uniformity
+from ssole.evaluation.label_free import centred_effective_rank, label_free_figures
 from ssole.evaluation.results import METRICS, Score
 from ssole.report.record import Record
 from ssole.report.sample import Sample
@@ -38,21 +38,26 @@ class Verdict:
     """What the label-free figures say; empty without images."""
 
 
-def judge(record: Record, sample: Sample | None) -> Verdict:
+def judge(record: Record, sample: Sample | None, broken: str = "") -> Verdict:
     """Verdict on a run, from its evaluation, its sample and its metrics, whichever there are.
 
-    - bad: the features have collapsed, by :func:`ssole.evaluation.verdict.judge_figures`, or accuracy is below the best
-      baseline.
+    - bad: the network is `broken`, for the reason given; the features have collapsed, by
+      :func:`ssole.evaluation.verdict.judge_figures`; or accuracy is below the best baseline.
     - look: the run is not finished, accuracy is within two standard errors of the best baseline, or nothing but
       label-free figures is known.
     - good: accuracy is above the best baseline by more than two standard errors.
     """
-    rank = centred_effective_rank(sample.train.after) if sample is not None else None
+    measured = {} if sample is None else label_free_figures(sample.train.after)
+    rank = measured.get(_RANK)
     figures = _figures(record, sample, rank)
     if not record.finished:
         text = f"Not finished: {record.steps:,} steps so far. Judge it at its end; if it was interrupted, resume it."
         return Verdict("look", text, figures)
-    state = None if sample is None or rank is None else _state(record, sample, rank)
+    if broken:
+        return Verdict("bad", f"It did not work: {broken}.", figures)
+    state = None
+    if sample is not None:
+        state = unlabelled.judge_figures(measured, sample.train.after.shape[1], _rise(record))
     said = "" if state is None else state.sentence
     compared = _compare(record)
     if state is not None and state.state == "collapsed" and (compared is None or state.figure == _RANK):
@@ -71,15 +76,6 @@ def judge(record: Record, sample: Sample | None) -> Verdict:
         return Verdict("bad", f"It did not work: {against}.", figures, said)
     text = f"No gain over the best baseline: {against}, a difference that chance explains."
     return Verdict("look", text, figures, said)
-
-
-def _state(record: Record, sample: Sample, rank: float) -> unlabelled.Verdict | None:
-    """What the label-free figures of the sample say."""
-    features = sample.train.after
-    figures = {"centred_effective_rank": rank, "rankme": rankme(features)}
-    if len(features) > 1:
-        figures["uniformity"] = uniformity(features)
-    return unlabelled.judge_figures(figures, features.shape[1], _rise(record))
 
 
 def _compare(record: Record) -> tuple[str, Score, str, Score] | None:

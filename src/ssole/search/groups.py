@@ -26,16 +26,17 @@ def near_duplicates(rows_NF: Rows, least: float = ALIKE, *, progress: bool = Fal
     """
     is_copy = np.zeros(len(rows_NF), dtype=bool)
     found: list[Group] = []
-    edge = least - rounding(rows_NF)
     with progress_bar("comparing images", len(rows_NF), enabled=progress) as advance:
         for start, scores_BL in score_blocks(rows_NF, rows_NF, later=True):
             for number, scores_L in enumerate(scores_BL.numpy()):
                 if is_copy[row := start + number]:
                     continue
-                later = row + 1 + np.flatnonzero(scores_L[number + 1 :] >= edge)
+                own = exact_products(rows_NF, np.array([row]), rows_NF[row])[0]
+                enough = min(least, own or least)  # rounding may leave a copy's product below 1; zeros have no copies
+                later = row + 1 + np.flatnonzero(scores_L[number + 1 :] >= enough - rounding(rows_NF))
                 later = later[~is_copy[later]]
                 similarity = exact_products(rows_NF, later, rows_NF[row])
-                copies, similarity = later[similarity >= least], similarity[similarity >= least]
+                copies, similarity = later[similarity >= enough], similarity[similarity >= enough]
                 is_copy[copies] = True
                 if len(copies):
                     found.append((np.concatenate([[row], copies]), np.concatenate([[1.0], similarity])))

@@ -32,7 +32,7 @@ from ssole.files import read_json
 from ssole.search.coreset import k_center
 from ssole.search.groups import ALIKE, near_duplicates, outliers
 from ssole.search.matches import Matches
-from ssole.search.nearest import Rows, nearest_others, nearest_rows, unit_rows
+from ssole.search.nearest import Rows, nearest_rows, unit_rows
 from ssole.search.query import image_features
 
 FORMAT = 1
@@ -116,7 +116,7 @@ class Index:
         if isinstance(query, (str, PathLike)) and not Path(query).is_file():
             rows = self.rows_of([str(query)])
             self._check_k(k, len(self) - 1)
-            similarity, index = nearest_others(self.features, rows, k)
+            similarity, index = nearest_rows(self.features, self.features[rows], k, leave_out=rows)
         else:
             self._check_k(k, len(self))
             backbone, preprocessing = self.model(model)

@@ -66,12 +66,6 @@ def nearest_rows(
     return similarity, index
 
 
-def nearest_others(rows_NF: Rows, chosen: NDArray[np.int64], k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Nearest other rows of some rows, as :func:`nearest_rows`: (Q, min(k, N - 1)) similarities and indices."""
-    k = min(k, len(rows_NF) - 1)
-    return nearest_rows(rows_NF, rows_NF[chosen], k, leave_out=chosen)
-
-
 def score_blocks(rows_NF: Rows, queries_QF: Rows, *, later: bool = False) -> Iterator[tuple[int, Tensor]]:
     """Float32 products (B, N) of some queries at a time with all rows, and the number of the first of these queries.
 

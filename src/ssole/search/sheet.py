@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,13 +72,12 @@ def contact_sheet(
     return _draw(rows), missing
 
 
-def _query(query: Any, image: Any, channels: int | None) -> torch.Tensor | None:
+def _query(query: Any, image: Callable[[Any], torch.Tensor | None], channels: int | None) -> torch.Tensor | None:
     """The image that was looked for: a file, an image, or one of the index by its id."""
     try:
         return open_image(query, shrink_to=_SIDE, channels=channels)
     except DataError:
-        found: torch.Tensor | None = image(query)
-        return found
+        return image(query)
 
 
 def _positions(source: Source, names: set[str]) -> dict[str, int]:
