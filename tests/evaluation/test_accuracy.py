@@ -12,6 +12,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from ssole.evaluation import accuracy as module
 from ssole.evaluation.accuracy import accuracy, classified
 
 
@@ -29,6 +30,11 @@ def test_figures_are_those_of_scikit_learn() -> None:
     per_class = recall_score(labels, predicted, labels=range(6), average=None)
     assert details["per_class"] == [*(pytest.approx(value) for value in per_class), None]
     assert outcome.scores["it_macro"].value == pytest.approx(per_class.mean())
+
+
+def test_many_classes_have_no_confusion_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_CONFUSED", 2)
+    assert classified("it", torch.eye(3), torch.arange(3)).details == {"it": {"per_class": [1.0, 1.0, 1.0]}}
 
 
 @pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")

@@ -41,6 +41,16 @@ def test_labels_are_matched_by_class_name() -> None:
     assert result.rows["trained"]["knn20"].value == 1
 
 
+def test_ids_for_labels_are_numbered_in_their_order() -> None:
+    plain, test = coloured(120, seed=0, names=None), coloured(60, seed=1, names=None)
+    ids = np.array([3017, 5_000_000_000, 4 * 10**18])
+    train, other = (ArraySource(one.images, ids[one.labels], name=one.name) for one in (plain, test))
+    results = [evaluate_quietly(MeanColour(), a, test=b, baselines=False) for a, b in ((plain, test), (train, other))]
+    assert results[0].rows == results[1].rows
+    assert results[0].details == results[1].details
+    assert f"Labels go up to {ids[2]}: the 3 classes are numbered in their order." in results[1].notes
+
+
 def test_other_classes_in_test_are_an_error_that_names_them() -> None:
     test = coloured(90, seed=1, names=("red", "green", "purple"))
     with pytest.raises(DataError, match=r"lack: 'purple'. Training has 'red', 'green', 'blue'"):

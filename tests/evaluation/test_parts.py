@@ -141,6 +141,15 @@ def test_parts_of_other_work_are_refused(run: Run, tmp_path: Path) -> None:
         embed_to_file(run, tiny.images(5), out, progress=False)
 
 
+def test_parts_of_unknown_work_are_computed_anew(run: Run, tmp_path: Path) -> None:
+    embed_to_file(run, tiny.images(), tmp_path / "whole.parquet", progress=False)
+    folder = tmp_path / "a.parquet.parts"
+    folder.mkdir()
+    (folder / "0000000000.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes())  # of other images, say
+    embed_to_file(run, tiny.images(), tmp_path / "a.parquet", progress=False)
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
+
+
 def test_work_that_failed_before_its_first_part_is_in_nobodys_way(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "a.parquet"
     with pytest.raises(ssole.DataError, match="this image has 5"):

@@ -11,6 +11,7 @@ import torch
 
 import ssole
 import tiny
+from ssole.data.arrays import ArraySource
 from ssole.data.decode import decode
 from ssole.data.sources import open_source
 from ssole.report.record import Record
@@ -77,6 +78,12 @@ def test_images_without_use_for_labels(classes: tuple[str, ...], run: Run, tmp_p
     assert sample.test is None
     assert not sample.labelled
     assert len(sample.train) == 30
+
+
+def test_ids_for_labels_are_shown_as_they_are(run: Run) -> None:
+    sample, _ = opened(run, ArraySource(tiny.images(40), np.array([7, 5000])[np.arange(40) % 2], name="ids"))
+    assert sample is not None
+    assert {sample.name_of(label) for label in sample.train.labels.tolist()} == {"7", "5000"}
 
 
 def test_reasons_for_no_images(run: Run, tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from ssole.evaluation.results import Outcome, Score
 
+MOST_CONFUSED = 1000
+"""Classes up to which there is a confusion matrix: the JSON of more would take gigabytes."""
+
 
 def accuracy(scores: Tensor, labels: Tensor, *, top: int = 1) -> float:
     """Accuracy: share of rows whose label is among the ``top`` best scores of (Q, C).
@@ -27,8 +30,8 @@ def accuracy(scores: Tensor, labels: Tensor, *, top: int = 1) -> float:
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts (C, C) int64 by true class (row) and predicted class (column), of labels (Q,) in [0, C)."""
-    cells = labels.cpu().long() * classes + predicted.cpu()
+    """Counts (C, C) int64 by true class (row) and predicted class (column), of int64 labels (Q,) in [0, C)."""
+    cells = labels * classes + predicted
     return torch.bincount(cells, minlength=classes * classes).view(classes, classes)
 
 
@@ -43,14 +46,17 @@ def classified(name: str, scores: Tensor, labels: Tensor) -> Outcome:
         scores: (Q, C), none below 0; see :func:`accuracy`.
         labels: (Q,) integers in [0, C).
     """
-    matrix = confusion_matrix(scores.argmax(1), labels, scores.shape[1])
-    counts, right = matrix.sum(1), matrix.diagonal()
+    classes, predicted, labels = scores.shape[1], scores.argmax(1).cpu(), labels.cpu().long()
+    counts = labels.bincount(minlength=classes)
+    right = labels[predicted == labels].bincount(minlength=classes)
     share_C = right[counts > 0] / counts[counts > 0]
     error = math.sqrt(float((share_C * (1 - share_C) / counts[counts > 0]).sum())) / len(share_C)
     found = {name: Score.accuracy(accuracy(scores, labels), len(labels))}
     found[f"{name}_macro"] = Score(value=float(share_C.mean()), std=error, n=len(labels))
-    if scores.shape[1] > 5:
+    if classes > 5:
         found[f"{name}_top5"] = Score.accuracy(accuracy(scores, labels, top=5), len(labels))
     per_class = [int(r) / int(n) if n else None for r, n in zip(right, counts, strict=True)]
-    details: dict[str, Any] = {"per_class": per_class, "confusion": matrix.tolist()}
+    details: dict[str, Any] = {"per_class": per_class}
+    if classes <= MOST_CONFUSED:
+        details["confusion"] = confusion_matrix(predicted, labels, classes).tolist()
     return Outcome(scores=found, details={name: details})

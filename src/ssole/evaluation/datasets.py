@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from ssole.evaluation.preprocessing import Preprocessing
 
 HELD_OUT = 0.2
 """Share of each class that is held out for testing where the data have no test images."""
+SPARSE = 10
+"""Labels of 1,000 or more that are so many times the number of classes or more are ids: they are numbered anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,8 @@ class EvaluationData:
     test: Subset | None
     classes: int | None = None
     """Number of classes."""
+    names: list[str] | None = None
+    """Names of the classes, where known."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the result must know about the data."""
 
@@ -168,7 +172,8 @@ def shuffled_classes(labels: Tensor, seed: int) -> tuple[Tensor, ...]:
     labels, generator = labels.cpu(), torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(len(labels), generator=generator)
     order = shuffled[labels[shuffled].sort(stable=True).indices]
-    return order.split(labels.unique(return_counts=True)[1].tolist())
+    classes: tuple[Tensor, ...] = order.split(labels.unique(return_counts=True)[1].tolist())
+    return classes
 
 
 def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[str]) -> EvaluationData:
@@ -188,7 +193,13 @@ def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[s
         raise DataError(f"all labels of {train} are {quoted(in_train)}: an accuracy needs at least two classes")
     if in_train - in_test:
         notes = [*notes, f"No test image is of {quoted(in_train - in_test)}."]
-    return EvaluationData(train=train, test=test, classes=max(in_train) + 1, notes=notes)
+    if max(in_train) >= max(1000, SPARSE * len(in_train)):  # figures of each class would not fit into the memory
+        known = sorted(in_train)
+        names = [str(label) if names is None else names[label] for label in known]
+        numbers = torch.tensor(known)
+        train, test = (replace(part, labels=torch.searchsorted(numbers, part.labels)) for part in (train, test))
+        notes = [*notes, f"Labels go up to {known[-1]}: the {len(known)} classes are numbered in their order."]
+    return EvaluationData(train=train, test=test, classes=int(train.labels.max()) + 1, names=names, notes=notes)
 
 
 def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:

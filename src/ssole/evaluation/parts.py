@@ -215,10 +215,15 @@ def _contents(source: Source) -> str:
 
 
 def _require_same_work(folder: Path, work: dict[str, Any]) -> None:
-    """Make the folder of the parts, or check that its parts, if there are any, are those of this work."""
+    """Make the folder of the parts, or check that its parts, if there are any, are those of this work.
+
+    Parts of work that is not known are removed.
+    """
     file = folder / "work.json"
     if not file.exists() or not any(folder.glob("*.parquet")):
         folder.mkdir(parents=True, exist_ok=True)
+        for part in folder.glob("*.parquet"):  # left by a kill while they were removed
+            part.unlink()
         write_json_atomically(file, work)
         return
     found = read_json(file)

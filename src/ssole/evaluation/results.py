@@ -144,10 +144,10 @@ class EvaluationResult:
     """Versions of the protocols."""
     details: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
     """By row and metric, an entry for each run. Of a classifier: accuracy ``per_class`` (null without test images) and
-    ``confusion`` (rows are true classes); of the linear probe also the chosen ``c``, ``converged``, ``iterations`` and
-    ``validation``. Of few-shot accuracy: its ``episodes``. Of RankMe: the number of ``features``, for the
-    verdict. Of fine-tuning: the number of ``images`` and the SHA-256 of their ``split``. Of robustness: accuracy by
-    corruption and strength."""
+    ``confusion`` (rows are true classes; none for more than 1,000); of the linear probe also the chosen ``c``,
+    ``converged``, ``iterations`` and ``validation``. Of few-shot accuracy: its ``episodes``. Of RankMe: the number of
+    ``features``, for the verdict. Of fine-tuning: the number of ``images`` and the SHA-256 of their ``split``. Of
+    robustness: accuracy by corruption and strength."""
 
     def table(self) -> Table:
         """Table for ``rich.print``."""

@@ -153,7 +153,7 @@ def _open(record: Record, data: Any, limit: int, device: torch.device, progress:
     return Sample(
         train=train,
         test=None if found.test is None else part(found.test),
-        classes=found.train.store.source.classes,
+        classes=found.names,
         labelled=bool((train.labels >= 0).any()),
         total=len(whole),
         agreement=(_agreement(record, models[0], train, device), _agreement(record, models[1], train, device)),
