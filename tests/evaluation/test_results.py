@@ -32,6 +32,19 @@ def test_results_are_shown_and_saved(tmp_path: Path) -> None:
     assert Score.over_runs([Score.accuracy(0.5, 100)]).std == pytest.approx(0.05)
 
 
+def test_names_that_look_like_markup_are_shown_as_they_are() -> None:
+    from rich.console import Console
+
+    score = {"knn20, [b]x[/b]": Score.accuracy(0.5, 100)}
+    names = {"train": "a", "test": "photos [old], 3 images", "notes": ["photos [/x]: \x1b[31m"]}
+    result = EvaluationResult(rows={"run [new]": score}, **names)  # type: ignore[arg-type]
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(result.table())
+    text = " ".join(console.export_text().split())  # a title is broken to the width of the table
+    for name in ("run [new]", "photos [old], 3 images", "photos [/x]: \\x1b[31m", "knn20, [b]x[/b]"):
+        assert name in text
+
+
 def result_of(plain: float, macro: float) -> EvaluationResult:
     scores = {"knn20": Score.accuracy(plain, 100), "knn20_macro": Score.accuracy(macro, 100)}
     scores["few_shot1"] = Score(value=0.5, std=0.1, n=100, interval=0.047)

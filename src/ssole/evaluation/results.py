@@ -12,6 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssole.errors import printable
 from ssole.files import write_text_atomically
 
 if TYPE_CHECKING:
@@ -151,11 +152,16 @@ class EvaluationResult:
 
     def table(self) -> Table:
         """Table for ``rich.print``."""
+        from rich.markup import escape
         from rich.table import Table
 
+        def plain(text: str) -> str:  # names of data, rows and files may hold what rich takes for markup
+            return escape(printable(text))
+
         where = f"test: {self.test}" if self.test is not None else f"images: {self.train}"
-        table = Table(title=f"Frozen features; {where}", caption="\n".join(self.notes) or None, caption_justify="left")
-        cells = self.cells()
+        notes = plain("\n".join(self.notes)) or None
+        table = Table(title=plain(f"Frozen features; {where}"), caption=notes, caption_justify="left")
+        cells = [[plain(cell) for cell in line] for line in self.cells()]
         if len(cells[0]) > 5:  # more columns would not fit a terminal: metrics then go down the page
             cells = [list(line) for line in zip(*cells, strict=True)]
         for heading in cells[0]:
