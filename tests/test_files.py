@@ -61,6 +61,7 @@ def test_names_are_flushed_after_the_contents(tmp_path: Path, monkeypatch: pytes
     fsync, replace = os.fsync, os.replace
 
     def flush(handle: int) -> None:
+        assert os.path.isdir(f"/proc/self/fd/{handle}") or os.write(handle, b"") == 0  # it may be written to
         done.append("flush folder" if os.path.isdir(f"/proc/self/fd/{handle}") else "flush file")
         fsync(handle)
 

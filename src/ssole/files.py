@@ -28,7 +28,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     try:
         write(temporary)
         temporary.chmod(permissions)  # the writer may have made another file in its place
-        with open(temporary, "rb") as file:
+        with open(temporary, "r+b") as file:  # Windows flushes only files that may be written to
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

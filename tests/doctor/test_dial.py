@@ -60,6 +60,15 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (given.augment.crops[0].size, given.reasons) == (224, ())
 
 
+def test_settings_that_suit_the_images_and_not_the_default_recipe() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 70, 70, 5), np.uint8)
+    overrides = {"channels": 5, "augment.early_size": 48, "device": "cpu"}
+    _, config = choose(images, None, overrides)
+    assert (config.channels, config.augment.hue, config.augment.early_size) == (5, 0, 48)
+    with pytest.raises(ConfigError, match="unknown setting 'chanels'"):
+        choose(images, None, {**overrides, "chanels": 5})
+
+
 def test_a_budget_measures_this_machine() -> None:
     found = dial(tiny.images(size=30), budget="2s", device="cpu")
     assert found.recipe in ("small-images", "small-images-resnet18")

@@ -345,3 +345,10 @@ def test_many_channels_at_full_depth(tmp_path: Path) -> None:
     assert report.statistics.mean == pytest.approx((images / 65535).mean(axis=(0, 1, 2)).tolist())
     assert report.estimate is not None
     assert report_on(images).verdict == "stop"  # RGB cannot be made of them
+
+
+def test_a_channel_of_one_value_stops() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (8, 12, 12, 3), np.uint8)
+    images[..., 2] = 7
+    topics = {finding.topic: finding.level for finding in report_on(images).findings}
+    assert topics["constant"] == "stop"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import tiny
-from ssole.config import PretrainConfig
+from ssole.config import PretrainConfig, load
 from ssole.data.store import ImageStore
 from ssole.doctor.contents import ASPECTS, Contents, Range
 from ssole.doctor.duplicates import Copies, Leak
@@ -21,9 +21,10 @@ from ssole.doctor.findings import (
     check_leakage,
     check_readable,
     check_recipe,
+    check_statistics,
 )
 from ssole.doctor.report import SecondSet
-from ssole.doctor.scan import Rate, Unreadable
+from ssole.doctor.scan import ChannelStatistics, Rate, Unreadable
 
 SIDES = Range(min=8, median=12, max=20)
 CONTENTS = Contents(
@@ -89,6 +90,22 @@ def test_exact_leakage_stops(leaked: list[Leak], level: str, words: str) -> None
     found = check_leakage(SecondSet(name="test", images=50, examined=50, unreadable=[], leaked=leaked))
     assert found.level == level
     assert words in found.text
+
+
+def test_a_second_set_of_which_images_cannot_be_read_is_not_said_to_be_clean() -> None:
+    unreadable = [Unreadable(i, f"{i}", "damaged") for i in range(5)]
+    found = check_leakage(SecondSet(name="test", images=50, examined=50, unreadable=unreadable, leaked=[]))
+    assert (found.level, found.topic) == ("look", "leakage")
+    assert found.text.endswith("of test cannot be read: 5 of 50 images (10 %)")
+
+
+def test_channels_that_no_run_can_normalise() -> None:
+    statistics = ChannelStatistics(mean=[0.5, 0.0, 1.0], std=[0.2, 0.0, 0.0], images=9)
+    (found,) = check_statistics(statistics, load("small-images").augment)
+    assert (found.level, found.topic) == ("stop", "constant")
+    assert found.text.endswith("channels 1, 2")
+    assert not list(check_statistics(statistics, load("cifar10").augment))  # it has a mean and std of its own
+    assert not list(check_statistics(dataclasses.replace(statistics, std=[0.2] * 3), load("small-images").augment))
 
 
 def test_odd_images_are_reported_only_if_there_are_any() -> None:

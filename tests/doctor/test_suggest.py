@@ -225,6 +225,19 @@ def test_the_command_keeps_no_secrets() -> None:
     assert found.command.endswith("--out runs/digits")
 
 
+@pytest.mark.parametrize(
+    ("data", "out"),
+    [
+        ("data/*.parquet", "small-images"),
+        ("..", "small-images"),
+        ("shard-{00..99}.tar", "shard-00..99"),
+        ("my photos/", "my-photos"),
+    ],
+)
+def test_the_command_writes_to_a_folder_with_a_name(data: str, out: str) -> None:
+    assert choose(32, 50_000, CPU, data=data).command.endswith(f" --out runs/{out}")
+
+
 def test_images_in_memory_are_called_data_in_the_command() -> None:
     found = choose(32, 50_000, CPU, data=np.zeros((2, 2, 2), dtype=np.uint8))
     assert found.command == "ssole pretrain --data DATA --recipe small-images --out runs/small-images"

@@ -95,7 +95,12 @@ def open_cache(
         )
         return None
     if expected > cache.limit:
-        cache.warn(_too_small(cache, source.name, expected))
+        cache.warn(
+            f"the decoded images of {source.name} will take about {data_size(expected)}, and their cache in {folder} "
+            f"may take {data_size(cache.limit)}: about {cache.limit / expected:.0%} of them are kept, and the others "
+            "are decoded in every epoch. Make room on the disk, or name a folder on a larger one by the environment "
+            "variable SSOLE_CACHE"
+        )
     return cache
 
 
@@ -261,15 +266,6 @@ def _caches(parent: Path) -> dict[Path, int]:
             size = (about.parent / "pixels.bin").stat().st_size
             found.append((about.stat().st_mtime, about.parent, size))  # about.json is written on opening
     return {cache: size for _, cache, size in sorted(found)}
-
-
-def _too_small(cache: ImageCache, name: str, expected: int) -> str:
-    return (
-        f"the decoded images of {name} will take about {data_size(expected)}, and their cache in {cache.folder} may "
-        f"take {data_size(cache.limit)}: about {cache.limit / expected:.0%} of them are kept, and the others are "
-        "decoded in every epoch. Make room on the disk, or name a folder on a larger one by the environment variable "
-        "SSOLE_CACHE"
-    )
 
 
 def _open(path: Path) -> IO[bytes]:

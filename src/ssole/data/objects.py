@@ -86,8 +86,9 @@ class ObjectSource(Source):
             raise DataError(f"{where}: the image is damaged ({type(error).__name__}: {error}).") from error
 
     def files(self) -> list[str] | None:
-        chosen = evenly_spaced(len(self), MOST_FILES) if self._holds_paths else []
-        files = [os.fspath(self._items[i]) for i in chosen]
+        if not self._holds_paths:
+            return None
+        files = [os.fspath(self._items[i]) for i in evenly_spaced(len(self), MOST_FILES)]
         return None if any(map(is_remote, files)) else files
 
     def _item(self, i: int) -> Any:
@@ -114,7 +115,7 @@ class ObjectSource(Source):
 
 
 def _ids(paths: Any) -> list[str]:
-    """Ids of paths and URLs. A URL loses its password and query, which may be of this day only and nobody else's."""
+    """Ids of paths and URLs. A URL loses its password and query, which are secret and may differ from day to day."""
     names = [without_secrets(path) if is_remote(path := os.fspath(item)) else path for item in paths]
     if len(set(names)) == len(names):
         return names

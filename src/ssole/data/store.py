@@ -1,6 +1,6 @@
 """ImageStore: the decoded images of a source by index, from memory, from the cache or decoded ahead of use.
 
-A store alone records unreadable images: `unreadable` lists (index, id, reason); `readable` is a mask of the others.
+Only a store records unreadable images: `unreadable` lists (index, id, reason), and `readable` is a mask of the others.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from ssole.data.sources import open_source
 from ssole.doctor.contents import contents
 from ssole.doctor.examine import with_normalisation
 from ssole.doctor.scan import MOST_IMAGES, Sample, draw_sample, scan
-from ssole.doctor.suggest import Budgeted, Suggestion, suggest
+from ssole.doctor.suggest import Budgeted, Suggestion, channel_overrides, suggest
 from ssole.errors import DataError
 from ssole.runtime import free_memory, resolve_device
 from ssole.training.trial import Trial
@@ -79,7 +79,9 @@ def choose(
     if recipe is not None:
         return Path(recipe).stem, load(recipe, **overrides)
     assert data is not None
-    load(DEFAULT_RECIPE, **overrides)  # mistyped names are errors before anything is read
+    # mistyped names are errors before anything is read; values need to suit any of the recipes, not just this one
+    suitable = channel_overrides(overrides.get("channels")) | {"augment.crops.0.size": 224}
+    load(DEFAULT_RECIPE, **{**suitable, **overrides})
     facts = {name: overrides[name] for name in ("budget", "device", "channels") if name in overrides}
     choice = with_given(dial(data, **facts), overrides)
     return choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons, **overrides})

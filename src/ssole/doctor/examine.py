@@ -21,6 +21,7 @@ from ssole.doctor.findings import (
     check_leakage,
     check_readable,
     check_recipe,
+    check_statistics,
 )
 from ssole.doctor.report import Report, SecondSet
 from ssole.doctor.scan import Readable, Sample, Scan, draw_sample, scan, view_rate
@@ -74,8 +75,10 @@ def examine(
         suggestion = suggest(data, report.contents, len(source), device, memory=free_memory(device))
         config = config or suggestion.config
         sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
+        findings = [*report.findings, *check_statistics(sample.statistics, config.augment)]
         config = with_normalisation(config, sample)
-        report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)
+        recipe = recipe or suggestion.recipe
+        report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe, findings=findings)
         report = _measure(report, sample, config, device, measure)
     if preview is not None:
         _save_preview(preview, sample, config.augment, seed=config.seed)
@@ -131,7 +134,7 @@ def _compare(found: Scan, source: Source, limit: int, channels: int | None, prog
 
 
 def with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfig:
-    """Config with mean and std measured on the sample if the recipe leaves them open, as in a run."""
+    """Config with mean and std measured on the sample if the recipe leaves them open; a run refuses a std of 0."""
     if config.augment.mean is not None:
         return config
     std = [max(value, 0.001) for value in sample.statistics.std]  # blank images have no deviation to divide by

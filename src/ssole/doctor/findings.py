@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from ssole.config import PretrainConfig
+from ssole.config import PretrainConfig, ViewRecipe
 from ssole.doctor.contents import Contents
 from ssole.doctor.duplicates import Copies
 from ssole.doctor.estimate import Estimate
 from ssole.doctor.report import Finding, SecondSet
-from ssole.doctor.scan import Rate, Unreadable
+from ssole.doctor.scan import ChannelStatistics, Rate, Unreadable
 from ssole.progress import data_size
 
 FEW_IMAGES = 1000
@@ -53,7 +53,11 @@ def check_leakage(second: SecondSet) -> Finding:
     exact = sum(leak.exact for leak in second.leaked)
     near = len(second.leaked) - exact
     if not second.leaked:
-        return Finding("ok", "leakage", f"no image of {second.name} is also here")
+        text = f"no image of {second.name} is also here"
+        if not second.unreadable:
+            return Finding("ok", "leakage", text)
+        text += f", but of {second.name} cannot be read: {_share(len(second.unreadable), second.examined)}"
+        return Finding("look", "leakage", text, "repair or remove them: nothing is known of these")
     kinds = [f"{exact:,} exactly"] * bool(exact) + [f"{near:,} nearly"] * bool(near)
     count = _share(len(second.leaked), second.examined)
     text = f"from {second.name}, also found here: {count}, {' and '.join(kinds)}"
@@ -91,6 +95,14 @@ def check_recipe(config: PretrainConfig, name: str, contents: Contents, images: 
         text = f"half of the images have a shorter side of {side} px or less; views of {name} have {size} px"
         advice = f"views would be enlarged and gain no detail: pass --augment.crops.0.size {max(4, side)}"
         yield Finding("look", "enlarged", text, advice)
+
+
+def check_statistics(statistics: ChannelStatistics, recipe: ViewRecipe) -> Iterator[Finding]:
+    """Finding on channels without deviation, by which no run can divide that measures it."""
+    constant = ", ".join(str(channel) for channel, std in enumerate(statistics.std) if std == 0)
+    if constant and recipe.std is None:
+        text = f"have the same value everywhere, so that they cannot be normalised: channels {constant}"
+        yield Finding("stop", "constant", text, "leave them out, or give augment.mean and augment.std")
 
 
 def check_estimate(estimate: Estimate, decode: Rate, recipe: str) -> Iterator[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ _FEW_STEPS, _SMALLEST_BATCH = 1000, 32  # with fewer steps, smaller batches are 
 _SMALL_VIEWS, _MEDIUM_VIEWS = 32, 128  # pixels of views that are smaller than the recipe's own
 _UNCOMPILED = 600.0  # seconds; in less, compiling the network, half a minute or more, does not pay
 _WARMUP_PART = 0.1  # of a run, at most
-_FILLED = 0.8  # of the free memory, by a step at most: its estimate leaves out workspaces and what lies between tensors
+_FILLED = 0.8  # largest share of the free memory for a step, whose estimate leaves out workspaces and gaps
 _COUNT = "augment.crops.0.count"
 
 Overrides = dict[str, Any]
@@ -78,8 +79,8 @@ def suggest(
     """Suggestion by the shorter side of the images, their number, the device and, if there is one, the budget.
 
     Without a budget, the device decides on the recipe. With one, recipes and sizes of views are tried from the cheapest
-    on, and the last one is taken of which 2,000 steps fit. If fewer fit of the cheapest, batches become smaller. Each
-    image has four views, or fewer and then smaller batches where memory lacks.
+    to the dearest, while 2,000 steps fit. Where not even the cheapest fits, batches become smaller. Each image has four
+    views. Where memory lacks it has fewer, and then batches are smaller.
 
     Args:
         data: data as the user gave it, for the command.
@@ -90,9 +91,8 @@ def suggest(
     """
     side = contents.shorter_side.median
     reasons = [f"the images are {'small' if side <= SMALL_IMAGE else 'large'} (median shorter side {side} px)"]
-    shared: Overrides = {} if channels is None else {"channels": channels}
-    if channels not in (None, 3):
-        shared["preset"] = "grey" if channels == 1 else "channels"
+    shared = channel_overrides(channels)
+    if "preset" in shared:
         reasons.append(f"preset {shared['preset']}: {channels} channels, none of which is known to be a colour")
     if isinstance(data, str) and data == "digits-m":
         recipe, overrides = "digits-m", Overrides()
@@ -107,6 +107,13 @@ def suggest(
         recipe, overrides = _by_budget(budget, ladder, shared, images, views, reasons)
     overrides = shared | overrides
     return Suggestion(recipe=recipe, reasons=reasons, overrides=overrides, command=_command(data, recipe, overrides))
+
+
+def channel_overrides(channels: int | None) -> Overrides:
+    """Settings for images with so many channels; None for photographs."""
+    if channels in (None, 3):
+        return {} if channels is None else {"channels": channels}
+    return {"channels": channels, "preset": "grey" if channels == 1 else "channels"}
 
 
 def _by_device(side: int, images: int, device: torch.device, reasons: list[str]) -> str:
@@ -235,8 +242,9 @@ def _command(data: Spec, recipe: str, overrides: Overrides) -> str:
     if isinstance(data, (str, os.PathLike)):
         data = [data]
     given = [without_secrets(os.fspath(path)) for path in data] if are_paths(data) else ["DATA"]
-    name = recipe if given == ["DATA"] else PurePath(given[0]).stem or recipe
-    words = ["ssole", "pretrain", "--data", *given, "--recipe", recipe, "--out", f"runs/{name}"]
+    # of a pattern or .., no name of a folder may be left
+    name = "" if given == ["DATA"] else re.sub(r"[^\w.]+", "-", PurePath(given[0]).stem).strip(".-")
+    words = ["ssole", "pretrain", "--data", *given, "--recipe", recipe, "--out", f"runs/{name or recipe}"]
     for setting, value in overrides.items():
         values = value if isinstance(value, list) else [value]
         words += [f"--{setting.replace('_', '-')}", *map(str, values)]

@@ -142,7 +142,7 @@ def _make_one_by_one(images: ImageBatch, params: ViewParams, recipe: ViewRecipe,
         if view.sigma > 0:
             x_CSS = photometric.blur_one(x_CSS, blurs, n, view.sigma, recipe)
             transposed = not transposed
-        if view.grey and channels == 3:
+        if view.grey:
             x_CSS = (luma @ x_CSS.flatten(1)).view(1, size, size)
         if view.solarize:
             x_CSS = photometric.solarize(x_CSS)

@@ -85,8 +85,7 @@ def jitter_of(params: ViewParams, channels: int) -> Jitter:
     factor = params.factors.gather(1, operation).masked_fill_(idle, 1)
     matrix = torch.diag_embed(factor[..., None].expand(-1, -1, channels))
     luma = luma_weights(channels, position.device)
-    if channels == 3:
-        matrix += ((1 - factor) * (operation == SATURATION))[..., None, None] * luma
+    matrix += ((1 - factor) * (operation == SATURATION))[..., None, None] * luma
     return Jitter(matrix, (1 - factor) * (operation == CONTRAST), params.factors[:, HUE], luma)
 
 
@@ -124,7 +123,7 @@ def jitter_one(x_CP: torch.Tensor, order: list[int], factors: list[float], luma_
             x.mul_(factor)
         elif operation == CONTRAST:
             x.lerp_(luma_C @ x.mean(dim=1), 1 - factor)
-        elif len(x) == 3:
+        else:
             x.lerp_(luma_C @ x, 1 - factor)
         if operation != HUE and factor > 1:  # smaller factors and hue stay within [0, 1]
             x.clamp_(0, 1)
@@ -203,11 +202,9 @@ def normalisation_of(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(x - mean) / std, of the luma where a view is grey, as matrices (N, C, C) of pixels and an offset (C, 1)."""
     channels, device = len(mean_C), grey_N.device
-    matrix = torch.eye(channels, device=device)
-    if channels == 3:
-        matrix = torch.where(grey_N[:, None, None], luma_weights(3, device).expand(3, 3), matrix)
+    luma_CC, identity_CC = luma_weights(channels, device).expand(channels, -1), torch.eye(channels, device=device)
     scale = 1 / std_C[:, None]
-    return (matrix * scale).expand(len(grey_N), -1, -1), -mean_C[:, None] * scale
+    return torch.where(grey_N[:, None, None], luma_CC, identity_CC) * scale, -mean_C[:, None] * scale
 
 
 def normalise_many(x_NCSS: torch.Tensor, matrix_NCC: torch.Tensor, offset_C1: torch.Tensor) -> torch.Tensor:
