@@ -423,6 +423,19 @@ def test_uniform_images_of_sixteen_bits_and_their_statistics() -> None:
     assert std == [pytest.approx((np.stack(values) / 65535).std())]
 
 
+def test_images_of_both_depths_come_in_sixteen_bits() -> None:
+    shallow = io.BytesIO()
+    Image.new("L", (6, 5), 200).save(shallow, "PNG")
+    deep, values = grey16(5, 6, 0)
+    with ImageStore(Known([deep, shallow.getvalue()]), channels=1) as store:
+        both = store.get([0, 1])
+        assert (both.dtype, both.shape) == (torch.uint16, (2, 1, 5, 6))
+        assert np.array_equal(both[0].numpy(), values[None])
+        assert set(both[1].flatten().tolist()) == {200 * 257}
+        assert store.get([1]).dtype == torch.uint8
+        assert store.channel_statistics()[0] == [pytest.approx((values.mean() / 65535 + 200 / 255) / 2)]
+
+
 def test_images_of_other_channels_than_asked_for_are_unreadable() -> None:
     with pytest.raises(DataError, match=r"60 images in listed .*at most 1(?s:.*)the image has 3 channels, and 5 are"):
         ImageStore(Known(ITEMS), channels=5)

@@ -324,6 +324,12 @@ def test_braces(pattern, files):
     assert storage.expand(pattern) == files
 
 
+def test_a_file_that_two_names_of_a_pattern_match_is_there_once(tmp_path):
+    for name in ("a.tar", "b.tar"):
+        (tmp_path / name).touch()
+    assert storage.expand(f"{tmp_path}/{{b,*}}.tar") == [str(tmp_path / name) for name in ("b.tar", "a.tar")]
+
+
 @pytest.mark.parametrize("text", ["photos", "photos{1}", "{}", "s3://b/x.tar?a=1", "s3://b/[1].tar"])
 def test_what_is_no_pattern(text):
     assert not storage.has_pattern(text)

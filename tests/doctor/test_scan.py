@@ -243,6 +243,14 @@ def test_a_batch_repeats_what_there_is() -> None:
     assert ids.tolist() == list(range(7))
 
 
+def test_a_batch_of_both_depths_has_sixteen_bits() -> None:
+    sample = sample_of(ArraySource(np.full((2, 5, 5, 3), 200, np.uint8)))
+    sample.images[1] = torch.full((3, 5, 5), 7, dtype=torch.uint16)
+    batch, _ = sample.batch(2, CPU)
+    assert isinstance(batch, torch.Tensor)
+    assert batch[:, 0, 0, 0].tolist() == [200 * 257, 7]
+
+
 def test_a_batch_of_different_sizes_is_a_list(folder: Path, pictures: list[NDArray[np.uint8]]) -> None:
     Image.fromarray(pictures[0][:70]).save(folder / "half.png")
     batch, _ = sample_of(FolderSource(folder)).batch(14, CPU)

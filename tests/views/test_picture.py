@@ -31,6 +31,12 @@ def test_a_row_for_each_image_and_a_column_for_each_view() -> None:
     assert (shown / 255 - small[0, 0]).abs().max() < 1 / 255
 
 
+def test_images_of_both_depths_are_drawn_together() -> None:
+    deep = [(image.int() * 257).to(torch.uint16) for image in IMAGES]
+    sheets = [picture(images, torch.arange(3), recipe=ViewRecipe()) for images in (deep, [IMAGES[0], *deep[1:]])]
+    assert np.allclose(*map(np.asarray, sheets), atol=1)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_drawn(name: str) -> None:
     channels = {"grey": 1, "channels": 5}.get(name, 3)

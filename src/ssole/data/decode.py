@@ -90,6 +90,13 @@ def pillow_pixels(image: Image.Image, where: str) -> Pixels:
     return _pixels(image.convert("RGBA") if image.mode == "LA" else image, where, rgb=False)
 
 
+def at_one_depth(images: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Images, all in 16 bits if some are: 255 becomes 65535."""
+    if len({image.dtype for image in images}) < 2:
+        return images
+    return [image if image.dtype == torch.uint16 else image.int().mul_(257).to(torch.uint16) for image in images]
+
+
 def moments(image: torch.Tensor) -> torch.Tensor:
     """Mean and mean square of each channel of a uint8 or uint16 image (C, h, w), in [0, 1]: float64 (2, C)."""
     x = image.flatten(1).double() / torch.iinfo(image.dtype).max

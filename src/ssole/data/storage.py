@@ -248,7 +248,7 @@ def expand(pattern: str) -> list[str]:
             found += sorted(glob.glob(path, recursive=True)) if _has_wildcard(path) else [path]
     if not found:
         raise DataError(f"No file matches the pattern {pattern!r}.")
-    return found
+    return list(dict.fromkeys(found))  # two names of a pattern may match the same file
 
 
 def cache_folder() -> Path:

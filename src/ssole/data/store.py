@@ -23,7 +23,7 @@ from ssole.config import PretrainConfig
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.cache import ImageCache, open_cache
-from ssole.data.decode import decode, mean_and_std, moments
+from ssole.data.decode import at_one_depth, decode, mean_and_std, moments
 from ssole.errors import DataError
 from ssole.progress import progress_bar
 from ssole.runtime import decoding_threads, total_memory, usable_cpus
@@ -148,14 +148,14 @@ class ImageStore:
     def get(self, indices: torch.Tensor | Sequence[int]) -> torch.Tensor | list[torch.Tensor]:
         """Images by index: (B, C, H, W) uint8 (or uint16) if all have one size, else a list of B tensors (C, h, w).
 
-        The list's tensors may be shared with other batches: do not write to them.
+        Of different depths, all come in 16 bits (255 as 65535). Do not write to a list's tensors, which may be shared.
         """
         wanted = self._check(indices)
         if self.images is not None:
             return torch.from_numpy(self.images.numpy()[wanted])  # torch 2.8 cannot index uint16
         futures = self._submit(wanted)
-        images = [futures[i].result() for i in wanted]
-        same = len({(image.shape, image.dtype) for image in images}) == 1
+        images = at_one_depth([futures[i].result() for i in wanted])
+        same = len({image.shape for image in images}) == 1
         return torch.stack(images) if same else images
 
     def prefetch(self, indices: torch.Tensor | Sequence[int]) -> None:

@@ -36,7 +36,10 @@ def picture(
     """
     channels = images[0].shape[0]
     plain = dataclasses.replace(recipe, mean=(0.0,) * channels, std=(1.0,) * channels)
-    groups = make_views(list(images), ids, recipe=plain, seed=seed, epoch=epoch)
+    # one by one, because they may be of 8 and of 16 bits
+    pairs = zip(images, ids.split(1), strict=True)
+    made = [make_views([image], one, recipe=plain, seed=seed, epoch=epoch) for image, one in pairs]
+    groups = [torch.cat(views) for views in zip(*made, strict=True)]
     side = max(_SMALLEST, max(crop.size for crop in recipe.crops))
     columns = [torch.stack([_fit_image(image, side) for image in images])]
     names = ["image"]
