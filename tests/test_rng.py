@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
-from ssole.rng import Use, bits, epoch_order, number, uniforms, uniforms_of_uses
+from ssole.rng import Use, bits, epoch_order, number, uniforms_of_uses
 
 IDS, VIEWS = torch.arange(5000), torch.arange(4)
+
+
+def uniforms(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: Use, n: int) -> torch.Tensor:
+    return uniforms_of_uses(seed, epoch, ids, views, {use: n})[use]
 
 
 def test_a_draw_does_not_depend_on_its_batch() -> None:
@@ -55,7 +61,7 @@ def test_uniform_and_never_one() -> None:
 
 @pytest.mark.parametrize("other", ["seed", "epoch", "id", "view", "use", "draw"])
 def test_every_coordinate_gives_independent_draws(other: str) -> None:
-    base = {"seed": 0, "epoch": 0, "use": Use.CROP}
+    base: dict[str, Any] = {"seed": 0, "epoch": 0, "use": Use.CROP}
     u = uniforms(base["seed"], base["epoch"], IDS, VIEWS, base["use"], 2)
     if other in base:
         changed = {**base, other: Use.HFLIP if other == "use" else 1}

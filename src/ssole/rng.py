@@ -94,15 +94,13 @@ def number(seed: int, epoch: int, use: int) -> int:
     return _signed(key)
 
 
-def uniforms(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int, n: int) -> torch.Tensor:
-    """Uniform draws in [0, 1): float32 (B, V, n). Arguments as in :func:`bits`."""
-    return uniforms_of_uses(seed, epoch, ids, views, {Use(use): n})[Use(use)]
-
-
 def uniforms_of_uses(
     seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, draws: Mapping[Use, int]
 ) -> dict[Use, torch.Tensor]:
-    """Uniform draws for several uses in a few kernels: {use: n} gives {use: (B, V, n)}. See :func:`uniforms`."""
+    """Uniform draws in [0, 1) for several uses, in a few kernels: {use: n} gives {use: float32 (B, V, n)}.
+
+    The other arguments are those of :func:`bits`.
+    """
     uses, numbers = _words(tuple(draws.items()), ids.device)
     u = _unit(_fold(_fold(_image_keys(seed, epoch, ids, views)[..., None], uses), numbers))
     return dict(zip(draws, u.split(list(draws.values()), dim=-1), strict=True))

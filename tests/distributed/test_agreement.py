@@ -27,7 +27,7 @@ def work(folder: Path) -> None:
             distributed.on_rank_0(fail)
         tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7), "c": torch.ones(2, dtype=torch.bool)}
         tensors |= {"none": torch.empty(0, 3, dtype=torch.float64)}
-        got = distributed.broadcast(tensors if rank == 0 else None)
+        got = distributed.broadcast(tensors if rank == 0 else {})
         assert got.keys() == tensors.keys()
         assert all(
             torch.equal(got[name], tensor) and got[name].dtype == tensor.dtype for name, tensor in tensors.items()

@@ -46,6 +46,12 @@ def test_a_named_tuple() -> None:
     assert {name: float(term) for name, term in terms.items()} == {"loss": 3, "part": 1}
 
 
+def test_a_loss_that_keeps_its_terms_as_modules() -> None:
+    loss = Returns(lambda z: z.mean())
+    loss.terms = nn.ModuleList([SSOLELoss()])
+    assert named_terms(loss, Z) == {"loss": Z.mean()}
+
+
 def test_terms_of_ssole() -> None:
     terms = named_terms(SSOLELoss(), Z)
     assert list(terms) == ["loss", "low_rank", "high_rank", "mean_low_nuclear", "mean_high_nuclear"]

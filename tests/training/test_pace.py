@@ -120,6 +120,18 @@ def test_a_resumed_run_follows_its_corrections_again(tmp_path: Path, monkeypatch
     assert end > pace.total  # the machine is faster now
 
 
+def test_the_clock_goes_on_when_the_guardian_goes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    pace = budgeted(tmp_path, 100)
+    for step in range(30):
+        clock.now += 1.0
+        pace.ends(step)
+    clock.now += 20.0  # of evaluation, which counts too
+    pace.start(10)
+    clock.drive(pace, lambda _: 1.0, step=10)
+    assert clock.now - 1000 == pytest.approx(100, abs=3)
+
+
 def test_a_run_that_has_all_its_steps_takes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     pace = budgeted(tmp_path, 100)

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 import tiny
 from ssole.training import saving
 from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint
 from ssole.training.run import Run, create_run
-from ssole.training.saving import Saver, flat_copies, host_copies
+from ssole.training.saving import Saver
 from ssole.training.step import Learner
 
 LONG = 1e6
@@ -182,26 +181,3 @@ def test_whole_runs_end_with_their_last_state_on_the_disk(
     run = tiny.start(tmp_path / "run", checkpoint_seconds=LONG)
     assert checkpoint_steps(run) == [5, tiny.STEPS]
     assert run.finished
-
-
-def test_one_copy_of_all_bytes_gives_every_tensor_back(tmp_path: Path) -> None:
-    tensors = {
-        "flag": torch.tensor(True),
-        "half": torch.randn(3).bfloat16(),
-        "filters": torch.randn(4, 3, 2, 2).contiguous(memory_format=torch.channels_last),
-        "count": torch.tensor(7),
-        "empty": torch.zeros(0, 3),
-        "bytes": torch.arange(5, dtype=torch.uint8),
-    }
-    for copies in (flat_copies(tensors), host_copies(tensors)):
-        assert copies.keys() == tensors.keys()
-        for name, tensor in tensors.items():
-            assert copies[name].dtype == tensor.dtype
-            assert copies[name].is_contiguous()
-            assert torch.equal(copies[name], tensor)
-        save_file(copies, tmp_path / "copies.safetensors")
-        assert all(
-            torch.equal(copies[name], tensor) for name, tensor in load_file(tmp_path / "copies.safetensors").items()
-        )
-    tensors["filters"].zero_()
-    assert copies["filters"].any()

@@ -124,15 +124,14 @@ def stopping_point() -> None:
         raise Stopping(number)
 
 
-def broadcast(tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """CPU tensors of the first process, by name, on every process. The others give None."""
+def broadcast(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CPU tensors of the first process, by name, on every process. Those of the others are ignored."""
     if world_size() == 1:
-        return dict(tensors or {})
-    kept = dict(tensors or {})
-    kinds = on_rank_0(lambda: [(name, list(t.shape), str(t.dtype).removeprefix("torch.")) for name, t in kept.items()])
+        return dict(tensors)
+    kinds = on_rank_0(lambda: [(k, list(t.shape), str(t.dtype).removeprefix("torch.")) for k, t in tensors.items()])
     result = {}
     for name, shape, dtype in kinds:
-        tensor = kept[name].contiguous() if rank() == 0 else torch.empty(shape, dtype=getattr(torch, dtype))
+        tensor = tensors[name].contiguous() if rank() == 0 else torch.empty(shape, dtype=getattr(torch, dtype))
         if tensor.numel():
             dist.broadcast(tensor.reshape(-1).view(torch.uint8), src=0)
         result[name] = tensor

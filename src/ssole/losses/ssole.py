@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssole import distributed
-from ssole.losses.base import options
+from ssole.losses.base import check_number, options, unit_rows
 from ssole.losses.checks import check_embeddings, check_rows
 from ssole.losses.kernels import constant
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, kernel_norms, nuclear_norm, unit_norms
@@ -98,8 +98,6 @@ class SSOLELoss(nn.Module):
         check_input: bool = True,
     ) -> None:
         super().__init__()
-        if not (math.isfinite(high_rank_weight) and high_rank_weight >= 0):
-            raise ValueError(f"high_rank_weight must be finite and at least 0, got {high_rank_weight}")
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {gamma}")
         if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
@@ -113,7 +111,7 @@ class SSOLELoss(nn.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
-        self.high_rank_weight = high_rank_weight
+        self.high_rank_weight = check_number("high_rank_weight", high_rank_weight)
         self.gamma = gamma
         self.normalize = normalize
         self.temperature = temperature
@@ -215,9 +213,7 @@ class SSOLELoss(nn.Module):
         if self.gradient == "exact":
             x_Nmn = x_Nmn.double()
         if self.normalize:
-            # The largest entry first, a constant: squares of finite numbers may overflow or vanish.
-            x_Nmn = x_Nmn / x_Nmn.detach().abs().amax(-1, keepdim=True)
-            x_Nmn = x_Nmn / torch.linalg.vector_norm(x_Nmn, dim=-1, keepdim=True)
+            x_Nmn = unit_rows(x_Nmn)
         if contrasts is not None:
             x_Nmn = x_Nmn - x_Nmn.mean(1, keepdim=True).detach() if self.detach_mean else contrasts @ x_Nmn
         return all_modes_norm(x_Nmn) if self.gradient == "reference" else nuclear_norm(x_Nmn)

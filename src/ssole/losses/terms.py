@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +26,8 @@ def named_terms(loss: nn.Module, z: Tensor, *arguments: Tensor) -> dict[str, Ten
     Raises:
         ValueError: anything else came back; the message says what.
     """
-    compute: Callable[..., object] = getattr(loss, "terms", loss)
+    method = getattr(loss, "terms", None)
+    compute: Callable[..., object] = method if inspect.ismethod(method) else loss  # it may be a list of modules
     output = compute(z, *arguments)
     terms = _by_name(output)
     totals = {"total", "loss"} & terms.keys()

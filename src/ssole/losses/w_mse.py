@@ -36,7 +36,8 @@ class WMSELoss(EmbeddingLoss[WMSETerms]):
         ||w_v - w_u||^2 = 2 - 2 cos(w_v, w_u),        w_v = L^-1 (z_v - mean), scaled to unit length
 
     L is the Cholesky factor of (1 - shrinkage) * covariance + shrinkage * I, in float64. Mean and covariance are those
-    of view v over a random sub-batch, which needs more images than dimensions. Source: Ermolov, Siarohin, Sangineto and
+    of view v over a random sub-batch. A sub-batch of no more images than dimensions, or dimensions that depend on each
+    other, are a ValueError. Source: Ermolov, Siarohin, Sangineto and
     Sebe, "Whitening for Self-Supervised Representation Learning" (ICML 2021).
 
     The batch is split into as many sub-batches of `subset_size` as it holds; images left over are spread over them. The
@@ -64,17 +65,6 @@ class WMSELoss(EmbeddingLoss[WMSETerms]):
         self.subset_size = None if subset_size is None else check_count("subset_size", subset_size, 2)
         self.iterations = check_count("iterations", iterations, 1)
         self.shrinkage = shrinkage
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.
-
-        Args:
-            z: (B, V, D), of any floating dtype, V at least 2, and B above D.
-
-        Raises:
-            ValueError: wrong shape or dtype, NaN or infinity, too few images, dimensions that depend on each other.
-        """
-        return super().forward(z)
 
     def _terms(self, z_BVD: Tensor) -> WMSETerms:
         images, views, dims = z_BVD.shape

@@ -1,8 +1,8 @@
 """Checkpoints: weights, optimizer state and the number of steps done, which is all that a run needs to resume.
 
 checkpoints/  step-00000100.safetensors   weights and optimizer state
-              step-00000100.json          steps done, and checksums of both files; written second, so that the first is
-                                          complete if it exists
+              step-00000100.json          steps done, and checksums of both files. It is written last: where it exists,
+                                          the other file is complete
 """
 
 from __future__ import annotations
@@ -62,8 +62,7 @@ def save_checkpoint(
     Raises:
         OSError: it cannot be written. The checkpoints before it are untouched.
     """
-    plain = {name: _plain(tensor) for name, tensor in state_tensors(modules, optimizer).items()}
-    write_checkpoint(run, plain, progress, is_regular=is_regular)
+    write_checkpoint(run, host_copies(state_tensors(modules, optimizer)), progress, is_regular=is_regular)
 
 
 def write_checkpoint(
@@ -108,8 +107,8 @@ def load_checkpoint(
 
     Of many processes, the first one reads it and sends it to the others.
 
-    A damaged checkpoint gives a warning, and the one before is taken. So does one that is not of this run: of a step
-    after `last_step`, or of other modules. The checksums find any changed byte.
+    A checkpoint that is damaged, or not of this run (of a step after `last_step`, or of other modules), gives a
+    warning, and the one before it is taken. The checksums find any changed byte.
 
     Raises:
         ConfigError: there are checkpoints, and all of them are damaged.
@@ -174,7 +173,7 @@ def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) ->
     from safetensors.torch import save_file
 
     named = backbone.module if isinstance(backbone, OwnBackbone) else backbone
-    tensors = {name: _plain(tensor) for name, tensor in named.state_dict().items()}
+    tensors = host_copies(named.state_dict())
     with writing(run, "the final weights"):
         write_atomically(run.backbone_path, lambda path: save_file(tensors, path, metadata=dict(metadata)))
 
@@ -185,8 +184,31 @@ def state_tensors(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> d
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:  # SGD without momentum keeps None
-                tensors[f"optimizer.{index}.{name}"] = torch.as_tensor(value)
+                tensors[f"optimizer.{index}.{name}"] = value
     return tensors
+
+
+def host_copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous copies of tensors in the host's memory; those of an accelerator travel in one piece.
+
+    safetensors stores neither channels_last nor two names for the same memory.
+    """
+    here = {name: tensor.detach() for name, tensor in tensors.items() if tensor.device.type == "cpu"}
+    there = {name: tensor.detach() for name, tensor in tensors.items() if name not in here}
+    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in here.items()}
+    return copies | (flat_copies(there) if there else {})
+
+
+def flat_copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous copies in the host's memory, made by one copy of all bytes. The longest numbers come first, so that
+    each tensor begins at a multiple of their length.
+    """
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
+    flat = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for _, tensor in ordered]).cpu()
+    parts = flat.split([tensor.nbytes for _, tensor in ordered])
+    return {
+        name: part.view(tensor.dtype).view(tensor.shape) for (name, tensor), part in zip(ordered, parts, strict=True)
+    }
 
 
 def _description(values: dict[str, int | float | str]) -> str:
@@ -235,19 +257,12 @@ def _digest(path: Path) -> str:
 def _restore(tensors: Mapping[str, torch.Tensor], modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> None:
     modules.load_state_dict({name: t for name, t in tensors.items() if not name.startswith("optimizer.")}, strict=True)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, torch.Tensor | bool]] = {}
+    state: dict[int, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            value = _like_parameter(parameters[int(index)], tensor)
-            # Optimizers keep flags as plain booleans (Muon's `use_muon`). They were saved as tensors.
-            state.setdefault(int(index), {})[key] = bool(value) if value.dtype == torch.bool else value
+            state.setdefault(int(index), {})[key] = _like_parameter(parameters[int(index)], tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
-    """Contiguous copy on the CPU; safetensors stores neither channels_last nor two names for the same memory."""
-    return tensor.detach().cpu().contiguous().clone()
 
 
 def _like_parameter(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:

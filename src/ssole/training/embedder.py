@@ -86,7 +86,8 @@ class Embedder:
         """Embeddings of the views of a step, for a loss whose gradient :meth:`finish_backward` completes.
 
         torch's generator, which dropout and similar layers draw from, is seeded with a function of (seed, step, part):
-        by :meth:`seed`, which a CUDA graph cannot replay, and where there are parts, for each.
+        by :meth:`seed` before the step, because a CUDA graph cannot replay it, and here once more for each of several
+        parts.
         """
         parts = list(zip(*(group.chunk(self._accumulate) for group in views), strict=True))
         if len(parts) == 1:

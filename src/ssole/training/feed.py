@@ -78,8 +78,8 @@ def check_shares(config: PretrainConfig, world: int) -> None:
     """Raise a ConfigError unless a batch can be divided among processes and into parts of two images or more."""
     parts = config.accumulate
     if world * parts > 1 and (config.batch_size % (world * parts) or config.batch_size < 2 * world * parts):
-        among = f"{world} processes" + (f" and {parts} parts (accumulate)" if parts > 1 else "")
-        among = f"{parts} parts (accumulate)" if world == 1 else among
+        counts = {"processes": world, "parts (accumulate)": parts}
+        among = " and ".join(f"{count} {what}" for what, count in counts.items() if count > 1)
         raise ConfigError(
             f"a batch of {config.batch_size} images cannot be divided equally among {among}, with two images or more "
             f"for each: choose a --batch-size that is a multiple of {world * parts}"

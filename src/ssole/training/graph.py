@@ -116,12 +116,12 @@ class StepGraph(Generic[_Result]):
 
 @lru_cache
 def _side_stream() -> torch.cuda.Stream:
-    """Stream of warm-up and capture. It is one, since libraries set themselves up, and memory is kept, for each."""
+    """Stream of warm-up and capture. They share it, since libraries and torch's memory are set up for each stream."""
     return torch.cuda.Stream()
 
 
 def on_side_stream(body: _Body[_Result]) -> _Result:
-    """Result of a step on a stream of its own: on the usual one, autograd would keep what no graph may wait for."""
+    """Result of a step on a stream of its own: autograd would remember the usual one, for which no capture may wait."""
     stream, current = _side_stream(), torch.cuda.current_stream()
     stream.wait_stream(current)
     with torch.cuda.stream(stream):

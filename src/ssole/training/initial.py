@@ -179,9 +179,9 @@ def _sorted(tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
     for prefix in ("encoder.", ""):
         if any(name.startswith(f"{prefix}backbone.") for name in tensors):
-            parts = [_below(tensors, f"{prefix}{part}.") for part in ("backbone", "projector")]
-            known = tuple(f"{prefix}{part}." for part in ("backbone", "projector"))
-            return parts[0], parts[1], [name for name in tensors if not name.startswith(known)]
+            known = f"{prefix}backbone.", f"{prefix}projector."
+            backbone, projector = (_below(tensors, part) for part in known)
+            return backbone, projector, [name for name in tensors if not name.startswith(known)]
     return dict(tensors), {}, []
 
 

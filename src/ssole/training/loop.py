@@ -100,7 +100,7 @@ class _Loop:
             except NonFiniteLossError as error:
                 self.saver.write_kept()
                 self.monitor.go_back(*self.guardian.recover(error, self.monitor.note))
-                self.pace.start(self.learner.steps_done, self.monitor.seconds)
+                self.pace.start(self.learner.steps_done)
 
     def _take_steps(self) -> None:
         learner, pace, config = self.learner, self.pace, self.learner.config

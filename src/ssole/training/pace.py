@@ -64,11 +64,12 @@ class Pace:
             raise ConfigError(f"{path} is damaged: {bad[0]}")
         return [(row["step"], row["total"]) for row in rows]
 
-    def start(self, step: int, spent: float) -> None:
-        """Start the clock before a step, when so many seconds of the budget are spent."""
+    def start(self, step: int, spent: float | None = None) -> None:
+        """Start before a step, when so many seconds of the budget are spent; None lets the clock go on from before."""
         endless = self._budget is not None and step < self.total
         self.plan = dataclasses.replace(self.plan, total=sys.maxsize if endless else self.total)
-        self._begin = monotonic() - spent
+        if spent is not None:
+            self._begin = monotonic() - spent
         self._next = max([step + 1, *(leg + self._interval for leg, _ in self._legs)])
         self._marks: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
 

@@ -16,7 +16,7 @@ from types import TracebackType
 import torch
 
 from ssole import distributed
-from ssole.training.checkpoint import Progress, checkpoint_steps, state_tensors, write_checkpoint
+from ssole.training.checkpoint import Progress, checkpoint_steps, host_copies, state_tensors, write_checkpoint
 from ssole.training.guardian import Guardian
 from ssole.training.run import Run
 from ssole.training.step import Learner
@@ -103,22 +103,3 @@ class Saver:
             write()
         else:
             self._writing = self._pool.submit(write)
-
-
-def host_copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous copies of tensors in the host's memory; those of an accelerator travel in one piece."""
-    here = {name: tensor.detach().clone() for name, tensor in tensors.items() if tensor.device.type == "cpu"}
-    there = {name: tensor.detach() for name, tensor in tensors.items() if name not in here}
-    return {name: tensor.contiguous() for name, tensor in here.items()} | (flat_copies(there) if there else {})
-
-
-def flat_copies(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous copies in the host's memory, made by one copy of all bytes. The longest numbers come first, so that
-    each tensor begins at a multiple of their length.
-    """
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    flat = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for _, tensor in ordered]).cpu()
-    parts = flat.split([tensor.nbytes for _, tensor in ordered])
-    return {
-        name: part.view(tensor.dtype).view(tensor.shape) for (name, tensor), part in zip(ordered, parts, strict=True)
-    }

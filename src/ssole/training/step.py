@@ -26,6 +26,7 @@ from ssole.losses.checks import EmbeddingError
 from ssole.losses.terms import named_terms
 from ssole.models.backbone import Encoder, feature_dim, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
+from ssole.models.weights_file import listed
 from ssole.runtime import copy_to, keep_freed_memory
 from ssole.training.embedder import Embedder
 from ssole.training.graph import StepGraph, wants_graph
@@ -226,7 +227,7 @@ class Learner:
         floats = {name: tensor for name, tensor in self.modules.state_dict().items() if tensor.is_floating_point()}
         finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
         if bad := [name for name, good in zip(floats, finite, strict=True) if not good]:
-            raise NonFiniteLossError(self.steps_done, f"it left weights that are not finite ({_listed(bad)})")
+            raise NonFiniteLossError(self.steps_done, f"it left weights that are not finite ({listed(bad, 1)})")
 
     def wants_compiling(self, steps: int) -> bool:
         """Whether a run of so many steps compiles the encoder: as its config says, or where it is known to pay.
@@ -256,10 +257,6 @@ class Learner:
             stopping=stopping,
         )
         return self.is_compiled
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int64] | None = None) -> nn.Module:

@@ -74,7 +74,8 @@ class Stop:
     def together(self, work: Callable[[], T]) -> T | None:
         """As :meth:`at_once`, for work that processes share.
 
-        Many leave it at the next `distributed.stopping_point`. Only what the first does for all is left at once.
+        A single process leaves it at once. Several leave it together, at the next `distributed.stopping_point`, or at
+        once where the first one works for all.
         """
         self.agree()
         with distributed.stopping_points(lambda: self.requested):

@@ -171,7 +171,7 @@ def step_seconds(
     Args:
         config, store, device, loss, backbone: those of a run.
         steps: number of its steps: if it is long enough to be compiled, it is measured compiled. None for never.
-        limit: seconds after which no further step is taken, three apart.
+        limit: seconds after which no further step is taken; the first three are taken in any case.
     """
     ids = torch.arange(config.batch_size) % len(store)
     images = store.get(ids)
