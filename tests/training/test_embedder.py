@@ -1,19 +1,25 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import ranks
 import tiny
-from ssole.config import ConfigError, PretrainConfig
+from ssole import distributed
+from ssole.config import ConfigError, PretrainConfig, apply_overrides
 from ssole.losses import LeJEPALoss, SSOLELoss
+from ssole.models.own import own_settings
 from ssole.rng import Use, number
+from ssole.training.checkpoint import state_tensors
 from ssole.training.embedder import Embedder
 from ssole.training.run import Run
+from ssole.training.step import Learner
 
 CPU = torch.device("cpu")
 ARGUMENTS = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
@@ -106,3 +112,34 @@ def test_parts_that_do_not_divide_a_batch_are_refused(tmp_path: Path, batch: int
     assert not (tmp_path / "run").exists()
     with pytest.raises(ConfigError, match="accumulate must be at least 1"):
         PretrainConfig(accumulate=0)
+
+
+class Spare(nn.Module):
+    """A backbone with a weight that its features do not depend on, as models of other libraries have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare, self.used = nn.Linear(5, 6), nn.Linear(3, 4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.used(images.mean(dim=(2, 3)))
+
+
+def learn(folder: Path) -> None:
+    config = apply_overrides(tiny.config(), own_settings(Spare()))
+    with distributed.processes(60.0):
+        learner = Learner(config, CPU, backbone=Spare())
+        images = torch.from_numpy(tiny.images(2)).permute(0, 3, 1, 2).contiguous()
+        learner.step(images, torch.arange(2) + 2 * distributed.rank(), epoch=0, lr=0.1)
+        state = state_tensors(learner.modules, learner.optimizer)
+        shapes = {name: list(tensor.shape) for name, tensor in state.items()}
+        if distributed.rank() == 0:
+            (folder / f"{distributed.world_size()}.json").write_text(json.dumps(shapes))
+
+
+def test_an_unused_weight_keeps_its_place_in_the_optimizer_on_many_processes(tmp_path: Path) -> None:
+    """Or the state of a run that was stopped on two processes would go to other weights on one."""
+    for world in (1, 2):
+        ranks.run(world, learn, tmp_path)
+    one, two = (json.loads((tmp_path / f"{world}.json").read_text()) for world in (1, 2))
+    assert one == two

@@ -57,13 +57,15 @@ class Embedder:
         self._again: tuple[list[list[torch.Tensor]], torch.Tensor, int] | None = None
 
     def _on_all_processes(self, forward: nn.Module, config: PretrainConfig) -> nn.Module:
-        # Weights that the embeddings do not depend on would never be ready to be averaged.
         shapes = [(2, 1, config.input_channels, crop.size, crop.size) for crop in config.augment.crops]
         with kept_buffers(self.encoder):
             forward(*[torch.zeros(shape, device=self._device) for shape in shapes]).sum().backward()
-        for parameter in self.encoder.parameters():
-            parameter.requires_grad_(parameter.requires_grad and parameter.grad is not None)
-            parameter.grad = None
+        # Weights that the embeddings do not depend on would never be ready to be averaged, so they are hidden here. The
+        # optimizer must see them: its state is numbered by all weights, and a run may go on with one process.
+        unused = [p for p in self.encoder.parameters() if p.requires_grad and p.grad is None]
+        self.encoder.zero_grad()
+        for parameter in unused:
+            parameter.requires_grad_(False)
         # a harmless note about 1x1 convolutions, whose weights have two memory formats at once
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         # Buffers are those of batch norms, which are the same everywhere. torch has two names for leaving them alone.
@@ -71,7 +73,10 @@ class Embedder:
         leave: dict[str, Any] = {
             "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
         }
-        return DistributedDataParallel(forward, gradient_as_bucket_view=True, **leave)
+        shared = DistributedDataParallel(forward, gradient_as_bucket_view=True, **leave)
+        for parameter in unused:
+            parameter.requires_grad_(True)
+        return shared
 
     def __call__(self, views: list[torch.Tensor]) -> torch.Tensor:
         """Embeddings (B, V, D) of views; crop groups (B, V_g, C, S_g, S_g) are stacked along V."""
