@@ -124,6 +124,9 @@ def test_epochs_replace_the_steps_of_the_recipe() -> None:
             ConfigError,
             "does not take images of 8 x 8 pixels: .*img_size",
         ),
+        ({"loss": "simclr"}, ConfigError, 'a module, or settings such as loss={"name": "simclr"}, got \'simclr\''),
+        ({"loss": ssole.SSOLELoss}, ConfigError, "a module, or settings such as .*, got <class"),
+        ({"backbone": "resnet18"}, ConfigError, "a module of your own, got 'resnet18'; a network of timm is a setting"),
         ({"model": {"backbone": "convnext_atto", "stem": "3x3", "backbone_args": {}}}, ConfigError, "use stem 'timm'"),
     ],
 )

@@ -84,6 +84,8 @@ def pretrain(
     """
     begin, module = time.monotonic(), loss if isinstance(loss, nn.Module) else None
     if loss is not None:
+        if not isinstance(loss, (nn.Module, Mapping)):
+            raise ConfigError(f'loss is a module, or settings such as loss={{"name": "simclr"}}, got {loss!r}')
         overrides["loss"] = loss if module is None else {"name": "custom", "module": type(module).__qualname__}
     if backbone is not None:
         overrides |= own_settings(backbone)

@@ -135,6 +135,8 @@ def test_what_a_config_keeps_of_data(tmp_path, monkeypatch):
         assert by_name(images) is images
     assert by_name(["photos", "s3://b/x.tar"]) == (str(tmp_path / "photos"), "s3://b/x.tar")
     assert by_name("https://me:word@host/x.tar") == "https://me:word@host/x.tar"  # its description lacks the password
+    (tmp_path / "REMOVED").mkdir()
+    assert by_name("REMOVED") == str(tmp_path / "REMOVED")  # which stands for secrets in URLs alone
     assert describe(images) == "in memory: mine"
 
 

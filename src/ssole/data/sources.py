@@ -134,7 +134,10 @@ def why_not_again(described: str | Sequence[str] | None) -> str | None:
     """What a text of :func:`describe` stands for that cannot be opened again by it; None if it can."""
     if is_in_memory(described):
         return "images in memory"
-    return "a URL with a password or a query, which it does not keep" if SECRET in str(described) else None
+    parts = [described] if isinstance(described, str) else described or ()
+    if any(is_remote(part) and SECRET in part for part in parts):
+        return "a URL with a password or a query, which it does not keep"
+    return None
 
 
 def are_paths(spec: Any) -> TypeGuard[Sequence[str | os.PathLike[str]]]:

@@ -14,7 +14,16 @@ _MARK = "module:"
 
 
 def own_name(module: nn.Module) -> str:
-    """Value of `model.backbone` that records a module of one's own: its class. A recipe cannot name code."""
+    """Value of `model.backbone` that records a module of one's own: its class. A recipe cannot name code.
+
+    Raises:
+        ConfigError: it is no module.
+    """
+    if not isinstance(module, nn.Module):
+        raise ConfigError(
+            f"backbone is a module of your own, got {module!r}; a network of timm is a setting, such as "
+            '**{"model.backbone": "resnet18"}'
+        )
     return f"{_MARK}{type(module).__qualname__}"
 
 
