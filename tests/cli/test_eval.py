@@ -40,6 +40,13 @@ def test_protocols_are_named_with_commas_or_spaces(trained: Command) -> None:
         assert "kNN" not in outcome.out
 
 
+def test_eval_of_a_run_whose_images_are_gone(trained: Command) -> None:
+    Path("labeled").rename("elsewhere")
+    outcome = trained("eval", "run")
+    assert outcome.code == 2
+    assert f"the images of run are no longer there ({Path('labeled').absolute()}): pass --data" in outcome.err
+
+
 def test_eval_without_labels_says_so(trained: Command) -> None:
     outcome = trained("eval", "run", "--data", "unlabeled")
     assert outcome.code == 0, outcome.err

@@ -16,7 +16,7 @@ import tiny
 from ssole.comparison import runner
 from ssole.comparison.compare import resume_comparison
 from ssole.comparison.trial import Trial, read_trial
-from ssole.config import ConfigError, ViewRecipe
+from ssole.config import ConfigError, ViewRecipe, load
 from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
 from ssole.training import trial
@@ -67,6 +67,15 @@ def test_runs_are_those_of_pretrain() -> None:
     compare()
     alone = ssole.pretrain("photos", recipe="tiny.yaml", out="alone", steps=6, seed=1, progress=False)
     assert alone.backbone_path.read_bytes() == Path("out/ssole/seed-1/backbone.safetensors").read_bytes()
+
+
+def test_without_a_recipe_the_settings_suit_the_images() -> None:
+    resized = {"crops": [{"count": 2, "size": 8}]}
+    result = compare(recipe=None, budget="1steps", seeds=1, out=None, batch_size=4, augment=resized)
+    assert result.path.name == "compare-small-images"
+    config = Run(result.path / "ssole/seed-0").config
+    assert config.reasons == ()
+    assert config.optim == load("small-images").optim
 
 
 def test_mean_and_std_that_a_recipe_leaves_open_are_measured() -> None:

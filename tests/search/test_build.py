@@ -10,6 +10,7 @@ import pytest
 
 import ssole
 import tiny
+from ssole.data.sources import open_source
 from ssole.evaluation import parts
 from ssole.export import register_with_timm
 from ssole.search import build
@@ -57,6 +58,17 @@ def test_it_goes_on_after_an_interruption(
     again = ssole.index(run, photos, tmp_path / "index", precision="float32", progress=False)
     np.testing.assert_allclose(again.features, index.features, atol=1e-6)
     assert [path.name for path in tmp_path.iterdir()] == ["index"]
+
+
+def test_files_are_found_again_from_another_folder(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    files = ["cat/000.png", "dog/005.png"]
+    index = ssole.index(run, files, tmp_path / "index", progress=False)
+    monkeypatch.chdir(tmp_path)
+    assert [Path(name) for name in index.ids] == [photos / name for name in files]
+    assert list(open_source(index.data).read(0)) == list((photos / files[0]).read_bytes())
 
 
 def test_another_model_than_a_run(run: Run, photos: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import tyro
 
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.sources import why_not_again
+from ssole.data.storage import first_and_more, has_pattern
 from ssole.models.load import weights_path
 from ssole.runtime import process_seconds
 from ssole.training.run import Run
@@ -52,6 +54,10 @@ def run_data(config: PretrainConfig | None, run: Path | str) -> Any:
         raise ConfigError(f"{run} does not say which images to use: pass --data")
     if (reason := why_not_again(config.data)) is not None:
         raise ConfigError(f"{run} was trained on {reason}: pass --data")
+    paths = [config.data] if isinstance(config.data, str) else config.data
+    gone = [one for one in paths if os.path.isabs(one) and not has_pattern(one) and not os.path.exists(one)]
+    if gone:
+        raise ConfigError(f"the images of {run} are no longer there ({first_and_more(gone)}): pass --data")
     return config.data
 
 

@@ -28,7 +28,7 @@ class CompareArgs:
     test: DataWords = ()
     """Images to test on. By default, the test split of the data, or else a held-out part of them."""
     recipe: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
-    """Settings that all methods share: a recipe's name, or a YAML file. By default digits-m."""
+    """Settings that all methods share: a recipe's name, or a YAML file. By default, those that suit the data."""
     budget: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
     """What each run may take: 10m, 2000steps, 300kimages or 1Mviews. By default, the steps of the recipe."""
     seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None

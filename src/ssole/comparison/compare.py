@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from os import PathLike
@@ -16,10 +16,11 @@ from ssole.comparison.plan import make_plan
 from ssole.comparison.request import Methods, Request, load_request, make_arms, save_request
 from ssole.comparison.result import Comparison
 from ssole.comparison.runner import Runner
-from ssole.config import DEFAULT_RECIPE, ConfigError, PretrainConfig, load
+from ssole.config import ConfigError, PretrainConfig
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
 from ssole.data.sources import by_name, describe, open_source, why_not_again
+from ssole.progress import say
 from ssole.training.run import Run, lock_run
 from ssole.training.settings import measured
 from ssole.training.stopping import Interrupted
@@ -29,7 +30,7 @@ def compare(
     methods: Methods,
     data: Spec | None = None,
     *,
-    recipe: str | PathLike[str] = DEFAULT_RECIPE,
+    recipe: str | PathLike[str] | None = None,
     budget: str | None = None,
     seeds: int = 3,
     search: int = 6,
@@ -50,7 +51,7 @@ def compare(
     Args:
         methods: names of losses; or arms by name, each with settings as in `overrides`, or a loss module of your own.
         data: labelled images, as for :func:`ssole.pretrain`; by default the recipe's own.
-        recipe, overrides: settings that all arms share, as for :func:`ssole.pretrain`.
+        recipe, overrides: settings that all arms share, as for :func:`ssole.pretrain`; the default suits the data.
         budget: what each run may take: a time (`10m`), `2000steps`, `300kimages`, `1.2Mviews`; default the recipe's.
         seeds, search: runs of each arm; and settings that its search tries, its own among them (0: no search).
         images: use an evenly spaced sample of at most so many of the training images; by default all.
@@ -63,7 +64,7 @@ def compare(
         ConfigError, DataError: a setting or the data cannot be used, or the folder holds another comparison.
         KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is lost.
     """
-    base = replace(load(recipe, **overrides), knn_every=None, eval_data=None)
+    name, base = _shared(data, recipe, overrides, progress)
     given = base.data if data is None else data
     request = Request(
         arms=make_arms(methods, replace(base, budget=None), projector=projector),
@@ -74,7 +75,19 @@ def compare(
         search=search,
         images=images,
     )
-    return _run(request, api.new_folder(out, f"compare-{Path(recipe).stem}"), data, test, progress)
+    return _run(request, api.new_folder(out, f"compare-{name}"), data, test, progress)
+
+
+def _shared(
+    data: Spec | None, recipe: str | PathLike[str] | None, overrides: Mapping[str, Any], progress: bool
+) -> tuple[str, PretrainConfig]:
+    """Name of the recipe, and the settings that all arms share."""
+    from ssole.doctor.dial import choose  # here, because the doctor would make `import ssole` slower
+
+    name, config = choose(data, recipe, overrides)
+    for reason in config.reasons:
+        say(reason, enabled=progress)
+    return name, replace(config, knn_every=None, eval_data=None, reasons=())
 
 
 def _recipe_budget(config: PretrainConfig, data: Spec, images: int | None) -> Budget:

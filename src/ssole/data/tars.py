@@ -146,12 +146,12 @@ def tar_index(location: str) -> TarIndex:
     index = build_index(location)
     for path in paths:
         try:
-            if path is paths[-1]:
-                path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             _save(path, index, conditions)
-            break
-        except OSError:
-            continue  # no permission to write here; if nowhere, the index is built again next time
+            return index
+        except OSError as error:
+            reason = f"{path}: {error.strerror or error}"
+    warnings.warn(f"The index of {name_of(location)} is made anew each time: {reason}", stacklevel=2)
     return index
 
 

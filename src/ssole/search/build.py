@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -15,10 +14,11 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError
-from ssole.data.sources import describe, open_source
+from ssole.data.sources import by_name, describe, open_source
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
 from ssole.evaluation.subjects import OnnxModel, is_run, name_of, open_subject
+from ssole.files import write_json_atomically
 from ssole.models.load import weights_path
 from ssole.runtime import Precision
 from ssole.search.index import BACKBONE, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
@@ -57,6 +57,7 @@ def build_index(
         DataError: data that cannot be opened, or too many unreadable images.
         ValueError: unknown preprocessing, or features that are not finite.
     """
+    data = by_name(data)
     weights = weights_path(model_or_run) if is_run(model_or_run) else None
     folder = _folder(out, weights)
     model, preprocessing = model_and_preprocessing(model_or_run, _open, {})
@@ -124,4 +125,4 @@ def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any]) 
             start += len(flat)
     rows.flush()
     whole = {"format": FORMAT, "images": parts.images, "features": parts.features, **description}
-    (folder / DESCRIPTION).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    write_json_atomically(folder / DESCRIPTION, whole)

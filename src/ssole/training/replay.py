@@ -6,7 +6,6 @@ failures/step-00000012/  tensors.safetensors   weights before the step, its imag
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, from_dict, to_dict
-from ssole.files import read_json, require_regular, write_atomically, write_text_atomically
+from ssole.files import read_json, require_regular, write_atomically, write_json_atomically
 from ssole.runtime import environment, resolve_device, torch_state
 from ssole.training.feed import pack, pack_starts, unpack
 from ssole.training.run import Run
@@ -96,7 +95,7 @@ def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Ba
         "environment": environment(),
         "settings": to_dict(config),
     }
-    write_text_atomically(folder / "step.json", json.dumps(facts, indent=1) + "\n")
+    write_json_atomically(folder / "step.json", facts)
     return folder
 
 
