@@ -21,6 +21,7 @@ from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation import evaluate as module
+from ssole.evaluation import protocols
 from ssole.evaluation.evaluate import embed
 from ssole.evaluation.features import extract
 from ssole.evaluation.online import knn_evaluator
@@ -102,11 +103,22 @@ def test_without_labels_it_says_so_and_gives_label_free_figures() -> None:
     assert "alignment" not in result.rows["raw pixels (8x8)"]
 
 
-def test_images_without_a_label_or_that_cannot_be_read_are_left_out() -> None:
-    class Damaged(ArraySource):
-        def read(self, i: int) -> Any:
-            return b"not an image" if i == 7 else super().read(i)
+class Damaged(ArraySource):
+    """Images of which one cannot be read."""
 
+    def read(self, i: int) -> Any:
+        return b"not an image" if i == 7 else super().read(i)
+
+
+def test_only_images_that_can_be_read_count_for_robustness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "CORRUPTIONS", {"contrast": protocols.CORRUPTIONS["contrast"]})
+    train, test = coloured(60, seed=0), coloured(30, seed=1)
+    damaged = Damaged(test.images, test.labels, classes=test.classes)
+    result = evaluate_quietly(MeanColour(), train, test=damaged, protocol="robustness", baselines=False)
+    assert result.rows["trained"]["robustness"].n == 29
+
+
+def test_images_without_a_label_or_that_cannot_be_read_are_left_out() -> None:
     whole = coloured(240, seed=0)
     labels = np.where(np.arange(240) < 5, -1, whole.labels)
     result = evaluate_quietly(

@@ -54,7 +54,7 @@ def label_free_figures(features: Tensor, views: Tensor | None = None) -> dict[st
 
 
 class _Undefined(ValueError):
-    """Figure that these features do not have."""
+    """Error for a figure that these features do not have."""
 
 
 def rankme(features: Tensor, *, eps: float = 1e-7, seed: int = 0) -> float:

@@ -187,7 +187,7 @@ def _robustness(case: Case) -> Outcome:
                 advance()
     mean = statistics.fmean(value for name in names for value in found[name])
     figures = {"robustness": mean} | ({"robustness_kept": mean / found["clean"]} if found["clean"] else {})
-    outcome = Outcome.of(figures, len(sample))
+    outcome = Outcome.of(figures, len(sample.readable_part()))
     outcome.details["robustness"] = found
     return outcome
 

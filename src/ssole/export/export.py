@@ -80,6 +80,8 @@ def export(run: str | PathLike[str] | Any, *, to: Format, out: str | PathLike[st
             )
         card = model_card(model, written, weights=weights, difference=difference)
         (place / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")  # of any folder's name
+        if folder.exists():  # empty, and Windows would not replace it
+            folder.rmdir()
         os.replace(place, folder)
     return folder
 
