@@ -8,6 +8,7 @@ import time
 from operator import attrgetter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import TINY, Command
 
@@ -108,6 +109,14 @@ def test_several_parquet_files(command: Command) -> None:
     assert Run(Path("runs/tiny")).config.data == tuple(
         str(Path(name).absolute()) for name in ("a.parquet", "b.parquet")
     )
+
+
+def test_images_of_many_channels_without_a_recipe(command: Command) -> None:
+    np.save("five.npy", np.random.default_rng(0).integers(0, 255, (64, 40, 40, 5), dtype=np.uint8))
+    outcome = command("pretrain", "--data", "five.npy", "--channels", "5", "--steps", "1", "--batch-size", "4")
+    assert outcome.code == 0, outcome.err
+    (config,) = (Run(path).config for path in Path("runs").iterdir())
+    assert config.channels == 5
 
 
 def test_a_preset_on_the_command_line(command: Command) -> None:

@@ -14,7 +14,7 @@ import tyro
 from ssole import api, distributed
 from ssole.cli.common import data_spec, seconds_before
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
-from ssole.doctor.suggest import Suggestion
+from ssole.doctor.suggest import Suggestion, channel_overrides
 from ssole.errors import printable
 from ssole.progress import duration
 from ssole.training.run import Change, Run
@@ -100,7 +100,11 @@ def parse_options(argv: Sequence[str], choice: Suggestion | None = None) -> tupl
     base = load(recipe)
     if choice is not None:
         recipe, base = choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons})
-    shaping = {"preset": preset, "loss.name": _option(argv, "--loss.name")}  # these decide which options there are
+    # These decide which options there are.
+    shaping: dict[str, Any] = {"preset": preset, "loss.name": _option(argv, "--loss.name")}
+    channels = _option(argv, "--channels") or ""
+    if not given & {"--recipe", "--preset"} and choice is None and channels.isascii() and channels.isdecimal():
+        shaping |= channel_overrides(int(channels))  # else the views of digits-m, which are of photographs, refuse them
     config = apply_overrides(base, {name: value for name, value in shaping.items() if value is not None})
     about = (
         f"{inspect.getdoc(pretrain)}\n\nRecipes: {', '.join(recipe_names())}.\n\n"

@@ -207,7 +207,8 @@ def lock_run(run: Run) -> Iterator[None]:
     """Lock of a run folder for this process. The operating system releases it however the process ends.
 
     Raises:
-        ConfigError: another process is training there, or something in the folder is a link that leads out of it.
+        ConfigError: another process is training there, the file system has no locks, or something in the folder is a
+            link that leads out of it.
     """
     from filelock import FileLock, Timeout
 
@@ -221,6 +222,8 @@ def lock_run(run: Run) -> Iterator[None]:
         held = lock.acquire(blocking=False)
     except Timeout:
         raise ConfigError(f"another process is training in {run.path}: wait for it, or stop it first") from None
+    except NotImplementedError as error:
+        raise ConfigError(f"{run.path} is on a file system without locks ({error}): choose another folder") from None
     with held:
         yield
 
