@@ -14,7 +14,7 @@ from torch import Tensor
 from ssole.evaluation.results import Outcome, Score
 
 MOST_CONFUSED = 1000
-"""Classes up to which there is a confusion matrix: the JSON of more would take gigabytes."""
+"""Largest number of classes with a confusion matrix, because the JSON of more would take gigabytes."""
 
 
 def accuracy(scores: Tensor, labels: Tensor, *, top: int = 1) -> float:

@@ -21,7 +21,7 @@ from ssole.evaluation.preprocessing import Preprocessing
 HELD_OUT = 0.2
 """Share of each class that is held out for testing where the data have no test images."""
 SPARSE = 10
-"""Labels of 1,000 or more that are so many times the number of classes or more are ids: they are numbered anew."""
+"""Multiple of the number of classes from which labels, of 1,000 or more, are taken for ids and numbered anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
