@@ -90,6 +90,8 @@ def test_against_the_oracle(shape, weight, gamma):
         {"coupled": True},
         {"detach_mean": True},
         {"temperature": 0.3},
+        {"low_rank_norm": "frobenius"},
+        {"low_rank_norm": "frobenius", "normalize": False, "form": "raw"},
         {"temperature": 2.0, "coupled": True, "gamma": 1.0},
         {"form": "raw", "low_rank_features": "raw", "coupled": True},
     ],
@@ -122,6 +124,42 @@ def test_temperature_against_the_oracle(shape, temperature):
                 atol=1e-6 if dtype.itemsize == 4 else 1e-11,
             )
         assert relative(gradient(loss, z.to(dtype)), expected_gradient) < tolerance
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@too_many_rows
+def test_the_frobenius_norm_is_one_minus_the_mean_cosine_of_two_views(shape, dtype):
+    z = embeddings(*shape)
+    views = shape[1]
+
+    def low_rank(x):
+        unit = x.double() / x.double().norm(dim=-1, keepdim=True)
+        cosines = torch.stack([(unit[:, v] * unit[:, w]).sum(-1) for v in range(views) for w in range(v)])
+        return 1 - cosines.mean()
+
+    loss = SSOLELoss(0.0, low_rank_norm="frobenius")
+    terms = loss.terms(z.to(dtype))
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-5
+    assert terms.low_rank == pytest.approx(float(low_rank(z)), rel=tolerance)
+    n_B = torch.linalg.matrix_norm(torch.nn.functional.normalize(z, dim=-1) - unit_mean(z))
+    assert terms.mean_low_nuclear == pytest.approx(float(n_B.mean()), rel=tolerance)
+    assert relative(gradient(loss, z.to(dtype)), gradient(low_rank, z)) < tolerance
+    if views == 2:  # the deviations of two views have one direction, in which both norms agree
+        both = [SSOLELoss(low_rank_norm=norm).terms(z.to(dtype)).total for norm in ("nuclear", "frobenius")]
+        torch.testing.assert_close(*both)
+
+
+def unit_mean(z):
+    return torch.nn.functional.normalize(z, dim=-1).mean(1, keepdim=True)
+
+
+def test_both_norms_agree_at_one_common_cosine():
+    cosine, rows = 0.3, orthonormal(5, 12)
+    z = (math.sqrt(cosine) * rows[:1] + math.sqrt(1 - cosine) * rows[1:])[None].repeat(2, 1, 1)
+    z[1] = z[0] @ orthonormal(12, 12)
+    for norm in ("nuclear", "frobenius"):
+        assert SSOLELoss(low_rank_norm=norm).terms(z).low_rank == pytest.approx(1 - cosine, rel=1e-12)
 
 
 def test_a_high_temperature_is_the_published_loss():
@@ -318,7 +356,9 @@ def test_degenerate_input_stays_finite(kind, shape, dtype):
         z = torch.eye(b, d, dtype=dtype)[:, None].expand(b, v, d) + (0 if b <= d else 1)
     elif kind == "opposite":
         z[:, 1] = -z[:, 0]
-    for options in ({}, {"form": "raw"}, {"low_rank_features": "raw"}, {"coupled": True}, {"normalize": False}):
+    frobenius = {"low_rank_norm": "frobenius"}
+    raw = {"low_rank_features": "raw"}
+    for options in ({}, {"form": "raw"}, raw, {"coupled": True}, {"normalize": False}, frobenius):
         loss = SSOLELoss(**options)
         assert loss(z).isfinite()
         assert gradient(loss, z).isfinite().all()
@@ -456,6 +496,8 @@ def test_bad_values_are_counted_and_located(shape, dtype):
         ({"gamma": math.nan}, "gamma.*nan"),
         ({"form": "cosin"}, "form.*cosine.*'cosin'"),
         ({"low_rank_features": "mean"}, "low_rank_features.*deviations.*'mean'"),
+        ({"low_rank_norm": "spectral"}, "low_rank_norm.*nuclear.*frobenius.*'spectral'"),
+        ({"low_rank_norm": "frobenius", "low_rank_features": "raw"}, "a constant"),
         ({"temperature": 0.0}, "temperature.*0.0"),
         ({"temperature": math.inf}, "temperature.*inf"),
         ({"temperature": 0.1, "normalize": False}, "needs embeddings of unit length"),

@@ -59,6 +59,8 @@ class SSOLEConfig:
     """Form of the loss: terms on the scale of cosines, or the plain difference of nuclear norms."""
     low_rank_features: Literal["deviations", "raw"] = "deviations"
     """Ablation: `raw` uses the views themselves instead of their deviations from their mean."""
+    low_rank_norm: Literal["nuclear", "frobenius"] = "nuclear"
+    """Norm of an image's deviations: as published, or `frobenius`, an extension: 1 - the mean cosine of its views."""
     detach_mean: bool = False
     """Ablation: no gradient through the mean over views."""
     coupled: bool = False

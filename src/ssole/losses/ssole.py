@@ -30,7 +30,7 @@ class SSOLETerms(NamedTuple):
     high_rank: Tensor
     """Collapse of the batch: 0 for orthonormal embeddings, 1 when all are equal."""
     mean_low_nuclear: Tensor
-    """Mean over images of the nuclear norm of the low-rank features."""
+    """Mean over images of the norm n_i of the low-rank features."""
     mean_high_nuclear: Tensor
     """Mean over views of the nuclear norm of the batch of embeddings."""
 
@@ -54,6 +54,10 @@ class SSOLELoss(nn.Module):
     than those far apart, as the temperature of SimCLR does, and r is no longer bounded by the dimension. For
     t to infinity k(c) = c, which is the published loss.
 
+    With `low_rank_norm="frobenius"`, another extension, n_i is the Frobenius norm, and low_rank = mean_i n_i^2 / (V - 1)
+    is 1 minus the mean cosine of two views of an image. Its pull along each direction of deviation is in proportion to
+    the deviation, where that of the nuclear norm is equal along all. For V = 2 both are the same.
+
     Views at one common cosine c give low_rank = 1 - c. The two terms are decoupled: low rank within an image only, high
     rank within a view only. Source: SSOLE (Self-Supervised Orthogonal Low-rank Embedding), after OLE (Lezama et al.
     2018).
@@ -72,6 +76,7 @@ class SSOLELoss(nn.Module):
         form: "cosine" as above, or "raw": mean_i n_i - high_rank_weight * mean_v r_v (`gamma` then has no effect).
         low_rank_features: "deviations" as above, or "raw" for n_i = ||Z_i||_*, which is the same for (z, z) and
             (z, -z). Its cosine form is (n_i^2 - V) / (V^2 - V): 0 for equal views, 1 for orthogonal ones.
+        low_rank_norm: "nuclear" as published, or "frobenius" as above, which needs deviations.
         detach_mean: whether to treat the mean over views as a constant. The exact gradient of n_i is orthogonal to the
             mean, so this changes nothing unless `gradient="reference"`, which implies it.
         coupled: whether to take the high-rank term once over all B V rows, as OLE does, instead of view by view.
@@ -92,6 +97,7 @@ class SSOLELoss(nn.Module):
         temperature: float | None = None,
         form: Literal["cosine", "raw"] = "cosine",
         low_rank_features: Literal["deviations", "raw"] = "deviations",
+        low_rank_norm: Literal["nuclear", "frobenius"] = "nuclear",
         detach_mean: bool = False,
         coupled: bool = False,
         gradient: Literal["exact", "reference"] = "exact",
@@ -107,16 +113,20 @@ class SSOLELoss(nn.Module):
         for name, value, allowed in (
             ("form", form, ("cosine", "raw")),
             ("low_rank_features", low_rank_features, ("deviations", "raw")),
+            ("low_rank_norm", low_rank_norm, ("nuclear", "frobenius")),
             ("gradient", gradient, ("exact", "reference")),
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
+        if low_rank_norm == "frobenius" and low_rank_features == "raw":
+            raise ValueError("the Frobenius norm of unit rows is a constant: leave out low_rank_features='raw'")
         self.high_rank_weight = check_number("high_rank_weight", high_rank_weight)
         self.gamma = gamma
         self.normalize = normalize
         self.temperature = temperature
         self.form = form
         self.low_rank_features = low_rank_features
+        self.low_rank_norm = low_rank_norm
         self.detach_mean = detach_mean or gradient == "reference"
         self.coupled = coupled
         self.gradient = gradient
@@ -158,7 +168,8 @@ class SSOLELoss(nn.Module):
         if self.temperature is None:
             self._warn_if_too_many_rows(rows, dims)
         contrasts = helmert(z_BVD) if self.low_rank_features == "deviations" else None
-        if self._by_gram(z_BVD) and not self.coupled and max(images, views) <= dims and distributed.world_size() == 1:
+        at_once = self.low_rank_norm == "nuclear" and not self.coupled and distributed.world_size() == 1
+        if at_once and self._by_gram(z_BVD) and max(images, views) <= dims:
             n_B, r_V = image_and_view_norms(
                 z_BVD, contrasts, normalize=self.normalize, check=self.check_input, temperature=self.temperature
             )
@@ -169,7 +180,7 @@ class SSOLELoss(nn.Module):
             low, high_V = distributed.all_reduce(n_B.sum()) / images, -r_V
         else:
             squares = distributed.all_reduce(n_B.square().sum())
-            low = squares / (images * (views - 1) ** 2)
+            low = squares / (images * (views - 1) ** (2 if self.low_rank_norm == "nuclear" else 1))
             if contrasts is None:
                 low = (squares / images - views) / (views**2 - views)
             high_V = collapse(r_V, rows, self.gamma)
@@ -180,11 +191,14 @@ class SSOLELoss(nn.Module):
 
     def _image_norms(self, z_BVD: Tensor, contrasts: Tensor | None) -> Tensor:
         """n_i of this process's images, (B,)."""
-        if self._by_gram(z_BVD) and z_BVD.shape[1] <= z_BVD.shape[2]:
+        nuclear = self.low_rank_norm == "nuclear"
+        if nuclear and self._by_gram(z_BVD) and z_BVD.shape[1] <= z_BVD.shape[2]:
             return unit_norms(z_BVD, contrasts, normalize=self.normalize, check=self.check_input)
         if self.check_input:
             check_rows(z_BVD, z_BVD.detach().abs().amax(-1), zero_is_error=self.normalize)
-        return self._norms_as_written(z_BVD, contrasts)
+        if nuclear:
+            return self._norms_as_written(z_BVD, contrasts)
+        return torch.linalg.vector_norm(self._rows(z_BVD, contrasts), dim=(1, 2))
 
     def _view_norms(self, batch_BVD: Tensor) -> Tensor:
         """r_v of the global batch, (V,), or (1,) when coupled."""
@@ -209,14 +223,19 @@ class SSOLELoss(nn.Module):
         return not self.detach_mean and not (x.dtype == torch.float64 and x.device.type == "cpu")
 
     def _norms_as_written(self, x_Nmn: Tensor, contrasts: Tensor | None = None) -> Tensor:
-        """Nuclear norms (N,) of the scaled rows, or of their deviations from the mean where `contrasts` are given."""
+        """Nuclear norms (N,) of :meth:`_rows`."""
+        x_Nmn = self._rows(x_Nmn, contrasts)
+        return all_modes_norm(x_Nmn) if self.gradient == "reference" else nuclear_norm(x_Nmn)
+
+    def _rows(self, x_Nmn: Tensor, contrasts: Tensor | None) -> Tensor:
+        """The scaled rows, or their deviations from the mean where `contrasts` are given."""
         if self.gradient == "exact":
             x_Nmn = x_Nmn.double()
         if self.normalize:
             x_Nmn = unit_rows(x_Nmn)
         if contrasts is not None:
             x_Nmn = x_Nmn - x_Nmn.mean(1, keepdim=True).detach() if self.detach_mean else contrasts @ x_Nmn
-        return all_modes_norm(x_Nmn) if self.gradient == "reference" else nuclear_norm(x_Nmn)
+        return x_Nmn
 
     def _warn_if_too_many_rows(self, rows: int, dims: int) -> None:
         if rows <= dims or self._warned or torch.compiler.is_compiling():
