@@ -54,7 +54,7 @@ class SSOLELoss(nn.Module):
     than those far apart, as the temperature of SimCLR does, and r is no longer bounded by the dimension. For
     t to infinity k(c) = c, which is the published loss.
 
-    With `low_rank_norm="frobenius"`, another extension, n_i is the Frobenius norm, and low_rank = mean_i n_i^2 / (V - 1)
+    With `low_rank_norm="frobenius"`, another extension, n_i is the Frobenius norm, and low_rank = mean_i n_i^2/(V - 1)
     is 1 minus the mean cosine of two views of an image. Its pull along each direction of deviation is in proportion to
     the deviation, where that of the nuclear norm is equal along all. For V = 2 both are the same.
 
