@@ -17,8 +17,8 @@ from ssole.losses.ssole import helmert
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss takes the route of accelerators."""
 
-    def route(z, contrasts, *, normalize, check, temperature=None):
-        return _NuclearNorms.apply(z, ImagesAndViews(Rows(normalize, contrasts, check), temperature))
+    def route(z, contrasts, *, normalize, check, root, temperature):
+        return _NuclearNorms.apply(z, ImagesAndViews(Rows(normalize, contrasts, check, root), temperature))
 
     monkeypatch.setattr("ssole.losses.ssole.image_and_view_norms", route)
 
@@ -47,10 +47,19 @@ def test_the_loss_with_a_temperature(temperature: float):
 
 
 @pytest.mark.usefixtures("as_on_a_device")
+@pytest.mark.parametrize("views", [2, 3, 5])
+def test_the_frobenius_norm(views: int):
+    z, loss = embeddings(10, views, 12, dtype=torch.float32), SSOLELoss(low_rank_norm="frobenius")
+    torch.testing.assert_close(loss(z).double(), loss(z.double()))  # in float64 on the CPU, as the formula says
+    assert relative(gradient(loss, z), gradient(loss, z.double())) < 1e-6
+
+
+@pytest.mark.usefixtures("as_on_a_device")
 @pytest.mark.parametrize("views", [2, 3, 4, 5, 8])
-def test_equal_views_have_norm_zero_and_no_gradient(views: int):
+@pytest.mark.parametrize("norm", ["nuclear", "frobenius"])
+def test_equal_views_have_norm_zero_and_no_gradient(views: int, norm):
     image = torch.randn(6, 1, 16, generator=torch.Generator().manual_seed(0)).expand(-1, views, -1)
-    loss = SSOLELoss(form="raw", high_rank_weight=0.0)
+    loss = SSOLELoss(form="raw", high_rank_weight=0.0, low_rank_norm=norm)
     assert loss(image) == 0
     assert torch.equal(gradient(loss, image), torch.zeros(6, views, 16))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssole.losses.checks import check_rows
 from ssole.losses.kernels import similarity_kernel
-from ssole.losses.roots import inverse_root
+from ssole.losses.roots import Root, inverse_root
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,13 @@ class Rows:
     normalize: bool
     contrasts: Tensor | None = None
     check: bool = False
+    root: Root = inverse_root
 
     def norms(self, x_Nmn: Tensor) -> tuple[Tensor, tuple[Tensor, ...], None]:
         """Norms (N,), and what the gradient needs."""
         lengths_Nm1, u_Nmn = self.unit(x_Nmn)
         c_NCn = self.contrasted(u_Nmn)
-        norms_N, w_NCC = inverse_root(c_NCn @ c_NCn.mT)
+        norms_N, w_NCC = self.root(c_NCn @ c_NCn.mT)
         return norms_N, (lengths_Nm1, u_Nmn, c_NCn, w_NCC), None
 
     def gradient(
@@ -76,7 +77,7 @@ class ImagesAndViews:
     """Route of images and views at once. See :func:`ssole.losses.nuclear.image_and_view_norms`."""
 
     images: Rows
-    """The contrasts are of images only."""
+    """The contrasts and the root are of images only."""
     temperature: float | None = None
     """Of the kernel of views, if any. See :func:`ssole.losses.nuclear.kernel_norms`."""
 
@@ -84,7 +85,7 @@ class ImagesAndViews:
         """Norms (B,) of images and (V,) of views, and what the gradient needs."""
         lengths_BV1, u_BVD = self.images.unit(z_BVD)
         c_BCD, u_VBD = self.images.contrasted(u_BVD), u_BVD.transpose(0, 1)
-        n_B, images_BCC = inverse_root(c_BCD @ c_BCD.mT)
+        n_B, images_BCC = self.images.root(c_BCD @ c_BCD.mT)
         if self.temperature is None:
             r_V, views_VBB = inverse_root(u_VBD @ u_VBD.mT)
         else:

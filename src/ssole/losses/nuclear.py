@@ -16,8 +16,7 @@ kappa = 40.) For float64 input on the CPU the norm comes from an SVD of A itself
     norms(x)                            the norms, the tensors to save, and the dtype of the gradient's products
     gradient(dtype, x, *saved, *grads)  the gradient with respect to x
 
-Shape suffixes: N any batch, m and n the matrix, k = min(m, n); B images, V views, D embedding dimensions, C = V - 1
-contrasts.
+Shape suffixes: N any batch, m and n the matrix, k = min(m, n); B images, V views, D dimensions, C = V - 1 contrasts.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from torch.autograd import Function
 from ssole.losses import device
 from ssole.losses.checks import check_rows
 from ssole.losses.kernels import gram_product, multiply_into, product_dtype, similarity_kernel
-from ssole.losses.roots import inverse_root
+from ssole.losses.roots import Root, inverse_root
 
 
 def nuclear_norm(x: Tensor) -> Tensor:
@@ -80,30 +79,33 @@ def kernel_norms(x_Nmn: Tensor, temperature: float) -> Tensor:
     return _NuclearNorms.apply(padded_Nmn, _Wide(True, temperature=temperature))  # type: ignore[no-any-return]
 
 
-def unit_norms(x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: bool, check: bool = False) -> Tensor:
+def unit_norms(
+    x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: bool, check: bool = False, root: Root = inverse_root
+) -> Tensor:
     """Nuclear norms (N,), in float64, of `x_Nmn` with rows scaled to unit length, by Gram matrices.
 
-    `normalize=False` leaves rows as they are. `contrasts` (C, m) are multiplied from the left after scaling. They and
-    `check`, which raises as `check_rows` does, need m <= n.
+    `normalize=False` leaves rows as they are. `contrasts` (C, m) are multiplied from the left after scaling. They,
+    `check`, which raises as `check_rows` does, and another `root` than that of the nuclear norm need m <= n.
     """
     wide = _Wide if x_Nmn.device.type == "cpu" else device.Rows
-    route = wide(normalize, contrasts, check) if x_Nmn.shape[1] <= x_Nmn.shape[2] else _Tall(normalize)
+    route = wide(normalize, contrasts, check, root=root) if x_Nmn.shape[1] <= x_Nmn.shape[2] else _Tall(normalize)
     return _NuclearNorms.apply(x_Nmn, route)  # type: ignore[no-any-return]
 
 
 def image_and_view_norms(
-    z_BVD: Tensor, contrasts: Tensor | None, *, normalize: bool, check: bool, temperature: float | None = None
+    z_BVD: Tensor, contrasts: Tensor | None, *, normalize: bool, check: bool, root: Root, temperature: float | None
 ) -> tuple[Tensor, Tensor]:
-    """`unit_norms` of every image (B,), with contrasts, and of every view (V,), without; needs B, V <= D.
+    """`unit_norms` of every image (B,), with contrasts and root, and of every view (V,), without; needs B, V <= D.
 
     With a temperature, those of views are `kernel_norms`. One call for both, so that their gradients add up in one
     tensor of the size of `z`.
     """
     route: _Route
     if z_BVD.device.type == "cpu":
-        route = _ImagesAndViews(_Wide(normalize, contrasts, check), _Wide(normalize, temperature=temperature))
+        images = _Wide(normalize, contrasts, check, root=root)
+        route = _ImagesAndViews(images, _Wide(normalize, temperature=temperature))
     else:
-        route = device.ImagesAndViews(device.Rows(normalize, contrasts, check), temperature)
+        route = device.ImagesAndViews(device.Rows(normalize, contrasts, check, root=root), temperature)
     return _NuclearNorms.apply(z_BVD, route)  # type: ignore[no-any-return]
 
 
@@ -197,6 +199,7 @@ class _Wide:
     contrasts: Tensor | None = None
     check: bool = False
     temperature: float | None = None
+    root: Root = inverse_root
 
     def norms(self, x_Nmn: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], torch.dtype]:
         c_Nmm = gram_product(x_Nmn)
@@ -216,8 +219,8 @@ class _Wide:
             rank = c_Nmm.shape[-1]
             norms_N, a_Nmm = inverse_root(c_Nmm)
         else:
-            rank = len(self.contrasts)
-            norms_N, w_NCC = inverse_root(self.contrasts @ c_Nmm @ self.contrasts.T)
+            rank = len(self.contrasts) if self.root is inverse_root else 1
+            norms_N, w_NCC = self.root(self.contrasts @ c_Nmm @ self.contrasts.T)
             a_Nmm = self.contrasts.T @ w_NCC @ self.contrasts
         d_Nm = torch.zeros_like(s_Nm)
         if self.normalize:

@@ -6,7 +6,9 @@ Shape suffixes: N any batch, k the size of a matrix.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -46,6 +48,10 @@ POLAR_STEPS = (
 )
 
 
+Root: TypeAlias = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Function from Gram matrices G (N, k, k) to norms (N,) and the W (N, k, k) whose W A is their gradient; G = A A^T."""
+
+
 def inverse_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     """tr(G^(1/2)), (N,), and G^(-1/2) over the non-zero modes, (N, k, k), of float64 Gram matrices."""
     k = g_Nkk.shape[-1]
@@ -58,6 +64,18 @@ def inverse_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
         return _root_3x3(g_Nkk)
     # eigh checks for errors on the host: on an accelerator that would wait for the device on every step.
     return _root_eigh(g_Nkk) if g_Nkk.device.type == "cpu" else polar_root(g_Nkk)
+
+
+def frobenius_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
+    """sqrt(tr G), (N,), and I / sqrt(tr G), (N, k, k): :func:`inverse_root` for the Frobenius norm.
+
+    A trace below `k RANK_TOLERANCE` counts as zero: rounding leaves as much of the deviations of equal unit rows.
+    """
+    k = g_Nkk.shape[-1]
+    squares_N = g_Nkk.diagonal(dim1=1, dim2=2).sum(-1)
+    norms_N = torch.where(squares_N > k * RANK_TOLERANCE, squares_N, 0).sqrt()
+    inverse_N = torch.where(norms_N > 0, 1 / norms_N, 0)
+    return norms_N, inverse_N[:, None, None] * torch.eye(k, dtype=g_Nkk.dtype, device=g_Nkk.device)
 
 
 def _root_2x2(g_N22: Tensor) -> tuple[Tensor, Tensor]:

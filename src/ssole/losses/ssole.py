@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from ssole.losses.base import check_number, options, unit_rows
 from ssole.losses.checks import check_embeddings, check_rows
 from ssole.losses.kernels import constant
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, kernel_norms, nuclear_norm, unit_norms
+from ssole.losses.roots import frobenius_root, inverse_root
 
 
 class SSOLETerms(NamedTuple):
@@ -168,11 +169,8 @@ class SSOLELoss(nn.Module):
         if self.temperature is None:
             self._warn_if_too_many_rows(rows, dims)
         contrasts = helmert(z_BVD) if self.low_rank_features == "deviations" else None
-        at_once = self.low_rank_norm == "nuclear" and not self.coupled and distributed.world_size() == 1
-        if at_once and self._by_gram(z_BVD) and max(images, views) <= dims:
-            n_B, r_V = image_and_view_norms(
-                z_BVD, contrasts, normalize=self.normalize, check=self.check_input, temperature=self.temperature
-            )
+        if self._by_gram(z_BVD) and not self.coupled and max(images, views) <= dims and distributed.world_size() == 1:
+            n_B, r_V = image_and_view_norms(z_BVD, contrasts, temperature=self.temperature, **self._unit)
         else:
             n_B, r_V = self._image_norms(z_BVD, contrasts), self._view_norms(batch_BVD)
 
@@ -189,14 +187,19 @@ class SSOLELoss(nn.Module):
             mean_n = distributed.all_reduce(n_B.sum()) / images
         return SSOLETerms(torch.add(low, high, alpha=self.high_rank_weight), low, high, mean_n, r_V.mean())
 
+    @property
+    def _unit(self) -> dict[str, Any]:
+        """How the quick routes take the norms of images."""
+        root = inverse_root if self.low_rank_norm == "nuclear" else frobenius_root
+        return {"normalize": self.normalize, "check": self.check_input, "root": root}
+
     def _image_norms(self, z_BVD: Tensor, contrasts: Tensor | None) -> Tensor:
         """n_i of this process's images, (B,)."""
-        nuclear = self.low_rank_norm == "nuclear"
-        if nuclear and self._by_gram(z_BVD) and z_BVD.shape[1] <= z_BVD.shape[2]:
-            return unit_norms(z_BVD, contrasts, normalize=self.normalize, check=self.check_input)
+        if self._by_gram(z_BVD) and z_BVD.shape[1] <= z_BVD.shape[2]:
+            return unit_norms(z_BVD, contrasts, **self._unit)
         if self.check_input:
             check_rows(z_BVD, z_BVD.detach().abs().amax(-1), zero_is_error=self.normalize)
-        if nuclear:
+        if self.low_rank_norm == "nuclear":
             return self._norms_as_written(z_BVD, contrasts)
         return torch.linalg.vector_norm(self._rows(z_BVD, contrasts), dim=(1, 2))
 
