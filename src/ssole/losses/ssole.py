@@ -201,7 +201,8 @@ class SSOLELoss(nn.Module):
             check_rows(z_BVD, z_BVD.detach().abs().amax(-1), zero_is_error=self.normalize)
         if self.low_rank_norm == "nuclear":
             return self._norms_as_written(z_BVD, contrasts)
-        return torch.linalg.vector_norm(self._rows(z_BVD, contrasts), dim=(1, 2))
+        n_B: Tensor = torch.linalg.vector_norm(self._rows(z_BVD, contrasts), dim=(1, 2))
+        return n_B
 
     def _view_norms(self, batch_BVD: Tensor) -> Tensor:
         """r_v of the global batch, (V,), or (1,) when coupled."""
