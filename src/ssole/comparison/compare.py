@@ -20,9 +20,8 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
 from ssole.data.sources import by_name, describe, open_source, why_not_again
-from ssole.progress import say
 from ssole.training.run import Run, lock_run
-from ssole.training.settings import measured
+from ssole.training.settings import measured, say_reasons
 from ssole.training.stopping import Interrupted
 
 
@@ -85,8 +84,7 @@ def _shared(
     from ssole.doctor.dial import choose  # here, because the doctor would make `import ssole` slower
 
     name, config = choose(data, recipe, overrides)
-    for reason in config.reasons:
-        say(reason, enabled=progress)
+    say_reasons(config, enabled=progress)
     return name, replace(config, knn_every=None, eval_data=None, reasons=())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import sys
 import time
 import warnings
 from typing import Any
@@ -17,6 +16,7 @@ from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict
 from ssole.config.budget import budget_seconds
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
+from ssole.progress import say
 from ssole.training.feed import make_plan
 from ssole.training.initial import absolute
 from ssole.training.trial import step_seconds
@@ -28,11 +28,17 @@ def agreed_config(config: PretrainConfig, progress: bool) -> PretrainConfig:
     """Config of the first process, whose reasons are printed: settings that were measured may differ."""
 
     def settings() -> dict[str, Any]:
-        if progress and config.reasons:
-            print("settings that suit these images and this machine:", *config.reasons, sep="\n- ", file=sys.stderr)
+        say_reasons(config, enabled=progress)
         return to_dict(config if config.init is None else dataclasses.replace(config, init=absolute(config.init)))
 
     return from_dict(distributed.on_rank_0(settings))
+
+
+def say_reasons(config: PretrainConfig, *, enabled: bool) -> None:
+    """Print why the settings of a config were chosen, where they were."""
+    if config.reasons:
+        lines = ("settings that suit these images and this machine:", *config.reasons)
+        say("\n- ".join(lines), enabled=enabled)
 
 
 def completed(
