@@ -16,7 +16,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig
-from ssole.data.sources import by_name, describe, is_in_memory, open_source, why_not_again
+from ssole.data.sources import describe, is_in_memory, open_source, why_not_again
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.online import default_evaluators
@@ -125,9 +125,11 @@ def start(
         world = distributed.world_size()
         distributed.on_rank_0(lambda: _check(config, device, world))
         initial = first_initial(config, backbone, progress=progress)
-        data = by_name(config.data if data is None else data)
+        data = config.data if data is None else data
         measured_on = None if config.eval_data is None else describe(config.eval_data)
         config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
+        if why_not_again(config.data) is None:
+            data = config.data  # by the names that resuming will have: ids of files are their paths
         with _opened(config, data, progress) as store:
             config = completed(config, store, device, loss, backbone, begin)
             plan = make_plan(config, len(store))

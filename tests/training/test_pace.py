@@ -7,12 +7,14 @@ import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import tiny
 from ssole import api, extending
 from ssole.config import ConfigError
+from ssole.training import monitor
 from ssole.training import pace as module
 from ssole.training.feed import Plan, make_plan
 from ssole.training.pace import Pace
@@ -130,6 +132,29 @@ def test_the_clock_goes_on_when_the_guardian_goes_back(tmp_path: Path, monkeypat
     pace.start(10)
     clock.drive(pace, lambda _: 1.0, step=10)
     assert clock.now - 1000 == pytest.approx(100, abs=3)
+
+
+def test_a_resumed_run_counts_the_evaluation_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, started, start = [0.0], [], Pace.start
+
+    def evaluate(backbone: object) -> dict[str, float]:
+        if now[0] == 60:
+            raise RuntimeError
+        now[0] += 30
+        return {"minutes": now[0] / 60}
+
+    def spy(pace: Pace, step: int, spent: float | None = None) -> None:
+        started.append((step, spent))
+        start(pace, step, spent)
+
+    monkeypatch.setattr(monitor, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(Pace, "start", spy)
+    with pytest.raises(RuntimeError):  # the third evaluation, after the checkpoint of step 5
+        tiny.start(tmp_path / "run", evaluators={2: evaluate})
+    now[0] = 0
+    run = tiny.resume(tmp_path / "run", evaluators={100: evaluate})
+    trained = next(row["seconds"] for row in run.metrics if row["step"] == 5)
+    assert started[-1] == (5, pytest.approx(60 + trained, abs=0.01))
 
 
 def test_a_run_that_has_all_its_steps_takes_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class Progress:
     """Images in the data set. Another number on resuming means another data set."""
     seconds: float
     """Training time of the whole run so far."""
+    evaluating: float = 0.0
+    """Seconds of evaluation so far, which count towards a budget of time; older checkpoints lack them."""
 
 
 def save_checkpoint(
@@ -234,13 +236,13 @@ def _read(run: Run, step: int) -> tuple[Progress, dict[str, torch.Tensor]]:
             raise ValueError(f"{path.name} is not what was written")
         if values.pop("tensors", None) != _digest(tensors):
             raise ValueError(f"{tensors.name} is not what was written")
-    if values.keys() != {field.name for field in fields(Progress)}:
-        raise ValueError(f"{path.name} holds {', '.join(values)}")
-    progress = Progress(**values)
-    if progress.step != step or not isinstance(progress.images, int) or not isinstance(progress.seconds, (int, float)):
+    kinds: dict[str, Any] = {"step": int, "images": int, "seconds": (int, float), "evaluating": (int, float)}
+    known: dict[str, Any] = {"evaluating": 0.0} | values
+    fits = known.keys() == kinds.keys() and all(isinstance(known[name], kind) for name, kind in kinds.items())
+    if not fits or known["step"] != step:
         raise ValueError(f"{path.name} holds {values}")
     try:
-        return progress, load_file(tensors)
+        return Progress(**known), load_file(tensors)
     except SafetensorError as error:
         raise ValueError(f"{tensors.name}: {error}") from None
 

@@ -151,7 +151,8 @@ class _Loop:
         """Record the images that could not be read, and keep the learner's state: on the disk at once if it must be."""
         found = [(i, name, why) for rows in distributed.collect(self.store.unreadable) for i, name, why in rows]
         distributed.on_rank_0(lambda: record_unreadable(self.run, found))
-        self.saver.save(Progress(self.learner.steps_done, len(self.store), self.monitor.seconds), must=must)
+        times = self.monitor.seconds, self.monitor.evaluating
+        self.saver.save(Progress(self.learner.steps_done, len(self.store), *times), must=must)
 
     @contextmanager
     def _saved_when_stopped(self) -> Iterator[None]:
@@ -196,7 +197,7 @@ def _resume(run: Run, learner: Learner, plan: Plan, pace: Pace, spent: float) ->
     distributed.on_rank_0(lambda: _check_progress(run, learner, plan, done))
     done = done or Progress(0, plan.images, seconds=spent)
     learner.steps_done = done.step
-    pace.start(done.step, done.seconds)
+    pace.start(done.step, done.seconds + done.evaluating)
     return done
 
 

@@ -76,6 +76,11 @@ class Monitor:
         return self._done.seconds + self._trained
 
     @property
+    def evaluating(self) -> float:
+        """Seconds of evaluation of the whole run so far."""
+        return self._done.evaluating + self._paused
+
+    @property
     def _trained(self) -> float:
         """Training time in this process."""
         return time.perf_counter() - self._start - self._paused
