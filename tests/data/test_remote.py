@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from image_files import png
 
-from ssole.data import remote, storage
+from ssole.data import remote
 from ssole.data.folder import ListSource
 from ssole.data.objects import ObjectSource
 from ssole.data.remote import is_inside, timeout
@@ -103,7 +103,7 @@ def serving() -> Iterator[Server]:
 
 @pytest.fixture(name="server")
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(storage, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.0))
     monkeypatch.setattr(remote, "_warned", set())
     yield from serving()
 

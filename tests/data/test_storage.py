@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from image_files import ids, png, special_files, tar, value
 
-from ssole.data import storage
+from ssole.data import remote, storage
 from ssole.data import tars as tar_index
 from ssole.data.sources import open_source
 from ssole.data.storage import open_binary, read_bytes
@@ -101,7 +101,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SSOLE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(storage, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(remote, "_PAUSES", (0.0, 0.0))
     return tmp_path / "served"
 
 
@@ -152,6 +152,10 @@ def test_fingerprint_and_location(server, served, kind):
 def test_a_server_that_is_not_there_is_named():
     with pytest.raises(DataError, match=r"Cannot read ftp://127\.0\.0\.1:1/x\.tar: .*refused"):
         open_source("ftp://127.0.0.1:1/x.tar")
+    with pytest.raises(DataError, match=r"Cannot list http://127\.0\.0\.1:1/\*\.tar, .*\(Connect call failed"):
+        open_source("http://127.0.0.1:1/*.tar")
+    with pytest.raises(DataError, match=r"Cannot list https://\[x, .*Invalid"):
+        open_source("https://[x")
 
 
 def test_any_error_of_a_client_is_a_data_error(server, served, monkeypatch):

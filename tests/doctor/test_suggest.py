@@ -127,6 +127,14 @@ def test_little_time_gets_smaller_batches_and_no_compiling(seconds: float, batch
     assert any("60 images are too few for batches of 128" in reason for reason in few.reasons)
 
 
+def test_few_images_fill_the_batches_of_the_recipe_that_is_chosen() -> None:
+    """600 images are enough for the batches of the cheapest recipe, 128, and not for those of a larger network, 256."""
+    budget = Budgeted(text="5h", seconds=18_000, step_seconds=seconds_of(0.2))
+    found = choose(28, 600, CPU, budget=budget)
+    assert (found.recipe, found.config.batch_size) == ("small-images-resnet18", 128)
+    assert "600 images are too few for batches of 256" in found.reasons
+
+
 def test_a_budget_that_the_examination_has_used_up() -> None:
     budget = Budgeted(text="5s", seconds=-3.0, step_seconds=seconds_of(0.2))
     found = choose(300, 50_000, CPU, budget=budget)

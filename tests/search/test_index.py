@@ -84,6 +84,7 @@ def test_a_module_is_asked_for_and_compared(run: Run, photos: Path, tmp_path: Pa
         (lambda index: index.search(tiny.images(1)[0], 31), "k is 31, and .* it must be 1 to 30"),
         (lambda index: index.search("cat/000.png", 0), "k is 0"),
         (lambda index: index.search("cat/nowhere.png"), r"no file 'cat/nowhere.png', and no .* like 'cat/000.png'"),
+        (lambda index: index.search("a" * 5000), "no file 'aaa"),
         (lambda index: index.search(index.path / "index.json"), r"index\.json: not an image that Pillow can open"),
         (lambda index: index.search(3), "got int"),
         (lambda index: index.search(np.zeros((4, 4), dtype=np.float32)), "must hold uint8 or uint16"),

@@ -106,16 +106,15 @@ def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
     """
     name = name_of(location)
     with data_errors(_UNREADABLE.format(location)), open_binary(location) as file:
-        archive = np.load(file, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
+        archive: Any = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
             raise DataError(f"{location} holds one array, not an archive of them: name it .npy.")
         images, labels = _keys(archive, split, whole, location)
         wanted = [key for key in (images, labels) if key is not None]
-        check_memory(
-            sum(_size(archive, key) for key in wanted),
-            f"The arrays {wanted} of {location}",
-            "Save the images as .npy, which is read image by image.",
-        )
+        members = [member for member in archive.zip.infolist() if member.filename.removesuffix(".npy") in wanted]
+        size = sum(member.file_size for member in members)  # zipfile unpacks no more than that
+        hint = "Save the images as .npy, which is read image by image."
+        check_memory(size, f"The arrays {wanted} of {location}", hint)
         numbers = None if labels is None else archive[labels]
         pixels = archive[images]
     if numbers is not None and numbers.ndim == 2 and numbers.shape[1] == 1:
@@ -140,22 +139,12 @@ def _keys(archive: Any, split: Split, whole: bool, location: str) -> tuple[str, 
     return images, labels
 
 
-def _size(archive: Any, key: str) -> int:
-    """Bytes of an array by the archive's table; zipfile unpacks no more than that."""
-    names = archive.zip.namelist()
-    size: int = archive.zip.getinfo(f"{key}.npy" if f"{key}.npy" in names else key).file_size
-    return size
-
-
 class _Torchvision(NamedTuple):
     cls: str  # in torchvision.datasets
-    train: dict[str, Any]  # arguments of the splits
-    test: dict[str, Any]
     files: str  # what torchvision downloads, and from where, for users who must fetch it by hand
+    train: str = ""  # name of the training split; empty for classes that take a flag
 
 
-_BY_FLAG: tuple[dict[str, Any], dict[str, Any]] = ({"train": True}, {"train": False})
-_TEST = {"split": "test"}
 _CIFAR = "cifar-%s-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html"
 _MNIST = "{train,t10k}-{images-idx3,labels-idx1}-ubyte.gz, unpacked into %s/raw, from %s"
 _MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
@@ -164,14 +153,14 @@ _KMNIST_URL = "http://codh.rois.ac.jp/kmnist/index.html.en"
 _STL = "stl10_binary.tar.gz from http://ai.stanford.edu/~acoates/stl10/"
 _SVHN = "train_32x32.mat and test_32x32.mat from http://ufldl.stanford.edu/housenumbers/"
 TORCHVISION: dict[str, _Torchvision] = {
-    "cifar10": _Torchvision("CIFAR10", *_BY_FLAG, _CIFAR % "10"),
-    "cifar100": _Torchvision("CIFAR100", *_BY_FLAG, _CIFAR % "100"),
-    "stl10": _Torchvision("STL10", {"split": "train"}, _TEST, _STL),
-    "stl10-unlabeled": _Torchvision("STL10", {"split": "unlabeled"}, _TEST, _STL),
-    "mnist": _Torchvision("MNIST", *_BY_FLAG, _MNIST % ("MNIST", _MNIST_URL)),
-    "fashion-mnist": _Torchvision("FashionMNIST", *_BY_FLAG, _MNIST % ("FashionMNIST", _FASHION_URL)),
-    "kmnist": _Torchvision("KMNIST", *_BY_FLAG, _MNIST % ("KMNIST", _KMNIST_URL)),
-    "svhn": _Torchvision("SVHN", {"split": "train"}, _TEST, _SVHN),
+    "cifar10": _Torchvision("CIFAR10", _CIFAR % "10"),
+    "cifar100": _Torchvision("CIFAR100", _CIFAR % "100"),
+    "stl10": _Torchvision("STL10", _STL, train="train"),
+    "stl10-unlabeled": _Torchvision("STL10", _STL, train="unlabeled"),
+    "mnist": _Torchvision("MNIST", _MNIST % ("MNIST", _MNIST_URL)),
+    "fashion-mnist": _Torchvision("FashionMNIST", _MNIST % ("FashionMNIST", _FASHION_URL)),
+    "kmnist": _Torchvision("KMNIST", _MNIST % ("KMNIST", _KMNIST_URL)),
+    "svhn": _Torchvision("SVHN", _SVHN, train="train"),
 }
 """Torchvision data sets by the names that users give."""
 
@@ -187,7 +176,7 @@ def open_torchvision(name: str, split: Split) -> ArraySource:
     known = TORCHVISION[name]
     root = cache_folder() / "torchvision"
     make = getattr(datasets, known.cls)
-    arguments = known.train if split == "train" else known.test
+    arguments = {"split": known.train if split == "train" else "test"} if known.train else {"train": split == "train"}
     try:
         root.mkdir(parents=True, exist_ok=True)
         try:

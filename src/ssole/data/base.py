@@ -165,11 +165,9 @@ def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArr
     Raises:
         DataError: one of the sources has no labels.
     """
-    for part, source in (("training", train), ("test", test)):
-        if source.labels is None:
-            raise DataError(f"The {part} images ({source.name}) have no labels.")
-    assert train.labels is not None
-    assert test.labels is not None
+    if train.labels is None or test.labels is None:
+        part, source = ("training", train) if train.labels is None else ("test", test)
+        raise DataError(f"The {part} images ({source.name}) have no labels.")
     if train.classes is None or test.classes is None or train.classes == test.classes:
         return train.labels, test.labels, train.classes or test.classes
     classes = train.classes + [name for name in test.classes if name not in train.classes]

@@ -17,7 +17,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,11 +55,6 @@ class Plan:
     photo: NDArray[np.int64]  # (N, TRIES)
     box: NDArray[np.int64]  # (N, TRIES, 4) of the crop: left, top, right, bottom in photograph pixels
     channels: NDArray[np.int64]  # (N, 3) a permutation
-
-
-class _Blend(NamedTuple):
-    image: Images
-    contrast: float
 
 
 def digits_m(split: Split = "train", *, seed: int = 0, cache: bool = True) -> tuple[Images, Labels]:
@@ -132,13 +127,14 @@ def _build(split: Split, seed: int) -> tuple[Images, Labels]:
     images = np.empty((len(todo.digit), SIDE, SIDE, 3), np.uint8)
     for i, digit in enumerate(todo.digit):
         stroke = _enlarge(tiles[digit], int(todo.side[i]), todo.corner[i])
-        best = _Blend(images[i], -1.0)
+        best = -1.0
         for photo, box in zip(todo.photo[i], todo.box[i], strict=True):
             crop = photos[photo].resize((SIDE, SIDE), Image.Resampling.BOX, box=tuple(box.tolist()))
-            best = max(best, _blend(np.asarray(crop), stroke), key=lambda blend: blend.contrast)
-            if best.contrast >= VISIBLE:
+            image, contrast = _blend(np.asarray(crop), stroke)
+            if contrast > best:
+                images[i], best = image[..., todo.channels[i]], contrast
+            if best >= VISIBLE:
                 break
-        images[i] = best.image[..., todo.channels[i]]
     return images, np.asarray(digits.target[todo.digit], dtype=np.int64)
 
 
@@ -154,11 +150,11 @@ def _enlarge(tile: Any, side: int, corner: NDArray[np.int64]) -> NDArray[np.int1
     return stroke
 
 
-def _blend(crop: Images, stroke: NDArray[np.int16]) -> _Blend:
+def _blend(crop: Images, stroke: NDArray[np.int16]) -> tuple[Images, float]:
     """Image |photo − digit| of MNIST-M, and the contrast of strokes with the photograph (mid-grey would hide them)."""
     image = np.abs(crop.astype(np.int16) - stroke[..., None])
     change = np.abs(image - crop).mean(axis=-1)[stroke > 127]
-    return _Blend(image.astype(np.uint8), float(change.mean()) if change.size else 0.0)
+    return image.astype(np.uint8), float(change.mean()) if change.size else 0.0
 
 
 def _read_cache(path: Path, images: int) -> tuple[Images, Labels] | None:

@@ -7,19 +7,17 @@ import io
 import os
 import posixpath
 import re
-from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote, unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.base import MOST_FILES, Source, evenly_spaced, number_texts
-from ssole.data.storage import folder_of, is_remote, name_of, read_bytes, suffix_of
+from ssole.data.storage import data_errors, folder_of, is_remote, name_of, read_bytes, suffix_of
 from ssole.errors import DataError, without_secrets
 
 # Formats that Pillow registers but that hold documents, video, scientific grids or programs.
@@ -118,7 +116,11 @@ class ListSource(Source):
             raise DataError(f"{file} names no files.")
         self._paths = list(_below_root(entries, self.root, file))
         if labels is not None:
-            self.labels, self.classes = _list_labels(labels, file)
+            import pyarrow as pa
+
+            with data_errors(f"The labels of {file} are not all UTF-8"):
+                column = pa.array([label or None for label in labels], pa.string())
+            self.labels, self.classes = number_texts(column)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -153,14 +155,11 @@ def kinds(ignored: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in Counter(ignored).most_common(8))
 
 
-class _Found(NamedTuple):
-    paths: list[str]  # sorted, relative to the folder, with forward slashes
-    ignored: Counter[str]
-    hidden: int
+def _scan(folder: Path) -> tuple[list[str], Counter[str], int]:
+    """Sorted paths of images below a folder, its other files by suffix, and the number of hidden ones.
 
-
-def _scan(folder: Path) -> _Found:
-    """Files at any depth of a folder. A million files in a thousand folders take two seconds."""
+    A million files in a thousand folders take two seconds.
+    """
     suffixes = image_suffixes()
     paths: list[str] = []
     ignored: Counter[str] = Counter()
@@ -192,7 +191,7 @@ def _scan(folder: Path) -> _Found:
             else:
                 ignored[suffix] += 1
         waiting += sorted(folders, reverse=True)  # of several links to one folder, the first is followed
-    return _Found(sorted(paths), Counter(dict(sorted(ignored.items()))), hidden)  # scandir has no fixed order
+    return sorted(paths), Counter(dict(sorted(ignored.items()))), hidden  # scandir has no fixed order
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
@@ -206,21 +205,13 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 
 def _folder_labels(paths: list[str]) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Labels and class names from the first-level folders; sorted paths keep the images of each folder together."""
-    counts: dict[str, int] = {}
-    start = 0
-    while start < len(paths):
-        top, slash, _ = paths[start].partition("/")
-        if not slash:
-            return None, None
-        end = bisect_left(paths, f"{top}0", lo=start)  # 0 comes right after / in Unicode
-        counts[top] = end - start
-        start = end
-    if len(counts) < 2:
+    """Labels and class names from the first-level folders."""
+    tops = [path.partition("/")[0] for path in paths if "/" in path]
+    classes = sorted(set(tops))
+    if len(tops) < len(paths) or len(classes) < 2:
         return None, None
-    classes = sorted(counts)  # paths have another order: "a-b/" comes before "a/"
     number = {top: label for label, top in enumerate(classes)}
-    return np.repeat([number[top] for top in counts], list(counts.values())).astype(np.int64), classes
+    return np.array([number[top] for top in tops], dtype=np.int64), classes
 
 
 def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[str] | None]:
@@ -230,7 +221,10 @@ def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[
     labels: list[str] = []
     try:
         header = [name.strip().lower() for name in next(rows, [])]
-        path, label = _column(header, _PATH_COLUMNS), _column(header, _LABEL_COLUMNS)
+        path, label = (
+            next((header.index(name) for name in names if name in header), None)
+            for names in (_PATH_COLUMNS, _LABEL_COLUMNS)
+        )
         if path is None:
             raise DataError(
                 f"{location} begins with {header}; its header must name a column of paths: {', '.join(_PATH_COLUMNS)}."
@@ -246,20 +240,6 @@ def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[
     except IndexError as error:
         raise DataError(f"{location}, line {rows.line_num}: fewer columns than the header {header}.") from error
     return entries, None if label is None else labels
-
-
-def _column(header: Sequence[str], names: Sequence[str]) -> int | None:
-    return next((header.index(name) for name in names if name in header), None)
-
-
-def _list_labels(labels: list[str], location: str) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    import pyarrow as pa
-
-    try:
-        column = pa.array([label or None for label in labels], pa.string())
-    except UnicodeEncodeError as error:
-        raise DataError(f"The labels of {location} are not all UTF-8: {error}") from error
-    return number_texts(column)
 
 
 def _below_root(entries: list[str], root: str, location: str) -> Iterator[str]:

@@ -8,7 +8,7 @@ import os
 import posixpath
 import time
 import warnings
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +17,9 @@ from ssole.files import require_regular
 
 _TIMEOUT = 30.0  # seconds; the default of SSOLE_TIMEOUT
 _LEAST_RATE = 10_000  # bytes per second; a server that drips could keep a run waiting for ever
+_PAUSES = (0.5, 2.0)  # seconds before a read is tried again: most failures of a network pass
+# Errors after which a second try would not help.
+_FINAL = (DataError, FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
 _warned: set[str] = set()  # silent servers that a warning has named
 
 
@@ -58,16 +61,25 @@ def filesystem(url: str, *, inside: str | None = None) -> tuple[Any, str]:
     return fs, path
 
 
-def read_remote(fs: Any, path: str, start: int, end: int | None, most: int) -> bytes:
-    """Bytes `start` to `end` of a file in a file system, or all; from a web server no more than `most` + 1 of them.
+def read_remote(url: str, start: int, end: int | None, most: int, *, inside: str | None = None) -> bytes:
+    """Bytes `start` to `end` of a file, or all, in up to three tries; of a web server, no more than `most` + 1 bytes.
 
-    Errors are those of the file system.
+    `inside` is that of :func:`filesystem`. Errors are those of the file system.
     """
+    fs, path = filesystem(url, inside=inside)
     if "http" in fs.protocol:
-        return _read_http(fs, path, start, end, most)
-    limits = {} if start == 0 and end is None else {"start": start, "end": end}
-    data: bytes = fs.cat_file(path, **limits)
-    return data
+        read = partial(_read_http, fs, path, start, end, most)
+    else:
+        read = partial(fs.cat_file, path, **({} if start == 0 and end is None else {"start": start, "end": end}))
+    for pause in _PAUSES:
+        try:
+            return read()
+        except _FINAL:
+            raise
+        except Exception as error:  # noqa: BLE001 - fsspec's clients have errors of their own
+            _warn_of_silence(url, error)
+            time.sleep(pause)
+    return read()
 
 
 def open_remote(url: str, block_size: int) -> BinaryIO | None:
@@ -81,7 +93,7 @@ def open_remote(url: str, block_size: int) -> BinaryIO | None:
     return file
 
 
-def warn_of_silence(url: str, error: Exception) -> None:
+def _warn_of_silence(url: str, error: Exception) -> None:
     """Warn of a server that does not answer in time, once for each."""
     server = urlsplit(without_secrets(url)).netloc
     if isinstance(error, (TimeoutError, ConnectionAbortedError)) and server not in _warned:

@@ -10,16 +10,14 @@ import hashlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import urlsplit
 
-from ssole.data.remote import filesystem, open_remote, read_remote, warn_of_silence
+from ssole.data.remote import filesystem, open_remote, read_remote
 from ssole.errors import DataError
 from ssole.files import require_regular
 from ssole.progress import data_size
@@ -32,9 +30,6 @@ CONNECTIONS = 8
 
 _URL = re.compile(r"[A-Za-z][\w+.:-]+://")  # two letters at least: C:// is a drive
 _BLOCK = 1 << 18  # bytes fetched at once while seeking through a file
-_PAUSES = (0.5, 2.0)  # seconds before a read is tried again: most failures of a network pass
-# Errors after which a second try would not help.
-_FINAL = (DataError, FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
 # Names that file systems give to a property that changes when a file does.
 _VERSIONS = {"etag", "last-modified", "lastmodified", "mtime", "updated", "created", "content-md5", "commit_hash"}
 _BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
@@ -48,7 +43,7 @@ def is_remote(location: str) -> bool:
 
 def name_of(location: str) -> str:
     """Name of a file, without its folder and without a URL's query."""
-    return urlsplit(location).path.rpartition("/")[2] if is_remote(location) else Path(location).name
+    return absolute(location).rpartition("/")[2] if is_remote(location) else Path(location).name
 
 
 def suffix_of(location: str) -> str:
@@ -139,7 +134,7 @@ def read_bytes(
         raise DataError(f"{where}: it has {data_size(wanted)}, and at most {data_size(most)} are read.")
     with data_errors(f"{where}: cannot read the file"):
         if is_remote(location):
-            data = _read_remote(location, start, end, most if wanted is None else wanted, inside)
+            data = read_remote(location, start, end, most if wanted is None else wanted, inside=inside)
         else:
             with open(location, "rb", opener=_open_regular) as file:
                 size = max(0, os.fstat(file.fileno()).st_size - start)
@@ -190,32 +185,26 @@ def file_fingerprint(location: str) -> tuple[str, bool]:
 
 def files_fingerprint(locations: Sequence[str]) -> str | None:
     """Hash that changes when one of these files does; None if a server does not tell enough."""
-    if is_remote(locations[0]):
+    remote = is_remote(locations[0])
+
+    def fingerprint(location: str) -> tuple[str, bool]:
         try:
-            with ThreadPoolExecutor(CONNECTIONS) as pool:
-                found = list(pool.map(file_fingerprint, locations))
+            return file_fingerprint(location)
         except DataError:  # reading the file will raise it again
-            return None
-        if not all(certain for _, certain in found):
-            return None
-        texts = [text for text, _ in found]
-    else:
-        texts = []
-        for location in locations:
-            try:
-                texts.append(file_fingerprint(location)[0])
-            except DataError:
-                texts.append("missing")
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+            return "missing", not remote
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        found = list((pool.map if remote else map)(fingerprint, locations))
+    if not all(certain for _, certain in found):
+        return None
+    return hashlib.sha256("\n".join(text for text, _ in found).encode()).hexdigest()
 
 
 def files_below(url: str) -> list[str]:
     """Sorted URLs of the files below a remote folder (no slash at its end); `DataError` if it cannot be listed."""
-    fs, path = filesystem(url)
-    try:
+    with data_errors(f"Cannot list {url}, so name the files, as in shard-{{000..099}}.tar"):
+        fs, path = filesystem(url)
         return sorted(f"{url}/{file.removeprefix(path).lstrip('/')}" for file in fs.find(path))
-    except Exception as error:
-        raise DataError(f"Cannot list {url} ({error}). Name the files, as in shard-{{000..099}}.tar.") from error
 
 
 def has_pattern(text: str) -> bool:
@@ -230,7 +219,7 @@ def expand(pattern: str) -> list[str]:
     ``[...]`` match existing files, sorted. In URLs only ``*`` is a wildcard, because ``?`` begins a query.
 
     Raises:
-        DataError: nothing matches, or braces stand for more than 100,000 files.
+        DataError: nothing matches, braces stand for more than 100,000 files, or a server does not list its files.
     """
     import bracex
 
@@ -264,19 +253,6 @@ def _has_wildcard(text: str) -> bool:
 
 
 def _remote_matches(pattern: str) -> list[str]:
-    fs, path = filesystem(pattern)
-    return sorted(fs.unstrip_protocol(file) for file in fs.glob(path))
-
-
-def _read_remote(url: str, start: int, end: int | None, most: int, inside: str | None) -> bytes:
-    """Bytes of a remote file, in up to three tries. Errors are those of the file system."""
-    fs, path = filesystem(url, inside=inside)
-    for pause in _PAUSES:
-        try:
-            return read_remote(fs, path, start, end, most)
-        except _FINAL:
-            raise
-        except Exception as error:  # noqa: BLE001 - fsspec's clients have errors of their own
-            warn_of_silence(url, error)
-            time.sleep(pause)
-    return read_remote(fs, path, start, end, most)
+    with data_errors(f"Cannot list {pattern}, so name the files, as in shard-{{000..099}}.tar"):
+        fs, path = filesystem(pattern)
+        return sorted(fs.unstrip_protocol(file) for file in fs.glob(path))

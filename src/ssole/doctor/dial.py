@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping
@@ -49,22 +50,20 @@ def dial(
         ConfigError: no such device, or what is no time.
     """
     begin, on = time.monotonic() - spent, resolve_device(device)
-    seconds = None if budget is None else budget_seconds(budget)
+    seconds = math.inf if budget is None else budget_seconds(budget)
     source = open_source(data, split="train")
     found = scan(source, evenly_spaced(len(source), MOST_IMAGES), progress=False, channels=channels)
     if not found.readable:
         reason = f": {found.unreadable[0].id}: {found.unreadable[0].reason}" if found.unreadable else ""
         raise DataError(f"{source.name} holds no image that can be read{reason}")
-    about = contents(found.readable)
-    if budget is None or seconds is None:
-        return suggest(data, about, len(source), on, channels=channels, memory=free_memory(on))
-    sample = draw_sample(source, found.readable, shrink_to=_LARGEST_CROP, channels=channels)
-    limit = min(_TRIAL_SECONDS, _TRIAL_PART * seconds)
-    left = seconds - (time.monotonic() - begin)
-    budgeted = Budgeted(
-        text=budget, seconds=left, step_seconds=partial(_step_seconds, sample=sample, device=on, limit=limit)
-    )
-    return suggest(data, about, len(source), on, budget=budgeted, channels=channels, memory=free_memory(on))
+    budgeted = None
+    if budget is not None:
+        sample = draw_sample(source, found.readable, shrink_to=_LARGEST_CROP, channels=channels)
+        limit = min(_TRIAL_SECONDS, _TRIAL_PART * seconds)
+        measure = partial(_step_seconds, sample=sample, device=on, limit=limit)
+        budgeted = Budgeted(text=budget, seconds=seconds - (time.monotonic() - begin), step_seconds=measure)
+    facts: Any = {"budget": budgeted, "channels": channels, "memory": free_memory(on)}
+    return suggest(data, contents(found.readable), len(source), on, **facts)
 
 
 def choose(

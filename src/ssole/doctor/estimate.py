@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,12 +74,17 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     """
     plan = make_plan(config, images)
     available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
-    with _as_config_errors(config), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        trial = Trial(config, lambda size: sample.batch(size, device), device, seconds=TRIAL_SECONDS)
-        batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
-        if batch == config.batch_size and trial.learner.wants_compiling(plan.total):
-            trial.compile()
-        times = trial.repeat(batch)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            trial = Trial(config, lambda size: sample.batch(size, device), device, seconds=TRIAL_SECONDS)
+            batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
+            if batch == config.batch_size and trial.learner.wants_compiling(plan.total):
+                trial.compile()
+            times = trial.repeat(batch)
+    except torch.OutOfMemoryError:
+        raise
+    except (ConfigError, TypeError, AssertionError, RuntimeError, FloatingPointError) as error:  # of timm, or the loss
+        raise ConfigError(f"{config.model.backbone} does not run with the recipe's settings: {error}") from error
     decode_seconds = min(images, plan.total * config.batch_size) / sample.decode.value
     preparation = decode_seconds + trial.compile_seconds
     memory = trial.memory(config.batch_size)
@@ -103,17 +107,6 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
         disk_bytes=checkpoint_bytes(trial.learner.modules, MOST_CHECKPOINTS),
         disk_available=shutil.disk_usage(".").free,
     )
-
-
-@contextmanager
-def _as_config_errors(config: PretrainConfig) -> Iterator[None]:
-    """Context that raises errors of timm, torch and the loss as a ConfigError about the recipe."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except (ConfigError, TypeError, AssertionError, RuntimeError, FloatingPointError) as error:
-        raise ConfigError(f"{config.model.backbone} does not run with the recipe's settings: {error}") from error
 
 
 def _held_bytes(sample: Sample, contents: Contents, images: int, batch_size: int) -> int:

@@ -75,10 +75,7 @@ def examine(
         suggestion = suggest(data, report.contents, len(source), device, memory=free_memory(device))
         config = config or suggestion.config
         sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
-        findings = [*report.findings, *check_statistics(sample.statistics, config.augment)]
-        config = with_normalisation(config, sample)
-        recipe = recipe or suggestion.recipe
-        report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe, findings=findings)
+        report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)
         report = _measure(report, sample, config, device, measure)
     if preview is not None:
         _save_preview(preview, sample, config.augment, seed=config.seed)
@@ -145,7 +142,9 @@ def _measure(report: Report, sample: Sample, config: PretrainConfig, device: tor
     """Report with the costs of a recipe: speed of decoding and views, and time and memory if `measure` is true."""
     assert report.contents is not None
     assert report.recipe is not None
-    findings = [*report.findings, *check_recipe(config, report.recipe, report.contents, report.images)]
+    findings = [*report.findings, *check_statistics(sample.statistics, config.augment)]
+    findings += check_recipe(config, report.recipe, report.contents, report.images)
+    config = with_normalisation(config, sample)
     cost = None
     if measure and report.images >= config.batch_size:
         cost = estimate(config, sample, report.contents, report.images, device)

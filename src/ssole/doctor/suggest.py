@@ -155,10 +155,10 @@ def _by_budget(
 ) -> tuple[str, Overrides]:
     """Recipe and overrides that make the most of a budget."""
     chosen: tuple[str, Overrides, float, list[str]] | None = None
-    batch = _batch_overrides(load(ladder[0][0]), images, reasons)
     for recipe, size in ladder:
-        overrides = {"augment.crops.0.size": size, "budget": budget.text, **batch}
         why: list[str] = []
+        overrides = {"augment.crops.0.size": size, "budget": budget.text}
+        overrides |= _batch_overrides(load(recipe), images, why)
         overrides |= views(load(recipe, **shared, **overrides), reasons=why)
         seconds = budget.step_seconds(load(recipe, **shared, **overrides))
         steps = max(0, int(budget.seconds / seconds))

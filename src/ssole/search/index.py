@@ -9,6 +9,7 @@ INDEX/
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -113,7 +114,7 @@ class Index:
             DataError: the query cannot be read, or is neither a file nor in the index.
             ConfigError: k is out of range, or the model is not the one that made the index.
         """
-        if isinstance(query, (str, PathLike)) and not Path(query).is_file():
+        if isinstance(query, (str, PathLike)) and not os.path.isfile(query):  # False also for names that are too long
             rows = self.rows_of([str(query)])
             self._check_k(k, len(self) - 1)
             similarity, index = nearest_rows(self.features, self.features[rows], k, leave_out=rows)

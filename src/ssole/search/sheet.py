@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ssole.data.base import Source
 from ssole.data.decode import decode
 from ssole.data.sources import open_source
 from ssole.data.thumbnail import to_picture
@@ -49,8 +48,9 @@ def contact_sheet(
         DataError: the data cannot be opened.
     """
     source, missing = open_source(data), list[str]()
-    names = {name for group in groups for name in group.ids}
-    positions = _positions(source, names | {query} if isinstance(query, str) else names)
+    wanted = {name for group in groups for name in group.ids} | ({query} if isinstance(query, str) else set())
+    backwards = reversed(range(len(source)))  # of equal names, the first is meant
+    positions = {name: i for i in backwards if (name := valid_text(source.id(i))) in wanted}
 
     def image(name: str) -> torch.Tensor | None:
         try:
@@ -80,15 +80,6 @@ def _query(query: Any, image: Callable[[Any], torch.Tensor | None], channels: in
         return image(query)
 
 
-def _positions(source: Source, names: set[str]) -> dict[str, int]:
-    """Positions of images by id."""
-    found: dict[str, int] = {}
-    for i in range(len(source)):
-        if (name := valid_text(source.id(i))) in names:
-            found.setdefault(name, i)
-    return found
-
-
 def _draw(rows: Sequence[Sequence[_Cell]]) -> Image.Image:
     from PIL import Image, ImageDraw
 
@@ -101,15 +92,9 @@ def _draw(rows: Sequence[Sequence[_Cell]]) -> Image.Image:
             left, top = _GAP + x * across, _GAP + y * down
             draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), fill=_MISSING)
             if image is not None:
-                picture = _enlarge(to_picture(image, _SIDE))
+                picture = to_picture(image, _SIDE)
+                factor = max(1, _SIDE // max(picture.size))  # a whole one, so that the pixels of small ones stay sharp
+                picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
                 sheet.paste(picture, (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2))
             draw.text((left, top + _SIDE + 1), caption, fill="black")
     return sheet
-
-
-def _enlarge(picture: Image.Image) -> Image.Image:
-    """Small picture enlarged by a whole factor, so that its pixels stay sharp."""
-    from PIL import Image
-
-    factor = max(1, _SIDE // max(picture.size))
-    return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
