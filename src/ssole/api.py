@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
 from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from ssole import distributed
@@ -94,7 +93,7 @@ def pretrain(
     from ssole.doctor.dial import choose  # here, because the doctor would make `import ssole` slower
 
     name, config = choose(data, recipe, overrides)
-    folder = Path(out) if out is not None else default_folder(name)
+    folder = new_folder(out, name)
     spent = time.monotonic() - begin
     given: Any = {"loss": module, "backbone": backbone, "evaluators": evaluators, "progress": progress}
     return start(config, folder, data=data, spent=spent, **given)
@@ -122,46 +121,28 @@ def start(
     with distributed.processes(config.process_timeout):
         config = agreed_config(config, progress)
         device = distributed.own_device(resolve_device(config.device))  # quick checks first: data may take a while
-        world = distributed.world_size()
-        distributed.on_rank_0(lambda: _check(config, device, world))
+        world = distributed.world_size()  # 1 in what the first process does by itself
+        distributed.on_rank_0(lambda: check_shares(config, world))
+        distributed.on_rank_0(lambda: require_memory(config, device))
         initial = first_initial(config, backbone, progress=progress)
         data = config.data if data is None else data
         measured_on = None if config.eval_data is None else describe(config.eval_data)
         config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
         if why_not_again(config.data) is None:
             data = config.data  # by the names that resuming will have: ids of files are their paths
-        with _opened(config, data, progress) as store:
+        with open_store(config, data, progress) as store, ExitStack() as stack:
             config = completed(config, store, device, loss, backbone, begin)
             plan = make_plan(config, len(store))
             evaluators = _agreed(evaluators, config, data, store, progress)
-            # only after all checks, so that a refused run leaves no folder
-            with _new_folder(out, config, store) as run:
-                given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-                return train(run, store, plan, device, spent=time.monotonic() - begin, initial=initial, **given)
 
+            def make() -> str:
+                run = stack.enter_context(new_run(out, config))
+                record_images(run, store.source)
+                return str(run.path)
 
-def _check(config: PretrainConfig, device: torch.device, world: int) -> None:
-    check_shares(config, world)
-    require_memory(config, device)
-
-
-def _opened(config: PretrainConfig, data: Spec, progress: bool) -> ImageStore:
-    """Store of the training images; of the processes of a machine, the first one fills the caches for all."""
-    with distributed.first_on_each_node():
-        return open_store(config, data, progress)
-
-
-@contextmanager
-def _new_folder(out: Path, config: PretrainConfig, store: ImageStore) -> Iterator[Run]:
-    """New run folder, which the first process makes and locks."""
-    with ExitStack() as stack:
-
-        def make() -> str:
-            run = stack.enter_context(new_run(out, config))
-            record_images(run, store.source)
-            return str(run.path)
-
-        yield Run(Path(distributed.on_rank_0(make)))
+            run = Run(Path(distributed.on_rank_0(make)))  # after all checks, so that a refused run leaves no folder
+            given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+            return train(run, store, plan, device, spent=time.monotonic() - begin, initial=initial, **given)
 
 
 def _agreed(
@@ -237,7 +218,7 @@ def continue_run(
         device = distributed.own_device(resolve_device(config.device))
         distributed.on_rank_0(lambda: require_memory(config, device))
         images = config.data if data is None else data
-        with _opened(config, images, progress) as store, ExitStack() as stack:
+        with open_store(config, images, progress) as store, ExitStack() as stack:
             changed = "images" in allow_changes
             distributed.on_rank_0(lambda: require_same_images(found, store.source, allowed=changed))
             evaluators = _agreed(evaluators, config, images, store, progress)
@@ -251,21 +232,16 @@ def continue_run(
             return train(found, store, plan, device, initial=initial, **options)
 
 
-def default_folder(name: str) -> Path:
-    """Folder of a run of a recipe of this name, `runs/NAME`, with a number if that exists.
+def new_folder(out: str | PathLike[str] | None, name: str) -> Path:
+    """Path `out`; without one, `runs/NAME`, or `runs/NAME-N` with the first free number N from 2 on.
 
     Raises:
-        ConfigError: torchrun may restart the processes, which could not find the run again.
+        ConfigError: there is no `out`, and torchrun may restart the processes, which could not find the run again.
     """
-    if distributed.launch().may_restart:
-        raise ConfigError("torchrun --max-restarts goes on with the run only if its folder is given: add --out FOLDER")
-    return new_folder(None, name)
-
-
-def new_folder(out: str | PathLike[str] | None, name: str) -> Path:
-    """Path `out`; without one, `runs/NAME`, or `runs/NAME-N` with the first free number N from 2 on."""
     if out is not None:
         return Path(out)
+    if distributed.launch().may_restart:
+        raise ConfigError("torchrun --max-restarts goes on with the run only if its folder is given: add --out FOLDER")
     path, number = Path("runs", name), 2
     while path.exists():
         path, number = Path("runs", f"{name}-{number}"), number + 1
@@ -275,10 +251,12 @@ def new_folder(out: str | PathLike[str] | None, name: str) -> Path:
 def open_store(config: PretrainConfig, data: Spec, progress: bool) -> ImageStore:
     """Store of the training images, decoded no larger than crops can use.
 
-    Several processes of one machine do not hold all images each: they share a cache, and read what they train on.
+    Several processes of one machine do not hold all images each: they share a cache, which the first one makes, and
+    read what they train on.
     """
     options = _store_options(config, progress)
-    return ImageStore(open_source(data), shrink_to=config.augment.useful_size, channels=config.channels, **options)
+    with distributed.first_on_each_node():
+        return ImageStore(open_source(data), shrink_to=config.augment.useful_size, channels=config.channels, **options)
 
 
 def _store_options(config: PretrainConfig, progress: bool) -> dict[str, Any]:

@@ -126,4 +126,4 @@ def test_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="2 processes were started on a machine with 1 GPUs"):
         distributed.own_device(torch.device("cuda"))
     with pytest.raises(ConfigError, match="add --out FOLDER"):
-        tiny.api.default_folder("digits-m")
+        tiny.api.new_folder(None, "digits-m")

@@ -14,10 +14,12 @@ import tiny
 from ssole import extending
 from ssole.config import ConfigError, OptimConfig
 from ssole.training.checkpoint import checkpoint_steps
-from ssole.training.extension import Extension, add_extension, extensions, kept_backbone
+from ssole.training.extension import Extension, add_extension, extensions
 from ssole.training.feed import make_plan
 from ssole.training.pace import Pace
 from ssole.training.run import Run, create_run
+
+KEPT = f"backbone-step-{tiny.STEPS:08d}.safetensors"
 
 
 class Crash(Exception):
@@ -51,14 +53,14 @@ def test_an_extension_that_crashed_is_resumed_exactly(tmp_path: Path, settings: 
     whole = extend(runs[0], steps=7)
     assert [row["step"] for row in whole.metrics] == list(range(1, tiny.STEPS + 8))
     assert whole.metrics[tiny.STEPS]["lr"] == pytest.approx(0.5 * whole.metrics[0]["lr"])
-    assert kept_backbone(whole, tiny.STEPS).read_bytes() == before
+    assert (whole.path / KEPT).read_bytes() == before
     assert whole.backbone_path.read_bytes() != before
 
     for attempt, step in enumerate((14, 17)):
         with pytest.raises(Crash):
             extend(runs[1], {step: crash}, steps=7) if attempt == 0 else tiny.resume(runs[1], evaluators={step: crash})
         assert not runs[1].finished
-        assert kept_backbone(runs[1], tiny.STEPS).read_bytes() == before
+        assert (runs[1].path / KEPT).read_bytes() == before
     with pytest.raises(ConfigError, match=r"has not finished: go on with it first, ssole pretrain --resume"):
         extend(runs[1], steps=7)
     resumed = tiny.resume(runs[1])

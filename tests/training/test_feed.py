@@ -13,7 +13,7 @@ from ssole.config import PretrainConfig
 from ssole.data.arrays import ArraySource
 from ssole.data.store import AHEAD, ImageStore
 from ssole.errors import DataError
-from ssole.training.feed import Feed, Plan, _resident, leaves_room, make_plan, pack, unpack
+from ssole.training.feed import Feed, Plan, _resident, make_plan, pack, unpack
 
 CPU = torch.device("cpu")
 PLAN = Plan(images=22, batch_size=4, seed=0, total=12)
@@ -129,10 +129,9 @@ def test_images_of_any_size_and_depth_travel_together() -> None:
 @pytest.mark.parametrize(("size", "fits"), [(0, True), (249, True), (250, False), (999, False)])
 def test_a_set_on_a_gpu_leaves_room_for_the_network(monkeypatch: pytest.MonkeyPatch, size: int, fits: bool) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8000))
-    gpu = torch.device("cuda", 1)
-    assert leaves_room(size, gpu) == fits
-    if not fits:
-        assert _resident(torch.empty(size, dtype=torch.uint8), gpu) is None  # and no copy is begun: here is no GPU
+    images, gpu = torch.empty(size, dtype=torch.uint8), torch.device("cuda", 1)
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: tensor)  # here is no GPU to copy to
+    assert (_resident(images, gpu) is images) == fits
 
 
 @pytest.mark.cuda

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from ssole.training.watch import LossWatch, NonFiniteLossError
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MUON = {"optim__name": "muon", "optim__lr": 0.05, "optim__weight_decay": 0.1}
 IDS = torch.arange(4)
+Capture = Callable[[Callable[[], StepResult]], Callable[[], StepResult]]
 
 
 class Recorder(TorchDispatchMode):
@@ -52,18 +54,17 @@ class Recorder(TorchDispatchMode):
 class Captured:
     """A learner whose steps on views are captured."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, capture: Capture | None = None, *, required: bool = False) -> None:
         self.learner = Learner(tiny.config(**MUON), CPU)
         self.learner.watch = LossWatch(CUDA)  # which does not look at once
         use_tensor_rates(self.learner.optimizer, CPU)
-        self.captures = 0
-        chosen = {"warm": lambda body: body(), "capture": self.capture, **options}
-        self.graph: StepGraph[StepResult] = StepGraph(self.take, self.learner.watch, **chosen)
+        self.captures, self.capture = 0, capture or self.record
+        self.graph: StepGraph[StepResult] = StepGraph(self.take, self.learner.watch, required=required)
 
     def take(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> StepResult:
         return self.learner._learn([images])
 
-    def capture(self, body: Callable[[], StepResult]) -> Callable[[], StepResult]:
+    def record(self, body: Callable[[], StepResult]) -> Callable[[], StepResult]:
         self.captures += 1
         state = [t for t in tree_leaves(self.learner.optimizer.state_dict()) if isinstance(t, torch.Tensor)]
         state += [*self.learner.modules.state_dict().values(), self.learner.watch._ring, self.learner.watch._place]
@@ -84,7 +85,8 @@ class Captured:
 
     def step(self, views: torch.Tensor, lr: float) -> StepResult:
         set_learning_rate(self.learner.optimizer, lr)
-        result = self.graph.step(self.learner.steps_done, views, IDS, 0)
+        with mock.patch.multiple(graph_module, on_side_stream=lambda body: body(), captured=self.capture):
+            result = self.graph.step(self.learner.steps_done, views, IDS, 0)
         self.learner.steps_done += 1
         return result
 

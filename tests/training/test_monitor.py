@@ -28,7 +28,7 @@ def test_the_share_is_of_the_time() -> None:
 
 
 def test_the_share_is_of_the_last_minute() -> None:
-    waiting = WaitShare(window=60)
+    waiting = WaitShare()
     for second in range(101):
         waiting.add(second, min(second, 50))  # fifty seconds of nothing but waiting, then none
     assert waiting.share == pytest.approx(10 / 60)
@@ -38,14 +38,14 @@ def test_the_share_is_of_the_last_minute() -> None:
 
 
 def test_one_step_longer_than_the_window() -> None:
-    waiting = WaitShare(window=60)
+    waiting = WaitShare()
     for hour in range(3):
         waiting.add(3600 * hour, 900 * hour)
     assert waiting.share == pytest.approx(0.25)
 
 
 def test_it_exceeds_a_limit_only_when_it_lasts() -> None:
-    waiting = WaitShare(patience=30)
+    waiting = WaitShare()
     for second in range(29):
         waiting.add(second, second)
         assert not waiting.exceeds(0.2)

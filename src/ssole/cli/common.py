@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -15,8 +14,7 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.data.sources import why_not_again
 from ssole.data.storage import first_and_more, has_pattern
 from ssole.models.load import weights_path
-from ssole.runtime import process_seconds
-from ssole.training.run import Run
+from ssole.training.run import Change, Run
 
 Options = TypeVar("Options")
 
@@ -24,17 +22,13 @@ RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 DataWords = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
 FilePath = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+Changes = Annotated[tuple[Change, ...], tyro.conf.arg(metavar="images|settings|version", help_behavior_hint="")]
 
 
 def parse(command: Callable[..., int], options: type[Options], argv: Sequence[str], *, name: str = "") -> Options:
     """Options of a command, parsed from its arguments; --help prints the command's docstring and exits."""
     prog = f"ssole {name or command.__name__}"
     return tyro.cli(options, args=list(argv), prog=prog, description=inspect.getdoc(command))
-
-
-def seconds_before(argv: Sequence[str]) -> float:
-    """Seconds that this process took before its command began; 0.0 for a command that Python code calls."""
-    return process_seconds() if list(argv) == sys.argv[2:] else 0.0
 
 
 def data_spec(words: tuple[str, ...]) -> Any:

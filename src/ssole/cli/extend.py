@@ -9,10 +9,9 @@ from typing import Annotated
 import tyro
 
 from ssole import extending
-from ssole.cli.common import DataWords, RunPath, data_spec, parse
+from ssole.cli.common import Changes, DataWords, RunPath, data_spec, parse
 from ssole.cli.pretrain import print_finished
 from ssole.training.extension import FACTOR
-from ssole.training.run import Change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +28,7 @@ class ExtendArgs:
     """Factor of the run's learning rates."""
     data: DataWords = ()
     """The images, if the run cannot open them again by itself."""
-    allow_changes: Annotated[
-        tuple[Change, ...], tyro.conf.arg(metavar="images|settings|version", help_behavior_hint="")
-    ] = ()
+    allow_changes: Changes = ()
     """What may have changed since the run was started. Without, a change is an error that shows it."""
 
 

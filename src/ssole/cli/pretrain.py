@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,12 +14,13 @@ from typing import Annotated, Any
 import tyro
 
 from ssole import api, distributed
-from ssole.cli.common import data_spec, seconds_before
+from ssole.cli.common import Changes, data_spec
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
 from ssole.doctor.suggest import Suggestion, channel_overrides
 from ssole.errors import printable
 from ssole.progress import duration
-from ssole.training.run import Change, Run
+from ssole.runtime import process_seconds
+from ssole.training.run import Run
 
 _DEFAULT_DATA = (DEFAULT_RECIPE, (DEFAULT_RECIPE,))
 
@@ -32,9 +35,7 @@ class PretrainArgs:
     """Run folder. By default runs/RECIPE, with a number if that exists."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
     """Continue this interrupted run. It keeps its settings: only --data and --allow-changes may be given with it."""
-    allow_changes: Annotated[
-        tuple[Change, ...], tyro.conf.arg(metavar="images|settings|version", help_behavior_hint="")
-    ] = ()
+    allow_changes: Changes = ()
     """With --resume: what may have changed since the run was started. Without, a change is an error that shows it."""
     views: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Views of each image; short for --augment.crops.0.count."""
@@ -56,7 +57,8 @@ def pretrain(argv: Sequence[str]) -> int:
       ssole pretrain --data photos/ --recipe photos         the same with given settings
       ssole pretrain --resume runs/digits-m                 continue an interrupted run
     """
-    begin = time.monotonic() - seconds_before(argv)
+    before = process_seconds() if list(argv) == sys.argv[2:] else 0.0  # else Python code calls this
+    begin = time.monotonic() - before
     args, given = parse_options(argv)
     if args.resume is not None:
         if others := sorted(given - {"--resume", "--data", "--allow-changes"}):
@@ -71,14 +73,12 @@ def pretrain(argv: Sequence[str]) -> int:
         raise ConfigError("--allow-changes goes with --resume RUN: a new run has nothing to compare with")
     if "--data" in given and "--recipe" not in given and args.config.data not in _DEFAULT_DATA:
         args, given = parse_options(argv, _choice(args.config, given, time.monotonic() - begin))
-    config = args.config
-    if args.views is not None:
-        config = apply_overrides(config, {"views": args.views})
-    if args.eval_every is not None:
-        config = apply_overrides(config, {"knn_every": args.eval_every})
-    lengths = {name: getattr(config, name) for name in ("budget", "epochs", "steps") if f"--{name}" in given}
-    config = apply_overrides(config, lengths)  # clears the recipe's own
-    out = args.out or api.default_folder(Path(args.recipe).stem)
+    config, short = args.config, {"views": args.views, "knn_every": args.eval_every}
+    overrides = {name: value for name, value in short.items() if value is not None}
+    # given once more, they clear the recipe's own
+    overrides |= {name: getattr(config, name) for name in ("budget", "epochs", "steps") if f"--{name}" in given}
+    config = apply_overrides(config, overrides)
+    out = api.new_folder(args.out, Path(args.recipe).stem)
     print_finished(api.start(config, out, spent=time.monotonic() - begin))
     return 0
 
@@ -96,13 +96,18 @@ def _choice(config: PretrainConfig, given: set[str], spent: float) -> Suggestion
 def parse_options(argv: Sequence[str], choice: Suggestion | None = None) -> tuple[PretrainArgs, set[str]]:
     """Parsed options, with the values of the recipe or of a choice as defaults, and the names of those given."""
     given = {word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")}
-    recipe, preset = _option(argv, "--recipe") or DEFAULT_RECIPE, _option(argv, "--preset")
+    # the full parser can only be made once these are known
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("--recipe", "--preset", "--loss.name", "--channels"):
+        first.add_argument(name, nargs="?")
+    known = vars(first.parse_known_args(argv)[0])
+    recipe, preset = known["recipe"] or DEFAULT_RECIPE, known["preset"]
     base = load(recipe)
     if choice is not None:
         recipe, base = choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons})
     # These decide which options there are.
-    shaping: dict[str, Any] = {"preset": preset, "loss.name": _option(argv, "--loss.name")}
-    channels = _option(argv, "--channels") or ""
+    shaping: dict[str, Any] = {"preset": preset, "loss.name": known["loss.name"]}
+    channels = known["channels"] or ""
     if not given & {"--recipe", "--preset"} and choice is None and channels.isascii() and channels.isdecimal():
         shaping |= channel_overrides(int(channels))  # else the views of digits-m, which are of photographs, refuse them
     config = apply_overrides(base, {name: value for name, value in shaping.items() if value is not None})
@@ -112,17 +117,6 @@ def parse_options(argv: Sequence[str], choice: Suggestion | None = None) -> tupl
     )
     default = PretrainArgs(recipe=recipe, preset=preset, config=config)
     return tyro.cli(PretrainArgs, default=default, args=list(argv), prog="ssole pretrain", description=about), given
-
-
-def _option(argv: Sequence[str], name: str) -> str | None:
-    """Value of an option (the last one, if given twice). The full parser can only be made once it is known."""
-    value = None
-    for word, following in zip(argv, [*argv[1:], "--"], strict=True):
-        if word == name and not following.startswith("--"):
-            value = following
-        elif word.startswith(f"{name}="):
-            value = word.split("=", 1)[1]
-    return value
 
 
 def print_finished(run: Run) -> None:

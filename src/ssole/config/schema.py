@@ -170,12 +170,9 @@ class PretrainConfig:
             f"{' and '.join(self.augment.colour_operations)} need red, green and blue, and channels is {wanted}: "
             "set them to 0, or use the preset 'channels'",
         )
-        seconds = self.checkpoint_seconds
-        check(0 <= seconds < math.inf, f"checkpoint_seconds must be at least 0 and finite, got {seconds}")
+        check_weight("checkpoint_seconds", self.checkpoint_seconds)
         check(0 <= self.max_unreadable <= 1, f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
-        check(
-            self.cache_gb is None or 0 <= self.cache_gb < math.inf, f"cache_gb must be at least 0, got {self.cache_gb}"
-        )
+        check_weight("cache_gb", self.cache_gb or 0.0)
         check(
             0 < self.process_timeout < math.inf, f"process_timeout must be positive seconds, got {self.process_timeout}"
         )

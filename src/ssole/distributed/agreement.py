@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ssole.distributed.collectives import STATE, alone, rank, world_size
-from ssole.distributed.group import CHANNEL, launch
+from ssole.distributed.group import launch
 
 T = TypeVar("T")
 _WAIT = 0.002  # seconds between looks at the store
@@ -58,9 +58,9 @@ def on_rank_0(work: Callable[[], T]) -> T:
         except BaseException as error:
             STATE.alone = False  # a signal may have cut the end of the context short
             stops = isinstance(error, Stopping)
-            CHANNEL.store.set(key, json.dumps({"error": f"{type(error).__name__}: {error}", "stops": stops}))
+            STATE.store.set(key, json.dumps({"error": f"{type(error).__name__}: {error}", "stops": stops}))
             raise
-        CHANNEL.store.set(key, answer)
+        STATE.store.set(key, answer)
     else:
         answer = _wait_for(key)
     values: dict[str, Any] = json.loads(answer)
@@ -76,7 +76,7 @@ def shares_work() -> bool:
     """Whether the processes of the group work together now: not in work of the first one alone, and not in a group
     that someone else has made, who may call this package in one process only.
     """
-    return world_size() > 1 and CHANNEL.store is not None
+    return world_size() > 1 and STATE.store is not None
 
 
 def collect(value: T) -> list[T]:
@@ -84,7 +84,7 @@ def collect(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     number = next(_calls)
-    CHANNEL.store.set(f"call {number} of {rank()}", json.dumps(value))
+    STATE.store.set(f"call {number} of {rank()}", json.dumps(value))
     return [json.loads(_wait_for(f"call {number} of {other}")) for other in range(world_size())]
 
 
@@ -97,8 +97,7 @@ def agree(number: int) -> int:
     """Largest of the numbers that the processes give. All of them must take part, so that all know the same."""
     if world_size() == 1:
         return number
-    if CHANNEL.watch is not None:
-        CHANNEL.watch.progress += 1
+    STATE.agreements += 1
     largest = torch.tensor(number)
     dist.all_reduce(largest, op=dist.ReduceOp.MAX)
     return int(largest)
@@ -152,11 +151,11 @@ def first_on_each_node() -> Iterator[None]:
         yield
     finally:
         if not place.local_rank:
-            CHANNEL.store.set(node, "done")
+            STATE.store.set(node, "done")
 
 
 def _wait_for(key: str) -> str:
-    while not CHANNEL.store.check([key]):
+    while not STATE.store.check([key]):
         time.sleep(_WAIT)
-    text: str = CHANNEL.store.get(key).decode()
+    text: str = STATE.store.get(key).decode()
     return text

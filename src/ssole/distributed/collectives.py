@@ -24,8 +24,10 @@ class _State:
 
     alone: bool = False
     """Whether it works by itself for now, as if there were no other processes."""
-    equal_shares: bool = False
-    """Whether all processes have batches of one size, so that lengths need not be exchanged."""
+    store: Any = None
+    """Store by which the processes of a group of ours send each other a few words; None without one."""
+    agreements: int = 0
+    """How often they have agreed on a number, which tells who is behind."""
     asked: Callable[[], int] | None = None
     """Number of the signal that has asked this process to stop, or 0; None in work that nobody may leave."""
 
@@ -62,8 +64,8 @@ def gather(x: Tensor, *, equal: bool | None = None) -> Tensor:
 
     Args:
         x: (n, ...). n may differ between processes and may be 0; the other dimensions and the dtype must be equal.
-        equal: whether n is known to be the same everywhere; then nothing but `x` is exchanged. None: as the group of
-            :func:`ssole.distributed.group.processes` knows.
+        equal: whether n is known to be the same everywhere; then nothing but `x` is exchanged. By default it is known
+            in a group of :func:`ssole.distributed.group.processes`, whose processes have batches of one size.
 
     Returns:
         (sum of n, ...) on every process. The gradient of `x` is the sum over processes of the gradients of its slice.
@@ -73,7 +75,7 @@ def gather(x: Tensor, *, equal: bool | None = None) -> Tensor:
     """
     if world_size() == 1:
         return x
-    known = STATE.equal_shares if equal is None else equal
+    known = STATE.store is not None if equal is None else equal
     gathered: Tensor = _Gather.apply(x, [len(x)] * world_size() if known else _lengths(x))
     return gathered
 

@@ -110,7 +110,7 @@ def processes(timeout: float) -> Iterator[None]:
     group.wait([f"here {rank}" for rank in range(place.world_size)], _START)  # starting takes longer on some
     dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.world_size, timeout=limit)
     watch = _Watch(group, place, timeout)
-    STATE.equal_shares, CHANNEL.store, CHANNEL.watch = True, group, watch
+    STATE.store = group
     watch.start()
     try:
         yield
@@ -121,22 +121,11 @@ def processes(timeout: float) -> Iterator[None]:
         raise ProcessError(f"{watch.blame()}. Go on with --resume") from error
     finally:
         watch.stop()
-        STATE.equal_shares, CHANNEL.store, CHANNEL.watch = False, None, None
+        STATE.store = None
         dist.destroy_process_group()
 
 
 _groups = count()
-
-
-@dataclass
-class _Channel:
-    """Store by which processes send each other a few words, and their watch; None without a group."""
-
-    store: Any = None
-    watch: _Watch | None = None
-
-
-CHANNEL = _Channel()
 
 
 @lru_cache(maxsize=1)  # one for the whole life of a process: torchrun's environment names one address
@@ -161,7 +150,6 @@ class _Watch(threading.Thread):
         self._store, self._place, self._timeout = store, place, timeout
         self._every = timeout / _BEATS
         self._ended = threading.Event()
-        self.progress = 0
         self._heard: dict[int, str] = {}
         self._missed = dict.fromkeys(range(place.world_size), 0)
 
@@ -169,7 +157,7 @@ class _Watch(threading.Thread):
         name = f"{socket.gethostname()} {os.getpid()}"
         for beat in count():
             try:
-                self._store.set(f"beat {self._place.rank}", f"{beat} {self.progress} {name}")
+                self._store.set(f"beat {self._place.rank}", f"{beat} {STATE.agreements} {name}")
                 self._listen()
             except RuntimeError:  # nobody serves the store any more
                 self._give_up("the first process, or torchrun, cannot be reached")

@@ -48,15 +48,14 @@ class Progress:
     """Seconds of evaluation so far, which count towards a budget of time; older checkpoints lack them."""
 
 
-def save_checkpoint(
+def write_checkpoint(
     run: Run,
-    modules: nn.ModuleDict,
-    optimizer: torch.optim.Optimizer,
+    tensors_by_name: Mapping[str, torch.Tensor],
     progress: Progress,
     *,
     is_regular: Callable[[int], bool] = lambda step: True,
 ) -> None:
-    """Write a checkpoint of modules by name and their optimizer; remove all but it and the newest regular one before.
+    """Write a checkpoint of what :func:`state_tensors` gave; remove all but it and the newest regular one before.
 
     Regular checkpoints are those that an undisturbed run writes too. A run that fails goes back to one of them, so that
     the result does not depend on where it was interrupted.
@@ -64,13 +63,6 @@ def save_checkpoint(
     Raises:
         OSError: it cannot be written. The checkpoints before it are untouched.
     """
-    write_checkpoint(run, host_copies(state_tensors(modules, optimizer)), progress, is_regular=is_regular)
-
-
-def write_checkpoint(
-    run: Run, tensors_by_name: Mapping[str, torch.Tensor], progress: Progress, *, is_regular: Callable[[int], bool]
-) -> None:
-    """:func:`save_checkpoint` of contiguous tensors in the host's memory."""
     from safetensors.torch import save_file
 
     stem = _stem(run, progress.step)
@@ -181,13 +173,13 @@ def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) ->
 
 
 def state_tensors(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Weights, buffers and optimizer state by name, as a checkpoint has them."""
+    """Copies of weights, buffers and optimizer state by name, as a checkpoint has them."""
     tensors = dict(modules.state_dict())
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:  # SGD without momentum keeps None
                 tensors[f"optimizer.{index}.{name}"] = value
-    return tensors
+    return host_copies(tensors)
 
 
 def host_copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

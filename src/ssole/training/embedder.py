@@ -83,9 +83,12 @@ class Embedder:
         z_BVD: torch.Tensor = self._forward(*views)
         return z_BVD
 
-    def seed(self, step: int) -> None:
-        """Seed torch's generator for a step; to be called before its views are embedded."""
-        self._seed_layers(step, 0)
+    def seed(self, step: int, part: int = 0) -> None:
+        """Seed torch's generator for a part of the batch of a step, by its number among those of all processes.
+
+        To be called before the views of a step are embedded.
+        """
+        torch.manual_seed(number(self._seed, step, Use.LAYERS) + distributed.rank() * self._accumulate + part)
 
     def embed(self, views: list[torch.Tensor], step: int) -> torch.Tensor:
         """Embeddings of the views of a step, for a loss whose gradient :meth:`finish_backward` completes.
@@ -119,12 +122,8 @@ class Embedder:
                 self._part(part, step, k).backward(grad_bVD)
 
     def _part(self, views: list[torch.Tensor], step: int, part: int) -> torch.Tensor:
-        self._seed_layers(step, part)
+        self.seed(step, part)
         return self(views)
-
-    def _seed_layers(self, step: int, part: int) -> None:
-        """Seed torch's generator for a part of the batch of a step, by its number among those of all processes."""
-        torch.manual_seed(number(self._seed, step, Use.LAYERS) + distributed.rank() * self._accumulate + part)
 
 
 class _Forward(nn.Module):

@@ -15,7 +15,6 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from ssole.config import ConfigError, OptimConfig
 from ssole.training.checkpoint import checkpoint_steps
@@ -82,11 +81,6 @@ def check_extension(run: Run, *, epochs: int | None, steps: int | None, factor: 
         )
 
 
-def kept_backbone(run: Run, step: int) -> Path:
-    """File that keeps the weights that were final after so many steps."""
-    return run.path / f"backbone-step-{step:08d}.safetensors"
-
-
 def add_extension(run: Run, *, steps: int, factor: float) -> None:
     """Extend a finished run by so many steps: from here on it is an unfinished run, which resuming finishes.
 
@@ -98,5 +92,5 @@ def add_extension(run: Run, *, steps: int, factor: float) -> None:
     begin = max(checkpoint_steps(run))
     new = Extension(step=begin, total=begin + steps, factor=factor)
     with writing(run, _NAME):
-        os.replace(run.backbone_path, kept_backbone(run, begin))
+        os.replace(run.backbone_path, run.path / f"backbone-step-{begin:08d}.safetensors")
         write_lines(run.path / _NAME, [dataclasses.asdict(one) for one in (*extensions(run), new)])

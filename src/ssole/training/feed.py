@@ -16,7 +16,7 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.data.store import AHEAD, ImageStore
 from ssole.errors import DataError
 from ssole.rng import epoch_order
-from ssole.runtime import copy_to
+from ssole.runtime import copy_to, free_memory
 from ssole.views.geometry import ImageBatch
 
 _ALIGN = 64  # bytes; images begin at multiples within a copy, as vector loads and 16-bit values need
@@ -137,16 +137,10 @@ class Feed:
 
 
 def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor | None:
-    """All images in the accelerator's memory; None on a CPU, or if they are too large for it."""
-    if device.type == "cpu" or (device.type == "cuda" and not leaves_room(images.nbytes, device)):
+    """All images in a GPU's memory; None on a CPU, or for a quarter or more of what is free: the network needs it."""
+    if device.type == "cpu" or images.nbytes >= free_memory(device) // 4:
         return None
     return images.to(device)
-
-
-def leaves_room(size: int, device: torch.device) -> bool:
-    """Whether so many bytes are less than a quarter of a GPU's free memory; the network needs the rest."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return size < free // 4
 
 
 class _Upload:

@@ -50,8 +50,6 @@ class StepGraph(Generic[_Result]):
         take: function that takes a step on images (B, C, H, W), ids (B,) and the number of an epoch.
         watch: the loss watch that `take` adds to.
         required: whether a capture that fails is an error. Otherwise steps go on as before, with a warning.
-        warm: function that takes a step as it is, where a capture may follow.
-        capture: function that records a step without taking it, and gives a function that takes it.
     """
 
     def __init__(
@@ -60,11 +58,8 @@ class StepGraph(Generic[_Result]):
         watch: LossWatch,
         *,
         required: bool = False,
-        warm: Callable[[_Body[_Result]], _Result] | None = None,
-        capture: Callable[[_Body[_Result]], _Body[_Result]] | None = None,
     ) -> None:
         self._take, self._watch, self._required = take, watch, required
-        self._warm, self._capture = warm or on_side_stream, capture or captured
         self._failed = False
         self._next = -1
         self._replay: _Body[_Result] | None = None
@@ -92,7 +87,7 @@ class StepGraph(Generic[_Result]):
             self._record(images, ids, epoch)
         if self._replay is None:
             self._taken += 1
-            return self._warm(lambda: self._take(images, ids, epoch))
+            return on_side_stream(lambda: self._take(images, ids, epoch))
         self._images.copy_(images)
         self._ids.copy_(ids)
         result = self._replay()
@@ -103,7 +98,7 @@ class StepGraph(Generic[_Result]):
         self._images, self._ids = images.clone(), ids.clone()
         before = self._watch.count
         try:
-            self._replay = self._capture(lambda: self._take(self._images, self._ids, epoch))
+            self._replay = captured(lambda: self._take(self._images, self._ids, epoch))
         except RuntimeError as error:
             if self._required:
                 raise

@@ -21,7 +21,7 @@ from ssole.models.own import is_own
 from ssole.models.weights_file import SAME, SUFFIXES, Differences, differences, is_count, listed, read_weights
 from ssole.progress import say
 from ssole.runtime import lack_of_memory
-from ssole.training.checkpoint import Progress, newest_weights, save_checkpoint
+from ssole.training.checkpoint import Progress, newest_weights, state_tensors, write_checkpoint
 from ssole.training.run import Run, writing
 from ssole.training.step import Learner
 
@@ -55,7 +55,7 @@ class Initial:
     def give(self, run: Run, learner: Learner, progress: Progress) -> None:
         """Give these weights to the learner of a new run, and write its checkpoint of step 0 and init.json."""
         learner.encoder.load_state_dict(self.weights, strict=False)  # `read_initial` has compared the names
-        save_checkpoint(run, learner.modules, learner.optimizer, progress)
+        write_checkpoint(run, state_tensors(learner.modules, learner.optimizer), progress)
         facts = {"init": self.source, "loaded": sorted(self.weights), "new": self.new, "unused": self.unused}
         with writing(run, "init.json"):
             write_json_atomically(run.path / "init.json", facts)

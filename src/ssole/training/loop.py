@@ -52,7 +52,9 @@ def train(
     Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
     distributed.all_arrive()
-    config, evaluators = from_dict(distributed.on_rank_0(lambda: to_dict(run.config))), _checked(evaluators or {})
+    config, evaluators = from_dict(distributed.on_rank_0(lambda: to_dict(run.config))), evaluators or {}
+    if any(every < 1 for every in evaluators):
+        raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
     learner = Learner(config, device, loss=loss, backbone=backbone, labels=store.labels, images=plan.images)
     distributed.on_rank_0(lambda: _give(initial, run, learner, plan, spent))
     pace = Pace(run, plan, config)
@@ -63,7 +65,8 @@ def train(
     feed, title = Feed(store, device), _title(learner, replace(plan, total=pace.total))
     monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
     saver = Saver(run, learner, guardian, monitor.flush)
-    with torch_state(deterministic=config.deterministic), monitor, saver, stop_signal(monitor.show_stopping) as stop:
+    stopping = stop_signal(monitor.screen.show_stopping)
+    with torch_state(deterministic=config.deterministic), monitor, saver, stopping as stop:
         loop = _Loop(run, store, learner, pace, guardian, feed, monitor, saver, evaluators, stop)
         loop.train(compiles=learner.wants_compiling(plan.total))
 
@@ -179,12 +182,6 @@ def _give(initial: Initial | None, run: Run, learner: Learner, plan: Plan, spent
 def _ends_in_checkpoint(config: PretrainConfig, pace: Pace, step: int) -> bool:
     """Whether a step, counted from 1, ends with a checkpoint in an undisturbed run."""
     return pace.is_end(step) or _due(step - 1, config.checkpoint_every) or pace.plan.ends_epoch(step - 1)
-
-
-def _checked(evaluators: Mapping[int, Evaluator]) -> Mapping[int, Evaluator]:
-    if any(every < 1 for every in evaluators):
-        raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
-    return evaluators
 
 
 def _due(step: int, every: int | None) -> bool:

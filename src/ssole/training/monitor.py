@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 import torch
@@ -29,6 +28,8 @@ Evaluator = Callable[[nn.Module], dict[str, float]]
 """Function from the backbone to named figures, such as {"knn20": 0.83}."""
 
 _LONG_WAIT = 0.2  # share of the time; above it, waiting for images is worth a hint
+_WINDOW = 60.0  # seconds that this share is taken over
+_PATIENCE = 30.0  # seconds before a long wait is believed to last: the first batches are always waited for
 _TAKEN = RESERVED | {"loss", "guardian"}  # names of the other figures in metrics.jsonl
 _SHOWN = 2  # terms of the loss beside it; metrics.jsonl has all
 
@@ -43,6 +44,9 @@ class Monitor:
         done: where this process starts.
         feed: where the images come from; the time spent waiting for them is logged.
         progress: whether to show anything.
+
+    Attributes:
+        screen: where it shows things.
     """
 
     def __init__(self, run: Run, title: str, *, total: int, done: Progress, feed: Feed, progress: bool) -> None:
@@ -51,19 +55,17 @@ class Monitor:
         self._waiting, self._hinted = WaitShare(), False
         self._file: TextIO | None = None  # made by the first step: until then, a failed start leaves nothing
         self._writes = distributed.rank() == 0
-        self._screen = Screen(total, done.step, progress and self._writes)
+        self.screen = Screen(total, done.step, progress and self._writes)
 
     def __enter__(self) -> Monitor:
         self._board = _tensorboard(self._run.path / "tensorboard", self._done.step) if self._writes else None
-        self._screen.start(f"{self._run.path}: {self._title}")
+        self.screen.start(f"{self._run.path}: {self._title}")
         self._start = time.perf_counter()
         self._waiting.add(0.0, self._feed.waited)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._screen.stop()
+    def __exit__(self, *error: object) -> None:
+        self.screen.stop()
         if self._file is not None:
             with suppress(OSError):  # every line was written already, or this error was raised
                 self._file.close()
@@ -93,11 +95,11 @@ class Monitor:
     @contextmanager
     def preparing(self, what: str) -> Iterator[None]:
         """Context that shows what happens before the first step. It counts as training, but not for rate and ETA."""
-        self._screen.start_waiting(what)
+        self.screen.start_waiting(what)
         begin = time.perf_counter()
         yield
         self._prepared += time.perf_counter() - begin
-        self._screen.start_clock(what)
+        self.screen.start_clock(what)
 
     def advance(self, images: int, total: int) -> None:
         """Count one step of so many images, in a run of so many steps."""
@@ -106,7 +108,7 @@ class Monitor:
         if self._writes:
             self._opened()
         self._waiting.add(self._stepped, self._feed.waited)
-        self._screen.advance(self._step, total)
+        self.screen.advance(self._step, total)
 
     @torch.no_grad()
     def log(self, epoch: int, lr: float, terms: Mapping[str, torch.Tensor], z_BD: torch.Tensor) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class Monitor:
         self._write(row)
         total, *parts = (f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
         figures = total + (f" ({', '.join(parts[:_SHOWN])})" if parts else "")
-        self._screen.note("loss", f"{rate:,.0f} images/s  {figures}  effective rank {row['effective_rank']:.0f}")
+        self.screen.note("loss", f"{rate:,.0f} images/s  {figures}  effective rank {row['effective_rank']:.0f}")
         self._show_waiting()
         return row
 
@@ -138,7 +140,7 @@ class Monitor:
         if not self._writes:
             return
         self._write({"step": self._step, "seconds": round(self.seconds, 3), **figures})
-        self._screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        self.screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
     def go_back(self, done: Progress, intervention: Mapping[str, Any]) -> None:
         """Continue from an earlier step: later metrics are removed, and the intervention is written in their place."""
@@ -155,13 +157,13 @@ class Monitor:
             self._board.close()
             self._board = _tensorboard(self._run.path / "tensorboard", step)
         told = ", ".join(f"{name} {value}" for name, value in intervention.items() if name != "guardian")
-        self._screen.print_line(f"guardian: back to step {step}, {intervention['guardian']} ({told})")
+        self.screen.print_line(f"guardian: back to step {step}, {intervention['guardian']} ({told})")
 
     def note(self, step: int, intervention: Mapping[str, Any]) -> None:
         """Write an intervention of the guardian that does not change where the run is, and show a warning."""
         self._write({"step": step, "seconds": round(self.seconds, 3), **intervention})
         if intervention["guardian"] == "warning":  # the error that ends the run says it otherwise
-            self._screen.print_line(f"guardian: {intervention['reason']}")
+            self.screen.print_line(f"guardian: {intervention['reason']}")
 
     def flush(self) -> None:
         """Flush the metrics to the disk, so that a power cut leaves those up to each checkpoint."""
@@ -169,18 +171,14 @@ class Monitor:
             with writing(self._run, "metrics.jsonl"):
                 os.fsync(self._file.fileno())
 
-    def show_stopping(self) -> None:
-        """Show that a signal arrived. Called inside a signal handler, so it does not print."""
-        self._screen.show_stopping()
-
     def _show_waiting(self) -> None:
         """Show the share of time spent waiting for images and, once, a hint if that is long."""
         share, hint = self._waiting.share, self._feed.hint()
         kept = " (while images are decoded, and kept for later epochs)" if share > _LONG_WAIT and hint is None else ""
-        self._screen.note("data", f"waiting for data: {share:.0%}{kept}")
+        self.screen.note("data", f"waiting for data: {share:.0%}{kept}")
         if hint is not None and not self._hinted and self._waiting.exceeds(_LONG_WAIT):
             self._hinted = True
-            self._screen.print_line(f"{share:.0%} of the time is spent waiting for data: {hint}")
+            self.screen.print_line(f"{share:.0%} of the time is spent waiting for data: {hint}")
 
     def _opened(self) -> TextIO:
         """metrics.jsonl, open for writing at its end."""
@@ -218,21 +216,15 @@ def figures_of(evaluator: Evaluator, backbone: nn.Module) -> dict[str, float]:
 
 
 class WaitShare:
-    """Share of the last minute that was spent waiting.
+    """Share of the last minute that was spent waiting."""
 
-    Args:
-        window: seconds that the share is taken over.
-        patience: seconds of training before a long wait is believed to last: the first batches are always waited for.
-    """
-
-    def __init__(self, *, window: float = 60.0, patience: float = 30.0) -> None:
-        self._window, self._patience = window, patience
+    def __init__(self) -> None:
         self._points: deque[tuple[float, float]] = deque()
 
     def add(self, trained: float, waited: float) -> None:
         """Add a point: seconds of training so far, and seconds of them spent waiting. Neither ever falls."""
         self._points.append((trained, waited))
-        while len(self._points) > 2 and self._points[1][0] <= trained - self._window:
+        while len(self._points) > 2 and self._points[1][0] <= trained - _WINDOW:
             self._points.popleft()
 
     @property
@@ -245,7 +237,7 @@ class WaitShare:
 
     def exceeds(self, limit: float) -> bool:
         """Whether the share is above a limit, and not only at the start."""
-        return bool(self._points) and self._points[-1][0] >= self._patience and self.share > limit
+        return bool(self._points) and self._points[-1][0] >= _PATIENCE and self.share > limit
 
 
 def _tensorboard(folder: Path, done: int) -> Any:

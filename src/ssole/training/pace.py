@@ -46,7 +46,10 @@ class Pace:
         self.plan, self._planned, self.total = plan, plan.total, plan.total
         budget = self._config.budget
         self._budget = None if budget is None else budget_seconds(budget)
-        self._early = self._config.augment.early
+        augment = self._config.augment
+        self._early = augment.early
+        # work of a step on the crops of the first part, as a share of that on the later ones: by their pixels
+        self._early_work = 1.0 if self._early is None else self._early.pixels / augment.pixels
         self._legs = [(step, total) for step, total in distributed.on_rank_0(self._read_legs)]
         if self._legs:
             self.total = self._legs[-1][1]
@@ -128,11 +131,6 @@ class Pace:
                 write_lines(self._run.path / _NAME, ({"step": step, "total": total} for step, total in legs))
         self._marks.append((self._work, now))
         return total
-
-    @property
-    def _early_work(self) -> float:
-        """Work of a step on the crops of the first part, as a share of that on the later ones: by their pixels."""
-        return 1.0 if self._early is None else self._early.pixels / self._config.augment.pixels
 
     def _mean_work(self, step: int) -> float:
         """Mean work of the steps from this one to the end of the schedule."""

@@ -6,7 +6,7 @@ failures/step-00000012/  tensors.safetensors   weights before the step, its imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +78,10 @@ def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Ba
     folder = run.path / "failures" / f"step-{error.step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"weights.{name}": tensor for name, tensor in learner.modules.state_dict().items()}
-    tensors |= {"images": batch.images} if isinstance(batch.images, torch.Tensor) else _numbered(batch.images)
+    if isinstance(batch.images, torch.Tensor):
+        tensors["images"] = batch.images
+    else:
+        tensors |= {f"images.{number:06d}": image for number, image in enumerate(batch.images)}
     tensors |= {"ids": batch.ids} | ({} if learner.labels is None else {"labels": learner.labels})
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     write_atomically(folder / "tensors.safetensors", lambda path: save_file(plain, path))
@@ -97,10 +100,6 @@ def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Ba
     }
     write_json_atomically(folder / "step.json", facts)
     return folder
-
-
-def _numbered(images: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"images.{number:06d}": image for number, image in enumerate(images)}
 
 
 def replay(path: Path, *, loss: nn.Module | None = None) -> Replay:

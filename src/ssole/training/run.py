@@ -88,59 +88,54 @@ class Run:
 
 
 def create_run(path: Path, config: PretrainConfig) -> Run:
-    """Make a new run and its folder.
-
-    Raises:
-        ConfigError: the folder holds a run or anything else already, or cannot be made.
-    """
+    """New run in a folder without files; `OSError` if it cannot be written."""
     import yaml
 
-    missing = _missing(path)
-    try:
-        _require_no_files(path)
-        run, settings = Run(path), to_dict(config)
-        run.checkpoints.mkdir(parents=True)  # of two processes at once, one fails here
-    except OSError as error:
-        raise ConfigError(f"cannot make the run folder {path}: {error}") from None
-    try:
-        facts = environment() | {"settings": settings}
-        write_text_atomically(path / "environment.json", json.dumps(facts, indent=2) + "\n")
-        # last, because a folder with a config.yaml counts as a run
-        write_text_atomically(path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
-    except OSError as error:
-        _remove(path, missing)
-        raise ConfigError(f"cannot make the run folder {path}: {error}") from None
+    run, settings = Run(path), to_dict(config)
+    run.checkpoints.mkdir(parents=True)
+    facts = environment() | {"settings": settings}
+    write_text_atomically(path / "environment.json", json.dumps(facts, indent=2) + "\n")
+    # last, because a folder with a config.yaml counts as a run
+    write_text_atomically(path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
     return run
 
 
 @contextmanager
 def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
-    """New run, as :func:`create_run` makes it, locked for this process.
+    """New run and its folder, locked for this process.
 
     Files of a start that was killed before its first step are removed. If the block fails before the first step, what
     was made is removed.
 
     Raises:
-        As :func:`create_run` and :func:`lock_run`.
+        ConfigError: the folder holds a run or anything else already, or cannot be made; or as :func:`lock_run`.
     """
-    missing, ours = _missing(path), False
-    try:
+    missing, ours = [folder for folder in (path, *path.parents) if not folder.exists()], False
+    with _making(path):
         if not _is_killed_start(path):
             _require_no_files(path)
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the run folder {path}: {error}") from None
     try:
         with lock_run(Run(path)):
-            if _is_killed_start(path):  # still so, now that no other process can be at it
-                _empty(path)
-            _require_no_files(path)
-            ours = True
-            yield create_run(path, config)
+            with _making(path):
+                if _is_killed_start(path):  # still so, now that no other process can be at it
+                    _empty(path)
+                _require_no_files(path)
+                ours = True
+                run = create_run(path, config)
+            yield run
     except BaseException:
         if ours and not (path / "metrics.jsonl").exists():  # the first step makes it
             _remove(path, missing)
         raise
+
+
+@contextmanager
+def _making(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"cannot make the run folder {path}: {error}") from None
 
 
 def _require_no_files(path: Path) -> None:
@@ -171,11 +166,6 @@ def _empty(path: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name != ".lock":
             entry.unlink()
-
-
-def _missing(path: Path) -> list[Path]:
-    """Those of a folder and its parents that do not exist, the folder itself first."""
-    return [folder for folder in (path, *path.parents) if not folder.exists()]
 
 
 def _remove(path: Path, made: list[Path]) -> None:

@@ -11,12 +11,11 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 import torch
 
 from ssole import distributed
-from ssole.training.checkpoint import Progress, checkpoint_steps, host_copies, state_tensors, write_checkpoint
+from ssole.training.checkpoint import Progress, checkpoint_steps, state_tensors, write_checkpoint
 from ssole.training.guardian import Guardian
 from ssole.training.run import Run
 from ssole.training.step import Learner
@@ -46,9 +45,7 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.shutdown()
         self.wait()
@@ -65,7 +62,7 @@ class Saver:
         self._guardian.saved(done.step)
 
     def _keep(self, done: Progress, *, must: bool) -> None:
-        state = done, host_copies(state_tensors(self._learner.modules, self._learner.optimizer))
+        state = done, state_tensors(self._learner.modules, self._learner.optimizer)
         if not self._guardian.is_regular(done.step):
             self.write_kept()
         if must or time.monotonic() - self._last >= self._run.config.checkpoint_seconds:

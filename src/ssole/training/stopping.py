@@ -16,14 +16,6 @@ from ssole.distributed import Stopping
 T = TypeVar("T")
 
 
-def _always() -> bool:
-    return True
-
-
-def _never() -> bool:
-    return False
-
-
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, SIGTERM or SIGHUP arrived, and a checkpoint was written; the message says how to go on."""
 
@@ -42,14 +34,14 @@ class Stop:
 
     def __init__(self) -> None:
         self.requested = 0
-        self.leaves: Callable[[], bool] = _never
+        self.leaves: Callable[[], bool] = lambda: False
 
     def agree(self) -> None:
         """Raise Stopping on all processes if one of them has a request. All of them must call it."""
         if number := distributed.agree(self.requested):
             raise Stopping(number)
 
-    def at_once(self, work: Callable[[], T], *, leaves: Callable[[], bool] = _always) -> T | None:
+    def at_once(self, work: Callable[[], T], *, leaves: Callable[[], bool] = lambda: True) -> T | None:
         """Result of work that a request leaves at once, and all processes with it when they are done with theirs.
 
         In the work, no process may wait for another, since that may have left.
@@ -65,7 +57,7 @@ class Stop:
                     raise Stopping
                 result = work()
             finally:
-                self.leaves = _never
+                self.leaves = lambda: False
         except Stopping:
             pass  # the line below raises it, on all processes
         self.agree()
