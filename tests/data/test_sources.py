@@ -48,6 +48,20 @@ def test_folder_without_the_split_asked_for(tmp_path):
     assert len(open_source(tmp_path / "my-val", split="test")) == 1
 
 
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    """Asked for through the functions, since whoever runs the tests may be allowed everything."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"Cannot list the folder .* \(Permission denied\)"):
+        open_source(tmp_path)
+    monkeypatch.setattr("os.listdir", refuse)
+    with pytest.raises(DataError, match="There is no dataset, folder or file named"):
+        open_source(tmp_path / "gone")
+
+
 def test_images_given_for_testing_are_never_the_training_images_of_a_damaged_test_split(tmp_path):
     tree(tmp_path, "train/1.png")
     assert ids(open_test_images(tmp_path)) == ["train/1.png"]  # there is no split

@@ -153,11 +153,10 @@ def number_texts(column: Any) -> tuple[NDArray[np.int64] | None, list[str] | Non
 
 
 def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str] | None]:
-    """Labels of two sources in one numbering.
+    """Labels of two sources in one numbering, since each numbers only the classes that it contains.
 
-    A folder or a column of texts numbers only the classes that it contains. A class that one of two sources lacks would
-    shift the numbers of the others. If both have class names, labels are matched by name: first come
-    the classes of train in their order, then further classes of test.
+    If both have class names, labels are matched by name: first come the classes of train in their order, then further
+    classes of test.
 
     Returns:
         Train labels (N,) int64, test labels (M,) int64, and the class names or None.

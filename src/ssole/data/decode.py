@@ -90,11 +90,11 @@ def pillow_pixels(image: Image.Image, where: str) -> Pixels:
     return _pixels(image.convert("RGBA") if image.mode == "LA" else image, where, rgb=False)
 
 
-def at_one_depth(images: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Images, all in 16 bits if some are: 255 becomes 65535."""
-    if len({image.dtype for image in images}) < 2:
-        return images
-    return [image if image.dtype == torch.uint16 else image.int().mul_(257).to(torch.uint16) for image in images]
+def as_batch(images: list[torch.Tensor]) -> torch.Tensor | list[torch.Tensor]:
+    """Batch (B, C, H, W) of images, or a list where their sizes differ; all in 16 bits if some are: 255 as 65535."""
+    if len({image.dtype for image in images}) > 1:
+        images = [image if image.dtype == torch.uint16 else image.int().mul_(257).to(torch.uint16) for image in images]
+    return torch.stack(images) if len({image.shape for image in images}) == 1 else images
 
 
 def moments(image: torch.Tensor) -> torch.Tensor:

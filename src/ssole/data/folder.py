@@ -156,10 +156,7 @@ def kinds(ignored: Mapping[str, int]) -> str:
 
 
 def _scan(folder: Path) -> tuple[list[str], Counter[str], int]:
-    """Sorted paths of images below a folder, its other files by suffix, and the number of hidden ones.
-
-    A million files in a thousand folders take two seconds.
-    """
+    """Sorted paths of images below a folder, its other files by suffix, and the number of hidden ones."""
     suffixes = image_suffixes()
     paths: list[str] = []
     ignored: Counter[str] = Counter()

@@ -42,9 +42,7 @@ def timeout() -> float:
 def filesystem(url: str, *, inside: str | None = None) -> tuple[Any, str]:
     """File system of fsspec for a URL, and the path in it; `DataError` if a package for it is missing.
 
-    Args:
-        url: The URL.
-        inside: Folder (a URL) that redirects of a web server may not leave.
+    `inside` is a folder (a URL) that redirects of a web server may not leave.
     """
     import fsspec
 

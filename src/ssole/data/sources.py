@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -20,6 +21,7 @@ from ssole.data.objects import ObjectSource
 from ssole.data.parquet import ParquetSource, image_column
 from ssole.data.storage import (
     common_folder,
+    data_errors,
     expand,
     files_below,
     first_and_more,
@@ -60,13 +62,11 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
             * any object with ``__len__`` and ``__getitem__``, such as a torch dataset, or a list of Pillow images
               (:class:`ObjectSource`);
             * a source of your own, a subclass of :class:`ssole.data.base.Source`, which is returned as it is.
-
-            Sources, arrays and objects are the same for either split.
         split: For a folder with ``train/`` beside ``test/`` (or ``val/``, ``valid/``, ``validation/``, the first that
             exists), the sub-folder; likewise for files with these words in their paths, and for arrays of a ``.npz``
             with these words in their names. A folder or files without such names are all "train". Asking them for
             "test" is an error, so that no model is tested on its training images by accident. One folder or file that
-            is itself named after a test split is opened for either.
+            is itself named after a test split is opened for either, and so are sources, arrays and objects.
 
     Raises:
         DataError: nothing of that name exists (the message suggests close names), no image is found, the split is
@@ -154,7 +154,9 @@ def _open_path(text: str, split: Split) -> Source:
         return _open_files([str(path)], None, split)
     if has_pattern(text):
         return _open_files(expand(text), None, split)
-    siblings = os.listdir(path.parent) if os.path.isdir(path.parent) else []
+    siblings: list[str] = []
+    with suppress(OSError, ValueError):  # there is no such folder, or it cannot be listed
+        siblings = os.listdir(path.parent)
     close = [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings)]
     close += difflib.get_close_matches(text.lower(), ["digits-m", *TORCHVISION])
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -196,7 +198,8 @@ def _open_folder(root: Path, split: Split) -> Source:
 
 
 def _open_images(root: Path, split: Split) -> FolderSource:
-    names = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+    with data_errors(f"Cannot list the folder {root}"):
+        names = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
     tests = [name for name in _TEST_NAMES if name in names]
     # A data set may have a *class* called train. It is a split if a test folder, or no other folder, is beside it.
     if "train" in names and (tests or len(names) == 1):

@@ -115,14 +115,11 @@ def read_bytes(
     most: int = MOST_BYTES,
     inside: str | None = None,
 ) -> bytes:
-    """Bytes `start` to `end` of a file, or all of them; safe to call from several threads.
-
-    Local files are opened directly: through fsspec a small file would take twice as long.
+    """Bytes of a file; safe to call from several threads.
 
     Args:
-        location: The file.
-        where: Names it in errors.
-        start, end: The part of it.
+        location, where: The file, and its name in errors.
+        start, end: The part of it; by default all.
         most: Bytes that may be read: a link to a device, a sparse file or a server could go on without end.
         inside: Folder (a URL) that the redirects of a web server may not leave.
 
@@ -136,7 +133,7 @@ def read_bytes(
         if is_remote(location):
             data = read_remote(location, start, end, most if wanted is None else wanted, inside=inside)
         else:
-            with open(location, "rb", opener=_open_regular) as file:
+            with open(location, "rb", opener=_open_regular) as file:  # through fsspec, it would take twice as long
                 size = max(0, os.fstat(file.fileno()).st_size - start)
                 file.seek(start)
                 data = file.read(min(size, most + 1) if wanted is None else wanted)

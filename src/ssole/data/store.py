@@ -1,7 +1,4 @@
-"""ImageStore: the decoded images of a source by index, from memory, from the cache or decoded ahead of use.
-
-Only a store records unreadable images: `unreadable` lists (index, id, reason), and `readable` is a mask of the others.
-"""
+"""ImageStore: the decoded images of a source by index, from memory, from the cache or decoded ahead of use."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ from ssole.config import PretrainConfig
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.cache import ImageCache, open_cache
-from ssole.data.decode import at_one_depth, decode, mean_and_std, moments
+from ssole.data.decode import as_batch, decode, mean_and_std, moments
 from ssole.errors import DataError
 from ssole.progress import progress_bar
 from ssole.runtime import decoding_threads, total_memory, usable_cpus
@@ -40,7 +37,6 @@ class ImageStore:
     If all images have one size and fit into `memory_limit` together, they are decoded once, into the tensor `images`
     (N, C, H, W), and `uniform` is true. Otherwise each image is decoded when it is asked for, by threads that
     :meth:`prefetch` sets to work in advance. With `cache`, its pixels are kept on disk for later epochs and runs.
-    The first epoch fills the cache: it has to decode every image anyway, so training begins at once.
 
     An image that cannot be read is listed in `unreadable`: at once in a uniform store, else when it is first asked for.
     The next readable one by index (the first after the last) takes its place, so a batch depends on its indices alone.
@@ -154,9 +150,7 @@ class ImageStore:
         if self.images is not None:
             return torch.from_numpy(self.images.numpy()[wanted])  # torch 2.8 cannot index uint16
         futures = self._submit(wanted)
-        images = at_one_depth([futures[i].result() for i in wanted])
-        same = len({image.shape for image in images}) == 1
-        return torch.stack(images) if same else images
+        return as_batch([futures[i].result() for i in wanted])
 
     def prefetch(self, indices: torch.Tensor | Sequence[int]) -> None:
         """Begin to decode a batch that will be asked for soon. Only the last three prefetched batches are kept."""
@@ -238,8 +232,7 @@ def _close(pool: ThreadPoolExecutor, reader: _Reader) -> None:
 class _Reader:
     """Reader of a store's threads: it reads, decodes and caches images, and records which cannot be read.
 
-    It is apart from the store because the pool refers to it. A pool that refers to the store would keep it from being
-    freed.
+    It is apart from the store because the pool refers to it, and would keep a store from being freed.
     """
 
     def __init__(self, source: Source, decoding: dict[str, int | None], *, allowed: int) -> None:

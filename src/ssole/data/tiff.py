@@ -51,9 +51,8 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
     An OME description is not followed, because it can name other files.
 
     Args:
-        data: The file.
+        data, where: The file, and the image's name in errors.
         channels: How many channels there should be; None takes the first page as it is.
-        where: Names the image in errors.
 
     Raises:
         DataError: the image has other channels than asked for, unpacks to more than its size, has a compression or kind
@@ -132,15 +131,11 @@ def _check_kind(page: Any, where: str) -> None:
 
 
 def _check_compression(page: Any, where: str) -> None:
-    """Refuse a strip or tile that unpacks to more than its size; deflate can make a thousand times its bytes.
-
-    tifffile's deflate has no limit, so the size that comes out is measured first.
-    """
+    """Refuse a strip or tile that unpacks to more than its size; tifffile's deflate has no limit."""
     import tifffile
 
-    values = math.prod(page.chunks)  # of a strip or tile, which may reach over the image's edge
-    check_size((), values * page.dtype.itemsize, where)
-    limit = values * page.dtype.itemsize
+    limit = math.prod(page.chunks) * page.dtype.itemsize  # of a strip or tile, which may reach over the image's edge
+    check_size((), limit, where)
     if page.compression in _DEFLATE:
         segments = page.parent.filehandle.read_segments(page.dataoffsets, page.databytecounts, flat=True)
         for data, _ in segments:
@@ -159,9 +154,8 @@ def check_size(sides: Sequence[int], size: int, where: str) -> None:
     """Refuse an image without pixels, and one too large to be trusted; `PIL.Image.MAX_IMAGE_PIXELS = None` trusts all.
 
     Args:
-        sides: In pixels.
+        sides, where: Sides in pixels, and the image's name in errors.
         size: Bytes of the decoded image. The limit is that of the largest RGBA image that Pillow opens, 0.7 GB.
-        where: Names the image in errors.
 
     Raises:
         DataError: the image is empty.

@@ -69,9 +69,9 @@ def dial(
 def choose(
     data: Spec | None, recipe: str | PathLike[str] | None, overrides: Mapping[str, Any]
 ) -> tuple[str, PretrainConfig]:
-    """Name and config, with overrides, of the recipe that was given; else of the one that suits the data.
+    """Name and config, with overrides, of the given recipe, else of one that suits the data; without data, of digits-m.
 
-    Without data, or for digits-m, that is the recipe `digits-m`. Raises as :func:`dial`.
+    Raises as :func:`dial`.
     """
     if recipe is None and (data is None or (isinstance(data, str) and data == DEFAULT_RECIPE)):
         recipe = DEFAULT_RECIPE

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ssole.config import ViewRecipe
 from ssole.data.base import Pixels, Source, evenly_spaced
-from ssole.data.decode import at_one_depth, decode, mean_and_std, moments, open_pillow
+from ssole.data.decode import as_batch, decode, mean_and_std, moments, open_pillow
 from ssole.data.tiff import tiff_header
 from ssole.errors import DataError
 from ssole.progress import progress_bar
@@ -212,9 +212,8 @@ class Sample:
 
     def batch(self, size: int, device: torch.device) -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]:
         """Batch of `size` images and their ids; images repeat if the sample has fewer. One tensor if sizes agree."""
-        images = at_one_depth([self.images[i % len(self.images)].to(device) for i in range(size)])
-        same = len({image.shape for image in images}) == 1
-        return (torch.stack(images) if same else images), torch.arange(size)
+        images = [self.images[i % len(self.images)].to(device) for i in range(size)]
+        return as_batch(images), torch.arange(size)
 
 
 def draw_sample(source: Source, readable: Sequence[Readable], *, shrink_to: int, channels: int | None = None) -> Sample:

@@ -7,13 +7,14 @@ import shutil
 import tempfile
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from ssole.config import ConfigError
+from ssole.data.base import Spec
 from ssole.data.sources import by_name, describe, open_source
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
@@ -23,9 +24,6 @@ from ssole.models.load import weights_path
 from ssole.runtime import Precision
 from ssole.search.index import BACKBONE, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
 from ssole.search.nearest import unit_rows
-
-if TYPE_CHECKING:
-    from ssole.data.base import Spec
 
 
 def build_index(

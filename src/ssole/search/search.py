@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ssole.config import ConfigError
+from ssole.data.base import Spec
 from ssole.data.sources import why_not_again
 from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.parts import backbone_digest
@@ -17,9 +18,6 @@ from ssole.search.build import build_index, index_path
 from ssole.search.index import DESCRIPTION, Index
 from ssole.search.matches import Matches
 from ssole.training.run import Run
-
-if TYPE_CHECKING:
-    from ssole.data.base import Spec
 
 
 def search(

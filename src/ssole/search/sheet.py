@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ssole.data.base import Spec
 from ssole.data.decode import decode
 from ssole.data.sources import open_source
 from ssole.data.thumbnail import to_picture
@@ -17,8 +18,6 @@ from ssole.search.query import open_image
 
 if TYPE_CHECKING:
     from PIL import Image
-
-    from ssole.data.base import Spec
 
 SHOWN = 1000
 """Largest number of images on a sheet."""
