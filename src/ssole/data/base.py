@@ -113,6 +113,13 @@ def evenly_spaced(n: int, count: int) -> list[int]:
     return [k * n // count for k in range(count)]
 
 
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is one of texts."""
+    import pyarrow.types as types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
 def number_labels(column: Any) -> tuple[NDArray[np.int64], list[str] | None]:
     """Labels of an Arrow column as integers (−1 for null), and their class names if they were texts, else None.
 
@@ -125,8 +132,9 @@ def number_labels(column: Any) -> tuple[NDArray[np.int64], list[str] | None]:
     if types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     classes = None
-    is_text = types.is_string(column.type) or types.is_large_string(column.type)
-    if is_text or (types.is_uint64(column.type) and (pc.max(column).as_py() or 0) >= 2**63):
+    if text := is_text(column.type):
+        column = column.cast(pa.large_string())  # views, as Polars writes them, cannot be numbered
+    if text or (types.is_uint64(column.type) and (pc.max(column).as_py() or 0) >= 2**63):
         names = sorted(pc.unique(column.drop_null()).to_pylist())
         column = pc.index_in(column, value_set=pa.array(names, type=column.type))
         classes = [str(name) for name in names]

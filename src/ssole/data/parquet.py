@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ssole.data.base import Source, number_labels
+from ssole.data.base import Source, is_text, number_labels
 from ssole.data.storage import absolute, data_errors, first_and_more, is_remote, name_of, open_binary, relative_to
 from ssole.errors import DataError, without_secrets
 from ssole.files import parse_json, require_regular
@@ -161,7 +161,7 @@ def _image_column(schema: Any, features: dict[str, Any], given: str | None, path
             if index < 0:
                 return False
             kind = kind.field(index).type
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
     possible = [field.name for field in schema if holds_images(field.type)]
     named = [name for name in possible if features.get(name, {}).get("_type") == "Image"]
@@ -180,8 +180,7 @@ def _label_column(schema: Any, features: dict[str, Any], given: str | None, path
 
     def holds_labels(kind: Any) -> bool:
         kind = kind.value_type if types.is_dictionary(kind) else kind
-        text = types.is_string(kind) or types.is_large_string(kind)
-        return bool(text or types.is_integer(kind) or types.is_boolean(kind))
+        return bool(is_text(kind) or types.is_integer(kind) or types.is_boolean(kind))
 
     possible = [field.name for field in schema if holds_labels(field.type)]
     if given is not None and given not in possible:
