@@ -27,6 +27,12 @@ def test_folder_splits(tmp_path, test):
     assert open_source(tmp_path).classes == ["a", "b"]
 
 
+def test_splits_in_any_case(tmp_path):
+    tree(tmp_path, "Train/a/1.png", "TEST/a/2.png", "val/a/3.png")
+    assert ids(open_source(tmp_path)) == ["Train/a/1.png"]
+    assert ids(open_source(tmp_path, split="test")) == ["TEST/a/2.png"]
+
+
 def test_test_is_preferred_to_val(tmp_path):
     tree(tmp_path, "train/1.png", "test/2.png", "val/3.png")
     assert ids(open_source(tmp_path, split="test")) == ["test/2.png"]

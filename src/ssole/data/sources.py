@@ -62,9 +62,10 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
             * any object with ``__len__`` and ``__getitem__``, such as a torch dataset, or a list of Pillow images
               (:class:`ObjectSource`);
             * a source of your own, a subclass of :class:`ssole.data.base.Source`, which is returned as it is.
+
         split: For a folder with ``train/`` beside ``test/`` (or ``val/``, ``valid/``, ``validation/``, the first that
-            exists), the sub-folder; likewise for files with these words in their paths, and for arrays of a ``.npz``
-            with these words in their names. A folder or files without such names are all "train". Asking them for
+            exists, in any case), the sub-folder; likewise for files with these words in their paths, and for arrays of
+            a ``.npz`` with these words in their names. A folder or files without such names are all "train". Asking them for
             "test" is an error, so that no model is tested on its training images by accident. One folder or file that
             is itself named after a test split is opened for either, and so are sources, arrays and objects.
 
@@ -199,15 +200,14 @@ def _open_folder(root: Path, split: Split) -> Source:
 
 def _open_images(root: Path, split: Split) -> FolderSource:
     with data_errors(f"Cannot list the folder {root}"):
-        names = [entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
-    tests = [name for name in _TEST_NAMES if name in names]
+        folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = {name.lower(): name for name in folders}  # also Train and Test
+    tests = [names[name] for name in _TEST_NAMES if name in names]
     # A data set may have a *class* called train. It is a split if a test folder, or no other folder, is beside it.
-    if "train" in names and (tests or len(names) == 1):
+    if "train" in names and (tests or len(folders) == 1):
         if split == "test" and not tests:
-            raise NoTestImages(
-                f"{root} has train/ but no test split; expected one of {', '.join(_TEST_NAMES)} beside it."
-            )
-        return FolderSource(root, inside="train" if split == "train" else tests[0])
+            raise NoTestImages(f"{root} has train/ but no test split, which is {', '.join(_TEST_NAMES)} beside it.")
+        return FolderSource(root, inside=names["train"] if split == "train" else tests[0])
     if split == "test" and _split_word(root.name) not in _TEST_NAMES:
         raise NoTestImages(
             f"{root} is not divided into splits, so it has no test images. Put them into {root / 'train'} and "
