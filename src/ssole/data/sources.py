@@ -65,9 +65,9 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
 
         split: For a folder with ``train/`` beside ``test/`` (or ``val/``, ``valid/``, ``validation/``, the first that
             exists, in any case), the sub-folder; likewise for files with these words in their paths, and for arrays of
-            a ``.npz`` with these words in their names. A folder or files without such names are all "train". Asking them for
-            "test" is an error, so that no model is tested on its training images by accident. One folder or file that
-            is itself named after a test split is opened for either, and so are sources, arrays and objects.
+            a ``.npz`` with these words in their names. A folder or files without such names are all "train". Asking
+            them for "test" is an error, so that no model is tested on its training images by accident. One folder or
+            file that is itself named after a test split is opened for either, and so are sources, arrays and objects.
 
     Raises:
         DataError: nothing of that name exists (the message suggests close names), no image is found, the split is
