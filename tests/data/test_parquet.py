@@ -15,6 +15,7 @@ from image_files import ids, png, tree, value
 from ssole.data.base import Source
 from ssole.data.parquet import ParquetSource
 from ssole.data.sources import open_source
+from ssole.data.store import ImageStore
 from ssole.errors import DataError
 
 
@@ -175,6 +176,15 @@ def test_parquet_columns_that_are_wrong_missing_or_ambiguous(tmp_path):
     for wrong in ({"image_column": "kind"}, {"image_column": "left", "label_column": "nope"}):
         with pytest.raises(DataError, match=r"'(kind|nope)'.*left"):
             ParquetSource(path, **wrong)
+
+
+def test_decoded_images_of_two_columns_are_kept_apart(tmp_path):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"left": [png(1)] * 3, "right": [png(2)] * 3}), path)
+    for column, expected in (("left", 1), ("right", 2)):
+        source = ParquetSource(path, image_column=column)
+        with ImageStore(source, memory_limit=0, cache=tmp_path / "cache", progress=False) as store:
+            assert store.get([0]).unique().tolist() == [expected]
 
 
 def test_parquet_that_is_damaged_empty_or_missing(tmp_path):

@@ -50,7 +50,9 @@ class ParquetSource(Source):
         paths = [os.fspath(file) for file in ([files] if isinstance(files, (str, os.PathLike)) else files)]
         if not paths:
             raise DataError("No parquet file was given.")
-        self._files, self.identity = paths, without_secrets("\n".join(sorted(map(absolute, paths))))
+        self._files = paths
+        column = [] if image_column is None else [image_column]  # of several, each has a cache of its own
+        self.identity = without_secrets("\n".join(sorted(map(absolute, paths)) + column))
         schema = _open(paths[0]).schema_arrow
         features = _features(schema)
         image = _image_column(schema, features, image_column, paths[0])
