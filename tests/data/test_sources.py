@@ -110,6 +110,10 @@ def test_what_does_not_exist(tmp_path, monkeypatch):
 def test_specs_of_a_wrong_kind(tmp_path):
     with pytest.raises(DataError, match=r"1\.png cannot be opened.*folder of images.*\.parquet.*got \['\.png'\]"):
         open_source(tree(tmp_path, "1.png") / "1.png")
+    (tmp_path / "folder").mkdir()
+    for several in ([tmp_path / "1.png", tmp_path / "folder"], f"{tmp_path}/f*"):
+        with pytest.raises(DataError, match="folder is a folder, and only files can be given together"):
+            open_source(several)
     with pytest.raises(DataError, match="got int"):
         open_source(3)
     with pytest.raises(DataError, match="'val'"):

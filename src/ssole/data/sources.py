@@ -239,9 +239,9 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
         raise DataError("No file was given.")
     for file in files:
         if not is_remote(file) and not os.path.isfile(file):
-            is_special = os.path.exists(file) and not os.path.isdir(file)
-            kind = "is not a regular file but a pipe, socket or device"
-            raise DataError(f"{file} {kind}." if is_special else f"There is no file {file}.")
+            together = "a folder, and only files can be given together: name one folder that holds all of them"
+            kind = together if os.path.isdir(file) else "not a regular file but a pipe, socket or device"
+            raise DataError(f"{file} is {kind}." if os.path.exists(file) else f"There is no file {file}.")
     kinds = {_kind(file) for file in files}
     if kinds <= image_suffixes() and len(files) > 1:
         if split == "test":
