@@ -12,7 +12,6 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from ssole.data import digits_m as module
 from ssole.data.digits_m import BLENDS, CROP_SIDES, DIGIT_SIDES, digits_m, plan
-from ssole.data.storage import cache_folder
 from ssole.errors import DataError
 
 
@@ -172,16 +171,6 @@ def test_an_unwritable_cache_is_done_without(tmp_path, monkeypatch, built, caplo
         images, _ = digits_m("test")
     assert np.array_equal(images, built["test"][0])
     assert "SSOLE_CACHE" in caplog.text
-
-
-def test_cache_folder_follows_the_environment(monkeypatch):
-    monkeypatch.setenv("SSOLE_CACHE", "/a/b")
-    assert cache_folder() == Path("/a/b")
-    monkeypatch.delenv("SSOLE_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
-    assert cache_folder() == Path("/x/ssole")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == Path.home() / ".cache" / "ssole"
 
 
 @pytest.mark.parametrize("seed", [-1, 1.5, True, "0"])

@@ -39,11 +39,6 @@ def test_labels_from_first_level_folders(tmp_path):
     assert source.labels.tolist() == [0, 0, 1]
 
 
-@pytest.mark.parametrize("paths", [("dog/1.png", "cat/1.png", "loose.png"), ("only/1.png", "only/2.png")])
-def test_no_labels_from_a_loose_image_or_a_single_folder(tmp_path, paths):
-    assert open_source(tree(tmp_path, *paths)).labels is None
-
-
 @pytest.mark.parametrize(
     ("paths", "labels"),
     [
