@@ -17,8 +17,7 @@ from ssole.runtime import check_memory, total_memory
 
 _TRAIN_IMAGES = ("x_train", "train_images", "images", "x", "data", "arr_0")
 _TRAIN_LABELS = ("y_train", "train_labels", "labels", "y", "targets")
-_TEST_IMAGES = ("x_test", "test_images", "x_val", "val_images")
-_TEST_LABELS = ("y_test", "test_labels", "y_val", "val_labels")
+_TEST_IMAGES = {"x_test": "y_test", "test_images": "test_labels", "x_val": "y_val", "val_images": "val_labels"}
 _UNREADABLE = "Cannot read {} as a NumPy file without pickled objects"
 
 
@@ -128,11 +127,10 @@ def _keys(archive: Any, split: Split, whole: bool, location: str) -> tuple[str, 
     labels = next((key for key in _TRAIN_LABELS if key in archive), None)
     test = next((key for key in _TEST_IMAGES if key in archive), None)
     if split == "test" and test is not None:
-        sibling = _TEST_LABELS[_TEST_IMAGES.index(test)]
-        return test, sibling if sibling in archive else None
+        return test, _TEST_IMAGES[test] if _TEST_IMAGES[test] in archive else None
     if split == "test" and not whole:
         raise NoTestImages(
-            f"{location} has no test images: none of its arrays {list(archive)} is called {_TEST_IMAGES}."
+            f"{location} has no test images: none of its arrays {list(archive)} is called {tuple(_TEST_IMAGES)}."
         )
     if images is None:
         raise DataError(f"{location} has no array called {', '.join(_TRAIN_IMAGES)}; it has {list(archive)}.")

@@ -17,6 +17,7 @@ from ssole.files import require_regular
 
 _TIMEOUT = 30.0  # seconds; the default of SSOLE_TIMEOUT
 _LEAST_RATE = 10_000  # bytes per second; a server that drips could keep a run waiting for ever
+_BLOCK = 1 << 18  # bytes fetched at once while seeking through a file
 _PAUSES = (0.5, 2.0)  # seconds before a read is tried again: most failures of a network pass
 # Errors after which a second try would not help.
 _FINAL = (DataError, FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
@@ -80,14 +81,14 @@ def read_remote(url: str, start: int, end: int | None, most: int, *, inside: str
     return read()
 
 
-def open_remote(url: str, block_size: int) -> BinaryIO | None:
-    """Remote file that is open for reading and seeking; None if its server does not serve parts of files."""
+def open_remote(url: str) -> BinaryIO:
+    """Remote file that is open for reading and seeking; `DataError` if its server does not serve parts of files."""
     fs, path = filesystem(url)
-    file: BinaryIO = fs.open(path, "rb", block_size=block_size)
+    file: BinaryIO = fs.open(path, "rb", block_size=_BLOCK)
     if not file.seekable():
-        return None
+        raise DataError(f"The server of {url} does not serve parts of a file: download it.")
     if "http" in fs.protocol:
-        return io.BufferedReader(_HttpFile(fs, path, file.seek(0, os.SEEK_END)), block_size)
+        return io.BufferedReader(_HttpFile(fs, path, file.seek(0, os.SEEK_END)), _BLOCK)
     return file
 
 

@@ -29,7 +29,6 @@ CONNECTIONS = 8
 """Connections to a server at once, for requests about many files."""
 
 _URL = re.compile(r"[A-Za-z][\w+.:-]+://")  # two letters at least: C:// is a drive
-_BLOCK = 1 << 18  # bytes fetched at once while seeking through a file
 # Names that file systems give to a property that changes when a file does.
 _VERSIONS = {"etag", "last-modified", "lastmodified", "mtime", "updated", "created", "content-md5", "commit_hash"}
 _BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
@@ -148,12 +147,9 @@ def read_bytes(
 def open_binary(location: str) -> BinaryIO:
     """File that is open for reading and seeking; `DataError` if it cannot be opened."""
     with data_errors(f"Cannot open {location}"):
-        if not is_remote(location):
-            return open(location, "rb", opener=_open_regular)
-        file = open_remote(location, _BLOCK)
-    if file is None:
-        raise DataError(f"The server of {location} does not serve parts of a file: download it.")
-    return file
+        if is_remote(location):
+            return open_remote(location)
+        return open(location, "rb", opener=_open_regular)
 
 
 def _open_regular(path: str, flags: int) -> int:
@@ -226,12 +222,8 @@ def expand(pattern: str) -> list[str]:
     except bracex.ExpansionLimitException as error:
         raise DataError(f"The braces of {pattern!r} stand for more than {_MOST} files.") from error
     found: list[str] = []
-    for name in names:
-        if is_remote(name):
-            found += _remote_matches(name) if _has_wildcard(name) else [name]
-        else:
-            path = os.path.expanduser(name)
-            found += sorted(glob.glob(path, recursive=True)) if _has_wildcard(path) else [path]
+    for name in map(os.path.expanduser, names):
+        found += _matches(name) if _has_wildcard(name) else [name]
     if not found:
         raise DataError(f"No file matches the pattern {pattern!r}.")
     return list(dict.fromkeys(found))  # two names of a pattern may match the same file
@@ -249,7 +241,9 @@ def _has_wildcard(text: str) -> bool:
     return "*" in text if is_remote(text) else glob.has_magic(text)
 
 
-def _remote_matches(pattern: str) -> list[str]:
+def _matches(pattern: str) -> list[str]:
+    if not is_remote(pattern):
+        return sorted(glob.glob(pattern, recursive=True))
     with data_errors(f"Cannot list {pattern}, so name the files, as in shard-{{000..099}}.tar"):
         fs, path = filesystem(pattern)
         return sorted(fs.unstrip_protocol(file) for file in fs.glob(path))
