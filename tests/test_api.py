@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import nn
 
 import ssole
 import tiny
-from ssole import api
+from ssole import api, distributed
 from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
 from ssole.data.sources import describe
@@ -160,6 +161,18 @@ def test_nothing_is_overwritten() -> None:
         pretrain(out="thesis")
     with pytest.raises(ConfigError, match=r"cannot make the run folder thesis/chapter\.tex"):
         pretrain(out="thesis/chapter.tex")
+
+
+def test_torchrun_goes_on_with_the_run_of_the_same_command_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = pretrain(out="mine", steps=2)
+    run.backbone_path.unlink()
+    monkeypatch.setattr(distributed, "launch", lambda: distributed.group.Launch(restarts=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["ssole", "pretrain", "--out", "mine"])
+        with pytest.raises(ConfigError, match="mine already holds a run"):
+            pretrain(out="mine", steps=1)
+    assert pretrain(out="mine", steps=2) == run
+    assert run.finished
 
 
 def test_resuming_images_in_memory_asks_for_them() -> None:

@@ -20,7 +20,7 @@ from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.online import default_evaluators
 from ssole.models.own import is_own, need_of_module, own_settings
-from ssole.runtime import resolve_device
+from ssole.runtime import environment, resolve_device
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import check_shares, make_plan
 from ssole.training.images import record_images, require_same_images
@@ -115,7 +115,7 @@ def start(
     `spent` is how many seconds of a budget of time have passed already.
     """
     begin = time.monotonic() - spent
-    if distributed.launch().restarts and (out / "config.yaml").is_file():  # torchrun started this command again
+    if distributed.launch().restarts and _began(out):
         given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
         return resume(Run(out), data=data, **given)
     with distributed.processes(config.process_timeout):
@@ -143,6 +143,11 @@ def start(
             run = Run(Path(distributed.on_rank_0(make)))  # after all checks, so that a refused run leaves no folder
             given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
             return train(run, store, plan, device, spent=time.monotonic() - begin, initial=initial, **given)
+
+
+def _began(out: Path) -> bool:
+    """Whether a folder holds a run of this command, which torchrun has started again."""
+    return (out / "config.yaml").is_file() and Run(out).environment.get("command") == environment()["command"]
 
 
 def _agreed(

@@ -54,7 +54,7 @@ class ConfigError(ValueError):
 
 
 class DataError(ValueError):
-    """Something is wrong with the images or labels that were given; the message quotes what and says what to do.
+    """Error for images or labels that cannot be used. The message quotes what arrived and says what to do.
 
     URLs in it lose passwords and queries.
     """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+import os
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
@@ -10,12 +13,17 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ssole.api import continue_run
-from ssole.training.extension import FACTOR, add_extension, check_extension
-from ssole.training.run import Change, Run
+from ssole.errors import ConfigError
+from ssole.training.checkpoint import checkpoint_steps
+from ssole.training.pace import EXTENSIONS, Extension, extensions
+from ssole.training.run import Change, Run, write_lines, writing
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
     from ssole.training.monitor import Evaluator
+
+FACTOR = 0.5
+"""Factor of the peak learning rate by default: the weights are good already, and need not be thrown as far."""
 
 
 def extend(
@@ -34,7 +42,7 @@ def extend(
     """Train a finished run for longer, by so many epochs or steps. If it is interrupted, :func:`resume` continues it.
 
     Weights and optimizer go on as they are, and the learning rate is that of a run of the added steps, times `factor`:
-    see :mod:`ssole.training.extension`. The weights until now are kept as `backbone-step-N.safetensors`.
+    see :class:`ssole.training.pace.Extension`. The weights until now are kept as `backbone-step-N.safetensors`.
 
     Args:
         run: the run, or its folder.
@@ -43,10 +51,11 @@ def extend(
         data, loss, backbone, evaluators, progress, allow_changes: as for :func:`resume`.
 
     Raises:
-        As :func:`resume`; also ConfigError if the run is unfinished, or its last checkpoint is gone.
+        As :func:`resume`; also ConfigError if the run is unfinished, or its last checkpoint is gone; if not exactly one
+        of epochs and steps is given; or if a number is out of range.
     """
     found = run if isinstance(run, Run) else Run(Path(run))
-    check_extension(found, epochs=epochs, steps=steps, factor=factor)
+    _check(found, epochs, steps, factor)  # before anything is changed
 
     def lengthen(steps_per_epoch: int) -> None:
         add_extension(found, steps=steps or (epochs or 0) * steps_per_epoch, factor=factor)
@@ -61,3 +70,37 @@ def extend(
         allow_changes=allow_changes,
         prepare=lengthen,
     )
+
+
+def _check(run: Run, epochs: int | None, steps: int | None, factor: float) -> None:
+    """Raise a ConfigError unless a run is finished and whole, and the numbers of its extension are right."""
+    _ = run.config, extensions(run)  # errors for a folder that is no run, and for a damaged file
+    if (epochs is None) == (steps is None):
+        raise ConfigError("an extension has a number of epochs or of steps: give one of --epochs and --steps")
+    if (epochs or steps or 0) < 1:
+        raise ConfigError(f"an extension has at least 1 step, got epochs = {epochs}, steps = {steps}")
+    if not 0 < factor < math.inf:
+        raise ConfigError(f"the factor of the learning rate must be positive and finite, got {factor}")
+    if not run.finished:
+        raise ConfigError(f"{run.path} has not finished: go on with it first, ssole pretrain --resume {run.path}")
+    last = max((row["step"] for row in run.metrics), default=0)
+    if (newest := max(checkpoint_steps(run), default=0)) != last or last == 0:
+        raise ConfigError(
+            f"{run.path} ended with step {last}, and its newest checkpoint is of step {newest}: copy its checkpoints "
+            f"back, or start a new run from its weights, ssole pretrain --init {run.backbone_path}"
+        )
+
+
+def add_extension(run: Run, *, steps: int, factor: float) -> None:
+    """Extend a finished run by so many steps: from here on it is an unfinished run, which resuming finishes.
+
+    A kill in between leaves it unfinished at its old length, and resuming writes the old weights again.
+
+    Raises:
+        OSError: the folder cannot be written to.
+    """
+    begin = max(checkpoint_steps(run))
+    new = Extension(step=begin, total=begin + steps, factor=factor)
+    with writing(run, EXTENSIONS):
+        os.replace(run.backbone_path, run.path / f"backbone-step-{begin:08d}.safetensors")
+        write_lines(run.path / EXTENSIONS, [dataclasses.asdict(one) for one in (*extensions(run), new)])

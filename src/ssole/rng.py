@@ -102,7 +102,9 @@ def uniforms_of_uses(
     The other arguments are those of :func:`bits`.
     """
     uses, numbers = _words(tuple(draws.items()), ids.device)
-    u = _unit(_fold(_fold(_image_keys(seed, epoch, ids, views)[..., None], uses), numbers))
+    drawn = _fold(_fold(_image_keys(seed, epoch, ids, views)[..., None], uses), numbers)
+    # The top 24 bits fit a float32 mantissa exactly, so that no draw rounds up to 1.0.
+    u = _shift_right(drawn, 40).to(torch.float32) * 2.0**-24
     return dict(zip(draws, u.split(list(draws.values()), dim=-1), strict=True))
 
 
@@ -112,11 +114,6 @@ def _words(draws: tuple[tuple[Use, int], ...], device: torch.device) -> tuple[to
     uses = torch.tensor([use for use, n in draws for _ in range(n)])
     numbers = torch.tensor([i for _, n in draws for i in range(n)])
     return uses.to(device), numbers.to(device)
-
-
-def _unit(bits: torch.Tensor) -> torch.Tensor:
-    # The top 24 bits fit a float32 mantissa exactly, so that no draw rounds up to 1.0.
-    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> torch.Tensor:

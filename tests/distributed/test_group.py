@@ -125,5 +125,7 @@ def test_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match="2 processes were started on a machine with 1 GPUs"):
         distributed.own_device(torch.device("cuda"))
+    monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun starts a single process anew, too
+    assert distributed.launch() == distributed.group.Launch(may_restart=True)
     with pytest.raises(ConfigError, match="add --out FOLDER"):
         tiny.api.new_folder(None, "digits-m")

@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 import tiny
 from listed import Listed, png
+from ssole.distributed import Stopping
 from ssole.training import monitor as module
 from ssole.training import screen
 from ssole.training.checkpoint import Progress
@@ -106,6 +108,20 @@ def test_no_hint_while_the_cache_is_filled(
         clock.text = "use a faster disk"
         clock.train(1, 0.6)
     assert "60% of the time is spent waiting for data: use a faster disk" in capsys.readouterr().err
+
+
+def test_an_evaluation_that_is_left_is_no_training_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(tmp_path, monkeypatch, None)
+
+    def leave(backbone: nn.Module) -> dict[str, float]:
+        clock.now += 60
+        raise Stopping
+
+    with clock.monitor:
+        clock.train(10, 0.0)
+        with pytest.raises(Stopping):
+            clock.monitor.evaluate(leave, nn.Identity())
+        assert (clock.monitor.seconds, clock.monitor.evaluating) == (10, 60)
 
 
 def test_training_decodes_each_image_once_and_logs_its_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

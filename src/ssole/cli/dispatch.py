@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _prepare_output() -> None:
-    """Give output enough columns, a mark in place of what its encoding lacks, and no lines that name no image."""
+    """Set up output: enough columns, `?` for characters that it lacks, and silence of libraries that name no image."""
     if shutil.get_terminal_size().columns < _NARROWEST:
         os.environ["COLUMNS"] = str(_NARROWEST)
     for stream in (sys.stdout, sys.stderr):

@@ -11,7 +11,6 @@ import tyro
 from ssole import extending
 from ssole.cli.common import Changes, DataWords, RunPath, data_spec, parse
 from ssole.cli.pretrain import print_finished
-from ssole.training.extension import FACTOR
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +23,7 @@ class ExtendArgs:
     """Epochs more."""
     steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
     """Steps more, instead of epochs."""
-    factor: float = FACTOR
+    factor: float = extending.FACTOR
     """Factor of the run's learning rates."""
     data: DataWords = ()
     """The images, if the run cannot open them again by itself."""

@@ -120,7 +120,7 @@ def parse_options(argv: Sequence[str], choice: Suggestion | None = None) -> tupl
 
 
 def print_finished(run: Run) -> None:
-    """Print the result of a finished run, and how to evaluate it; of many processes, the first one does."""
+    """Print the result of a finished run, and how to evaluate it, in the first of many processes."""
     if distributed.launch().rank:
         return
     shown = ("loss", "seconds", "effective_rank")

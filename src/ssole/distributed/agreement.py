@@ -22,11 +22,11 @@ _calls = count()
 
 
 class ElsewhereError(RuntimeError):
-    """The first process failed at work that it did for all, and says why."""
+    """Error on the other processes when the first one failed at work that it did for all, and says why."""
 
 
 class Stopping(BaseException):
-    """A signal has asked for a stop, which all processes answer at this point of their work.
+    """Request to stop, made by a signal, which all processes answer at this point of their work.
 
     Attributes:
         number: of the signal, or 0 where it is not known yet.
@@ -105,7 +105,7 @@ def agree(number: int) -> int:
 
 @contextmanager
 def stopping_points(asked: Callable[[], int]) -> Iterator[None]:
-    """Context of work that processes share and may leave: each :func:`stopping_point` in it is one.
+    """Context of work that processes share, and that a request to stop leaves at the next :func:`stopping_point`.
 
     Args:
         asked: number of the signal that has asked this process to stop, or 0.

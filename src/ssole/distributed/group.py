@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import lru_cache
 from itertools import count
@@ -30,7 +30,7 @@ _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class ProcessError(RuntimeError):
-    """Another process died or hangs; the message names it."""
+    """Error for another process that died or hangs; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,13 @@ class Launch:
 def launch() -> Launch:
     """Place of this process; that of a single process unless torchrun, or something alike, started several."""
     values = os.environ
+    restarts = int(values.get("TORCHELASTIC_RESTART_COUNT", 0))
+    one = Launch(restarts=restarts, may_restart=int(values.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0)
     if int(values.get("WORLD_SIZE", 1)) == 1 or any(name not in values for name in _NEEDED):
-        return Launch()
+        return one
     rank, world = int(values["RANK"]), int(values["WORLD_SIZE"])
-    return Launch(
-        rank=rank,
-        world_size=world,
-        local_rank=int(values.get("LOCAL_RANK", rank)),
-        local_world_size=int(values.get("LOCAL_WORLD_SIZE", world)),
-        restarts=int(values.get("TORCHELASTIC_RESTART_COUNT", 0)),
-        may_restart=int(values.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0,
-    )
+    local = int(values.get("LOCAL_RANK", rank)), int(values.get("LOCAL_WORLD_SIZE", world))
+    return replace(one, rank=rank, world_size=world, local_rank=local[0], local_world_size=local[1])
 
 
 def own_device(device: torch.device) -> torch.device:
@@ -179,8 +175,8 @@ class _Watch(threading.Thread):
             return self._words(dead)
         done = {rank: int(words.split()[1]) for rank, words in self._heard.items()}
         behind = [rank for rank, calls in done.items() if calls == min(done.values())]
-        names = ", ".join(f"process {rank} ({self._where(rank)})" for rank in behind)
-        return f"the processes lost contact, or one let the others wait for {self._timeout:g} s; least far is {names}"
+        waited = f"one let the others wait for {self._timeout:g} s"
+        return f"the processes lost contact, or {waited}; least far is {self._named(behind)}"
 
     def _listen(self) -> None:
         others = [rank for rank in self._missed if rank != self._place.rank]
@@ -195,13 +191,14 @@ class _Watch(threading.Thread):
     def _silent(self, beats: int) -> list[int]:
         return [rank for rank, missed in self._missed.items() if missed >= beats]
 
-    def _where(self, rank: int) -> str:
-        words = self._heard.get(rank, "").split()
-        return f"number {words[3]} on {words[2]}" if words else "which never started"
+    def _named(self, ranks: list[int]) -> str:
+        words = {rank: self._heard.get(rank, "").split() for rank in ranks}
+        where = {rank: f"number {w[3]} on {w[2]}" if w else "which never started" for rank, w in words.items()}
+        return ", ".join(f"process {rank} ({place})" for rank, place in where.items())
 
     def _words(self, dead: list[int]) -> str:
-        names = ", ".join(f"process {rank} ({self._where(rank)})" for rank in dead)
-        return f"{names} of {self._place.world_size} died or hangs: no sign of life for {self._timeout:g} s or less"
+        silent = f"died or hangs: no sign of life for {self._timeout:g} s or less"
+        return f"{self._named(dead)} of {self._place.world_size} {silent}"
 
     def _give_up(self, reason: str) -> None:
         """End this process at once: its main thread may wait in a collective, where nothing reaches it."""

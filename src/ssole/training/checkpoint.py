@@ -108,12 +108,7 @@ def load_checkpoint(
         ConfigError: there are checkpoints, and all of them are damaged.
     """
     found: dict[str, torch.Tensor] = {}
-
-    def read() -> dict[str, Any]:
-        progress = _load_newest(run, modules, optimizer, last_step, found)
-        return {} if progress is None else asdict(progress)
-
-    if not (values := distributed.on_rank_0(read)):
+    if not (values := distributed.on_rank_0(lambda: _load_newest(run, modules, optimizer, last_step, found))):
         return None
     tensors = distributed.broadcast(found)
     if distributed.rank() != 0:
@@ -127,8 +122,8 @@ def _load_newest(
     optimizer: torch.optim.Optimizer,
     last_step: int | None,
     found: dict[str, torch.Tensor],
-) -> Progress | None:
-    """:func:`load_checkpoint` in one process, with the tensors of the checkpoint in `found`."""
+) -> dict[str, Any]:
+    """Values of the :class:`Progress` of the checkpoint that was restored, whose tensors come into `found`."""
     steps = checkpoint_steps(run)
     for step in reversed(steps):
         try:
@@ -141,10 +136,10 @@ def _load_newest(
             warnings.warn(f"the checkpoint of step {step} is damaged and left out: {reason}", stacklevel=2)
             continue
         found.update(tensors)
-        return progress
+        return asdict(progress)
     if steps:
         raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: start anew in another folder (--out)")
-    return None
+    return {}
 
 
 def newest_weights(run: Run) -> dict[str, torch.Tensor] | None:
@@ -255,13 +250,11 @@ def _restore(tensors: Mapping[str, torch.Tensor], modules: nn.ModuleDict, optimi
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
             _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = _like_parameter(parameters[int(index)], tensor)
+            like = parameters[int(index)]
+            if tensor.shape == like.shape:  # in the memory format that the optimizer had, so that the same kernels run
+                tensor = torch.empty_like(like).copy_(tensor)
+            state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _like_parameter(parameter: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor in the memory format of its parameter, as the optimizer had it, so that the same kernels run."""
-    return torch.empty_like(parameter).copy_(tensor) if tensor.shape == parameter.shape else tensor
 
 
 def _files(run: Run) -> list[tuple[Path, int]]:

@@ -47,7 +47,7 @@ Note = Callable[[int, Mapping[str, Any]], None]
 
 
 class CollapseError(RuntimeError):
-    """The embeddings of all images have been nearly the same for long; the message names the change to make."""
+    """Error for embeddings that have been nearly the same for all images for long; it names the change to make."""
 
 
 class Guardian:

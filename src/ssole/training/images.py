@@ -28,8 +28,7 @@ _SAMPLE = 32  # images whose contents are compared
 
 def record_images(run: Run, source: Source) -> None:
     """Write what :func:`require_same_images` compares."""
-    with writing(run, _NAME):
-        write_json_atomically(run.path / _NAME, _record(source), indent=None)
+    _write(run, _record(source, _changes(source)))
 
 
 def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> None:
@@ -44,7 +43,8 @@ def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> N
     path = run.path / _NAME
     if not path.is_file():  # a run of an older version
         return
-    before, now = read_json(path), _record(source)
+    before, changes = read_json(path), _changes(source)
+    now = _record(source, changes)
     if not isinstance(before.get("images"), int) or not isinstance(before.get("ids"), str):
         raise ConfigError(f"{path} is damaged: it does not say which images the run was started on")
     if before["images"] != now["images"]:
@@ -57,15 +57,20 @@ def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> N
             f"the run was started on as many images ({now['images']}) by other names or in another order: resuming "
             "needs the same, since the views of an image depend on its index"
         )
-    if (change := _change(before, now) or _touched(before, now, source)) is None:
+    if (change := _change(before, now) or _touched(before, changes)) is None:
         return
     if not allowed:
         raise DataError(f"{change}. Put those of the start back, or go on with these by --allow-changes images")
     warnings.warn(f"{change}; the run goes on with them", stacklevel=2)
-    record_images(run, source)
+    _write(run, now)
 
 
-def _record(source: Source) -> dict[str, Any]:
+def _write(run: Run, record: dict[str, Any]) -> None:
+    with writing(run, _NAME):
+        write_json_atomically(run.path / _NAME, record, indent=None)
+
+
+def _record(source: Source, changes: dict[str, int]) -> dict[str, Any]:
     has_contents = source.files() is not None or isinstance(source, ArraySource)  # others may be slow or random
     chosen = evenly_spaced(len(source), _SAMPLE) if has_contents else []
     with ThreadPoolExecutor(CONNECTIONS) as pool:
@@ -75,7 +80,7 @@ def _record(source: Source) -> dict[str, Any]:
         "ids": source.ids_fingerprint,
         "fingerprint": source.fingerprint(),
         "contents": {name: digest for name, digest in contents.items() if digest is not None},
-        "latest_change": max(_changes(source).values(), default=None),
+        "latest_change": max(changes.values(), default=None),
     }
 
 
@@ -89,15 +94,10 @@ def _changes(source: Source) -> dict[str, int]:
     return found
 
 
-def _touched(before: dict[str, Any], now: dict[str, Any], source: Source) -> str | None:
-    """Which files, but not all, were changed between two records of the same images, in words; None if none were."""
+def _touched(before: dict[str, Any], changes: dict[str, int]) -> str | None:
+    """Which files, but not all, were changed since a record of the same images, in words; None if none were."""
     latest = before.get("latest_change")
-    if not isinstance(latest, int) or now["latest_change"] is None:  # a run of an older version, or no files
-        return None
-    if now["latest_change"] <= latest:
-        return None
-    changes = _changes(source)
-    later = [location for location, time in changes.items() if time > latest]
+    later = [location for location, time in changes.items() if isinstance(latest, int) and time > latest]
     if not later or len(later) == len(changes):
         return None
     return (

@@ -61,11 +61,6 @@ class Initial:
             write_json_atomically(run.path / "init.json", facts)
 
 
-def absolute(init: str) -> str:
-    """Setting `init` that means the same in any working folder."""
-    return init if init == PRETRAINED else str(Path(init).absolute())
-
-
 def read_initial(config: PretrainConfig, encoder: Encoder, *, progress: bool = False) -> Initial | None:
     """Initial weights that a config asks for by `init`, or that its encoder has from a module of one's own; else None.
 
@@ -180,13 +175,12 @@ def _sorted(tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.
     for prefix in ("encoder.", ""):
         if any(name.startswith(f"{prefix}backbone.") for name in tensors):
             known = f"{prefix}backbone.", f"{prefix}projector."
-            backbone, projector = (_below(tensors, part) for part in known)
+            backbone, projector = (
+                {name.removeprefix(part): tensor for name, tensor in tensors.items() if name.startswith(part)}
+                for part in known
+            )
             return backbone, projector, [name for name in tensors if not name.startswith(known)]
     return dict(tensors), {}, []
-
-
-def _below(tensors: Tensors, prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
 def _classifiers(backbone: nn.Module) -> tuple[str, ...]:

@@ -135,8 +135,10 @@ class Monitor:
     def evaluate(self, evaluator: Evaluator, backbone: nn.Module) -> None:
         """Run an evaluator and write its figures, in the first process. Its time does not count as training."""
         begin = time.perf_counter()
-        figures = evaluator(backbone)
-        self._paused += time.perf_counter() - begin
+        try:
+            figures = evaluator(backbone)
+        finally:  # a signal may leave it
+            self._paused += time.perf_counter() - begin
         if not self._writes:
             return
         self._write({"step": self._step, "seconds": round(self.seconds, 3), **figures})

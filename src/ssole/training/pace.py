@@ -11,21 +11,63 @@ new ones. An extension has a fixed number of steps.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from collections import deque
+from dataclasses import dataclass
 from time import monotonic
 
 from ssole import distributed
-from ssole.config import ConfigError, PretrainConfig
+from ssole.config import ConfigError, OptimConfig, PretrainConfig
 from ssole.config.budget import budget_seconds
-from ssole.training.extension import Extension, extensions
 from ssole.training.feed import Plan
 from ssole.training.optim import learning_rate
 from ssole.training.run import Run, read_lines, write_lines, writing
 
+EXTENSIONS = "extensions.jsonl"
 _NAME = "schedule.jsonl"
 _CORRECTIONS = 50  # in a run
 _WINDOW = 5  # corrections back, from where speed is measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extension:
+    """More steps for a finished run, in which the learning rate begins and falls once more.
+
+    Step s of an extension that begins after S steps and ends after T has the rate
+
+        factor * schedule(s - S, T - S)
+
+    where schedule(step, steps) is that of the run's own settings: warmup, then a half cosine from `lr` to `final_lr`
+    (:func:`ssole.training.optim.learning_rate`). It is a warm restart: weights and the optimizer's state go on as they
+    are. Source: Loshchilov and Hutter 2017, SGDR (arXiv:1608.03983). Extensions are lines of `extensions.jsonl`.
+    """
+
+    step: int
+    """Steps of the run before it."""
+    total: int
+    """Steps of the run with it."""
+    factor: float
+    """Factor of the learning rate."""
+
+    def learning_rate(self, step: float, config: OptimConfig) -> float:
+        """Learning rate of a step of the run, counted from 0."""
+        return self.factor * learning_rate(step - self.step, self.total - self.step, config)
+
+
+def extensions(run: Run) -> list[Extension]:
+    """Extensions of a run, in order.
+
+    Raises:
+        ConfigError: the file was damaged.
+    """
+    found = []
+    for row in read_lines(run.path / EXTENSIONS, step=int, total=int):
+        factor = row.get("factor")
+        if not isinstance(factor, (int, float)) or not 0 < factor < math.inf or not 0 <= row["step"] < row["total"]:
+            raise ConfigError(f"{run.path / EXTENSIONS} is damaged: {row}")
+        found.append(Extension(step=row["step"], total=row["total"], factor=float(factor)))
+    return found
 
 
 class Pace:

@@ -31,7 +31,7 @@ _MOST_STEPS = 2**31  # more than any run has; torch seeds its generator with 64 
 
 @dataclass(frozen=True, kw_only=True)
 class Replay:
-    """What came of a step that was taken again."""
+    """Result of a failed step that was taken again."""
 
     step: int
     recorded: str

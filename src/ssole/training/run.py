@@ -10,7 +10,7 @@ NAME/  config.yaml            every setting
        failures/              see ssole.training.replay; if any
        schedule.jsonl         see ssole.training.pace; of runs with a budget of time
        init.json              see ssole.training.initial; of runs that start from other weights
-       extensions.jsonl       see ssole.training.extension; if it was extended
+       extensions.jsonl       see ssole.training.pace; if it was extended
        .lock                  held by the process that trains
 """
 

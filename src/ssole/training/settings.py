@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.progress import say
 from ssole.training.feed import make_plan
-from ssole.training.initial import absolute
+from ssole.training.initial import PRETRAINED
 from ssole.training.trial import step_seconds
 
 _LEAST_STEPS = 10  # of a run with a budget of time
@@ -29,7 +30,10 @@ def agreed_config(config: PretrainConfig, progress: bool) -> PretrainConfig:
 
     def settings() -> dict[str, Any]:
         say_reasons(config, enabled=progress)
-        return to_dict(config if config.init is None else dataclasses.replace(config, init=absolute(config.init)))
+        chosen = to_dict(config)
+        if chosen["init"] not in (None, PRETRAINED):
+            chosen["init"] = str(Path(chosen["init"]).absolute())  # the same in any working folder
+        return chosen
 
     return from_dict(distributed.on_rank_0(settings))
 

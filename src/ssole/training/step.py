@@ -38,7 +38,7 @@ from ssole.views.geometry import ImageBatch
 
 
 class Batch(NamedTuple):
-    """What a training step was given."""
+    """Arguments of a training step."""
 
     images: ImageBatch
     ids: torch.Tensor

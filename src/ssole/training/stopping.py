@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C, SIGTERM or SIGHUP arrived, and a checkpoint was written; the message says how to go on."""
+    """End of a run by Ctrl-C, SIGTERM or SIGHUP, after a checkpoint; the message says how to go on."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -11,7 +11,7 @@ _RING = 4096  # values that fit between two looks; a look comes early when it is
 
 
 class NonFiniteLossError(FloatingPointError):
-    """NaN or infinity in the loss, its gradient or the weights; the message names the step, counted from 1.
+    """Error for NaN or infinity in the loss, its gradient or the weights; it names the step, counted from 1.
 
     No checkpoint is written after the last good one.
     """

@@ -14,9 +14,8 @@ import tiny
 from ssole import extending
 from ssole.config import ConfigError, OptimConfig
 from ssole.training.checkpoint import checkpoint_steps
-from ssole.training.extension import Extension, add_extension, extensions
 from ssole.training.feed import make_plan
-from ssole.training.pace import Pace
+from ssole.training.pace import Extension, Pace, extensions
 from ssole.training.run import Run, create_run
 
 KEPT = f"backbone-step-{tiny.STEPS:08d}.safetensors"
@@ -101,9 +100,9 @@ def test_a_kill_between_the_old_weights_and_the_extension(tmp_path: Path, monkey
     run = tiny.start(tmp_path / "run")
     before = run.backbone_path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("ssole.training.extension.write_lines", lambda *_: crash(nn.Identity()))
+        patch.setattr("ssole.extending.write_lines", lambda *_: crash(nn.Identity()))
         with pytest.raises(Crash):
-            add_extension(run, steps=3, factor=1.0)
+            extending.add_extension(run, steps=3, factor=1.0)
     assert not run.finished
     assert tiny.resume(run).backbone_path.read_bytes() == before
     assert len(run.metrics) == tiny.STEPS
