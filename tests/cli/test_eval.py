@@ -101,6 +101,15 @@ def test_a_run_that_cannot_be_written_is_evaluated(trained: Command, monkeypatch
     assert "error: [Errno 30] Read-only file system" in outcome.err
 
 
+def test_the_result_is_saved_before_it_is_printed(trained: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unprintable(_: EvaluationResult) -> None:
+        raise ValueError("nothing can be printed")
+
+    monkeypatch.setattr(EvaluationResult, "table", unprintable)
+    assert trained("eval", "run", "--protocol", "knn").code == 2
+    assert EvaluationResult.load("run/evaluation.json").rows
+
+
 def test_several_networks_in_one_table(trained: Command, tmp_path: Path) -> None:
     ssole.export("run", to="timm", out=tmp_path / "timm")
     given = ["run", f"timm:local-dir:{tmp_path / 'timm'}", "--protocols", "knn,label-free", "--save", "all.json"]

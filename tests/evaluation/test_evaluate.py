@@ -153,6 +153,14 @@ def test_a_run_is_set_beside_itself_untrained(monkeypatch: pytest.MonkeyPatch) -
     assert result.rows["untrained"]["knn10"].value < 0.5 < result.rows["trained"]["knn10"].value
 
 
+def test_a_run_in_a_dict_keeps_its_own_preprocessing_also_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "open_subject", lambda run: MeanColour())
+    monkeypatch.setattr(module, "untrained", lambda run: MeanColour())
+    given = {"mean": (0.4, 0.4, 0.4), "std": (1.0, 1.0, 1.0)}  # for other networks of the table
+    result = evaluate_quietly({"mine": "runs/some"}, coloured(60, seed=0), protocol="label-free", **given)
+    assert result.rows["untrained"] == result.rows["mine"]
+
+
 @pytest.mark.parametrize("protocol", [["svm"], "svm", []])
 def test_an_unknown_protocol_is_named(protocol: object) -> None:
     with pytest.raises(ValueError, match=re.escape(f"protocol is {protocol!r}; choose from knn, linear")):

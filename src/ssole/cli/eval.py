@@ -100,9 +100,13 @@ def evaluate(argv: Sequence[str]) -> int:
         )
     if distributed.rank():
         return 0
-    Console().print(result.table())
-    _print_verdicts(result, {"trained": args.run[0]} if alone else subjects)
-    _save(result, args, run if alone else None)
+    try:
+        saved = _save(result, args, run if alone else None)  # first, because printing fails where a pipe was closed
+    finally:
+        Console().print(result.table())
+        _print_verdicts(result, {"trained": args.run[0]} if alone else subjects)
+    if saved is not None:
+        print(f"saved: {saved}")
     return 0
 
 
@@ -131,18 +135,17 @@ def _rise(run: str) -> float:
     return last_rise([row["step"] for row in known], [row["knn20"] for row in known], total)
 
 
-def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> None:
-    """Write the result where it was asked for, else to the folder of the run."""
+def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> Path | None:
+    """Path of the result as written: where it was asked for, else in the folder of the run; None if there is none."""
     name = "transfer.json" if args.transfer else "evaluation.json"
     save = args.save or (run / name if run is not None and run.is_dir() else None)
     if save is None:
-        return
+        return None
     try:
-        result.save(save)
+        return result.save(save)
     except OSError as error:
         if args.save is not None:
             raise
         why = f"{save} could not be written ({error.strerror})"
         warnings.warn(f"{why}: --save FILE saves the result elsewhere", stacklevel=1)
-        return
-    print(f"saved: {save}")
+        return None

@@ -160,16 +160,16 @@ def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor
     if not 0 < share < 1:
         raise ValueError(f"the share to hold out is {share}; it must be between 0 and 1")
     held = torch.zeros(len(labels), dtype=torch.bool)
-    for members in shuffled_classes(labels, seed):
+    for members in shuffled_classes(labels, torch.Generator().manual_seed(seed)):
         held[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
     if not held.any():
         raise ValueError(f"no class of the {len(labels)} images has two of them: nothing can be held out")
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 
-def shuffled_classes(labels: Tensor, seed: int) -> tuple[Tensor, ...]:
-    """Positions of the images of each class, in the order of the classes; within each, in a random one by seed."""
-    labels, generator = labels.cpu(), torch.Generator().manual_seed(seed)
+def shuffled_classes(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Positions of the images of each class, in the order of the classes; within each, in a random one."""
+    labels = labels.cpu()
     shuffled = torch.randperm(len(labels), generator=generator)
     order = shuffled[labels[shuffled].sort(stable=True).indices]
     classes: tuple[Tensor, ...] = order.split(labels.unique(return_counts=True)[1].tolist())

@@ -72,14 +72,16 @@ def evaluate(
         ValueError: unknown preprocessing, features that are not finite, or fewer training images than k.
     """
     overrides = {"image_size": image_size, "mean": mean, "std": std}
+    of_runs = {} if isinstance(model_or_run, Mapping) else overrides
     how = {"device": own_device(device), "precision": precision, "progress": progress}
     scoring = Scoring(partial(open_data, data, test, seed=seed, **store_options(progress)), protocol, views, seed, how)
     rows = _rows(model_or_run)
-    opened = _open_all(rows, overrides, scoring, own=isinstance(model_or_run, Mapping))
+    opened = _open_all(rows, overrides, of_runs, scoring)
     for name, models in opened.items():
         scoring.add_models(name, models)
     if baselines:
-        _add_baselines(scoring, {name: rows[name] for name in opened}, next(iter(opened.values()))[0][1], overrides)
+        scoring.add_raw_pixels(next(iter(opened.values()))[0][1])
+        _add_untrained(scoring, {name: rows[name] for name in opened}, of_runs)
     return scoring.result()
 
 
@@ -100,14 +102,14 @@ def _rows(given: Any) -> dict[str, list[ModelOrRun]]:
 
 
 def _open_all(
-    rows: Mapping[str, Sequence[ModelOrRun]], overrides: dict[str, Any], scoring: Scoring, *, own: bool
+    rows: Mapping[str, Sequence[ModelOrRun]], overrides: dict[str, Any], of_runs: dict[str, Any], scoring: Scoring
 ) -> dict[str, Opened]:
-    """Models by row, without rows whose weights cannot be had; with ``own``, runs keep their own preprocessing."""
+    """Models by row, without rows whose weights cannot be had. ``of_runs`` are the overrides of runs."""
     opened: dict[str, Opened] = {}
     for name, subjects in rows.items():
         try:
             opened[name] = [
-                model_and_preprocessing(one, open_subject, {} if own and is_run(one) else overrides) for one in subjects
+                model_and_preprocessing(one, open_subject, of_runs if is_run(one) else overrides) for one in subjects
             ]
         except UnavailableError as error:
             if len(rows) == 1:
@@ -118,15 +120,11 @@ def _open_all(
     return opened
 
 
-def _add_baselines(
-    scoring: Scoring, rows: Mapping[str, Sequence[ModelOrRun]], first: Preprocessing, overrides: dict[str, Any]
-) -> None:
-    """Add raw pixels, and the untrained networks of runs: one row for all runs that began with equal networks."""
-    scoring.add_raw_pixels(first)
+def _add_untrained(scoring: Scoring, rows: Mapping[str, Sequence[ModelOrRun]], of_runs: dict[str, Any]) -> None:
+    """Add the untrained networks of runs: one row for all runs that began with equal networks."""
     found: list[tuple[str, Opened]] = []
     for name, subjects in rows.items():
-        runs = [one for one in subjects if is_run(one)]
-        models = [model_and_preprocessing(one, untrained, {} if len(rows) > 1 else overrides) for one in runs]
+        models = [model_and_preprocessing(one, untrained, of_runs) for one in subjects if is_run(one)]
         if models and all(_beginnings(models) != _beginnings(others) for _, others in found):
             found.append((name, models))
     for name, models in found:

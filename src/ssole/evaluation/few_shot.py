@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssole.evaluation.checks import check_features, check_labels, exact_float32
+from ssole.evaluation.datasets import shuffled_classes
 from ssole.progress import progress_bar
 
 EPISODES = 20
@@ -39,8 +40,7 @@ def few_shot_accuracies(
         train_labels, test_labels: (N,) and (Q,) integers; classes are those of train, and others are never found.
         shots: images of each class, no more than the smallest class has.
         episodes: number of draws.
-        seed: of the draws.
-        progress: show a bar when it takes more than two seconds.
+        seed, progress: seed of the draws; show a bar when it takes more than two seconds.
 
     Raises:
         ValueError: a class has fewer images, or features that are not finite.
@@ -52,16 +52,13 @@ def few_shot_accuracies(
     if shots < 1 or shots > int(counts.min()):
         raise ValueError(f"{shots} images of every class are to be drawn, and the smallest has {int(counts.min())}")
     truth_Q = check_labels(test_labels, len(test_features), None)[0].cpu()
-    starts_C1 = (counts.cumsum(0) - counts)[:, None]
     generator, accuracies = torch.Generator().manual_seed(seed), []
     with exact_float32(train_features.device), progress_bar(f"{shots}-shot", episodes, enabled=progress) as advance:
         mean_F = train_features.mean(0)
         train_NF, test_QF = (F.normalize(x.float() - mean_F, dim=1) for x in (train_features, test_features))
         for _ in range(episodes):
-            shuffled = torch.randperm(len(labels_N), generator=generator)
-            by_class = shuffled[labels_N[shuffled].sort(stable=True).indices]
-            drawn = by_class[starts_C1 + torch.arange(shots)].to(train_NF.device)  # (C, shots)
-            centre_CF = train_NF[drawn].mean(1)
+            drawn = torch.stack([members[:shots] for members in shuffled_classes(labels_N, generator)])  # (C, shots)
+            centre_CF = train_NF[drawn.to(train_NF.device)].mean(1)
             nearest_Q = (test_QF @ centre_CF.T - centre_CF.square().sum(1) / 2).argmax(1).cpu()
             accuracies.append(int((present[nearest_Q] == truth_Q).sum()) / len(truth_Q))
             advance()

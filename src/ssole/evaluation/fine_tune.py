@@ -41,7 +41,7 @@ def balanced_split(labels: Tensor, share: float, *, seed: int = 0) -> Tensor:
     """
     if not 0 < share <= 1:
         raise ValueError(f"the share of the labels is {share}; it must be above 0 and at most 1")
-    classes = shuffled_classes(labels, seed)
+    classes = shuffled_classes(labels, torch.Generator().manual_seed(seed))
     each = max(1, round(share * len(labels) / len(classes)))
     return torch.cat([members[:each] for members in classes]).sort().values
 

@@ -41,7 +41,7 @@ def label_free_figures(features: Tensor, views: Tensor | None = None) -> dict[st
         ValueError: other shapes, or features that are not finite.
     """
     figures = {"centred_effective_rank": centred_effective_rank(features), "rankme": rankme(features)}
-    with suppress(_Undefined):
+    with suppress(ValueError):  # too few directions: the features themselves have passed the checks above
         figures["alpha_req"] = alpha_req(features)
     if len(features) > 1:
         figures["uniformity"] = uniformity(features)
@@ -51,10 +51,6 @@ def label_free_figures(features: Tensor, views: Tensor | None = None) -> dict[st
             figures["lidar"] = lidar(views)
             figures["neighbour_agreement"] = neighbour_agreement(views[:, 0], views[:, 1])
     return figures
-
-
-class _Undefined(ValueError):
-    """Error for a figure that these features do not have."""
 
 
 def rankme(features: Tensor, *, eps: float = 1e-7, seed: int = 0) -> float:
@@ -107,7 +103,7 @@ def alpha_req(features: Tensor, *, seed: int = 0) -> float:
     rounding = 1e-12 * features.square().sum()
     eigenvalues = eigenvalues[eigenvalues > rounding]
     if len(eigenvalues) < 3:
-        raise _Undefined(f"the features vary in {len(eigenvalues)} directions; a power law needs at least three")
+        raise ValueError(f"the features vary in {len(eigenvalues)} directions; a power law needs at least three")
     chosen = slice(DECAY_FROM - 1, DECAY_TO) if len(eigenvalues) >= DECAY_FROM + 9 else slice(None)
     x = torch.arange(1, len(eigenvalues) + 1, device=eigenvalues.device)[chosen].double().log()
     y = eigenvalues[chosen].log()

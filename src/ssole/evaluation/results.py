@@ -82,6 +82,16 @@ _CLASSIFIERS = {
     "semi1": "fine-tuned on 1 %",
     "semi10": "fine-tuned on 10 %",
 }
+_LABEL_FREE = {
+    "centred_effective_rank": "effective rank, centred",
+    "rankme": "RankMe",
+    "alpha_req": "alpha-ReQ",
+    "lidar": "LiDAR",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+    "neighbour_agreement": "agreement of neighbours",
+}
+LABEL_FREE = tuple(_LABEL_FREE)
 METRICS = {
     **_CLASSIFIERS,
     "few_shot1": "1-shot",
@@ -98,24 +108,9 @@ METRICS = {
     "robustness_kept": "corrupted, of clean",
     **{f"{name}_macro": f"{heading}, mean of classes" for name, heading in _CLASSIFIERS.items()},
     **{f"{name}_top5": f"{heading}, top 5" for name, heading in _CLASSIFIERS.items()},
-    "centred_effective_rank": "effective rank, centred",
-    "rankme": "RankMe",
-    "alpha_req": "alpha-ReQ",
-    "lidar": "LiDAR",
-    "alignment": "alignment",
-    "uniformity": "uniformity",
-    "neighbour_agreement": "agreement of neighbours",
+    **_LABEL_FREE,
 }
 """Headings of the metrics, in the order to show them. They are shares, shown in per cent, but for `NUMBERS`."""
-LABEL_FREE = (
-    "centred_effective_rank",
-    "rankme",
-    "alpha_req",
-    "lidar",
-    "alignment",
-    "uniformity",
-    "neighbour_agreement",
-)
 NUMBERS = {
     "centred_effective_rank": 1,
     "rankme": 1,

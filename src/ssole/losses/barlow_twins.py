@@ -58,15 +58,10 @@ class BarlowTwinsLoss(EmbeddingLoss[BarlowTwinsTerms]):
         diagonal_PD = torch.stack([(z_VBD[v] * z_VBD[w]).mean(0) for v, w in pairs])
         if images <= dims:
             # ||A^T B||_F^2 = <A A^T, B B^T>, whose products are B / D times as large.
-            grams = (z_VBD @ z_VBD.mT).flatten(1)
-            squares = sum_over_pairs(grams)
+            grams_VN = (z_VBD @ z_VBD.mT).flatten(1)
+            squares = (grams_VN @ grams_VN.T).triu(1).sum()
         else:
             squares = torch.stack([(z_VBD[v].mT @ z_VBD[w]).square().sum() for v, w in pairs]).sum()
         invariance = (1 - diagonal_PD).square().sum() / len(pairs)
         redundancy = (squares / images**2 - diagonal_PD.square().sum()) / len(pairs)
         return BarlowTwinsTerms(invariance + self.redundancy_weight * redundancy, invariance, redundancy)
-
-
-def sum_over_pairs(x_VN: Tensor) -> Tensor:
-    """Sum over pairs v < w of the inner products of rows."""
-    return (x_VN @ x_VN.T).triu(1).sum()

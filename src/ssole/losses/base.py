@@ -1,4 +1,4 @@
-"""EmbeddingLoss, the base class of the losses of other methods, and the arithmetic that several of them share.
+"""EmbeddingLoss, the base class of losses, and the arithmetic that several of them share.
 
 Shape suffixes: N any batch, B images, V views, D embedding dimensions.
 """
@@ -48,7 +48,9 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
         self.check_input = check_input
 
     def extra_repr(self) -> str:
-        return options(self)
+        """Arguments of the constructor, but for `check_input`, as the repr shows them."""
+        names = [name for name in inspect.signature(type(self)).parameters if name != "check_input"]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if hasattr(self, name))
 
     def forward(self, z: Tensor) -> Tensor:
         """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.
@@ -84,12 +86,6 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
                 f"(shape {tuple(z.shape)})"
             )
         return batch_BVD
-
-
-def options(loss: nn.Module) -> str:
-    """Arguments of the constructor that `loss` keeps, but for `check_input`, as its repr shows them."""
-    names = [name for name in inspect.signature(type(loss)).parameters if name != "check_input"]
-    return ", ".join(f"{name}={getattr(loss, name)!r}" for name in names if hasattr(loss, name))
 
 
 def unit_rows(z: Tensor) -> Tensor:

@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssole import distributed
-from ssole.losses.base import check_number, options
+from ssole.losses.base import EmbeddingLoss, check_number
 from ssole.losses.checks import check_rows
 from ssole.losses.nuclear import nuclear_norm
 
@@ -27,7 +27,7 @@ class OLETerms(NamedTuple):
     """Nuclear norm of all rows, over their number."""
 
 
-class OLELoss(nn.Module):
+class OLELoss(EmbeddingLoss[OLETerms]):
     r"""Orthogonal low-rank embedding loss: (sum_c max(margin, ||Z_c||_*) - ||Z||_*) / rows, with exact gradients.
 
     Z holds all rows and Z_c those of class c. Rows are not normalized. The loss is at least 0. It is 0 when classes lie
@@ -43,12 +43,8 @@ class OLELoss(nn.Module):
     """
 
     def __init__(self, margin: float = 1.0, *, check_input: bool = True) -> None:
-        super().__init__()
+        super().__init__(check_input=check_input)
         self.margin = check_number("margin", margin)
-        self.check_input = check_input
-
-    def extra_repr(self) -> str:
-        return options(self)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.

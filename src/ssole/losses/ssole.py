@@ -11,10 +11,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssole import distributed
-from ssole.losses.base import check_number, options, unit_rows
+from ssole.losses.base import EmbeddingLoss, check_number, unit_rows
 from ssole.losses.checks import check_embeddings, check_rows
 from ssole.losses.kernels import constant
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, kernel_norms, nuclear_norm, unit_norms
@@ -36,7 +36,7 @@ class SSOLETerms(NamedTuple):
     """Mean over views of the nuclear norm of the batch of embeddings."""
 
 
-class SSOLELoss(nn.Module):
+class SSOLELoss(EmbeddingLoss[SSOLETerms]):
     r"""Self-supervised orthogonal low-rank embedding loss, in float64 inside and with exact gradients.
 
     With unit rows, Z_i the (V, D) views of image i, Z^(v) the (B, D) batch in view v, and ||.||_* the nuclear norm:
@@ -104,7 +104,7 @@ class SSOLELoss(nn.Module):
         gradient: Literal["exact", "reference"] = "exact",
         check_input: bool = True,
     ) -> None:
-        super().__init__()
+        super().__init__(check_input=check_input)
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {gamma}")
         if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
@@ -131,22 +131,7 @@ class SSOLELoss(nn.Module):
         self.detach_mean = detach_mean or gradient == "reference"
         self.coupled = coupled
         self.gradient = gradient
-        self.check_input = check_input
         self._warned = False
-
-    def extra_repr(self) -> str:
-        return options(self)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Loss of embeddings `z`, a scalar in float32, or in float64 for float64.
-
-        Args:
-            z: (B, V, D), of any floating dtype, B and V at least 2. Views of different crop sizes stack along V.
-
-        Raises:
-            ValueError: wrong shape or dtype, NaN or infinity, a zero vector when normalizing.
-        """
-        return self.terms(z).total
 
     def terms(self, z: Tensor) -> SSOLETerms:
         """Named terms of the loss, with the arguments and errors of `forward`."""
