@@ -9,8 +9,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from ssole.evaluation.blurs import defocus_blur, glass_blur, motion_blur, smoothed, trail
-from ssole.evaluation.draws import Draws
+from ssole.evaluation.blurs import Draws, defocus_blur, glass_blur, motion_blur, smoothed, trail
 
 
 def point(side: int = 33) -> torch.Tensor:

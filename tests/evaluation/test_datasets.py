@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
-from ssole.evaluation.datasets import stratified_split
+from ssole.evaluation.datasets import Subset, stratified_split
 
 
 def test_without_test_images_a_stated_share_is_held_out() -> None:
@@ -82,3 +82,10 @@ def test_splits_hold_out_a_share_of_every_class() -> None:
     assert not torch.equal(stratified_split(labels, 0.2, seed=2)[1], held)
     with pytest.raises(ValueError, match="between 0 and 1"):
         stratified_split(labels, 1.0, seed=1)
+
+
+def test_a_spread_of_more_images_than_float32_counts_stays_within_them() -> None:
+    count = 2**24 + 4
+    everything = torch.zeros(1, dtype=torch.int64).expand(count)
+    images = Subset(store=None, positions=everything, labels=everything)  # type: ignore[arg-type]
+    assert len(images.spread(2000)) == 2000

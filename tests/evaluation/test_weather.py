@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ssole.evaluation.draws import Draws
+from ssole.evaluation.blurs import Draws
 from ssole.evaluation.weather import frost, ice, plasma, snow
 
 

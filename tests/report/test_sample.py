@@ -112,14 +112,15 @@ def test_examples_are_images_of_the_data_as_training_sees_them(tmp_path: Path) -
     record = Record.read(run.path)
     found = open_examples(record, None, limit=4)
     assert found is not None
-    assert found.indices.tolist() == [0, 2, 4, 6]
+    images, indices = found
+    assert indices.tolist() == [0, 2, 4, 6]
     source = open_source(str(data))
-    for index, image in zip(found.indices.tolist(), found.images, strict=True):
+    for index, image in zip(indices.tolist(), images, strict=True):
         assert torch.equal(image, decode(source.read(index), where=source.id(index)))
     sorted(data.rglob("*.png"))[2].write_bytes(b"no image")
     found = open_examples(record, None, limit=4)
     assert found is not None
-    assert found.indices.tolist() == [0, 4, 6]
+    assert found[1].tolist() == [0, 4, 6]
     assert open_examples(record, str(tmp_path / "gone"), limit=4) is None
     in_memory = tiny.start(tmp_path / "memory", steps=2)
     assert open_examples(Record.read(in_memory.path), None, limit=4) is None

@@ -98,15 +98,13 @@ def evaluate(argv: Sequence[str]) -> int:
             views=None if recipe is None else partial(make_views, recipe=recipe, seed=args.seed, epoch=0),
             **how,
         )
-    if distributed.rank():
-        return 0
-    try:
-        saved = _save(result, args, run if alone else None)  # first, because printing fails where a pipe was closed
-    finally:
-        Console().print(result.table())
-        _print_verdicts(result, {"trained": args.run[0]} if alone else subjects)
-    if saved is not None:
-        print(f"saved: {saved}")
+    if not distributed.rank():
+        try:
+            saved = _save(result, args, run if alone else None)  # first: printing fails where a pipe was closed
+        finally:
+            Console().print(result.table())
+            _print_verdicts(result, {"trained": args.run[0]} if alone else subjects)
+        print(saved, end="")
     return 0
 
 
@@ -135,17 +133,17 @@ def _rise(run: str) -> float:
     return last_rise([row["step"] for row in known], [row["knn20"] for row in known], total)
 
 
-def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> Path | None:
-    """Path of the result as written: where it was asked for, else in the folder of the run; None if there is none."""
+def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> str:
+    """Write the result where it was asked for, else to the folder of the run; a line that says where, if anywhere."""
     name = "transfer.json" if args.transfer else "evaluation.json"
     save = args.save or (run / name if run is not None and run.is_dir() else None)
     if save is None:
-        return None
+        return ""
     try:
-        return result.save(save)
+        return f"saved: {result.save(save)}\n"
     except OSError as error:
         if args.save is not None:
             raise
         why = f"{save} could not be written ({error.strerror})"
         warnings.warn(f"{why}: --save FILE saves the result elsewhere", stacklevel=1)
-        return None
+        return ""

@@ -125,8 +125,8 @@ def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, p
             arms = [replace(arm, config=measured(arm.config, store)) for arm in request.arms]
             fewest = len(images.search_train if request.search else images.train)
             plan = make_plan(folder, replace(request, arms=tuple(arms)), store, fewest)
-        runner = Runner(request, arms, plan, folder, data, images, progress=progress)
-        return runner.run()
+        given: dict[str, Any] = {"request": request, "folder": folder, "data": data, "images": images}
+        return Runner(arms=arms, plan=plan, progress=progress, **given).run()
 
 
 @contextmanager

@@ -75,10 +75,6 @@ class ArmResult:
     error: str | None = None
     """Why the arm has no result."""
 
-    def values(self, name: str) -> list[float]:
-        """A score of all runs that did not fail."""
-        return [run.scores[name] for run in self.runs if run.error is None]
-
     def summary(self) -> dict[str, Summary]:
         """Means by name: scores, `images_per_second` and `peak_memory`."""
         good = [run for run in self.runs if run.error is None]
@@ -91,6 +87,12 @@ class ArmResult:
     def reason(self) -> str | None:
         """Why the arm has no result, or the error of its first run that failed."""
         return self.error or next((run.error for run in self.runs if run.error is not None), None)
+
+    @property
+    def mean_score(self) -> float | None:
+        """Mean over runs of the figure that arms are ranked by; None without runs, or if one failed."""
+        whole = self.runs if self.reason is None else []
+        return statistics.fmean(run.scores[RANKED_BY] for run in whole) if whole else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +112,7 @@ class Comparison:
     @property
     def best(self) -> str | None:
         """Arm with the highest mean accuracy (kNN, k = 20) among those whose runs all finished; None without one."""
-        whole = {name: arm for name, arm in self.arms.items() if arm.runs and arm.reason is None}
-        means = {name: statistics.fmean(arm.values(RANKED_BY)) for name, arm in whole.items()}
+        means = {name: arm.mean_score for name, arm in self.arms.items() if arm.mean_score is not None}
         return max(means, key=lambda name: means[name]) if means else None
 
     def difference(self, name: str) -> Difference | None:

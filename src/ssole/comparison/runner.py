@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,45 +33,39 @@ CURVE_IMAGES = (10_000, 2_000)
 """Most train and test images for a point of the curve of accuracy. The figures of the table use all images."""
 
 
+@dataclass(kw_only=True)
 class Runner:
-    """Runner of a comparison: first the search of each arm, then one run of each arm for seed 0, then for seed 1, ...
+    """Runner of a comparison: the search of each arm, then one run of each arm for seed 0, then for seed 1, ..."""
 
-    Args:
-        request: what is compared.
-        arms: its arms, with mean and std measured on the images.
-        plan: steps by arm.
-        folder: where everything is written.
-        data: the training images as they were given.
-        images: the images.
-        progress: say what it costs, and show progress.
-    """
+    request: Request
+    arms: Sequence[Arm]
+    """Its arms, with mean and std measured on the images."""
+    plan: Mapping[str, ArmPlan]
+    """Steps by arm."""
+    folder: Path
+    data: Spec
+    """The training images as they were given."""
+    images: Images
+    progress: bool
+    """Whether to say what it costs, and to show progress."""
 
-    def __init__(
-        self,
-        request: Request,
-        arms: Sequence[Arm],
-        plan: Mapping[str, ArmPlan],
-        folder: Path,
-        data: Spec,
-        images: Images,
-        *,
-        progress: bool,
-    ) -> None:
-        self._request, self._arms, self._plan, self._folder = request, arms, plan, folder
-        self._images, self._progress = images, progress
-        self._train: Spec = images.train if images.is_part else data  # run folders name their data where they can
-        self._results = {arm.name: ArmResult(steps=plan[arm.name].steps, error=plan[arm.name].error) for arm in arms}
+    def __post_init__(self) -> None:
+        plan, images = self.plan, self.images
+        self._train: Spec = images.train if images.is_part else self.data  # run folders name data where they can
+        self._results = {
+            one.name: ArmResult(steps=plan[one.name].steps, error=plan[one.name].error) for one in self.arms
+        }
         self._curve_stores: dict[Preprocessing, list[ImageStore]] = {}
-        self._notes = [*images.notes, *short_epochs(request, plan, len(images.search_train))]
+        self._notes = [*images.notes, *short_epochs(self.request, plan, len(images.search_train))]
 
     def run(self) -> Comparison:
         """Run all trials that have not finished, and save the result."""
-        for line in (*cost_lines(self._request, self._plan), *self._notes):
+        for line in (*cost_lines(self.request, self.plan), *self._notes):
             self._say(line)
-        able = [arm for arm in self._arms if self._plan[arm.name].error is None]
+        able = [arm for arm in self.arms if self.plan[arm.name].error is None]
         for arm in able:
             self._search(arm)
-        for seed in range(self._request.seeds):
+        for seed in range(self.request.seeds):
             for arm in able:
                 if self._results[arm.name].error is None:
                     self._run_seed(arm, seed)
@@ -83,10 +77,10 @@ class Runner:
 
     def _search(self, arm: Arm) -> None:
         """Choose the settings of an arm by its search."""
-        result, images = self._results[arm.name], self._images
+        result, images = self._results[arm.name], self.images
         judge = partial(_scores, train=images.search_train, test=images.validation, protocol="knn", progress=False)
-        going_on = list(range(self._request.search))
-        for number, rung in enumerate(rungs(self._request.search)):
+        going_on = list(range(self.request.search))
+        for number, rung in enumerate(rungs(self.request.search)):
             scores = {}
             for trial in going_on[: rung.trials]:
                 record = self._trial(
@@ -94,7 +88,7 @@ class Runner:
                     f"search-{number}-trial-{trial}",
                     draw_settings(arm, trial),
                     steps=share_of(result.steps, rung.share),
-                    seed=self._request.seeds,  # which no run of the result has
+                    seed=self.request.seeds,  # which no run of the result has
                     data=images.search_train,
                     judge=judge,
                 )
@@ -118,8 +112,8 @@ class Runner:
 
     def _run_seed(self, arm: Arm, seed: int) -> None:
         """Train the run of an arm that has a seed, on all images, and judge it on the test images."""
-        result, images = self._results[arm.name], self._images
-        how: dict[str, Any] = {"protocol": ("knn", "linear", "label_free"), "progress": self._progress}
+        result, images = self._results[arm.name], self.images
+        how: dict[str, Any] = {"protocol": ("knn", "linear", "label_free"), "progress": self.progress}
         record = self._trial(
             arm,
             f"seed-{seed}",
@@ -149,14 +143,14 @@ class Runner:
         config = apply_overrides(arm.config, {**settings, "steps": steps, "seed": seed})
         self._say(f"{arm.name}, {name}, {steps} steps: {words(settings)}")
         record = run_trial(
-            self._folder / arm.name / name,
+            self.folder / arm.name / name,
             config,
             data,
             judge,
             settings=settings,
             loss=arm.module,
             evaluators=partial(curve, config),
-            progress=self._progress,
+            progress=self.progress,
         )
         outcome = f"kNN {100 * record.scores[RANKED_BY]:.1f} %" if record.error is None else f"failed: {record.error}"
         self._say(f"{arm.name}, {name}: {outcome}")
@@ -167,7 +161,7 @@ class Runner:
         assert config.steps is not None
         preprocessing = Preprocessing.from_config(config)
         if preprocessing not in self._curve_stores:
-            both = zip((self._images.train, self._images.test), CURVE_IMAGES, strict=True)
+            both = zip((self.images.train, self.images.test), CURVE_IMAGES, strict=True)
             stores = [preprocessing.open_store(sample(source, most), progress=False) for source, most in both]
             self._curve_stores[preprocessing] = stores
         train, test = self._curve_stores[preprocessing]
@@ -175,14 +169,14 @@ class Runner:
         return {every: knn_evaluator(train, test, preprocessing, precision=config.precision)}
 
     def _result(self) -> Comparison:
-        images = self._images
+        images = self.images
         parts = {name: getattr(images, name) for name in ("train", "test", "search_train", "validation")}
-        if not self._request.search:
+        if not self.request.search:
             parts = {name: parts[name] for name in ("train", "test")}
         return Comparison(
-            path=self._folder,
+            path=self.folder,
             arms=self._results,
-            request=self._request.to_dict(),
+            request=self.request.to_dict(),
             environment={name: value for name, value in environment().items() if name != "command"},
             data={name: f"{source.name}, {len(source):,} images" for name, source in parts.items()},
             notes=self._notes,
@@ -194,7 +188,7 @@ class Runner:
         return result
 
     def _say(self, line: str) -> None:
-        say(line, enabled=self._progress)
+        say(line, enabled=self.progress)
 
 
 def _scores(run: Run, train: Source, test: Source, **how: Any) -> dict[str, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ssole.comparison.result import RANKED_BY, ArmResult, Comparison, Difference, Summary
+from ssole.comparison.result import Comparison, Difference, Summary
 from ssole.progress import data_size
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ def table(comparison: Comparison) -> Table:
     shown.add_column("")
     for heading in (*_HEADINGS.values(), "images/s", "memory", "behind best"):
         shown.add_column(heading, justify="right")
-    for name in sorted(comparison.arms, key=lambda name: _rank(comparison.arms[name])):
+    scores = {name: arm.mean_score for name, arm in comparison.arms.items()}
+    for name in sorted(scores, key=lambda name: (scores[name] is None, -(scores[name] or 0))):
         arm = comparison.arms[name]
         summary = arm.summary()
         cells = [_score(metric, summary.get(metric)) for metric in _HEADINGS]
@@ -34,11 +35,6 @@ def table(comparison: Comparison) -> Table:
         cells += ["-" if rate is None else f"{rate.mean:,.0f}", "-" if memory is None else data_size(memory.mean)]
         shown.add_row(Text(name), *cells, _behind(comparison.difference(name), is_best=name == comparison.best))
     return shown
-
-
-def _rank(arm: ArmResult) -> float:
-    values = arm.values(RANKED_BY)
-    return -sum(values) / len(values) if values and arm.reason is None else 1.0
 
 
 def _score(metric: str, summary: Summary | None) -> str:

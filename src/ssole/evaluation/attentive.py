@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ssole.evaluation.datasets import shuffled_batches
-from ssole.progress import progress_bar
+from ssole.evaluation.fine_tune import descend
 
 EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY, HEADS = 20, 500, 256, 1e-3, 0.01, 8
 MOST_TOKENS = 49
@@ -95,10 +95,8 @@ def attentive_probe(
     Args:
         tokens: (N, T, F), floating point, of any precision.
         labels: (N,) integers in [0, C).
-        classes: C.
-        epochs: passes over the images; more where they have fewer than 500 steps.
-        seed: seed of the initial weights and of the batches.
-        device: to train on.
+        classes, epochs: C, and passes over the images; more where they have fewer than 500 steps.
+        seed, device: seed of the initial weights and of the batches; where to train.
         progress: show a bar when it takes more than two seconds.
 
     Raises:
@@ -113,27 +111,19 @@ def attentive_probe(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         probe = AttentiveProbe(width, classes, heads).to(device)
-    _train(probe, tokens, labels, epochs=epochs, seed=seed, progress=progress)
+    batch, generator = min(BATCH, len(tokens)), torch.Generator().manual_seed(seed)
+    steps = max(LEAST_STEPS, len(tokens) // batch * epochs)
+    optimizer = torch.optim.AdamW(probe.parameters(), lr=RATE, weight_decay=DECAY)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return F.cross_entropy(probe(tokens[rows].to(device).float()), labels[rows].to(device))
+
+    batches = shuffled_batches(len(tokens), batch, steps, generator)
+    descend(optimizer, loss_of, batches, steps, what="attentive probe", progress=progress)
+    probe.eval()
 
     def scores(others: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.cat([probe(part.to(device).float()).softmax(1).cpu() for part in others.split(BATCH)])
 
     return scores
-
-
-def _train(probe: AttentiveProbe, tokens: Tensor, labels: Tensor, *, epochs: int, seed: int, progress: bool) -> None:
-    count, device = len(tokens), probe.queries_HF.device
-    batch, generator = min(BATCH, count), torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=RATE, weight_decay=DECAY)
-    steps = max(LEAST_STEPS, count // batch * epochs)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with torch.enable_grad(), progress_bar("attentive probe", steps, enabled=progress) as advance:
-        for rows in shuffled_batches(count, batch, steps, generator):
-            loss = F.cross_entropy(probe(tokens[rows].to(device).float()), labels[rows].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            advance()
-    probe.eval()

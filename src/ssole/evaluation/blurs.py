@@ -1,4 +1,4 @@
-"""Blurs of :mod:`ssole.evaluation.corruptions`, and the filters that other corruptions share with them.
+"""Blurs of :mod:`ssole.evaluation.corruptions`, and the filters and random draws that others share with them.
 
 Widths are in pixels of images of 32 px, and grow with the side. Images are (B, C, S, S).
 """
@@ -6,16 +6,36 @@ Widths are in pixels of images of 32 px, and grow with the side. Images are (B, 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssole.evaluation.draws import Draws
-
 REFERENCE = 32
 """Side of the images that strengths are for."""
+
+
+class Draws:
+    """Random numbers of each of B images, from a seed of its own, so that the batch does not matter."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers of a shape (B, ...)."""
+        return torch.stack([torch.randn(shape, generator=one) for one in self._generators])
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """Numbers of a shape (B, ...), uniform in [low, high)."""
+        numbers = torch.stack([torch.rand(shape, generator=one) for one in self._generators])
+        return low + (high - low) * numbers
+
+    def poisson(self, rates: Tensor) -> Tensor:
+        """Poisson counts of rates (B, ...)."""
+        pairs = zip(rates, self._generators, strict=True)
+        return torch.stack([torch.poisson(rate, generator=one) for rate, one in pairs])
 
 
 def defocus_blur(images: Tensor, c: tuple[float, float], _: Draws) -> Tensor:

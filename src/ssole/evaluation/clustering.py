@@ -22,14 +22,8 @@ RESTARTS = 10
 def clustering_figures(features: Tensor, labels: Tensor, *, seed: int = 0, progress: bool = False) -> dict[str, float]:
     """Figures of k-means on features of unit length: {"cluster_nmi", "cluster_ari", "cluster_accuracy"}.
 
-    Args:
-        features: (N, F), floating point, finite.
-        labels: (N,) integers; their number of distinct values is the number of clusters.
-        seed: of the starts.
-        progress: show a bar when it takes more than two seconds.
-
-    Raises:
-        ValueError: features that are not finite.
+    Features are (N, F), floating point and finite, or it is a ValueError. Labels are (N,) integers; their number of
+    distinct values is the number of clusters. ``seed`` is that of the starts.
     """
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score

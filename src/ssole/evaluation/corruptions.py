@@ -21,9 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ssole.evaluation import blurs, weather
-from ssole.evaluation.blurs import smoothed
+from ssole.evaluation.blurs import Draws, smoothed
 from ssole.evaluation.datasets import Subset
-from ssole.evaluation.draws import Draws
 from ssole.evaluation.preprocessing import center_crop
 
 if TYPE_CHECKING:

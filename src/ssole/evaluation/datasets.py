@@ -66,7 +66,8 @@ class Subset:
 
     def spread(self, most: int) -> Subset:
         """At most so many images, evenly spaced."""
-        return self.select(torch.linspace(0, len(self) - 1, min(len(self), most)).long())
+        last = len(self) - 1
+        return self.select(torch.linspace(0, last, min(len(self), most)).long().clamp(max=last))  # float32 rounds up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,12 +148,7 @@ def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor
     """Stratified random split: positions (kept, held out), both ascending, with ``share`` of each class held out.
 
     Of every class of two or more images, at least one is held out and at least one is kept. A class of one image is
-    kept. The result depends on the arguments alone, on every machine.
-
-    Args:
-        labels: (N,) integers.
-        share: in (0, 1).
-        seed: of the random choice.
+    kept. The result depends on the arguments alone, on every machine: labels (N,), integers, the share, and a seed.
 
     Raises:
         ValueError: share is outside (0, 1), or every class has a single image.

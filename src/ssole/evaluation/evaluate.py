@@ -67,8 +67,7 @@ def evaluate(
             a dict keep their own.
 
     Raises:
-        ConfigError: a subject that cannot be opened.
-        DataError: data that cannot be opened, or test classes that train lacks.
+        ConfigError, DataError: a subject or data that cannot be opened, or test classes that train lacks.
         ValueError: unknown preprocessing, features that are not finite, or fewer training images than k.
     """
     overrides = {"image_size": image_size, "mean": mean, "std": std}
@@ -80,8 +79,7 @@ def evaluate(
     for name, models in opened.items():
         scoring.add_models(name, models)
     if baselines:
-        scoring.add_raw_pixels(next(iter(opened.values()))[0][1])
-        _add_untrained(scoring, {name: rows[name] for name in opened}, of_runs)
+        _add_baselines(scoring, {name: rows[name] for name in opened}, next(iter(opened.values()))[0][1], of_runs)
     return scoring.result()
 
 
@@ -120,8 +118,11 @@ def _open_all(
     return opened
 
 
-def _add_untrained(scoring: Scoring, rows: Mapping[str, Sequence[ModelOrRun]], of_runs: dict[str, Any]) -> None:
-    """Add the untrained networks of runs: one row for all runs that began with equal networks."""
+def _add_baselines(
+    scoring: Scoring, rows: Mapping[str, Sequence[ModelOrRun]], first: Preprocessing, of_runs: dict[str, Any]
+) -> None:
+    """Add raw pixels, and the untrained networks of runs: one row for all runs that began with equal networks."""
+    scoring.add_raw_pixels(first)
     found: list[tuple[str, Opened]] = []
     for name, subjects in rows.items():
         models = [model_and_preprocessing(one, untrained, of_runs) for one in subjects if is_run(one)]

@@ -119,17 +119,10 @@ def for_each_batch(
 def extract_views(
     model: nn.Module, images: DecodedImages, ids: Tensor, views: Views, *, device: torch.device
 ) -> Tensor:
-    """Features of the views of every image: (N, V, F) float32 on the CPU.
+    """Features of the views of every image, those of the first crop group: (N, V, F) float32 on the CPU.
 
-    Args:
-        model: as for :func:`extract`.
-        images: decoded images.
-        ids: (N,) int64, the index of each image in its data set.
-        views: function that makes views; its first crop group is taken.
-        device: device to run on.
-
-    Raises:
-        ValueError: the first crop group has a single view.
+    The model is as for :func:`extract`; ``ids`` (N,) int64 are the indices of the images in their data set. A single
+    view is a ValueError.
     """
     batches = []
     with frozen(model, device):

@@ -35,12 +35,8 @@ def few_shot_accuracies(
 ) -> list[float]:
     """Accuracy on all test images in each episode, which draws ``shots`` training images of every class at random.
 
-    Args:
-        train_features, test_features: (N, F) and (Q, F), floating point, finite.
-        train_labels, test_labels: (N,) and (Q,) integers; classes are those of train, and others are never found.
-        shots: images of each class, no more than the smallest class has.
-        episodes: number of draws.
-        seed, progress: seed of the draws; show a bar when it takes more than two seconds.
+    Features are (N, F) and (Q, F), floating point and finite; labels are (N,) and (Q,) integers. Classes are those of
+    train, and others are never found.
 
     Raises:
         ValueError: a class has fewer images, or features that are not finite.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +30,8 @@ BATCH, RATE, MOMENTUM, LEAST_STEPS = 64, 0.05, 0.9, 200
 def balanced_split(labels: Tensor, share: float, *, seed: int = 0) -> Tensor:
     """Positions, ascending, of a share of the images: equally many of each class, at least one, chosen at random.
 
-    A class with fewer images than that gives all it has. The result depends on the arguments alone, on every machine.
-
-    Args:
-        labels: (N,) integers.
-        share: in (0, 1].
-        seed: of the random choice.
-
-    Raises:
-        ValueError: share is outside (0, 1].
+    A class with fewer images than that gives all it has. The result depends on the arguments alone, on every machine:
+    labels (N,), integers, a seed, and a share in (0, 1]; another is a ValueError.
     """
     if not 0 < share <= 1:
         raise ValueError(f"the share of the labels is {share}; it must be above 0 and at most 1")
@@ -86,8 +80,7 @@ def fine_tune(
         preprocessing: of the model.
         features, classes: F, and the number of classes.
         epochs: passes over the images; more where they have fewer than 200 steps.
-        seed: seed of the batches, the shifts, and of layers such as dropout.
-        device: to train on.
+        seed, device: seed of the batches, the shifts, and of layers such as dropout; where to train.
         progress: show a bar when it takes more than two seconds.
 
     Raises:
@@ -96,27 +89,38 @@ def fine_tune(
     if next(model.parameters(), None) is None:
         raise ValueError(f"{type(model).__name__} has no parameters to fine-tune")
     trained = copy.deepcopy(model).requires_grad_(True)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    batch, generator = min(BATCH, len(images)), torch.Generator().manual_seed(seed)
+    steps = max(LEAST_STEPS, epochs * (len(images) // batch))
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         classifier = Classifier(trained, features, classes).to(device).train()
-        _train(classifier, images, preprocessing, epochs=epochs, seed=seed, progress=progress)
+        optimizer = torch.optim.SGD(classifier.parameters(), lr=RATE * batch / 256, momentum=MOMENTUM, nesterov=True)
+
+        def loss_of(rows: Tensor) -> Tensor:
+            input_BCSS = shifted(preprocessing(images.get(rows), device=device), generator)
+            return F.cross_entropy(classifier(input_BCSS), images.labels[rows].to(device))
+
+        batches = shuffled_batches(len(images), batch, steps, generator)
+        descend(optimizer, loss_of, batches, steps, what="fine-tuning", progress=progress)
     return classifier.eval()
 
 
-def _train(
-    classifier: Classifier, images: Subset, preprocessing: Preprocessing, *, epochs: int, seed: int, progress: bool
+def descend(
+    optimizer: torch.optim.Optimizer,
+    loss_of: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    steps: int,
+    *,
+    what: str,
+    progress: bool,
 ) -> None:
-    device = classifier.last.weight.device
-    batch, generator = min(BATCH, len(images)), torch.Generator().manual_seed(seed)
-    steps = max(LEAST_STEPS, epochs * (len(images) // batch))
-    optimizer = torch.optim.SGD(classifier.parameters(), lr=RATE * batch / 256, momentum=MOMENTUM, nesterov=True)
+    """Train on batches of positions, one a step, with a cosine schedule to 0; a loss not finite is a ValueError."""
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    with progress_bar("fine-tuning", steps, enabled=progress) as advance:
-        for rows in shuffled_batches(len(images), batch, steps, generator):
-            input_BCSS = shifted(preprocessing(images.get(rows), device=device), generator)
-            loss = F.cross_entropy(classifier(input_BCSS), images.labels[rows].to(device))
+    with torch.enable_grad(), progress_bar(what, steps, enabled=progress) as advance:
+        for rows in batches:
+            loss = loss_of(rows)
             if not torch.isfinite(loss):
-                raise ValueError("fine-tuning diverged: the loss is not finite")
+                raise ValueError(f"{what} diverged: the loss is not finite")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -43,8 +43,7 @@ def knn_classify(
         train_features: (N, F), floating point, finite; need not be normalised. A zero row has similarity 0 to all.
         train_labels: (N,) integers in [0, C).
         test_features: (Q, F), on the same device.
-        k: numbers of neighbours, each in [1, N].
-        tau: temperature > 0.
+        k, tau: numbers of neighbours, each in [1, N]; and the temperature, above 0.
         num_classes: C; by default the largest label + 1.
         progress: show a bar when it takes more than two seconds.
 

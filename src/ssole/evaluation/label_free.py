@@ -2,6 +2,9 @@
 
 None of these is an accuracy. `experiments/verdict.py` measures how well each follows accuracy.
 
+Features are (N, F), or a pair of these for two views of the same images, row by row. They are floating point and
+finite; others are a ValueError. Where there are more images than a limit below, a random choice by ``seed`` is taken.
+
 Shape suffixes: N images, V views, F features.
 """
 
@@ -31,14 +34,8 @@ def label_free_figures(features: Tensor, views: Tensor | None = None) -> dict[st
     """All label-free figures by name, as in `ssole.evaluation.results.LABEL_FREE`.
 
     Figures that are undefined for these features are left out: alpha-ReQ of features that vary in fewer than three
-    directions, and those that need several images.
-
-    Args:
-        features: (N, F), floating point, finite.
-        views: (M, V, F) features of V >= 2 views of M images; without them, figures of views are left out.
-
-    Raises:
-        ValueError: other shapes, or features that are not finite.
+    directions, and those that need several images. So are figures of views without ``views``, (M, V, F) features of
+    V >= 2 views of M images.
     """
     figures = {"centred_effective_rank": centred_effective_rank(features), "rankme": rankme(features)}
     with suppress(ValueError):  # too few directions: the features themselves have passed the checks above
@@ -58,23 +55,14 @@ def rankme(features: Tensor, *, eps: float = 1e-7, seed: int = 0) -> float:
 
     The formula is that of :func:`ssole.spectrum.effective_rank`. Source: Garrido et al. 2023 (arXiv:2210.02885),
     eq. 1-2, and section 3.3 for features rather than embeddings. A common mean is part of the spectrum;
-    :func:`centred_effective_rank` leaves it out.
-
-    Args:
-        features: (N, F), floating point, finite. More than 25,600 rows: a random choice of that many by ``seed``.
-        eps: added to every share, as published. It keeps the logarithm finite and adds less than 2e-6 F to the entropy.
-
-    Raises:
-        ValueError: features that are not a finite (N, F).
+    :func:`centred_effective_rank` leaves it out. As published, ``eps`` is added to every share. It keeps the logarithm
+    finite and adds less than 2e-6 F to the entropy.
     """
     return float(effective_rank(_sample(features, SAMPLE, seed), eps=eps))
 
 
 def centred_effective_rank(features: Tensor, *, seed: int = 0) -> float:
-    """Effective rank of the features minus their mean, in [0, min(N, F)]; 0 when all features are equal.
-
-    Arguments and errors as for :func:`rankme`, whose ``eps`` is 0 here.
-    """
+    """Effective rank of the features minus their mean, in [0, min(N, F)]; 0 when all features are equal."""
     features = _sample(features, SAMPLE, seed)
     centred = features.double() - features.double().mean(0)
     # Centring equal features leaves only the rounding error of their mean.
@@ -87,14 +75,8 @@ def alpha_req(features: Tensor, *, seed: int = 0) -> float:
     """alpha-ReQ: exponent alpha of the power law i^(-alpha) that the eigenvalues of the features' covariance follow.
 
     Near 1 is best in theory; larger means fewer directions, smaller means noise. The fit is least squares on logarithms
-    over eigenvalues 11 to 100; over all of them where the covariance has fewer than 20 above rounding. Source: Agrawal
-    et al. 2022, "alpha-ReQ" (NeurIPS), with the range of Stringer et al. 2019.
-
-    Args:
-        features: (N, F), floating point, finite. More than 25,600 rows: a random choice of that many by ``seed``.
-
-    Raises:
-        ValueError: features that are not a finite (N, F), or that vary in fewer than three directions.
+    over eigenvalues 11 to 100; over all of them where the covariance has fewer than 20 above rounding; with fewer than
+    three it is a ValueError. Source: Agrawal et al. 2022, "alpha-ReQ" (NeurIPS), and the range of Stringer et al. 2019.
     """
     features = _sample(features, SAMPLE, seed).double()
     centred = features - features.mean(0)
@@ -117,14 +99,8 @@ def lidar(features: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
         S_b = covariance of the images' means        S_w = mean covariance of an image's views + delta I
         LiDAR = exp of the entropy of p,   p_i = l_i / sum_j l_j + eps,   l the eigenvalues of S_w^(-1/2) S_b S_w^(-1/2)
 
-    Thilak et al. 2024 (arXiv:2312.04000), section 4, where the features are those of the projector.
-
-    Args:
-        features: (N, V, F), floating point, finite, V >= 2 views of each of N >= 2 images.
-        delta, eps: as published.
-
-    Raises:
-        ValueError: another shape, or features that are not finite.
+    Features are (N, V, F), of V >= 2 views of each of N >= 2 images. Thilak et al. 2024 (arXiv:2312.04000), section 4,
+    with their ``delta`` and ``eps``; their features are those of the projector.
     """
     if features.ndim != 3 or features.shape[0] < 2 or features.shape[1] < 2:
         raise ValueError(f"LiDAR needs features (N, V, F) of two or more views of images, got {tuple(features.shape)}")
@@ -140,15 +116,9 @@ def lidar(features: Tensor, *, delta: float = 1e-4, eps: float = 1e-7) -> float:
 def neighbour_agreement(first: Tensor, second: Tensor, *, k: int = 10) -> float:
     """Mean share of an image's k nearest other images that two views have in common, in [0, 1]; chance is k / (N - 1).
 
-    For each view, neighbours are searched among the images of that view, by cosine. The figure is the mutual k-nearest
-    neighbours of Huh et al. 2024 (arXiv:2405.07987), between two views instead of two models.
-
-    Args:
-        first, second: (N, F) with N >= 2, row n of each from one image.
-        k: number of neighbours; all others where there are fewer.
-
-    Raises:
-        ValueError: unequal shapes, fewer than two rows, or features that are not a finite (N, F).
+    For each view, neighbours are searched among the N >= 2 images of that view, by cosine; all others where there are
+    fewer than ``k``. The figure is the mutual k-nearest neighbours of Huh et al. 2024 (arXiv:2405.07987), between two
+    views instead of two models.
     """
     _check_pair(first, second)
     if len(first) < 2:
@@ -164,13 +134,6 @@ def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
         mean_n |x_n - y_n|^alpha,   x and y scaled to unit length
 
     Wang and Isola 2020 (arXiv:2005.10242), eq. 1.
-
-    Args:
-        first, second: (N, F), row n of each from one image.
-        alpha: power of the distance, above 0.
-
-    Raises:
-        ValueError: unequal shapes, or features that are not a finite (N, F).
     """
     _check_pair(first, second)
     difference = F.normalize(first.double(), dim=1) - F.normalize(second.double(), dim=1)
@@ -180,16 +143,9 @@ def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
 def uniformity(features: Tensor, *, t: float = 2.0, seed: int = 0) -> float:
     """Uniformity of unit features on the sphere: 0 when all are equal, towards -2 t for a high-dimensional uniform.
 
-        log mean_{n < m} exp(- t |x_n - x_m|²),   x scaled to unit length
+        log mean_{n < m} exp(- t |x_n - x_m|²),   x scaled to unit length, of N >= 2 images
 
     Wang and Isola 2020 (arXiv:2005.10242), eq. 2.
-
-    Args:
-        features: (N, F) with N >= 2. More than 10,000 rows: a random choice of that many by ``seed``.
-        t: above 0.
-
-    Raises:
-        ValueError: fewer than two rows, or features that are not a finite (N, F).
     """
     features = _sample(features, PAIRS_SAMPLE, seed)
     count = len(features)

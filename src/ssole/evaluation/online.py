@@ -84,11 +84,7 @@ def knn_evaluator(
     The accuracy is exactly that of :func:`evaluate` for the same weights, data and precision. The evaluator runs on the
     device of the backbone's parameters and leaves the backbone as it was, training modes included.
 
-    Args:
-        train, test: stores of labelled images that suit the preprocessing (:meth:`Preprocessing.suits`).
-        preprocessing: preprocessing of the backbone.
-        k: numbers of neighbours.
-        precision: as for :func:`~ssole.evaluation.features.extract`.
+    Stores hold labelled images, and suit the preprocessing of the backbone (:meth:`Preprocessing.suits`).
 
     Raises:
         DataError: a store has no labels, or test has classes that train lacks.

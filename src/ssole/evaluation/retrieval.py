@@ -28,14 +28,8 @@ def retrieval_figures(
 ) -> tuple[dict[str, float], int]:
     """Figures {"retrieval_map", "recall1", ...}, and the number of queries.
 
-    Images that are alone in their class are no queries. Of equally similar images, the first in order ranks first.
-
-    Args:
-        features: (N, F), floating point, finite.
-        labels: (N,) integers.
-        recall_at: numbers k.
-        seed: of the choice of queries.
-        progress: show a bar when it takes more than two seconds.
+    Features are (N, F), floating point and finite; labels are (N,) integers. Images that are alone in their class are
+    no queries. Of equally similar images, the first in order ranks first. ``seed`` decides the choice of queries.
 
     Raises:
         ValueError: no class has two images, or features that are not finite.

@@ -67,10 +67,8 @@ def sgd_probe(
     Args:
         train_features: (N, F), floating point, finite; training runs on their device, in float32.
         train_labels: (N,) integers in [0, C), of at least two classes.
-        rates: learning rates to choose from.
-        epochs: passes over the images.
-        num_classes: C, by default the largest label + 1.
-        seed: seed of the hold-out and of the batches.
+        rates, epochs: learning rates to choose from, and passes over the images.
+        num_classes, seed: C, by default the largest label + 1; seed of the hold-out and of the batches.
         progress: show a bar when it takes more than two seconds.
 
     Raises:

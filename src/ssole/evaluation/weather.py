@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssole.evaluation.blurs import REFERENCE, trail
-from ssole.evaluation.draws import Draws
+from ssole.evaluation.blurs import REFERENCE, Draws, trail
 
 _ICE = (0.75, 0.87, 1.0)  # red, green and blue of thick frost
 

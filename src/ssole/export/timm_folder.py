@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -100,23 +100,11 @@ def _pretrained_cfg(model: LoadedBackbone) -> dict[str, Any]:
     }
 
 
-def _with_transformers(model: LoadedBackbone, folder: Path) -> NormalisedBackbone:
+def _with_transformers(model: LoadedBackbone, folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
     from transformers import AutoModel
 
-    loaded = AutoModel.from_pretrained(folder).eval()
-    return NormalisedBackbone(_Pooled(loaded), model.mean, model.std)
-
-
-class _Pooled(torch.nn.Module):
-    """Model of transformers that gives its pooled features alone."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.model(images).pooler_output
-        return features
+    loaded: Any = NormalisedBackbone(AutoModel.from_pretrained(folder).eval(), model.mean, model.std)
+    return lambda images: loaded(images).pooler_output
 
 
 def _snippet(lines: list[str], small: bool) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ssole import __version__
 from ssole.report import charts
@@ -17,7 +18,7 @@ from ssole.report.neighbours import Neighbours, alike, outliers, sample_neighbou
 from ssole.report.pictures import data_uri, sheets
 from ssole.report.points import colourings, place
 from ssole.report.record import Record
-from ssole.report.sample import Examples, Part, Sample
+from ssole.report.sample import Part, Sample
 from ssole.report.verdict import judge
 
 LARGEST_PAGE = 8_000_000
@@ -39,8 +40,8 @@ class Facts:
     """Why the network is of no use; empty otherwise."""
     columns: Path | None = None
     """CSV file with columns to colour the map by."""
-    examples: Examples | None = None
-    """Images of which the page shows the views."""
+    examples: tuple[list[Tensor], Tensor] | None = None
+    """Images of which the page shows the views, and their indices in the data."""
 
 
 def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str:
@@ -96,7 +97,7 @@ def _run(fact: Facts, sheet_bytes: int) -> dict[str, Any]:
         },
         "config": (record.path / "config.yaml").read_text(encoding="utf-8"),
         "unreadable": record.unreadable,
-        "views": _views(record, fact.examples) if fact.examples is not None else None,
+        "views": _views(record, *fact.examples) if fact.examples is not None else None,
         "pictures": None if sample is None else _pictures(fact, sample, sheet_bytes),
     }
 
@@ -160,15 +161,15 @@ def _neighbours(sample: Sample, found: Neighbours) -> dict[str, Any]:
     }
 
 
-def _views(record: Record, examples: Examples) -> dict[str, str]:
+def _views(record: Record, images: list[Tensor], indices: Tensor) -> dict[str, str]:
     """Picture of a few images and their views by the run's recipe, in the first epoch."""
     from ssole.views.picture import picture
 
     config = record.config
-    sheet = picture(examples.images, examples.indices, recipe=config.augment, seed=config.seed, epoch=0)
+    sheet = picture(images, indices, recipe=config.augment, seed=config.seed, epoch=0)
     sheet.thumbnail((1600, 1600))
     crops = "; ".join(f"{crop.count} of {crop.size} px" for crop in config.augment.crops)
-    return {"src": data_uri(sheet), "alt": f"{len(examples.images)} images, each beside its views ({crops})"}
+    return {"src": data_uri(sheet), "alt": f"{len(images)} images, each beside its views ({crops})"}
 
 
 def _map(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:

@@ -68,14 +68,6 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Examples:
-    """A few decoded images (C, h, w), and their indices (N,) in the data."""
-
-    images: list[Tensor]
-    indices: Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
 class Sample:
     """Some images of a run's data, and what the network makes of them."""
 
@@ -119,8 +111,8 @@ def open_sample(
         return None, f"There are no pictures: {error}."
 
 
-def open_examples(record: Record, data: Spec | None, *, limit: int) -> Examples | None:
-    """At most `limit` evenly spaced images of a run's data, without its network; None if they cannot be had."""
+def open_examples(record: Record, data: Spec | None, *, limit: int) -> tuple[list[Tensor], Tensor] | None:
+    """At most `limit` evenly spaced images (C, h, w) of a run's data, and their indices; None if there are none."""
     if data is None and why_not_again(record.config.data) is not None:
         return None
     config, images, indices = record.config, [], []
@@ -133,7 +125,7 @@ def open_examples(record: Record, data: Spec | None, *, limit: int) -> Examples 
                 indices.append(i)
     except (ValueError, OSError):  # once the run is finished, the page says why there are no pictures
         return None
-    return Examples(images=images, indices=torch.tensor(indices)) if images else None
+    return (images, torch.tensor(indices)) if images else None
 
 
 def _data_of(record: Record, data: Spec | None) -> Any:
