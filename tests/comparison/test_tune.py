@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import ssole
 import tiny
@@ -84,6 +86,21 @@ def test_a_folder_is_for_one_tuning(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="mine is not empty, and nothing is overwritten"):
         tuned(tmp_path, budget="2steps", trials=2, out=tmp_path / "mine")
     assert (other / "photo.png").read_bytes() == b"mine"
+
+
+def test_two_processes_on_one_folder_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ConfigError, match="another process"):
+        tuned(tmp_path)
+
+
+def test_when_stopped_it_names_the_folder_to_go_on_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_trial", stopped)
+    with pytest.raises(KeyboardInterrupt, match=rf"the same command and --out {re.escape(str(tmp_path / 'out'))}"):
+        tuned(tmp_path)
 
 
 def test_a_trial_that_fails_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

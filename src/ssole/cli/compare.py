@@ -42,7 +42,7 @@ class CompareArgs:
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUE", help_behavior_hint="")] = ()
     """Settings for all methods, such as batch_size=64 optim.lr=0.02."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
-    """Folder of the comparison. By default runs/compare-RECIPE. The same command goes on where it stopped."""
+    """Folder of the comparison, by default runs/compare-RECIPE. With it, the same command goes on where it stopped."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Continue the comparison in this folder. It keeps its settings, so no other option may be given."""
 

@@ -24,7 +24,7 @@ class TuneArgs:
     trials: int = 8
     """Number of trials, the recipe's own settings among them."""
     out: OptionalFile = None
-    """Folder for the runs and the recipe. By default runs/tune-RECIPE. The same command goes on where it stopped."""
+    """Folder for runs and recipe, by default runs/tune-RECIPE. With it, the same command goes on where it stopped."""
 
 
 def tune(argv: Sequence[str]) -> int:

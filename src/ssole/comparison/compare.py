@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -16,13 +14,12 @@ from ssole.comparison.plan import make_plan
 from ssole.comparison.request import Methods, Request, load_request, make_arms, save_request
 from ssole.comparison.result import Comparison
 from ssole.comparison.runner import Runner
+from ssole.comparison.trial import resumable
 from ssole.config import ConfigError, PretrainConfig
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
 from ssole.data.sources import by_name, describe, open_source, why_not_again
-from ssole.training.run import Run, lock_run
 from ssole.training.settings import measured, say_reasons
-from ssole.training.stopping import Interrupted
 
 
 def compare(
@@ -45,7 +42,7 @@ def compare(
         result = ssole.compare(["ssole", "simclr", "vicreg"], budget="600steps", out="runs/losses")
 
     Each arm's settings are searched on a part of the training images (:mod:`ssole.comparison.search`). Then it is
-    trained on all, once a seed, and judged on the test images. The same call goes on after an interruption.
+    trained on all, once a seed, and judged on the test images. The same call with `out` goes on after an interruption.
 
     Args:
         methods: names of losses; or arms by name, each with settings as in `overrides`, or a loss module of your own.
@@ -115,11 +112,7 @@ def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, p
     data = request.data if data is None else by_name(data)
     test = request.test if test is None else by_name(test)
     images = open_images(data, test, most=request.images)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the folder {folder}: {error}") from None
-    with lock_run(Run(folder)), _resumable(folder):
+    with resumable(folder, f"ssole compare --resume {folder}"):
         save_request(folder, request)
         with api.open_store(request.arms[0].config, images.train, progress) as store:
             arms = [replace(arm, config=measured(arm.config, store)) for arm in request.arms]
@@ -127,13 +120,3 @@ def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, p
             plan = make_plan(folder, replace(request, arms=tuple(arms)), store, fewest)
         given: dict[str, Any] = {"request": request, "folder": folder, "data": data, "images": images}
         return Runner(arms=arms, plan=plan, progress=progress, **given).run()
-
-
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """Context that ends with a hint on how to go on when Ctrl-C or SIGTERM arrives."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        message = f"stopped; go on with: ssole compare --resume {folder}"
-        raise Interrupted(message, int(getattr(stop, "signal_number", signal.SIGINT))) from None

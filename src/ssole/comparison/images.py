@@ -36,12 +36,8 @@ class Images:
 def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Images:
     """Images of a comparison. Test images are those given, else the test split, else a stratified fifth of the data.
 
-    Args:
-        data, test: as for :func:`ssole.compare`.
-        most: use an evenly spaced sample of at most so many labelled training images.
-
-    Raises:
-        DataError: the data have no labels, which methods are judged by.
+    With `most`, the training images are an evenly spaced sample of at most so many labelled ones. Data without labels,
+    which methods are judged by, are a DataError.
     """
     source = open_source(data)
     labels = _known_labels(source)

@@ -45,13 +45,7 @@ def make_plan(folder: Path, request: Request, store: ImageStore, fewest: int) ->
     """Plan by arm, measured at the first call for a folder and read from it later.
 
     So runs keep their number of steps, however busy the machine is when a comparison goes on. An arm that fails is
-    planned with its error, unless all of them fail.
-
-    Args:
-        folder: the folder of the comparison.
-        request: what is compared.
-        store: the training images.
-        fewest: number of images of the smallest run; a batch may not have more.
+    planned with its error, unless all of them fail. A batch may not have more images than the `fewest` of a run.
     """
     path = folder / _FILE
     if path.is_file():

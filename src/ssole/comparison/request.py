@@ -76,12 +76,9 @@ class Request:
 
 
 def make_arms(methods: Methods, base: PretrainConfig, *, projector: Literal["recipe", "published"]) -> tuple[Arm, ...]:
-    """Arms of methods.
+    """Arms of methods, which share all settings of the recipe `base` that they do not change.
 
-    Args:
-        methods: names of losses, or arms by name.
-        base: the recipe. Arms share all of its settings that they do not change.
-        projector: whether methods keep the recipe's projector, or take the one published for their loss.
+    They keep its projector, or take the one published for their loss.
 
     Raises:
         ConfigError: a loss that does not exist (the message names close ones), a wrong setting, or no two arms.

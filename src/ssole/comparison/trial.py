@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import shutil
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ssole import api
-from ssole.config import PretrainConfig
+from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Spec
 from ssole.files import read_json, write_json_atomically
 from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
-from ssole.training.run import Run
+from ssole.training.run import Run, lock_run
+from ssole.training.stopping import Interrupted
 
 if TYPE_CHECKING:
     from ssole.training.monitor import Evaluator
@@ -47,6 +50,21 @@ class Trial:
     """Why the trial failed; None if it did not."""
 
 
+@contextmanager
+def resumable(folder: Path, command: str) -> Iterator[None]:
+    """Folder of trials, made and locked for this process; a signal ends the block and names the command to go on."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {folder}: {error}") from None
+    try:
+        with lock_run(Run(folder)):
+            yield
+    except KeyboardInterrupt as stop:
+        message = f"stopped; go on with: {command}"
+        raise Interrupted(message, int(getattr(stop, "signal_number", signal.SIGINT))) from None
+
+
 def describe_failure(error: Exception) -> str:
     """One line that says why a method failed."""
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -71,15 +89,8 @@ def run_trial(
 ) -> Trial:
     """Record of a trial, which is trained or goes on from its newest checkpoint, unless it has finished already.
 
-    Args:
-        folder: the run folder.
-        config: settings of the run.
-        data: its images.
-        judge: function from the finished run to its scores.
-        settings: what to record as the trial's settings.
-        loss: the module, for a loss of your own.
-        evaluators: function that gives the evaluators, as for :func:`ssole.pretrain`; called only to train.
-        progress: as for :func:`ssole.pretrain`.
+    `judge` gives the scores of the finished run, and `evaluators`, called only to train, what :func:`ssole.pretrain`
+    takes. `settings` are recorded as those of the trial. `loss` is the module of a loss of your own.
     """
     if (done := read_trial(folder)) is not None:
         return done

@@ -19,7 +19,7 @@ import numpy as np
 from ssole import api
 from ssole.comparison.request import Arm, keep_or_compare
 from ssole.comparison.search import best, draw_settings, words
-from ssole.comparison.trial import Trial, run_trial
+from ssole.comparison.trial import Trial, resumable, run_trial
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, from_dict, to_dict
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
@@ -77,7 +77,7 @@ def tune(
         found = ssole.tune("photos/", budget="30m", out="runs/tuned")
         run = ssole.pretrain("photos/", recipe=found.recipe)
 
-    The same call goes on after an interruption: trials that have finished are not repeated.
+    The same call with `out` goes on after an interruption: trials that have finished are not repeated.
 
     Args:
         data: images, as for :func:`ssole.pretrain`; by default the recipe's own. Labels are not used.
@@ -105,9 +105,10 @@ def tune(
         steps = _steps(folder, config, store, limit, trials)
         source = SubsetSource(store.source, np.asarray(evenly_spaced(len(store), _JUDGED_IMAGES)))
     source.labels = None
-    _keep_or_compare(folder, given, base)
     judge = partial(_figures, source=source, recipe=config.augment, seed=config.seed)
-    records = _run_trials(folder, replace(config, steps=steps, reasons=()), given, judge, trials, progress)
+    with resumable(folder, f"the same command and --out {folder}"):
+        _keep_or_compare(folder, given, base)
+        records = _run_trials(folder, replace(config, steps=steps, reasons=()), given, judge, trials, progress)
     chosen, path = _chosen(records), folder / "tuned.yaml"
     tuned = to_dict(apply_overrides(base, records[chosen].settings))
     write_text_atomically(path, yaml.safe_dump(tuned, sort_keys=False))
@@ -122,7 +123,6 @@ def _keep_or_compare(folder: Path, data: Spec, base: PretrainConfig) -> None:
     if path.is_file():
         saved = read_mapping(path)
         saved["config"] = to_dict(from_dict(saved.get("config") or {}))  # with settings that are newer than the file
-    folder.mkdir(parents=True, exist_ok=True)
     keep_or_compare(path, saved, new, what="tuning")
 
 

@@ -49,15 +49,11 @@ def parts_of_all(turn: int, rows: Tensor, parts: Sequence[Tensor], images: Any) 
         yield int(parts[turn][0]), rows
         return
     distributed.stopping_point()
-    _agree_on_unreadable(getattr(images, "store", images))
+    store = getattr(images, "store", images)
+    if isinstance(store, ImageStore) and distributed.agree(len(store.unreadable)):
+        store.take_unreadable(one for found in distributed.collect(store.unreadable) for one in found)
     world = distributed.world_size()
     everything = distributed.gather(rows.contiguous(), equal=False)
     for part in parts[turn * world : (turn + 1) * world]:
         yield int(part[0]), everything[: len(part)]
         everything = everything[len(part) :]
-
-
-def _agree_on_unreadable(store: Any) -> None:
-    """Let the stores of all processes know the images that any of them could not read."""
-    if isinstance(store, ImageStore) and distributed.agree(len(store.unreadable)):
-        store.take_unreadable(one for found in distributed.collect(store.unreadable) for one in found)

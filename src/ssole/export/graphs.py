@@ -6,7 +6,6 @@ import json
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -38,7 +37,8 @@ def write_onnx(model: LoadedBackbone, folder: Path) -> Written:
         )
     assert exported is not None
     exported.model.metadata_props[_KEY] = json.dumps(preprocessing_of(model))
-    _name_batch(exported.model.graph)
+    for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
+        value.shape[0] = "batch"  # the exporter invents a name
     exported.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
@@ -76,9 +76,3 @@ def _program(model: LoadedBackbone) -> torch.export.ExportedProgram:
     graph = NormalisedBackbone(model.backbone, model.mean, model.std).eval()
     images = torch.rand(2, len(model.mean), model.image_size, model.image_size)  # 2, because 1 would become a constant
     return torch.export.export(graph, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-
-
-def _name_batch(graph: Any) -> None:
-    """Give the batch dimension of an ONNX graph's input and output its name; the exporter invents one."""
-    for value in (*graph.inputs, *graph.outputs):
-        value.shape[0] = "batch"

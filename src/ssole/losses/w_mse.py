@@ -37,8 +37,8 @@ class WMSELoss(EmbeddingLoss[WMSETerms]):
 
     L is the Cholesky factor of (1 - shrinkage) * covariance + shrinkage * I, in float64. Mean and covariance are those
     of view v over a random sub-batch. A sub-batch of no more images than dimensions, or dimensions that depend on each
-    other, are a ValueError. Source: Ermolov, Siarohin, Sangineto and
-    Sebe, "Whitening for Self-Supervised Representation Learning" (ICML 2021).
+    other, are a ValueError. Source: Ermolov, Siarohin, Sangineto and Sebe, "Whitening for Self-Supervised
+    Representation Learning" (ICML 2021).
 
     The batch is split into as many sub-batches of `subset_size` as it holds; images left over are spread over them. The
     split is drawn from torch's global generator, which training seeds from the run's seed and the step. Processes agree
@@ -79,7 +79,8 @@ class WMSELoss(EmbeddingLoss[WMSETerms]):
         whole_BVD = z_BVD.double()
         cosines = whole_BVD.new_zeros(())
         for _ in range(self.iterations):
-            for part_bVD in _random_order(whole_BVD).tensor_split(images // size):
+            keys_B = distributed.all_reduce(torch.rand(images, device=z_BVD.device))  # the same sum on all processes
+            for part_bVD in whole_BVD[keys_B.argsort()].tensor_split(images // size):
                 w_VbD = self._whiten(part_bVD.transpose(0, 1))
                 u_VbD = w_VbD / torch.linalg.vector_norm(w_VbD, dim=-1, keepdim=True).clamp(min=_SHORTEST)
                 # Over different views, the cosines of an image sum to |sum of its rows|^2 - sum of |row|^2.
@@ -103,9 +104,3 @@ class WMSELoss(EmbeddingLoss[WMSETerms]):
             )
         whitened_VbD: Tensor = torch.linalg.solve_triangular(factor_VDD.mT, centred_VbD, upper=True, left=False)
         return whitened_VbD
-
-
-def _random_order(z_BVD: Tensor) -> Tensor:
-    """Images in random order, the same on all processes: the sum of all processes' keys sorts them."""
-    keys_B = distributed.all_reduce(torch.rand(len(z_BVD), device=z_BVD.device))
-    return z_BVD[keys_B.argsort()]

@@ -59,15 +59,12 @@ def compile_encoder(
     Args:
         encoder: encoder on its device, in training mode.
         embeds: functions that run the encoder on the views of a step, one for each set of sizes used in training.
-        required: whether a failure is an error instead of a warning.
+        required: whether a failure is a ConfigError instead of a warning.
         stopping: function that tells whether a signal asks to stop. Ctrl-C also ends the compiler, and that failure is
             not reported.
 
     Returns:
         Whether the encoder is compiled now.
-
-    Raises:
-        ConfigError: compiling failed and is required.
     """
     if next(encoder.parameters()).device.type == "cpu":
         speed_up_compiled_batch_norms(encoder)

@@ -79,12 +79,8 @@ def serve(
 class LivePage:
     """Page of runs, made anew when their folders have changed.
 
-    Features of the images of a finished run take the longest, and are computed once for its weights.
-
-    Args:
-        paths: run folders.
-        make: function from what a run folder says to the facts that the page shows.
-        every: seconds between two looks of the browser for news.
+    Features of the images of a finished run take the longest, and are computed once for its weights. `make` gives the
+    facts that the page shows of a run; the browser looks for news `every` so many seconds.
     """
 
     def __init__(self, paths: Sequence[Path], make: Callable[[Record], Facts], every: float) -> None:
@@ -123,12 +119,7 @@ def _state(path: Path) -> str:
 
 
 class LiveServer(ThreadingHTTPServer):
-    """Server of a page on 127.0.0.1.
-
-    Attributes:
-        page: the page.
-        token: secret that every request must have in its address.
-    """
+    """Server of a page on 127.0.0.1. Every request must have its secret `token` in the address."""
 
     daemon_threads = True
 
