@@ -6,6 +6,7 @@ import json
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +38,8 @@ def write_onnx(model: LoadedBackbone, folder: Path) -> Written:
         )
     assert exported is not None
     exported.model.metadata_props[_KEY] = json.dumps(preprocessing_of(model))
-    for value in (*exported.model.graph.inputs, *exported.model.graph.outputs):
+    graph: Any = exported.model.graph
+    for value in (*graph.inputs, *graph.outputs):
         value.shape[0] = "batch"  # the exporter invents a name
     exported.save(path, external_data=False)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
