@@ -77,14 +77,13 @@ def tune(
         found = ssole.tune("photos/", budget="30m", out="runs/tuned")
         run = ssole.pretrain("photos/", recipe=found.recipe)
 
-    The same call with `out` goes on after an interruption: trials that have finished are not repeated.
-
     Args:
         data: images, as for :func:`ssole.pretrain`; by default the recipe's own. Labels are not used.
         recipe, overrides: settings to begin with, as for :func:`ssole.pretrain`: by default, those that suit the data.
         budget: of all trials together: a time (`30m`), `2000steps`, `300kimages`.
         trials: number of trials, at least 2. All have equally many steps.
-        out: folder for the runs and for the recipe, `tuned.yaml`; by default a new one, `runs/tune-RECIPE`.
+        out: folder for the runs and for the recipe, `tuned.yaml`; by default a new one, `runs/tune-RECIPE`. The same
+            call with it goes on after an interruption: trials that have finished are not repeated.
         progress: say what is tried, and show progress.
 
     Raises:
