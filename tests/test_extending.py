@@ -17,25 +17,14 @@ from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
 from ssole.training.pace import Extension, Pace, extensions
 from ssole.training.run import Run, create_run
+from tiny import Crash, crash, figures
 
 KEPT = f"backbone-step-{tiny.STEPS:08d}.safetensors"
-
-
-class Crash(Exception):
-    pass
-
-
-def crash(backbone: nn.Module) -> dict[str, float]:
-    raise Crash
 
 
 def extend(run: Run, evaluators: Mapping[int, Any] | None = None, **given: Any) -> Run:
     torch.set_num_threads(1)
     return extending.extend(run, data=tiny.images(), progress=False, evaluators=evaluators, **given)
-
-
-def figures(run: Run) -> list[dict[str, Any]]:
-    return [{name: row[name] for name in ("step", "epoch", "loss", "lr")} for row in run.metrics]
 
 
 def test_learning_rate_of_a_step() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
+from torch import nn
 
 from ssole import api, cli
 from ssole.config import PretrainConfig, apply_overrides, from_dict
@@ -53,6 +54,21 @@ def images(n: int = IMAGES, size: int = 12) -> NDArray[np.uint8]:
 def config(**overrides: Any) -> PretrainConfig:
     """The tiny settings, with dots for double underscores in names: optim__lr=1."""
     return apply_overrides(from_dict(SETTINGS), {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+class Crash(Exception):
+    """Error that ends a run in the middle."""
+
+
+def crash(backbone: nn.Module) -> dict[str, float]:
+    """Evaluator that ends its run."""
+    raise Crash
+
+
+def figures(run: Run) -> list[dict[str, Any]]:
+    """The metrics, without what a clock says."""
+    clock = {"seconds", "images_per_second", "data_wait"}
+    return [{name: value for name, value in row.items() if name not in clock} for row in run.metrics]
 
 
 def start(out: Path, *, data: Any = None, evaluators: Mapping[int, Any] | None = None, **overrides: Any) -> Run:

@@ -184,15 +184,6 @@ def test_a_budget_of_time(command: Command) -> None:
     assert (outcome.code, "leave out --budget" in outcome.err) == (2, True)
 
 
-def test_a_run_is_never_overwritten(command: Command) -> None:
-    assert command(*TINY, "--out", "run").code == 0
-    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
-    outcome = command(*TINY, "--out", "run")
-    assert outcome.code == 2
-    assert "run already holds a run: go on with it (--resume run), or choose another folder (--out)" in outcome.err
-    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
-
-
 def test_what_cannot_be_resumed_says_why(command: Command) -> None:
     outcome = command("pretrain", "--resume", "photos")
     assert (outcome.code, outcome.out) == (2, "")
@@ -242,15 +233,6 @@ def test_changes_are_allowed_on_resuming_alone(command: Command) -> None:
     assert "--allow-changes goes with --resume RUN" in outcome.err
 
 
-def test_resuming_on_other_data(command: Command) -> None:
-    assert command(*TINY, "--steps", "2").code == 0
-    Path("runs/tiny/backbone.safetensors").unlink()
-    sorted(Path("photos").rglob("*.png"))[0].unlink()
-    outcome = command("pretrain", "--resume", "runs/tiny")
-    assert outcome.code == 2
-    assert "started on 22 images and the data now hold 21" in outcome.err
-
-
 def test_a_corrupt_image_is_left_out_listed_and_reported(command: Command) -> None:
     Path("photos/cat/zzz.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
     outcome = command(*TINY)
@@ -269,12 +251,4 @@ def test_when_every_image_is_corrupt(command: Command) -> None:
     assert outcome.code == 2
     assert "of the 22 images in" in outcome.err
     assert "cannot be read" in outcome.err
-    assert not Path("runs").exists()
-
-
-def test_an_empty_folder(command: Command) -> None:
-    Path("none").mkdir()
-    outcome = command("pretrain", "--recipe", "tiny.yaml", "--data", "none")
-    assert outcome.code == 2
-    assert "none" in outcome.err
     assert not Path("runs").exists()

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import tiny
 from ssole.config import LOSS_CONFIGS
@@ -22,6 +21,7 @@ from ssole.training.run import Run
 from ssole.training.step import Learner
 from ssole.training.stopping import Interrupted
 from ssole.training.watch import LossWatch, NonFiniteLossError
+from tiny import Crash, crash
 
 Where = Callable[[int, float], bool]
 """Whether the loss of a step, counted from 1, is NaN at a learning rate."""
@@ -45,14 +45,6 @@ def inject(monkeypatch: pytest.MonkeyPatch, fails: Where, *, gradient: bool = Fa
 
 def interventions(run: Run) -> list[dict[str, Any]]:
     return [row for row in run.metrics if "guardian" in row]
-
-
-class Crash(Exception):
-    pass
-
-
-def crash(backbone: nn.Module) -> dict[str, float]:
-    raise Crash
 
 
 CONSTANT = {"optim__lr": 0.1, "optim__final_lr": 0.1}

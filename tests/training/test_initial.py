@@ -21,14 +21,7 @@ from ssole.models.backbone import create_encoder
 from ssole.training.checkpoint import checkpoint_steps, newest_weights
 from ssole.training.initial import Initial, read_initial
 from ssole.training.run import Run
-
-
-class Crash(Exception):
-    pass
-
-
-def crash(backbone: nn.Module) -> dict[str, float]:
-    raise Crash
+from tiny import Crash, crash
 
 
 @pytest.fixture(scope="module")

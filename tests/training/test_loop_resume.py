@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import tiny
 from ssole import api
@@ -31,21 +30,7 @@ from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.monitor import Monitor
 from ssole.training.run import Run
 from ssole.training.stopping import Interrupted, Stop, stop_signal
-
-
-class Crash(Exception):
-    pass
-
-
-def crash(backbone: nn.Module) -> dict[str, float]:
-    raise Crash
-
-
-def figures(run: Run) -> list[dict[str, Any]]:
-    """The metrics, without what a clock says."""
-    clock = {"seconds", "images_per_second", "data_wait"}
-    return [{name: value for name, value in row.items() if name not in clock} for row in run.metrics]
-
+from tiny import Crash, crash, figures
 
 VIT = {
     "backbone": "vit_tiny_patch16_224",

@@ -10,20 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
-from torch import nn
 
 import tiny
 from ssole import api
 from ssole.config import ConfigError
 from ssole.training.run import Run, create_run, new_run
-
-
-class Crash(Exception):
-    pass
-
-
-def crash(backbone: nn.Module) -> dict[str, float]:
-    raise Crash
+from tiny import Crash, crash
 
 
 @pytest.fixture

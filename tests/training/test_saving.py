@@ -149,17 +149,10 @@ def test_a_run_that_fails_goes_back_to_the_same_state(
     assert [row["step"] for row in runs[1].metrics if "guardian" in row] == [5 if fails == 8 else 10]
 
 
-class Killed(Exception):
-    pass
-
-
 def test_a_run_that_is_killed_with_states_in_memory_goes_on_from_the_disk(tmp_path: Path) -> None:
-    def kill(backbone: torch.nn.Module) -> dict[str, float]:
-        raise Killed
-
     whole = tiny.start(tmp_path / "whole", checkpoint_seconds=LONG)
-    with pytest.raises(Killed):
-        tiny.start(tmp_path / "run", checkpoint_seconds=LONG, evaluators={11: kill})
+    with pytest.raises(tiny.Crash):
+        tiny.start(tmp_path / "run", checkpoint_seconds=LONG, evaluators={11: tiny.crash})
     assert checkpoint_steps(Run(tmp_path / "run")) == [5]
     run = tiny.resume(tmp_path / "run")
     assert run.backbone_path.read_bytes() == whole.backbone_path.read_bytes()

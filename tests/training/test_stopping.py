@@ -28,8 +28,6 @@ from ssole.training.run import Run
 from ssole.training.step import Learner
 from ssole.training.stopping import Interrupted
 
-CLOCK = {"seconds", "images_per_second", "data_wait"}
-
 
 def measure(backbone: nn.Module) -> dict[str, float]:
     return {"weights": float(sum(p.detach().double().sum() for p in backbone.parameters()))}
@@ -54,10 +52,6 @@ class Long:
         return mean(backbone)
 
 
-def rows(run: Run) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name not in CLOCK} for row in run.metrics]
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return tiny.start(tmp_path_factory.mktemp("whole") / "run", evaluators={3: measure, 6: mean})
@@ -65,7 +59,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def assert_same(run: Run, whole: Run) -> None:
     assert run.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
-    assert rows(run) == rows(whole)
+    assert tiny.figures(run) == tiny.figures(whole)
 
 
 @pytest.mark.parametrize(("call", "step"), [(1, 6), (2, 12)])
