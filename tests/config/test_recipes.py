@@ -168,10 +168,10 @@ STRANGE = {
 def test_a_strangers_recipe_is_refused_at_once(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    begin = time.monotonic()
+    begin = time.process_time()  # a busy machine does not add to it
     with pytest.raises(ConfigError, match=message):
         load(path)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 def test_a_long_list_of_files_is_read(tmp_path: Path) -> None:

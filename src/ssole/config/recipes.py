@@ -260,17 +260,14 @@ def _field_paths(cls: type, prefix: str = "") -> Iterator[str]:
 def _hint_at_setting(name: str) -> str:
     """Hint at the setting that was meant: one with the same last part, a close name, or a last part with that word."""
     known = list(_field_paths(PretrainConfig))
-    last_parts = {path: path.rsplit(".", 1)[-1] for path in known}
+    last = {path: path.rsplit(".", 1)[-1] for path in known}
     asked = name.rsplit(".", 1)[-1]
     if name in known:  # known and refused, as it is a field of other losses only
         others = [loss for loss, cls in LOSS_CONFIGS.items() if asked in cls.__dataclass_fields__]
         return f" It belongs to the loss {' or '.join(others)}: choose that by loss.name first."
-    exact = [path for path, last in last_parts.items() if last == asked]
-    word = [path for path, last in last_parts.items() if asked in last.split("_")]
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    similar = difflib.get_close_matches(asked, list(last_parts.values()), n=1, cutoff=0.6)
-    by_last_part = [path for path, last in last_parts.items() if last in similar]
-    for found in (exact, close, word, by_last_part):
-        if found:
-            return f" Did you mean {found[0]!r}?"
-    return ""
+    exact = [path for path in known if last[path] == asked]
+    word = [path for path in known if asked in last[path].split("_")]
+    similar = difflib.get_close_matches(asked, list(last.values()), n=1)
+    by_last_part = [path for path in known if last[path] in similar]
+    found = exact or difflib.get_close_matches(name, known, n=1) or word or by_last_part
+    return f" Did you mean {found[0]!r}?" if found else ""
