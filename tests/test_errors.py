@@ -29,10 +29,10 @@ def test_urls_lose_passwords_and_queries(text: str, plain: str) -> None:
 
 
 def test_long_texts_take_no_time() -> None:
-    begin = time.monotonic()
+    begin = time.process_time()  # a busy machine does not add to it
     for text in ("a" * 10**6, "a://" * 10**5, "a://b@" * 10**5, ":" * 10**6):
         without_secrets(text)
-    assert time.monotonic() - begin < 5
+    assert time.process_time() - begin < 5
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,19 @@ def test_an_evaluation_that_is_left_is_no_training_either(tmp_path: Path, monkey
         assert (clock.monitor.seconds, clock.monitor.evaluating) == (10, 60)
 
 
+def test_tensorboard_gets_the_numbers_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle that could not be written is None, which a board takes for an error."""
+    shown: dict[str, float] = {}
+    board = SimpleNamespace(add_scalar=lambda name, value, _: shown.update({name: float(value)}), close=lambda: None)
+    monkeypatch.setattr(module, "_tensorboard", lambda *_: board)
+    clock = Clock(tmp_path, monkeypatch, None)
+    with clock.monitor:
+        clock.now = 1.0
+        clock.monitor.note(2, {"guardian": "stop", "failed": 2, "bundle": None})
+    assert clock.run.metrics[-1] == {"step": 2, "seconds": 1.0, "guardian": "stop", "failed": 2, "bundle": None}
+    assert shown == {"seconds": 1.0, "failed": 2.0}
+
+
 def test_training_decodes_each_image_once_and_logs_its_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSOLE_CACHE", str(tmp_path / "cache"))
     source = Listed([png(12 + i % 2, 12, i) for i in range(tiny.IMAGES)], seconds=0.05)

@@ -196,7 +196,7 @@ class Monitor:
             file.flush()
         if self._board is not None:
             for name, value in row.items():
-                if name not in {"step", "epoch"} and not isinstance(value, str):
+                if name not in {"step", "epoch"} and isinstance(value, (int, float)):
                     self._board.add_scalar(name, value, row["step"])
 
 
