@@ -175,16 +175,12 @@ def open_torchvision(name: str, split: Split) -> ArraySource:
     root = cache_folder() / "torchvision"
     make = getattr(datasets, known.cls)
     arguments = {"split": known.train if split == "train" else "test"} if known.train else {"train": split == "train"}
-    try:
+    with data_errors(f"Could not download {name}; without a connection, place {known.files} in {root}, and try again"):
         root.mkdir(parents=True, exist_ok=True)
         try:
             dataset = make(root, **arguments)
         except RuntimeError:  # torchvision's error for files that are missing or incomplete
             dataset = make(root, **arguments, download=True)
-    except (OSError, RuntimeError, EOFError) as error:
-        raise DataError(
-            f"Could not download {name} ({error}). Without a connection, place {known.files} in {root}, and try again."
-        ) from error
     images = np.asarray(dataset.data)
     if images.ndim == 4 and images.shape[1] == 3:
         images = images.transpose(0, 2, 3, 1)

@@ -166,14 +166,12 @@ def _scan(folder: Path) -> tuple[list[str], Counter[str], int]:
     while waiting:
         here = waiting.pop()
         folders = []
-        try:
+        with data_errors(f"Cannot list the folder {folder / here}"):
             status = os.stat(folder / here)
             if (status.st_dev, status.st_ino) in visited:
                 continue
             visited.add((status.st_dev, status.st_ino))
             entries = list(os.scandir(folder / here))
-        except OSError as error:
-            raise DataError(f"Cannot list the folder {folder / here}: {error.strerror or error}.") from error
         prefix = f"{here}/" if here else ""
         for entry in entries:
             name = entry.name

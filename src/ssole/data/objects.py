@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ssole.data.base import MOST_FILES, Indexable, Pixels, Source, evenly_spaced, number_integers
 from ssole.data.decode import pillow_pixels
-from ssole.data.storage import is_remote, read_bytes
+from ssole.data.storage import data_errors, is_remote, read_bytes
 from ssole.errors import DataError, without_secrets
 
 if TYPE_CHECKING:
@@ -76,14 +76,10 @@ class ObjectSource(Source):
             return read_bytes(os.fspath(item), where=where)
         if not _is_pillow(item):
             return _array(item, where)
-        try:
+        with data_errors(f"{where}: the image is damaged"):  # or its file is closed
             with self._pillow_lock:
                 copy = _copy(item)
             return copy if isinstance(copy, bytes) else pillow_pixels(copy, where)
-        except DataError:
-            raise
-        except Exception as error:  # a closed file, or one of the many errors of decoders
-            raise DataError(f"{where}: the image is damaged ({type(error).__name__}: {error}).") from error
 
     def files(self) -> list[str] | None:
         if not self._holds_paths:

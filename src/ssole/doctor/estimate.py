@@ -88,8 +88,10 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     decode_seconds = min(images, plan.total * config.batch_size) / sample.decode.value
     preparation = decode_seconds + trial.compile_seconds
     memory = trial.memory(config.batch_size)
-    if device.type == "cpu":
-        memory += _held_bytes(sample, contents, images, config.batch_size)
+    if device.type == "cpu":  # and decoded images: all if they share a size and fit, else three batches (two are ahead)
+        one = max(image.nbytes for image in sample.images)
+        held = images if contents.one_size and images * one <= total_memory() // 4 else 3 * config.batch_size
+        memory += held * one
     return Estimate(
         device=str(device),
         precision=str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch."),
@@ -107,10 +109,3 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
         disk_bytes=checkpoint_bytes(trial.learner.modules, MOST_CHECKPOINTS),
         disk_available=shutil.disk_usage(".").free,
     )
-
-
-def _held_bytes(sample: Sample, contents: Contents, images: int, batch_size: int) -> int:
-    """Bytes of decoded images in memory: of all if they share a size and fit, else of three batches (two are ahead)."""
-    one = max(image.nbytes for image in sample.images)
-    everything = images * one
-    return everything if contents.one_size and everything <= total_memory() // 4 else 3 * batch_size * one

@@ -158,13 +158,9 @@ def _header(data: bytes | Pixels) -> Header:
 
 
 def _digest(data: bytes | Pixels) -> bytes:
-    hasher = hashlib.blake2b(digest_size=16)
-    if isinstance(data, np.ndarray):
-        hasher.update(f"{data.dtype} {data.shape}".encode())  # 2 x 8 and 4 x 4 pixels may have the same bytes
-        hasher.update(np.ascontiguousarray(data).data)
-    else:
-        hasher.update(data)
-    return hasher.digest()
+    if isinstance(data, np.ndarray):  # 2 x 8 and 4 x 4 pixels may have the same bytes
+        data = f"{data.dtype} {data.shape}".encode() + data.tobytes()
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _grey(pixels_CHW: Pixels) -> Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,20 +63,18 @@ def contact_sheet(
         for rank, (name, similarity) in enumerate(zip(group.ids, group.similarity, strict=True), start=1):
             yield image(name), f"{rank}" if np.isnan(similarity) else f"{rank}: {similarity:.4f}"
 
-    rows, room = [[(_query(query, image, channels), "query")]] if query is not None else [], SHOWN
+    rows: list[list[_Cell]] = []
+    if query is not None:
+        try:
+            rows.append([(open_image(query, shrink_to=_SIDE, channels=channels), "query")])
+        except DataError:
+            rows.append([(image(query), "query")])
+    room = SHOWN
     for group in groups:
         found = [cell for _, cell in zip(range(room), cells(group), strict=False)]
         rows += [found[start : start + _COLUMNS] for start in range(0, len(found), _COLUMNS)]
         room -= len(found)
     return _draw(rows), missing
-
-
-def _query(query: Any, image: Callable[[Any], torch.Tensor | None], channels: int | None) -> torch.Tensor | None:
-    """The image that was looked for: a file, an image, or one of the index by its id."""
-    try:
-        return open_image(query, shrink_to=_SIDE, channels=channels)
-    except DataError:
-        return image(query)
 
 
 def _draw(rows: Sequence[Sequence[_Cell]]) -> Image.Image:
