@@ -16,6 +16,7 @@ from ssole.data.base import Source
 from ssole.data.parquet import ParquetSource
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
+from ssole.data.subset import SubsetSource
 from ssole.errors import DataError
 
 
@@ -182,9 +183,10 @@ def test_decoded_images_of_two_columns_are_kept_apart(tmp_path):
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"left": [png(1)] * 3, "right": [png(2)] * 3}), path)
     for column, expected in (("left", 1), ("right", 2)):
-        source = ParquetSource(path, image_column=column)
-        with ImageStore(source, memory_limit=0, cache=tmp_path / "cache", progress=False) as store:
-            assert store.get([0]).unique().tolist() == [expected]
+        whole = ParquetSource(path, image_column=column)
+        for source in (whole, SubsetSource(whole, np.arange(2))):
+            with ImageStore(source, memory_limit=0, cache=tmp_path / "cache", progress=False) as store:
+                assert store.get([0]).unique().tolist() == [expected]
 
 
 def test_parquet_that_is_damaged_empty_or_missing(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,6 +39,10 @@ class SubsetSource(Source):
 
     def read(self, i: int) -> bytes | Pixels:
         return self._whole.read(int(self._positions[i]))
+
+    @cached_property
+    def identity(self) -> str:
+        return f"{self._whole.identity}\n{self.ids_fingerprint}"
 
     def files(self) -> list[str] | None:
         return self._whole.files()
