@@ -37,8 +37,8 @@ from ssole.errors import DataError, without_secrets
 from ssole.files import write_atomically
 
 _VERSION = 2  # of the index
-_LABELS = ("cls", "json", "txt")  # members that may hold a label, the likeliest first
-_LONGEST = {"cls": 256, "json": 1 << 20, "txt": 64}  # largest size in bytes of a member that holds a label
+# Suffixes of members that may hold a label, the likeliest first, and the most bytes that such a member has.
+_LABELS = {"cls": 256, "json": 1 << 20, "txt": 64}
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\x00": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _BLOCK = 512  # bytes; a tar consists of blocks of this size
 _PADDING = 1 << 20  # bytes of zeros after the last member; tar writes 10 KiB or less unless told otherwise
@@ -264,7 +264,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 def _label(member: tarfile.TarInfo, extension: str, file: BinaryIO) -> str | None:
     """Label in a member, as text. In a ``.txt`` only an integer is a label, because other texts may be captions."""
-    if extension not in _LABELS or member.size > _LONGEST[extension]:
+    if member.size > _LABELS.get(extension, -1):
         return None
     file.seek(member.offset_data)
     try:
