@@ -95,8 +95,8 @@ def test_narrow_networks_are_judged_by_their_width_and_no_figures_by_nothing() -
     assert judge_figures({}, 128) is None
 
 
-def test_the_last_rise_of_a_curve() -> None:
-    assert last_rise([5, 8, 10], [0.5, 0.6, 0.7], 10) == pytest.approx(0.1)
-    assert last_rise([5, 8, 9, 10], [0.5, 0.6, 0.9, 0.7], 10) == pytest.approx(0.1)
-    assert last_rise([10], [0.7], 10) == 0  # measured only once
-    assert last_rise([], [], 10) == 0
+def test_the_last_rise_of_accuracy() -> None:
+    rows = [{"step": step, "knn20": value} for step, value in ((5, 0.5), (8, 0.6), (9, 0.9), (10, 0.7))]
+    assert last_rise(rows) == last_rise([*rows[:2], {"step": 10, "loss": 1.0}, rows[3]]) == pytest.approx(0.1)
+    assert last_rise(rows[3:]) == 0  # measured only once
+    assert last_rise([]) == 0

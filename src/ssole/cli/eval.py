@@ -120,17 +120,10 @@ def _print_verdicts(result: EvaluationResult, subjects: Mapping[str, str]) -> No
         figures = {name: score.value for name, score in result.rows.get(row, {}).items() if name in LABEL_FREE}
         if figures:
             width = result.details[row]["rankme"][0]["features"]
-            verdict = judge_figures(figures, width, _rise(subject) if is_run(subject) else 0.0)
+            rise = last_rise(Run(Path(subject)).metrics) if Path(subject).is_dir() else 0.0
+            verdict = judge_figures(figures, width, rise)
             assert verdict is not None  # there is RankMe
             print(f"verdict on {name_of(subject)}: {verdict.sentence}")
-
-
-def _rise(run: str) -> float:
-    """Last rise of the accuracy that a run measured while training; 0 for a weight file alone."""
-    rows = [row for row in Run(Path(run)).metrics if "step" in row] if Path(run).is_dir() else []
-    known = [row for row in rows if isinstance(row.get("knn20"), float)]
-    total = max((row["step"] for row in rows), default=0)
-    return last_rise([row["step"] for row in known], [row["knn20"] for row in known], total)
 
 
 def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ssole.comparison.result import ArmResult, Comparison
 from ssole.files import write_atomically
@@ -14,22 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-class _Quantity(NamedTuple):
-    """A key of a curve's points, as an axis shows it."""
-
-    key: str
-    label: str
-    unit: float
-
-
-_SECONDS = _Quantity("seconds", "minutes of training", 60.0)
-_IMAGES = _Quantity("images", "thousands of images seen", 1000.0)
-_ACCURACY = _Quantity("knn20", "kNN accuracy, k = 20, in %", 0.01)
-_RANK = _Quantity("effective_rank", "effective rank of the embeddings", 1.0)
+_AXES = {  # label and unit of each key of a curve's points
+    "seconds": ("minutes of training", 60.0),
+    "images": ("thousands of images seen", 1000.0),
+    "knn20": ("kNN accuracy, k = 20, in %", 0.01),
+    "effective_rank": ("effective rank of the embeddings", 1.0),
+}
 _PLOTS = {
-    "accuracy-by-seconds": (_SECONDS, _ACCURACY),
-    "accuracy-by-images": (_IMAGES, _ACCURACY),
-    "rank-by-images": (_IMAGES, _RANK),
+    "accuracy-by-seconds": ("seconds", "knn20"),
+    "accuracy-by-images": ("images", "knn20"),
+    "rank-by-images": ("images", "effective_rank"),
 }
 # Okabe and Ito's palette, told apart with every kind of colour vision; dashes after the seventh arm.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -55,8 +49,8 @@ def draw(comparison: Comparison) -> list[Path]:
         for name, arm in comparison.arms.items():
             colour, dashes = _COLOURS[drawn % len(_COLOURS)], _DASHES[drawn // len(_COLOURS) % len(_DASHES)]
             drawn += _draw_arm(axes, name, arm, x, y, colour, dashes)
-        axes.set_xlabel(x.label)
-        axes.set_ylabel(y.label)
+        axes.set_xlabel(_AXES[x][0])
+        axes.set_ylabel(_AXES[y][0])
         axes.grid(color="#eaeef2")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_axisbelow(True)
@@ -69,12 +63,12 @@ def draw(comparison: Comparison) -> list[Path]:
     return paths
 
 
-def _draw_arm(axes: Axes, name: str, arm: ArmResult, x: _Quantity, y: _Quantity, colour: str, dashes: str) -> bool:
+def _draw_arm(axes: Axes, name: str, arm: ArmResult, x: str, y: str, colour: str, dashes: str) -> bool:
     """Draw an arm; False if no run of it has such a curve."""
-    curves = [
-        [(point[x.key] / x.unit, point[y.key] / y.unit) for point in run.curve if y.key in point] for run in arm.runs
-    ]
-    curves = [curve for curve in curves if curve]
+    found = (
+        [(point[x] / _AXES[x][1], point[y] / _AXES[y][1]) for point in run.curve if y in point] for run in arm.runs
+    )
+    curves = [curve for curve in found if curve]
     for curve in curves:
         axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.25, linewidth=1, linestyle=dashes)
     if not curves:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,23 +19,20 @@ from ssole.evaluation.results import METRICS, EvaluationResult, Outcome, Score
 T = TypeVar("T")
 
 
+@dataclass
 class Scoring:
-    """Collector of an evaluation's scores, row by row, with their notes and details.
+    """Collector of an evaluation's scores, row by row, with their notes and details."""
 
-    ``open_data`` opens the data for a preprocessing; ``how`` holds device, precision and progress for :func:`extract`;
-    ``views`` makes views for the first model.
-    """
+    open_data: Callable[[Preprocessing], EvaluationData]
+    protocol: str | Sequence[str]
+    views: Views | None
+    """Function that makes views for the first model."""
+    seed: int
+    how: dict[str, Any]
+    """Device, precision and progress, for :func:`~ssole.evaluation.features.extract`."""
 
-    def __init__(
-        self,
-        open_data: Callable[[Preprocessing], EvaluationData],
-        protocol: str | Sequence[str],
-        views: Views | None,
-        seed: int,
-        how: dict[str, Any],
-    ) -> None:
-        self._protocols = chosen_protocols(protocol)
-        self._open_data, self._views, self._seed, self._how = open_data, views, seed, how
+    def __post_init__(self) -> None:
+        self._protocols = chosen_protocols(self.protocol)
         self._opened: list[EvaluationData] = []
         self._rows: dict[str, dict[str, Score]] = {}
         self._details: dict[str, dict[str, list[Any]]] = {}
@@ -49,7 +47,7 @@ class Scoring:
                 f"the models take images of different channels: {sorted(map(str, channels))}; evaluate them separately"
             )
         outcomes = [
-            self._measured(row, partial(extract, model, **self._how), preprocessing, model)
+            self._measured(row, partial(extract, model, **self.how), preprocessing, model)
             for model, preprocessing in models
         ]
         self._add(row, outcomes)
@@ -84,7 +82,7 @@ class Scoring:
         """Figures of all protocols for one model or baseline."""
         data = self._data(preprocessing)
         self._first = self._first or preprocessing
-        views = None if self._views is None else adapted_views(self._views, self._first, preprocessing)
+        views = None if self.views is None else adapted_views(self.views, self._first, preprocessing)
         case = Case(
             row=row,
             data=data,
@@ -92,9 +90,9 @@ class Scoring:
             preprocessing=preprocessing,
             model=model,
             views=views,
-            seed=self._seed,
-            device=self._how["device"],
-            progress=self._how["progress"],
+            seed=self.seed,
+            device=self.how["device"],
+            progress=self.how["progress"],
         )
         outcome = Outcome.joined([PROTOCOLS[name].measure(case) for name in self._able(data)])
         for note in case.notes:
@@ -117,7 +115,7 @@ class Scoring:
         for data in self._opened:
             if all(preprocessing.suits(subset.store) for subset in (data.train, data.test) if subset is not None):
                 return data
-        self._opened.append(self._open_data(preprocessing))
+        self._opened.append(self.open_data(preprocessing))
         for note in self._opened[-1].notes:
             self.note(note)
         return self._opened[-1]

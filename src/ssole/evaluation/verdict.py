@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ssole.evaluation.results import METRICS, NUMBERS
 
@@ -96,10 +96,12 @@ def judge_figures(figures: Mapping[str, float], width: int, rise: float = 0.0) -
     return Verdict("healthy", f"{_shown('rankme', rankme)}: the {width} features vary in many directions", "rankme")
 
 
-def last_rise(steps: Sequence[int], values: Sequence[float], total: int) -> float:
-    """Rise of a curve of accuracy over the last fifth of a run's steps; 0 where it was not measured before."""
-    earlier = [value for step, value in zip(steps, values, strict=True) if step <= 0.8 * total]
-    return values[-1] - earlier[-1] if earlier else 0.0
+def last_rise(metrics: Sequence[Mapping[str, Any]]) -> float:
+    """Rise of kNN accuracy over the last fifth of a run's steps, by its metrics; 0 if it was not measured before."""
+    last = max((row["step"] for row in metrics), default=0)
+    known = [row for row in metrics if isinstance(row.get("knn20"), float)]
+    earlier = [row["knn20"] for row in known if row["step"] <= 0.8 * last]
+    return float(known[-1]["knn20"] - earlier[-1]) if earlier else 0.0
 
 
 def _shown(name: str, value: float) -> str:

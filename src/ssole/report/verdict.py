@@ -55,9 +55,9 @@ def judge(record: Record, sample: Sample | None, broken: str = "") -> Verdict:
         return Verdict("look", text, figures)
     if broken:
         return Verdict("bad", f"It did not work: {broken}.", figures)
-    state = None
+    state, rise = None, unlabelled.last_rise(record.metrics)
     if sample is not None:
-        state = unlabelled.judge_figures(measured, sample.train.after.shape[1], _rise(record))
+        state = unlabelled.judge_figures(measured, sample.train.after.shape[1], rise)
     said = "" if state is None else state.sentence
     compared = _compare(record)
     if state is not None and state.state == "collapsed" and (compared is None or state.figure == _RANK):
@@ -69,7 +69,7 @@ def judge(record: Record, sample: Sample | None, broken: str = "") -> Verdict:
     gap, heading = trained.value - baseline.value, METRICS[metric]
     against = f"{heading} {100 * trained.value:.1f} %, against {100 * baseline.value:.1f} % for {name}"
     if gap > _ERRORS * error:
-        still = _rise(record) > unlabelled.IMPROVING_POINTS
+        still = rise > unlabelled.IMPROVING_POINTS
         rising = " It was still rising at the end: longer training may help." if still else ""
         return Verdict("good", f"It worked: {against}.{rising}", figures, said)
     if gap < -_ERRORS * error:
@@ -99,10 +99,6 @@ def _without_labels(sample: Sample | None) -> str:
     if after > before:
         return f"Not collapsed, and {seen}. Whether that suits your task, only labels can say: run ssole eval."
     return f"Doubtful: {seen}. Training taught the network nothing about which views belong together."
-
-
-def _rise(record: Record) -> float:
-    return unlabelled.last_rise(*record.series("knn20"), record.steps)
 
 
 def _figures(record: Record, sample: Sample | None, rank: float | None) -> list[Figure]:
