@@ -14,7 +14,6 @@ from rich.console import Console
 
 from ssole.comparison.plots import draw
 from ssole.comparison.result import ArmResult, Comparison, Summary
-from ssole.comparison.table import table
 from ssole.comparison.trial import Trial
 
 
@@ -38,7 +37,7 @@ def three(folder: Path) -> Comparison:
         clear=ArmResult(steps=9, runs=[trial(0, 0.50), trial(1, 0.52), trial(2, 0.54)]),
         best=ArmResult(steps=9, runs=[trial(0, 0.60), trial(1, 0.63), trial(2, 0.63)]),
         near=ArmResult(steps=9, runs=[trial(0, 0.65), trial(1, 0.60), trial(2, 0.58)]),
-        broken=ArmResult(steps=9, error="RuntimeError: [red]no such thing"),
+        broken=ArmResult(steps=9, error="RuntimeError: [red]no such \x1bthing"),
         partly=ArmResult(steps=9, runs=[trial(0, 0.90), Trial(steps=9, seed=1, settings={}, error="diverged")]),
     )
 
@@ -79,16 +78,16 @@ def test_the_file_is_json_and_complete(tmp_path: Path) -> None:
 
 def test_the_table_names_the_best_and_every_failure(tmp_path: Path) -> None:
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(table(three(tmp_path)))
+    console.print(three(tmp_path).table())
     text = console.export_text()
     rows = [line.split()[1] for line in text.splitlines() if line.startswith("│")]
     assert rows == ["best", "near", "clear", "broken", "partly"]
     assert "62.0±1.7" in text
     assert "10.0±0.6" in text
     assert ", unclear" in text
-    assert "broken failed: RuntimeError: [red]no such thing" in text
+    assert r"broken failed: RuntimeError: [red]no such \x1bthing" in text
     assert "A note." in text
-    console.print(table(comparison(tmp_path)))  # before anything has finished
+    console.print(comparison(tmp_path).table())  # before anything has finished
 
 
 def test_plots_show_every_arm_with_a_curve(tmp_path: Path) -> None:

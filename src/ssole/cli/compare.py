@@ -60,7 +60,6 @@ def compare(argv: Sequence[str]) -> int:
 
     from ssole.comparison.compare import compare as run
     from ssole.comparison.compare import resume_comparison
-    from ssole.comparison.table import table
 
     args = parse(compare, CompareArgs, argv)
     if args.resume is not None:
@@ -69,7 +68,7 @@ def compare(argv: Sequence[str]) -> int:
         result = resume_comparison(args.resume)
     else:
         result = run(**_arguments(args))
-    Console().print(table(result))
+    Console().print(result.table())
     print(f"saved: {result.path / 'comparison.json'}")
     return 0 if result.best is not None else 1
 

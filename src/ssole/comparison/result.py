@@ -7,14 +7,20 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssole.comparison.trial import Trial
+from ssole.errors import printable
 from ssole.evaluation.results import METRICS
 from ssole.files import write_json_atomically
+from ssole.progress import data_size
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 RANKED_BY = "knn20"
 """Metric that arms are ranked by, in the search and in the result."""
+_HEADINGS = {"knn20": "kNN, %", "linear": "linear, %", "centred_effective_rank": "rank"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,11 @@ class Difference:
     def clear(self) -> bool:
         """Whether the difference exceeds twice its standard error."""
         return self.standard_error is not None and abs(self.mean) > 2 * self.standard_error
+
+    def __str__(self) -> str:
+        if self.standard_error is None:
+            return f"{100 * self.mean:.1f}, one pair"
+        return f"{100 * self.mean:.1f}±{100 * self.standard_error:.1f}" + ("" if self.clear else ", unclear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +138,29 @@ class Comparison:
         error = statistics.stdev(pairs) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
         return Difference(best=best, mean=statistics.fmean(pairs), standard_error=error, n=len(pairs))
 
+    def table(self) -> Table:
+        """Table for ``rich.print``: an arm a row, best first and those that failed last; their reasons stand below."""
+        from rich.table import Table
+        from rich.text import Text
+
+        seeds = self.request["seeds"]
+        title = f"{self.data['test']}; {seeds} {'run' if seeds == 1 else 'runs'} of each, mean ± std"
+        failures = [f"{name} failed: {arm.reason}" for name, arm in self.arms.items() if arm.reason is not None]
+        caption = Text(printable("\n".join([*self.notes, *failures])))
+        shown = Table(title=Text(printable(title)), caption=caption, caption_justify="left")
+        shown.add_column("")
+        for heading in (*_HEADINGS.values(), "images/s", "memory", "behind best"):
+            shown.add_column(heading, justify="right")
+        scores = {name: arm.mean_score for name, arm in self.arms.items()}
+        for name in sorted(scores, key=lambda name: (scores[name] is None, -(scores[name] or 0))):
+            summary, difference = self.arms[name].summary(), self.difference(name)
+            cells = [_score(metric, summary.get(metric)) for metric in _HEADINGS]
+            rate, memory = summary.get("images_per_second"), summary.get("peak_memory")
+            cells += ["-" if rate is None else f"{rate.mean:,.0f}", "-" if memory is None else data_size(memory.mean)]
+            behind = "best" if name == self.best else "-"
+            shown.add_row(Text(name), *cells, behind if difference is None else str(difference))
+        return shown
+
     def to_dict(self) -> dict[str, Any]:
         """The result as plain dicts and lists, ready for JSON."""
         arms = {}
@@ -153,3 +187,11 @@ class Comparison:
         path = self.path / "comparison.json"
         write_json_atomically(path, self.to_dict())
         return path
+
+
+def _score(metric: str, summary: Summary | None) -> str:
+    if summary is None:
+        return "-"
+    scale, digits = (1, 0) if "rank" in metric else (100, 1)
+    spread = "" if summary.std is None else f"±{scale * summary.std:.{digits}f}"
+    return f"{scale * summary.mean:.{digits}f}{spread}"
