@@ -15,9 +15,10 @@ from ssole.losses import SSOLELoss
     shutil.which("c++") is None and shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_torch_compile_as_one_graph():
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.5, "high_rank_power": 0.5}], ids=str)
+def test_torch_compile_as_one_graph(options):
     z = embeddings(8, 4, 16, dtype=torch.float32)
-    loss = SSOLELoss()
+    loss = SSOLELoss(**options)
     compiled = torch.compile(loss, fullgraph=True)
     leaf = z.clone().requires_grad_()
     value = compiled(leaf)

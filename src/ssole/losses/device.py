@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ssole.losses.checks import check_rows
-from ssole.losses.kernels import similarity_kernel
 from ssole.losses.roots import Root, inverse_root
 
 
@@ -78,20 +77,14 @@ class ImagesAndViews:
 
     images: Rows
     """The contrasts and the root are of images only."""
-    temperature: float | None = None
-    """Of the kernel of views, if any. See :func:`ssole.losses.nuclear.kernel_norms`."""
+    view_root: Root = inverse_root
 
     def norms(self, z_BVD: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...], None]:
         """Norms (B,) of images and (V,) of views, and what the gradient needs."""
         lengths_BV1, u_BVD = self.images.unit(z_BVD)
         c_BCD, u_VBD = self.images.contrasted(u_BVD), u_BVD.transpose(0, 1)
         n_B, images_BCC = self.images.root(c_BCD @ c_BCD.mT)
-        if self.temperature is None:
-            r_V, views_VBB = inverse_root(u_VBD @ u_VBD.mT)
-        else:
-            k_VBB, slope_VBB = similarity_kernel(u_VBD @ u_VBD.mT, self.temperature)
-            r_V, views_VBB = inverse_root(k_VBB)
-            views_VBB = views_VBB * slope_VBB
+        r_V, views_VBB = self.view_root(u_VBD @ u_VBD.mT)
         return (n_B, r_V), (lengths_BV1, u_BVD, c_BCD, images_BCC, views_VBB), None
 
     def gradient(self, _: None, z_BVD: Tensor, *saved_and_grads: Tensor) -> Tensor:

@@ -40,6 +40,19 @@ def _kept_matrix(rows: tuple[tuple[float, ...], ...], device: torch.device) -> T
         return _matrix(rows, device)
 
 
+def helmert(like: Tensor) -> Tensor:
+    """Helmert matrix H: orthonormal contrasts (V - 1, V) of the views of `like` (B, V, D), in float64.
+
+    Row i - 1 sets views 0 to i - 1 against view i. All rows are orthogonal to the constant vector, so ||H Z||_* is the
+    nuclear norm of the deviations from the mean, without their exact zero mode.
+    """
+    rows = []
+    for i in range(1, like.shape[1]):
+        length = math.sqrt(i * (i + 1))
+        rows.append((*[1 / length] * i, -i / length, *[0.0] * (like.shape[1] - i - 1)))
+    return constant(tuple(rows), like.device)
+
+
 def gram_product(x_Nmn: Tensor, rows_Nm: Tensor | None = None) -> Tensor:
     """Float64 Gram matrices of the smaller side, (N, k, k): A A^T when m <= n, else A^T A.
 

@@ -30,7 +30,7 @@ from torch.autograd import Function
 
 from ssole.losses import device
 from ssole.losses.checks import check_rows
-from ssole.losses.kernels import gram_product, multiply_into, product_dtype, similarity_kernel
+from ssole.losses.kernels import gram_product, multiply_into, product_dtype
 from ssole.losses.roots import Root, inverse_root
 
 
@@ -69,23 +69,14 @@ def all_modes_norm(x_Nmn: Tensor) -> Tensor:
     return _NuclearNorms.apply(x_Nmn, _Svd(keep_null_modes=True))  # type: ignore[no-any-return]
 
 
-def kernel_norms(x_Nmn: Tensor, temperature: float) -> Tensor:
-    """Nuclear norms (N,), in float64, of rows of `x_Nmn` in the feature space of a kernel: tr K^(1/2).
-
-    K holds the kernel (:func:`ssole.losses.kernels.similarity_kernel`) of each pair of rows.
-    """
-    _, m, n = x_Nmn.shape
-    padded_Nmn = torch.nn.functional.pad(x_Nmn, (0, max(0, m - n)))  # changes no cosine; rows are the short side
-    return _NuclearNorms.apply(padded_Nmn, _Wide(True, temperature=temperature))  # type: ignore[no-any-return]
-
-
 def unit_norms(
     x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: bool, check: bool = False, root: Root = inverse_root
 ) -> Tensor:
     """Nuclear norms (N,), in float64, of `x_Nmn` with rows scaled to unit length, by Gram matrices.
 
     `normalize=False` leaves rows as they are. `contrasts` (C, m) are multiplied from the left after scaling. They,
-    `check`, which raises as `check_rows` does, and another `root` than that of the nuclear norm need m <= n.
+    `check`, which raises as `check_rows` does, and another `root` than that of the nuclear norm need m <= n. The root
+    is of the Gram matrices of the scaled rows, or of their contrasts.
     """
     wide = _Wide if x_Nmn.device.type == "cpu" else device.Rows
     route = wide(normalize, contrasts, check, root=root) if x_Nmn.shape[1] <= x_Nmn.shape[2] else _Tall(normalize)
@@ -93,19 +84,18 @@ def unit_norms(
 
 
 def image_and_view_norms(
-    z_BVD: Tensor, contrasts: Tensor | None, *, normalize: bool, check: bool, root: Root, temperature: float | None
+    z_BVD: Tensor, contrasts: Tensor | None, *, normalize: bool, check: bool, root: Root, view_root: Root
 ) -> tuple[Tensor, Tensor]:
-    """`unit_norms` of every image (B,), with contrasts and root, and of every view (V,), without; needs B, V <= D.
+    """`unit_norms` of every image (B,), with contrasts and root, and of every view (V,), with view_root; B, V <= D.
 
-    With a temperature, those of views are `kernel_norms`. One call for both, so that their gradients add up in one
-    tensor of the size of `z`.
+    One call for both, so that their gradients add up in one tensor of the size of `z`.
     """
     route: _Route
     if z_BVD.device.type == "cpu":
         images = _Wide(normalize, contrasts, check, root=root)
-        route = _ImagesAndViews(images, _Wide(normalize, temperature=temperature))
+        route = _ImagesAndViews(images, _Wide(normalize, root=view_root))
     else:
-        route = device.ImagesAndViews(device.Rows(normalize, contrasts, check, root=root), temperature)
+        route = device.ImagesAndViews(device.Rows(normalize, contrasts, check, root=root), view_root)
     return _NuclearNorms.apply(z_BVD, route)  # type: ignore[no-any-return]
 
 
@@ -191,14 +181,13 @@ class _Wide:
 
         S (A - diag(d)) S z,        d_i = (A C)_ii
 
-    with A = C^(-1/2), or H^T (H C H^T)^(-1/2) H for contrasts H. Without normalization s = 1 and d = 0. With a
-    temperature, a kernel k is applied to each cosine (:func:`kernel_norms`), and A = K^(-1/2) * k'(C), entry by entry.
+    with A = C^(-1/2), or H^T (H C H^T)^(-1/2) H for contrasts H, or what another root gives in place of the power
+    -1/2. Without normalization s = 1 and d = 0.
     """
 
     normalize: bool
     contrasts: Tensor | None = None
     check: bool = False
-    temperature: float | None = None
     root: Root = inverse_root
 
     def norms(self, x_Nmn: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], torch.dtype]:
@@ -210,18 +199,12 @@ class _Wide:
         # In place here and below: a pass over fresh memory of this size costs as much as the arithmetic.
         if self.normalize:
             c_Nmm.mul_(s_Nm[:, :, None]).mul_(s_Nm[:, None, :])
-        if self.temperature is not None:
-            k_Nmm, slope_Nmm = similarity_kernel(c_Nmm, self.temperature)
-            norms_N, a_Nmm = inverse_root(k_Nmm)
-            a_Nmm.mul_(slope_Nmm)
-            unit_Nmm = c_Nmm.clone()
-        elif self.contrasts is None:
-            rank = c_Nmm.shape[-1]
-            norms_N, a_Nmm = inverse_root(c_Nmm)
+        if self.contrasts is None:
+            norms_N, a_Nmm = self.root(c_Nmm)
         else:
-            rank = len(self.contrasts) if self.root is inverse_root else 1
             norms_N, w_NCC = self.root(self.contrasts @ c_Nmm @ self.contrasts.T)
             a_Nmm = self.contrasts.T @ w_NCC @ self.contrasts
+        unit_Nmm = None if self.root is inverse_root else c_Nmm.clone()
         d_Nm = torch.zeros_like(s_Nm)
         if self.normalize:
             d_Nm = c_Nmm.mul_(a_Nmm).sum(-1)
@@ -230,8 +213,9 @@ class _Wide:
 
         def noise_and_size() -> tuple[Tensor, Tensor]:
             noise = (a_Nmm * (s_Nm * squares_Nm.sqrt())[:, None, :]).square().sum()
-            if self.temperature is not None:
+            if unit_Nmm is not None:
                 return noise, ((a_Nmm @ unit_Nmm) * a_Nmm).sum()
+            rank = c_Nmm.shape[-1] if self.contrasts is None else len(self.contrasts)
             mean_square = rank / c_Nmm.shape[-1]  # of the rows of A U
             return noise, ((mean_square - d_Nm.square()).clamp(min=0) * s_Nm.square()).sum()
 
