@@ -9,7 +9,8 @@ import pytest
 
 from ssole.config import ConfigError
 from ssole.data.folder import ListSource
-from ssole.search.matches import Matches
+from ssole.errors import DataError
+from ssole.search.matches import Matches, saved_ids
 
 
 def test_the_table_opens_as_data(tmp_path: Path) -> None:
@@ -29,3 +30,14 @@ def test_the_table_opens_as_data(tmp_path: Path) -> None:
         '"a,""b"".png",cat,',
         "<script>.png,dog,-1.000000",
     )
+
+
+def test_ids_of_a_list_are_those_that_were_found(tmp_path: Path) -> None:
+    """Also those that no list of data may name, such as the paths of an index of files elsewhere."""
+    names = ["/elsewhere/a.png", " b.png", "x.tar:../c.png"]
+    Matches(rows=np.arange(3), ids=names, similarity=np.ones(3), labels=[""] * 3).save(tmp_path / "list.csv")
+    assert saved_ids(tmp_path / "list.csv") == names
+    (tmp_path / "other.csv").write_text("name\nx\n")
+    for wrong in ("other.csv", "nowhere.csv"):
+        with pytest.raises(DataError, match=f"Cannot read the column path of .*{wrong}"):
+            saved_ids(tmp_path / wrong)

@@ -37,14 +37,12 @@ def select(argv: Sequence[str]) -> int:
     Greedy k-center: each image is the one that is least similar to those chosen before it. The first n of a list are
     what --count n chooses. Written to the folder of the images, the list can be opened as data once it has labels.
     """
-    from ssole.data.folder import ListSource
-    from ssole.search.matches import require_new
+    from ssole.search.matches import require_new, saved_ids
     from ssole.search.search import open_index
 
     args = parse(select, SelectArgs, argv)
     require_new(args.out)
-    source = None if args.given is None else ListSource(args.given)
-    given = [] if source is None else [source.id(i) for i in range(len(source))]
+    given = [] if args.given is None else saved_ids(args.given)
     index = open_index(args.index, device=args.device)
     found, worst = index.select(args.count, given=given)
     found.save(args.out)

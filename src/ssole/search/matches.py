@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.config import ConfigError
+from ssole.data.storage import data_errors
 from ssole.errors import valid_text
 from ssole.files import write_text_atomically
 
@@ -20,6 +21,12 @@ def require_new(path: Path) -> None:
     """Raise a `ConfigError` if a list is there already."""
     if path.exists():
         raise ConfigError(f"{path} exists, and labels that were filled in would be lost: choose another name (--out)")
+
+
+def saved_ids(path: str | PathLike[str]) -> list[str]:
+    """Ids in a list that :meth:`Matches.save` wrote; `DataError` if it cannot be read."""
+    with data_errors(f"Cannot read the column path of {path}"), open(path, newline="", encoding="utf-8-sig") as file:
+        return [row["path"] for row in csv.DictReader(file)]
 
 
 @dataclass(frozen=True, kw_only=True)
