@@ -25,14 +25,6 @@ def kernel_norm(x: Tensor, temperature: float) -> Tensor:
     return torch.linalg.eigvalsh(k).clamp(min=0).sqrt().sum(-1)
 
 
-def power_kernel_norm(x: Tensor, temperature: float, power: float) -> Tensor:
-    """The same with a power mean over rows, by the square root of K and autograd."""
-    k = (torch.exp(x @ x.mT / temperature) - 1) / (math.exp(1 / temperature) - 1)
-    values, vectors = torch.linalg.eigh(k)
-    shares = (vectors * values.clamp(min=0).sqrt()[..., None, :] @ vectors.mT).diagonal(dim1=-2, dim2=-1)
-    return x.shape[-2] * (1 - ((1 - shares) ** power).mean(-1) ** (1 / power))
-
-
 def oracle_terms(
     z: Tensor,
     weight: float = 0.6,
@@ -40,7 +32,6 @@ def oracle_terms(
     *,
     normalize: bool = True,
     temperature: float | None = None,
-    power: float | None = None,
 ) -> dict[str, Tensor]:
     z = z.double()
     if normalize:
@@ -48,10 +39,7 @@ def oracle_terms(
     b, v, _ = z.shape
     n = norm(z - z.mean(1, keepdim=True))
     views = z.transpose(0, 1)
-    if power is not None:
-        r = power_kernel_norm(views, temperature, power)
-    else:
-        r = norm(views) if temperature is None else kernel_norm(views, temperature)
+    r = norm(views) if temperature is None else kernel_norm(views, temperature)
     c1 = ((b / r) ** 2 - 1) / (b - 1)
     c2 = (b * torch.cos(torch.asin(r / b) - math.asin(1 / math.sqrt(b))) ** 2 - 1) / (b - 1)
     low, high = (n / (v - 1)).square().mean(), (gamma * c1 + (1 - gamma) * c2).mean()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracle import embeddings, gradient, oracle_terms, polar_factor, relative
 
-from ssole.losses import SSOLELoss, nuclear, roots
+from ssole.losses import SSOLELoss, nuclear
 from ssole.losses.checks import EmbeddingError
 from ssole.losses.device import ImagesAndViews, Rows
 from ssole.losses.nuclear import _NuclearNorms
@@ -44,17 +44,6 @@ def test_the_loss_with_a_temperature(temperature: float):
     expected = gradient(lambda x: oracle_terms(x, temperature=temperature)["total"], z.double())
     torch.testing.assert_close(loss(z).double(), oracle_terms(z, temperature=temperature)["total"])
     assert relative(gradient(loss, z), expected) < 1e-6
-
-
-@pytest.mark.usefixtures("as_on_a_device")
-@pytest.mark.parametrize(("distance", "tolerance"), [(1.0, 1e-6), (1e-3, 1e-3), (0.0, 0.1)])
-def test_the_power_mean(monkeypatch: pytest.MonkeyPatch, distance: float, tolerance: float):
-    z, loss = embeddings(10, 3, 12, dtype=torch.float32), SSOLELoss(temperature=0.5, high_rank_power=0.5)
-    z[1] = z[0] + distance * z[1]  # the closer two images, the less exact
-    value, expected = loss(z.double()), gradient(loss, z.double())
-    monkeypatch.setattr("ssole.losses.ssole.power_root", roots._power_polar)
-    torch.testing.assert_close(loss(z).double(), value)
-    assert relative(gradient(loss, z), expected) < tolerance
 
 
 @pytest.mark.usefixtures("as_on_a_device")

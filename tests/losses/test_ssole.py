@@ -90,8 +90,6 @@ def test_against_the_oracle(shape, weight, gamma):
         {"coupled": True},
         {"detach_mean": True},
         {"temperature": 0.3},
-        {"temperature": 0.3, "high_rank_power": 0.5},
-        {"temperature": 0.3, "high_rank_power": 0.3, "coupled": True, "form": "raw"},
         {"low_rank_norm": "frobenius"},
         {"low_rank_norm": "frobenius", "normalize": False, "form": "raw"},
         {"temperature": 2.0, "coupled": True, "gamma": 1.0},
@@ -126,52 +124,6 @@ def test_temperature_against_the_oracle(shape, temperature):
                 atol=1e-6 if dtype.itemsize == 4 else 1e-11,
             )
         assert relative(gradient(loss, z.to(dtype)), expected_gradient) < tolerance
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("power", [0.1, 0.5, 0.99])
-def test_the_power_mean_against_the_oracle(shape, power):
-    z = embeddings(*shape) + 0.5
-    options = {"temperature": 0.5, "power": power}
-    expected, expected_gradient = oracle_terms(z, **options), gradient(lambda x: oracle_terms(x, **options)["total"], z)
-    loss = SSOLELoss(temperature=0.5, high_rank_power=power)
-    for dtype, tolerance in ((torch.float64, 1e-8), (torch.float32, 2e-5)):
-        terms = loss.terms(z.to(dtype))
-        for name in TERMS:
-            torch.testing.assert_close(getattr(terms, name).double(), expected[name], rtol=tolerance, atol=1e-6)
-        assert relative(gradient(loss, z.to(dtype)), expected_gradient) < tolerance
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_power_mean_keeps_both_ends_and_ends_in_the_nuclear_norm(dtype):
-    loss = SSOLELoss(temperature=0.5, high_rank_power=0.5)
-    equal = torch.ones(6, 2, 4, dtype=dtype, requires_grad=True)
-    orthogonal = torch.eye(6, dtype=dtype)[:, None].repeat(1, 2, 1).requires_grad_()
-    for z, value in ((equal, 1), (orthogonal, 0)):
-        assert float(loss.terms(z.detach()).high_rank) == pytest.approx(value, abs=1e-5)
-        loss(z).backward()
-        assert z.grad.isfinite().all()
-    z = embeddings(6, 2, 16).to(dtype)
-    plain, nearly = SSOLELoss(temperature=0.5), SSOLELoss(temperature=0.5, high_rank_power=1 - 1e-7)
-    torch.testing.assert_close(nearly(z), plain(z))
-    assert relative(gradient(nearly, z), gradient(plain, z)) < 1e-5
-
-
-def test_images_that_lack_equally_are_pushed_as_by_the_nuclear_norm():
-    z = (0.6 * torch.ones(8, 1, 8) + torch.eye(8)[:, None]).double().repeat(1, 2, 1)
-    plain, half = SSOLELoss(temperature=0.5), SSOLELoss(temperature=0.5, high_rank_power=0.5)
-    torch.testing.assert_close(half(z), plain(z))
-    torch.testing.assert_close(gradient(half, z), gradient(plain, z))
-
-
-def test_a_power_below_one_pushes_an_image_with_a_close_neighbour_less():
-    z = torch.eye(8, dtype=torch.float64)[:, None].repeat(1, 2, 1)
-    z[1, :, 0], z[3, :, 2] = 3.0, 0.3  # a close pair, and a pair not so close
-    pushes = []
-    for power in (1.0, 0.5):
-        g = gradient(SSOLELoss(temperature=0.5, high_rank_power=power), z).norm(dim=(1, 2))
-        pushes.append(float(g[0] / g[2]))
-    assert pushes[1] < pushes[0] / 2
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -246,8 +198,6 @@ def test_large_batch_against_the_oracle(shape):
     assert relative(gradient(SSOLELoss(), z), gradient(lambda x: oracle_terms(x)["total"], z.double())) < 1e-5
     expected = gradient(lambda x: oracle_terms(x, temperature=0.2)["total"], z.double())
     assert relative(gradient(SSOLELoss(temperature=0.2), z), expected) < 1e-5
-    expected = gradient(lambda x: oracle_terms(x, temperature=0.5, power=0.5)["total"], z.double())
-    assert relative(gradient(SSOLELoss(temperature=0.5, high_rank_power=0.5), z), expected) < 1e-5
 
 
 @pytest.mark.parametrize("kappa", [1.0, 1e2, 1e4])
@@ -408,8 +358,7 @@ def test_degenerate_input_stays_finite(kind, shape, dtype):
         z[:, 1] = -z[:, 0]
     frobenius = {"low_rank_norm": "frobenius"}
     raw = {"low_rank_features": "raw"}
-    power = {"temperature": 0.5, "high_rank_power": 0.5}
-    for options in ({}, {"form": "raw"}, raw, {"coupled": True}, {"normalize": False}, frobenius, power):
+    for options in ({}, {"form": "raw"}, raw, {"coupled": True}, {"normalize": False}, frobenius):
         loss = SSOLELoss(**options)
         assert loss(z).isfinite()
         assert gradient(loss, z).isfinite().all()
@@ -549,8 +498,6 @@ def test_bad_values_are_counted_and_located(shape, dtype):
         ({"low_rank_features": "mean"}, "low_rank_features.*deviations.*'mean'"),
         ({"low_rank_norm": "spectral"}, "low_rank_norm.*nuclear.*frobenius.*'spectral'"),
         ({"low_rank_norm": "frobenius", "low_rank_features": "raw"}, "a constant"),
-        ({"high_rank_power": 0.5}, "needs a temperature"),
-        ({"temperature": 0.5, "high_rank_power": 0.0}, r"high_rank_power must be in \(0, 1\], got 0.0"),
         ({"temperature": 0.0}, "temperature.*0.0"),
         ({"temperature": math.inf}, "temperature.*inf"),
         ({"temperature": 0.1, "normalize": False}, "needs embeddings of unit length"),

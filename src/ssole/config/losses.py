@@ -55,8 +55,6 @@ class SSOLEConfig:
     """Share of the first of the high-rank term's two parts, in [0, 1]."""
     temperature: float | None = None
     """Temperature of the high-rank term, an extension: small values spread close images first. None: as published."""
-    high_rank_power: float = 1.0
-    """Power of the high-rank term's mean over images, in (0, 1], an extension. Below 1: close images count less."""
     form: Literal["cosine", "raw"] = "cosine"
     """Form of the loss: terms on the scale of cosines, or the plain difference of nuclear norms."""
     low_rank_features: Literal["deviations", "raw"] = "deviations"
@@ -75,9 +73,6 @@ class SSOLEConfig:
         check(0 <= self.gamma <= 1, f"gamma must be in [0, 1], got {self.gamma}")
         positive = self.temperature is None or 0 < self.temperature < math.inf
         check(positive, f"temperature must be above 0 and finite, or null, got {self.temperature}")
-        power = self.high_rank_power
-        check(0 < power <= 1, f"high_rank_power must be in (0, 1], got {power}")
-        check(power == 1 or self.temperature is not None, "high_rank_power needs a temperature, such as 0.5")
 
 
 @dataclass(frozen=True, kw_only=True)

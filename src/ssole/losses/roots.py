@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -21,7 +20,6 @@ from ssole.losses.kernels import constant, similarity_kernel, symmetric_product
 # values: 3e-8 sqrt(k).
 RANK_TOLERANCE = 4 * torch.finfo(torch.float64).eps
 
-_NO_LACK = 1e-12  # of a share's distance from 1: below, rounding decides
 _ZERO = 1e-200  # of Gram matrices; roots of it and their reciprocals are still finite
 _EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 _SPREAD = ((0.5**0.5, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, -(0.5**0.5)))
@@ -65,7 +63,7 @@ def inverse_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     if k == 3:
         return _root_3x3(g_Nkk)
     # eigh checks for errors on the host: on an accelerator that would wait for the device on every step.
-    return _by_threads(_root_eigh, g_Nkk) if g_Nkk.device.type == "cpu" else polar_root(g_Nkk)
+    return _root_eigh(g_Nkk) if g_Nkk.device.type == "cpu" else polar_root(g_Nkk)
 
 
 def frobenius_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,72 +78,14 @@ def frobenius_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     return norms_N, inverse_N[:, None, None] * torch.eye(k, dtype=g_Nkk.dtype, device=g_Nkk.device)
 
 
-def kernel_root(c_Nkk: Tensor, temperature: float, root: Root = inverse_root) -> tuple[Tensor, Tensor]:
-    """`root` of the kernel matrices (:func:`ssole.losses.kernels.similarity_kernel`) of cosines.
+def kernel_root(c_Nkk: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """tr(K^(1/2)), (N,), the norm in the feature space of a kernel, and K^(-1/2) * k'(C), by entry, of cosines C.
 
-    With :func:`inverse_root`: norms in the feature space of the kernel, tr K^(1/2), and K^(-1/2) * k'(C), by entry.
+    K is the kernel matrix of the cosines (:func:`ssole.losses.kernels.similarity_kernel`).
     """
     k_Nkk, slope_Nkk = similarity_kernel(c_Nkk, temperature)
-    norms_N, w_Nkk = root(k_Nkk)
+    norms_N, w_Nkk = inverse_root(k_Nkk)
     return norms_N, w_Nkk.mul_(slope_Nkk)
-
-
-def power_root(g_Nkk: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """:func:`inverse_root` for a power mean over rows in place of the plain one, of Gram matrices of unit rows.
-
-    With S = G^(1/2), h_i = S_ii is the share of row i in the norm tr S: 1 if it is orthogonal to all others,
-    1 / sqrt(k) if all are equal. With p the power, and 1 the nuclear norm itself,
-
-        R = k (1 - (mean_i (1 - h_i)^p)^(1 / p))
-
-    is k for orthonormal rows and sqrt(k) for equal ones, as tr S is. The gradient with respect to G is the X that
-    solves S X + X S = diag(dR / dh); modes in which S is zero stay zero in it.
-
-    Returns:
-        R (N,) and 2 X (N, k, k).
-    """
-    if g_Nkk.device.type == "cpu":
-        return _by_threads(partial(_power_eigh, power=power), g_Nkk)
-    return _power_polar(g_Nkk, power)
-
-
-def _power_polar(g_Nkk: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """`power_root` by matrix products only, as :func:`polar_root`.
-
-    [[S, X], [0, S]] is the square root of [[G, diag(dR / dh)], [0, G]]. A small multiple of the identity is added to G,
-    since products with X amplify rounding errors by 1 / s^3 in modes with small singular values s.
-    """
-    root_Nkk = polar_root(g_Nkk)[1]
-    norms_N, slopes_Nk = _power_mean((g_Nkk * root_Nkk).sum(-1), power)
-    k, bound_N11 = g_Nkk.shape[-1], _bound(g_Nkk)
-    g_Nkk = g_Nkk + torch.diag_embed((1e-11 * bound_N11)[..., 0].expand(-1, k))
-    top_Nkm = torch.cat([g_Nkk, torch.diag_embed(slopes_Nk)], -1)
-    bottom_Nkm = torch.cat([torch.zeros_like(g_Nkk), g_Nkk], -1)
-    y_Nmm, z_Nmm = _polar_steps(torch.cat([top_Nkm, bottom_Nkm], 1) / bound_N11)
-    a, b, c = POLAR_STEPS[-1]
-    r_Nmm = z_Nmm @ y_Nmm
-    t_Nmm = torch.baddbmm(r_Nmm, r_Nmm, r_Nmm, beta=b, alpha=c)
-    x_Nkk = torch.baddbmm(y_Nmm[:, :k, k:], y_Nmm[:, :k], t_Nmm[:, :, k:], beta=a) * bound_N11.sqrt()
-    return norms_N, x_Nkk + x_Nkk.mT
-
-
-@torch.no_grad()
-def _power_eigh(g_Nkk: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """`power_root` by eigendecomposition."""
-    values_Nk, vectors_Nkk = torch.linalg.eigh(g_Nkk)
-    zero_Nk = values_Nk <= g_Nkk.shape[-1] * RANK_TOLERANCE * values_Nk[:, -1:]
-    roots_Nk = values_Nk.masked_fill(zero_Nk, 0).sqrt()
-    norms_N, slopes_Nk = _power_mean((vectors_Nkk.square() @ roots_Nk[..., None])[..., 0], power)
-    sums_Nkk = roots_Nk[:, :, None] + roots_Nk[:, None, :]
-    x_Nkk = vectors_Nkk.mT @ (slopes_Nk[..., None] * vectors_Nkk) / torch.where(sums_Nkk > 0, sums_Nkk, math.inf)
-    return norms_N, 2 * vectors_Nkk @ x_Nkk @ vectors_Nkk.mT
-
-
-def _power_mean(shares_Nk: Tensor, power: float) -> tuple[Tensor, Tensor]:
-    """R (N,) of :func:`power_root` and its derivatives with respect to the shares (N, k)."""
-    lacks_Nk = (1 - shares_Nk).clamp(min=_NO_LACK)
-    mean_N = lacks_Nk.pow(power).mean(-1).pow(1 / power)
-    return shares_Nk.shape[-1] * (1 - mean_N), (mean_N[:, None] / lacks_Nk).pow(1 - power)
 
 
 def _root_2x2(g_N22: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,31 +158,32 @@ def _eigenvector_3x3(g_N33: Tensor, mean_N11: Tensor) -> tuple[Tensor, Tensor]:
     return value_N11, v_N13 / torch.linalg.vector_norm(v_N13, dim=-1, keepdim=True)
 
 
-def _by_threads(root: Root, g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
-    """A root by eigendecomposition, with one thread for each of several large matrices.
+def _root_eigh(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
+    """`inverse_root` by eigendecomposition, with one thread for each of several large matrices.
 
     LAPACK itself gains little from threads. It waits for them a lot when other processes, such as the workers of a data
     loader, keep the cores busy.
     """
     if len(g_Nkk) < 2 or g_Nkk.shape[-1] < _LARGE or torch.compiler.is_compiling():
-        return root(g_Nkk)
+        return _root_eigh_in_this_thread(g_Nkk)
     threads = torch.get_num_threads()
     workers = min(threads, len(g_Nkk))
+    root_Nkk = torch.empty_like(g_Nkk)
     # A new pool for each call: a kept one would not survive a fork, and threads start within 0.1 ms.
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-        norms, roots = zip(*pool.map(root, g_Nkk.chunk(workers)), strict=True)
+        parts = list(pool.map(_root_eigh_in_this_thread, g_Nkk.chunk(workers), root_Nkk.chunk(workers)))
     torch.set_num_threads(threads)  # the workers' setting also applies to threads that start later
-    return torch.cat(norms), torch.cat(roots)
+    return torch.cat([trace for trace, _ in parts]), root_Nkk
 
 
 @torch.no_grad()  # a new thread records gradients, also where its parent does not
-def _root_eigh(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
-    """`inverse_root` by eigendecomposition."""
+def _root_eigh_in_this_thread(g_Nkk: Tensor, out_Nkk: Tensor | None = None) -> tuple[Tensor, Tensor]:
     values_Nk, vectors_Nkk = torch.linalg.eigh(g_Nkk)
     nonzero_Nk = values_Nk > g_Nkk.shape[-1] * RANK_TOLERANCE * values_Nk[:, -1:]
     # Half the power on each side: the root is then one product of a matrix with its own transpose.
     half_Nkk = vectors_Nkk.mul_((torch.where(nonzero_Nk, values_Nk, math.inf) ** -0.25)[:, None, :])
-    return torch.where(nonzero_Nk, values_Nk, 0).sqrt().sum(-1), symmetric_product(half_Nkk)
+    root_Nkk = symmetric_product(half_Nkk, out_Nkk)
+    return torch.where(nonzero_Nk, values_Nk, 0).sqrt().sum(-1), root_Nkk
 
 
 def polar_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,23 +202,9 @@ def polar_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     more than that slope, to 1e-9 in G^(-1/2) A. The number of steps is fixed: the host could not end them earlier
     without waiting for a residual.
     """
-    bound_N11 = _bound(g_Nkk)
-    y_Nkk, z_Nkk = _polar_steps(g_Nkk / bound_N11)
-    a, b, c = (coefficient / 2 for coefficient in POLAR_STEPS[-1])  # half of Z, to which its transpose is added
-    r_Nkk = z_Nkk @ y_Nkk
-    z_Nkk = torch.baddbmm(z_Nkk, torch.baddbmm(r_Nkk, r_Nkk, r_Nkk, beta=b, alpha=c), z_Nkk, beta=a)
-    root_Nkk = (z_Nkk + z_Nkk.mT) * bound_N11.rsqrt()
-    return (g_Nkk * root_Nkk).sum((-2, -1)), root_Nkk
-
-
-def _bound(g_Nkk: Tensor) -> Tensor:
-    """The Frobenius norm, (N, 1, 1), which no eigenvalue is above. The clamp is for zero matrices, which stay zero."""
-    norm_N11: Tensor = torch.linalg.vector_norm(g_Nkk, dim=(-2, -1), keepdim=True)
-    return norm_N11.clamp_min(_ZERO)
-
-
-def _polar_steps(y_Nkk: Tensor) -> tuple[Tensor, Tensor]:
-    """Y and Z of :func:`polar_root` before the last step, for eigenvalues of at most 1."""
+    # The largest eigenvalue is at most the Frobenius norm. The clamp is for zero matrices, which stay zero.
+    bound_N11 = torch.linalg.vector_norm(g_Nkk, dim=(-2, -1), keepdim=True).clamp_min(_ZERO)
+    y_Nkk = g_Nkk / bound_N11
     a, b, c = POLAR_STEPS[0]  # here Z = I, so that R = Y
     # This is T - a I: the products below add a times their other factor.
     t_Nkk = torch.baddbmm(y_Nkk, y_Nkk, y_Nkk, beta=b, alpha=c)
@@ -287,4 +214,8 @@ def _polar_steps(y_Nkk: Tensor) -> tuple[Tensor, Tensor]:
         r_Nkk = z_Nkk @ y_Nkk
         t_Nkk = torch.baddbmm(r_Nkk, r_Nkk, r_Nkk, beta=b, alpha=c)
         y_Nkk, z_Nkk = torch.baddbmm(y_Nkk, y_Nkk, t_Nkk, beta=a), torch.baddbmm(z_Nkk, t_Nkk, z_Nkk, beta=a)
-    return y_Nkk, z_Nkk
+    a, b, c = (coefficient / 2 for coefficient in POLAR_STEPS[-1])  # half of Z, to which its transpose is added
+    r_Nkk = z_Nkk @ y_Nkk
+    z_Nkk = torch.baddbmm(z_Nkk, torch.baddbmm(r_Nkk, r_Nkk, r_Nkk, beta=b, alpha=c), z_Nkk, beta=a)
+    root_Nkk = (z_Nkk + z_Nkk.mT) * bound_N11.rsqrt()
+    return (g_Nkk * root_Nkk).sum((-2, -1)), root_Nkk

@@ -19,7 +19,7 @@ from ssole.losses.base import EmbeddingLoss, check_number, unit_rows
 from ssole.losses.checks import check_embeddings, check_rows
 from ssole.losses.kernels import helmert
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, nuclear_norm, unit_norms
-from ssole.losses.roots import Root, frobenius_root, inverse_root, kernel_root, power_root
+from ssole.losses.roots import Root, frobenius_root, inverse_root, kernel_root
 
 
 class SSOLETerms(NamedTuple):
@@ -60,14 +60,6 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
     is 1 minus the mean cosine of two views of an image. Its pull along each direction of deviation is in proportion to
     the deviation, where that of the nuclear norm is equal along all. For V = 2 both are the same.
 
-    With `high_rank_power` p below 1, an extension that needs a temperature, images with close neighbours are pushed
-    less and others more. The share of image i in r_v is h_i = (K^(1/2))_ii, and all shares sum to r_v. Now
-
-        r_v = B (1 - (mean_i (1 - h_i)^p)^(1 / p)),
-
-    a power mean of what the images lack. Both ends stay, and p = 1 is the nuclear norm. The gradient of image i has the
-    weight (mean / (1 - h_i))^(1 - p). NT-Xent's logarithm weighs images in a similar way.
-
     Views at one common cosine c give low_rank = 1 - c. The two terms are decoupled: low rank within an image only, high
     rank within a view only. Source: SSOLE (Self-Supervised Orthogonal Low-rank Embedding), after OLE (Lezama et al.
     2018).
@@ -83,7 +75,6 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         gamma: share of c1 against c2, in [0, 1].
         normalize: whether to scale every embedding to unit length first, as the formulas assume.
         temperature: t above, positive; None for the published loss.
-        high_rank_power: p above, in (0, 1]; 1 for the nuclear norm.
         form: "cosine" as above, or "raw": mean_i n_i - high_rank_weight * mean_v r_v (`gamma` then has no effect).
         low_rank_features: "deviations" as above, or "raw" for n_i = ||Z_i||_*, which is the same for (z, z) and
             (z, -z). Its cosine form is (n_i^2 - V) / (V^2 - V): 0 for equal views, 1 for orthogonal ones.
@@ -106,7 +97,6 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         normalize: bool = True,
         *,
         temperature: float | None = None,
-        high_rank_power: float = 1.0,
         form: Literal["cosine", "raw"] = "cosine",
         low_rank_features: Literal["deviations", "raw"] = "deviations",
         low_rank_norm: Literal["nuclear", "frobenius"] = "nuclear",
@@ -122,10 +112,6 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             raise ValueError(f"temperature must be positive and finite, or None, got {temperature}")
         if temperature is not None and not normalize:
             raise ValueError("a temperature needs embeddings of unit length: leave out normalize=False")
-        if not 0 < high_rank_power <= 1:
-            raise ValueError(f"high_rank_power must be in (0, 1], got {high_rank_power}")
-        if high_rank_power != 1 and temperature is None:
-            raise ValueError("high_rank_power needs a temperature: give one, such as temperature=0.5")
         for name, value, allowed in (
             ("form", form, ("cosine", "raw")),
             ("low_rank_features", low_rank_features, ("deviations", "raw")),
@@ -140,7 +126,6 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         self.gamma = gamma
         self.normalize = normalize
         self.temperature = temperature
-        self.high_rank_power = high_rank_power
         self.form = form
         self.low_rank_features = low_rank_features
         self.low_rank_norm = low_rank_norm
@@ -197,11 +182,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
     @property
     def _view_root(self) -> Root:
         """How the quick routes take the norms of views."""
-        if self.temperature is None:
-            return inverse_root
-        power = self.high_rank_power
-        root = inverse_root if power == 1 else partial(power_root, power=power)
-        return partial(kernel_root, temperature=self.temperature, root=root)
+        return inverse_root if self.temperature is None else partial(kernel_root, temperature=self.temperature)
 
     def _image_norms(self, z_BVD: Tensor, contrasts: Tensor | None) -> Tensor:
         """n_i of this process's images, (B,)."""
