@@ -50,3 +50,8 @@ def test_none_in_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     with progress.spinner("counting", enabled=True):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_line_has_no_characters_that_steer_a_terminal(capsys):
+    progress.say("loaded \x1b[2Ja.safetensors\n- next")
+    assert capsys.readouterr().err == "loaded \\x1b[2Ja.safetensors\n- next\n"

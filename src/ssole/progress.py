@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
+from ssole.errors import printable
+
 PATIENCE = 2.0
 """Seconds of work before a bar appears."""
 
@@ -57,9 +59,9 @@ def spinner(what: str, *, enabled: bool) -> Iterator[None]:
 
 
 def say(line: str, *, enabled: bool = True) -> None:
-    """Print a line on what is going on to standard error."""
+    """Print a line on what is going on to standard error, without characters of file names that steer a terminal."""
     if enabled:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
