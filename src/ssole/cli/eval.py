@@ -104,7 +104,8 @@ def evaluate(argv: Sequence[str]) -> int:
         finally:
             Console().print(result.table())
             _print_verdicts(result, {"trained": args.run[0]} if alone else subjects)
-        print(saved, end="")
+        if saved is not None:
+            print(f"saved: {saved}")
     return 0
 
 
@@ -126,17 +127,17 @@ def _print_verdicts(result: EvaluationResult, subjects: Mapping[str, str]) -> No
             print(f"verdict on {name_of(subject)}: {verdict.sentence}")
 
 
-def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> str:
-    """Write the result where it was asked for, else to the folder of the run; a line that says where, if anywhere."""
+def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> Path | None:
+    """Write the result where it was asked for, else to the folder of the run; where, or None if nowhere."""
     name = "transfer.json" if args.transfer else "evaluation.json"
     save = args.save or (run / name if run is not None and run.is_dir() else None)
     if save is None:
-        return ""
+        return None
     try:
-        return f"saved: {result.save(save)}\n"
+        return result.save(save)
     except OSError as error:
         if args.save is not None:
             raise
         why = f"{save} could not be written ({error.strerror})"
         warnings.warn(f"{why}: --save FILE saves the result elsewhere", stacklevel=1)
-        return ""
+        return None
