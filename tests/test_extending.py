@@ -56,6 +56,24 @@ def test_an_extension_that_crashed_is_resumed_exactly(tmp_path: Path, settings: 
     assert figures(resumed) == figures(whole)
 
 
+def test_torchrun_goes_on_with_an_extension_that_it_starts_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [tiny.start(tmp_path / name) for name in ("whole", "crashed")]
+    whole = extend(runs[0], epochs=1)
+    with pytest.raises(Crash):
+        extend(runs[1], {14: crash}, epochs=1)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    for other in ({"epochs": 2}, {"steps": 1}, {"epochs": 1, "factor": 0.1}):
+        with pytest.raises(ConfigError, match=r"has not finished: go on with it first"):
+            extend(runs[1], **other)
+    resumed = extend(runs[1], epochs=1)
+    assert resumed.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
+    assert figures(resumed) == figures(whole)
+    with pytest.raises(ConfigError, match=r"has not finished: go on with it first"):
+        extend(create_run(tmp_path / "begun", tiny.config()), epochs=1)
+
+
 def test_after_a_budget_of_time_an_extension_has_its_own_steps(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run", tiny.config(budget="1m"))
     (run.path / "schedule.jsonl").write_text('{"step": 4, "total": 30}\n')

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from ssole import distributed
 from ssole.api import continue_run
 from ssole.errors import ConfigError
 from ssole.training.checkpoint import checkpoint_steps
@@ -42,7 +43,8 @@ def extend(
     """Train a finished run for longer, by so many epochs or steps. If it is interrupted, :func:`resume` continues it.
 
     Weights and optimizer go on as they are, and the learning rate is that of a run of the added steps, times `factor`:
-    see :class:`ssole.training.pace.Extension`. The weights until now are kept as `backbone-step-N.safetensors`.
+    see :class:`ssole.training.pace.Extension`. The weights until now are kept as `backbone-step-N.safetensors`. If
+    torchrun starts the processes again, they go on with the extension.
 
     Args:
         run: the run, or its folder.
@@ -58,7 +60,12 @@ def extend(
     _check(found, epochs, steps, factor)  # before anything is changed
 
     def lengthen(steps_per_epoch: int) -> None:
-        add_extension(found, steps=steps or (epochs or 0) * steps_per_epoch, factor=factor)
+        more = steps or (epochs or 0) * steps_per_epoch
+        if found.finished:
+            return add_extension(found, steps=more, factor=factor)
+        last = extensions(found)[-1]
+        if (last.total - last.step, last.factor) != (more, factor):
+            raise _unfinished(found)
 
     return continue_run(
         found,
@@ -82,13 +89,20 @@ def _check(run: Run, epochs: int | None, steps: int | None, factor: float) -> No
     if not 0 < factor < math.inf:
         raise ConfigError(f"the factor of the learning rate must be positive and finite, got {factor}")
     if not run.finished:
-        raise ConfigError(f"{run.path} has not finished: go on with it first, ssole pretrain --resume {run.path}")
+        if distributed.launch().restarts and extensions(run):
+            return  # torchrun starts this command again
+        raise _unfinished(run)
     last = max((row["step"] for row in run.metrics), default=0)
     if (newest := max(checkpoint_steps(run), default=0)) != last or last == 0:
         raise ConfigError(
             f"{run.path} ended with step {last}, and its newest checkpoint is of step {newest}: copy its checkpoints "
             f"back, or start a new run from its weights, ssole pretrain --init {run.backbone_path}"
         )
+
+
+def _unfinished(run: Run) -> ConfigError:
+    """Error for a run that has other steps before it."""
+    return ConfigError(f"{run.path} has not finished: go on with it first, ssole pretrain --resume {run.path}")
 
 
 def add_extension(run: Run, *, steps: int, factor: float) -> None:
