@@ -27,7 +27,7 @@ def test_figures_are_those_of_scikit_learn() -> None:
     assert outcome.scores["it_top5"].value == pytest.approx(top_k_accuracy_score(labels, scores, k=5, labels=range(7)))
     details = outcome.details["it"]
     assert details["confusion"] == confusion_matrix(labels, predicted, labels=range(7)).tolist()
-    per_class = recall_score(labels, predicted, labels=range(6), average=None)
+    per_class = recall_score(labels.numpy(), predicted.numpy(), labels=range(6), average=None)
     assert details["per_class"] == [*(pytest.approx(value) for value in per_class), None]
     assert outcome.scores["it_macro"].value == pytest.approx(per_class.mean())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import io
 import logging
 import math
@@ -194,8 +193,9 @@ def silence_tiff_libraries() -> None:
     """Keep tifffile, Pillow and libtiff from printing lines about damaged files. They name no file; our errors do."""
     for name in ("tifffile", "PIL"):
         logging.getLogger(name).addHandler(logging.NullHandler())  # else Python prints what nobody handles
-    found = importlib.util.find_spec("PIL")
-    folder = Path(found.origin).parent if found is not None and found.origin is not None else Path()
+    from PIL import _imaging  # loads libtiff, which cannot be loaded before it with some versions
+
+    folder = Path(_imaging.__file__).parent
     for library in (*folder.parent.glob("[Pp]illow.libs/libtiff*"), *folder.glob(".dylibs/libtiff*")):
         with suppress(OSError, AttributeError):
             ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)

@@ -86,6 +86,9 @@ def _pretrained_cfg(model: LoadedBackbone) -> dict[str, Any]:
     """What timm's data transforms and its loading of weights go by."""
     stock = model.backbone.pretrained_cfg
     assert isinstance(stock, Mapping)
+    kept = {name: stock[name] for name in _LIKE_STOCK if name in stock}
+    if len(model.mean) != 3:
+        kept["first_conv"] = None  # by this name timm 1.0.30 and earlier would draw it anew: it is not of 3 channels
     return {
         "tag": "ssole",
         "input_size": [len(model.mean), model.image_size, model.image_size],
@@ -96,7 +99,7 @@ def _pretrained_cfg(model: LoadedBackbone) -> dict[str, Any]:
         "std": list(model.std),
         "num_classes": 0,
         "pool_size": None,
-        **{key: stock[key] for key in _LIKE_STOCK if key in stock},
+        **kept,
     }
 
 
