@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"search", "config", "data", "losses", "models", "views", "training", "evaluation", "runtime"},
     "doctor": {"config", "data", "models", "runtime", "training", "views"},
     "api": BELOW_API | {"doctor"},
-    "extending": {"api", "data", "training"},
+    "extending": {"api", "data", "distributed", "training"},
     "transformer": {"config", "data", "evaluation", "export", "models", "runtime"},
     "comparison": BELOW_API | {"doctor", "api"},
     "cli": BELOW_API | {"doctor", "export", "search", "report", "api", "extending", "comparison"},

@@ -144,6 +144,7 @@ def test_as_one_graph(name):
     assert relative(leaf.grad, gradient(expected, z)) < 1e-5
 
 
+@pytest.mark.usefixtures("fake_cuda_tensors")
 @pytest.mark.filterwarnings("ignore:.*CUDA is not available")
 @pytest.mark.parametrize("name", NAMES)
 def test_without_the_check_no_value_is_read(name):

@@ -24,7 +24,7 @@ CEILINGS = {"views": 110, "loss": 200, "optimizer": 330}
 
 
 @pytest.fixture
-def launches(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def launches(monkeypatch: pytest.MonkeyPatch, fake_cuda_tensors: None) -> ModuleType:
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     return importlib.import_module("launches")
 
