@@ -61,10 +61,10 @@ def extend(
 
     def lengthen(steps_per_epoch: int) -> None:
         more = steps or (epochs or 0) * steps_per_epoch
+        last = extensions(found)[-1:]
         if found.finished:
-            return add_extension(found, steps=more, factor=factor)
-        last = extensions(found)[-1]
-        if (last.total - last.step, last.factor) != (more, factor):
+            add_extension(found, steps=more, factor=factor)
+        elif [(one.total - one.step, one.factor) for one in last] != [(more, factor)]:
             raise _unfinished(found)
 
     return continue_run(
