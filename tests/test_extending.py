@@ -63,7 +63,7 @@ def test_torchrun_goes_on_with_an_extension_that_it_starts_again(
     whole = extend(runs[0], epochs=1)
     with pytest.raises(Crash):
         extend(runs[1], {14: crash}, epochs=1)
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     for other in ({"epochs": 2}, {"steps": 1}, {"epochs": 1, "factor": 0.1}):
         with pytest.raises(ConfigError, match=r"has not finished: go on with it first"):
             extend(runs[1], **other)

@@ -115,7 +115,7 @@ def start(
     `spent` is how many seconds of a budget of time have passed already.
     """
     begin = time.monotonic() - spent
-    if distributed.launch().restarts and _began(out):
+    if _began(out):
         given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
         return resume(Run(out), data=data, **given)
     with distributed.processes(config.process_timeout):
@@ -146,8 +146,16 @@ def start(
 
 
 def _began(out: Path) -> bool:
-    """Whether a folder holds a run of this command, which torchrun has started again."""
-    return (out / "config.yaml").is_file() and Run(out).environment.get("command") == environment()["command"]
+    """Whether a folder holds a run of this command, which torchrun has started again.
+
+    Each machine counts its restarts by itself: where only another one failed, the count may be 0.
+    """
+    place = distributed.launch()
+    if not place.may_restart or not (out / "config.yaml").is_file():
+        return False
+    before = Run(out).environment
+    again = place.restarts > 0 or (place.job is not None and before.get("torchrun") == place.job)
+    return again and before.get("command") == environment()["command"]
 
 
 def _agreed(

@@ -89,8 +89,8 @@ def _check(run: Run, epochs: int | None, steps: int | None, factor: float) -> No
     if not 0 < factor < math.inf:
         raise ConfigError(f"the factor of the learning rate must be positive and finite, got {factor}")
     if not run.finished:
-        if distributed.launch().restarts and extensions(run):
-            return  # torchrun starts this command again
+        if distributed.launch().may_restart and extensions(run):
+            return  # torchrun may have started this command again
         raise _unfinished(run)
     last = max((row["step"] for row in run.metrics), default=0)
     if (newest := max(checkpoint_steps(run), default=0)) != last or last == 0:

@@ -89,21 +89,51 @@ import signal, torch
 torch.set_num_threads(1)
 from pathlib import Path
 from test_group import train
-train(Path(sys.argv[1]), 0 if int(os.environ["TORCHELASTIC_RESTART_COUNT"]) else signal.SIGKILL)
+train(Path(sys.argv[1]), 0 if Path(sys.argv[1]).exists() else signal.SIGKILL)
 """
 
 
-def test_torchrun_starts_them_anew_and_the_run_goes_on_exactly(undisturbed: Path, tmp_path: Path) -> None:
-    script = tmp_path / "script.py"
+def torchrun(folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start of a run whose last process is killed once, by an agent of torchrun."""
+    script = folder / "script.py"
     script.write_text(SCRIPT.format(paths=[str(Path(__file__).parents[1]), str(Path(__file__).parent)]))
-    options = ("--nproc-per-node", "2", "--max-restarts", "1", "--master-port", str(ranks.free_port()))
-    command = [sys.executable, "-m", "torch.distributed.run", *options, str(script), str(tmp_path / "run")]
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(script), str(folder / "run")]
     source = str(Path(distributed.__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert "exitcode: -9) local_rank: 1" in done.stderr
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_torchrun_starts_them_anew_and_the_run_goes_on_exactly(undisturbed: Path, tmp_path: Path) -> None:
+    agent = torchrun(tmp_path, "--nproc-per-node", "2", "--max-restarts", "1", "--master-port", str(ranks.free_port()))
+    said = agent.communicate(timeout=240)[1]
+    assert agent.returncode == 0, said
+    assert "exitcode: -9) local_rank: 1" in said
     assert weights(tmp_path / "run") == weights(undisturbed)
+
+
+def test_the_same_on_two_machines_that_find_each_other(undisturbed: Path, tmp_path: Path) -> None:
+    """One agent of torchrun for each machine, as under SLURM; here both are on this one."""
+    place = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{ranks.free_port()}", "--rdzv-id", "any")
+    options = ("--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "1", *place, "--local-addr", "127.0.0.1")
+    agents = [torchrun(tmp_path, *options) for _ in range(2)]
+    said = [agent.communicate(timeout=240)[1] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], said
+    assert "exitcode: -9) local_rank: 0" in "".join(said)
+    assert weights(tmp_path / "run") == weights(undisturbed)
+
+
+def test_a_start_of_the_same_job_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this")
+    whole = tiny.start(tmp_path / "whole")
+    with pytest.raises(tiny.Crash):
+        tiny.start(tmp_path / "run", evaluators={10: tiny.crash})
+    for name, value in (("RUN_ID", "another"), ("RUN_ID", "none"), ("MAX_RESTARTS", "0")):
+        with monkeypatch.context() as other:
+            other.setenv(f"TORCHELASTIC_{name}", value)
+            with pytest.raises(ConfigError, match="already holds a run"):
+                tiny.start(tmp_path / "run")
+    assert weights(tiny.start(tmp_path / "run").path) == weights(whole.path)
 
 
 def test_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,10 +145,12 @@ def test_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     place = distributed.launch()
     assert (place.rank, place.world_size, place.local_rank, place.local_world_size) == (3, 4, 1, 2)
     assert place.may_restart
     assert place.restarts == 0
+    assert place.job is None
     assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")
     with pytest.raises(ConfigError, match="cuda:0 is one GPU, and 4 processes"):
         distributed.own_device(torch.device("cuda", 0))

@@ -7,6 +7,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ from ssole.errors import ConfigError
 _BEATS = 10  # within the time after which a process is taken for dead
 _FEW_BEATS = 3  # missed ones that tell which process is gone, once a collective has failed
 _START = timedelta(minutes=10)  # that processes may take to start
+_POLL = 0.05  # seconds between looks for the first process
 _GONE = 1  # exit code of a process that ends because another is gone
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -43,16 +45,20 @@ class Launch:
     """Rank among the processes of this machine."""
     local_world_size: int = 1
     restarts: int = 0
-    """How often torchrun has restarted the processes."""
+    """How often torchrun has restarted the processes, as counted on this machine."""
     may_restart: bool = False
     """Whether torchrun may do that."""
+    job: str | None = None
+    """Name of torchrun's job (`--rdzv-id`), the same for all restarts and machines."""
 
 
 def launch() -> Launch:
     """Place of this process; that of a single process unless torchrun, or something alike, started several."""
     values = os.environ
     restarts = int(values.get("TORCHELASTIC_RESTART_COUNT", 0))
-    one = Launch(restarts=restarts, may_restart=int(values.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0)
+    job = values.get("TORCHELASTIC_RUN_ID", "none")  # what torchrun calls a job without a name
+    may_restart = int(values.get("TORCHELASTIC_MAX_RESTARTS", 0)) > 0
+    one = Launch(restarts=restarts, may_restart=may_restart, job=None if job == "none" else job)
     if int(values.get("WORLD_SIZE", 1)) == 1 or any(name not in values for name in _NEEDED):
         return one
     rank, world = int(values["RANK"]), int(values["WORLD_SIZE"])
@@ -98,8 +104,7 @@ def processes(timeout: float) -> Iterator[None]:
         return
     if dist.is_initialized():
         raise ConfigError("torch.distributed is initialised already: leave that to ssole, which does it itself")
-    # torchrun keeps the store when it restarts the processes, with what they wrote before
-    group = PrefixStore(f"restart {place.restarts}, group {next(_groups)}", _store())
+    group = _meet(_store(), place)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     limit = timedelta(seconds=timeout)
     group.set(f"here {place.rank}", "")
@@ -121,13 +126,38 @@ def processes(timeout: float) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-_groups = count()
-
-
 @lru_cache(maxsize=1)  # one for the whole life of a process: torchrun's environment names one address
 def _store() -> Any:
     store, _, _ = next(rendezvous("env://", timeout=_START))
+    while isinstance(store, PrefixStore):  # by the restarts of each machine, which may differ
+        store = store.underlying_store
     return store
+
+
+def _meet(store: Any, place: Launch) -> PrefixStore:
+    """Part of the store that only the processes of a new group know; its name is made up by the first of them.
+
+    torchrun keeps the store when it restarts the processes, with what they wrote before. So the others take a name only
+    when a word of theirs comes back.
+
+    Raises:
+        ProcessError, RuntimeError: some did not come in time.
+    """
+    if place.rank == 0:
+        name = uuid.uuid4().hex
+        store.set("ssole group", name)
+        for rank in range(1, place.world_size):
+            store.set(f"{name}/for {rank}", store.get(f"{name}/from {rank}"))
+        return PrefixStore(name, store)
+    word, end = uuid.uuid4().hex.encode(), time.monotonic() + _START.total_seconds()
+    while time.monotonic() < end:
+        name = store.get("ssole group").decode()
+        store.set(f"{name}/from {place.rank}", word)
+        answer = f"{name}/for {place.rank}"
+        if store.check([answer]) and store.get(answer) == word:
+            return PrefixStore(name, store)
+        time.sleep(_POLL)
+    raise ProcessError(f"process 0 did not come within {_START}")
 
 
 def _is_lost_contact(error: RuntimeError) -> bool:

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
 from ssole.files import is_leftover, parse_json, read_json, remove_leftovers, write_text_atomically
 from ssole.runtime import environment
@@ -93,7 +94,7 @@ def create_run(path: Path, config: PretrainConfig) -> Run:
 
     run, settings = Run(path), to_dict(config)
     run.checkpoints.mkdir(parents=True)
-    facts = environment() | {"settings": settings}
+    facts = environment() | {"torchrun": distributed.launch().job, "settings": settings}
     write_text_atomically(path / "environment.json", json.dumps(facts, indent=2) + "\n")
     # last, because a folder with a config.yaml counts as a run
     write_text_atomically(path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
