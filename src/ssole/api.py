@@ -148,13 +148,13 @@ def start(
 def _began(out: Path) -> bool:
     """Whether a folder holds a run of this command, which torchrun has started again.
 
-    Each machine counts its restarts by itself: where only another one failed, the count may be 0.
+    The name of a job tells. Without one the count does; each machine has its own, which is 0 where only others failed.
     """
     place = distributed.launch()
     if not place.may_restart or not (out / "config.yaml").is_file():
         return False
     before = Run(out).environment
-    again = place.restarts > 0 or (place.job is not None and before.get("torchrun") == place.job)
+    again = place.restarts > 0 if place.job is None else before.get("torchrun") == place.job
     return again and before.get("command") == environment()["command"]
 
 

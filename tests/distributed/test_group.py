@@ -128,9 +128,10 @@ def test_a_start_of_the_same_job_goes_on_with_its_run(tmp_path: Path, monkeypatc
     whole = tiny.start(tmp_path / "whole")
     with pytest.raises(tiny.Crash):
         tiny.start(tmp_path / "run", evaluators={10: tiny.crash})
-    for name, value in (("RUN_ID", "another"), ("RUN_ID", "none"), ("MAX_RESTARTS", "0")):
+    for changes in ({"RUN_ID": "another", "RESTART_COUNT": "1"}, {"RUN_ID": "none"}, {"MAX_RESTARTS": "0"}):
         with monkeypatch.context() as other:
-            other.setenv(f"TORCHELASTIC_{name}", value)
+            for name, value in changes.items():
+                other.setenv(f"TORCHELASTIC_{name}", value)
             with pytest.raises(ConfigError, match="already holds a run"):
                 tiny.start(tmp_path / "run")
     assert weights(tiny.start(tmp_path / "run").path) == weights(whole.path)
