@@ -166,7 +166,7 @@ def test_nothing_is_overwritten() -> None:
 def test_torchrun_goes_on_with_the_run_of_the_same_command_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     run = pretrain(out="mine", steps=2)
     run.backbone_path.unlink()
-    monkeypatch.setattr(distributed, "launch", lambda: distributed.group.Launch(restarts=1))
+    monkeypatch.setattr(distributed, "launch", lambda: distributed.group.Launch(restarts=1, may_restart=True))
     with monkeypatch.context() as patch:
         patch.setattr(sys, "argv", ["ssole", "pretrain", "--out", "mine"])
         with pytest.raises(ConfigError, match="mine already holds a run"):
