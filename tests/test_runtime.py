@@ -28,6 +28,7 @@ def test_total_memory_is_plausible() -> None:
         ({"cpu.max": "2000000 100000\n"}, 8),
         ({"cpu.max": "250000 100000\n"}, 3),
         ({"cpu.max": "10000 100000\n"}, 1),
+        ({"cpu.max": "nonsense"}, 8),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
         ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 2),
         ({"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1),

@@ -107,8 +107,6 @@ def processes(timeout: float) -> Iterator[None]:
     group = _meet(_store(), place)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     limit = timedelta(seconds=timeout)
-    group.set(f"here {place.rank}", "")
-    group.wait([f"here {rank}" for rank in range(place.world_size)], _START)  # starting takes longer on some
     dist.init_process_group(backend, store=group, rank=place.rank, world_size=place.world_size, timeout=limit)
     watch = _Watch(group, place, timeout)
     STATE.store = group
@@ -138,7 +136,7 @@ def _meet(store: Any, place: Launch) -> PrefixStore:
     """Part of the store that only the processes of a new group know; its name is made up by the first of them.
 
     torchrun keeps the store when it restarts the processes, with what they wrote before. So the others take a name only
-    when a word of theirs comes back.
+    when a word of theirs comes back, which is when all are there: starting takes longer on some.
 
     Raises:
         ProcessError, RuntimeError: some did not come in time.
@@ -146,8 +144,9 @@ def _meet(store: Any, place: Launch) -> PrefixStore:
     if place.rank == 0:
         name = uuid.uuid4().hex
         store.set("ssole group", name)
-        for rank in range(1, place.world_size):
-            store.set(f"{name}/for {rank}", store.get(f"{name}/from {rank}"))
+        words = [store.get(f"{name}/from {rank}") for rank in range(1, place.world_size)]
+        for rank, word in enumerate(words, start=1):
+            store.set(f"{name}/for {rank}", word)
         return PrefixStore(name, store)
     word, end = uuid.uuid4().hex.encode(), time.monotonic() + _START.total_seconds()
     while time.monotonic() < end:
