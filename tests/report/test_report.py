@@ -175,13 +175,30 @@ def test_a_handful_of_images(count: int, hostile_run: Run, tmp_path: Path, secti
     assert "nan" not in outline.text.split()
 
 
-def test_features_that_are_not_finite(tmp_path: Path) -> None:
+@pytest.fixture
+def diverged(tmp_path: Path) -> Run:
+    """A finished run whose weights hold NaN, and its images in `images`."""
     run = tiny.start(tmp_path / "run", data=str(tiny.write_folder(tmp_path / "images")), steps=1)
     with safe_open(run.backbone_path, framework="pt") as file:
         header = file.metadata()
     weights = load_file(run.backbone_path)
     weights["conv1.weight"].fill_(float("nan"))
     save_file(weights, run.backbone_path, metadata=header)
+    return run
+
+
+def test_weights_that_are_not_finite_without_images(diverged: Run, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "images")
+    outline = Outline(ssole.report(diverged, progress=False))
+    assert "✗ bad" in outline.text
+    assert "It did not work: the weights hold NaN or infinity: conv1.weight." in outline.text
+    assert "If the images are elsewhere now, give --data." in outline.text
+    diverged.backbone_path.write_bytes(b"damaged")
+    assert "There are no pictures: " in Outline(ssole.report(diverged, progress=False)).text
+
+
+def test_features_that_are_not_finite(diverged: Run) -> None:
+    run = diverged
     outline = Outline(ssole.report(run, progress=False))
     assert "✗ bad" in outline.text
     assert "It did not work: features hold NaN or infinity in" in outline.text

@@ -103,6 +103,20 @@ def facts_of(record: Record, *, data: Spec | None, columns: str | PathLike[str] 
             sample, reason = open_sample(record, data, **how)
         except NotFiniteError as error:
             sample, reason, broken = None, "There are no pictures: the network gives no finite features.", str(error)
+        if record.finished and sample is None and not broken:
+            broken = _broken_weights(record)
         shown = None if record.finished and sample is None else open_examples(record, data, limit=_EXAMPLES)
     table = None if columns is None else Path(columns)
     return Facts(record=record, sample=sample, reason=reason, broken=broken, columns=table, examples=shown)
+
+
+def _broken_weights(record: Record) -> str:
+    """Why a run's weights are of no use, by themselves; empty if they are finite, or cannot be read."""
+    from ssole.models.weights_file import listed, read_weights
+
+    try:
+        weights = read_weights(record.path / "backbone.safetensors")
+    except ConfigError:
+        return ""  # the reason for no pictures says so
+    bad = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    return f"the weights hold NaN or infinity: {listed(bad)}" if bad else ""
