@@ -16,7 +16,8 @@ from filelock import FileLock
 import ssole
 import tiny
 from ssole.comparison import tune as module
-from ssole.comparison.tune import FIGURE, RECOVERED, stronger, tune
+from ssole.cli.tune import tune as command
+from ssole.comparison.tune import FIGURE, GAINS, RECOVERED, stronger, tune
 from ssole.config import ConfigError, Crop, ViewRecipe, load
 from ssole.evaluation.results import LABEL_FREE
 from ssole.evaluation.verdict import CORRELATION
@@ -185,3 +186,10 @@ def test_what_is_said_of_the_share_is_the_committed_result(monkeypatch: pytest.M
         assert round(figures[FIGURE]["share"], 2) == RECOVERED
         assert max(figures, key=lambda name: figures[name]["share"]) == FIGURE
     assert len(report["searches"]) == 4
+    said = " ".join((command.__doc__ or "").split())
+    assert f"{RECOVERED:.0%}".replace("%", " %") in said
+    for name, (chosen, best) in GAINS.items():
+        found = report["result"]["8 trials"][name.lower().replace("cifar-10", "cifar10")]
+        measured = [100 * (accuracy - found["recipe"]) for accuracy in (found["figures"][FIGURE]["knn20"], found["best"])]
+        assert [round(value, 1) for value in measured] == [chosen, best]
+        assert all(f"{value:+.1f}" in said for value in (chosen, best)), name
