@@ -15,8 +15,8 @@ from filelock import FileLock
 
 import ssole
 import tiny
-from ssole.comparison import tune as module
 from ssole.cli.tune import tune as command
+from ssole.comparison import tune as module
 from ssole.comparison.tune import FIGURE, GAINS, RECOVERED, stronger, tune
 from ssole.config import ConfigError, Crop, ViewRecipe, load
 from ssole.evaluation.results import LABEL_FREE
@@ -189,7 +189,8 @@ def test_what_is_said_of_the_share_is_the_committed_result(monkeypatch: pytest.M
     said = " ".join((command.__doc__ or "").split())
     assert f"{RECOVERED:.0%}".replace("%", " %") in said
     for name, (chosen, best) in GAINS.items():
-        found = report["result"]["8 trials"][name.lower().replace("cifar-10", "cifar10")]
-        measured = [100 * (accuracy - found["recipe"]) for accuracy in (found["figures"][FIGURE]["knn20"], found["best"])]
+        of_set = report["result"]["8 trials"][name.lower().replace("cifar-10", "cifar10")]
+        accuracies = of_set["figures"][FIGURE]["knn20"], of_set["best"]
+        measured = [100 * (accuracy - of_set["recipe"]) for accuracy in accuracies]
         assert [round(value, 1) for value in measured] == [chosen, best]
         assert all(f"{value:+.1f}" in said for value in (chosen, best)), name

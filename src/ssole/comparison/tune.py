@@ -45,7 +45,7 @@ RECOVERED = 0.07
 """Gain in accuracy of the choice over the recipe, as a share of the best trial's gain, in the searches of
 `experiments/tune.py`."""
 GAINS = {"CIFAR-10": (-1.3, 0.7), "digits-m": (1.9, 7.5)}
-"""By data set: that gain of the choice, and that of the best trial, in points of kNN accuracy (means of two searches)."""
+"""By data set: that gain of the choice, and the best trial's, in points of kNN accuracy (means of two searches)."""
 STRENGTHS = (0.3, 2.0)
 """Range of the factor of the augmentation's strength, on a logarithmic scale."""
 _TRAINING = 0.85  # share of the budget for training; the rest is for measuring
@@ -76,8 +76,8 @@ def tune(
 ) -> Tuning:
     """Choose learning rate, weight decay, loss settings and strength of the augmentation without labels.
 
-    How much of what labels would have chosen this finds was measured, and it is little: `RECOVERED` of the possible gain,
-    and a loss on one of two data sets (`GAINS`; docs/compare.md). Where there are labels, use :func:`ssole.compare`.
+    It finds little of what labels would: measured were 7 % of the possible gain, and a loss on one of two data sets
+    (docs/compare.md). Where there are labels, use :func:`ssole.compare`.
 
         found = ssole.tune("photos/", budget="30m", out="runs/tuned")
         run = ssole.pretrain("photos/", recipe=found.recipe)
