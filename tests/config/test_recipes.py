@@ -58,6 +58,8 @@ def test_recipe_files(tmp_path: Path) -> None:
         load(str(bad))
     with pytest.raises(ConfigError, match="Did you mean 'cifar10'"):
         load("cifar-10")
+    with pytest.raises(ConfigError, match=r"'model\.pretrained'\. timm's pretrained weights are init: timm"):
+        load("photos", **{"model.pretrained": True})
 
 
 def test_overrides_reach_every_depth_and_leave_the_rest() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from ssole.report.page import _digest
+from ssole.report.record import Record
+from ssole.training.run import Run
 
 
 class Opened:
@@ -115,6 +120,18 @@ def test_a_narrow_window_does_not_scroll_sideways(browser: Any, page: Path) -> N
     assert found.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert found.errors == []
     found.page.close()
+
+
+def test_the_digest_of_the_data_changes_with_names_and_with_pictures(hostile_run: Run, tmp_path: Path) -> None:
+    record = Record.read(hostile_run.path)
+    assert record.images is not None
+    first, *others = record.images["contents"].items()
+    assert len(others) == 31
+    changed = [{"ids": "0" * 64}, {"contents": {first[0]: "0" * 32, **dict(others)}}, {"contents": {}}]
+    digests = [_digest(replace(record, images=record.images | change)) for change in ({}, *changed)]
+    assert len({*digests}) == 4
+    assert digests[0].startswith(f"60 images, SHA-256 of their names {record.images['ids']}, of the contents of 32 of")
+    assert _digest(replace(record, images=None)) == "not recorded"
 
 
 def test_it_can_be_printed(browser: Any, page: Path) -> None:

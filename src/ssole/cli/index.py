@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -24,6 +24,8 @@ class IndexArgs:
     """Folder to write. By default, RUN/index."""
     half: bool = False
     """Store features in float16: half the disk space, and similarities that differ by up to 0.001."""
+    cells: Literal["auto", "always", "never"] = "auto"
+    """Divide images into cells, of which a search looks at a few. auto: more than a million, if faiss is installed."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -41,12 +43,19 @@ def index(argv: Sequence[str]) -> int:
     """
     from ssole.evaluation.subjects import is_run
     from ssole.search.build import build_index
+    from ssole.search.cells import MANY, PROBED
 
     args = parse(index, IndexArgs, argv)
     data = data_spec(args.data)
     if data is None:
         data = run_data(run_config(Path(args.model)) if is_run(args.model) else None, args.model)
-    made = build_index(args.model, data, args.out, half=args.half, device=args.device)
+    made = build_index(args.model, data, args.out, half=args.half, cells=args.cells, device=args.device)
+    if made.cells is not None:
+        print(f"{len(made.cells.centres):,} cells: a search looks into the nearest {PROBED}, with --exact into all")
+    elif len(made) > MANY and args.cells == "auto":
+        print(
+            "searches look at all images: pip install 'ssole[search]' would make an index with cells, which is quicker"
+        )
     size = sum(file.stat().st_size for file in made.path.iterdir())
     print(f"{len(made):,} images, {made.features.shape[1]} features each: {made.path} ({size / 1e6:.1f} MB)")
     return 0

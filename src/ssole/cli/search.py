@@ -38,6 +38,8 @@ class SearchArgs:
     """With --duplicates: least cosine similarity of duplicates."""
     outliers: bool = False
     """Find images that are similar to no other instead."""
+    exact: bool = False
+    """Look at all images, also in an index with cells."""
     out: FilePath = Path("search.png")
     """Picture of the images found: .png, .jpg or another format that Pillow writes."""
     data: DataWords = ()
@@ -57,7 +59,7 @@ def search(argv: Sequence[str]) -> int:
       ssole search photos-index --duplicates --least 0.95
       ssole search photos-index --outliers -k 50
 
-    Similarity is the cosine of features, 1 for equal ones. The search is exact.
+    Similarity is the cosine of features, 1 for equal ones. The search is exact, in an index with cells only by --exact.
     """
     from ssole.search.search import open_index
 
@@ -66,7 +68,7 @@ def search(argv: Sequence[str]) -> int:
         raise ConfigError("give one of: an image to look for (QUERY), --duplicates, --outliers")
     form = picture_form(args.out)
     index = open_index(args.index, data=data_spec(args.data), device=args.device)
-    how: dict[str, Any] = {"model": args.model, "device": args.device}
+    how: dict[str, Any] = {"model": args.model, "device": args.device, "exact": args.exact}
     if args.duplicates:
         groups = index.duplicates(args.least)
         _print_groups(groups, index)

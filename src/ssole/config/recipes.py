@@ -262,6 +262,8 @@ def _hint_at_setting(name: str) -> str:
     known = list(_field_paths(PretrainConfig))
     last = {path: path.rsplit(".", 1)[-1] for path in known}
     asked = name.rsplit(".", 1)[-1]
+    if asked == "pretrained":  # the word of timm and torchvision
+        return " timm's pretrained weights are init: timm (--init timm)."
     if name in known:  # known and refused, as it is a field of other losses only
         others = [loss for loss, cls in LOSS_CONFIGS.items() if asked in cls.__dataclass_fields__]
         return f" It belongs to the loss {' or '.join(others)}: choose that by loss.name first."

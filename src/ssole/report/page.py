@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,12 @@ def _digest(record: Record) -> str:
     found = record.images
     if found is None:
         return "not recorded"
-    return f"{found.get('images', 'unknown')} images, SHA-256 of their names {found.get('ids', 'not recorded')}"
+    text = f"{found.get('images', 'unknown')} images, SHA-256 of their names {found.get('ids', 'not recorded')}"
+    contents = found.get("contents")
+    if not isinstance(contents, dict) or not contents:
+        return text
+    digest = hashlib.sha256("".join(map(str, contents.values())).encode()).hexdigest()
+    return f"{text}, of the contents of {len(contents)} of them {digest}"
 
 
 def _pictures(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,8 @@ from ssole.evaluation.subjects import OnnxModel, is_run, name_of, open_subject
 from ssole.files import write_json_atomically
 from ssole.models.load import weights_path
 from ssole.runtime import Precision
-from ssole.search.index import BACKBONE, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
+from ssole.search.cells import MANY, divide, installed, require_faiss
+from ssole.search.index import BACKBONE, CELLS, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
 from ssole.search.nearest import unit_rows
 
 
@@ -32,6 +33,7 @@ def build_index(
     out: str | PathLike[str] | None = None,
     *,
     half: bool = False,
+    cells: Literal["auto", "always", "never"] = "auto",
     device: torch.device | str = "auto",
     precision: Precision = "auto",
     progress: bool = True,
@@ -43,21 +45,21 @@ def build_index(
     The work can be interrupted: the same call goes on from there. Memory grows with the images' names only.
 
     Args:
-        model_or_run: a run folder, a ``backbone.safetensors``, a Run, a module that returns features (B, F), or another
-            subject of :func:`ssole.evaluation.subjects.open_subject`, such as ``timm:resnet18``.
+        model_or_run: a run or another subject of :func:`ssole.evaluation.subjects.open_subject` (``timm:resnet18``).
         data: images, as for pretraining.
         out: folder to write; by default `index` in the run folder. It must not exist or be empty.
         half: store features in float16, which halves the disk space and changes cosine similarities by up to 0.001.
+        cells: divide the images into cells (:class:`Index`); "auto": more than a million, where faiss is installed.
         device, precision, progress: as for :func:`ssole.embed`.
 
     Raises:
-        ConfigError: the folder is not empty, or a model other than a run was given without a folder.
+        ConfigError: the folder is not empty, another model than a run has no folder, or faiss is missing for cells.
         DataError: data that cannot be opened, or too many unreadable images.
         ValueError: unknown preprocessing, or features that are not finite.
     """
     data = by_name(data)
     weights = weights_path(model_or_run) if is_run(model_or_run) else None
-    folder = _folder(out, weights)
+    folder = _folder(out, weights, cells)
     model, preprocessing = model_and_preprocessing(model_or_run, _open, {})
     description = {
         "model": name_of(model_or_run),
@@ -70,12 +72,18 @@ def build_index(
     parts = embed_parts(model, preprocessing, open_source(data), work, progress=progress, **how)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         place = Path(temporary) / folder.name
-        _write(parts, place, "float16" if half else "float32", description)
-        if weights is not None:
-            shutil.copyfile(weights, place / BACKBONE)
+        _write(parts, place, "float16" if half else "float32", description, weights)
+        _divide(place, cells, progress)
         os.replace(place, folder)
     parts.remove()
     return Index(folder)
+
+
+def _divide(folder: Path, cells: str, progress: bool) -> None:
+    """Write the cells of an index, if they are wanted."""
+    rows = np.load(folder / FEATURES, mmap_mode="c")
+    if cells == "always" or (cells == "auto" and len(rows) > MANY and installed()):
+        divide(rows, progress=progress).save(folder / CELLS)
 
 
 def _open(subject: Any) -> nn.Module:
@@ -90,8 +98,10 @@ def index_path(weights: Path) -> Path:
     return weights.parent / "index"
 
 
-def _folder(out: str | PathLike[str] | None, weights: Path | None) -> Path:
-    """Folder to write, which is new or empty."""
+def _folder(out: str | PathLike[str] | None, weights: Path | None, cells: str) -> Path:
+    """Folder to write, which is new or empty; an error if what it is to hold cannot be made."""
+    if cells == "always":
+        require_faiss()
     if out is not None:
         folder = Path(out)
     elif weights is not None:
@@ -105,8 +115,8 @@ def _folder(out: str | PathLike[str] | None, weights: Path | None) -> Path:
     return folder
 
 
-def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any]) -> None:
-    """Write the features, scaled to unit length, the table of images, and the description."""
+def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any], weights: Path | None) -> None:
+    """Write the features, scaled to unit length, the table of images, the description, and the weights of a run."""
     from pyarrow import parquet
 
     folder.mkdir()
@@ -122,5 +132,7 @@ def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any]) 
             rows[start : start + len(flat)] = unit_rows(torch.from_numpy(np.array(flat)))
             start += len(flat)
     rows.flush()
+    if weights is not None:
+        shutil.copyfile(weights, folder / BACKBONE)
     whole = {"format": FORMAT, "images": parts.images, "features": parts.features, **description}
     write_json_atomically(folder / DESCRIPTION, whole)

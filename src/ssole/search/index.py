@@ -5,6 +5,7 @@ INDEX/
   features.npy           (N, F) rows of unit length, float32 or float16, mapped when they are searched
   images.parquet         id, and label and class where known, of each row
   backbone.safetensors   the backbone, for images to look for; only if the index was made with a run
+  cells.safetensors      cells of similar rows, for searches among very many images; only if there are
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.subjects import name_of, open_subject
 from ssole.files import read_json
+from ssole.search.cells import Cells, nearest_in_cells
 from ssole.search.coreset import k_center
 from ssole.search.groups import ALIKE, near_duplicates, outliers
 from ssole.search.matches import Matches
@@ -39,11 +41,15 @@ from ssole.search.query import image_features
 FORMAT = 1
 """Number of the folder's format."""
 DESCRIPTION, FEATURES, IMAGES, BACKBONE = "index.json", "features.npy", "images.parquet", "backbone.safetensors"
+CELLS = "cells.safetensors"
 DTYPES = ("float32", "float16")
 
 
 class Index:
-    """Features of many images, which can be searched. Searches are exact; of equal images, the first comes first.
+    """Features of many images, which can be searched. Of equal images, the first comes first.
+
+    Searches are exact. With cells, which an index of more than a million images has if faiss was installed, they look
+    into the cells nearest to the query, unless `exact` is set.
 
         index = ssole.Index("photos-index")
         index.search("one.jpg", 20).ids
@@ -54,6 +60,7 @@ class Index:
     Attributes:
         path: the folder.
         features: (N, F) rows of unit length, float32 or float16, mapped from the file.
+        cells: cells of similar images, or None.
         data: where the images are, as a config names them.
         channels: of images kept at full depth, or None for red, green and blue.
 
@@ -74,6 +81,7 @@ class Index:
             )
         self.features = self._open_features()
         self._images = self._open_images()
+        self.cells = self._open_cells()
         self.data: Any = self._description.get("data")
         self.channels: int | None = self._description.get("channels")
 
@@ -98,7 +106,13 @@ class Index:
         return np.asarray(self._images["label"].to_numpy(), dtype=np.int64)
 
     def search(
-        self, query: Any, k: int = 20, *, model: nn.Module | str | None = None, device: torch.device | str = "auto"
+        self,
+        query: Any,
+        k: int = 20,
+        *,
+        model: nn.Module | str | None = None,
+        device: torch.device | str = "auto",
+        exact: bool = False,
     ) -> Matches:
         """The k images that are most similar to one, best first, with their cosine similarity to it.
 
@@ -109,6 +123,7 @@ class Index:
             model: the model that the index was made with, if that was no run: a module, or a text such as
                 ``timm:resnet18``.
             device: device to compute the query's features on.
+            exact: compare the query with all images, also where there are cells.
 
         Raises:
             DataError: the query cannot be read, or is neither a file nor in the index.
@@ -117,16 +132,20 @@ class Index:
         if isinstance(query, (str, PathLike)) and not os.path.isfile(query):  # False also for names that are too long
             rows = self.rows_of([str(query)])
             self._check_k(k, len(self) - 1)
-            similarity, index = nearest_rows(self.features, self.features[rows], k, leave_out=rows)
+            similarity, index = self._nearest(self.features[rows], k, exact, leave_out=rows)
         else:
             self._check_k(k, len(self))
             backbone, preprocessing = self.model(model)
             query_F = unit_rows(image_features(query, backbone, preprocessing, device=device))
-            similarity, index = nearest_rows(self.features, query_F, k)
+            similarity, index = self._nearest(query_F, k, exact)
         return self._matches(index[0], similarity[0])
 
-    def nearest(self, features: NDArray[np.floating], k: int = 20) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def nearest(
+        self, features: NDArray[np.floating], k: int = 20, *, exact: bool = False
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Cosine similarities (Q, k) and rows (Q, k) of the images nearest to features (Q, F), best first.
+
+        `exact` is as for :meth:`search`.
 
         Raises:
             ConfigError: k is out of range, or the features have another width.
@@ -138,7 +157,12 @@ class Index:
                 f"{self.features.shape[1]}: compute both with the same model"
             )
         self._check_k(k, len(self))
-        return nearest_rows(self.features, unit_rows(torch.from_numpy(np.array(features, dtype=np.float32))), k)
+        return self._nearest(unit_rows(torch.from_numpy(np.array(features, dtype=np.float32))), k, exact)
+
+    def _nearest(self, queries: Rows, k: int, exact: bool, **how: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        if exact or self.cells is None:
+            return nearest_rows(self.features, queries, k, **how)
+        return nearest_in_cells(self.features, self.cells, queries, k, **how)
 
     def duplicates(self, least: float = ALIKE, *, progress: bool = True) -> list[Matches]:
         """Groups of near duplicates: an image, and those whose cosine similarity to it is at least `least`.
@@ -262,6 +286,12 @@ class Index:
         if not right or len(table) != len(self.features) or table["id"].null_count:
             raise DataError(self._damage(f"{IMAGES} holds {len(table)} rows of {table.column_names}"))
         return table
+
+    def _open_cells(self) -> Cells | None:
+        if not (self.path / CELLS).is_file():
+            return None
+        with data_errors(self._damage(f"{CELLS} cannot be read")):
+            return Cells.load(self.path / CELLS, self.features.shape)
 
     def _damage(self, what: str) -> str:
         return f"the index {self.path} is damaged, make it anew with ssole index: {what}"
