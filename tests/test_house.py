@@ -167,7 +167,7 @@ def test_every_dependency_has_its_reason_and_its_licence() -> None:
     """Of the package itself and of the extras that users install."""
     tomllib = pytest.importorskip("tomllib")  # from Python 3.11 on
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = (project["optional-dependencies"][name] for name in ("export", "report", "plot", "tensorboard"))
+    extras = (project["optional-dependencies"][name] for name in ("export", "report", "search", "plot", "tensorboard"))
     lines = [*project["dependencies"], *(line for extra in extras for line in extra)]
     wanted = {re.split(r"[^\w-]", line)[0] for line in lines}
     table = (

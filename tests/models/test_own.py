@@ -135,6 +135,19 @@ def test_training_resuming_and_loading(tmp_path: Path) -> None:
     assert len(longer.metrics) == tiny.STEPS + 2
 
 
+def test_a_model_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 8, "patch_size": 4}
+    config = transformers.Dinov2Config(**small)
+    run = pretrain(tmp_path / "run", transformers.Dinov2Model(config), steps=2)
+    module = transformers.Dinov2Model(config)
+    model = ssole.load(run, backbone=module)
+    images = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model(images), module(images).pooler_output)
+    assert module.state_dict().keys() == load_file(run.backbone_path).keys()
+
+
 def test_modules_and_settings_that_do_not_go_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="starts from the weights that it has"):
         pretrain(tmp_path / "a", Small(), init="timm")
