@@ -15,7 +15,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig
-from ssole.data.sources import describe, is_in_memory, open_source, why_not_again
+from ssole.data.sources import by_name, describe, is_in_memory, open_source, why_not_again
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.online import default_evaluators
@@ -29,7 +29,7 @@ from ssole.training.loop import train
 from ssole.training.monitor import Evaluator, figures_of
 from ssole.training.needs import require_memory
 from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
-from ssole.training.settings import agreed_config, completed
+from ssole.training.settings import agreed_config, completed, with_eval_data
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
@@ -117,7 +117,9 @@ def start(
     begin = time.monotonic() - spent
     if _began(out):
         given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-        return resume(Run(out), data=data, **given)
+        if data is None and why_not_again(config.data) is not None:
+            data = config.data  # which the command names
+        return resume(Run(out), data=data, eval_data=config.eval_data, **given)
     with distributed.processes(config.process_timeout):
         config = agreed_config(config, progress)
         device = distributed.own_device(resolve_device(config.device))  # quick checks first: data may take a while
@@ -126,14 +128,15 @@ def start(
         distributed.on_rank_0(lambda: require_memory(config, device))
         initial = first_initial(config, backbone, progress=progress)
         data = config.data if data is None else data
-        measured_on = None if config.eval_data is None else describe(config.eval_data)
+        eval_data = config.eval_data
+        measured_on = None if eval_data is None else describe(eval_data)
         config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
-        if why_not_again(config.data) is None:
-            data = config.data  # by the names that resuming will have: ids of files are their paths
+        data = by_name(data)  # by the names that resuming will have: ids of files are their paths
         with open_store(config, data, progress) as store, ExitStack() as stack:
             config = completed(config, store, device, loss, backbone, begin)
             plan = make_plan(config, len(store))
-            evaluators = _agreed(evaluators, config, data, store, progress)
+            measured = dataclasses.replace(config, eval_data=eval_data)
+            evaluators = _agreed(evaluators, measured, data, store, progress)
 
             def make() -> str:
                 run = stack.enter_context(new_run(out, config))
@@ -173,6 +176,7 @@ def resume(
     run: Run | str | PathLike[str],
     *,
     data: Spec | None = None,
+    eval_data: Spec | None = None,
     loss: nn.Module | None = None,
     backbone: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
@@ -183,8 +187,8 @@ def resume(
 
     Args:
         run: the run, or its folder.
-        data: the images, needed only if the run was started on images in memory, or behind URLs with a password or a
-            query, which run folders do not keep.
+        data, eval_data: the images, needed only if the run was started on images in memory, or behind URLs: a run
+            folder may be a stranger's, and is not reason enough to fetch anything.
         loss, backbone: the modules, needed only if the run was started with such.
         evaluators, progress: as for :func:`pretrain`.
         allow_changes: what may have changed since the run was started, and is a warning then: "images" (their contents,
@@ -198,13 +202,14 @@ def resume(
     if found.finished and found.config:
         return found
     given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-    return continue_run(found, data=data, allow_changes=allow_changes, **given)
+    return continue_run(found, data=data, eval_data=eval_data, allow_changes=allow_changes, **given)
 
 
 def continue_run(
     found: Run,
     *,
     data: Spec | None,
+    eval_data: Spec | None,
     loss: nn.Module | None,
     backbone: nn.Module | None,
     evaluators: Mapping[int, Evaluator] | None,
@@ -218,9 +223,9 @@ def continue_run(
     """
     config = found.config
     if data is None and (reason := why_not_again(config.data)) is not None:
-        again = "the URL again (--data, or ssole.resume(run, data=URL))"
-        hint = "them, ssole.resume(run, data=images)" if is_in_memory(config.data) else again
-        raise DataError(f"{found.path} was started on {reason}: pass {hint}")
+        again = "" if is_in_memory(config.data) else "--data URL, or "
+        raise DataError(f"{found.path} was started on {reason}: pass them again, {again}ssole.resume(run, data=images)")
+    measured = with_eval_data(config, found.path, eval_data) if evaluators is None else config
     if is_own(config.model) and backbone is None:
         raise need_of_module(config.model)
     if loss is not None and config.loss != CustomConfig(module=type(loss).__qualname__):
@@ -234,7 +239,7 @@ def continue_run(
         with open_store(config, images, progress) as store, ExitStack() as stack:
             changed = "images" in allow_changes
             distributed.on_rank_0(lambda: require_same_images(found, store.source, allowed=changed))
-            evaluators = _agreed(evaluators, config, images, store, progress)
+            evaluators = _agreed(evaluators, measured, images, store, progress)
             distributed.on_rank_0(lambda: stack.enter_context(lock_run(found)))
             plan = make_plan(config, len(store))
             distributed.on_rank_0(lambda: prepare(plan.steps_per_epoch))

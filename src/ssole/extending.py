@@ -8,7 +8,7 @@ import os
 from collections.abc import Collection, Mapping
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -34,6 +34,7 @@ def extend(
     steps: int | None = None,
     factor: float = FACTOR,
     data: Spec | None = None,
+    eval_data: Spec | None = None,
     loss: nn.Module | None = None,
     backbone: nn.Module | None = None,
     evaluators: Mapping[int, Evaluator] | None = None,
@@ -50,7 +51,7 @@ def extend(
         run: the run, or its folder.
         epochs, steps: how much longer; one of them.
         factor: of the learning rate, above 0.
-        data, loss, backbone, evaluators, progress, allow_changes: as for :func:`resume`.
+        data, eval_data, loss, backbone, evaluators, progress, allow_changes: as for :func:`resume`.
 
     Raises:
         As :func:`resume`; also ConfigError if the run is unfinished, or its last checkpoint is gone; if not exactly one
@@ -67,16 +68,9 @@ def extend(
         elif [(one.total - one.step, one.factor) for one in last] != [(more, factor)]:
             raise _unfinished(found)
 
-    return continue_run(
-        found,
-        data=data,
-        loss=loss,
-        backbone=backbone,
-        evaluators=evaluators,
-        progress=progress,
-        allow_changes=allow_changes,
-        prepare=lengthen,
-    )
+    images: Any = {"data": data, "eval_data": eval_data, "allow_changes": allow_changes}
+    given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+    return continue_run(found, prepare=lengthen, **images, **given)
 
 
 def _check(run: Run, epochs: int | None, steps: int | None, factor: float) -> None:

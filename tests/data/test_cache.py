@@ -8,11 +8,13 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ import torch
 from image_files import tar
 from PIL import Image
 
+from disk import FULL, READ_ONLY, Disk
 from listed import Listed, png, pngs, wait_until_still
 from ssole.data import cache
 from ssole.data import store as reading
@@ -882,6 +885,34 @@ def test_a_write_that_fails_half_way_costs_that_image_alone(
     for i in range(3):
         later.keep(i, image(i))
     assert all(torch.equal(later.get(i), image(i)) for i in range(3))
+
+
+@pytest.mark.parametrize("error", [FULL, READ_ONLY], ids=["full", "read-only"])
+def test_whatever_fails_on_the_disk_the_images_are_right_and_the_next_run_keeps_them(
+    tmp_path: Path, error: OSError
+) -> None:
+    """Each open, write, flush, rename and removal fails in a run of its own, and so do all after it."""
+    items = ITEMS[:5]
+    expected, disk = images(items), Disk(tmp_path / "whole")
+    with disk.mounted(), ImageStore(Known(items), cache=tmp_path / "whole") as store:
+        assert_same(store.get(range(5)), expected)
+    assert {line.partition(" ")[0] for line in disk.done} == {"open", "write", "flush", "rename"}
+    for number in range(len(disk.done)):
+        folder = tmp_path / str(number)
+        failing = Disk(folder, fails=number, error=error)
+        with failing.mounted(), warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            with ImageStore(Known(items), cache=folder) as store:
+                for _ in range(2):
+                    assert_same(store.get(range(5)), expected)
+        assert failing.failed
+        said = [str(one.message) for one in told if issubclass(one.category, UserWarning)]
+        assert len(said) == 1, disk.done[number]
+        assert re.search(f"{error.strerror}.*decoded in every epoch: .*SSOLE_CACHE", said[0]), disk.done[number]
+        with ImageStore(Known(items), cache=folder) as store:
+            for _ in range(2):
+                assert_same(store.get(range(5)), expected)
+            assert len(store.cache) == 5, disk.done[number]
 
 
 def test_after_close_nothing_is_found_or_kept_and_what_was_handed_out_stays(full: ImageCache) -> None:

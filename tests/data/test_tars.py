@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from image_files import ids, png, tar, value
+from pyarrow import feather
 
 from ssole.data import tars as index_module
 from ssole.data.base import Source
@@ -275,21 +276,24 @@ def test_no_index_can_be_kept_at_all(tmp_path, monkeypatch):
         assert len(open_source(shard(tmp_path / "x.tar", 0))) == 3
 
 
-@pytest.mark.parametrize("operation", ["fsync", "replace"])
+@pytest.mark.parametrize("operation", ["write_feather", "fsync", "replace"])
 @pytest.mark.parametrize("times", [1, 2])
 def test_a_fault_of_the_disk_while_the_index_is_written(tmp_path, monkeypatch, operation, times):
-    """Each flush and rename fails: beside the tar, and also in the cache folder."""
+    """Each write, flush and rename fails: beside the tar, and also in the cache folder."""
     monkeypatch.setenv("SSOLE_CACHE", str(tmp_path / "cache"))
-    path, plain, failed = shard(tmp_path / "data" / "x.tar", 0), getattr(os, operation), []
+    owner = feather if operation == "write_feather" else os
+    path, plain, failed = shard(tmp_path / "data" / "x.tar", 0), getattr(owner, operation), []
 
     def fail(*arguments, **options):
         if len(failed) < times:
             failed.append(arguments)
+            if owner is feather:
+                Path(arguments[1]).write_bytes(b"half")
             raise OSError(28, "No space left on device")
         return plain(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, operation, fail)
+        patch.setattr(owner, operation, fail)
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             assert len(open_source(path)) == 3

@@ -46,8 +46,20 @@ def commands(folder: Path, out: Path) -> None:
         assert tiny.main("embed", run, "--data", photos, "--out", str(out / "embeddings.npz"), "--device", "cpu") == 0
 
 
+def examine(folder: Path, out: Path) -> None:
+    """`ssole doctor`, which the first process does alone from then on."""
+    with (out / f"examined-{os.environ.get('RANK', '0')}.txt").open("w") as file, contextlib.redirect_stdout(file):
+        found = ("--no-estimate", "--json", str(out / "doctor.json"))
+        assert tiny.main("doctor", str(folder / "photos"), *found) == 0
+
+
 def share(folder: Path) -> None:
     commands(folder, folder / "two")
+    photos = str(folder / "photos")
+    given = ("--recipe", str(folder / "tiny.yaml"), "--data", photos, "--out", str(folder / "told"))
+    said = folder / f"trained-{os.environ['RANK']}.txt"
+    with said.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        assert tiny.main("pretrain", *given) == 0
     found = []
     plain = ImageStore.prefetch
 
@@ -56,10 +68,10 @@ def share(folder: Path) -> None:
         plain(self, indices)
 
     ImageStore.prefetch = prefetch  # type: ignore[method-assign]
-    photos = str(folder / "photos")
     run = tiny.start(folder / "trained on two", data=photos, eval_data=photos, knn_every=6)
     assert set(found) == {2}  # of a batch of 4, though all images have one size and would fit into memory
     assert run.finished
+    examine(folder, folder / "two")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +83,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("SSOLE_CACHE", str(folder / "cache"))
         tiny.start(folder / "run", data=str(photos))
         commands(folder, folder / "one")
+        examine(folder, folder / "one")
+        tiny.recipe(folder)
         ranks.run(2, share, folder)
     return folder
 
@@ -86,6 +100,14 @@ def test_the_result_is_that_of_one_process(folder: Path) -> None:
         assert np.array_equal(alone[name], shared[name]), name
 
 
+def test_the_doctor_finds_what_it_finds_in_one_process(folder: Path) -> None:
+    clock = dict.fromkeys(("seconds", "views", "decode"))
+    one, two = (json.loads((folder / name / "doctor.json").read_text()) | clock for name in ("one", "two"))
+    assert one == two
+    assert "300.png" in (folder / "two" / "examined-0.txt").read_text()
+    assert (folder / "two" / "examined-1.txt").read_text() == ""
+
+
 def test_an_image_is_decoded_by_one_process_for_all(folder: Path) -> None:
     assert not (folder / "one" / "decoded-1.txt").exists()
     shares = [int((folder / "two" / f"decoded-{rank}.txt").read_text()) for rank in (0, 1)]
@@ -99,6 +121,8 @@ def test_the_first_process_alone_prints(folder: Path) -> None:
     )
     assert first.replace("/two/", "/one/").split() == one.split()
     assert second == ""
+    assert "evaluate them: ssole eval" in (folder / "trained-0.txt").read_text()
+    assert (folder / "trained-1.txt").read_text() == ""
 
 
 def test_accuracy_while_training_is_that_of_a_later_evaluation(folder: Path) -> None:

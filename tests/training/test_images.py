@@ -159,6 +159,24 @@ def test_a_run_on_replaced_pictures_goes_on_when_allowed(tmp_path: Path, photos:
     assert whole.backbone_path.read_bytes() == expected
 
 
+def test_a_file_that_was_added_or_removed_is_told(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(tiny.Crash):
+        tiny.start(tmp_path / "run", data=str(photos), evaluators={7: tiny.crash})
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    new, last = photos / "cat" / "new.png", sorted(photos.rglob("*.png"))[-1]
+    new.write_bytes(last.read_bytes())
+    with pytest.raises(DataError, match="started on 22 images and the data now hold 23"):
+        api.resume(tmp_path / "run", progress=False)
+    new.unlink()
+    last.rename(tmp_path / "elsewhere.png")
+    with pytest.raises(DataError, match="started on 22 images and the data now hold 21"):
+        api.resume(tmp_path / "run", progress=False)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    new.write_bytes((tmp_path / "elsewhere.png").read_bytes())
+    with pytest.raises(DataError, match=r"as many images \(22\) by other names"):
+        api.resume(tmp_path / "run", progress=False)
+
+
 def test_a_signed_url_leaves_no_trace_in_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "images.npy", tiny.images())
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
@@ -169,7 +187,7 @@ def test_a_signed_url_leaves_no_trace_in_the_run(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(sys, "argv", ["ssole", "pretrain", "--data", url])
         run = tiny.start(tmp_path / "run", data=url)
         run.backbone_path.unlink()
-        with pytest.raises(DataError, match=r"started on a URL with a password or a query, .*pass the URL again"):
+        with pytest.raises(DataError, match=r"started on images behind a URL, .*pass them again, --data URL"):
             api.resume(run, progress=False)
         assert api.resume(run, data=url.replace("abc", "of another day"), progress=False).finished
         server.shutdown()

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -116,12 +117,29 @@ def refuse(folder: Path) -> None:
         train(folder)  # holds other files
 
 
+def written(folder: Path) -> list[str]:
+    """Files below a folder that this process opens to write, renames or removes from now on."""
+    found = []
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        changes = event in {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}
+        if changes or (event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+            name = str(arguments[0])
+            found.extend([f"{event} {name}"] if name.startswith(str(folder)) else [])
+
+    sys.addaudithook(note)
+    return found
+
+
 def with_two(folder: Path) -> None:
+    by_this_process = written(folder)
     train(folder / "two")
+    assert bool(by_this_process) == (os.environ["RANK"] == "0"), by_this_process
     stop(folder / "stopped")
     fail_once(folder / "failed on two")
     keep_pace(folder / "pace")
     refuse(folder)
+    assert bool(by_this_process) == (os.environ["RANK"] == "0"), by_this_process  # all of the above
 
 
 def with_four(folder: Path) -> None:

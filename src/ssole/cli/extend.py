@@ -27,6 +27,8 @@ class ExtendArgs:
     """Factor of the run's learning rates."""
     data: DataWords = ()
     """The images, if the run cannot open them again by itself."""
+    eval_data: DataWords = ()
+    """The images that it is measured on, if they are behind a URL."""
     allow_changes: Changes = ()
     """What may have changed since the run was started. Without, a change is an error that shows it."""
 
@@ -47,6 +49,7 @@ def extend(argv: Sequence[str]) -> int:
         steps=args.steps,
         factor=args.factor,
         data=data_spec(args.data),
+        eval_data=data_spec(args.eval_data),
         allow_changes=args.allow_changes,
     )
     print_finished(run)

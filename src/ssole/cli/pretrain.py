@@ -21,6 +21,7 @@ from ssole.errors import printable
 from ssole.progress import duration
 from ssole.runtime import process_seconds
 from ssole.training.run import Run
+from ssole.training.settings import require_named
 
 _DEFAULT_DATA = (DEFAULT_RECIPE, (DEFAULT_RECIPE,))
 
@@ -34,7 +35,7 @@ class PretrainArgs:
     out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
     """Run folder. By default runs/RECIPE, with a number if that exists."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
-    """Continue this interrupted run. It keeps its settings: only --data and --allow-changes may be given with it."""
+    """Continue this interrupted run. It keeps its settings: with it go only --allow-changes, --data and --eval-data."""
     allow_changes: Changes = ()
     """With --resume: what may have changed since the run was started. Without, a change is an error that shows it."""
     views: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
@@ -61,13 +62,14 @@ def pretrain(argv: Sequence[str]) -> int:
     begin = time.monotonic() - before
     args, given = parse_options(argv)
     if args.resume is not None:
-        if others := sorted(given - {"--resume", "--data", "--allow-changes"}):
+        if others := sorted(given - {"--resume", "--data", "--eval-data", "--allow-changes"}):
             raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(others)}")
         run = Run(args.resume)
         if run.finished and not distributed.launch().rank:
             print(f"{run.path} has finished already: there is nothing to resume.")
         data = args.config.data if "--data" in given else None
-        print_finished(api.resume(run, data=data, allow_changes=args.allow_changes))
+        eval_data = args.config.eval_data if "--eval-data" in given else None
+        print_finished(api.resume(run, data=data, eval_data=eval_data, allow_changes=args.allow_changes))
         return 0
     if args.allow_changes:
         raise ConfigError("--allow-changes goes with --resume RUN: a new run has nothing to compare with")
@@ -78,6 +80,7 @@ def pretrain(argv: Sequence[str]) -> int:
     # given once more, they clear the recipe's own
     overrides |= {name: getattr(config, name) for name in ("budget", "epochs", "steps") if f"--{name}" in given}
     config = apply_overrides(config, overrides)
+    require_named(config, {name.removeprefix("--").replace("-", "_") for name in given})
     out = api.new_folder(args.out, Path(args.recipe).stem)
     print_finished(api.start(config, out, spent=time.monotonic() - begin))
     return 0

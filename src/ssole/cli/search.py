@@ -109,8 +109,9 @@ def _draw(args: SearchArgs, index: Index, groups: list[Matches], form: str) -> N
     """Draw the picture, or say why there is none: the images may be gone, and the table needs none."""
     from ssole.search.sheet import contact_sheet
 
-    data: Any = data_spec(args.data) or index.data
-    if (reason := why_not_again(data)) is not None:
+    given = data_spec(args.data)
+    data: Any = index.data if given is None else given
+    if given is None and (reason := why_not_again(data)) is not None:
         print(f"no picture: the index is of {reason}; --data says where the images are")
         return
     try:

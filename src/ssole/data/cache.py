@@ -172,7 +172,8 @@ class ImageCache:
             except (OSError, NotImplementedError) as error:  # of filelock: a timeout, or a file system without locks
                 self.full = True
                 self.warn(
-                    f"no more decoded images are kept in {self.folder} ({error}): the others are decoded in every epoch"
+                    f"no more decoded images are kept in {self.folder} ({error}), so the others are decoded in every "
+                    "epoch: make room there, or name another folder by the environment variable SSOLE_CACHE"
                 )
 
     def warn(self, message: str) -> None:

@@ -118,12 +118,11 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
 
 
 def by_name(spec: Spec) -> Spec:
-    """Data as :func:`describe` names them, to be opened now as they will be later; in memory, the data themselves.
-
-    Several image files have their paths for ids, which must not depend on the working directory when a run is resumed.
-    """
+    """Data as :func:`describe` names them, so that ids of files are the same later; themselves if it is not enough."""
     described = describe(spec)
-    return spec if why_not_again(described) is not None else described
+    parts = [described] if isinstance(described, str) else described
+    lost = is_in_memory(described) or any(is_remote(part) and SECRET in part for part in parts)
+    return spec if lost else described
 
 
 def is_in_memory(described: str | Sequence[str] | None) -> bool:
@@ -132,13 +131,13 @@ def is_in_memory(described: str | Sequence[str] | None) -> bool:
 
 
 def why_not_again(described: str | Sequence[str] | None) -> str | None:
-    """What a text of :func:`describe` stands for that cannot be opened again by it; None if it can."""
-    if is_in_memory(described):
-        return "images in memory"
-    parts = [described] if isinstance(described, str) else described or ()
-    if any(is_remote(part) and SECRET in part for part in parts):
-        return "a URL with a password or a query, which it does not keep"
-    return None
+    """What a text of :func:`describe` in a folder or recipe stands for that it alone does not open; None if it does.
+
+    Either may be a stranger's, so nothing is fetched unless the user names it.
+    """
+    if any(map(is_remote, [described] if isinstance(described, str) else described or ())):
+        return "images behind a URL, which are fetched only if you name it"
+    return "images in memory" if is_in_memory(described) else None
 
 
 def are_paths(spec: Any) -> TypeGuard[Sequence[str | os.PathLike[str]]]:

@@ -24,6 +24,7 @@ from ssole.doctor.scan import MOST_IMAGES, Sample, draw_sample, scan
 from ssole.doctor.suggest import Budgeted, Suggestion, channel_overrides, suggest
 from ssole.errors import DataError
 from ssole.runtime import free_memory, resolve_device
+from ssole.training.settings import require_named
 from ssole.training.trial import Trial
 
 _LARGEST_CROP = 512  # pixels; photographs are decoded no larger than the largest views can use
@@ -71,12 +72,14 @@ def choose(
 ) -> tuple[str, PretrainConfig]:
     """Name and config, with overrides, of the given recipe, else of one that suits the data; without data, of digits-m.
 
-    Raises as :func:`dial`.
+    Raises as :func:`dial`, and a ConfigError for a recipe that names images behind a URL.
     """
     if recipe is None and (data is None or (isinstance(data, str) and data == DEFAULT_RECIPE)):
         recipe = DEFAULT_RECIPE
     if recipe is not None:
-        return Path(recipe).stem, load(recipe, **overrides)
+        config = load(recipe, **overrides)
+        require_named(config, {*overrides, *(["data"] if data is not None else [])})
+        return Path(recipe).stem, config
     assert data is not None
     # mistyped names are errors before anything is read; values need to suit any of the recipes, not just this one
     suitable = channel_overrides(overrides.get("channels")) | {"augment.crops.0.size": 224}

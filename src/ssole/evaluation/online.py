@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from ssole import distributed
-from ssole.config import ConfigError, PretrainConfig
-from ssole.data.sources import is_in_memory, open_source, why_not_again
+from ssole.config import PretrainConfig
+from ssole.data.sources import is_in_memory, open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.accuracy import accuracy
@@ -48,7 +48,7 @@ def default_evaluators(
         options: of stores; ``progress=False`` also silences the line.
 
     Raises:
-        ConfigError, DataError: ``eval_data`` cannot be opened, or not again when the run is resumed.
+        DataError: ``eval_data`` cannot be opened.
         ValueError: ``eval_data`` has fewer training images than neighbours.
     """
     preprocessing = Preprocessing.from_config(config)
@@ -103,8 +103,6 @@ def knn_evaluator(
 def _of_other_data(config: PretrainConfig, preprocessing: Preprocessing, options: dict[str, Any]) -> Evaluator:
     """Evaluator on `eval_data`."""
     given = config.eval_data if isinstance(config.eval_data, str) else list(config.eval_data or ())
-    if (reason := why_not_again(given)) is not None:
-        raise ConfigError(f"eval_data is {reason}: give evaluators to ssole.pretrain instead")
     data = open_data(given, None, preprocessing, seed=config.seed, **options)
     if data.test is None:
         return partial(_label_free_of, data=data, preprocessing=preprocessing, precision=config.precision)

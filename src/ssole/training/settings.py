@@ -6,8 +6,9 @@ import copy
 import dataclasses
 import time
 import warnings
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,12 +16,16 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, to_dict
 from ssole.config.budget import budget_seconds
+from ssole.data.sources import describe, why_not_again
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.progress import say
 from ssole.training.feed import make_plan
 from ssole.training.initial import PRETRAINED
 from ssole.training.trial import step_seconds
+
+if TYPE_CHECKING:
+    from ssole.data.base import Spec
 
 _LEAST_STEPS = 10  # of a run with a budget of time
 
@@ -36,6 +41,30 @@ def agreed_config(config: PretrainConfig, progress: bool) -> PretrainConfig:
         return chosen
 
     return from_dict(distributed.on_rank_0(settings))
+
+
+def require_named(config: PretrainConfig, given: Collection[str]) -> None:
+    """Raise a ConfigError for a URL that a recipe names: only those of settings that the user has given are fetched."""
+    for name in ("data", "eval_data"):
+        if name not in given and (reason := why_not_again(getattr(config, name))) is not None:
+            raise ConfigError(f"{name} of the recipe is {reason}: give --{name.replace('_', '-')} beside the recipe")
+
+
+def with_eval_data(config: PretrainConfig, run: Path, eval_data: Spec | None) -> PretrainConfig:
+    """Config of a run with `eval_data` to be opened: those given, which must be its own, or else by its own name.
+
+    Raises:
+        ConfigError: others are given, or none though they are behind a URL.
+    """
+    if eval_data is None:
+        if (reason := why_not_again(config.eval_data)) is not None:
+            again = "them again (--eval-data, or ssole.resume(run, eval_data=URL))"
+            raise ConfigError(f"{run} is measured on {reason}: pass {again}")
+        return config
+    if describe(eval_data) != config.eval_data:
+        raise ConfigError(f"{run} is measured on {config.eval_data}, and other images are given: {describe(eval_data)}")
+    given: Any = eval_data
+    return dataclasses.replace(config, eval_data=given)
 
 
 def say_reasons(config: PretrainConfig, *, enabled: bool) -> None:
