@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
-from ssole.report.page import _digest
+from ssole.report import points
+from ssole.report.page import LARGEST_PAGE, Facts, _digest, _map
 from ssole.report.record import Record
 from ssole.training.run import Run
 
@@ -104,6 +111,50 @@ def test_keyboard_search_and_colours(opened: Opened) -> None:
     assert opened.errors == []
 
 
+def test_the_wheel_zooms_the_map_with_ctrl_and_scrolls_the_page_without(opened: Opened) -> None:
+    page, chart = opened.page, opened.page.locator("#map-0")
+    chart.scroll_into_view_if_needed()
+
+    def width() -> float:
+        found: float = page.evaluate(
+            """() => {
+              const roots = Bokeh.documents.flatMap((one) => one.roots());
+              const map = roots.find((root) => [...root.references()].some((model) => model.name === "points"));
+              return map.x_range.end - map.x_range.start;
+            }"""
+        )
+        return found
+
+    whole, box = width(), chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.wheel(0, 100)
+    page.wait_for_timeout(300)
+    assert width() == whole
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.keyboard.down("Control")
+    page.mouse.wheel(0, -300)
+    page.keyboard.up("Control")
+    page.wait_for_timeout(300)
+    assert width() < 0.9 * whole
+    assert opened.errors == []
+
+
+def test_a_screen_reader_finds_its_way(opened: Opened) -> None:
+    page = opened.page
+    levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map((one) => Number(one.tagName[1]))")
+    assert levels[0] == 1
+    assert all(later <= earlier + 1 for earlier, later in pairwise(levels))  # none is skipped
+    assert page.locator("img:not([alt]), img[alt='']").count() == 0
+    for link in page.get_by_role("navigation", name="Sections").get_by_role("link").all():
+        assert page.locator(link.get_attribute("href")).count() == 1
+    for role, name in (("combobox", "Colour by"), ("searchbox", "Find"), ("button", "Next"), ("button", "Previous")):
+        assert page.locator("#map").get_by_role(role, name=name, exact=True).count() == 1
+    page.keyboard.press("Tab")
+    assert page.locator(":focus").inner_text() == "Skip to the content"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_on_its_background(scheme: str, browser: Any, page: Path) -> None:
     found = Opened(browser, page, scheme=scheme)
@@ -132,6 +183,32 @@ def test_the_digest_of_the_data_changes_with_names_and_with_pictures(hostile_run
     assert len({*digests}) == 4
     assert digests[0].startswith(f"60 images, SHA-256 of their names {record.images['ids']}, of the contents of 32 of")
     assert _digest(replace(record, images=None)) == "not recorded"
+
+
+class Many(SimpleNamespace):
+    """Stand-in for the images of a large sample, with long names and pictures that compress badly."""
+
+    def __len__(self) -> int:
+        return len(self.after)
+
+    def id(self, row: int) -> str:
+        return f"photographs/of some class/2026-11-29 {row:012d}.jpeg"
+
+    def picture(self, row: int, side: int = 96) -> Image.Image:
+        noise = np.random.default_rng(row % 997).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        return Image.fromarray(noise)
+
+
+def test_fifty_thousand_points_fit(page: Path, hostile_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The map of as many images as a report takes, beside all that is on the page of a few."""
+    monkeypatch.setattr(points, "LANDMARKS", 60)
+    features = torch.randn(50_000, 8, generator=torch.Generator().manual_seed(0))
+    train = Many(after=features, labels=torch.arange(50_000) % 20)
+    sample: Any = SimpleNamespace(train=train, labelled=True, name_of=lambda label: f"class number {label}")
+    found = _map(Facts(record=Record.read(hostile_run.path), sample=sample, reason=""), sample, 1)
+    assert found["shown"] >= 2000
+    assert len(found["data"]["ids"]) == len(found["data"]["where"]) == 50_000
+    assert len(json.dumps(found)) + page.stat().st_size < LARGEST_PAGE
 
 
 def test_it_can_be_printed(browser: Any, page: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from ssole.report.verdict import judge
 
 LARGEST_PAGE = 8_000_000
 """Bytes that a page should not exceed."""
-_SHEET_BYTES = 3_500_000  # of thumbnails of the map, for all runs together
+_MAP_BYTES, _SHEET_BYTES = 5_500_000, 3_500_000  # of the maps of all runs, and of their thumbnails alone
 _SHEET_SIDES = {5000: 40, 50_000: 24}  # pixels of a thumbnail on the map, by the largest number of images
 _QUERIES, _OUTLIERS, _PAIRS, _MISTAKES = 6, 12, 6, 6
 _MATRIX = 20  # classes of the largest matrix that is shown
@@ -71,7 +72,7 @@ def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str
     return template.render(
         version=__version__,
         live=live,
-        runs=[_run(fact, _SHEET_BYTES // len(facts)) for fact in facts],
+        runs=[_run(fact, len(facts)) for fact in facts],
         curves=charts.curves(records),
         spectrum=charts.spectrum({name: (part.after, part.before) for name, part in parts.items()}) if parts else None,
         css=(folder / "page.css").read_text(encoding="utf-8"),
@@ -80,8 +81,8 @@ def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str
     )
 
 
-def _run(fact: Facts, sheet_bytes: int) -> dict[str, Any]:
-    """What the template shows of one run."""
+def _run(fact: Facts, runs: int) -> dict[str, Any]:
+    """What the template shows of one run of so many."""
     record, sample = fact.record, fact.sample
     cells = [] if record.evaluation is None else record.evaluation.cells()
     return {
@@ -99,7 +100,7 @@ def _run(fact: Facts, sheet_bytes: int) -> dict[str, Any]:
         "config": (record.path / "config.yaml").read_text(encoding="utf-8"),
         "unreadable": record.unreadable,
         "views": _views(record, *fact.examples) if fact.examples is not None else None,
-        "pictures": None if sample is None else _pictures(fact, sample, sheet_bytes),
+        "pictures": None if sample is None else _pictures(fact, sample, runs),
     }
 
 
@@ -115,7 +116,7 @@ def _digest(record: Record) -> str:
     return f"{text}, of the contents of {len(contents)} of them {digest}"
 
 
-def _pictures(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:
+def _pictures(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
     """Sections of a run that need its images."""
     train = sample.train
     seen = functools.partial(_seen, sample, train)
@@ -125,7 +126,7 @@ def _pictures(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:
         "count": len(train),
         "total": sample.total,
         "neighbours": [_neighbours(sample, one) for one in sample_neighbours(train, _QUERIES)],
-        "map": _map(fact, sample, sheet_bytes),
+        "map": _map(fact, sample, runs),
         "accuracies": _accuracies(sample, found) if found is not None else None,
         "mistakes": [
             {
@@ -178,23 +179,23 @@ def _views(record: Record, images: list[Tensor], indices: Tensor) -> dict[str, s
     return {"src": data_uri(sheet), "alt": f"{len(images)} images, each beside its views ({crops})"}
 
 
-def _map(fact: Facts, sample: Sample, sheet_bytes: int) -> dict[str, Any]:
-    """Chart, and the data that the page's script colours, filters and explains it with."""
+def _map(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
+    """Chart, and the data that the page's script colours, filters and explains it with, within the run's share of bytes."""
     part = sample.train
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(1)).tolist()
-    side = next(side for most, side in _SHEET_SIDES.items() if len(part) <= most)
-    made = sheets(lambda row: part.picture(row, side), order, side, sheet_bytes)
     columns = colourings(sample, fact.columns)
     where = torch.empty(len(part), dtype=torch.int64)
     where[torch.tensor(order)] = torch.arange(len(part))
-    data = {
+    data: dict[str, Any] = {
         "ids": [part.id(row) for row in range(len(part))],
         "columns": [{"name": one.name, "names": one.names, "codes": one.codes.tolist()} for one in columns],
-        "sheets": made,
         "where": where.tolist(),
     }
-    shown = min(len(part), len(made) * 500)
     chart = charts.scatter(place(part.after), fact.record.name)
+    left = _MAP_BYTES // runs - len(json.dumps([chart, data]))  # names of many images may take megabytes
+    side = next(side for most, side in _SHEET_SIDES.items() if len(part) <= most)
+    made = sheets(lambda row: part.picture(row, side), order, side, min(_SHEET_BYTES // runs, left))
+    data["sheets"], shown = made, min(len(part), len(made) * 500)
     return {"chart": chart, "data": data, "columns": [one.name for one in columns], "shown": shown}
 
 
