@@ -126,6 +126,19 @@ parts.embed_to_file({str(run.path)!r}, Slow({str(tmp_path / "photos")!r}), "kill
     assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
+def test_no_more_rows_are_held_than_a_part_has(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held, add = [], parts._PartWriter.add
+
+    def spy(writer: Any, start: int, rows: Any) -> None:
+        held.append(len(rows) + sum(map(len, writer._rows)))
+        add(writer, start, rows)
+
+    monkeypatch.setattr(parts, "PART", 8)
+    monkeypatch.setattr(parts._PartWriter, "add", spy)
+    embed_to_file(run, tiny.images(60), tmp_path / "a.parquet", progress=False)
+    assert held == [4, 8] * 7 + [4]
+
+
 def test_parts_of_other_work_are_refused(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "a.parquet"
     other = tiny.start(tmp_path / "other", steps=2, seed=1)

@@ -180,7 +180,7 @@ def _views(record: Record, images: list[Tensor], indices: Tensor) -> dict[str, s
 
 
 def _map(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
-    """Chart, and the data that the page's script colours, filters and explains it with, within the run's share of bytes."""
+    """Chart, and the data by which the page's script colours, filters and explains it, in the run's share of bytes."""
     part = sample.train
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(1)).tolist()
     columns = colourings(sample, fact.columns)

@@ -26,7 +26,7 @@ from ssole.search.nearest import Rows, nearest_rows, scores
 
 MANY = 1_000_000
 """Images above which an index gets cells: an exact query among so many takes a quarter of a second on two cores."""
-PROBED = 64
+PROBED = 128
 """Cells that a query looks into."""
 _TRAINED, _ROUNDS = 64, 10  # rows a cell that k-means learns from, and its iterations
 _BLOCK = 2**24  # numbers that are converted and assigned at once
