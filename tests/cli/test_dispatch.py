@@ -122,9 +122,15 @@ ESCAPE = "\x1b]0;a title\x07\x1b[31m"
 @pytest.mark.filterwarnings("default")
 def test_names_of_files_cannot_steer_the_terminal(command: Command) -> None:
     Path(f"photos/cat/{ESCAPE}.png").write_bytes(b"no image")
-    outcome = command(*TINY)
+    outcome = command(*TINY, "--out", f"runs/{ESCAPE}")
     assert outcome.code == 0, outcome.err
     assert r"\x1b]0;a title\x07\x1b[31m.png" in outcome.out
+    assert "\x1b" not in outcome.out + outcome.err
+    for arguments in (("eval",), ("index",), ("pretrain", "--resume")):  # runs of strangers have their names, too
+        outcome = command(*arguments, f"runs/{ESCAPE}")
+        assert outcome.code == 0, outcome.err
+        assert r"runs/\x1b]0;a title\x07\x1b[31m" in outcome.out.replace("\n", "")
+        assert "\x1b" not in outcome.out + outcome.err
     for name in (f"photos/{ESCAPE}.csv", f"photos/{ESCAPE}.tar", f"photos/{ESCAPE}"):
         outcome = command("pretrain", "--recipe", "tiny.yaml", "--data", name)
         assert outcome.code == 2

@@ -33,7 +33,11 @@ def test_help_of_pretrain_shows_recipes_and_explains_every_option(command: Comma
 def test_pretrain_prints_its_result_and_the_next_command(command: Command) -> None:
     outcome = command(*TINY)
     assert outcome.code == 0, outcome.err
-    assert "22 images, 12 steps of 4 x 2 views, on cpu in float32" in outcome.err
+    assert "22 images, 12 steps of 4 x 2 views, on cpu in float32; it needs " in outcome.err
+    needed = re.search(r"it needs ([\d.]+) KiB of disk", outcome.err)
+    assert needed is not None
+    taken = sum(path.stat().st_size for path in Path("runs/tiny").rglob("*.safetensors"))
+    assert taken < 1024 * float(needed[1]) < 3 * taken  # of the three checkpoints at once, one is gone
     assert re.search(r"step 12/12 .*images/s  loss \d\.\d+ \(low rank \d\.\d+, high rank \d\.\d+\)", outcome.err)
     assert re.search(r"^12 steps in .*, loss \d\.\d+, effective rank \d$", outcome.out, flags=re.MULTILINE)
     assert "weights: runs/tiny/backbone.safetensors\n" in outcome.out

@@ -30,6 +30,15 @@ def test_a_failed_step_is_taken_again(command: Command, tmp_path: Path) -> None:
     assert told.code == 1
     assert told.out.endswith("not the same as in the run\n")
 
+    elsewhere = {"torch": "2\x1b[31m"}
+    facts |= {"what": "\x1b]0;a title\x07", "environment": facts["environment"] | elsewhere}
+    (bundle / "step.json").write_text(json.dumps(facts))
+    told = command("replay", str(bundle))
+    assert told.code == 1, told.err
+    assert r"failed in the run: \x1b]0;a title\x07" in told.out
+    assert r"2\x1b[31m" in told.out
+    assert "\x1b" not in told.out + told.err
+
 
 def test_what_is_no_bundle_is_told(command: Command, tmp_path: Path) -> None:
     told = command("replay", str(tmp_path))

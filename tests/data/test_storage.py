@@ -211,6 +211,14 @@ def test_a_failing_read_is_tried_again(server, served):
         source.read(1)
 
 
+def test_an_archive_on_a_server_without_ranges(server, served):
+    np.savez(served / "x.npz", images=np.zeros((3, 4, 4), np.uint8))
+    assert len(open_source(f"{server.url}/x.npz")) == 3
+    server.ranges = False
+    with pytest.raises(DataError, match=r"x\.npz .*download it"):
+        open_source(f"{server.url}/x.npz")
+
+
 def test_a_server_without_ranges(server, served):
     shards(served)
     source = open_source(f"{server.url}/shard-0.tar")

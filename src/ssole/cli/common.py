@@ -13,6 +13,7 @@ import tyro
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.sources import why_not_again
 from ssole.data.storage import first_and_more, has_pattern
+from ssole.errors import printable
 from ssole.models.load import weights_path
 from ssole.training.run import Change, Run
 
@@ -29,6 +30,11 @@ def parse(command: Callable[..., int], options: type[Options], argv: Sequence[st
     """Options of a command, parsed from its arguments; --help prints the command's docstring and exits."""
     prog = f"ssole {name or command.__name__}"
     return tyro.cli(options, args=list(argv), prog=prog, description=inspect.getdoc(command))
+
+
+def show(text: str) -> None:
+    """Print text on standard output, without the characters in names and values that would steer a terminal."""
+    print(printable(text))
 
 
 def data_spec(words: tuple[str, ...]) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ssole.cli.common import DataWords, data_spec, parse
+from ssole.cli.common import DataWords, data_spec, parse, show
 from ssole.config import ConfigError
 
 
@@ -69,7 +69,7 @@ def compare(argv: Sequence[str]) -> int:
     else:
         result = run(**_arguments(args))
     Console().print(result.table())
-    print(f"saved: {result.path / 'comparison.json'}")
+    show(f"saved: {result.path / 'comparison.json'}")
     return 0 if result.best is not None else 1
 
 

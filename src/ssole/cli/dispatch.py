@@ -147,7 +147,7 @@ def _run(command: Command, argv: Sequence[str]) -> int:
         return 1
     except KeyboardInterrupt as error:
         if not distributed.launch().rank:
-            print(f"\n{error}" if str(error) else "\ninterrupted", file=sys.stderr)
+            print(f"\n{printable(str(error))}" if str(error) else "\ninterrupted", file=sys.stderr)
         return _SIGNAL + int(getattr(error, "signal_number", 2))
 
 

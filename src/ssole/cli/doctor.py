@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ssole.cli.common import OptionalFile, data_spec, parse
+from ssole.cli.common import OptionalFile, data_spec, parse, show
 from ssole.config import ConfigError
 
 
@@ -73,5 +73,5 @@ def doctor(argv: Sequence[str]) -> int:
         print(report.to_json(), end="")
     elif args.json is not None:
         report.save(args.json)
-        print(f"\nsaved: {args.json}")
+        show(f"\nsaved: {args.json}")
     return 1 if report.verdict == "stop" else 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssole import distributed
-from ssole.cli.common import DataWords, FilePath, RunPath, data_spec, parse, run_config, run_data
+from ssole.cli.common import DataWords, FilePath, RunPath, data_spec, parse, run_config, run_data, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +40,5 @@ def embed(argv: Sequence[str]) -> int:
     data = data_spec(args.data) or run_data(run_config(args.run), args.run)
     done = embed_to_file(args.run, data, args.out, device=args.device, progress=not distributed.rank())
     if not distributed.rank():
-        print(f"{done.images} images, {done.features} features each: {args.out}")
+        show(f"{done.images} images, {done.features} features each: {args.out}")
     return 0

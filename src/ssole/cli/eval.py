@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from ssole import distributed
-from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data
+from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data, show
 from ssole.config import ConfigError
 from ssole.evaluation.results import LABEL_FREE, EvaluationResult
 from ssole.evaluation.subjects import is_run, name_of
@@ -105,7 +105,7 @@ def evaluate(argv: Sequence[str]) -> int:
             Console().print(result.table())
             _print_verdicts(result, {"trained": args.run[0]} if alone else subjects)
         if saved is not None:
-            print(f"saved: {saved}")
+            show(f"saved: {saved}")
     return 0
 
 
@@ -124,7 +124,7 @@ def _print_verdicts(result: EvaluationResult, subjects: Mapping[str, str]) -> No
             rise = last_rise(Run(Path(subject)).metrics) if Path(subject).is_dir() else 0.0
             verdict = judge_figures(figures, width, rise)
             assert verdict is not None  # there is RankMe
-            print(f"verdict on {name_of(subject)}: {verdict.sentence}")
+            show(f"verdict on {name_of(subject)}: {verdict.sentence}")
 
 
 def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> Path | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssole.cli.common import OptionalFile, RunPath, parse
+from ssole.cli.common import OptionalFile, RunPath, parse, show
 from ssole.export.export import Format
 from ssole.export.export import export as write
 
@@ -33,6 +33,6 @@ def export(argv: Sequence[str]) -> int:
     """
     args = parse(export, ExportArgs, argv)
     folder = write(args.run, to=args.to, out=args.out)
-    print(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    print(f"how to load it: {folder / 'README.md'}")
+    show(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    show(f"how to load it: {folder / 'README.md'}")
     return 0

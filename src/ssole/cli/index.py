@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data
+from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +51,11 @@ def index(argv: Sequence[str]) -> int:
         data = run_data(run_config(Path(args.model)) if is_run(args.model) else None, args.model)
     made = build_index(args.model, data, args.out, half=args.half, cells=args.cells, device=args.device)
     if made.cells is not None:
-        print(f"{len(made.cells.centres):,} cells: a search looks into the nearest {PROBED}, with --exact into all")
+        show(f"{len(made.cells.centres):,} cells: a search looks into the nearest {PROBED}, with --exact into all")
     elif len(made) > MANY and args.cells == "auto":
         print(
             "searches look at all images: pip install 'ssole[search]' would make an index with cells, which is quicker"
         )
     size = sum(file.stat().st_size for file in made.path.iterdir())
-    print(f"{len(made):,} images, {made.features.shape[1]} features each: {made.path} ({size / 1e6:.1f} MB)")
+    show(f"{len(made):,} images, {made.features.shape[1]} features each: {made.path} ({size / 1e6:.1f} MB)")
     return 0

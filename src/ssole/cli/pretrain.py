@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from ssole import api, distributed
-from ssole.cli.common import Changes, data_spec
+from ssole.cli.common import Changes, data_spec, show
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
 from ssole.doctor.suggest import Suggestion, channel_overrides
 from ssole.errors import printable
@@ -66,7 +66,7 @@ def pretrain(argv: Sequence[str]) -> int:
             raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(others)}")
         run = Run(args.resume)
         if run.finished and not distributed.launch().rank:
-            print(f"{run.path} has finished already: there is nothing to resume.")
+            show(f"{run.path} has finished already: there is nothing to resume.")
         data = args.config.data if "--data" in given else None
         eval_data = args.config.eval_data if "--eval-data" in given else None
         print_finished(api.resume(run, data=data, eval_data=eval_data, allow_changes=args.allow_changes))
@@ -131,11 +131,11 @@ def print_finished(run: Run) -> None:
     if rows:
         last = rows[-1]
         took, rank = duration(last["seconds"]), last["effective_rank"]
-        print(f"{last['step']} steps in {took}, loss {last['loss']:.4f}, effective rank {rank:.0f}")
+        show(f"{last['step']} steps in {took}, loss {last['loss']:.4f}, effective rank {rank:.0f}")
     if unreadable := run.unreadable:
         first = unreadable[0]
         example = printable(f"{first['id']}: {first['reason']}")
-        print(f"{len(unreadable)} unreadable images were left out, such as {example}")
-        print(f"all of them: {run.path / 'unreadable.jsonl'}")
-    print(f"weights: {run.backbone_path}")
-    print(f"evaluate them: ssole eval {run.path}")
+        show(f"{len(unreadable)} unreadable images were left out, such as {example}")
+        show(f"all of them: {run.path / 'unreadable.jsonl'}")
+    show(f"weights: {run.backbone_path}")
+    show(f"evaluate them: ssole eval {run.path}")

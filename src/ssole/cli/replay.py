@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ssole.cli.common import parse
+from ssole.cli.common import parse, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,13 @@ def replay(argv: Sequence[str]) -> int:
 
     args = parse(replay, ReplayArgs, argv)
     found = take_again(args.bundle)
-    print(f"step {found.step} failed in the run: {found.recorded}")
+    show(f"step {found.step} failed in the run: {found.recorded}")
     for note in found.notes:
-        print(f"  another {note}")
-    print(f"here: {found.found or 'everything is finite'}")
+        show(f"  another {note}")
+    show(f"here: {found.found or 'everything is finite'}")
     parts = {"weights before the step": found.weights, "first layers": found.layers, "gradients": found.gradients}
     for title, names in parts.items():
         if names:
-            print(f"{title} that are not finite:\n  " + "\n  ".join(names))
+            show(f"{title} that are not finite:\n  " + "\n  ".join(names))
     print("the same as in the run" if found.reproduced else "not the same as in the run")
     return 0 if found.reproduced else 1

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ssole.cli.common import DataWords, OptionalFile, data_spec, parse
+from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, show
 from ssole.config import ConfigError
 from ssole.report.report import report as write
 
@@ -54,7 +54,7 @@ def report(argv: Sequence[str]) -> int:
     if args.live:
         return _serve(args, how)
     path = write(list(args.runs), out=args.out, **how)
-    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    show(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
 
 

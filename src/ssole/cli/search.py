@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ssole.cli.common import DataWords, FilePath, data_spec, parse, picture_form
+from ssole.cli.common import DataWords, FilePath, data_spec, parse, picture_form, show
 from ssole.config import ConfigError
 from ssole.data.sources import why_not_again
 from ssole.errors import printable
@@ -96,13 +96,13 @@ def _print_table(found: Matches, title: str) -> None:
 
 def _print_groups(groups: list[Matches], index: Index) -> None:
     copies = sum(len(group) - 1 for group in groups)
-    print(f"{copies:,} of {len(index):,} images are near duplicates, in {len(groups):,} groups")
+    show(f"{copies:,} of {len(index):,} images are near duplicates, in {len(groups):,} groups")
     if 2 * copies > len(index):
         print("the model finds most images this similar: raise --least to see those that are more alike")
     for group in groups:
-        print(printable(f"\n{group.ids[0]}"))
+        show(f"\n{group.ids[0]}")
         for name, value in zip(group.ids[1:], group.similarity[1:].tolist(), strict=True):
-            print(printable(f"  {value:.4f}  {name}"))
+            show(f"  {value:.4f}  {name}")
 
 
 def _draw(args: SearchArgs, index: Index, groups: list[Matches], form: str) -> None:
@@ -112,14 +112,14 @@ def _draw(args: SearchArgs, index: Index, groups: list[Matches], form: str) -> N
     given = data_spec(args.data)
     data: Any = index.data if given is None else given
     if given is None and (reason := why_not_again(data)) is not None:
-        print(f"no picture: the index is of {reason}; --data says where the images are")
+        show(f"no picture: the index is of {reason}; --data says where the images are")
         return
     try:
         sheet, missing = contact_sheet(groups, data, query=args.query, channels=index.channels)
     except ValueError as error:
-        print(printable(f"no picture: {error} (--data says where the images are)"))
+        show(f"no picture: {error} (--data says where the images are)")
         return
     write_atomically(args.out, lambda path: sheet.save(path, format=form))
-    print(f"picture: {args.out}")
+    show(f"picture: {args.out}")
     if missing:
-        print(printable(f"{len(missing)} images are gone or cannot be read, such as {missing[0]}: they are grey"))
+        show(f"{len(missing)} images are gone or cannot be read, such as {missing[0]}: they are grey")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssole.cli.common import FilePath, OptionalFile, parse
+from ssole.cli.common import FilePath, OptionalFile, parse, show
 from ssole.cli.search import IndexPath
 
 
@@ -46,7 +46,7 @@ def select(argv: Sequence[str]) -> int:
     index = open_index(args.index, device=args.device)
     found, worst = index.select(args.count, given=given)
     found.save(args.out)
-    print(f"{len(found):,} of {len(index):,} images: {args.out}")
+    show(f"{len(found):,} of {len(index):,} images: {args.out}")
     print(
         f"every image has a cosine similarity of at least {worst:.3f} to one of them" + " or those given" * bool(given)
     )

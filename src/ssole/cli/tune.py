@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ssole.cli.common import DataWords, OptionalFile, data_spec, parse
+from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,12 @@ def tune(argv: Sequence[str]) -> int:
     found = run(data_spec(args.data), recipe=args.recipe, budget=args.budget, trials=args.trials, out=args.out)
     for number, trial in enumerate(found.trials):
         outcome = f"failed: {trial.error}" if trial.error is not None else f"{trial.scores[FIGURE]:.4g}"
-        print(f"{'*' if number == found.chosen else ' '} trial {number}: {outcome}  {words(trial.settings)}")
+        show(f"{'*' if number == found.chosen else ' '} trial {number}: {outcome}  {words(trial.settings)}")
     trust = f"rank correlation with kNN was {CORRELATION[FIGURE]:+.2f} in {COMPARED} small runs"
-    print(f"* has the best {METRICS[FIGURE]}, whose {trust}")
-    print(f"how much it finds: {RECOVERED:.0%} of what labels would have gained, in 4 searches (docs/compare.md)")
+    show(f"* has the best {METRICS[FIGURE]}, whose {trust}")
+    show(f"how much it finds: {RECOVERED:.0%} of what labels would have gained, in 4 searches (docs/compare.md)")
     for name, (chosen, best) in GAINS.items():
-        print(f"  {name}: {chosen:+.1f} points of kNN accuracy against the recipe; the best trial: {best:+.1f}")
-    print(f"recipe: {found.recipe}")
-    print(f"train with it: ssole pretrain --recipe {found.recipe}")
+        show(f"  {name}: {chosen:+.1f} points of kNN accuracy against the recipe; the best trial: {best:+.1f}")
+    show(f"recipe: {found.recipe}")
+    show(f"train with it: ssole pretrain --recipe {found.recipe}")
     return 0

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from ssole.cli.common import FilePath, data_spec, parse, picture_form
+from ssole.cli.common import FilePath, data_spec, parse, picture_form, show
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, ViewRecipe, load, view_preset
 from ssole.data.base import evenly_spaced
 from ssole.data.decode import decode
@@ -55,7 +55,7 @@ def views(argv: Sequence[str]) -> int:
     images, indices = _some_images(args, recipe)
     sheet = picture(images, indices, recipe=recipe, seed=args.seed, epoch=args.epoch)
     write_atomically(args.out, lambda path: sheet.save(path, format=form))
-    print(f"{len(images)} image{'s' * (len(images) > 1)} and their views by {args.recipe}: {args.out}")
+    show(f"{len(images)} image{'s' * (len(images) > 1)} and their views by {args.recipe}: {args.out}")
     return 0
 
 

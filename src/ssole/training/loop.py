@@ -17,12 +17,14 @@ from ssole.data.store import ImageStore
 from ssole.distributed import Stopping
 from ssole.errors import DataError
 from ssole.models.load import backbone_metadata
+from ssole.progress import data_size
 from ssole.runtime import resolve_precision, torch_state
-from ssole.training.checkpoint import Progress, load_checkpoint, require_space, save_backbone
+from ssole.training.checkpoint import MOST_CHECKPOINTS, Progress, load_checkpoint, require_space, save_backbone
 from ssole.training.feed import Feed, Plan
 from ssole.training.guardian import Guardian
 from ssole.training.initial import Initial
 from ssole.training.monitor import Evaluator, Monitor
+from ssole.training.needs import checkpoint_bytes
 from ssole.training.pace import Pace
 from ssole.training.run import Run, record_unreadable, rewind
 from ssole.training.saving import Saver
@@ -237,4 +239,5 @@ def _title(learner: Learner, plan: Plan) -> str:
     title = f"{plan.images:,} images, {steps} of {plan.batch_size} x {config.augment.views} views"
     done = learner.steps_done
     where = str(device) if world == 1 else f"{world} processes ({device.type})"
-    return f"{title}, on {where} in {number}" + (f", going on after step {done}" if done else "")
+    disk = data_size(checkpoint_bytes(learner.modules, MOST_CHECKPOINTS))
+    return f"{title}, on {where} in {number}{f', going on after step {done}' if done else ''}; it needs {disk} of disk"
