@@ -12,9 +12,10 @@ them.
 - A run is poor if it gains less than half of what the best run of its group gains over the untrained network.
 - The two thresholds are those that tell poor runs from others with the fewest mistakes: "collapsed" above one of
   uniformity, "dimension-starved" below one of RankMe. Of equal choices the widest gap is taken, and its middle.
-- A run was still improving if the same settings for four times as many steps gain two points of accuracy. Whether the
-  share of its loss's whole fall that came in the last quarter tells so is measured with the best threshold, by the mean
-  of both kinds of mistakes.
+- A run was still improving if the same settings for four times as many steps gain two points of accuracy. Its rise of
+  kNN accuracy over its last fifth says so above the largest rise of a run that was not. The correlation is that of the
+  rise with the gain. Whether the share of its loss's whole fall that came in the last quarter tells more is measured
+  with the best threshold, by the mean of both kinds of mistakes.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ def fit(report: dict[str, Any]) -> dict[str, Any]:
     pairs = _pairs(runs)
     falls, improved = [last_fall(run["curves"]["loss"]) for run, _ in pairs], [gain >= POINTS for _, gain in pairs]
     fall = round(_threshold(falls, improved), 3)
+    risen = [(run["rise"], gain) for run, gain in pairs if "rise" in run]
+    rise = max(one for one, gain in risen if gain < POINTS)
     return {
         "runs": len(runs),
         "compared": sum(map(len, large)),
@@ -71,6 +74,11 @@ def fit(report: dict[str, Any]) -> dict[str, Any]:
         "poor": sum(poor),
         "missed": sum(is_poor and not call for is_poor, call in zip(poor, called, strict=True)),
         "wronged": sum(call and not is_poor for is_poor, call in zip(poor, called, strict=True)),
+        "improving_rise": round(rise, 3),
+        "rises": len(risen),
+        "rise_correlation": _rise_correlation(pairs),
+        "rises_improved": sum(gain >= POINTS for _, gain in risen),
+        "rises_seen": sum(one > rise for one, _ in risen),
         "pairs": len(pairs),
         "improved": sum(improved),
         "pairs_misjudged": sum((one > fall) != truth for one, truth in zip(falls, improved, strict=True)),
@@ -81,6 +89,16 @@ def _rank_correlation(group: Sequence[Run], name: str) -> float:
     measured = [run for run in group if name in run["figures"]]
     figures, truth = [run["figures"][name] for run in measured], [run["knn20"] for run in measured]
     return float(spearmanr(figures, truth).statistic)
+
+
+def _rise_correlation(pairs: Sequence[tuple[Run, float]]) -> float:
+    """Rank correlation of the last rise with what longer training gained, the mean over large groups."""
+    groups: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    for run, gain in pairs:
+        if "rise" in run:
+            groups[run["data"], run["steps"]].append((run["rise"], gain))
+    large = [zip(*group, strict=True) for group in groups.values() if len(group) >= LEAST]
+    return round(float(np.mean([spearmanr(*columns).statistic for columns in large])), 2)
 
 
 def _recovered(group: Sequence[Run], name: str, correlation: float, untrained: dict[str, float]) -> float:

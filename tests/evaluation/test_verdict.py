@@ -36,8 +36,10 @@ def test_constants_are_those_of_the_experiment(fitted: dict[str, Any]) -> None:
     assert fitted["compared"] == module.COMPARED >= 30
     assert fitted["correlation"] == module.CORRELATION
     assert list(module.CORRELATION) == list(LABEL_FREE)
-    found = [fitted[name] for name in ("collapsed_uniformity", "starved_rankme")]
-    assert found == [module.COLLAPSED_UNIFORMITY, module.STARVED_RANKME]
+    found = [fitted[name] for name in ("collapsed_uniformity", "starved_rankme", "improving_rise")]
+    assert found == [module.COLLAPSED_UNIFORMITY, module.STARVED_RANKME, module.IMPROVING_RISE]
+    assert fitted["rises"] == module.RISES >= 30
+    assert fitted["rise_correlation"] == module.RISE_CORRELATION
 
 
 def test_the_documentation_has_the_figures_of_the_experiment(fitted: dict[str, Any]) -> None:
@@ -46,10 +48,16 @@ def test_the_documentation_has_the_figures_of_the_experiment(fitted: dict[str, A
         "{runs} small runs",
         "groups of ten runs or more, {compared} in all",
         "Of {poor} poor runs the verdict misses {missed}, and it calls {wronged} others poor",
-        "of {pairs} runs that were repeated for four times as many steps, {improved} gained",
-        "misjudged {pairs_misjudged}",
+        "Of {rises} runs that were repeated for four times as many steps, {rises_improved} gained",
+        "rank correlation of {rise_correlation:+.2f} with that gain",
+        "gained less; {rises_seen} of the others",
+        "misjudged {pairs_misjudged} of",
+        "rose by more than {rise_points:.1f} points",
+        "uniformity above {collapsed_uniformity}",
+        "RankMe below {starved_rankme}",
     ):
-        assert sentence.format(**fitted) in page, sentence.format(**fitted)
+        text = sentence.format(**fitted, rise_points=100 * fitted["improving_rise"]).replace("-", "−")
+        assert text in page.replace("-", "−"), text
     for name, value in fitted["correlation"].items():
         cells = f"| {value:+.2f} | {100 * fitted['recovered'][name]:.0f} % |"
         assert cells.replace("-", "−") in page, name
@@ -59,8 +67,8 @@ def test_the_documentation_has_the_figures_of_the_experiment(fitted: dict[str, A
     ("change", "rise", "state", "words"),
     [
         ({}, 0.0, "healthy", "RankMe is 90.0: the 128 features vary in many directions"),
-        ({}, 0.01, "healthy", "RankMe is 90.0"),
-        ({}, 0.02, "still improving", "kNN accuracy rose by 2.0 points over the last fifth of training"),
+        ({}, module.IMPROVING_RISE, "healthy", "RankMe is 90.0"),
+        ({}, 0.05, "still improving", "kNN accuracy rose by 5.0 points over the last fifth of training"),
         ({"centred_effective_rank": 1.9}, 0.1, "collapsed", "effective rank, centred is 1.9: all images look"),
         ({"uniformity": -0.01}, 0.1, "collapsed", "uniformity is -0.010: all features point in"),
         ({"rankme": 5.0}, 0.1, "dimension-starved", "RankMe is 5.0: the 128 features vary in few directions"),
@@ -73,6 +81,8 @@ def test_states(change: dict[str, float], rise: float, state: str, words: str) -
     assert verdict.sentence.startswith(f"{state}: {words}")
     correlation = f"with kNN in {module.COMPARED} small runs: {module.CORRELATION['rankme']:+.2f})."
     assert (correlation in verdict.sentence) == (verdict.figure == "rankme")
+    gained = f"what four times as many steps gained in {module.RISES} small runs: {module.RISE_CORRELATION:+.2f})."
+    assert verdict.sentence.endswith(gained) == (verdict.state == "still improving")
 
 
 def test_features_that_are_what_the_words_say() -> None:

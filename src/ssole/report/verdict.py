@@ -69,7 +69,7 @@ def judge(record: Record, sample: Sample | None, broken: str = "") -> Verdict:
     gap, heading = trained.value - baseline.value, METRICS[metric]
     against = f"{heading} {100 * trained.value:.1f} %, against {100 * baseline.value:.1f} % for {name}"
     if gap > _ERRORS * error:
-        still = rise > unlabelled.IMPROVING_POINTS
+        still = rise > unlabelled.IMPROVING_RISE
         rising = " It was still rising at the end: longer training may help." if still else ""
         return Verdict("good", f"It worked: {against}.{rising}", figures, said)
     if gap < -_ERRORS * error:
