@@ -267,6 +267,24 @@ def test_another_signal_acts_at_once_only_after_a_second(stop: Any, monkeypatch:
     assert stop.noted == [signal.SIGINT]
 
 
+def test_a_signal_that_torchrun_passes_on_is_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler sends it to all processes of a job, and torchrun once more to those that it has started."""
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    noted: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
+    try:
+        with stop_signal(lambda: None) as stop:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGTERM)
+            assert (stop.requested, noted) == (signal.SIGTERM, [])
+            clock = time.monotonic
+            monkeypatch.setattr(time, "monotonic", lambda: clock() + 6)
+            signal.raise_signal(signal.SIGTERM)
+            assert noted == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_run_under_nohup_ignores_the_end_of_its_terminal() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

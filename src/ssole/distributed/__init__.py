@@ -22,7 +22,7 @@ from ssole.distributed.agreement import (
     stopping_points,
 )
 from ssole.distributed.collectives import all_reduce, alone, average_gradients, gather, mean, rank, world_size
-from ssole.distributed.group import ProcessError, launch, own_device, processes
+from ssole.distributed.group import ProcessError, is_torchrun, launch, own_device, processes
 
 __all__ = [
     "ElsewhereError",
@@ -37,6 +37,7 @@ __all__ = [
     "collect",
     "first_on_each_node",
     "gather",
+    "is_torchrun",
     "launch",
     "mean",
     "on_rank_0",

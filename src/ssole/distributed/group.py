@@ -66,6 +66,11 @@ def launch() -> Launch:
     return replace(one, rank=rank, world_size=world, local_rank=local[0], local_world_size=local[1])
 
 
+def is_torchrun() -> bool:
+    """Whether torchrun started this process, alone or with others."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def own_device(device: torch.device) -> torch.device:
     """Device of this process: with many, the GPU of its local rank.
 

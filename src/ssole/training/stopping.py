@@ -76,20 +76,22 @@ class Stop:
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # of Ctrl-C, of `kill` and schedulers, and of a terminal that was closed
 _AT_ONCE = 1.0  # seconds in which another signal is the same request: schedulers and terminals send several
+_PASSED_ON = 5.0  # seconds in which torchrun passes on a signal that a scheduler has sent to all processes of a job
 
 
 @contextmanager
 def stop_signal(notify: Callable[[], None]) -> Iterator[Stop]:
     """Handler of Ctrl-C, SIGTERM and SIGHUP: the first sets a request for the loop to answer, a second acts at once.
 
-    Another of the three within a second of the first is part of the same request. SIGHUP stays ignored under `nohup`.
+    Another of the three within a second of the first is part of the same request, and so is the same within five where
+    torchrun may pass it on. SIGHUP stays ignored under `nohup`.
     `notify` is called on the first one. It runs inside a signal handler, so it must not print.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # Python delivers signals to the main thread only
         yield stop
         return
-    first = 0.0
+    first, repeats = 0.0, _PASSED_ON if distributed.is_torchrun() else 0.0
 
     def request(number: int, frame: FrameType | None) -> None:
         nonlocal first
@@ -98,7 +100,7 @@ def stop_signal(notify: Callable[[], None]) -> Iterator[Stop]:
             notify()
             if stop.leaves():
                 raise Stopping
-        elif number == stop.requested or time.monotonic() - first > _AT_ONCE:
+        elif time.monotonic() - first >= (repeats if number == stop.requested else _AT_ONCE):
             # in place of restoring all handlers on the first signal: Python reports one that was on its way as an error
             signal.signal(number, before[number])
             signal.raise_signal(number)
