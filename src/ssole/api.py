@@ -223,8 +223,8 @@ def continue_run(
     """
     config = found.config
     if data is None and (reason := why_not_again(config.data)) is not None:
-        again = "" if is_in_memory(config.data) else "--data URL, or "
-        raise DataError(f"{found.path} was started on {reason}: pass them again, {again}ssole.resume(run, data=images)")
+        how = "pass them," if is_in_memory(config.data) else "pass them again, --data URL, or"
+        raise DataError(f"{found.path} was started on {reason}: {how} ssole.resume(run, data=images)")
     measured = with_eval_data(config, found.path, eval_data) if evaluators is None else config
     if is_own(config.model) and backbone is None:
         raise need_of_module(config.model)
