@@ -9,7 +9,6 @@ the search with cells finds. Everything lies in the page cache when it is search
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from measure import save, take_turns
-from search import show, timed, unit, write_index
+from search import options, show, timed, unit, write_index
 from ssole.search.cells import divide
 from ssole.search.index import CELLS, FEATURES, Index
 
@@ -28,14 +27,8 @@ GROUP = 100
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=2_000_000)
-    parser.add_argument("--features", type=int, default=128)
-    parser.add_argument("--k", type=int, default=20)
+    parser = options(__doc__, images=2_000_000, features=128)
     parser.add_argument("--queries", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     random = np.random.default_rng(0)

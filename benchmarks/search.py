@@ -28,14 +28,7 @@ from ssole.search.index import DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1_000_000)
-    parser.add_argument("--features", type=int, default=512)
-    parser.add_argument("--k", type=int, default=20)
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    args = parser.parse_args()
+    args = options(__doc__, images=1_000_000, features=512).parse_args()
     torch.set_num_threads(args.threads)
     random = np.random.default_rng(0)
     rows = unit(random.standard_normal((args.images, args.features), dtype=np.float32))
@@ -60,6 +53,18 @@ def main() -> None:
         shape = {"images": args.images, "features": args.features, "k": args.k, "threads": args.threads}
         figures = {**shape, "seconds": seconds, "seconds of select, an image": selecting}
         save(args.out, figures, packages=["torch", "numpy", "faiss-cpu"])
+
+
+def options(description: str | None, *, images: int, features: int) -> argparse.ArgumentParser:
+    """Command line of a benchmark of searches, with its default numbers of images and features."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=images)
+    parser.add_argument("--features", type=int, default=features)
+    parser.add_argument("--k", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    return parser
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

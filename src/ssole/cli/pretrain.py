@@ -17,7 +17,6 @@ from ssole import api, distributed
 from ssole.cli.common import Changes, data_spec, show
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
 from ssole.doctor.suggest import Suggestion, channel_overrides
-from ssole.errors import printable
 from ssole.progress import duration
 from ssole.runtime import process_seconds
 from ssole.training.run import Run
@@ -134,8 +133,7 @@ def print_finished(run: Run) -> None:
         show(f"{last['step']} steps in {took}, loss {last['loss']:.4f}, effective rank {rank:.0f}")
     if unreadable := run.unreadable:
         first = unreadable[0]
-        example = printable(f"{first['id']}: {first['reason']}")
-        show(f"{len(unreadable)} unreadable images were left out, such as {example}")
+        show(f"{len(unreadable)} unreadable images were left out, such as {first['id']}: {first['reason']}")
         show(f"all of them: {run.path / 'unreadable.jsonl'}")
     show(f"weights: {run.backbone_path}")
     show(f"evaluate them: ssole eval {run.path}")

@@ -85,6 +85,11 @@ def differences(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Ten
     )
 
 
+def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the weights that hold NaN or infinity."""
+    return [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+
+
 def listed(names: Sequence[str], most: int = _SHOWN) -> str:
     """The first names in a line, and how many more there are."""
     more = len(names) - most

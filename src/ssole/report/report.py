@@ -112,11 +112,10 @@ def facts_of(record: Record, *, data: Spec | None, columns: str | PathLike[str] 
 
 def _broken_weights(record: Record) -> str:
     """Why a run's weights are of no use, by themselves; empty if they are finite, or cannot be read."""
-    from ssole.models.weights_file import listed, read_weights
+    from ssole.models.weights_file import listed, not_finite, read_weights
 
     try:
-        weights = read_weights(record.path / "backbone.safetensors")
+        bad = not_finite(read_weights(record.path / "backbone.safetensors"))
     except ConfigError:
         return ""  # the reason for no pictures says so
-    bad = [name for name, tensor in weights.items() if not tensor.isfinite().all()]
     return f"the weights hold NaN or infinity: {listed(bad)}" if bad else ""

@@ -18,7 +18,16 @@ from ssole.errors import printable
 from ssole.files import write_json_atomically
 from ssole.models.backbone import Encoder, checked_encoder
 from ssole.models.own import is_own
-from ssole.models.weights_file import SAME, SUFFIXES, Differences, differences, is_count, listed, read_weights
+from ssole.models.weights_file import (
+    SAME,
+    SUFFIXES,
+    Differences,
+    differences,
+    is_count,
+    listed,
+    not_finite,
+    read_weights,
+)
 from ssole.progress import say
 from ssole.runtime import lack_of_memory
 from ssole.training.checkpoint import Progress, newest_weights, state_tensors, write_checkpoint
@@ -93,7 +102,7 @@ def read_initial(config: PretrainConfig, encoder: Encoder, *, progress: bool = F
     if differences(projector, encoder.projector.state_dict()) == SAME:
         weights |= {f"projector.{name}": tensor for name, tensor in projector.items()}
         projector = {}
-    if bad := [name for name, tensor in weights.items() if not tensor.isfinite().all()]:
+    if bad := not_finite(weights):
         raise ConfigError(f"{config.init} has weights that are not finite: {listed(bad, _LISTED)}")
     new = [name for name in encoder.state_dict() if name not in weights and not is_count(name)]
     left = sorted([*misfits, *(f"projector.{name}" for name in projector), *unused])
