@@ -169,8 +169,12 @@ def check_pip(arguments: list[str], snippet: Snippet) -> None:
 
 
 def check_program(arguments: list[str], snippet: Snippet | None = None) -> None:
-    """A script of the repository, and its options."""
-    source = (ROOT / arguments[0]).read_text(encoding="utf-8")
+    """A script of the repository, and its options: its own, and those of the scripts beside it that it imports from."""
+    script = ROOT / arguments[0]
+    source = script.read_text(encoding="utf-8")
+    for name in re.findall(r"^from (\w+) import ", source, flags=re.MULTILINE):
+        if (beside := script.with_name(f"{name}.py")).is_file():
+            source += beside.read_text(encoding="utf-8")
     options = {word.partition("=")[0] for word in arguments if word.startswith("--")}
     assert {option for option in options if option not in source} == set(), snippet
 
