@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import tiny
+from ssole import runtime
 from ssole.config import OptimConfig, apply_overrides
+from ssole.training import muon
 from ssole.training.optim import OPTIMIZERS, create_optimizer, learning_rate, set_learning_rate
 from ssole.training.step import Learner
 
@@ -75,3 +77,15 @@ def test_learning_rates_of_layers() -> None:
     assert [found[f"backbone.layer{n}.0.bn1.bias"] for n in (1, 4)] == [2.0 * 0.5**4, 2.0 * 0.5]
     assert found["projector.0.weight"] == 2.0
     assert len(rates) == len([p for p in learner.modules.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_muon_emulates_no_bfloat16(native: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime, "_cpu_multiplies_bfloat16", lambda: native)
+    asked = []
+    monkeypatch.setattr(muon, "polar", lambda m, dtype: asked.append(dtype) or m)
+    layer = nn.Linear(8, 8, bias=False)
+    optimizer = create_optimizer(layer, OptimConfig(name="muon"))
+    layer(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    assert asked == [dtype]
