@@ -33,7 +33,8 @@ import torch  # noqa: E402
 from sklearn.linear_model import LogisticRegression  # noqa: E402
 from sklearn.neighbors import KNeighborsClassifier  # noqa: E402
 
-from ssole.evaluation.knn import accuracy, knn_classify  # noqa: E402
+from ssole.evaluation.accuracy import accuracy  # noqa: E402
+from ssole.evaluation.knn import knn_classify  # noqa: E402
 from ssole.evaluation.linear import C_GRID, linear_probe  # noqa: E402
 
 
