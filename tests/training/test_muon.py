@@ -10,6 +10,7 @@ import timm.optim.muon
 import torch
 from torch import nn
 
+from ssole.training import muon
 from ssole.training.muon import Muon, is_matrix, polar
 
 
@@ -84,3 +85,14 @@ def test_the_steps_bring_singular_values_near_one(shape: tuple[int, ...]) -> Non
     singular = torch.linalg.svdvals(got)
     assert 0.97 < float(singular.min()) <= float(singular.max()) < 1.15
     torch.testing.assert_close((u.mT @ got @ vh.mT).diagonal(dim1=-2, dim2=-1).sort().values, singular.sort().values)
+
+
+@pytest.mark.parametrize("decay", [0.0, -4.0, -20.0])  # the last has a rank of about 10 in float32
+def test_wide_matrices_in_float32(decay: float) -> None:
+    u, _, vh = torch.linalg.svd(torch.randn(32, 256, dtype=torch.float64), full_matrices=False)
+    m = (u * torch.logspace(0, decay, 32, dtype=torch.float64)) @ vh
+    expected = muon._polar(m / m.norm())
+    got = polar(m.float(), torch.float32).double()
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
+    assert float((got - expected).norm() / expected.norm()) < 1e-3
+    assert not polar(torch.zeros(32, 256), torch.float32).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -126,11 +127,40 @@ def polar(m: Tensor, dtype: torch.dtype) -> Tensor:
     tall = m.shape[-2] > m.shape[-1]
     x = (m.mT if tall else m).to(dtype)
     x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=_EPS)
-    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
+    wide = x.shape[-1] >= 2 * x.shape[-2]
+    x = _polar_of_wide(x) if wide and dtype != torch.bfloat16 else _polar(x)
+    return x.mT if tall else x
+
+
+def _polar(x: Tensor) -> Tensor:
+    """The steps on x (m, n) itself, of norm 1, with two products of m x m x n each."""
+    add_product = _add_product(x)
     for a, b, c in STEPS:
         gram = x @ x.mT
         x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return x
+
+
+def _polar_of_wide(x: Tensor) -> Tensor:
+    """The steps on the Gram matrix of x (m, n), so that only two products are of m x m x n, for all of them.
+
+    With G = x x^T and S = a + b G + c G^2, a step is x <- S x and G <- S G S. Twice as fast as `_polar` from n = 2 m on in
+    float32, and as exact. bfloat16 is too coarse for G, whose eigenvalues are squares of the singular values of x.
+    """
+    gram = x @ x.mT
+    product = step = None
+    for a, b, c in STEPS:
+        if step is not None:
+            gram = step @ gram @ step
+        step = _add_product(x)(gram, gram, gram, beta=b, alpha=c)
+        step.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = step if product is None else step @ product
+    assert product is not None
+    return product @ x
+
+
+def _add_product(x: Tensor) -> Callable[..., Tensor]:
+    return torch.addmm if x.ndim == 2 else torch.baddbmm
 
 
 def _batch(matrices: list[Tensor]) -> Tensor:
