@@ -1,4 +1,4 @@
-"""Every script of the benchmarks and experiments still finds what it imports; a number of them run too rarely to tell."""
+"""Every script of the benchmarks and experiments finds what it imports. Many run too rarely to show it."""
 
 from __future__ import annotations
 

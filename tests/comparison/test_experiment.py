@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
+from ssole.comparison.compare import compare
 from ssole.comparison.experiment import read_experiment
 from ssole.comparison.request import make_arms
-from ssole.config import ConfigError, load
+from ssole.config import ConfigError, apply_overrides, load
 from ssole.config.budget import Budget
 
 EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
@@ -17,7 +19,8 @@ EXPERIMENTS = sorted((Path(__file__).parents[2] / "experiments").glob("*.yaml"))
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_shipped_experiments_are_complete(path: Path) -> None:
     values = read_experiment(path)
-    base = load(values["recipe"])
+    for_all = {name: value for name, value in values.items() if name not in inspect.signature(compare).parameters}
+    base = apply_overrides(load(values["recipe"]), for_all)
     arms = make_arms(values["methods"], base, projector="recipe")
     assert len({str(arm.config) for arm in arms}) == len(arms)  # no two arms train the same
     assert all(arm.config.projector.hidden == base.projector.hidden for arm in arms if arm.config.projector.layers)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import tiny
+from ssole import runtime
 from ssole.config import ConfigError, load
 from ssole.models import compile as compiling
 from ssole.models.backbone import Encoder
@@ -34,6 +35,7 @@ def encoder(**overrides: Any) -> Encoder:
         ({}, 500, True),
         ({}, 499, False),
         ({"deterministic": True}, 500, False),
+        ({"precision": "float32"}, 500, False),
         ({"augment__crops": [{"count": 2, "size": 8}, {"count": 2, "size": 65}]}, 500, False),
         ({"compile": "always"}, 1, True),
         ({"compile": "always", "deterministic": True}, 1, True),
@@ -44,12 +46,12 @@ def test_when_a_run_compiles(
     overrides: dict[str, Any], steps: int, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "can_compile", lambda: True)
-    config = tiny.config(**{"deterministic": False, **overrides})
+    config = tiny.config(**{"deterministic": False, "precision": "bfloat16", **overrides})
     assert wants_compiling(config, encoder(), CPU, steps) is wanted
 
 
 def test_auto_needs_a_compiler_batch_norms_and_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny.config(deterministic=False)
+    config = tiny.config(deterministic=False, precision="bfloat16")
     monkeypatch.setattr(compiling, "can_compile", lambda: True)
     assert wants_compiling(config, encoder(), CPU, 500)
     assert not wants_compiling(config, encoder(), torch.device("cuda"), 500)
@@ -59,11 +61,13 @@ def test_auto_needs_a_compiler_batch_norms_and_a_cpu(monkeypatch: pytest.MonkeyP
     assert not wants_compiling(config, encoder(), CPU, 500)
 
 
-def test_the_demo_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("native", [True, False])
+def test_the_demo_is_compiled_where_bfloat16_is_native(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiling, "can_compile", lambda: True)
+    monkeypatch.setattr(runtime, "_cpu_multiplies_bfloat16", lambda: native)
     config = load("digits-m")
     assert config.steps is not None
-    assert wants_compiling(config, Learner(config, CPU).encoder, CPU, config.steps)
+    assert wants_compiling(config, Learner(config, CPU).encoder, CPU, config.steps) is native
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own, while compiling

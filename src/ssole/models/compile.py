@@ -16,6 +16,7 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.models.backbone import SMALL_IMAGE
 from ssole.models.batch_norm import keep_out_of_graphs, kept_buffers
 from ssole.models.cpu import speed_up_compiled_batch_norms
+from ssole.runtime import resolve_precision
 
 COMPILE_FROM_STEPS = 500
 """Steps from which compiling saves time: it takes half a minute, and saves 0.05 s of a step of 0.25 s."""
@@ -25,12 +26,14 @@ def wants_compiling(config: PretrainConfig, encoder: nn.Module, device: torch.de
     """Whether a run of this many steps compiles its encoder: as `config.compile` says, or with `auto`, where it pays.
 
     `benchmarks/encoder.py` measures the gain. On CPUs, networks of plain convolutions and batch norms are 1.2 to 1.4
-    times as fast on small images. Other networks and larger images gain next to nothing.
+    times as fast in bfloat16 on small images. Other networks and larger images gain next to nothing, and neither does
+    float32, in which convolutions take nearly all of the time.
     """
     if config.compile != "auto":
         return config.compile == "always"
     return (
         device.type == "cpu"
+        and resolve_precision(config.precision, device) is torch.bfloat16
         and not config.deterministic  # compiled runs repeat too, but another compiler may change the last digits
         and steps >= COMPILE_FROM_STEPS
         and max(crop.size for crop in config.augment.crops) <= SMALL_IMAGE

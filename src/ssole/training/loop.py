@@ -234,10 +234,11 @@ def _require_no_progress(run: Run, plan: Plan) -> None:
 
 def _title(learner: Learner, plan: Plan) -> str:
     config, device, world = learner.config, learner.device, distributed.world_size()
-    number = str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch.")
+    number, native = (resolve_precision(precision, device) for precision in (config.precision, "auto"))
+    form = "float32" if number is None else "bfloat16" if native else "bfloat16, emulated here and slower than float32"
     steps = f"{plan.total} steps" if config.budget is None else f"{config.budget}, about {plan.total} steps"
     title = f"{plan.images:,} images, {steps} of {plan.batch_size} x {config.augment.views} views"
     done = learner.steps_done
     where = str(device) if world == 1 else f"{world} processes ({device.type})"
     disk = data_size(checkpoint_bytes(learner.modules, MOST_CHECKPOINTS))
-    return f"{title}, on {where} in {number}{f', going on after step {done}' if done else ''}; it needs {disk} of disk"
+    return f"{title}, on {where} in {form}{f', going on after step {done}' if done else ''}; it needs {disk} of disk"

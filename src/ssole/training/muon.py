@@ -142,10 +142,10 @@ def _polar(x: Tensor) -> Tensor:
 
 
 def _polar_of_wide(x: Tensor) -> Tensor:
-    """The steps on the Gram matrix of x (m, n), so that only two products are of m x m x n, for all of them.
+    """The same steps on the Gram matrix of x (m, n): two products of m x m x n for all steps together.
 
-    With G = x x^T and S = a + b G + c G^2, a step is x <- S x and G <- S G S. Twice as fast as `_polar` from n = 2 m on in
-    float32, and as exact. bfloat16 is too coarse for G, whose eigenvalues are squares of the singular values of x.
+    With G = x x^T and S = a + b G + c G^2, a step is x <- S x and G <- S G S. In float32 that is faster than `_polar`,
+    twice from n = 4 m on, and as exact. bfloat16 is too coarse for G, which has the squares of the singular values.
     """
     gram = x @ x.mT
     product = step = None
