@@ -322,7 +322,7 @@ def test_when_knn_cannot_be_measured_it_is_said_and_training_goes_on(
 
 
 def test_images_of_five_channels_and_sixteen_bits_from_files_to_features(tmp_path: Path) -> None:
-    """Normalised by what was measured, trained on, judged and embedded at full depth."""
+    """Normalised by what was measured, trained on, evaluated and embedded at full depth."""
     import tifffile
 
     random = np.random.default_rng(0)

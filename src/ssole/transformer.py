@@ -23,8 +23,8 @@ from ssole.data.sources import open_source
 from ssole.errors import DataError
 from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.features import extract
+from ssole.evaluation.models import open_model
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.evaluation.subjects import open_subject
 from ssole.export import register_with_timm
 from ssole.runtime import Precision, resolve_device
 
@@ -45,7 +45,7 @@ class SSOLEFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     Args:
         model: a run folder or Run, a ``backbone.safetensors``, a folder that `ssole export --to timm` (or hf) wrote, or
-            any other subject of :func:`ssole.evaluation.subjects.open_subject`, such as ``timm:resnet18``; or a module
+            anything else that :func:`ssole.evaluation.models.open_model` opens, such as ``timm:resnet18``; or a module
             that returns features (B, F) and has its preprocessing (``image_size``, ``mean``, ``std``).
         device: auto, cpu, cuda or cuda:N.
         precision: number format of the model's products: auto, float32 or bfloat16.
@@ -134,7 +134,7 @@ def _load(model: Any) -> tuple[nn.Module, Preprocessing]:
     if not isinstance(model, nn.Module) and (Path(getattr(model, "path", model)) / "config.json").is_file():
         register_with_timm()
         model = f"timm:local-dir:{model}"
-    loaded, preprocessing = model_and_preprocessing(model, open_subject, {})
+    loaded, preprocessing = model_and_preprocessing(model, open_model, {})
     if preprocessing.channels is None and (channels := len(preprocessing.mean)) != 3:
         preprocessing = dataclasses.replace(preprocessing, channels=channels)
     return loaded, preprocessing

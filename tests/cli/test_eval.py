@@ -10,8 +10,8 @@ from commands import Command
 
 import ssole
 import tiny
+from ssole.evaluation.models import name_of
 from ssole.evaluation.results import EvaluationResult
-from ssole.evaluation.subjects import name_of
 
 
 def test_eval_of_a_run_on_its_own_labeled_data(trained: Command) -> None:

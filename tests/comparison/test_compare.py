@@ -101,18 +101,18 @@ def test_a_sample_of_the_images_will_do(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_search_is_equal_and_never_sees_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[tuple[str, str]] = []
+    scored: list[tuple[str, str]] = []
     evaluate = runner.evaluate
 
     def watched(run: Run, data: Any, *, test: Any, **given: Any) -> Any:
-        judged.append((run.path.name, test.name))
+        scored.append((run.path.name, test.name))
         train = {data.id(i) for i in range(len(data))}
         assert not train & {test.id(i) for i in range(len(test))}
         return evaluate(run, data, test=test, **given)
 
     monkeypatch.setattr(runner, "evaluate", watched)
     result = compare(budget="18steps", seeds=1, search=4)
-    searched = [one for one in judged if one[0].startswith("search")]
+    searched = [one for one in scored if one[0].startswith("search")]
     assert {test for _, test in searched} == {"train (validation)"}
     for arm in result.arms.values():
         assert [(one.trial, one.steps) for one in arm.search[:4]] == [(0, 2), (1, 2), (2, 2), (3, 2)]
@@ -292,7 +292,7 @@ def test_arrays_and_published_projectors() -> None:
         ({"images": 1}, ConfigError, "at least 2 training images, got 1"),
         ({"search": 1}, ConfigError, "2 trials or more, or 0 for none, got 1"),
         ({"data": "photos/nowhere"}, DataError, "nowhere"),
-        ({"data": tiny.images()}, DataError, "methods are judged by labels, and array has none"),
+        ({"data": tiny.images()}, DataError, "methods are scored by labels, and array has none"),
         ({"batchsize": 3}, ConfigError, "Did you mean 'batch_size'?"),
         ({"batch_size": 81}, DataError, "hold 80"),
         ({"model.backbone": "resnet_18"}, ConfigError, "no model 'resnet_18'"),

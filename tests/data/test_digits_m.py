@@ -126,7 +126,7 @@ def _tile(digit):
 
 
 def test_raw_pixels_do_not_solve_it(built):
-    """Weighted kNN (cosine, k = 20, tau = 0.07) on pixels: well above chance, under the 60 % the demo is judged by."""
+    """Weighted kNN (cosine, k = 20, tau = 0.07) on pixels: well above chance, under the 60 % the demo has to beat."""
     bank, queries = (torch.from_numpy(built[s][0].reshape(len(built[s][0]), -1)).float() for s in ("train", "test"))
     for centre in (0.0, bank.mean(0)):
         a, b = (torch.nn.functional.normalize(x - centre, dim=1) for x in (bank, queries))

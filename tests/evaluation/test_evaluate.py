@@ -146,7 +146,7 @@ def test_images_without_a_label_or_that_cannot_be_read_are_left_out() -> None:
 
 
 def test_a_run_is_set_beside_itself_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "open_subject", lambda run: MeanColour())
+    monkeypatch.setattr(module, "open_model", lambda run: MeanColour())
     monkeypatch.setattr(module, "untrained", lambda run: MeanColour(0.0))
     result = evaluate_quietly("runs/some", coloured(120, seed=0), test=coloured(60, seed=1), protocol=["knn"])
     assert list(result.rows) == ["trained", "raw pixels (8x8)", "untrained"]
@@ -154,7 +154,7 @@ def test_a_run_is_set_beside_itself_untrained(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_run_in_a_dict_keeps_its_own_preprocessing_also_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "open_subject", lambda run: MeanColour())
+    monkeypatch.setattr(module, "open_model", lambda run: MeanColour())
     monkeypatch.setattr(module, "untrained", lambda run: MeanColour())
     given = {"mean": (0.4, 0.4, 0.4), "std": (1.0, 1.0, 1.0)}  # for other networks of the table
     result = evaluate_quietly({"mine": "runs/some"}, coloured(60, seed=0), protocol="label-free", **given)

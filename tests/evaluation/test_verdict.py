@@ -13,7 +13,7 @@ import torch
 from ssole.evaluation import verdict as module
 from ssole.evaluation.label_free import label_free_figures
 from ssole.evaluation.results import LABEL_FREE
-from ssole.evaluation.verdict import judge_figures, last_rise
+from ssole.evaluation.verdict import assess, last_rise
 
 ROOT = Path(__file__).parent.parent.parent
 GOOD = {"centred_effective_rank": 80.0, "rankme": 90.0, "uniformity": -2.0}
@@ -75,7 +75,7 @@ def test_the_documentation_has_the_figures_of_the_experiment(fitted: dict[str, A
     ],
 )
 def test_states(change: dict[str, float], rise: float, state: str, words: str) -> None:
-    verdict = judge_figures({**GOOD, **change}, 128, rise)
+    verdict = assess({**GOOD, **change}, 128, rise)
     assert verdict is not None
     assert verdict.state == state
     assert verdict.sentence.startswith(f"{state}: {words}")
@@ -92,17 +92,17 @@ def test_features_that_are_what_the_words_say() -> None:
     equal = torch.ones(500, 128) + 1e-3 * noise
     states = []
     for features in (noise, few, equal, torch.ones(500, 128)):
-        verdict = judge_figures(label_free_figures(features), 128)
+        verdict = assess(label_free_figures(features), 128)
         assert verdict is not None
         states.append(verdict.state)
     assert states == ["healthy", "dimension-starved", "collapsed", "collapsed"]
 
 
 def test_narrow_networks_are_judged_by_their_width_and_no_figures_by_nothing() -> None:
-    narrow = judge_figures({"rankme": 12.0, "uniformity": -2.0}, 16)
+    narrow = assess({"rankme": 12.0, "uniformity": -2.0}, 16)
     assert narrow is not None
     assert narrow.state == "healthy"
-    assert judge_figures({}, 128) is None
+    assert assess({}, 128) is None
 
 
 def test_the_last_rise_of_accuracy() -> None:

@@ -13,7 +13,7 @@ import torch
 import tiny
 from ssole.evaluation.results import EvaluationResult, Score
 from ssole.report.record import Record
-from ssole.report.verdict import judge
+from ssole.report.verdict import assess
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def evaluated(record: Record, trained: float, pixels: float, untrained: float = 
 def test_accuracy_against_the_best_baseline(
     record: Record, trained: float, pixels: float, level: str, words: str
 ) -> None:
-    verdict = judge(evaluated(record, trained, pixels), None)
+    verdict = assess(evaluated(record, trained, pixels), None)
     assert verdict.level == level
     assert words in verdict.sentence
     assert verdict.figures[0].value == f"{100 * trained:.1f} %"
@@ -48,31 +48,31 @@ def test_accuracy_against_the_best_baseline(
 
 
 def test_three_numbers_even_without_images(record: Record) -> None:
-    assert len(judge(evaluated(record, 0.8, 0.5), None).figures) == 3
+    assert len(assess(evaluated(record, 0.8, 0.5), None).figures) == 3
 
 
 def test_still_rising(record: Record) -> None:
     rising = [{"step": step, "knn20": value} for step, value in ((5, 0.5), (8, 0.6), (10, 0.7))]
     flat = [*rising[:2], {"step": 10, "knn20": 0.605}]
-    assert "still rising" in judge(replace(evaluated(record, 0.8, 0.5), metrics=rising), None).sentence
-    assert "still rising" not in judge(replace(evaluated(record, 0.8, 0.5), metrics=flat), None).sentence
+    assert "still rising" in assess(replace(evaluated(record, 0.8, 0.5), metrics=rising), None).sentence
+    assert "still rising" not in assess(replace(evaluated(record, 0.8, 0.5), metrics=flat), None).sentence
 
 
 def test_without_labels_or_images_it_says_what_to_do(record: Record) -> None:
-    verdict = judge(record, None)
+    verdict = assess(record, None)
     assert verdict.level == "look"
     assert "run ssole eval" in verdict.sentence
 
 
 def test_unfinished_comes_first(record: Record) -> None:
-    verdict = judge(replace(evaluated(record, 0.8, 0.5), finished=False), None)
+    verdict = assess(replace(evaluated(record, 0.8, 0.5), finished=False), None)
     assert (verdict.level, verdict.sentence[:13]) == ("look", "Not finished:")
 
 
 def test_a_broken_network_is_bad_whatever_was_measured(record: Record) -> None:
-    verdict = judge(evaluated(record, 0.8, 0.5), None, "features hold NaN")
+    verdict = assess(evaluated(record, 0.8, 0.5), None, "features hold NaN")
     assert (verdict.level, verdict.sentence) == ("bad", "It did not work: features hold NaN.")
-    assert judge(replace(record, finished=False), None, "features hold NaN").level == "look"
+    assert assess(replace(record, finished=False), None, "features hold NaN").level == "look"
 
 
 def sample_of(features: torch.Tensor) -> Any:
@@ -82,13 +82,13 @@ def sample_of(features: torch.Tensor) -> Any:
 def test_features_are_judged_without_labels_too(record: Record) -> None:
     good = torch.randn(300, 128, generator=torch.Generator().manual_seed(0))
     near, equal = torch.ones(300, 128) + 0.001 * good, torch.ones(300, 128)
-    verdict = judge(record, sample_of(good))
+    verdict = assess(record, sample_of(good))
     assert verdict.level == "look"
     assert verdict.label_free.startswith("healthy: RankMe is")
     assert "rank correlation of RankMe with kNN" in verdict.label_free
     for features, words in ((near, "Collapsed: uniformity is"), (equal, "Collapsed: effective rank, centred is 0.0")):
-        verdict = judge(record, sample_of(features))
+        verdict = assess(record, sample_of(features))
         assert verdict.level == "bad"
         assert words in verdict.sentence
     measured = evaluated(record, 0.8, 0.5)  # an accuracy counts for more, but not that of equal features
-    assert [judge(measured, sample_of(features)).level for features in (good, near, equal)] == ["good", "good", "bad"]
+    assert [assess(measured, sample_of(features)).level for features in (good, near, equal)] == ["good", "good", "bad"]

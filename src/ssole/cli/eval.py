@@ -14,14 +14,12 @@ import tyro
 from ssole import distributed
 from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data, show
 from ssole.config import ConfigError
+from ssole.evaluation.models import is_run, name_of
 from ssole.evaluation.results import LABEL_FREE, EvaluationResult
-from ssole.evaluation.subjects import is_run, name_of
-from ssole.evaluation.verdict import judge_figures, last_rise
+from ssole.evaluation.verdict import assess, last_rise
 from ssole.training.run import Run
 
-Subjects = Annotated[
-    tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")
-]
+Models = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")]
 Words = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--protocol"], metavar="NAME,NAME")]
 
 Numbers = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
@@ -31,7 +29,7 @@ Numbers = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="X", help_be
 class EvalArgs:
     """Options of `ssole eval`."""
 
-    run: Subjects
+    run: Models
     """Run folder or its backbone.safetensors, timm:NAME, timm:NAME=FILE (or torchvision:...), or FILE.onnx; or
     several, each a row of the table."""
     data: DataWords = ()
@@ -80,11 +78,11 @@ def evaluate(argv: Sequence[str]) -> int:
     args = parse(evaluate, EvalArgs, argv, name="eval")
     if not args.run:
         raise ConfigError("give a RUN to evaluate, such as a run folder or timm:resnet18")
-    subjects, alone = _named(args.run), len(args.run) == 1 and is_run(args.run[0])
-    run = next((Path(one) for one in subjects.values() if is_run(one)), None)
+    models, alone = _named(args.run), len(args.run) == 1 and is_run(args.run[0])
+    run = next((Path(one) for one in models.values() if is_run(one)), None)
     config = None if run is None else run_config(run)
     recipe = config.augment.main_views(VIEWS) if config is not None and is_run(args.run[0]) else None
-    given: Any = args.run[0] if alone else subjects
+    given: Any = args.run[0] if alone else models
     how: dict[str, Any] = {"progress": not distributed.rank()}
     how |= {name: getattr(args, name) for name in ("seed", "device", "image_size", "mean", "std")}
     if args.transfer:
@@ -103,28 +101,28 @@ def evaluate(argv: Sequence[str]) -> int:
             saved = _save(result, args, run if alone else None)  # first: printing fails where a pipe was closed
         finally:
             Console().print(result.table())
-            _print_verdicts(result, {"trained": args.run[0]} if alone else subjects)
+            _print_verdicts(result, {"trained": args.run[0]} if alone else models)
         if saved is not None:
             show(f"saved: {saved}")
     return 0
 
 
 def _named(texts: Sequence[str]) -> dict[str, str]:
-    """Subjects by the names of their rows: short where those differ."""
+    """Models by the names of their rows: short where those differ."""
     short = [name_of(text) for text in texts]
     return {name if short.count(name) == 1 else text: text for name, text in zip(short, texts, strict=True)}
 
 
-def _print_verdicts(result: EvaluationResult, subjects: Mapping[str, str]) -> None:
+def _print_verdicts(result: EvaluationResult, models: Mapping[str, str]) -> None:
     """Verdict on each network whose label-free figures were measured, in a line."""
-    for row, subject in subjects.items():
+    for row, model in models.items():
         figures = {name: score.value for name, score in result.rows.get(row, {}).items() if name in LABEL_FREE}
         if figures:
             width = result.details[row]["rankme"][0]["features"]
-            rise = last_rise(Run(Path(subject)).metrics) if Path(subject).is_dir() else 0.0
-            verdict = judge_figures(figures, width, rise)
+            rise = last_rise(Run(Path(model)).metrics) if Path(model).is_dir() else 0.0
+            verdict = assess(figures, width, rise)
             assert verdict is not None  # there is RankMe
-            show(f"verdict on {name_of(subject)}: {verdict.sentence}")
+            show(f"verdict on {name_of(model)}: {verdict.sentence}")
 
 
 def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> Path | None:

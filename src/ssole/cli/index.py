@@ -41,7 +41,7 @@ def index(argv: Sequence[str]) -> int:
     Then: ssole search photos-index one.jpg; ssole search photos-index --duplicates; ssole select photos-index.
     When it is interrupted, the same command goes on from there.
     """
-    from ssole.evaluation.subjects import is_run
+    from ssole.evaluation.models import is_run
     from ssole.search.build import build_index
     from ssole.search.cells import MANY, PROBED
 

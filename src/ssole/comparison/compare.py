@@ -42,7 +42,7 @@ def compare(
         result = ssole.compare(["ssole", "simclr", "vicreg"], budget="600steps", out="runs/losses")
 
     Each arm's settings are searched on a part of the training images (:mod:`ssole.comparison.search`). Then it is
-    trained on all, once a seed, and judged on the test images. The same call with `out` goes on after an interruption.
+    trained on all, once a seed, and scored on the test images. The same call with `out` goes on after an interruption.
 
     Args:
         methods: names of losses; or arms by name, each with settings as in `overrides`, or a loss module of your own.

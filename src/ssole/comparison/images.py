@@ -1,4 +1,4 @@
-"""The images of a comparison: for training and testing, and a part of train that the search is judged on."""
+"""The images of a comparison: for training and testing, and a part of train that the search is scored on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Im
     """Images of a comparison. Test images are those given, else the test split, else a stratified fifth of the data.
 
     With `most`, the training images are an evenly spaced sample of at most so many labelled ones. Data without labels,
-    which methods are judged by, are a DataError.
+    which methods are scored by, are a DataError.
     """
     source = open_source(data)
     labels = _known_labels(source)
@@ -72,7 +72,7 @@ def sample(source: Source, most: int) -> Source:
 
 def _known_labels(source: Source) -> torch.Tensor:
     if source.labels is None or source.labels.max() < 0:
-        raise DataError(f"methods are judged by labels, and {source.name} has none: give images in a folder a class")
+        raise DataError(f"methods are scored by labels, and {source.name} has none: give images in a folder a class")
     return torch.from_numpy(np.array(source.labels, dtype=np.int64))
 
 

@@ -62,7 +62,7 @@ class Difference:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchTrial:
-    """A run of the search, judged on the validation images."""
+    """A run of the search, scored on the validation images."""
 
     trial: int
     steps: int

@@ -78,7 +78,7 @@ class Runner:
     def _search(self, arm: Arm) -> None:
         """Choose the settings of an arm by its search."""
         result, images = self._results[arm.name], self.images
-        judge = partial(_scores, train=images.search_train, test=images.validation, protocol="knn", progress=False)
+        measure = partial(_scores, train=images.search_train, test=images.validation, protocol="knn", progress=False)
         going_on = list(range(self.request.search))
         for number, rung in enumerate(rungs(self.request.search)):
             scores = {}
@@ -90,7 +90,7 @@ class Runner:
                     steps=share_of(result.steps, rung.share),
                     seed=self.request.seeds,  # which no run of the result has
                     data=images.search_train,
-                    judge=judge,
+                    measure=measure,
                 )
                 score = None if record.error is not None else record.scores[RANKED_BY]
                 result.search.append(
@@ -111,7 +111,7 @@ class Runner:
             self._say(f"{arm.name}: chosen {words(result.chosen)}")
 
     def _run_seed(self, arm: Arm, seed: int) -> None:
-        """Train the run of an arm that has a seed, on all images, and judge it on the test images."""
+        """Train the run of an arm that has a seed, on all images, and evaluate it on the test images."""
         result, images = self._results[arm.name], self.images
         how: dict[str, Any] = {"protocol": ("knn", "linear", "label_free"), "progress": self.progress}
         record = self._trial(
@@ -121,7 +121,7 @@ class Runner:
             steps=result.steps,
             seed=seed,
             data=self._train,
-            judge=partial(_scores, train=images.train, test=images.test, **how),
+            measure=partial(_scores, train=images.train, test=images.test, **how),
             curve=self._curve,
         )
         result.runs.append(record)
@@ -136,7 +136,7 @@ class Runner:
         steps: int,
         seed: int,
         data: Spec,
-        judge: Callable[[Run], dict[str, float]],
+        measure: Callable[[Run], dict[str, float]],
         curve: Callable[[PretrainConfig], Mapping[int, Evaluator]] = lambda config: {},
     ) -> Trial:
         """Record of a trial of an arm, in a folder of this name."""
@@ -146,7 +146,7 @@ class Runner:
             self.folder / arm.name / name,
             config,
             data,
-            judge,
+            measure,
             settings=settings,
             loss=arm.module,
             evaluators=partial(curve, config),

@@ -1,4 +1,4 @@
-"""One trial of a comparison: a run that is trained, judged and recorded in `trial.json` in its folder."""
+"""One trial of a comparison: a run that is trained, scored and recorded in `trial.json` in its folder."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run_trial(
     folder: Path,
     config: PretrainConfig,
     data: Spec,
-    judge: Callable[[Run], dict[str, float]],
+    measure: Callable[[Run], dict[str, float]],
     *,
     settings: Mapping[str, Any],
     loss: nn.Module | None = None,
@@ -89,7 +89,7 @@ def run_trial(
 ) -> Trial:
     """Record of a trial, which is trained or goes on from its newest checkpoint, unless it has finished already.
 
-    `judge` gives the scores of the finished run, and `evaluators`, called only to train, what :func:`ssole.pretrain`
+    `measure` gives the scores of the finished run, and `evaluators`, called only to train, what :func:`ssole.pretrain`
     takes. `settings` are recorded as those of the trial. `loss` is the module of a loss of your own.
     """
     if (done := read_trial(folder)) is not None:
@@ -106,7 +106,7 @@ def run_trial(
             shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before it began
             run = api.start(config, folder, data=data, loss=loss, evaluators=evaluators(), progress=progress)
         memory = peak_memory(device) if measured else None
-        record = _finished(record, run, judge(run), memory)
+        record = _finished(record, run, measure(run), memory)
     except FAILURES as error:
         record = replace(record, error=describe_failure(error))
         folder.mkdir(parents=True, exist_ok=True)

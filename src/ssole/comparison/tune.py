@@ -1,6 +1,6 @@
 """`tune`: learning rate, loss weights and strength of the augmentation, chosen without labels.
 
-Trials are short runs with settings from :mod:`ssole.comparison.search`; trial 0 is the recipe itself. Each is judged by
+Trials are short runs with settings from :mod:`ssole.comparison.search`; trial 0 is the recipe itself. Each is scored by
 the label-free figure that followed accuracy best in the experiment behind :mod:`ssole.evaluation.verdict`, on the
 same views for all: those of the recipe. Labels are never read.
 """
@@ -40,7 +40,7 @@ from ssole.training.trial import step_seconds
 from ssole.views import make_views
 
 FIGURE = max(CORRELATION, key=lambda name: abs(CORRELATION[name]))
-"""Figure that trials are judged by."""
+"""Figure that trials are scored by."""
 RECOVERED = 0.07
 """Gain in accuracy of the choice over the recipe, as a share of the best trial's gain, in the searches of
 `experiments/tune.py`."""
@@ -106,10 +106,10 @@ def tune(
         steps = _steps(folder, config, store, limit, trials)
         source = SubsetSource(store.source, np.asarray(evenly_spaced(len(store), _JUDGED_IMAGES)))
     source.labels = None
-    judge = partial(_figures, source=source, recipe=config.augment, seed=config.seed)
+    measure = partial(_figures, source=source, recipe=config.augment, seed=config.seed)
     with resumable(folder, f"the same command and --out {folder}"):
         _keep_or_compare(folder, given, base)
-        records = _run_trials(folder, replace(config, steps=steps, reasons=()), given, judge, trials, progress)
+        records = _run_trials(folder, replace(config, steps=steps, reasons=()), given, measure, trials, progress)
     return _outcome(folder, base, records)
 
 
@@ -138,7 +138,7 @@ def _run_trials(
     folder: Path,
     config: PretrainConfig,
     data: Spec,
-    judge: Callable[[Run], dict[str, float]],
+    measure: Callable[[Run], dict[str, float]],
     trials: int,
     progress: bool,
 ) -> list[Trial]:
@@ -147,7 +147,7 @@ def _run_trials(
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
         say(f"trial {trial} of {trials}, {config.steps} steps: {words(settings)}", enabled=progress)
         own = apply_overrides(config, settings)
-        records.append(run_trial(folder / f"trial-{trial}", own, data, judge, settings=settings, progress=progress))
+        records.append(run_trial(folder / f"trial-{trial}", own, data, measure, settings=settings, progress=progress))
         error = records[-1].error
         outcome = error or f"{METRICS[FIGURE]} {records[-1].scores[FIGURE]:.4g}"
         say(f"trial {trial}: {outcome}", enabled=progress)

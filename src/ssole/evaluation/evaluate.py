@@ -15,11 +15,11 @@ from ssole.config import ConfigError
 from ssole.data.sources import open_source
 from ssole.evaluation.datasets import open_data
 from ssole.evaluation.features import Embeddings, Views, extract
+from ssole.evaluation.models import UnavailableError, is_run, open_model
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
 from ssole.evaluation.sharing import own_device, store_options
-from ssole.evaluation.subjects import UnavailableError, is_run, open_subject
 from ssole.models.load import untrained
 from ssole.runtime import Precision
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ModelOrRun = nn.Module | str | PathLike[str] | Any
 """Module that returns features (B, F); or a run folder, its ``backbone.safetensors``, or the Run of pretraining; or
-another of the subjects of :func:`ssole.evaluation.subjects.open_subject`."""
+anything else that :func:`ssole.evaluation.models.open_model` opens."""
 
 
 def evaluate(
@@ -53,7 +53,7 @@ def evaluate(
     else. Without labels, the result has the label-free metrics instead, and a note says so.
 
     Args:
-        model_or_run: a subject of :func:`ssole.evaluation.subjects.open_subject`: a run, a module, "timm:NAME", ... A
+        model_or_run: what :func:`ssole.evaluation.models.open_model` opens: a run, a module, "timm:NAME", ... A
             list, such as runs of several seeds, gives means and standard deviations. A dict has a row for each name;
             of these, pretrained weights that cannot be had here are left out, and a note says so.
         data: as for pretraining; classifiers learn from its train split.
@@ -67,7 +67,7 @@ def evaluate(
             a dict keep their own.
 
     Raises:
-        ConfigError, DataError: a subject or data that cannot be opened, or test classes that train lacks.
+        ConfigError, DataError: a model or data that cannot be opened, or test classes that train lacks.
         ValueError: unknown preprocessing, features that are not finite, or fewer training images than k.
     """
     overrides = {"image_size": image_size, "mean": mean, "std": std}
@@ -88,7 +88,7 @@ Opened = list[tuple[nn.Module, Preprocessing]]
 
 
 def _rows(given: Any) -> dict[str, list[ModelOrRun]]:
-    """Subjects by row."""
+    """What is to be evaluated, by row."""
     if isinstance(given, Mapping):
         rows = {name: list(one) if isinstance(one, (list, tuple)) else [one] for name, one in given.items()}
     else:
@@ -104,10 +104,10 @@ def _open_all(
 ) -> dict[str, Opened]:
     """Models by row, without rows whose weights cannot be had. ``of_runs`` are the overrides of runs."""
     opened: dict[str, Opened] = {}
-    for name, subjects in rows.items():
+    for name, row in rows.items():
         try:
             opened[name] = [
-                model_and_preprocessing(one, open_subject, of_runs if is_run(one) else overrides) for one in subjects
+                model_and_preprocessing(one, open_model, of_runs if is_run(one) else overrides) for one in row
             ]
         except UnavailableError as error:
             if len(rows) == 1:
@@ -124,8 +124,8 @@ def _add_baselines(
     """Add raw pixels, and the untrained networks of runs: one row for all runs that began with equal networks."""
     scoring.add_raw_pixels(first)
     found: list[tuple[str, Opened]] = []
-    for name, subjects in rows.items():
-        models = [model_and_preprocessing(one, untrained, of_runs) for one in subjects if is_run(one)]
+    for name, row in rows.items():
+        models = [model_and_preprocessing(one, untrained, of_runs) for one in row if is_run(one)]
         if models and all(_beginnings(models) != _beginnings(others) for _, others in found):
             found.append((name, models))
     for name, models in found:
@@ -164,7 +164,7 @@ def embed(
     """
     device = own_device(device)
     model, preprocessing = model_and_preprocessing(
-        model_or_run, open_subject, {"image_size": image_size, "mean": mean, "std": std}
+        model_or_run, open_model, {"image_size": image_size, "mean": mean, "std": std}
     )
     store = preprocessing.open_store(open_source(data), progress=progress)
     array = extract(model, store, preprocessing, device=device, precision=precision, progress=progress).numpy()

@@ -35,7 +35,7 @@ def transfer(
         options: of :func:`ssole.evaluate`, without ``test``.
 
     Raises:
-        ConfigError: there are no data sets, or a subject that cannot be opened.
+        ConfigError: there are no data sets, or a model that cannot be opened.
         DataError: none of the data sets can be had.
         ValueError: as for :func:`ssole.evaluate`.
     """

@@ -65,7 +65,7 @@ class Verdict:
         return f"{text} (rank correlation of {METRICS[self.figure]} with kNN in {COMPARED} small runs: {share:+.2f})."
 
 
-def judge_figures(figures: Mapping[str, float], width: int, rise: float = 0.0) -> Verdict | None:
+def assess(figures: Mapping[str, float], width: int, rise: float = 0.0) -> Verdict | None:
     """Verdict from label-free figures and, of a run that measured it, the last rise of its accuracy.
 
     - collapsed: uniformity near 0, or an effective rank of the centred features below 2.

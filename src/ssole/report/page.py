@@ -21,7 +21,7 @@ from ssole.report.pictures import data_uri, sheets
 from ssole.report.points import colourings, place
 from ssole.report.record import Record
 from ssole.report.sample import Part, Sample
-from ssole.report.verdict import judge
+from ssole.report.verdict import assess
 
 LARGEST_PAGE = 8_000_000
 """Bytes that a page should not exceed."""
@@ -87,7 +87,7 @@ def _run(fact: Facts, runs: int) -> dict[str, Any]:
     cells = [] if record.evaluation is None else record.evaluation.cells()
     return {
         "name": record.name,
-        "verdict": judge(record, sample, fact.broken),
+        "verdict": assess(record, sample, fact.broken),
         "reason": fact.reason,
         "evaluation": record.evaluation,
         "table": list(zip(*cells, strict=True)),  # a metric a row, because many columns would not fit

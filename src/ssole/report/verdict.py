@@ -29,7 +29,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Judgement of a run."""
+    """Verdict on a run."""
 
     level: Level
     sentence: str
@@ -38,11 +38,11 @@ class Verdict:
     """What the label-free figures say; empty without images."""
 
 
-def judge(record: Record, sample: Sample | None, broken: str = "") -> Verdict:
+def assess(record: Record, sample: Sample | None, broken: str = "") -> Verdict:
     """Verdict on a run, from its evaluation, its sample and its metrics, whichever there are.
 
     - bad: the network is `broken`, for the reason given; the features have collapsed, by
-      :func:`ssole.evaluation.verdict.judge_figures`; or accuracy is below the best baseline.
+      :func:`ssole.evaluation.verdict.assess`; or accuracy is below the best baseline.
     - look: the run is not finished, accuracy is within two standard errors of the best baseline, or nothing but
       label-free figures is known.
     - good: accuracy is above the best baseline by more than two standard errors.
@@ -51,13 +51,13 @@ def judge(record: Record, sample: Sample | None, broken: str = "") -> Verdict:
     rank = measured.get(_RANK)
     figures = _figures(record, sample, rank)
     if not record.finished:
-        text = f"Not finished: {record.steps:,} steps so far. Judge it at its end; if it was interrupted, resume it."
+        text = f"Not finished: {record.steps:,} steps so far. Wait for its end; if it was interrupted, resume it."
         return Verdict("look", text, figures)
     if broken:
         return Verdict("bad", f"It did not work: {broken}.", figures)
     state, rise = None, unlabelled.last_rise(record.metrics)
     if sample is not None:
-        state = unlabelled.judge_figures(measured, sample.train.after.shape[1], rise)
+        state = unlabelled.assess(measured, sample.train.after.shape[1], rise)
     said = "" if state is None else state.sentence
     compared = _compare(record)
     if state is not None and state.state == "collapsed" and (compared is None or state.figure == _RANK):

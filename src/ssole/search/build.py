@@ -17,8 +17,8 @@ from ssole.config import ConfigError
 from ssole.data.base import Spec
 from ssole.data.sources import by_name, describe, open_source
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
+from ssole.evaluation.models import OnnxModel, is_run, name_of, open_model
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
-from ssole.evaluation.subjects import OnnxModel, is_run, name_of, open_subject
 from ssole.files import write_json_atomically
 from ssole.models.load import weights_path
 from ssole.runtime import Precision
@@ -45,7 +45,7 @@ def build_index(
     The work can be interrupted: the same call goes on from there. Memory grows with the images' names only.
 
     Args:
-        model_or_run: a run or another subject of :func:`ssole.evaluation.subjects.open_subject` (``timm:resnet18``).
+        model_or_run: a run, or what else :func:`ssole.evaluation.models.open_model` opens (``timm:resnet18``).
         data: images, as for pretraining.
         out: folder to write; by default `index` in the run folder. It must not exist or be empty.
         half: store features in float16, which halves the disk space and changes cosine similarities by up to 0.001.
@@ -86,10 +86,10 @@ def _divide(folder: Path, cells: str, progress: bool) -> None:
         divide(rows, progress=progress).save(folder / CELLS)
 
 
-def _open(subject: Any) -> nn.Module:
-    model = open_subject(subject)
+def _open(given: Any) -> nn.Module:
+    model = open_model(given)
     if isinstance(model, OnnxModel):
-        raise ConfigError(f"an index cannot know {subject} again: give the run that it was exported from")
+        raise ConfigError(f"an index cannot know {given} again: give the run that it was exported from")
     return model
 
 

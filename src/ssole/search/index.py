@@ -27,9 +27,9 @@ from ssole.config import ConfigError
 from ssole.data.storage import data_errors
 from ssole.errors import DataError, valid_text
 from ssole.evaluation.evaluate import model_and_preprocessing
+from ssole.evaluation.models import name_of, open_model
 from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.evaluation.subjects import name_of, open_subject
 from ssole.files import read_json
 from ssole.search.cells import Cells, nearest_in_cells
 from ssole.search.coreset import k_center
@@ -233,8 +233,8 @@ class Index:
         if given is None and not weights.is_file():
             name = self._description.get("model")
             raise ConfigError(f"{self.path} was made with {name}, which it does not hold: pass it, model=... (--model)")
-        subject = weights if given is None else given
-        backbone, preprocessing = model_and_preprocessing(subject, open_subject, {})
+        model = weights if given is None else given
+        backbone, preprocessing = model_and_preprocessing(model, open_model, {})
         self.require_model(backbone_digest(backbone, preprocessing), name_of(given) if given is not None else weights)
         return backbone, preprocessing
 

@@ -1,4 +1,4 @@
-"""Subjects of an evaluation: each kind beside the network it should be equal to, and what cannot be opened."""
+"""Models that can be evaluated: each kind beside the network it should be equal to, and what cannot be opened."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from torch import nn
 import ssole
 import tiny
 from ssole.config import ConfigError
-from ssole.evaluation import subjects
+from ssole.evaluation import models
+from ssole.evaluation.models import OnnxModel, UnavailableError, is_run, name_of, open_model
 from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.evaluation.subjects import OnnxModel, UnavailableError, is_run, name_of, open_subject
 from ssole.training.run import Run
 
 NAME = "mobilenetv3_small_050"
@@ -27,7 +27,7 @@ NAME = "mobilenetv3_small_050"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return tiny.start(tmp_path_factory.mktemp("subjects") / "run", steps=2)
+    return tiny.start(tmp_path_factory.mktemp("models") / "run", steps=2)
 
 
 @pytest.fixture
@@ -48,15 +48,15 @@ def test_a_checkpoint_of_timm(tmp_path: Path, suffix: str) -> None:
         torch.save({"state_dict": whole.state_dict()}, path)  # noqa: TID251
     else:
         save_file(whole.state_dict(), path)
-    model = open_subject(f"timm:{NAME}={path}")
+    model = open_model(f"timm:{NAME}={path}")
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model(images), whole.forward_head(whole.forward_features(images), pre_logits=True))
     assert Preprocessing.from_model(model).image_size == 224
     with pytest.raises(ConfigError, match=rf"{re.escape(str(path))} does not say .* give timm:NAME="):
-        open_subject(path)
+        open_model(path)
     with pytest.raises(ConfigError, match=r"not those of timm:resnet18 \(missing: conv1.weight, .* and \d+ more; unkn"):
-        open_subject(f"timm:resnet18={path}")
+        open_model(f"timm:resnet18={path}")
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small"])
@@ -64,7 +64,7 @@ def test_a_checkpoint_of_torchvision(tmp_path: Path, name: str) -> None:
     torch.manual_seed(0)
     whole = torchvision.models.get_model(name, num_classes=1000).eval()
     torch.save(whole.state_dict(), tmp_path / "weights.pth")  # noqa: TID251
-    model = open_subject(f"torchvision:{name}={tmp_path / 'weights.pth'}")
+    model = open_model(f"torchvision:{name}={tmp_path / 'weights.pth'}")
     last = [module for module in whole.modules() if isinstance(module, nn.Linear)][-1]
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_a_checkpoint_of_torchvision(tmp_path: Path, name: str) -> None:
     preprocessing = Preprocessing.from_model(model)
     assert (preprocessing.image_size, preprocessing.mean) == (224, (0.485, 0.456, 0.406))
     with pytest.raises(ConfigError, match="not those of torchvision:resnet34"):
-        open_subject(f"torchvision:resnet34={tmp_path / 'weights.pth'}")
+        open_model(f"torchvision:resnet34={tmp_path / 'weights.pth'}")
 
 
 def test_exports_of_a_run_have_its_features(run: Run, tmp_path: Path) -> None:
@@ -82,10 +82,10 @@ def test_exports_of_a_run_have_its_features(run: Run, tmp_path: Path) -> None:
     expected = source(Preprocessing.from_model(source)(images))
     ssole.export(run, to="onnx", out=tmp_path / "onnx")
     ssole.export(run, to="timm", out=tmp_path / "timm")
-    for subject in (tmp_path / "onnx" / "model.onnx", f"timm:local-dir:{tmp_path / 'timm'}"):
-        model = open_subject(subject)
+    for given in (tmp_path / "onnx" / "model.onnx", f"timm:local-dir:{tmp_path / 'timm'}"):
+        model = open_model(given)
         features = model(Preprocessing.from_model(model)(images))
-        assert torch.allclose(features, expected, atol=1e-5), subject
+        assert torch.allclose(features, expected, atol=1e-5), given
 
 
 def test_an_onnx_file_of_others(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_an_onnx_file_of_others(tmp_path: Path) -> None:
     images = torch.rand(3, 3, 8, 8)
     for shape in (["n", 3, 8, 8], [1, 3, 8, 8]):
         assert torch.allclose(OnnxModel(write(shape))(images), images.mean((2, 3)), atol=1e-6)
-    model = open_subject(write(["n", 3, 8, 8]))
+    model = open_model(write(["n", 3, 8, 8]))
     how = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
     digests = [backbone_digest(OnnxModel(write([batch, 3, 8, 8])), how) for batch in ("n", "n", "m")]
     assert digests[0] == digests[1] != digests[2]  # parts of an embedding must not be those of another file
@@ -141,7 +141,7 @@ def test_without_a_network_the_row_is_left_out_and_one_line_says_why(run: Run) -
 
 
 @pytest.mark.parametrize(
-    ("subject", "words"),
+    ("given", "words"),
     [
         ("timm:resnet17", "timm has no model 'resnet17': did you mean timm:resnet1"),
         ("timm:resnet18.a1_in2k", "did you mean timm:resnet18.a1_in1k"),
@@ -153,9 +153,9 @@ def test_without_a_network_the_row_is_left_out_and_one_line_says_why(run: Run) -
         ("nowhere", "there is no nowhere: give a run folder"),
     ],
 )
-def test_what_does_not_exist(subject: str, words: str) -> None:
+def test_what_does_not_exist(given: str, words: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(words)) as caught:
-        open_subject(subject)
+        open_model(given)
     assert not isinstance(caught.value, UnavailableError)
 
 
@@ -184,6 +184,6 @@ def test_rows_of_a_dict_and_one_untrained_row_for_equal_beginnings(run: Run, tmp
 
 def test_a_missing_package_for_onnx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.onnx").write_bytes(b"")
-    monkeypatch.setattr(subjects, "find_spec", lambda _: None)
+    monkeypatch.setattr(models, "find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=r"needs onnxruntime: pip install 'ssole\[export\]'"):
         OnnxModel(tmp_path / "model.onnx")

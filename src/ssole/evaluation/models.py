@@ -1,4 +1,4 @@
-"""Subjects of an evaluation: a run, a network of timm or torchvision, a file of weights, an ONNX file, a module."""
+"""Models that can be evaluated: a run, a network of timm or torchvision, a file of weights, an ONNX file, a module."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class UnavailableError(ConfigError):
     """Error for pretrained weights that cannot be had here, such as without a network."""
 
 
-def open_subject(subject: nn.Module | str | PathLike[str] | Any) -> nn.Module:
-    """Module of a subject: images to features (B, F), in evaluation mode on the CPU.
+def open_model(given: nn.Module | str | PathLike[str] | Any) -> nn.Module:
+    """Module that maps images to features (B, F), in evaluation mode on the CPU.
 
     Args:
-        subject: one of
+        given: one of
 
             - a module, which is returned as it is;
             - a run folder, its ``backbone.safetensors``, or a Run;
@@ -49,9 +49,9 @@ def open_subject(subject: nn.Module | str | PathLike[str] | Any) -> nn.Module:
         UnavailableError: pretrained weights that cannot be had.
         ConfigError: anything else that cannot be opened; the message says what to do.
     """
-    if isinstance(subject, nn.Module):
-        return subject
-    text = str(getattr(subject, "path", subject))
+    if isinstance(given, nn.Module):
+        return given
+    text = str(getattr(given, "path", given))
     if text.startswith(_LIBRARIES):
         library, _, name = text.partition(":")
         return (_timm if library == "timm" else _torchvision)(name).eval()
@@ -62,22 +62,22 @@ def open_subject(subject: nn.Module | str | PathLike[str] | Any) -> nn.Module:
         raise ConfigError(f"{path} does not say which network its weights belong to: give timm:NAME={path}")
     if not path.exists():
         raise ConfigError(f"there is no {path}: {_NO_PLACE}")
-    return load(subject)
+    return load(given)
 
 
-def is_run(subject: Any) -> bool:
-    """Whether a subject is a run, or the weight file of one, which knows its network untrained."""
-    if isinstance(subject, nn.Module):
+def is_run(given: Any) -> bool:
+    """Whether this is a run, or the weight file of one, which knows its network untrained."""
+    if isinstance(given, nn.Module):
         return False
-    text = str(getattr(subject, "path", subject))
+    text = str(getattr(given, "path", given))
     return not text.startswith(_LIBRARIES) and not text.endswith(".onnx")
 
 
-def name_of(subject: Any) -> str:
-    """Short name of a subject for a table."""
-    if isinstance(subject, nn.Module):
-        return type(subject).__name__
-    text = str(getattr(subject, "path", subject))
+def name_of(given: Any) -> str:
+    """Short name of a model for a table."""
+    if isinstance(given, nn.Module):
+        return type(given).__name__
+    text = str(getattr(given, "path", given))
     if text.startswith(_LIBRARIES):
         head, _, file = text.partition("=")
         return f"{head}={Path(file).name}" if file else head
@@ -191,7 +191,7 @@ def _torchvision(name: str) -> nn.Module:
     return model
 
 
-def _available(subject: str, fetch: Callable[[], Any]) -> Any:
+def _available(name: str, fetch: Callable[[], Any]) -> Any:
     """What `fetch` returns, which may need a network. What the Hub's client says on each of its tries is left out."""
     client = logging.getLogger("huggingface_hub")
     level = client.level
@@ -201,7 +201,7 @@ def _available(subject: str, fetch: Callable[[], Any]) -> Any:
     except Exception as error:  # the libraries for downloads have a kind of error for each way to fail
         reason = " ".join(str(error).split())
         reason = reason.partition(". ")[0][:160]
-        raise UnavailableError(f"{subject}: its pretrained weights cannot be had here ({reason})") from error
+        raise UnavailableError(f"{name}: its pretrained weights cannot be had here ({reason})") from error
     finally:
         client.setLevel(level)
 
