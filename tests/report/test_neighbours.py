@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssole.report.neighbours import alike, outliers, sample_neighbours
+from ssole.report.neighbours import outliers, sample_neighbours, similar_pairs
 from ssole.report.sample import Part
 
 
@@ -27,7 +27,7 @@ def test_the_image_apart_is_the_first_outlier() -> None:
 def test_pairs_are_found_once_and_only_if_alike() -> None:
     axes = torch.eye(6)
     features = torch.stack([axes[0], axes[1], axes[2], axes[0] + 0.01 * axes[3], axes[1] + 0.05 * axes[4], axes[5]])
-    pairs = alike(part(features), 5)
+    pairs = similar_pairs(part(features), 5)
     assert [(one, two) for one, two, _ in pairs] == [(0, 3), (1, 4)]
     assert pairs[0][2] > pairs[1][2]
-    assert alike(part(features), 1) == pairs[:1]
+    assert similar_pairs(part(features), 1) == pairs[:1]

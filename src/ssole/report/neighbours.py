@@ -38,7 +38,7 @@ def outliers(part: Part, count: int) -> list[tuple[int, float]]:
     return list(zip(chosen.tolist(), mean.tolist(), strict=True))
 
 
-def alike(part: Part, count: int) -> list[tuple[int, int, float]]:
+def similar_pairs(part: Part, count: int) -> list[tuple[int, int, float]]:
     """Most similar pairs of images, each image in one pair at most, with their cosine similarity, highest first."""
     if len(part) < 2:
         return []
@@ -47,7 +47,7 @@ def alike(part: Part, count: int) -> list[tuple[int, int, float]]:
     found: list[tuple[int, int, float]] = []
     for row in similarity[:, 0].argsort(descending=True, stable=True).tolist():
         value, twin = float(similarity[row, 0]), int(index[row, 0])
-        if value < groups.ALIKE or len(found) == count:
+        if value < groups.NEAR_DUPLICATE or len(found) == count:
             break
         if row not in used and twin not in used:
             used |= {row, twin}

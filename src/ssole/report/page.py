@@ -16,7 +16,7 @@ from torch import Tensor
 from ssole import __version__
 from ssole.report import charts
 from ssole.report.confusions import Confusions, confusions
-from ssole.report.neighbours import Neighbours, alike, outliers, sample_neighbours
+from ssole.report.neighbours import Neighbours, outliers, sample_neighbours, similar_pairs
 from ssole.report.pictures import data_uri, sheets
 from ssole.report.points import colourings, place
 from ssole.report.record import Record
@@ -138,8 +138,9 @@ def _pictures(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
             for one in (found.mistakes if found is not None else [])
         ],
         "outliers": [{**seen(row), "value": f"{value:.2f}"} for row, value in outliers(train, _OUTLIERS)],
-        "alike": [
-            {"images": [seen(one), seen(two)], "value": f"{value:.3f}"} for one, two, value in alike(train, _PAIRS)
+        "similar_pairs": [
+            {"images": [seen(one), seen(two)], "value": f"{value:.3f}"}
+            for one, two, value in similar_pairs(train, _PAIRS)
         ],
     }
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from ssole.progress import progress_bar
 from ssole.search.nearest import Rows, exact_products, rounding, score_blocks
 
-ALIKE = 0.98
+NEAR_DUPLICATE = 0.98
 """Least cosine similarity of images that count as near duplicates, unless another is given."""
 CROWD = 10
 """Neighbours whose mean similarity says how alone an image is."""
@@ -18,7 +18,7 @@ Group = tuple[NDArray[np.int64], NDArray[np.float64]]
 """An image and its near duplicates, by row, and their similarity to it, which is 1 for itself."""
 
 
-def near_duplicates(rows_NF: Rows, least: float = ALIKE, *, progress: bool = False) -> list[Group]:
+def near_duplicates(rows_NF: Rows, least: float = NEAR_DUPLICATE, *, progress: bool = False) -> list[Group]:
     """Groups of rows whose cosine similarity to the first of their group is at least `least`, in order of the first.
 
     The search is greedy: a row is a duplicate if it is that similar to an earlier row which is no duplicate itself. So

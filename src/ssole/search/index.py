@@ -33,7 +33,7 @@ from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import read_json
 from ssole.search.cells import Cells, nearest_in_cells
 from ssole.search.coreset import k_center
-from ssole.search.groups import ALIKE, near_duplicates, outliers
+from ssole.search.groups import NEAR_DUPLICATE, near_duplicates, outliers
 from ssole.search.matches import Matches
 from ssole.search.nearest import Rows, nearest_rows, unit_rows
 from ssole.search.query import image_features
@@ -164,7 +164,7 @@ class Index:
             return nearest_rows(self.features, queries, k, **how)
         return nearest_in_cells(self.features, self.cells, queries, k, **how)
 
-    def duplicates(self, least: float = ALIKE, *, progress: bool = True) -> list[Matches]:
+    def duplicates(self, least: float = NEAR_DUPLICATE, *, progress: bool = True) -> list[Matches]:
         """Groups of near duplicates: an image, and those whose cosine similarity to it is at least `least`.
 
         No two of the images that remain without the copies are that similar. The time grows with the square of the
