@@ -38,6 +38,20 @@ def test_shared_labels_match_by_name(tmp_path):
         shared_labels(train, ArraySource(images))
 
 
+def test_integers_are_names_beside_names_that_are_integers() -> None:
+    """A list whose labels are 1, 2 and "other" numbers texts, and one with 1, 2 and 10 has integers."""
+    images = np.zeros((4, 4, 4), np.uint8)
+    texts = ArraySource(images, np.array([0, 1, 2, -1]), classes=["1", "2", "other"])
+    integers = ArraySource(images, np.array([2, 10, -1, 1]))
+    a, b, classes = shared_labels(texts, integers)
+    assert (a.tolist(), b.tolist(), classes) == ([0, 1, 2, -1], [1, 3, -1, 0], ["1", "2", "other", "10"])
+    a, b, classes = shared_labels(integers, texts)
+    assert (a.tolist(), b.tolist(), classes) == ([1, 2, -1, 0], [0, 1, 3, -1], ["1", "2", "10", "other"])
+    years = ArraySource(images, np.array([0, 1, 1, 0]), classes=["2019", "2020"])
+    positions = ArraySource(images, np.array([1, 0, 0, 1]))
+    assert shared_labels(years, positions)[1].tolist() == [1, 0, 0, 1]
+
+
 def test_locations_stay_and_fingerprints_change(tmp_path):
     """The location names a folder or a list; the fingerprint changes with files, ids and their order."""
     root = tree(tmp_path / "photos", "a/1.png", "a/2.png")

@@ -163,8 +163,9 @@ def number_texts(column: Any) -> tuple[NDArray[np.int64] | None, list[str] | Non
 def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArray[np.int64], list[str] | None]:
     """Labels of two sources in one numbering, since each numbers only the classes that it contains.
 
-    If both have class names, labels are matched by name: first come the classes of train in their order, then further
-    classes of test.
+    Classes are matched by name: first come those of train in their order, then further ones of test. If only one source
+    has names, the integers of the other are names too where one of them is ("7" of a list with "other"), else positions
+    among the names.
 
     Returns:
         Train labels (N,) int64, test labels (M,) int64, and the class names or None.
@@ -175,8 +176,19 @@ def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArr
     if train.labels is None or test.labels is None:
         part, source = ("training", train) if train.labels is None else ("test", test)
         raise DataError(f"The {part} images ({source.name}) have no labels.")
-    if train.classes is None or test.classes is None or train.classes == test.classes:
-        return train.labels, test.labels, train.classes or test.classes
-    classes = train.classes + [name for name in test.classes if name not in train.classes]
-    number = np.array([classes.index(name) for name in test.classes], dtype=np.int64)
-    return train.labels, np.where(test.labels < 0, -1, number[test.labels]), classes
+    (train_labels, of_train), (test_labels, of_test) = _named(train, test.classes), _named(test, train.classes)
+    if of_train is None or of_test is None or of_train == of_test:
+        return train_labels, test_labels, of_train or of_test
+    classes = of_train + [name for name in of_test if name not in of_train]
+    number = np.array([classes.index(name) for name in of_test], dtype=np.int64)
+    return train_labels, np.where(test_labels < 0, -1, number[test_labels]), classes
+
+
+def _named(source: Source, names: list[str] | None) -> tuple[NDArray[np.int64], list[str] | None]:
+    """Labels and class names of a source beside another one with these names; integers become names if one is."""
+    assert source.labels is not None
+    if source.classes is None and names is not None:
+        values = np.unique(source.labels[source.labels >= 0])
+        if not set(own := [str(value) for value in values]).isdisjoint(names):
+            return np.where(source.labels < 0, -1, np.searchsorted(values, source.labels)), own
+    return source.labels, source.classes
