@@ -33,7 +33,7 @@ def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    """Muon with steps in bfloat16 where the hardware multiplies it, which an emulation makes a hundred times slower."""
+    """Muon, in bfloat16 where the hardware multiplies it natively, else in float32: emulation is 100 times slower."""
     device = groups[0]["params"][0].device
     dtype = resolve_precision("auto", device) or torch.float32
     how: dict[str, Any] = {"momentum": config.momentum, "betas": config.betas}
