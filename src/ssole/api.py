@@ -15,7 +15,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig
-from ssole.data.sources import by_name, describe, is_in_memory, open_source, why_not_again
+from ssole.data.sources import by_name, describe, is_in_memory, open_source, why_not_reopened
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.online import default_evaluators
@@ -57,7 +57,7 @@ def pretrain(
             as `cifar10`, an array (N, H, W, C), or any object with a length and an index: all that
             :func:`ssole.data.sources.open_source` opens. The default is the recipe's own. Labels are
             seen by evaluators and the loss `supervised` alone.
-        recipe: name of a shipped recipe, or path of a YAML file. Without, :func:`ssole.doctor.dial.choose` makes one.
+        recipe: name of a shipped recipe, or path of a YAML file. Without, :func:`ssole.doctor.choose.choose` makes one.
         out: run folder; by default `runs/RECIPE`, with a number if that exists. Nothing is ever overwritten.
         loss: a module of your own that maps embeddings (B, V, D), V views of B images, to a scalar or to named terms
             (:func:`ssole.losses.terms.named_terms`); or settings of the recipe's loss, `loss={"name": "simclr"}`. The
@@ -90,7 +90,7 @@ def pretrain(
         overrides |= own_settings(backbone)
     if init is not None:
         overrides["init"] = str(init.path if isinstance(init, Run) else init)
-    from ssole.doctor.dial import choose  # here, because the doctor would make `import ssole` slower
+    from ssole.doctor.choose import choose  # here, because the doctor would make `import ssole` slower
 
     name, config = choose(data, recipe, overrides)
     folder = new_folder(out, name)
@@ -117,7 +117,7 @@ def start(
     begin = time.monotonic() - spent
     if _began(out):
         given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-        if data is None and why_not_again(config.data) is not None:
+        if data is None and why_not_reopened(config.data) is not None:
             data = config.data  # which the command names
         return resume(Run(out), data=data, eval_data=config.eval_data, **given)
     with distributed.processes(config.process_timeout):
@@ -222,7 +222,7 @@ def continue_run(
     `prepare` is called with the number of steps of an epoch, after all checks and while the run is locked.
     """
     config = found.config
-    if data is None and (reason := why_not_again(config.data)) is not None:
+    if data is None and (reason := why_not_reopened(config.data)) is not None:
         how = "pass them," if is_in_memory(config.data) else "pass them again, --data URL, or"
         raise DataError(f"{found.path} was started on {reason}: {how} ssole.resume(run, data=images)")
     measured = with_eval_data(config, found.path, eval_data) if evaluators is None else config
@@ -267,20 +267,15 @@ def new_folder(out: str | PathLike[str] | None, name: str) -> Path:
 
 
 def open_store(config: PretrainConfig, data: Spec, progress: bool) -> ImageStore:
-    """Store of the training images, decoded no larger than crops can use.
-
-    Several processes of one machine do not hold all images each: they share a cache, which the first one makes, and
-    read what they train on.
-    """
+    """Store of the training images, decoded no larger than crops can use. Processes of one machine share its cache."""
     options = _store_options(config, progress)
     with distributed.first_on_each_node():
         return ImageStore(open_source(data), shrink_to=config.augment.useful_size, channels=config.channels, **options)
 
 
 def _store_options(config: PretrainConfig, progress: bool) -> dict[str, Any]:
-    shares = distributed.launch().local_world_size > 1 and config.cache_gb != 0
     return {
-        "memory_limit": 0 if shares else None,
+        "processes": distributed.launch().local_world_size,
         "max_unreadable": config.max_unreadable,
         "cache": config.cache_gb != 0,
         "cache_limit": None if config.cache_gb is None else int(config.cache_gb * 1e9),

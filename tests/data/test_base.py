@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 
 import numpy as np
 import pytest
@@ -34,8 +35,20 @@ def test_shared_labels_match_by_name(tmp_path):
     assert shared_labels(numbered, numbered)[1].tolist() == [0, -1]
     unknown = ArraySource(images, np.array([1, -1]), classes=["dog", "cat"])
     assert shared_labels(train, unknown)[1].tolist() == [2, -1]
+    none = ArraySource(images, np.array([-1, -1]), classes=[])
+    assert shared_labels(train, none)[1].tolist() == [-1, -1]
     with pytest.raises(DataError, match=r"test images .* no labels"):
         shared_labels(train, ArraySource(images))
+
+
+def test_many_classes_are_matched_at_once() -> None:
+    """In quadratic time, these would take minutes."""
+    names = [f"class {i}" for i in range(60_000)]
+    image, labels = np.zeros((1, 4, 4), np.uint8), np.array([0])
+    train, test = (ArraySource(image, labels, classes=order) for order in (names, names[::-1]))
+    begin = time.monotonic()
+    assert shared_labels(train, test)[1].tolist() == [59_999]
+    assert time.monotonic() - begin < 10
 
 
 def test_integers_are_names_beside_names_that_are_integers() -> None:

@@ -35,6 +35,7 @@ from ssole.data.cache import DISK_SHARE, ImageCache
 from ssole.data.decode import decode
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
+from ssole.data.subset import SubsetSource
 from ssole.errors import DataError
 
 Open = Callable[..., ImageCache]
@@ -120,7 +121,26 @@ def test_nothing_is_kept_unasked_in_memory_or_of_arrays(tmp_path: Path, monkeypa
     assert ImageStore(Known(ITEMS)).cache is None
     assert ImageStore(Known([png(6, 5, 0)] * 4), cache=True).cache is None
     assert ImageStore(ArraySource(arrays), cache=True, memory_limit=0).cache is None
+    assert ImageStore(SubsetSource(ArraySource(arrays), np.array([1])), cache=True, memory_limit=0).cache is None
     assert caches(tmp_path) == []
+
+
+def test_several_processes_share_a_cache_or_have_none(tmp_path: Path) -> None:
+    """A cache that only one process could use would be there as often as there are processes."""
+    same = [png(6, 5, i) for i in range(4)]
+    shared = ImageStore(Known(same), cache=tmp_path, processes=2)
+    assert (shared.uniform, len(caches(tmp_path))) == (False, 1)
+    unknown = ImageStore(Listed(same), cache=tmp_path, processes=2)
+    assert (unknown.uniform, unknown.cache) == (True, None)
+    assert ImageStore(Listed(ITEMS), cache=tmp_path, processes=2).cache is None
+    assert len(caches(tmp_path)) == 1
+    shared.close()
+
+
+def test_memory_is_divided_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    same = [png(6, 5, i) for i in range(4)]
+    monkeypatch.setattr(reading, "default_memory_limit", lambda: 2 * 4 * 6 * 5 * 3)
+    assert [ImageStore(Listed(same), processes=n).uniform for n in (1, 2, 3)] == [True, True, False]
 
 
 def test_other_ways_of_decoding_have_other_caches(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import ids, png, special_files, tree, value
+from image_files import ids, png, special_files, tar, tree, value
 
 from ssole.data.arrays import ArraySource, open_npy, open_npz
 from ssole.data.base import Source
@@ -60,7 +60,7 @@ def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr("os.scandir", refuse)
     with pytest.raises(DataError, match=r"Cannot list the folder .* \(Permission denied\)"):
         open_source(tmp_path)
     monkeypatch.setattr("os.listdir", refuse)
@@ -74,6 +74,10 @@ def test_images_given_for_testing_are_never_the_training_images_of_a_damaged_tes
     (tmp_path / "test").mkdir()
     with pytest.raises(DataError, match=r"test is empty"):
         open_test_images(tmp_path)
+    tar(tmp_path / "download.tar", {"1.png": png(1)})
+    with pytest.raises(DataError, match=r"test is empty"):  # the tar has no test split, but the folder has one
+        open_test_images(tmp_path)
+    (tmp_path / "download.tar").unlink()
     for name in ("train", "test"):
         (tmp_path / f"{name}.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match=r"test\.parquet as parquet"):
@@ -186,3 +190,15 @@ def test_a_source_of_ones_own():
     assert source.fingerprint() is None
     with pytest.raises(TypeError, match="abstract"):
         Source()
+
+
+def test_shards_below_a_linked_folder_and_compressed_ones(tmp_path):
+    tar(tmp_path / "elsewhere" / "1.tar", {"1.png": png(1)})
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(tmp_path / "elsewhere")
+    assert len(open_source(tmp_path / "data")) == 1
+    (tmp_path / "data" / "more.tar.gz").write_bytes(b"beside others it is left alone")
+    assert len(open_source(tmp_path / "data")) == 1
+    (tmp_path / "data" / "train").unlink()
+    with pytest.raises(DataError, match=r"more\.tar\.gz is compressed|more\.tar\.gz is not a tar"):
+        open_source(tmp_path / "data")

@@ -344,7 +344,13 @@ def test_many_channels_at_full_depth(tmp_path: Path) -> None:
     assert report.statistics is not None
     assert report.statistics.mean == pytest.approx((images / 65535).mean(axis=(0, 1, 2)).tolist())
     assert report.estimate is not None
+    assert report.suggestion is not None
+    assert "--channels 5 --preset channels" in report.suggestion.command
     assert report_on(images).verdict == "stop"  # RGB cannot be made of them
+    named = report_on(images, channels=5)
+    assert (named.unreadable, named.recipe) == ([], "small-images")
+    with pytest.raises(ConfigError, match="channels"):
+        report_on(images, recipe="small-images", channels=5)  # as of `ssole pretrain`: its views change colours
 
 
 def test_a_channel_of_one_value_stops() -> None:

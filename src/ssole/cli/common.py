@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from ssole.config import ConfigError, PretrainConfig
-from ssole.data.sources import why_not_again
+from ssole.data.sources import why_not_reopened
 from ssole.data.storage import first_and_more, has_pattern
 from ssole.errors import printable
 from ssole.models.load import weights_path
@@ -52,7 +52,7 @@ def run_data(config: PretrainConfig | None, run: Path | str) -> Any:
     """Images that a run was trained on, as its config names them."""
     if config is None:
         raise ConfigError(f"{run} does not say which images to use: pass --data")
-    if (reason := why_not_again(config.data)) is not None:
+    if (reason := why_not_reopened(config.data)) is not None:
         raise ConfigError(f"{run} was trained on {reason}: pass --data")
     paths = [config.data] if isinstance(config.data, str) else config.data
     gone = [one for one in paths if os.path.isabs(one) and not has_pattern(one) and not os.path.exists(one)]

@@ -25,6 +25,8 @@ class DoctorArgs:
     """Other images, such as those to test on. Images of TEST that are also in DATA are reported."""
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
     """Estimate the cost of this recipe (a name, or a YAML file). By default, of the suggested recipe."""
+    channels: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Number of channels of images that are not photographs. By default, that of the recipe."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N: the device that the suggestion and the estimate are for."""
     preview: OptionalFile = None
@@ -45,7 +47,7 @@ def doctor(argv: Sequence[str]) -> int:
       ssole doctor photos/ --against photos-to-test-on/ --preview views.png
       ssole doctor photos/ --recipe photos --json report.json
 
-    Nothing is changed. Every finding says OK, look at this, or stop.
+    No image is changed. Every finding says OK, look at this, or stop.
     Exit code: 0, or 1 when a finding says stop, or 2 for wrong input.
     """
     from rich.console import Console
@@ -63,6 +65,7 @@ def doctor(argv: Sequence[str]) -> int:
         data_spec(args.data),
         against=data_spec(args.against),
         recipe=args.recipe,
+        channels=args.channels,
         device=args.device,
         limit=args.limit,
         preview=args.preview,

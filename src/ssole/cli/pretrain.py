@@ -87,11 +87,11 @@ def pretrain(argv: Sequence[str]) -> int:
 
 def _choice(config: PretrainConfig, given: set[str], spent: float) -> Suggestion:
     """Recipe and settings for the data, budget, device and channels of a config, and the options given beside them."""
-    from ssole.doctor.dial import dial, with_given
+    from ssole.doctor.choose import suggest_for, with_given
 
     words = (config.data,) if isinstance(config.data, str) else config.data
     facts: Any = {"budget": config.budget, "device": config.device, "channels": config.channels}
-    choice = dial(data_spec(words), spent=spent, **facts)
+    choice = suggest_for(data_spec(words), spent=spent, **facts)
     return with_given(choice, {name.removeprefix("--").replace("-", "_") for name in given})
 
 

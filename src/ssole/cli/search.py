@@ -11,7 +11,7 @@ import tyro
 
 from ssole.cli.common import DataWords, FilePath, data_spec, parse, picture_form, show
 from ssole.config import ConfigError
-from ssole.data.sources import why_not_again
+from ssole.data.sources import why_not_reopened
 from ssole.errors import printable
 from ssole.files import write_atomically
 
@@ -111,7 +111,7 @@ def _draw(args: SearchArgs, index: Index, groups: list[Matches], form: str) -> N
 
     given = data_spec(args.data)
     data: Any = index.data if given is None else given
-    if given is None and (reason := why_not_again(data)) is not None:
+    if given is None and (reason := why_not_reopened(data)) is not None:
         show(f"no picture: the index is of {reason}; --data says where the images are")
         return
     try:

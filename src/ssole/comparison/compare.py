@@ -18,7 +18,7 @@ from ssole.comparison.trial import resumable
 from ssole.config import ConfigError, PretrainConfig
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
-from ssole.data.sources import by_name, describe, open_source, why_not_again
+from ssole.data.sources import by_name, describe, open_source, why_not_reopened
 from ssole.training.settings import measured, say_reasons
 
 
@@ -78,7 +78,7 @@ def _shared(
     data: Spec | None, recipe: str | PathLike[str] | None, overrides: Mapping[str, Any], progress: bool
 ) -> tuple[str, PretrainConfig]:
     """Name of the recipe, and the settings that all arms share."""
-    from ssole.doctor.dial import choose  # here, because the doctor would make `import ssole` slower
+    from ssole.doctor.choose import choose  # here, because the doctor would make `import ssole` slower
 
     name, config = choose(data, recipe, overrides)
     say_reasons(config, enabled=progress)
@@ -103,7 +103,7 @@ def resume_comparison(folder: str | PathLike[str], *, progress: bool = True) -> 
     """
     folder = Path(folder)
     request = load_request(folder)
-    if (reason := why_not_again(request.data) or why_not_again(request.test)) is not None:
+    if (reason := why_not_reopened(request.data) or why_not_reopened(request.test)) is not None:
         raise ConfigError(f"{folder} compares on {reason}: call ssole.compare again with the same arguments")
     return _run(request, folder, None, None, progress)
 

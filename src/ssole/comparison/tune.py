@@ -93,7 +93,7 @@ def tune(
     Raises:
         ConfigError, DataError: unusable settings or data, too small a budget, trials of others in `out`, or all failed.
     """
-    from ssole.doctor.dial import choose  # here, because the doctor would make `import ssole` slower
+    from ssole.doctor.choose import choose  # here, because the doctor would make `import ssole` slower
 
     if trials < 2:
         raise ConfigError(f"tuning compares 2 trials or more, got {trials}")

@@ -179,8 +179,10 @@ def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArr
     (train_labels, of_train), (test_labels, of_test) = _named(train, test.classes), _named(test, train.classes)
     if of_train is None or of_test is None or of_train == of_test:
         return train_labels, test_labels, of_train or of_test
-    classes = of_train + [name for name in of_test if name not in of_train]
-    number = np.array([classes.index(name) for name in of_test], dtype=np.int64)
+    known = set(of_train)
+    classes = of_train + [name for name in of_test if name not in known]
+    number_of = {name: number for number, name in reversed([*enumerate(classes)])}  # of equal names, the first
+    number = np.array([number_of[name] for name in of_test] or [-1], dtype=np.int64)  # [-1] if no test label is known
     return train_labels, np.where(test_labels < 0, -1, number[test_labels]), classes
 
 

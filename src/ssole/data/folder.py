@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -55,7 +55,7 @@ class FolderSource(Source):
         self.name = folder.name or str(folder)
         self.identity = str(folder.resolve())
         self._folder, self._prefix = folder, f"{inside}/" if inside else ""
-        self._paths, self.ignored, self.hidden = _scan(folder)
+        self._paths, self.ignored, self.hidden = find_files(folder, image_suffixes())
         if not self._paths:
             hidden = f" ({self.hidden} hidden, whose names begin with a dot)" if self.hidden else ""
             if not self.ignored:
@@ -155,9 +155,8 @@ def kinds(ignored: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in Counter(ignored).most_common(8))
 
 
-def _scan(folder: Path) -> tuple[list[str], Counter[str], int]:
-    """Sorted paths of images below a folder, its other files by suffix, and the number of hidden ones."""
-    suffixes = image_suffixes()
+def find_files(folder: Path, suffixes: Set[str]) -> tuple[list[str], Counter[str], int]:
+    """Sorted paths of files with these suffixes below a folder, its other files by suffix, and how many are hidden."""
     paths: list[str] = []
     ignored: Counter[str] = Counter()
     hidden = 0
@@ -177,7 +176,7 @@ def _scan(folder: Path) -> tuple[list[str], Counter[str], int]:
             name = entry.name
             if name.startswith("."):
                 hidden += 1
-            elif (kind := _kind(entry)) == "folder":
+            elif (kind := entry_kind(entry)) == "folder":
                 folders.append(prefix + name)
             elif kind == SPECIAL:
                 ignored[SPECIAL] += 1
@@ -189,7 +188,7 @@ def _scan(folder: Path) -> tuple[list[str], Counter[str], int]:
     return sorted(paths), Counter(dict(sorted(ignored.items()))), hidden  # scandir has no fixed order
 
 
-def _kind(entry: os.DirEntry[str]) -> str:
+def entry_kind(entry: os.DirEntry[str]) -> str:
     """Kind of an entry: folder, file or special file. A broken link counts as a file, which is then unreadable."""
     try:
         if entry.is_dir():

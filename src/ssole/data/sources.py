@@ -16,7 +16,7 @@ from ssole.data.arrays import TORCHVISION, ArraySource, open_npy, open_npz, open
 from ssole.data.base import NoTestImages, Source, Spec, Split
 from ssole.data.digits_m import CLASSES as DIGIT_CLASSES
 from ssole.data.digits_m import digits_m
-from ssole.data.folder import LIST_SUFFIXES, FolderSource, ListSource, image_suffixes
+from ssole.data.folder import LIST_SUFFIXES, FolderSource, ListSource, entry_kind, find_files, image_suffixes
 from ssole.data.objects import ObjectSource
 from ssole.data.parquet import ParquetSource, image_column
 from ssole.data.storage import (
@@ -38,6 +38,8 @@ _ONE_FILE = (*LIST_SUFFIXES, ".npy", ".npz")  # kinds where one file is a whole 
 _FILES = (".parquet", ".tar", *_ONE_FILE)
 _TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
 _COMPRESSED_TAR = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz)$")
+_SHARD_SUFFIXES = frozenset({".parquet", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"})
+_MOST_SIBLINGS = 10_000  # names that a mistyped one is compared with, which takes a third of a second
 _IN_MEMORY = "in memory: "
 
 
@@ -118,7 +120,10 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
 
 
 def by_name(spec: Spec) -> Spec:
-    """Data as :func:`describe` names them, so that ids of files are the same later; themselves if it is not enough."""
+    """Data by their name from :func:`describe`, so that a resumed run finds the same ids.
+
+    Data that this name cannot open stay as they are: those in memory, or behind a URL that lost its secrets.
+    """
     described = describe(spec)
     parts = [described] if isinstance(described, str) else described
     lost = is_in_memory(described) or any(is_remote(part) and SECRET in part for part in parts)
@@ -130,10 +135,10 @@ def is_in_memory(described: str | Sequence[str] | None) -> bool:
     return isinstance(described, str) and described.startswith(_IN_MEMORY)
 
 
-def why_not_again(described: str | Sequence[str] | None) -> str | None:
-    """What a text of :func:`describe` in a folder or recipe stands for that it alone does not open; None if it does.
+def why_not_reopened(described: str | Sequence[str] | None) -> str | None:
+    """Why data named in a run folder or recipe are not opened without the user; None if they are.
 
-    Either may be a stranger's, so nothing is fetched unless the user names it.
+    They were in memory, or are behind a URL, which a stranger may have written there.
     """
     if any(map(is_remote, [described] if isinstance(described, str) else described or ())):
         return "images behind a URL, which are fetched only if you name it"
@@ -156,7 +161,7 @@ def _open_path(text: str, split: Split) -> Source:
         return _open_files(expand(text), None, split)
     siblings: list[str] = []
     with suppress(OSError, ValueError):  # there is no such folder, or it cannot be listed
-        siblings = os.listdir(path.parent)
+        siblings = os.listdir(path.parent)[:_MOST_SIBLINGS]
     close = [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings)]
     close += difflib.get_close_matches(text.lower(), ["digits-m", *TORCHVISION])
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -182,10 +187,15 @@ def _open_url(url: str, split: Split) -> Source:
 def _open_folder(root: Path, split: Split) -> Source:
     try:
         images = _open_images(root, split)
-    except DataError:
+    except DataError as error:
         if not (files := _shards_below(root)):
             raise
-        return _open_files(files, str(root), split)
+        try:
+            return _open_files(files, str(root), split)
+        except NoTestImages:
+            if _split_folders(root)[1] is None:
+                raise
+            raise error from None  # there is a folder of test images, and none in it can be opened
     # The images were mostly unpacked from tars beside them, which is fine. Parquet files may be tables of anything.
     shards = _shards_below(root) if ".parquet" in images.ignored else []
     parquet = [file for file in shards if _kind(file) == ".parquet"]
@@ -197,16 +207,24 @@ def _open_folder(root: Path, split: Split) -> Source:
     return images
 
 
-def _open_images(root: Path, split: Split) -> FolderSource:
-    with data_errors(f"Cannot list the folder {root}"):
-        folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _split_folders(root: Path) -> tuple[str | None, str | None]:
+    """Names of the folders of training and of test images, where there are such."""
+    with data_errors(f"Cannot list the folder {root}"), os.scandir(root) as entries:
+        folders = sorted(entry.name for entry in entries if entry_kind(entry) == "folder" and entry.name[0] != ".")
     names = {name.lower(): name for name in folders}  # also Train and Test
     tests = [names[name] for name in _TEST_NAMES if name in names]
     # A data set may have a *class* called train. It is a split if a test folder, or no other folder, is beside it.
-    if "train" in names and (tests or len(folders) == 1):
-        if split == "test" and not tests:
+    divided = "train" in names and (tests or len(folders) == 1)
+    return (names["train"], tests[0] if tests else None) if divided else (None, None)
+
+
+def _open_images(root: Path, split: Split) -> FolderSource:
+    train, test = _split_folders(root)
+    if train is not None:
+        inside = train if split == "train" else test
+        if inside is None:
             raise NoTestImages(f"{root} has train/ but no test split, which is {', '.join(_TEST_NAMES)} beside it.")
-        return FolderSource(root, inside=names["train"] if split == "train" else tests[0])
+        return FolderSource(root, inside=inside)
     if split == "test" and _split_word(root.name) not in _TEST_NAMES:
         raise NoTestImages(
             f"{root} is not divided into splits, so it has no test images. Put them into {root / 'train'} and "
@@ -220,9 +238,9 @@ def _shards_below(root: Path) -> list[str]:
 
     Tar shards often have tables of captions beside them, but images in both are an error.
     """
-    visible = [path for path in root.rglob("*") if path.suffix.lower() in (".parquet", ".tar") and path.is_file()]
-    visible = [path for path in visible if not any(part.startswith(".") for part in path.relative_to(root).parts)]
-    parquet, tars = (sorted(str(p) for p in visible if _kind(str(p)) == kind) for kind in (".parquet", ".tar"))
+    files = [str(root / path) for path in find_files(root, _SHARD_SUFFIXES)[0]]
+    parquet, tars = ([file for file in files if suffix_of(file) == kind] for kind in (".parquet", ".tar"))
+    tars = tars or [file for file in files if _kind(file) == ".tar"]  # compressed ones, if there are no others
     if not parquet or not tars:
         return parquet or tars
     if image_column(parquet[0]) is None:

@@ -21,14 +21,20 @@ from ssole.data.arrays import ArraySource
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.cache import ImageCache, open_cache
 from ssole.data.decode import as_batch, decode, mean_and_std, moments
+from ssole.data.subset import SubsetSource
 from ssole.errors import DataError
 from ssole.progress import progress_bar
-from ssole.runtime import decoding_threads, total_memory, usable_cpus
+from ssole.runtime import decoding_threads, total_memory
 
 AHEAD = 2
 """Batches that may be decoded ahead of the one in use."""
-# Evenly spaced images that must share a size before all are decoded; and images that a thread decodes in one task.
-_PROBES, _CHUNK = 32, 256
+_PROBES = 32  # evenly spaced images that are decoded first; only if all have one size may memory hold all images
+_CHUNK = 256  # images that a thread decodes in one task
+
+
+def default_memory_limit() -> int:
+    """Bytes of memory that decoded images may take: a quarter of the machine's, or of the container's."""
+    return total_memory() // 4
 
 
 class ImageStore:
@@ -56,6 +62,9 @@ class ImageStore:
             folder, which the environment variable ``SSOLE_CACHE`` names. All runs on the same images share them. They
             are removed on closing if the source cannot tell whether its images changed. Arrays are never kept.
         cache_limit: Bytes that the cache may take, as far as images fit; by default half of what its disk could give.
+        processes: Processes of this machine that open these images. With a cache they share it, and none holds all
+            images in memory. If the source cannot tell whether its images changed, they have no cache, and each holds
+            images in its part of the memory.
         progress: Show a bar on a terminal if decoding everything takes more than two seconds.
 
     Raises:
@@ -73,6 +82,7 @@ class ImageStore:
         max_unreadable: float = PretrainConfig.max_unreadable,
         cache: bool | str | os.PathLike[str] = False,
         cache_limit: int | None = None,
+        processes: int = 1,
         progress: bool = True,
     ) -> None:
         if len(source) == 0:
@@ -81,7 +91,12 @@ class ImageStore:
             raise DataError(f"max_unreadable is a share of the images, in [0, 1]; got {max_unreadable}.")
         if cache_limit is not None and cache_limit < 0:
             raise DataError(f"cache_limit must be at least 0 bytes; got {cache_limit}.")
-        for name, value in (("workers", workers), ("shrink_to", shrink_to), ("channels", channels)):
+        for name, value in (
+            ("workers", workers),
+            ("shrink_to", shrink_to),
+            ("channels", channels),
+            ("processes", processes),
+        ):
             if value is not None and value < 1:
                 raise DataError(f"{name} must be at least 1; got {value}.")
         self.source, self.labels = source, source.labels
@@ -93,10 +108,13 @@ class ImageStore:
         self._ahead: deque[dict[int, Future[torch.Tensor]]] = deque(maxlen=AHEAD + 1)  # and the batch in use
 
         probes = [self._reader.read_or_next(i) for i in evenly_spaced(len(source), _PROBES)]
-        limit = total_memory() // 4 if memory_limit is None else memory_limit
-        self.images = self._decode_all(probes, limit, progress)
+        if processes > 1 and not _is_array(source) and source.fingerprint() is None:
+            cache = False  # each process would have its own
+        if memory_limit is None:
+            memory_limit = 0 if processes > 1 and cache is not False else default_memory_limit() // processes
+        self.images = self._decode_all(probes, memory_limit, progress)
         self.cache: ImageCache | None = None
-        if self.images is None and cache is not False and not isinstance(source, ArraySource):
+        if self.images is None and cache is not False and not _is_array(source):
             parent = None if cache is True else Path(cache)
             expected = len(source) * sum(probe.nbytes for probe in probes) // len(probes)
             self.cache = self._reader.cache = open_cache(source, parent, decoding, limit=cache_limit, expected=expected)
@@ -176,8 +194,6 @@ class ImageStore:
             return (
                 f"decoded images are read from {cache.folder}: more memory, or SSOLE_CACHE on a faster disk, would help"
             )
-        if self.workers < (processors := usable_cpus()):
-            return f"images are decoded by {self.workers} threads, and {processors} processors are there: use more"
         if cache is not None:
             return (
                 f"only {len(cache):,} of {readable:,} decoded images are kept in {cache.folder}: make room on the "
@@ -204,7 +220,7 @@ class ImageStore:
             return None
         images, stop = torch.empty((n, *first.shape), dtype=first.dtype), threading.Event()
         chunks = [range(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
-        with progress_bar("decoding images", n, enabled=progress) as advance:  # before tasks that Ctrl-C has to stop
+        with progress_bar("decoding images", n, enabled=progress) as advance:  # before there are tasks to stop
             tasks = [self._pool.submit(self._reader.fill, images, chunk, stop) for chunk in chunks]
             try:
                 for chunk, task in zip(chunks, tasks, strict=True):
@@ -221,6 +237,12 @@ class ImageStore:
                 self.labels = self.labels.copy()
                 self.labels[bad] = self.labels[next_good]
         return images
+
+
+def _is_array(source: Source) -> bool:
+    while isinstance(source, SubsetSource):
+        source = source.whole
+    return isinstance(source, ArraySource)
 
 
 def _close(pool: ThreadPoolExecutor, reader: _Reader) -> None:

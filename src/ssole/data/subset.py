@@ -29,20 +29,20 @@ class SubsetSource(Source):
         self.name = name or whole.name
         self.labels = None if whole.labels is None else whole.labels[positions]
         self.classes = whole.classes
-        self._whole, self._positions = whole, positions
+        self.whole, self._positions = whole, positions
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def id(self, i: int) -> str:
-        return self._whole.id(int(self._positions[i]))
+        return self.whole.id(int(self._positions[i]))
 
     def read(self, i: int) -> bytes | Pixels:
-        return self._whole.read(int(self._positions[i]))
+        return self.whole.read(int(self._positions[i]))
 
     @cached_property
     def identity(self) -> str:
-        return f"{self._whole.identity}\n{self.ids_fingerprint}"
+        return f"{self.whole.identity}\n{self.ids_fingerprint}"
 
     def files(self) -> list[str] | None:
-        return self._whole.files()
+        return self.whole.files()

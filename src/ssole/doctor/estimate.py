@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ssole.config import ConfigError, PretrainConfig
+from ssole.data.store import default_memory_limit
 from ssole.doctor.contents import Contents
 from ssole.doctor.scan import Sample
 from ssole.runtime import resolve_precision, total_memory
@@ -38,7 +39,7 @@ class Quantiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Time and memory of a run, extrapolated from a few steps: good for minutes or days, not for 10 or 12 minutes."""
+    """Time and memory of a run, extrapolated from a few steps: it tells minutes from days, not 10 minutes from 12."""
 
     device: str
     precision: str
@@ -90,7 +91,7 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     memory = trial.memory(config.batch_size)
     if device.type == "cpu":  # and decoded images: all if they share a size and fit, else three batches (two are ahead)
         one = max(image.nbytes for image in sample.images)
-        held = images if contents.one_size and images * one <= total_memory() // 4 else 3 * config.batch_size
+        held = images if contents.one_size and images * one <= default_memory_limit() else 3 * config.batch_size
         memory += held * one
     return Estimate(
         device=str(device),

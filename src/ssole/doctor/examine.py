@@ -40,18 +40,22 @@ def examine(
     *,
     against: Spec | None = None,
     recipe: str | None = None,
+    channels: int | None = None,
     device: torch.device | str = "auto",
     limit: int = LIMIT,
     preview: Path | None = None,
     measure: bool = True,
     progress: bool = True,
 ) -> Report:
-    """Report on images before training. It changes nothing, and unreadable images do not stop it.
+    """Report on images before training. It changes no image, and unreadable images do not stop it.
+
+    An index is kept beside each tar, which training reads too.
 
     Args:
         data: as for :func:`ssole.pretrain`.
         against: a second set, such as test images, which should share no image with the first.
         recipe: recipe whose cost is estimated (a name, or a YAML file); by default the suggested one.
+        channels: number of channels of images that are not photographs; by default that of the recipe.
         device: `auto`, `cpu`, `cuda` or `cuda:N`, for the suggestion and the estimate.
         limit: largest number of images to read of each set, evenly spaced over it.
         preview: PNG file to write, with a grid of images and their views.
@@ -65,14 +69,17 @@ def examine(
     if limit < 2:
         raise ConfigError(f"limit is a number of images, at least 2; got {limit}")
     device = resolve_device(device)
-    config = None if recipe is None else load(recipe)
+    config = None if recipe is None else load(recipe, **({} if channels is None else {"channels": channels}))
+    channels = channels if config is None else config.channels
+    tolerated = PretrainConfig.max_unreadable if config is None else config.max_unreadable
     if preview is not None:
         _check_preview_path(preview)
-    source, images, report = _read(data, against, config or PretrainConfig(), limit, progress)
+    source, images, report = _read(data, against, channels, tolerated, limit, progress)
     if report.contents is None:
         return report
     with spinner("measuring decoding, views and training steps", enabled=progress):
-        suggestion = suggest(data, report.contents, len(source), device, memory=free_memory(device))
+        free = free_memory(device)
+        suggestion = suggest(data, report.contents, len(source), device, channels=channels, memory=free)
         config = config or suggestion.config
         sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
         report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)
@@ -84,7 +91,7 @@ def examine(
 
 
 def _read(
-    data: Spec, against: Spec | None, config: PretrainConfig, limit: int, progress: bool
+    data: Spec, against: Spec | None, channels: int | None, max_unreadable: float, limit: int, progress: bool
 ) -> tuple[Source, list[Readable], Report]:
     """Source of the images, records of the readable images, and the report so far, from reading and comparing."""
     begin = time.perf_counter()
@@ -92,12 +99,12 @@ def _read(
     second = None if against is None else open_test_images(against)
     if len(source) == 0:
         raise DataError(f"{source.name} holds no images.")
-    found = scan(source, evenly_spaced(len(source), limit), progress=progress, channels=config.channels)
+    found = scan(source, evenly_spaced(len(source), limit), progress=progress, channels=channels)
     exact, near = exact_copies(found.readable), near_copies(found.readable, progress=progress)
-    compared = None if second is None else _compare(found, second, limit, config.channels, progress)
+    compared = None if second is None else _compare(found, second, limit, channels, progress)
     seconds = time.perf_counter() - begin
     about = contents(found.readable) if found.readable else None
-    findings = [check_readable(len(source), found.examined, found.unreadable, max_unreadable=config.max_unreadable)]
+    findings = [check_readable(len(source), found.examined, found.unreadable, max_unreadable=max_unreadable)]
     if about is not None:
         findings += check_duplicates(exact, near, found.examined)
         findings += check_contents(about, found.examined)

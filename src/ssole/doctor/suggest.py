@@ -8,7 +8,6 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import PurePath
 from typing import Any
 
@@ -24,7 +23,7 @@ from ssole.progress import data_size, duration
 from ssole.training.needs import step_bytes
 
 VIEWS = 4
-"""Views of each image: of 2, 3, 4 and 8 at equal computation, 3 and 4 gave the best features (docs/experiments.md)."""
+"""Views of each image: 3 or 4 gave better features than 2 or 8 at equal computation (docs/experiments.md)."""
 MANY_IMAGES = 500_000  # from here on, a larger network is worth its cost
 LARGE_GPU = 64 << 30  # bytes of memory that a ResNet-50 needs for eight views of 224 px
 MIN_RUN_STEPS = 2000  # in fewer steps, a network hardly begins to learn
@@ -103,8 +102,7 @@ def suggest(
         overrides |= _views_overrides(load(recipe, **shared, **overrides), device, memory, reasons, long=True)
     else:
         ladder = _ladder(side, images, device)
-        views = partial(_views_overrides, device=device, memory=memory)
-        recipe, overrides = _by_budget(budget, ladder, shared, images, views, reasons)
+        recipe, overrides = _by_budget(budget, ladder, shared, images, device, memory, reasons)
     overrides = shared | overrides
     return Suggestion(recipe=recipe, reasons=reasons, overrides=overrides, command=_command(data, recipe, overrides))
 
@@ -150,7 +148,8 @@ def _by_budget(
     ladder: Sequence[tuple[str, int]],
     shared: Overrides,
     images: int,
-    views: Callable[..., Overrides],
+    device: torch.device,
+    memory: float,
     reasons: list[str],
 ) -> tuple[str, Overrides]:
     """Recipe and overrides that make the most of a budget."""
@@ -159,7 +158,7 @@ def _by_budget(
         why: list[str] = []
         overrides = {"augment.crops.0.size": size, "budget": budget.text}
         overrides |= _batch_overrides(load(recipe), images, why)
-        overrides |= views(load(recipe, **shared, **overrides), reasons=why)
+        overrides |= _views_overrides(load(recipe, **shared, **overrides), device, memory, why)
         seconds = budget.step_seconds(load(recipe, **shared, **overrides))
         steps = max(0, int(budget.seconds / seconds))
         what = f"{recipe} with views of {size} px: {seconds:.2g} s a step, {steps:,} steps fit into {budget.text}"
@@ -181,7 +180,7 @@ def _views_overrides(
     """Number of views: that of a long run's recipe, else VIEWS; fewer, and then fewer images, where memory lacks."""
     wanted, batch = config.augment.views if long else VIEWS, config.batch_size
     if wanted == VIEWS:
-        reasons.append(f"{VIEWS} views of each image: of 2, 3, 4 and 8, 3 and 4 gave the best features of small images")
+        reasons.append(f"{VIEWS} views of each image: 3 or 4 gave better features of small images than 2 or 8")
     else:
         reasons.append(f"{wanted} views of each image, as published for so many images and epochs")
     sizes = [(wanted, batch), *((views, batch) for views in range(min(wanted, VIEWS + 1) - 1, 1, -1))]

@@ -24,8 +24,8 @@ def own_device(device: torch.device | str) -> torch.device:
 
 def store_options(progress: bool) -> dict[str, Any]:
     """Options of stores. Processes of one machine share a cache of images, in place of holding all of them each."""
-    shared = distributed.shares_work() and distributed.launch().local_world_size > 1
-    return {"progress": progress} | ({"memory_limit": 0, "cache": True} if shared else {})
+    processes = distributed.launch().local_world_size if distributed.shares_work() else 1
+    return {"progress": progress, "processes": processes, "cache": processes > 1}
 
 
 def own_parts(parts: Sequence[Tensor]) -> list[Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.decode import decode
-from ssole.data.sources import open_source, why_not_again
+from ssole.data.sources import open_source, why_not_reopened
 from ssole.data.subset import SubsetSource
 from ssole.data.thumbnail import to_picture
 from ssole.errors import DataError
@@ -99,7 +99,7 @@ def open_sample(
     """
     if not record.finished:
         return None, "The run is not finished, so it has no backbone yet."
-    if data is None and (reason := why_not_again(record.config.data)) is not None:
+    if data is None and (reason := why_not_reopened(record.config.data)) is not None:
         return None, f"The run was trained on {reason}. Pass them, or --data, to see them here."
     try:
         return _open(record, _data_of(record, data), limit, device, progress), ""
@@ -113,7 +113,7 @@ def open_sample(
 
 def open_examples(record: Record, data: Spec | None, *, limit: int) -> tuple[list[Tensor], Tensor] | None:
     """At most `limit` evenly spaced images (C, h, w) of a run's data, and their indices; None if there are none."""
-    if data is None and why_not_again(record.config.data) is not None:
+    if data is None and why_not_reopened(record.config.data) is not None:
         return None
     config, images, indices = record.config, [], []
     try:

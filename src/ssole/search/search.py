@@ -10,7 +10,7 @@ import torch
 
 from ssole.config import ConfigError
 from ssole.data.base import Spec
-from ssole.data.sources import why_not_again
+from ssole.data.sources import why_not_reopened
 from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.parts import backbone_digest
 from ssole.models.load import load, weights_path
@@ -82,6 +82,6 @@ def open_index(
         return index
     if data is None:
         data = Run(path).config.data
-        if (reason := why_not_again(data)) is not None:
+        if (reason := why_not_reopened(data)) is not None:
             raise ConfigError(f"{path} was trained on {reason}: make an index with ssole index, or pass --data")
     return build_index(path, data, own, device=device, progress=progress)

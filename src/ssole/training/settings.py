@@ -16,7 +16,7 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, to_dict
 from ssole.config.budget import budget_seconds
-from ssole.data.sources import describe, why_not_again
+from ssole.data.sources import describe, why_not_reopened
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.progress import say
@@ -46,7 +46,7 @@ def agreed_config(config: PretrainConfig, progress: bool) -> PretrainConfig:
 def require_named(config: PretrainConfig, given: Collection[str]) -> None:
     """Raise a ConfigError for a URL that a recipe names: only those of settings that the user has given are fetched."""
     for name in ("data", "eval_data"):
-        if name not in given and (reason := why_not_again(getattr(config, name))) is not None:
+        if name not in given and (reason := why_not_reopened(getattr(config, name))) is not None:
             raise ConfigError(f"{name} of the recipe is {reason}: give --{name.replace('_', '-')} beside the recipe")
 
 
@@ -57,7 +57,7 @@ def with_eval_data(config: PretrainConfig, run: Path, eval_data: Spec | None) ->
         ConfigError: others are given, or none though they are behind a URL.
     """
     if eval_data is None:
-        if (reason := why_not_again(config.eval_data)) is not None:
+        if (reason := why_not_reopened(config.eval_data)) is not None:
             again = "them again (--eval-data, or ssole.resume(run, eval_data=URL))"
             raise ConfigError(f"{run} is measured on {reason}: pass {again}")
         return config

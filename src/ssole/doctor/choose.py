@@ -1,4 +1,4 @@
-"""Dial: all settings of a run that follow from its images, the machine and the time that it may take."""
+"""Choice of a run's settings, where the user named no recipe: from the images, the machine and the time it may take."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from ssole.training.trial import Trial
 _LARGEST_CROP = 512  # pixels; photographs are decoded no larger than the largest views can use
 _TRIAL_BATCH = 32  # images of the steps that are measured; their time grows with the batch
 _TRIAL_PART, _TRIAL_SECONDS = 0.02, 10.0  # of the budget and at most, for measuring one network
-_ASKED = {"data", "budget", "device", "channels", "out"}  # what the suggestion answers, or has nothing to do with
+_NOT_CHOSEN = {"data", "budget", "device", "channels", "out"}  # settings that the choice is told, or does not touch
 _SPARE = 0.5  # share of the free memory that a step of a trial may take
 
 
-def dial(
+def suggest_for(
     data: Spec, *, budget: str | None = None, device: str = "auto", channels: int | None = None, spent: float = 0.0
 ) -> Suggestion:
     """Settings of a run without a recipe, with reasons: :func:`ssole.doctor.suggest.suggest` on 256 of the images.
@@ -63,8 +63,8 @@ def dial(
         limit = min(_TRIAL_SECONDS, _TRIAL_PART * seconds)
         measure = partial(_step_seconds, sample=sample, device=on, limit=limit)
         budgeted = Budgeted(text=budget, seconds=seconds - (time.monotonic() - begin), step_seconds=measure)
-    facts: Any = {"budget": budgeted, "channels": channels, "memory": free_memory(on)}
-    return suggest(data, contents(found.readable), len(source), on, **facts)
+    free = free_memory(on)
+    return suggest(data, contents(found.readable), len(source), on, budget=budgeted, channels=channels, memory=free)
 
 
 def choose(
@@ -72,7 +72,7 @@ def choose(
 ) -> tuple[str, PretrainConfig]:
     """Name and config, with overrides, of the given recipe, else of one that suits the data; without data, of digits-m.
 
-    Raises as :func:`dial`, and a ConfigError for a recipe that names images behind a URL.
+    Raises as :func:`suggest_for`, and a ConfigError for a recipe that names images behind a URL.
     """
     if recipe is None and (data is None or (isinstance(data, str) and data == DEFAULT_RECIPE)):
         recipe = DEFAULT_RECIPE
@@ -85,13 +85,13 @@ def choose(
     suitable = channel_overrides(overrides.get("channels")) | {"augment.crops.0.size": 224}
     load(DEFAULT_RECIPE, **{**suitable, **overrides})
     facts = {name: overrides[name] for name in ("budget", "device", "channels") if name in overrides}
-    choice = with_given(dial(data, **facts), overrides)
+    choice = with_given(suggest_for(data, **facts), overrides)
     return choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons, **overrides})
 
 
 def with_given(choice: Suggestion, names: Iterable[str]) -> Suggestion:
     """Suggestion whose last reason names the settings that were given, which hold whatever it chose."""
-    given = sorted(set(names) - _ASKED)
+    given = sorted(set(names) - _NOT_CHOSEN)
     return replace(choice, reasons=[*choice.reasons, f"as given: {', '.join(given)}"]) if given else choice
 
 

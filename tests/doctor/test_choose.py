@@ -11,8 +11,8 @@ import pytest
 import tiny
 from ssole import api
 from ssole.config import ConfigError, PretrainConfig, load
-from ssole.doctor import dial as module
-from ssole.doctor.dial import choose, dial
+from ssole.doctor import choose as module
+from ssole.doctor.choose import choose, suggest_for
 from ssole.errors import DataError
 from ssole.training.run import Run
 
@@ -70,7 +70,7 @@ def test_settings_that_suit_the_images_and_not_the_default_recipe() -> None:
 
 
 def test_a_budget_measures_this_machine() -> None:
-    found = dial(tiny.images(size=30), budget="2s", device="cpu")
+    found = suggest_for(tiny.images(size=30), budget="2s", device="cpu")
     assert found.recipe in ("small-images", "small-images-resnet18")
     assert found.overrides["budget"] == "2s"
 
@@ -79,10 +79,10 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"holds no image that can be read: a\.png: "):
-        dial(tmp_path / "photos")
+        suggest_for(tmp_path / "photos")
     with pytest.raises(ConfigError, match="such as 90s, 10m or 2h, got '300steps'"):
-        dial(tiny.images(), budget="300steps")
+        suggest_for(tiny.images(), budget="300steps")
     with pytest.raises(ConfigError, match="device"):
-        dial(tiny.images(), device="tpu")
+        suggest_for(tiny.images(), device="tpu")
     with pytest.raises(ConfigError, match="leave out either budget or steps"):
         choose(np.zeros((8, 9, 9, 3), np.uint8), None, {"budget": "1s", "steps": 3, "device": "cpu"})
