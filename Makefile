@@ -13,7 +13,7 @@ export PYTHON
 .PHONY: help install setup demo test lint format docs wheel clean distclean
 
 help:
-	@echo "make demo     train on digits-m (3 to 4 minutes on 2 cores) print the table, write a report; FRESH=1 trains again"
+	@echo "make demo     train on digits-m (3 to 9 minutes on 2 cores), print the table, write a report; FRESH=1 trains again"
 	@echo "make setup    install everything for work on ssole, and check each commit with pre-commit"
 	@echo "make test     run the tests"
 	@echo "make lint     ruff and mypy --strict; 'make format' rewrites"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -44,7 +46,32 @@ nitpick_ignore = [("py:class", f"ssole.{place}.T") for place in ("distributed.ag
 DOCS = Path(__file__).parent
 # Pages of the site that are files of the repository's root.
 ROOT_FILES = {"index": "README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
+# Modules with a place in the reference: all but those of the command line.
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(ssole.__path__, "ssole.")
+    if module.name != "ssole.__main__" and not module.name.startswith("ssole.cli")
+)
 ROOT_PAGES = {DOCS.parent / file: DOCS / f"{page}.md" for page, file in ROOT_FILES.items()}
+
+
+def reference(docname: str) -> str:
+    """Sections of `api/ROOM`: the room and its modules. `api/other` has the rooms that have no page of their own.
+
+    Three rooms are called as functions of `ssole` are, which are on the page of the public names.
+    """
+    folder, _, page = docname.rpartition("/")
+    if folder != "api" or page == "index":
+        return ""
+    own = {path.stem for path in (DOCS / "api").glob("*.md")}
+    modules = [name for name in MODULES if page == (room if (room := name.split(".")[1]) in own else "other")]
+    text = ""
+    for name in modules:
+        options = "   :no-members:\n" if importlib.util.find_spec(name).submodule_search_locations else ""
+        options += "   :no-index:\n" if name.removeprefix("ssole.") in ssole.__all__ else ""
+        heading = "" if name == f"ssole.{page}" else f"## `{name.removeprefix('ssole.')}`\n\n"
+        text += f"\n{heading}```{{eval-rst}}\n.. automodule:: {name}\n{options}```\n"
+    return text
 
 
 def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -62,7 +89,7 @@ def read_page(app: Sphinx, docname: str, source: list[str]) -> None:
         place = os.path.relpath(ROOT_PAGES.get(target, target), (DOCS / docname).parent)
         return f"[{link[1]}]({place}{hash_}{anchor})"
 
-    text = file.read_text(encoding="utf-8") + (source[0] if docname in ROOT_FILES else "")
+    text = file.read_text(encoding="utf-8") + (source[0] if docname in ROOT_FILES else reference(docname))
     source[0] = re.sub(r"\[([^]]*)\]\((?!https?:|#)([^)\s]+)\)", site_link, text)
     app.env.note_dependency(str(file))
 

@@ -322,7 +322,8 @@ def read_recipe(folder: Path, r: random.Random) -> None:
 
 def read_run(folder: Path, r: random.Random) -> None:
     run = Run(folder)
-    Record.read(folder)
+    record = Record.read(folder)
+    record.cost(), record.command(), record.terms
     require_same_recipe(run)
     modules = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2)})
     load_checkpoint(run, modules, torch.optim.SGD(modules.parameters(), lr=0.1, momentum=0.9), last_step=20)

@@ -288,9 +288,8 @@ def test_every_public_name_has_a_docstring(name: str) -> None:
     assert list(undocumented(importlib.import_module(name))) == []
 
 
-def test_the_reference_has_every_public_name_and_every_module() -> None:
-    text = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs" / "api").glob("*.md")))
+def test_the_reference_has_every_public_name() -> None:
+    """docs/conf.py adds every module."""
+    text = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
     names = re.findall(r"auto(?:function|class|exception):: ssole\.(\w+)$", text, flags=re.MULTILINE)
     assert sorted(names) == sorted(ssole.__all__)
-    modules = re.findall(r"automodule:: (ssole\.[\w.]+)$", text, flags=re.MULTILINE)
-    assert sorted(modules) == [name for name in MODULES if name != "ssole" and not name.startswith("ssole.cli")]

@@ -75,6 +75,8 @@ def test_some_arms_of_an_experiment(compare: Command) -> None:
         (["--methods", "ssole,simclr", "--budget", "long"], "got 'long'"),
         (["--methods", "ssole,simclr", "--set", "lr"], "SETTING=VALUE, such as optim.lr=0.02, got 'lr'"),
         (["--methods", "ssole,simclr", "--set", "optim.lrr=1"], "optim.lrr"),
+        (["--methods", "ssole,simclr", "--set", "optim.lr=[1"], "--set optim.lr=[1: the value is not valid YAML"),
+        (["--methods", "ssole,simclr", "--set", "seeds=5"], "seeds is no setting of the arms but an option"),
         (["--methods", "ssole,simclr", "--recipe", "nope"], "no recipe 'nope'"),
         (["nowhere.yaml"], "there is no experiment nowhere.yaml"),
         (["tiny.yaml"], "tiny.yaml: unknown key"),

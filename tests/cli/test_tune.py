@@ -16,9 +16,7 @@ def test_tune_says_what_it_chose_and_how_to_train_with_it(command: Command) -> N
         "trial 1: ",
         "* has the best",
         "rank correlation with kNN",
-        "how much it finds: 7% of what labels would have gained",
-        "CIFAR-10: -1.3 points of kNN accuracy against the recipe; the best trial: +0.7",
-        "digits-m: +1.9 points of kNN accuracy against the recipe; the best trial: +7.5",
+        "it found 7 % of what labels would have gained, in four searches",
         "tuned/tuned.yaml",
     ):
         assert words in outcome.out

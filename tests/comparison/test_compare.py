@@ -232,7 +232,7 @@ def test_a_search_whose_trials_all_fail_ends_the_arm(monkeypatch: pytest.MonkeyP
     result = compare({"ssole": {"loss.name": "ssole"}, "late": Late()}, budget="60steps", seeds=1, search=2)
     reason = result.arms["late"].reason
     assert reason is not None
-    assert reason.startswith("all trials of its search failed, the last one by NonFiniteLossError: step")
+    assert reason.startswith("all trials in round 1 of its search failed, the last one by NonFiniteLossError: step")
 
 
 def test_without_a_test_split_a_fifth_is_held_out_of_training() -> None:

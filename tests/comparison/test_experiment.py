@@ -46,9 +46,32 @@ def test_a_recipe_may_lie_beside_the_file(tmp_path: Path) -> None:
         ("method: [ssole]", r"a\.yaml: unknown key 'method'\. Did you mean 'methods'\?"),
         ("set: 3", "set must be a mapping of settings, got 3"),
         ("[ssole]", "must hold a mapping of settings"),
+        ("set: {seeds: 5}", "seeds is no setting of the arms but an option"),
     ],
 )
 def test_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ConfigError, match=words):
         read_experiment(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("methods: ssole", "methods are a list of losses, or arms by name with their settings, got 'ssole'"),
+        ("methods: 5", "got 5"),
+        ("methods: [1, 2]", "methods are named by texts, got 1"),
+        ("methods: {a: , b: }", "the arm 'a' needs settings, such as loss.name: simclr, or a loss module; got None"),
+        ("seeds: two", "seeds must be a whole number, got 'two'"),
+        ("budget: 600", "a budget is a time or a number, .*: got 600"),
+        ("recipe: 7", "a recipe is a name, or the path of a YAML file, got 7"),
+        ("projector: publshed", "got 'publshed'"),
+    ],
+)
+def test_values_of_a_wrong_kind(tmp_path: Path, text: str, words: str) -> None:
+    whole = "recipe: digits-m\nmethods: [ssole, simclr]\n"
+    key = text.partition(":")[0]
+    lines = [line for line in whole.splitlines() if not line.startswith(key)]
+    (tmp_path / "a.yaml").write_text("\n".join([*lines, text]))
+    with pytest.raises(ConfigError, match=words):
+        compare(**read_experiment(tmp_path / "a.yaml"), out=tmp_path / "out", progress=False)

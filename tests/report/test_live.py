@@ -16,6 +16,7 @@ import pytest
 
 import tiny
 from ssole.report.live import LivePage, LiveServer, serve
+from ssole.report.page import Facts
 from ssole.report.record import Record
 from ssole.report.report import facts_of, settings_of
 from ssole.training.run import Run
@@ -140,6 +141,20 @@ def test_features_of_a_finished_run_are_computed_once(finished: Run, tmp_path: P
     log(run, 9)
     assert page.html() != first
     assert len(made) == 1
+
+
+def test_a_run_that_ends_while_another_is_computed(finished: Run, training: Run) -> None:
+    """Its weights are news for the next page, and not those of the page that says it is not finished."""
+    how = settings_of(20, "cpu", progress=False)
+
+    def make(record: Record) -> Facts:
+        if record.path == finished.path:
+            shutil.copy(finished.backbone_path, training.backbone_path)
+        return facts_of(record, data=None, columns=None, how=how)
+
+    page = LivePage([finished.path, training.path], make, every=1)
+    assert "The run is not finished" in page.html()
+    assert "The run is not finished" not in page.html()
 
 
 def test_views_of_a_training_run_are_drawn_once(training: Run) -> None:

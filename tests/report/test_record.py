@@ -37,12 +37,15 @@ def test_cost_of_an_hour(record: Record) -> None:
     assert cost["waiting for data"] == "25 % of the time"
     assert cost["energy, estimated"] == "65 Wh, if the machine draws 65 W (a CPU at work)"
     assert replace(record, metrics=[]).cost()["speed"] == "not recorded"
+    assert replace(record, metrics=[{"step": 1, "seconds": "long"}]).cost()["time"] == "not recorded"
 
 
 def test_command(record: Record) -> None:
     given = replace(record, environment={"command": ["/usr/bin/ssole", "pretrain", "--data", "my photos"]})
     assert given.command() == "ssole pretrain --data 'my photos'"
-    assert replace(record, environment={}).command() == f"ssole pretrain --recipe {record.path / 'config.yaml'}"
+    recipe = f"ssole pretrain --recipe {record.path / 'config.yaml'}"
+    for odd in ({}, {"command": [5]}, {"command": {"a": 1}}, {"command": ["ssole", 7]}, {"command": "ssole"}):
+        assert replace(record, environment=odd).command() == recipe
 
 
 def test_what_may_be_missing_and_what_may_not(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ssole.cli.common import DataWords, data_spec, parse, show
+from ssole.cli.common import DataWords, OptionalFolder, OptionalName, OptionalNumber, data_spec, parse, show
 from ssole.config import ConfigError
 
 
@@ -27,23 +27,23 @@ class CompareArgs:
     """Labelled images, in any form that pretraining takes. By default, the recipe's own."""
     test: DataWords = ()
     """Images to test on. By default, the test split of the data, or else a held-out part of them."""
-    recipe: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    recipe: OptionalName = None
     """Settings that all methods share: a recipe's name, or a YAML file. By default, those that suit the data."""
-    budget: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None
+    budget: Annotated[str | None, tyro.conf.arg(metavar="BUDGET", help_behavior_hint="")] = None
     """What each run may take: 10m, 2000steps, 300kimages or 1Mviews. By default, the steps of the recipe."""
-    seeds: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    seeds: OptionalNumber = None
     """Runs of each method. By default 3."""
-    search: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    search: OptionalNumber = None
     """Settings that are tried for each method on a part of the training images; 0 for none. By default 6."""
-    images: Annotated[int | None, tyro.conf.arg(help_behavior_hint="")] = None
+    images: OptionalNumber = None
     """Most training images to use, an evenly spaced sample. By default, all."""
     projector: Literal["recipe", "published"] | None = None
     """Projector of all methods, by default that of the recipe; or of each method what was published for its loss."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUE", help_behavior_hint="")] = ()
     """Settings for all methods, such as batch_size=64 optim.lr=0.02."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    out: OptionalFolder = None
     """Folder of the comparison, by default runs/compare-RECIPE. With it, the same command goes on where it stopped."""
-    resume: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    resume: OptionalFolder = None
     """Continue the comparison in this folder. It keeps its settings, so no other option may be given."""
 
 
@@ -75,7 +75,7 @@ def compare(argv: Sequence[str]) -> int:
 
 def _arguments(args: CompareArgs) -> dict[str, Any]:
     """Arguments of :func:`ssole.compare` from the experiment and the options, which override it."""
-    from ssole.comparison.experiment import read_experiment
+    from ssole.comparison.experiment import check_settings, read_experiment
 
     found = {} if args.experiment is None else read_experiment(args.experiment)
     given = {
@@ -88,7 +88,9 @@ def _arguments(args: CompareArgs) -> dict[str, Any]:
         raise ConfigError("name the methods to compare: --methods ssole,simclr, or an experiment.yaml")
     if args.experiment is not None and args.out is None:
         found["out"] = Path("runs") / args.experiment.stem
-    return found | dict(map(_setting, args.set))
+    settings = dict(map(_setting, args.set))
+    check_settings(settings)
+    return found | settings
 
 
 def _methods(text: str, arms: Any) -> list[str] | dict[str, Any]:
@@ -107,4 +109,7 @@ def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ConfigError(f"--set takes SETTING=VALUE, such as optim.lr=0.02, got {text!r}")
-    return name, yaml.safe_load(value)
+    try:
+        return name, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {text}: the value is not valid YAML ({' '.join(str(error).split())})") from None

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from ssole.cli.common import OptionalFile, data_spec, parse, show
+from ssole.cli.common import OptionalFile, OptionalName, OptionalNumber, data_spec, parse, show
 from ssole.config import ConfigError
 
 
@@ -23,9 +23,9 @@ class DoctorArgs:
     """Images, in any form that pretraining takes."""
     against: Annotated[tuple[str, ...], tyro.conf.arg(metavar="TEST", help_behavior_hint="")] = ()
     """Other images, such as those to test on. Images of TEST that are also in DATA are reported."""
-    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    recipe: OptionalName = None
     """Estimate the cost of this recipe (a name, or a YAML file). By default, of the suggested recipe."""
-    channels: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    channels: OptionalNumber = None
     """Number of channels of images that are not photographs. By default, that of the recipe."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N: the device that the suggestion and the estimate are for."""

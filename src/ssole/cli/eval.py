@@ -30,8 +30,7 @@ class EvalArgs:
     """Options of `ssole eval`."""
 
     run: Models
-    """Run folder or its backbone.safetensors, timm:NAME, timm:NAME=FILE (or torchvision:...), or FILE.onnx; or
-    several, each a row of the table."""
+    """Run folder, its backbone.safetensors, timm:NAME[=FILE], torchvision:NAME[=FILE] or FILE.onnx; each is a row."""
     data: DataWords = ()
     """Labelled images, in any form that pretraining takes. By default, the data of the (first) run."""
     test: DataWords = ()

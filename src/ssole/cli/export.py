@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssole.cli.common import OptionalFile, RunPath, parse, show
+from ssole.cli.common import OptionalFolder, RunPath, parse, show
 from ssole.export.export import Format
 from ssole.export.export import export as write
 
@@ -18,7 +18,7 @@ class ExportArgs:
     """Run folder, or its backbone.safetensors."""
     to: Format
     """Format: timm, torchvision (weights), onnx, torch-export (programs), hf (transformers' AutoModel)."""
-    out: OptionalFile = None
+    out: OptionalFolder = None
     """Folder to write. By default, RUN/export/FORMAT."""
 
 

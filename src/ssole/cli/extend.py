@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
-
-import tyro
 
 from ssole import extending
-from ssole.cli.common import Changes, DataWords, RunPath, data_spec, parse
+from ssole.cli.common import Changes, DataWords, OptionalNumber, RunPath, data_spec, parse
 from ssole.cli.pretrain import print_finished
 
 
@@ -19,9 +16,9 @@ class ExtendArgs:
 
     run: RunPath
     """Folder of a finished run."""
-    epochs: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    epochs: OptionalNumber = None
     """Epochs more."""
-    steps: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    steps: OptionalNumber = None
     """Steps more, instead of epochs."""
     factor: float = extending.FACTOR
     """Factor of the run's learning rates."""

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data, show
+from ssole.cli.common import DataWords, OptionalFolder, data_spec, parse, run_config, run_data, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class IndexArgs:
     """Run folder or its backbone.safetensors; or another network: timm:NAME, torchvision:NAME, timm:NAME=FILE."""
     data: DataWords = ()
     """Images, in any form that pretraining takes. By default, the data of the run."""
-    out: OptionalFile = None
+    out: OptionalFolder = None
     """Folder to write. By default, RUN/index."""
     half: bool = False
     """Store features in float16: half the disk space, and similarities that differ by up to 0.001."""

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from ssole import api, distributed
-from ssole.cli.common import Changes, data_spec, show
+from ssole.cli.common import Changes, OptionalFolder, OptionalNumber, data_spec, show
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
 from ssole.doctor.suggest import Suggestion, channel_overrides
 from ssole.progress import duration
@@ -31,15 +31,15 @@ class PretrainArgs:
 
     recipe: str = DEFAULT_RECIPE
     """A recipe's name, or the path of a YAML file. Without, one that suits --data, --budget and the machine is made."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")] = None
+    out: OptionalFolder = None
     """Run folder. By default runs/RECIPE, with a number if that exists."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
     """Continue this interrupted run. It keeps its settings: with it go only --allow-changes, --data and --eval-data."""
     allow_changes: Changes = ()
     """With --resume: what may have changed since the run was started. Without, a change is an error that shows it."""
-    views: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    views: OptionalNumber = None
     """Views of each image; short for --augment.crops.0.count."""
-    eval_every: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    eval_every: OptionalNumber = None
     """Steps between measurements on --eval-data, or on the test split of --data; another name for --knn-every."""
     preset: Annotated[str | None, tyro.conf.arg(metavar="|".join(PRESETS), help_behavior_hint="")] = None
     """Usual augmentation for this kind of images. Replaces the recipe's augment settings except its crops."""

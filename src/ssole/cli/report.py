@@ -18,7 +18,9 @@ from ssole.report.report import report as write
 class ReportArgs:
     """Options of `ssole report`."""
 
-    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN")]
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")
+    ]
     """Run folder, or several to compare."""
     data: DataWords = ()
     """Images, in any form that pretraining takes. By default, the data of each run."""

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ssole import api
 from ssole.comparison.images import open_images
-from ssole.comparison.plan import make_plan
+from ssole.comparison.plan import measure_plan
 from ssole.comparison.request import Methods, Request, load_request, make_arms, save_request
 from ssole.comparison.result import Comparison
 from ssole.comparison.runner import Runner
@@ -117,6 +117,6 @@ def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, p
         with api.open_store(request.arms[0].config, images.train, progress) as store:
             arms = [replace(arm, config=measured(arm.config, store)) for arm in request.arms]
             fewest = len(images.search_train if request.search else images.train)
-            plan = make_plan(folder, replace(request, arms=tuple(arms)), store, fewest)
+            plan = measure_plan(folder, replace(request, arms=tuple(arms)), store, fewest)
         given: dict[str, Any] = {"request": request, "folder": folder, "data": data, "images": images}
         return Runner(arms=arms, plan=plan, progress=progress, **given).run()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,8 @@ from ssole.config import ConfigError
 from ssole.config.recipes import read_mapping
 from ssole.errors import did_you_mean
 
-_KEYS = {name for name in inspect.signature(compare).parameters if name not in ("out", "progress", "overrides")} | {
-    "set"
-}
+_OPTIONS = inspect.signature(compare).parameters.keys() - {"overrides"}
+_KEYS = _OPTIONS - {"out", "progress"} | {"set"}
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
@@ -40,6 +40,14 @@ def read_experiment(path: Path) -> dict[str, Any]:
     settings = values.pop("set", {})
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: set must be a mapping of settings, got {settings!r}")
+    check_settings(settings)
     if (beside := path.parent / str(values.get("recipe", ""))).is_file():
         values["recipe"] = beside
     return {**settings, **values}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise a `ConfigError` if one of the settings for all arms is an option of the comparison itself."""
+    if options := _OPTIONS & settings.keys():
+        name = min(options)
+        raise ConfigError(f"{name} is no setting of the arms but an option: give it as `{name}`, or by --{name}")

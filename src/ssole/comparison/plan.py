@@ -41,7 +41,7 @@ def share_of(steps: int, share: float) -> int:
     return max(1, round(steps * share))
 
 
-def make_plan(folder: Path, request: Request, store: ImageStore, fewest: int) -> dict[str, ArmPlan]:
+def measure_plan(folder: Path, request: Request, store: ImageStore, fewest: int) -> dict[str, ArmPlan]:
     """Plan by arm, measured at the first call for a folder and read from it later.
 
     So runs keep their number of steps, however busy the machine is when a comparison goes on. An arm that fails is

@@ -53,6 +53,9 @@ class Request:
     """Most training images to use; None for all."""
 
     def __post_init__(self) -> None:
+        for name in ("seeds", "search", "images"):
+            if not isinstance(value := getattr(self, name), int) and (name, value) != ("images", None):
+                raise ConfigError(f"{name} must be a whole number, got {value!r}")
         if self.seeds < 1:
             raise ConfigError(f"a comparison needs at least 1 seed, got {self.seeds}")
         if self.search < 0 or self.search == 1:
@@ -81,8 +84,17 @@ def make_arms(methods: Methods, base: PretrainConfig, *, projector: Literal["rec
     They keep its projector, or take the one published for their loss.
 
     Raises:
-        ConfigError: a loss that does not exist (the message names close ones), a wrong setting, or no two arms.
+        ConfigError: a loss that does not exist (the message names close ones), a wrong setting or projector, or no two
+            arms.
     """
+    if isinstance(methods, str) or not isinstance(methods, (Mapping, Sequence)):
+        raise ConfigError(f"methods are a list of losses, or arms by name with their settings, got {methods!r}")
+    if wrong := [name for name in methods if not isinstance(name, str)]:
+        raise ConfigError(f"methods are named by texts, got {wrong[0]!r}")
+    if projector not in ("recipe", "published"):
+        raise ConfigError(
+            f"the projector is that of the 'recipe', or what was 'published' for a loss, got {projector!r}"
+        )
     named = methods if isinstance(methods, Mapping) else {name: {"loss.name": name} for name in methods}
     if len(named) < 2 or (not isinstance(methods, Mapping) and len(named) < len(methods)):
         raise ConfigError(f"a comparison needs two different methods or more, got {', '.join(methods) or 'none'}")
@@ -96,6 +108,10 @@ def _make_arm(name: str, given: Mapping[str, Any] | nn.Module, base: PretrainCon
     if isinstance(given, nn.Module):
         config = apply_overrides(base, {"loss": {"name": "custom", "module": type(given).__qualname__}})
         return Arm(name=name, config=config, module=given)
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"the arm {name!r} needs settings, such as loss.name: simclr, or a loss module; got {given!r}"
+        )
     settings = dict(given)
     config = apply_overrides(base, settings)
     if projector == "recipe" and config.loss.projector.layers:  # a loss without a projector stays without

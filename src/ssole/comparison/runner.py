@@ -81,8 +81,10 @@ class Runner:
         measure = partial(_scores, train=images.search_train, test=images.validation, protocol="knn", progress=False)
         going_on = list(range(self.request.search))
         for number, rung in enumerate(rungs(self.request.search)):
-            scores = {}
-            for trial in going_on[: rung.trials]:
+            scores: dict[int, float] = {}
+            for trial in going_on:  # best first; the next best takes the place of one that fails
+                if len(scores) == rung.trials:
+                    break
                 record = self._trial(
                     arm,
                     f"search-{number}-trial-{trial}",
@@ -103,7 +105,9 @@ class Runner:
                 self._saved()
             going_on = best(scores, len(going_on))
             if not going_on:
-                reason = f"all trials of its search failed, the last one by {result.search[-1].error}"
+                reason = (
+                    f"all trials in round {number + 1} of its search failed, the last one by {result.search[-1].error}"
+                )
                 self._results[arm.name] = replace(result, error=reason)
                 return
         if going_on:

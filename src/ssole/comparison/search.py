@@ -1,8 +1,8 @@
-"""Search of settings: random draws, equal for all arms, in one or two rungs of successive halving.
+"""Search of settings: draws that are equal for all arms, in one or two rungs of successive halving.
 
 Every arm has the same number of trials and the same number of steps in all. Trial 0 is the arm's own settings. Later
-trials multiply its learning rate and weight decay by random factors, the same for every arm, and draw the one or
-two settings of its loss that `ssole.config.losses` names. Draws are the points of a scrambled Halton sequence, which
+trials multiply its learning rate and weight decay by factors that are the same for every arm, and draw the one or two
+settings of its loss that `ssole.config.losses` names. Draws are the points of a scrambled Halton sequence, which
 few trials already spread over the whole of each range.
 
 Sources: Bergstra and Bengio, "Random search for hyper-parameter optimization" (JMLR 2012), section 4 on sequences like

@@ -8,7 +8,7 @@ same views for all: those of the recipe. Labels are never read.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -35,21 +35,16 @@ from ssole.files import write_text_atomically
 from ssole.progress import say
 from ssole.runtime import resolve_device
 from ssole.training.run import Run
-from ssole.training.settings import measured
+from ssole.training.settings import measured, say_reasons
 from ssole.training.trial import step_seconds
 from ssole.views import make_views
 
 FIGURE = max(CORRELATION, key=lambda name: abs(CORRELATION[name]))
 """Figure that trials are scored by."""
-RECOVERED = 0.07
-"""Gain in accuracy of the choice over the recipe, as a share of the best trial's gain, in the searches of
-`experiments/tune.py`."""
-GAINS = {"CIFAR-10": (-1.3, 0.7), "digits-m": (1.9, 7.5)}
-"""By data set: that gain of the choice, and the best trial's, in points of kNN accuracy (means of two searches)."""
 STRENGTHS = (0.3, 2.0)
 """Range of the factor of the augmentation's strength, on a logarithmic scale."""
 _TRAINING = 0.85  # share of the budget for training; the rest is for measuring
-_JUDGED_IMAGES = 2000
+_SCORED_IMAGES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +93,18 @@ def tune(
     if trials < 2:
         raise ConfigError(f"tuning compares 2 trials or more, got {trials}")
     name, config = choose(data, recipe, overrides)
+    say_reasons(config, enabled=progress)
     base = replace(config, knn_every=None, eval_data=None, budget=None)
     given, limit = base.data if data is None else data, Budget.parse(budget)
     folder = api.new_folder(out, f"tune-{name}")
     with api.open_store(base, given, progress) as store:
         config = measured(base, store)
         steps = _steps(folder, config, store, limit, trials)
-        source = SubsetSource(store.source, np.asarray(evenly_spaced(len(store), _JUDGED_IMAGES)))
+        source = SubsetSource(store.source, np.asarray(evenly_spaced(len(store), _SCORED_IMAGES)))
     source.labels = None
     measure = partial(_figures, source=source, recipe=config.augment, seed=config.seed)
     with resumable(folder, f"the same command and --out {folder}"):
-        _keep_or_compare(folder, given, base)
+        _keep_or_compare(folder, given, base, limit)
         records = _run_trials(folder, replace(config, steps=steps, reasons=()), given, measure, trials, progress)
     return _outcome(folder, base, records)
 
@@ -123,10 +119,15 @@ def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning
     return Tuning(recipe=path, trials=records, chosen=chosen)
 
 
-def _keep_or_compare(folder: Path, data: Spec, base: PretrainConfig) -> None:
+def _keep_or_compare(folder: Path, data: Spec, base: PretrainConfig, budget: Budget) -> None:
     """Write what the folder's trials have in common, or check that it is the same as in its earlier trials."""
     path, data = folder / "tuning.yaml", describe(data)
-    new = {"data": list(data) if isinstance(data, tuple) else data, "config": to_dict(base)}
+    # without the reasons, which may name the memory that was free
+    new = {
+        "data": list(data) if isinstance(data, tuple) else data,
+        "budget": asdict(budget),
+        "config": to_dict(replace(base, reasons=())),
+    }
     saved = None
     if path.is_file():
         saved = read_mapping(path)

@@ -27,9 +27,10 @@ class Budget:
             ConfigError: anything else.
         """
         number = r"(\d+(?:\.\d+)?) *"
-        if (time := re.fullmatch(rf"{number}(s|mins?|m|h)", text.strip())) and float(time[1]) > 0:
+        words = text.strip() if isinstance(text, str) else ""
+        if (time := re.fullmatch(rf"{number}(s|mins?|m|h)", words)) and float(time[1]) > 0:
             return cls(amount=float(time[1]) * _SECONDS[time[2]], unit="seconds")
-        if (count := re.fullmatch(rf"{number}([kM]?) *(step|image|view)s?", text.strip())) and float(count[1]) > 0:
+        if (count := re.fullmatch(rf"{number}([kM]?) *(step|image|view)s?", words)) and float(count[1]) > 0:
             return cls(amount=float(count[1]) * _PREFIXES[count[2]], unit=f"{count[3]}s")  # type: ignore[arg-type]
         raise ConfigError(f"a budget is a time or a number, such as 10m, 2000steps, 300kimages, 1Mviews: got {text!r}")
 

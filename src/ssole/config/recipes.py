@@ -40,6 +40,8 @@ def load(name: str | PathLike[str], /, **overrides: Any) -> PretrainConfig:
     Raises:
         ConfigError: no such recipe (with the closest one), a file that is not a YAML mapping, or a wrong setting.
     """
+    if not isinstance(name, (str, PathLike)):
+        raise ConfigError(f"a recipe is a name, or the path of a YAML file, got {name!r}")
     path = Path(name)
     if path.suffix not in {".yaml", ".yml"}:
         path = _RECIPES / f"{name}.yaml"

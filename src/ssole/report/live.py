@@ -98,13 +98,14 @@ class LivePage:
         with self._lock:  # of several windows, one computes
             version = self.version()
             if self._made[0] != version:
-                records = read_records(self._paths)
-                facts = [self._facts_of(number, record) for number, record in enumerate(records)]
+                # Before the records: weights that are written meanwhile are news for the next page.
+                weights = [_state(path / "backbone.safetensors") for path in self._paths]
+                records = enumerate(read_records(self._paths))
+                facts = [self._facts_of(number, record, weights[number]) for number, record in records]
                 self._made = version, render(facts, live={"version": version, "every": self._every})
             return self._made[1]
 
-    def _facts_of(self, number: int, record: Record) -> Facts:
-        weights = _state(record.path / "backbone.safetensors")
+    def _facts_of(self, number: int, record: Record, weights: str) -> Facts:
         if number not in self._facts or self._facts[number][0] != weights:
             self._facts[number] = weights, self._make(record)
         return dataclasses.replace(self._facts[number][1], record=record)

@@ -84,7 +84,7 @@ class Record:
 
     def cost(self) -> dict[str, str]:
         """What training took: time, images, speed, and the energy it may have needed."""
-        seconds = max((row.get("seconds", 0.0) for row in self.metrics), default=0.0)
+        seconds = max(self.series("seconds")[1], default=0.0)
         images = self.steps * self.config.batch_size
         kind = "GPU" if self.environment.get("cuda") and self.config.device != "cpu" else "CPU"
         watts, hours = WATTS[kind], seconds / 3600
@@ -100,8 +100,9 @@ class Record:
 
     def command(self) -> str:
         """Command line of the run; for one that was started from Python, a command line with its settings."""
-        words = self.environment.get("command") or []
-        if words and Path(words[0]).name == "ssole":
+        words = self.environment.get("command")
+        plain = isinstance(words, list) and all(isinstance(word, str) for word in words)  # a stranger's may be anything
+        if plain and words and Path(words[0]).name == "ssole":
             return shlex.join(["ssole", *words[1:]])
         return f"ssole pretrain --recipe {shlex.quote(str(self.path / 'config.yaml'))}"
 

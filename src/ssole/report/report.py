@@ -61,8 +61,9 @@ def report(
 
     records = read_records(run)
     path = Path(out) if out is not None else records[0].path / "report.html"
-    if not path.parent.is_dir():
-        raise ConfigError(f"there is no folder {path.parent} to write {path.name} to")
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ConfigError(f"{wrong}: the report is one file, such as report.html")
     text = render([facts_of(record, data=data, columns=columns, how=how) for record in records])
     if len(text) > LARGEST_PAGE:
         warnings.warn(f"{path} has {len(text) / 1e6:.1f} MB, more than intended: use fewer images", stacklevel=2)
