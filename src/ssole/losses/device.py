@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssole.losses.checks import check_rows
 from ssole.losses.roots import Root, inverse_root
 
 
@@ -23,7 +22,6 @@ class Rows:
 
     normalize: bool
     contrasts: Tensor | None = None
-    check: bool = False
     root: Root = inverse_root
 
     def norms(self, x_Nmn: Tensor) -> tuple[Tensor, tuple[Tensor, ...], None]:
@@ -49,8 +47,6 @@ class Rows:
     def unit(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Lengths of rows (..., 1) and the rows that the norms are of (..., n), in float64."""
         lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
-        if self.check:
-            check_rows(x, lengths[..., 0], zero_is_error=self.normalize)
         return lengths, x / lengths if self.normalize else x.double()
 
     def contrasted(self, u_Nmn: Tensor) -> Tensor:
