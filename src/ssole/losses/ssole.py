@@ -199,7 +199,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             return self._matrix_norms(batch_BVD.flatten(0, 1)[None])
         # Each process takes every world_size-th view; the sum over processes puts them together.
         mine = slice(distributed.rank(), None, distributed.world_size())
-        r_mine = self._matrix_norms(batch_BVD[:, mine].transpose(0, 1))
+        r_mine = self._matrix_norms(batch_BVD[:, mine].transpose(0, 1)).double()  # also where there is no view
         r_V = r_mine.new_zeros(batch_BVD.shape[1])
         r_V[mine] = r_mine
         return distributed.all_reduce(r_V)
