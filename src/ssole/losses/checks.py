@@ -57,7 +57,7 @@ def check_rows(z: Tensor, *, zero_is_error: bool) -> None:
             if bool(zero.any()):
                 raise EmbeddingError(
                     f"{int(zero.sum())} of {zero.numel()} embeddings are zero vectors (shorter than {_ZERO_LENGTH}) "
-                    f"and cannot be normalized, at {_where(zero)}; use normalize=False, or look for a dead projector"
+                    f"and cannot be scaled to unit length, at {_where(zero)}: look for a dead projector"
                 )
 
 

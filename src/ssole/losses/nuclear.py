@@ -8,8 +8,9 @@ G^(-1/2) is the pseudo-inverse root, so U V^T runs over the non-zero modes only:
 1992, "Characterization of the subdifferential of some matrix norms"). No gradient passes through singular vectors.
 
 G squares the condition number kappa of A, so it is formed and factored in float64 even when A is float32. The error of
-the gradient is then about 1e-16 kappa^2, which reaches 1e-4 only at kappa = 1e6. (With G in float32 that happens at
-kappa = 40.) For float64 input on the CPU the norm comes from an SVD of A itself, which squares nothing.
+the gradient is then about 1e-16 kappa^2, which reaches 1e-4 only at kappa = 1e6, or on accelerators where A lacks rank.
+(With G in float32 that happens at kappa = 40.) For float64 input on the CPU the norm comes from an SVD of A itself,
+which squares nothing.
 
 `_NuclearNorms` is the autograd function. It follows a route (`device` has those of accelerators) with two methods:
 
@@ -68,9 +69,7 @@ def all_modes_norm(x_Nmn: Tensor) -> Tensor:
     return _NuclearNorms.apply(x_Nmn, _Svd(keep_null_modes=True))  # type: ignore[no-any-return]
 
 
-def unit_norms(
-    x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: bool, root: Root = inverse_root
-) -> Tensor:
+def unit_norms(x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: bool, root: Root = inverse_root) -> Tensor:
     """Nuclear norms (N,), in float64, of `x_Nmn` with rows scaled to unit length, by Gram matrices.
 
     `normalize=False` leaves rows as they are. `contrasts` (C, m) are multiplied from the left after scaling. They and
