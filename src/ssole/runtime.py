@@ -102,7 +102,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # another C library, such as musl
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
+    # older versions of glibc refuse a threshold above 32 MB: larger blocks then still go back at once
+    mapped = mallopt(_M_MMAP_THRESHOLD, _LARGE) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    return bool(mapped) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
 
 
 @lru_cache(maxsize=1)

@@ -48,12 +48,12 @@ class Encoder(nn.Module):
 
 
 def create_encoder(config: PretrainConfig, module: nn.Module | None = None) -> Encoder:
-    """Encoder of a config at its initial weights, which the seed decides. torch's global generator stays as it was.
+    """Encoder of a config at its initial weights, which the seed decides. torch's global generators stay as they were.
 
     `module` is the backbone of a config that records a custom one. A copy of it is used, with its own weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would also seed those of GPUs
         backbone = _custom_or_timm(config, module)
         encoder = Encoder(backbone, create_projector(config.projector, feature_dim(backbone)))
     if config.model.frozen_stages is not None:

@@ -96,7 +96,8 @@ def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
     """Backbone of a run at its initial weights, the baseline for what training added. Raises as :func:`load`."""
     description = _read_description(weights_path(run))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(description["seed"])  # as `create_encoder` does, which also makes the backbone first
+        # As `create_encoder` does, which also makes the backbone first.
+        torch.default_generator.manual_seed(description["seed"])
         return _create(description)
 
 
