@@ -8,12 +8,20 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from ssole.runtime import available_memory, decoding_threads, forget_peak_memory, total_memory, usable_cpus
+from ssole.runtime import (
+    available_memory,
+    decoding_threads,
+    forget_peak_memory,
+    keep_freed_memory,
+    total_memory,
+    usable_cpus,
+)
 
 
 def test_total_memory_is_plausible() -> None:
@@ -106,6 +114,25 @@ def outcome(first: str, what: str) -> float:
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+
+
+@pytest.mark.parametrize(("most", "kept"), [(1 << 40, 1 << 30), (32 << 20, 32 << 20), (0, None)])
+def test_older_versions_of_glibc_keep_smaller_blocks(
+    most: int, kept: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old limit is as in its source: HEAP_MAX_SIZE / 2, 32 MB on machines of 64 bits."""
+    thresholds: dict[int, int] = {}
+
+    def mallopt(name: int, value: int) -> int:
+        if name == -3 and value > most:
+            return 0
+        thresholds[name] = value
+        return 1
+
+    monkeypatch.setattr("ssole.runtime.sys.platform", "linux")
+    monkeypatch.setattr("ssole.runtime.ctypes.CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert keep_freed_memory() == (kept is not None)
+    assert thresholds == ({-3: kept, -1: 1 << 30} if kept else {})
 
 
 @linux

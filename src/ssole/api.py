@@ -19,7 +19,7 @@ from ssole.data.sources import by_name, describe, is_in_memory, open_source, why
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.online import default_evaluators
-from ssole.models.own import is_own, need_of_module, own_settings
+from ssole.models.custom import custom_settings, is_custom, missing_module_error
 from ssole.runtime import environment, resolve_device
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import check_shares, make_plan
@@ -63,7 +63,7 @@ def pretrain(
             (:func:`ssole.losses.terms.named_terms`); or settings of the recipe's loss, `loss={"name": "simclr"}`. The
             weights of a module are trained and saved like the encoder's.
         backbone: a module of your own in place of timm's, which returns features (B, F) of normalised images
-            (:class:`ssole.models.own.OwnBackbone`). It keeps its weights: a copy is trained from them, and
+            (:class:`ssole.models.custom.CustomBackbone`). It keeps its weights: a copy is trained from them, and
             `ssole.load(run, backbone=module)` gives it the trained ones.
         init: weights to start from: a run, a `.safetensors` or `.pth` file, or "timm" (:mod:`ssole.training.initial`).
         evaluators: {steps: f}; every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl. If
@@ -87,7 +87,7 @@ def pretrain(
             raise ConfigError(f'loss is a module, or settings such as loss={{"name": "simclr"}}, got {loss!r}')
         overrides["loss"] = loss if module is None else {"name": "custom", "module": type(module).__qualname__}
     if backbone is not None:
-        overrides |= own_settings(backbone)
+        overrides |= custom_settings(backbone)
     if init is not None:
         overrides["init"] = str(init.path if isinstance(init, Run) else init)
     from ssole.doctor.choose import choose  # here, because the doctor would make `import ssole` slower
@@ -226,8 +226,8 @@ def continue_run(
         how = "pass them," if is_in_memory(config.data) else "pass them again, --data URL, or"
         raise DataError(f"{found.path} was started on {reason}: {how} ssole.resume(run, data=images)")
     measured = with_eval_data(config, found.path, eval_data) if evaluators is None else config
-    if is_own(config.model) and backbone is None:
-        raise need_of_module(config.model)
+    if is_custom(config.model) and backbone is None:
+        raise missing_module_error(config.model)
     if loss is not None and config.loss != CustomConfig(module=type(loss).__qualname__):
         before, given = getattr(config.loss, "module", config.loss.name), type(loss).__qualname__
         raise ConfigError(f"{found.path} began with the loss {before!r}, and the one given is {given!r}")

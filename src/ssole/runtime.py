@@ -102,7 +102,9 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # another C library, such as musl
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _LARGE)) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
+    # older versions of glibc refuse a threshold above 32 MB: larger blocks then still go back at once
+    mapped = mallopt(_M_MMAP_THRESHOLD, _LARGE) or mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    return bool(mapped) and bool(mallopt(_M_TRIM_THRESHOLD, _LARGE))
 
 
 @lru_cache(maxsize=1)
@@ -218,8 +220,11 @@ def check_memory(size: int, what: str, hint: str) -> None:
         )
 
 
-def lack_of_memory(error: BaseException) -> str:
-    """First sentence of an error for too little memory, on a GPU or not, or for threads; empty for another error."""
+def out_of_memory_reason(error: BaseException) -> str:
+    """Reason, in one sentence, why an error is one of too little memory, or of threads that cannot start.
+
+    "" for any other error.
+    """
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):
@@ -241,7 +246,10 @@ def usable_cpus() -> int:
 
 
 def use_threads_of(processes: int) -> None:
-    """Let this process compute with the threads of so many like it, as far as there are processors."""
+    """Compute with as many threads as `processes` processes like this one have together.
+
+    At most one for each usable processor.
+    """
     torch.set_num_threads(max(1, min(usable_cpus(), processes * torch.get_num_threads())))
 
 

@@ -1,4 +1,4 @@
-"""Losses and collectives in two gloo processes, compared with one process, also for batches of different sizes."""
+"""Losses and collectives in two or three gloo processes, beside one process, also for batches of different sizes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ranks import run as in_processes
 from ssole import distributed
 from ssole.losses import LOSSES as PUBLIC
 from ssole.losses import LeJEPALoss, SSOLELoss, SupervisedLoss, WMSELoss
@@ -32,17 +32,18 @@ def network(dtype: torch.dtype = torch.float64) -> nn.Linear:
     return nn.Linear(D_IN, D).to(dtype)
 
 
-def run_two(work: Callable[..., dict[str, torch.Tensor]], folder: Path, *args: object) -> list[dict[str, torch.Tensor]]:
-    mp.spawn(_process, args=(work, folder, args), nprocs=2)
-    return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
+def run(
+    work: Callable[[int], dict[str, torch.Tensor]], folder: Path, *, world: int = 2
+) -> list[dict[str, torch.Tensor]]:
+    in_processes(world, _process, work, folder)
+    return [load_file(folder / f"{rank}.safetensors") for rank in range(world)]
 
 
-def _process(rank: int, work: Callable[..., dict[str, torch.Tensor]], folder: Path, args: tuple[object, ...]) -> None:
-    torch.set_num_threads(1)
-    timeout = datetime.timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2, timeout=timeout)
+def _process(work: Callable[[int], dict[str, torch.Tensor]], folder: Path) -> None:
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=60))
+    rank = dist.get_rank()
     try:
-        result = work(rank, *args)
+        result = work(rank)
     finally:
         dist.destroy_process_group()
     save_file({name: tensor.detach().contiguous() for name, tensor in result.items()}, folder / f"{rank}.safetensors")
@@ -113,7 +114,7 @@ def all_cases(rank: int) -> dict[str, torch.Tensor]:
 
 @pytest.mark.filterwarnings("ignore:The high-rank term has")
 def test_loss_and_gradient_under_ddp_equal_one_process(tmp_path):
-    ranks = run_two(all_cases, tmp_path)
+    ranks = run(all_cases, tmp_path)
     for name, split, views, dtype_name in CASES:
         key, dtype = f"{name} {split} {views} {dtype_name}", getattr(torch, dtype_name)
         model = network(dtype)
@@ -129,6 +130,34 @@ def test_loss_and_gradient_under_ddp_equal_one_process(tmp_path):
         torch.testing.assert_close(torch.cat([rank[f"{key} z"] for rank in ranks]) / 2, z.grad, **tolerance)
     # Also where generators differ, processes draw the same slices and sub-batches.
     assert torch.equal(ranks[0]["other seeds"], ranks[1]["other seeds"])
+
+
+def more_processes_than_views(rank: int) -> dict[str, torch.Tensor]:
+    z = batch("equal", 2).float()[3 * rank : 3 * rank + 3].requires_grad_()
+    loss = SSOLELoss(temperature=0.3)(z)
+    loss.backward()
+    return {"loss": loss, "z": z.grad}
+
+
+def test_more_processes_than_views(tmp_path):
+    ranks = run(more_processes_than_views, tmp_path, world=3)
+    z = batch("equal", 2).float().requires_grad_()
+    loss = SSOLELoss(temperature=0.3)(z)
+    loss.backward()
+    for rank in ranks:
+        torch.testing.assert_close(rank["loss"], loss.detach())
+    torch.testing.assert_close(torch.cat([rank["z"] for rank in ranks]) / 3, z.grad)
+
+
+def bad_label_of_one(rank: int) -> dict[str, torch.Tensor]:
+    module, labels = SupervisedLoss(classes=3, dims=D_IN), torch.tensor([0, 1 + 2 * rank, 2])
+    with pytest.raises(ValueError, match=r"1 labels are outside -1 .* to 2, such as 3"):
+        module(torch.ones(3, 2, D_IN), labels)
+    return {}
+
+
+def test_a_bad_label_of_one_process_is_the_same_error_on_all(tmp_path):
+    run(bad_label_of_one, tmp_path)
 
 
 def collectives(rank: int) -> dict[str, torch.Tensor]:
@@ -149,7 +178,7 @@ def collectives(rank: int) -> dict[str, torch.Tensor]:
 
 
 def test_collectives_have_true_adjoints(tmp_path):
-    for rank, result in enumerate(run_two(collectives, tmp_path)):
+    for rank, result in enumerate(run(collectives, tmp_path)):
         x = torch.arange(4.0).reshape(2, 2)
         assert result["identity"].tolist() == [rank, 2]
         assert torch.equal(result["gathered"], x)

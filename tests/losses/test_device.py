@@ -17,8 +17,8 @@ from ssole.losses.ssole import helmert
 def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss takes the route of accelerators."""
 
-    def route(z, contrasts, *, normalize, check, root, view_root):
-        return _NuclearNorms.apply(z, ImagesAndViews(Rows(normalize, contrasts, check, root), view_root))
+    def route(z, contrasts, *, normalize, root, view_root):
+        return _NuclearNorms.apply(z, ImagesAndViews(Rows(normalize, contrasts, root), view_root))
 
     monkeypatch.setattr("ssole.losses.ssole.image_and_view_norms", route)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import torch
 from oracle import gradient, polar_factor, relative, with_condition
 
 from ssole import losses
-from ssole.losses import SSOLELoss
-from ssole.losses.roots import POLAR_STEPS, inverse_root, polar_root
+from ssole.losses import SSOLELoss, roots
+from ssole.losses.roots import POLAR_STEPS, frobenius_root, inverse_root, polar_root
 
 SMALLEST, CONVERGED = 1e-6, 1e-12
 
@@ -108,6 +109,31 @@ def test_loss_by_matrix_products_gives_the_same(monkeypatch):
     assert relative(gradient(SSOLELoss(), z), its_gradient) < 1e-6
     assert (6, 24, 24) in taken
     assert (24, 5, 5) in taken
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 130])
+@pytest.mark.parametrize("root", [inverse_root, frobenius_root, polar_root])
+def test_nan_stays_nan(size, root, monkeypatch):
+    monkeypatch.setattr(torch.linalg, "eigh", lambda g: (g[..., 0], g.clone()))  # as a LAPACK that raises no error
+    norms, _ = root(torch.full((2, size, size), torch.nan, dtype=torch.float64))
+    assert norms.isnan().all()
+
+
+def test_threads_are_as_before_after_an_error_in_one(monkeypatch):
+    def fail(*_):
+        raise torch.linalg.LinAlgError("no convergence")
+
+    monkeypatch.setattr(roots, "_root_eigh_in_this_thread", fail)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(torch.linalg.LinAlgError):
+            inverse_root(torch.eye(130, dtype=torch.float64).expand(2, -1, -1))
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:  # a new thread takes the setting that was made last
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 # --- closed forms

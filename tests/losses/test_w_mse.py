@@ -97,6 +97,17 @@ def test_dimensions_that_cannot_be_whitened():
     assert collapsed == pytest.approx(2)  # as bad as orthogonal views
 
 
+@pytest.mark.parametrize("mean", [0.0, 10.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_errors_of_dependent_dimensions_are_not_whitened(mean, dtype):
+    z = embeddings(80, 2, 40)
+    z[..., -1] = z[..., :-1].sum(-1)
+    z = (z + mean).to(dtype)
+    with pytest.raises(ValueError, match="is singular"):
+        WMSELoss()(z)
+    assert WMSELoss(check_input=False)(z).isnan()
+
+
 def test_float32_embeddings_of_high_condition():
     z = embeddings(40, 2, 8) @ torch.diag(torch.logspace(0, -4, 8, dtype=torch.float64))
     loss = WMSELoss(subset_size=40)

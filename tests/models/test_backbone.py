@@ -114,6 +114,13 @@ def test_whitening_refuses_a_model_without_such_a_layer(model: nn.Module) -> Non
         whiten_stem(model, smooth_images(2))
 
 
+def test_the_generators_of_a_user_stay_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("the generators of GPUs were seeded"))
+    state = torch.get_rng_state()
+    create_encoder(tiny.config())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_backbone_is_tried_before_a_run() -> None:
     state = torch.get_rng_state()
     checked_encoder(tiny.config())

@@ -64,6 +64,15 @@ def test_load_and_untrained(saved: tuple[Run, nn.Module]) -> None:
     assert torch.equal(untrained(run)(images), start(images))
 
 
+def test_untrained_weights_leave_the_generators_of_a_user(
+    saved: tuple[Run, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("the generators of GPUs were seeded"))
+    state = torch.get_rng_state()
+    untrained(saved[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no"):
         load(tmp_path / "nothing")

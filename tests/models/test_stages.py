@@ -11,7 +11,7 @@ from torch import nn
 import tiny
 from ssole.config import ConfigError
 from ssole.models.backbone import Encoder, create_encoder
-from ssole.models.stages import layer_factors, numbers
+from ssole.models.stages import layer_factors, stage_numbers
 
 VIT = {
     "backbone": "vit_tiny_patch16_224",
@@ -60,7 +60,7 @@ def test_more_stages_than_there_are() -> None:
 
 def test_a_network_without_stages() -> None:
     with pytest.raises(ConfigError, match=r"Linear does not say what its stages are"):
-        numbers(nn.Linear(2, 2), coarse=True)
+        stage_numbers(nn.Linear(2, 2), coarse=True)
 
 
 def test_learning_rates_fall_towards_the_stem() -> None:

@@ -77,5 +77,5 @@ def test_weights_of_another_network_are_named_and_nothing_is_loaded() -> None:
 def test_a_classifier_beside_and_counts_of_batches_do_not_matter() -> None:
     model = network()
     weights = {name: torch.full_like(value, 2) for name, value in model.state_dict().items() if "num_b" not in name}
-    load_whole(model, {**weights, "fc.weight": torch.zeros(1)}, source="FILE", network="NET", beside=("fc.",))
+    load_whole(model, {**weights, "fc.weight": torch.zeros(1)}, source="FILE", network="NET", extra_prefixes=("fc.",))
     assert float(model.state_dict()["0.weight"].min()) == 2

@@ -14,7 +14,7 @@ import tiny
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, apply_overrides
 from ssole.losses import LeJEPALoss, SSOLELoss
-from ssole.models.own import own_settings
+from ssole.models.custom import custom_settings
 from ssole.rng import Use, number
 from ssole.training.checkpoint import state_tensors
 from ssole.training.embedder import Embedder
@@ -126,7 +126,7 @@ class Spare(nn.Module):
 
 
 def learn(folder: Path) -> None:
-    config = apply_overrides(tiny.config(), own_settings(Spare()))
+    config = apply_overrides(tiny.config(), custom_settings(Spare()))
     with distributed.processes(60.0):
         learner = Learner(config, CPU, backbone=Spare())
         images = torch.from_numpy(tiny.images(2)).permute(0, 3, 1, 2).contiguous()

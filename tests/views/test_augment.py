@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from view_cases import FULL, PLAIN
@@ -138,11 +139,27 @@ def test_crop_groups_give_one_tensor_each(photos: torch.Tensor) -> None:
         torch.zeros(2, 3, 0, 8, dtype=torch.uint8),
         [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(1, 8, 8, dtype=torch.uint8)],
         [torch.zeros(3, 8, 8, dtype=torch.uint8), torch.zeros(3, 8, 8, dtype=torch.uint16)],
+        np.zeros((2, 3, 8, 8), np.uint8),
     ],
 )
 def test_wrong_images_are_refused(images: torch.Tensor | list[torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"images must be uint8 or uint16 \(B, C, H, W\).* got torch"):
+    got = type(images[0]).__module__  # torch or numpy
+    with pytest.raises(ValueError, match=rf"torch tensors uint8 or uint16: \(B, C, H, W\).* got {got}"):
         make_views(images, torch.arange(2), recipe=FULL, seed=0, epoch=0)
+
+
+@pytest.mark.parametrize(
+    ("ids", "got"),
+    [
+        (torch.arange(8, dtype=torch.int32), r"torch.int32 \(8,\)"),
+        (torch.arange(8)[:, None], r"torch.int64 \(8, 1\)"),
+        (np.arange(8), "numpy.ndarray"),
+        ([*range(8)], "list"),
+    ],
+)
+def test_wrong_ids_are_refused(photos: torch.Tensor, ids: torch.Tensor, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"ids must be a torch tensor int64 \(B,\), .* got {got}$"):
+        make_views(photos, ids, recipe=FULL, seed=0, epoch=0)
 
 
 def test_ids_must_match_images(photos: torch.Tensor) -> None:
@@ -173,12 +190,15 @@ def test_autocast_does_not_apply(photos: torch.Tensor) -> None:
     assert torch.equal(views, expected)
 
 
-def test_a_block_of_an_accelerator_holds_whole_images_of_its_views() -> None:
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_block_of_an_accelerator_holds_whole_images_of_its_views(listed: bool) -> None:
     """Small crops of large images: the images that the views are cut from must fit."""
-    crop, images = Crop(count=2, size=32), torch.zeros(50, 3, 400, 600, dtype=torch.uint8, device="meta")
-    blocks = [range(50)[block] for block in augment._device_blocks(images, crop)]
+    crop, images = Crop(count=2, size=32), torch.zeros(50, 3, 800, 1200, dtype=torch.uint8, device="meta")
+    given = [images[0, :, :8, :8], *images[1:]] if listed else images
+    blocks = [range(50)[block] for block in augment._device_blocks(given, crop)]
     assert [image for block in blocks for image in block] == [*range(50)]
     assert 2 * max(map(len, blocks)) * images[0].numel() <= augment._DEVICE_BLOCK < 2 * images.numel()
+    assert len(augment._device_blocks(list(images[..., :8, :8]), crop)) == -(-50 // augment._PADDED_TOGETHER)
 
 
 def test_large_batches_are_made_in_blocks_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,9 +44,9 @@ def test_an_operation_looks_at_no_other_factor(photos: torch.Tensor, operation: 
     factors[:, operation] = 0.6
     order = torch.tensor([operation, *({0, 1, 2} - {operation}), photometric.HUE]).expand(8, 4)
     params = dataclasses.replace(params_of(PLAIN, torch.arange(4), 8, 8), order=order, factors=factors)
-    mine = photometric.jitter_slot(as_float(photos).flatten(2), photometric.jitter_of(params, 3), slot=0).unflatten(
-        2, (64, 80)
-    )
+    jitter = photometric.jitter_of(params, 3)
+    mine = photometric.jitter_slot(as_float(photos).flatten(2), jitter.matrix[:, 0], jitter.contrast[:, 0])
+    mine = mine.unflatten(2, (64, 80))
     oracle = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)[operation]
     torch.testing.assert_close(mine, oracle(as_float(photos), 0.6), atol=2e-4, rtol=0)
 
@@ -62,7 +62,8 @@ def jittered(x: torch.Tensor, order: list[int], factors: list[float]) -> list[to
     jitter = photometric.jitter_of(params, x.shape[1])
     recipe = PLAIN if x.shape[1] == 3 else dataclasses.replace(PLAIN, hue=0)
     many = photometric.jitter_many(x.clone(), jitter, recipe, order.index(photometric.HUE))
-    alone = [photometric.jitter_one(view.flatten(1).clone(), order, factors, jitter.luma) for view in x]
+    luma = photometric.luma_weights(x.shape[1], x.device)
+    alone = [photometric.jitter_one(view.flatten(1).clone(), order, factors, luma) for view in x]
     return [many, torch.stack(alone).view_as(x)]
 
 

@@ -31,7 +31,7 @@ from ssole.cli.views import views
 from ssole.config import PretrainConfig
 from ssole.data.tiff import silence_tiff_libraries
 from ssole.errors import did_you_mean, printable, without_secrets
-from ssole.runtime import lack_of_memory, use_threads_of
+from ssole.runtime import out_of_memory_reason, use_threads_of
 from ssole.training.guardian import CollapseError
 
 _SIGNAL = 128  # added to the number of a signal, it is the exit code after it
@@ -141,7 +141,7 @@ def _run(command: Command, argv: Sequence[str]) -> int:
         _print_error(error)
         return 3
     except (RuntimeError, MemoryError) as error:
-        if not (reason := lack_of_memory(error)):
+        if not (reason := out_of_memory_reason(error)):
             raise
         _print_error(f"{reason}. Lower --batch-size, --views or --augment.crops.0.size")
         return 1

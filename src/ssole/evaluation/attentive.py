@@ -109,7 +109,7 @@ def attentive_probe(
     width = tokens.shape[2]
     heads = max(number for number in (1, 2, 4, HEADS) if width % number == 0)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed those of GPUs
         probe = AttentiveProbe(width, classes, heads).to(device)
     batch, generator = min(BATCH, len(tokens)), torch.Generator().manual_seed(seed)
     steps = max(LEAST_STEPS, len(tokens) // batch * epochs)

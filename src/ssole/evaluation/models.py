@@ -150,8 +150,8 @@ def _timm(name: str) -> nn.Module:
     facts: Any = model.pretrained_cfg
     classifier = facts.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    beside = tuple(f"{head}." for head in heads)
-    load_whole(model, read_weights(Path(file)), source=file, network=f"timm:{name}", beside=beside)
+    prefixes = tuple(f"{head}." for head in heads)
+    load_whole(model, read_weights(Path(file)), source=file, network=f"timm:{name}", extra_prefixes=prefixes)
     return model
 
 
@@ -185,7 +185,9 @@ def _torchvision(name: str) -> nn.Module:
     if not linear:
         raise ConfigError(f"torchvision:{name} has no linear classifier to leave out, so its features are not known")
     model.set_submodule(linear[-1], nn.Identity())  # the last one defined is the classifier
-    load_whole(model, weights, source=file or "torchvision", network=f"torchvision:{name}", beside=(f"{linear[-1]}.",))
+    load_whole(
+        model, weights, source=file or "torchvision", network=f"torchvision:{name}", extra_prefixes=(f"{linear[-1]}.",)
+    )
     for key, value in facts.items():
         setattr(model, key, value)
     return model

@@ -34,15 +34,15 @@ def check_embeddings(z: Tensor) -> None:
         raise ValueError(f"embeddings need at least 2 views of each image, got {shape[1]} (shape {shape})")
 
 
-def check_rows(z: Tensor, sizes: Tensor, *, zero_is_error: bool) -> None:
+def check_rows(z: Tensor, *, zero_is_error: bool) -> None:
     """EmbeddingError that names rows of `z` (..., D) which are not finite, or zero where that is an error.
 
-    `sizes` (...) makes the usual, clean case cheap. It is any figure at hand that is NaN or infinite when a row is, and
-    otherwise grows with the row's length. Nothing is checked while torch.compile traces.
+    Nothing is checked while torch.compile traces.
     """
     if torch.compiler.is_compiling():
         return
     with torch.no_grad():
+        sizes = z.abs().amax(-1)  # NaN or infinite where a row is
         clean = torch.isfinite(sizes) & (sizes > _ZERO_LENGTH) if zero_is_error else torch.isfinite(sizes)
         if bool(clean.all()):
             return
@@ -57,7 +57,7 @@ def check_rows(z: Tensor, sizes: Tensor, *, zero_is_error: bool) -> None:
             if bool(zero.any()):
                 raise EmbeddingError(
                     f"{int(zero.sum())} of {zero.numel()} embeddings are zero vectors (shorter than {_ZERO_LENGTH}) "
-                    f"and cannot be normalized, at {_where(zero)}; use normalize=False, or look for a dead projector"
+                    f"and cannot be scaled to unit length, at {_where(zero)}: look for a dead projector"
                 )
 
 

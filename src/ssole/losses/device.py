@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ssole.losses.checks import check_rows
 from ssole.losses.roots import Root, inverse_root
 
 
@@ -23,7 +22,6 @@ class Rows:
 
     normalize: bool
     contrasts: Tensor | None = None
-    check: bool = False
     root: Root = inverse_root
 
     def norms(self, x_Nmn: Tensor) -> tuple[Tensor, tuple[Tensor, ...], None]:
@@ -44,13 +42,11 @@ class Rows:
         grad_N: Tensor,
     ) -> Tensor:
         """Gradient with respect to `x_Nmn`."""
-        return self.along(self.product(grad_N, w_NCC, c_NCn), lengths_Nm1, u_Nmn).to(x_Nmn.dtype)
+        return self.through_scaling(self.product(grad_N, w_NCC, c_NCn), lengths_Nm1, u_Nmn).to(x_Nmn.dtype)
 
     def unit(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Lengths of rows (..., 1) and the rows that the norms are of (..., n), in float64."""
         lengths = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float64)
-        if self.check:
-            check_rows(x, lengths[..., 0], zero_is_error=self.normalize)
         return lengths, x / lengths if self.normalize else x.double()
 
     def contrasted(self, u_Nmn: Tensor) -> Tensor:
@@ -64,8 +60,11 @@ class Rows:
         out_NCn = (grad_N[:, None, None] * w_NCC) @ c_NCn
         return out_NCn if self.contrasts is None else torch.bmm(self.contrasts.T.expand(len(c_NCn), -1, -1), out_NCn)
 
-    def along(self, out: Tensor, lengths: Tensor, u: Tensor) -> Tensor:
-        """Gradient with respect to the rows before normalisation, written to `out`."""
+    def through_scaling(self, out: Tensor, lengths: Tensor, u: Tensor) -> Tensor:
+        """Gradient with respect to the rows before they were scaled.
+
+        Overwrites `out`, the gradient with respect to `u`.
+        """
         if self.normalize:
             out.addcmul_(u, torch.linalg.vecdot(u, out)[..., None], value=-1).div_(lengths)
         return out
@@ -92,4 +91,4 @@ class ImagesAndViews:
         lengths_BV1, u_BVD, c_BCD, images_BCC, views_VBB, grad_B, grad_V = saved_and_grads
         out_BVD = self.images.product(grad_B, images_BCC, c_BCD)
         out_BVD.transpose(0, 1).baddbmm_(grad_V[:, None, None] * views_VBB, u_BVD.transpose(0, 1))
-        return self.images.along(out_BVD, lengths_BV1, u_BVD).to(z_BVD.dtype)
+        return self.images.through_scaling(out_BVD, lengths_BV1, u_BVD).to(z_BVD.dtype)

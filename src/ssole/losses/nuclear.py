@@ -8,8 +8,9 @@ G^(-1/2) is the pseudo-inverse root, so U V^T runs over the non-zero modes only:
 1992, "Characterization of the subdifferential of some matrix norms"). No gradient passes through singular vectors.
 
 G squares the condition number kappa of A, so it is formed and factored in float64 even when A is float32. The error of
-the gradient is then about 1e-16 kappa^2, which reaches 1e-4 only at kappa = 1e6. (With G in float32 that happens at
-kappa = 40.) For float64 input on the CPU the norm comes from an SVD of A itself, which squares nothing.
+the gradient is then about 1e-16 kappa^2, which reaches 1e-4 only at kappa = 1e6, or on accelerators where A lacks rank.
+(With G in float32 that happens at kappa = 40.) For float64 input on the CPU the norm comes from an SVD of A itself,
+which squares nothing.
 
 `_NuclearNorms` is the autograd function. It follows a route (`device` has those of accelerators) with two methods:
 
@@ -29,7 +30,6 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ssole.losses import device
-from ssole.losses.checks import check_rows
 from ssole.losses.kernels import gram_product, multiply_into, product_dtype
 from ssole.losses.roots import Root, inverse_root
 
@@ -69,22 +69,20 @@ def all_modes_norm(x_Nmn: Tensor) -> Tensor:
     return _NuclearNorms.apply(x_Nmn, _Svd(keep_null_modes=True))  # type: ignore[no-any-return]
 
 
-def unit_norms(
-    x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: bool, check: bool = False, root: Root = inverse_root
-) -> Tensor:
+def unit_norms(x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: bool, root: Root = inverse_root) -> Tensor:
     """Nuclear norms (N,), in float64, of `x_Nmn` with rows scaled to unit length, by Gram matrices.
 
-    `normalize=False` leaves rows as they are. `contrasts` (C, m) are multiplied from the left after scaling. They,
-    `check`, which raises as `check_rows` does, and another `root` than that of the nuclear norm need m <= n. The root
-    is of the Gram matrices of the scaled rows, or of their contrasts.
+    `normalize=False` leaves rows as they are. `contrasts` (C, m) are multiplied from the left after scaling. They and
+    another `root` than that of the nuclear norm need m <= n. The root is of the Gram matrices of the scaled rows, or of
+    their contrasts.
     """
     wide = _Wide if x_Nmn.device.type == "cpu" else device.Rows
-    route = wide(normalize, contrasts, check, root=root) if x_Nmn.shape[1] <= x_Nmn.shape[2] else _Tall(normalize)
+    route = wide(normalize, contrasts, root) if x_Nmn.shape[1] <= x_Nmn.shape[2] else _Tall(normalize)
     return _NuclearNorms.apply(x_Nmn, route)  # type: ignore[no-any-return]
 
 
 def image_and_view_norms(
-    z_BVD: Tensor, contrasts: Tensor | None, *, normalize: bool, check: bool, root: Root, view_root: Root
+    z_BVD: Tensor, contrasts: Tensor | None, *, normalize: bool, root: Root, view_root: Root
 ) -> tuple[Tensor, Tensor]:
     """`unit_norms` of every image (B,), with contrasts and root, and of every view (V,), with view_root; B, V <= D.
 
@@ -92,10 +90,10 @@ def image_and_view_norms(
     """
     route: _Route
     if z_BVD.device.type == "cpu":
-        images = _Wide(normalize, contrasts, check, root=root)
+        images = _Wide(normalize, contrasts, root)
         route = _ImagesAndViews(images, _Wide(normalize, root=view_root))
     else:
-        route = device.ImagesAndViews(device.Rows(normalize, contrasts, check, root=root), view_root)
+        route = device.ImagesAndViews(device.Rows(normalize, contrasts, root), view_root)
     return _NuclearNorms.apply(z_BVD, route)  # type: ignore[no-any-return]
 
 
@@ -187,14 +185,11 @@ class _Wide:
 
     normalize: bool
     contrasts: Tensor | None = None
-    check: bool = False
     root: Root = inverse_root
 
     def norms(self, x_Nmn: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], torch.dtype]:
         c_Nmm = gram_product(x_Nmn)
         squares_Nm = c_Nmm.diagonal(dim1=1, dim2=2).clone()
-        if self.check:
-            check_rows(x_Nmn, squares_Nm, zero_is_error=self.normalize)
         s_Nm = squares_Nm.rsqrt() if self.normalize else torch.ones_like(squares_Nm)
         # In place here and below: a pass over fresh memory of this size costs as much as the arithmetic.
         if self.normalize:

@@ -74,7 +74,7 @@ def frobenius_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     """
     k = g_Nkk.shape[-1]
     squares_N = g_Nkk.diagonal(dim1=1, dim2=2).sum(-1)
-    norms_N = torch.where(squares_N > k * RANK_TOLERANCE, squares_N, 0).sqrt()
+    norms_N = torch.where(squares_N <= k * RANK_TOLERANCE, 0, squares_N).sqrt()  # NaN stays NaN
     inverse_N = torch.where(norms_N > 0, 1 / norms_N, 0)
     return norms_N, inverse_N[:, None, None] * torch.eye(k, dtype=g_Nkk.dtype, device=g_Nkk.device)
 
@@ -170,17 +170,20 @@ def _root_eigh(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     threads = torch.get_num_threads()
     workers = min(threads, len(g_Nkk))
     root_Nkk = torch.empty_like(g_Nkk)
-    # A new pool for each call: a kept one would not survive a fork, and threads start within 0.1 ms.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-        parts = list(pool.map(_root_eigh_in_this_thread, g_Nkk.chunk(workers), root_Nkk.chunk(workers)))
-    torch.set_num_threads(threads)  # the workers' setting also applies to threads that start later
+    try:
+        # A new pool for each call: a kept one would not survive a fork, and threads start within 0.1 ms.
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
+            parts = list(pool.map(_root_eigh_in_this_thread, g_Nkk.chunk(workers), root_Nkk.chunk(workers)))
+    finally:
+        torch.set_num_threads(threads)  # the workers' setting also applies to threads that start later
     return torch.cat([trace for trace, _ in parts]), root_Nkk
 
 
 @torch.no_grad()  # a new thread records gradients, also where its parent does not
 def _root_eigh_in_this_thread(g_Nkk: Tensor, out_Nkk: Tensor | None = None) -> tuple[Tensor, Tensor]:
     values_Nk, vectors_Nkk = torch.linalg.eigh(g_Nkk)
-    nonzero_Nk = values_Nk > g_Nkk.shape[-1] * RANK_TOLERANCE * values_Nk[:, -1:]
+    # Negated, so that NaN stays NaN: a LAPACK may return it without an error, and it compares as False.
+    nonzero_Nk = ~(values_Nk <= g_Nkk.shape[-1] * RANK_TOLERANCE * values_Nk[:, -1:])
     # Half the power on each side: the root is then one product of a matrix with its own transpose.
     half_Nkk = vectors_Nkk.mul_((torch.where(nonzero_Nk, values_Nk, math.inf) ** -0.25)[:, None, :])
     root_Nkk = symmetric_product(half_Nkk, out_Nkk)
@@ -199,9 +202,9 @@ def polar_root(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     This coupled order is the stable one (Higham, "Functions of Matrices", 2008, section 6.4).
 
     For all data, singular values down to 1e-6 of the bound on the largest one arrive at 1 within 1e-12. Smaller ones
-    arrive at 8e6 s, a soft version of the cutoff of the minimum-norm subgradient. Rounding errors are amplified by no
-    more than that slope, to 1e-9 in G^(-1/2) A. The number of steps is fixed: the host could not end them earlier
-    without waiting for a residual.
+    arrive at 8e6 s, a soft version of the cutoff of the minimum-norm subgradient. Rounding errors are amplified by up
+    to the square of that slope: where G has null modes, G^(-1/2) A is off by about 1e-4, as it may be at condition
+    number 1e6. The number of steps is fixed: the host could not end them earlier without waiting for a residual.
     """
     # The largest eigenvalue is at most the Frobenius norm. The clamp is for zero matrices, which stay zero.
     bound_N11 = torch.linalg.vector_norm(g_Nkk, dim=(-2, -1), keepdim=True).clamp_min(_ZERO)

@@ -149,8 +149,8 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             raise ValueError(
                 f"SSOLELoss needs at least 2 images in the batch, got {images} (shape {tuple(z_BVD.shape)})"
             )
-        if self.check_input and distributed.world_size() > 1:  # all rows, so that all processes raise the same error
-            check_rows(batch_BVD, batch_BVD.detach().abs().amax(-1), zero_is_error=self.normalize)
+        if self.check_input:  # all rows, so that all processes raise the same error
+            check_rows(batch_BVD, zero_is_error=self.normalize)
         rows = images * views if self.coupled else images
         if self.temperature is None:
             self._warn_if_too_many_rows(rows, dims)
@@ -177,7 +177,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
     def _unit(self) -> dict[str, Any]:
         """How the quick routes take the norms of images."""
         root = inverse_root if self.low_rank_norm == "nuclear" else frobenius_root
-        return {"normalize": self.normalize, "check": self.check_input, "root": root}
+        return {"normalize": self.normalize, "root": root}
 
     @property
     def _view_root(self) -> Root:
@@ -188,8 +188,6 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         """n_i of this process's images, (B,)."""
         if self._by_gram(z_BVD) and z_BVD.shape[1] <= z_BVD.shape[2]:
             return unit_norms(z_BVD, contrasts, **self._unit)
-        if self.check_input:
-            check_rows(z_BVD, z_BVD.detach().abs().amax(-1), zero_is_error=self.normalize)
         if self.low_rank_norm == "nuclear":
             return self._norms_as_written(z_BVD, contrasts)
         n_B: Tensor = torch.linalg.vector_norm(self._rows(z_BVD, contrasts), dim=(1, 2))
@@ -201,7 +199,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             return self._matrix_norms(batch_BVD.flatten(0, 1)[None])
         # Each process takes every world_size-th view; the sum over processes puts them together.
         mine = slice(distributed.rank(), None, distributed.world_size())
-        r_mine = self._matrix_norms(batch_BVD[:, mine].transpose(0, 1))
+        r_mine = self._matrix_norms(batch_BVD[:, mine].transpose(0, 1)).double()  # also where there is no view
         r_V = r_mine.new_zeros(batch_BVD.shape[1])
         r_V[mine] = r_mine
         return distributed.all_reduce(r_V)

@@ -64,7 +64,7 @@ class SupervisedLoss(EmbeddingLoss[SupervisedTerms]):
         """Named terms of the loss, with the arguments and errors of `forward`."""
         with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
             z_BVD = self._global_batch(z)
-            labels_B = distributed.gather(self._checked(labels, z))
+            labels_B = self._all_labels(labels, z)
             weight, bias = self.head.weight.to(z_BVD.dtype), self.head.bias.to(z_BVD.dtype)
             logits_BVK = functional.linear(z_BVD, weight, bias)
             labels_BV = labels_B[:, None].expand(z_BVD.shape[:2])
@@ -75,8 +75,8 @@ class SupervisedLoss(EmbeddingLoss[SupervisedTerms]):
             accuracy = (logits_BVK.detach().argmax(-1) == labels_BV).sum().to(z_BVD.dtype) / known
             return SupervisedTerms(summed / known, accuracy)
 
-    def _checked(self, labels: Tensor | None, z: Tensor) -> Tensor:
-        """Labels as they came, after checks of them and of the width of `z`."""
+    def _all_labels(self, labels: Tensor | None, z: Tensor) -> Tensor:
+        """Labels of the global batch, after checks of them and of the width of `z`."""
         if labels is None:
             raise ValueError("SupervisedLoss needs the labels of the images, int64 (B,), as a second argument")
         if labels.shape != z.shape[:1] or labels.dtype != torch.int64:
@@ -87,10 +87,11 @@ class SupervisedLoss(EmbeddingLoss[SupervisedTerms]):
             raise ValueError(
                 f"embeddings must have dims={self.head.in_features} dimensions, got shape {tuple(z.shape)}"
             )
-        if self.check_input and not torch.compiler.is_compiling():
-            wrong = labels[(labels < UNKNOWN) | (labels >= self.classes)]
+        labels_B = distributed.gather(labels)
+        if self.check_input and not torch.compiler.is_compiling():  # all, so that all processes raise the same error
+            wrong = labels_B[(labels_B < UNKNOWN) | (labels_B >= self.classes)]
             if len(wrong):
                 raise ValueError(
                     f"{len(wrong)} labels are outside -1 (unknown) to {self.classes - 1}, such as {int(wrong[0])}"
                 )
-        return labels
+        return labels_B

@@ -12,9 +12,9 @@ from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 from ssole.errors import did_you_mean
 from ssole.models.arguments import checked_arguments, misfit, require_memory
-from ssole.models.own import OwnBackbone, is_own, need_of_module, own_name
+from ssole.models.custom import CustomBackbone, custom_name, is_custom, missing_module_error
 from ssole.models.stages import freeze_stages
-from ssole.runtime import lack_of_memory
+from ssole.runtime import out_of_memory_reason
 
 SMALL_IMAGE = 64  # pixels: up to this side, a ResNet's 7x7 stride-2 stem and pooling leave too few positions
 
@@ -48,13 +48,13 @@ class Encoder(nn.Module):
 
 
 def create_encoder(config: PretrainConfig, module: nn.Module | None = None) -> Encoder:
-    """Encoder of a config at its initial weights, which the seed decides. torch's global generator stays as it was.
+    """Encoder of a config at its initial weights, which the seed decides. torch's global generators stay as they were.
 
-    `module` is the backbone of a config that records one of one's own. A copy of it is used, with its own weights.
+    `module` is the backbone of a config that records a custom one. A copy of it is used, with its own weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        backbone = _own_or_timm(config, module)
+        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would also seed those of GPUs
+        backbone = _custom_or_timm(config, module)
         encoder = Encoder(backbone, create_projector(config.projector, feature_dim(backbone)))
     if config.model.frozen_stages is not None:
         names = freeze_stages(backbone, config.model.frozen_stages)
@@ -63,14 +63,14 @@ def create_encoder(config: PretrainConfig, module: nn.Module | None = None) -> E
     return encoder
 
 
-def _own_or_timm(config: PretrainConfig, module: nn.Module | None) -> nn.Module:
-    """Copy of a module of one's own as the backbone, or else timm's network of the config."""
+def _custom_or_timm(config: PretrainConfig, module: nn.Module | None) -> nn.Module:
+    """Copy of a custom module as the backbone, or else timm's network of the config."""
     size, channels = config.augment.image_size, config.input_channels
     if module is None:
         return create_backbone(config.model, size, channels=channels)
-    if config.model.backbone != (name := own_name(module)):
+    if config.model.backbone != (name := custom_name(module)):
         raise ConfigError(f"the settings have the backbone {config.model.backbone!r}, and the module given is {name!r}")
-    return OwnBackbone(copy.deepcopy(module), size, channels)
+    return CustomBackbone(copy.deepcopy(module), size, channels)
 
 
 def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) -> nn.Module:
@@ -82,8 +82,8 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
     """
     import timm
 
-    if is_own(config):
-        raise need_of_module(config)
+    if is_custom(config):
+        raise missing_module_error(config)
     if not timm.is_model(config.backbone):
         hint = did_you_mean(config.backbone, timm.list_models(), most=3) or " See timm.list_models()."
         raise ConfigError(f"timm has no model {config.backbone!r}.{hint}")
@@ -97,7 +97,7 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
         if feature_dim(model) < 1:  # odd arguments, such as nested lists, may first be felt here
             raise ValueError("it would have no features")
     except Exception as error:  # timm passes the arguments on, and the network says in its own way
-        if lack_of_memory(error):
+        if out_of_memory_reason(error):
             raise
         raise ConfigError(misfit(config.backbone, error)) from None
     stem = config.stem
@@ -121,7 +121,7 @@ def checked_encoder(config: PretrainConfig, module: nn.Module | None = None) -> 
             try:
                 encoder.backbone(torch.zeros(1, channels, size, size))
             except Exception as error:  # the network says in its own way what it does not take
-                if lack_of_memory(error):
+                if out_of_memory_reason(error):
                     raise
                 raise ConfigError(
                     f"{name} does not take images of {size} x {size} pixels: {error}. Choose another "

@@ -13,7 +13,7 @@ from torch import nn
 from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
 from ssole.files import parse_json
 from ssole.models.backbone import create_backbone, feature_dim
-from ssole.models.own import OwnBackbone, is_own
+from ssole.models.custom import CustomBackbone, is_custom
 
 _LARGEST_SIDE, _MOST_CHANNELS = 8192, 1024  # of the images that a weight file may ask for
 _KEY = "ssole"  # entry of the weight file's metadata that describes the network
@@ -83,7 +83,7 @@ def load(run: str | PathLike[str] | Any, *, backbone: nn.Module | None = None) -
 
     path = weights_path(run)
     model = _create(_read_description(path), backbone)
-    target = model.backbone.module if isinstance(model.backbone, OwnBackbone) else model.backbone
+    target = model.backbone.module if isinstance(model.backbone, CustomBackbone) else model.backbone
     try:
         target.load_state_dict(load_file(path), strict=True)
     except (RuntimeError, SafetensorError) as error:
@@ -96,19 +96,20 @@ def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
     """Backbone of a run at its initial weights, the baseline for what training added. Raises as :func:`load`."""
     description = _read_description(weights_path(run))
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(description["seed"])  # as `create_encoder` does, which also makes the backbone first
+        # As `create_encoder` does, which also makes the backbone first.
+        torch.default_generator.manual_seed(description["seed"])
         return _create(description)
 
 
 def _create(description: dict[str, Any], module: nn.Module | None = None) -> LoadedBackbone:
     model = from_dict({"model": description["model"]}).model
     size, channels = description["image_size"], len(description["mean"])
-    if module is not None and not is_own(model):
+    if module is not None and not is_custom(model):
         raise ConfigError(f"the backbone is timm's {model.backbone}, which ssole makes by itself: leave out backbone")
     if module is None:
         backbone = create_backbone(model, size, channels=channels)
     else:
-        backbone = OwnBackbone(module.cpu(), size, channels)
+        backbone = CustomBackbone(module.cpu(), size, channels)
     return LoadedBackbone(backbone, description).eval()
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from ssole.config import ConfigError
 
 
-def numbers(backbone: nn.Module, *, coarse: bool) -> dict[str, int]:
+def stage_numbers(backbone: nn.Module, *, coarse: bool) -> dict[str, int]:
     """Number of the stage (coarse) or of the layer that each parameter of a backbone belongs to, by name.
 
     Raises:
@@ -37,7 +37,7 @@ def freeze_stages(backbone: nn.Module, count: int) -> list[str]:
     Raises:
         ConfigError: the backbone has fewer stages, or does not say what they are.
     """
-    stages = numbers(backbone, coarse=True)
+    stages = stage_numbers(backbone, coarse=True)
     if count > max(stages.values()):
         raise ConfigError(
             f"model.frozen_stages is {count}, and {type(backbone).__name__} has {max(stages.values())} stages after "
@@ -60,6 +60,6 @@ def layer_factors(backbone: nn.Module, decay: float) -> dict[str, float]:
     The last layer has the factor `decay`, and what comes after the backbone has 1. Source: Bao et al. 2022, BEiT
     (arXiv:2106.08254).
     """
-    layers = numbers(backbone, coarse=False)
+    layers = stage_numbers(backbone, coarse=False)
     count = max(layers.values()) + 1
     return {name: decay ** (count - layer) for name, layer in layers.items()}

@@ -97,7 +97,12 @@ def listed(names: Sequence[str], most: int = _SHOWN) -> str:
 
 
 def load_whole(
-    model: nn.Module, weights: Mapping[str, torch.Tensor], *, source: str, network: str, beside: tuple[str, ...] = ()
+    model: nn.Module,
+    weights: Mapping[str, torch.Tensor],
+    *,
+    source: str,
+    network: str,
+    extra_prefixes: tuple[str, ...] = (),
 ) -> None:
     """Load weights into a model, all of them or none.
 
@@ -105,7 +110,7 @@ def load_whole(
         model: is changed in place.
         weights: by name.
         source, network: names of both for the error.
-        beside: beginnings of the names that the weights may have and the model lacks, such as those of a classifier.
+        extra_prefixes: prefixes of names that the weights may have and the model lacks, such as those of a classifier.
 
     Raises:
         ConfigError: names are missing or too many, or shapes differ; the message names them.
@@ -114,7 +119,7 @@ def load_whole(
     found = differences(weights, own)
     wrong = {
         "missing": found.missing,
-        "unknown to it": [key for key in found.unknown if not key.startswith(beside)],
+        "unknown to it": [key for key in found.unknown if not key.startswith(extra_prefixes)],
         "of another shape": [
             f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}" for key in found.reshaped
         ],

@@ -23,7 +23,7 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError
 from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
-from ssole.models.own import OwnBackbone
+from ssole.models.custom import CustomBackbone
 from ssole.progress import data_size
 from ssole.training.needs import checkpoint_bytes
 from ssole.training.run import Run, writing
@@ -155,13 +155,13 @@ def newest_weights(run: Run) -> dict[str, torch.Tensor] | None:
 
 
 def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the final weights under timm's names, or those of a module of one's own.
+    """Write the final weights under timm's names, or those of a custom module.
 
     The metadata describe the network and its preprocessing.
     """
     from safetensors.torch import save_file
 
-    named = backbone.module if isinstance(backbone, OwnBackbone) else backbone
+    named = backbone.module if isinstance(backbone, CustomBackbone) else backbone
     tensors = host_copies(named.state_dict())
     with writing(run, "the final weights"):
         write_atomically(run.backbone_path, lambda path: save_file(tensors, path, metadata=dict(metadata)))

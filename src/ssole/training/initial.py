@@ -17,7 +17,7 @@ from ssole.config import ConfigError, ModelConfig, PretrainConfig
 from ssole.errors import printable
 from ssole.files import write_json_atomically
 from ssole.models.backbone import Encoder, checked_encoder
-from ssole.models.own import is_own
+from ssole.models.custom import is_custom
 from ssole.models.weights_file import (
     SAME,
     SUFFIXES,
@@ -29,7 +29,7 @@ from ssole.models.weights_file import (
     read_weights,
 )
 from ssole.progress import say
-from ssole.runtime import lack_of_memory
+from ssole.runtime import out_of_memory_reason
 from ssole.training.checkpoint import Progress, newest_weights, state_tensors, write_checkpoint
 from ssole.training.run import Run, writing
 from ssole.training.step import Learner
@@ -71,7 +71,7 @@ class Initial:
 
 
 def read_initial(config: PretrainConfig, encoder: Encoder, *, progress: bool = False) -> Initial | None:
-    """Initial weights that a config asks for by `init`, or that its encoder has from a module of one's own; else None.
+    """Initial weights that a config asks for by `init`, or that its encoder has from a custom module; else None.
 
     With `progress`, what was loaded by `init` is printed.
 
@@ -82,7 +82,7 @@ def read_initial(config: PretrainConfig, encoder: Encoder, *, progress: bool = F
         ConfigError: no such file, a damaged one, one of another kind or of another network; or timm's weights cannot be
             had. The message names the weights that are missing, unexpected, of another shape or not finite.
     """
-    if is_own(config.model):
+    if is_custom(config.model):
         return _of_module(config, encoder)
     if config.init is None:
         return None
@@ -168,7 +168,7 @@ def _pretrained(model: ModelConfig, channels: int) -> dict[str, torch.Tensor]:
         with torch.random.fork_rng(devices=[]):
             network: nn.Module = timm.create_model(model.backbone, pretrained=True, num_classes=0, **arguments)
     except Exception as error:  # from the network, the disk, or timm for a model without such weights
-        if lack_of_memory(error):
+        if out_of_memory_reason(error):
             raise
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(

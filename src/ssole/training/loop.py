@@ -48,7 +48,7 @@ def train(
 ) -> Run:
     """Train a run to its end, from its newest checkpoint if it has one.
 
-    `loss` and `backbone` are modules of one's own. `evaluators` is {steps: f}: every so many steps, and at the end,
+    `loss` and `backbone` are custom modules. `evaluators` is {steps: f}: every so many steps, and at the end,
     all processes call f(backbone), which gives figures for metrics.jsonl. `spent` is the time in seconds that a new run
     has taken before, `initial` the weights that it starts from, in place of random ones.
     Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.

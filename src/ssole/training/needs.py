@@ -12,7 +12,7 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.models.backbone import create_encoder
-from ssole.models.own import is_own
+from ssole.models.custom import is_custom
 from ssole.progress import data_size
 from ssole.runtime import available_memory, resolve_precision, total_memory
 
@@ -33,9 +33,9 @@ def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
     """Bytes of a training step of one process, about: weights, gradients, one state of the optimizer, views, and what
     is kept for the backward pass. Sizes are counted on tensors without memory, in a fraction of a second.
 
-    None for a network that cannot be made of such tensors, or is a module of one's own.
+    None for a network that cannot be made of such tensors, or is a custom module.
     """
-    if is_own(config.model):
+    if is_custom(config.model):
         return None
     from torch import _dynamo  # noqa: F401 - torch 2.8 imports it on the way, which on the device "meta" breaks off
 

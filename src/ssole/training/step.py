@@ -280,5 +280,5 @@ def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int
         fields |= {"classes": int(labels.max()) + 1, "dims": dims}
     # Looking at values makes an accelerator wait. There, the loss watch finds NaN and infinity later.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # for losses that have weights
+        torch.default_generator.manual_seed(config.seed)  # for losses that have weights
         return LOSSES[name](**fields, check_input=next(encoder.parameters()).device.type == "cpu")

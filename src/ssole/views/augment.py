@@ -62,8 +62,8 @@ def make_views(
         device of `images`.
 
     Raises:
-        ValueError: if images have another dtype or shape, if there are not as many ids as images, or if the recipe has
-            colour operations and the images do not have three channels.
+        ValueError: if images or ids have another type, dtype or shape, if there are not as many ids as images, or if
+            the recipe has colour operations and the images do not have three channels.
     """
     channels, on = _check_images(images, ids, recipe)
     outs = [torch.empty(len(ids) * crop.count, channels, crop.size, crop.size, device=on) for crop in recipe.crops]
@@ -160,17 +160,18 @@ def _blocks(images: ImageBatch, crop: Crop) -> list[slice]:
 
 def _device_blocks(images: ImageBatch, crop: Crop) -> list[slice]:
     """Blocks of images that bound what an accelerator holds for their views."""
-    if not isinstance(images, torch.Tensor):
-        starts = range(0, len(images), _PADDED_TOGETHER)
-        return [slice(start, min(start + _PADDED_TOGETHER, len(images))) for start in starts]
-    channels, height, width = images.shape[1:]
-    weights = 2 * crop.size * max(height, width)
+    channels, weights = images[0].shape[0], 2 * crop.size * longest_side(images)
+    height, width = (max(sides) for sides in zip(*image_sizes(images), strict=True))
     floats = crop.count * max(channels * crop.size**2, channels * height * width, weights)
-    return _even_slices(len(images), floats, _DEVICE_BLOCK)
+    together = len(images) if isinstance(images, torch.Tensor) else _PADDED_TOGETHER
+    return _even_slices(len(images), floats, min(_DEVICE_BLOCK, together * floats))
 
 
 def _chunks(params: ViewParams, images: ImageBatch, out: torch.Tensor) -> tuple[torch.Tensor, list[tuple[slice, int]]]:
-    """An order of the views, and its chunks, each with the position of hue in the jitter order of all of its views."""
+    """Order in which views are made, sorted by where hue comes in their jitter, and the chunks of that order.
+
+    A chunk is (slice, position of hue), -1 where no view is jittered.
+    """
     channels, size = out.shape[1:3]
     width = longest_side(images) if filters_whole(images) else size  # of whole images, after their rows are summed
     largest = channels * size * max(size, width)
@@ -201,17 +202,20 @@ def _as_one_tensor(images: ImageBatch) -> torch.Tensor:
 
 def _check_images(images: ImageBatch, ids: torch.Tensor, recipe: ViewRecipe) -> tuple[int, torch.device]:
     """Number of channels and device of the images, after checks of them, their ids and the recipe."""
+    if not isinstance(ids, torch.Tensor) or ids.dtype != torch.int64 or ids.dim() != 1:
+        raise ValueError(f"ids must be a torch tensor int64 (B,), one id for each image; got {_kind(ids)}")
     if len(images) != len(ids):
         raise ValueError(f"every image needs one id, got {len(ids)} ids and {len(images)} images")
     if not len(images):
         raise ValueError("no images were given; a batch holds at least one")
     dims, first = (4 if isinstance(images, torch.Tensor) else 3), images[0]
     for one in [images] if isinstance(images, torch.Tensor) else images:
-        right = one.dtype in (torch.uint8, torch.uint16) and one.dim() == dims and 0 not in one.shape
+        right = isinstance(one, torch.Tensor) and one.dtype in (torch.uint8, torch.uint16)
+        right = right and one.dim() == dims and 0 not in one.shape
         if not right or one.shape[-3] != first.shape[-3] or one.dtype != first.dtype:
             raise ValueError(
-                "images must be uint8 or uint16 (B, C, H, W), or a list of such (C, h, w) with the same C and dtype; "
-                f"got {one.dtype} {tuple(one.shape)}"
+                "images must be torch tensors uint8 or uint16: (B, C, H, W), or a list of (C, h, w) with the same C "
+                f"and dtype; got {_kind(one)}"
             )
     channels = first.shape[0]
     if recipe.mean is None or recipe.std is None:
@@ -224,3 +228,10 @@ def _check_images(images: ImageBatch, ids: torch.Tensor, recipe: ViewRecipe) -> 
             "set them to 0, or use the preset 'channels'"
         )
     return channels, first.device
+
+
+def _kind(found: object) -> str:
+    """What an error says of an argument: its dtype and shape, or its type."""
+    if isinstance(found, torch.Tensor):
+        return f"{found.dtype} {tuple(found.shape)}"
+    return f"{type(found).__module__}.{type(found).__qualname__}".removeprefix("builtins.")

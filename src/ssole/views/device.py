@@ -96,7 +96,7 @@ def rows_of(params: ViewParams, recipe: ViewRecipe, size: int, channels: int) ->
         half=length / 2,
         transposed=params.turns % 2,
         jitter=jitter.matrix,
-        contrast=jitter.contrast[..., None] * jitter.luma,
+        contrast=jitter.contrast,
         shift=jitter.shift,
         sigma=params.sigma,
         grey=photometric.normalisation_of(params.grey, zeros, ones)[0],
@@ -183,11 +183,11 @@ def fill_views(images_BCHW: torch.Tensor, rows_BVF: torch.Tensor, recipe: ViewRe
     x = x.flatten(2)
     if recipe.jitter > 0:
         for slot in range(3):
-            x = _jitter(x, n, slot)
+            x = photometric.jitter_slot(x, n.jitter[:, slot], n.contrast[:, slot])
         if recipe.hue > 0:
             x = photometric.turn_hue(x, n.shift)
         for slot in range(3, 6):
-            x = _jitter(x, n, slot)
+            x = photometric.jitter_slot(x, n.jitter[:, slot], n.contrast[:, slot])
     if recipe.blur > 0:
         x = torch.where(
             n.sigma[:, None, None] > 0, _blurred(x.unflatten(2, (size, size)), n.sigma, recipe).flatten(2), x
@@ -214,12 +214,6 @@ def _crops(images_BCHW: torch.Tensor, n: Numbers, size: int) -> torch.Tensor:
     x = torch.bmm(rows_NSH, x_BVHCW.view(-1, height, channels * width))
     x = torch.bmm(x.view(-1, size * channels, width), columns_NSW.mT)
     return x.view(-1, size, channels, size).transpose(1, 2).contiguous()
-
-
-def _jitter(x_NCP: torch.Tensor, n: Numbers, slot: int) -> torch.Tensor:
-    """One slot of a jitter."""
-    offset_N11 = torch.bmm(n.contrast[:, slot, None], x_NCP.mean(dim=2, keepdim=True))
-    return torch.baddbmm(offset_N11, n.jitter[:, slot], x_NCP).clamp_(0, 1)
 
 
 def _blurred(x_NCSS: torch.Tensor, sigma_N: torch.Tensor, recipe: ViewRecipe) -> torch.Tensor:

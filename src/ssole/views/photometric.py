@@ -47,7 +47,7 @@ def photometric_many(
     if recipe.blur > 0:
         x = on_chosen(x, params.sigma > 0, lambda y, rows: blur_many(y, params.sigma[rows], recipe))
     if recipe.solarize > 0:
-        zeros, ones = jitter.luma.new_zeros(x.shape[1]), jitter.luma.new_ones(x.shape[1])
+        zeros, ones = x.new_zeros(x.shape[1]), x.new_ones(x.shape[1])
         x = normalise_many(x, *normalisation_of(params.grey, zeros, ones))
         x = on_chosen(x, params.solarize, lambda y, _: solarize(y))
     return normalise_many(x, *normalisation)
@@ -64,15 +64,13 @@ class Jitter(NamedTuple):
     matrix: torch.Tensor
     """float32 (N, 6, C, C), by which every pixel is multiplied."""
     contrast: torch.Tensor
-    """float32 (N, 6), the share of the mean luma that is added."""
+    """float32 (N, 6, C), by which a view's mean colour is multiplied, for the offset that contrast adds."""
     shift: torch.Tensor
     """float32 (N,), of hue, in turns."""
-    luma: torch.Tensor
-    """float32 (C,), weights of the channels."""
 
     def of(self, views: slice) -> Jitter:
         """The same for some of the views."""
-        return Jitter(self.matrix[views], self.contrast[views], self.shift[views], self.luma)
+        return Jitter(self.matrix[views], self.contrast[views], self.shift[views])
 
 
 def jitter_of(params: ViewParams, channels: int) -> Jitter:
@@ -86,7 +84,8 @@ def jitter_of(params: ViewParams, channels: int) -> Jitter:
     matrix = torch.diag_embed(factor[..., None].expand(-1, -1, channels))
     luma = luma_weights(channels, position.device)
     matrix += ((1 - factor) * (operation == SATURATION))[..., None, None] * luma
-    return Jitter(matrix, (1 - factor) * (operation == CONTRAST), params.factors[:, HUE], luma)
+    contrast = ((1 - factor) * (operation == CONTRAST))[..., None] * luma
+    return Jitter(matrix, contrast, params.factors[:, HUE])
 
 
 def position_of_hue(params: ViewParams) -> torch.Tensor:
@@ -98,18 +97,18 @@ def jitter_many(x_NCSS: torch.Tensor, jitter: Jitter, recipe: ViewRecipe, hue_at
     """Colour jitter of many views, each in its own order, but all with hue in this position. May overwrite x."""
     x = x_NCSS.flatten(2)
     for slot in range(hue_at):
-        x = jitter_slot(x, jitter, slot)
+        x = jitter_slot(x, jitter.matrix[:, slot], jitter.contrast[:, slot])
     if recipe.hue > 0:
         x = turn_hue(x, jitter.shift)
     for slot in range(3 + hue_at, 6):
-        x = jitter_slot(x, jitter, slot)
+        x = jitter_slot(x, jitter.matrix[:, slot], jitter.contrast[:, slot])
     return x.view_as(x_NCSS)
 
 
-def jitter_slot(x_NCP: torch.Tensor, jitter: Jitter, slot: int) -> torch.Tensor:
-    """One slot of a jitter: matrix x + contrast mean(luma(x)), clamped to [0, 1]."""
-    offset = jitter.contrast[:, slot] * (x_NCP.mean(dim=2) @ jitter.luma)
-    return torch.baddbmm(offset[:, None, None], jitter.matrix[:, slot], x_NCP).clamp_(0, 1)
+def jitter_slot(x_NCP: torch.Tensor, matrix_NCC: torch.Tensor, contrast_NC: torch.Tensor) -> torch.Tensor:
+    """One slot of a jitter: matrix x + contrast . mean(x), clamped to [0, 1]."""
+    offset_N11 = torch.bmm(contrast_NC[:, None], x_NCP.mean(dim=2, keepdim=True))
+    return torch.baddbmm(offset_N11, matrix_NCC, x_NCP).clamp_(0, 1)
 
 
 def jitter_one(x_CP: torch.Tensor, order: list[int], factors: list[float], luma_C: torch.Tensor) -> torch.Tensor:

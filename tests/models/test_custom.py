@@ -1,4 +1,4 @@
-"""Modules of one's own as backbones: what they may return, training, resuming, loading."""
+"""Custom modules as backbones: what they may return, training, resuming, loading."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import ssole
 import tiny
 from ssole import api
 from ssole.config import ConfigError
-from ssole.models.own import OwnBackbone
+from ssole.models.custom import CustomBackbone
 from ssole.training.run import Run
 
 
@@ -66,7 +66,7 @@ FORMS: dict[str, tuple[Callable[[torch.Tensor], Any], Callable[[torch.Tensor], t
 def test_features_of_what_a_module_returns(form: str) -> None:
     returned, wanted = FORMS[form]
     module = Small(returned)
-    backbone = OwnBackbone(module, 8, 3)
+    backbone = CustomBackbone(module, 8, 3)
     assert module.training
     assert torch.equal(module.layers[1].running_mean, torch.zeros(6))  # type: ignore[arg-type]
     images = torch.randn(4, 3, 8, 8)
@@ -86,12 +86,12 @@ def test_features_of_what_a_module_returns(form: str) -> None:
 )
 def test_other_outputs_are_refused(form: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        OwnBackbone(Small(form), 8, 3)
+        CustomBackbone(Small(form), 8, 3)
 
 
 def test_images_that_the_module_does_not_take(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Small does not take images \(2, 3, 2, 2\)"):
-        OwnBackbone(Small(), 2, 3)
+        CustomBackbone(Small(), 2, 3)
 
 
 def pretrain(out: Path, module: nn.Module, **given: Any) -> Run:

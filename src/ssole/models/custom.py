@@ -1,4 +1,4 @@
-"""Own backbone: a module from Python in place of timm's, which gives features (B, F)."""
+"""Custom backbone: a module from Python in place of timm's, which gives features (B, F)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError, ModelConfig
-from ssole.runtime import lack_of_memory
+from ssole.runtime import out_of_memory_reason
 
 _MARK = "module:"
 
 
-def own_name(module: nn.Module) -> str:
-    """Value of `model.backbone` that records a module of one's own: its class. A recipe cannot name code.
+def custom_name(module: nn.Module) -> str:
+    """Value of `model.backbone` that records a custom module: its class. A recipe cannot name code.
 
     Raises:
         ConfigError: it is no module.
@@ -27,22 +27,22 @@ def own_name(module: nn.Module) -> str:
     return f"{_MARK}{type(module).__qualname__}"
 
 
-def own_settings(module: nn.Module) -> dict[str, Any]:
-    """Settings of the model, by dotted name, for a module of one's own; those of timm's networks do not apply to it."""
+def custom_settings(module: nn.Module) -> dict[str, Any]:
+    """Settings of the model, by dotted name, for a custom module; those of timm's networks do not apply to it."""
     return {
-        "model.backbone": own_name(module),
+        "model.backbone": custom_name(module),
         "model.backbone_args": {},
         "model.stem": "timm",
         "model.stem_init": "timm",
     }
 
 
-def is_own(config: ModelConfig) -> bool:
-    """Whether a config records a module of one's own as its backbone."""
+def is_custom(config: ModelConfig) -> bool:
+    """Whether a config records a custom module as its backbone."""
     return config.backbone.startswith(_MARK)
 
 
-def need_of_module(config: ModelConfig) -> ConfigError:
+def missing_module_error(config: ModelConfig) -> ConfigError:
     """Error for a config that records a module, which was not given again."""
     return ConfigError(
         f"the backbone is code from Python ({config.backbone.removeprefix(_MARK)}), which no recipe or run folder "
@@ -51,8 +51,8 @@ def need_of_module(config: ModelConfig) -> ConfigError:
     )
 
 
-class OwnBackbone(nn.Module):
-    """Module of one's own as a backbone: normalised images (B, C, S, S) to features (B, F).
+class CustomBackbone(nn.Module):
+    """Custom module as a backbone: normalised images (B, C, S, S) to features (B, F).
 
     The module returns such features, maps (B, F, h, w), which are averaged, or what models of Hugging Face's
     transformers return: their `pooler_output`, or else the first token of `last_hidden_state` (B, T, F).
@@ -81,7 +81,7 @@ class OwnBackbone(nn.Module):
         except ConfigError:
             raise
         except Exception as error:  # the module says in its own way what it does not take
-            if lack_of_memory(error):
+            if out_of_memory_reason(error):
                 raise
             raise ConfigError(
                 f"the backbone {type(module).__name__} does not take images {tuple(images.shape)}: {error}. Choose "
