@@ -100,16 +100,17 @@ def kornia_views(setting: Setting) -> Callable[[int], object]:
 
     recipe = setting.recipe
     (crop,) = recipe.crops
+    blurs = []  # one would cost time even at probability 0
+    if recipe.blur:
+        blurs = [K.RandomGaussianBlur((BLUR_SIZE[crop.size],) * 2, recipe.blur_sigma, p=recipe.blur)]
     operations = [
         K.RandomResizedCrop((crop.size, crop.size), scale=crop.scale, ratio=crop.ratio, align_corners=False),
         K.RandomHorizontalFlip(p=recipe.hflip),
         K.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue, p=recipe.jitter),
         K.RandomGrayscale(p=recipe.grey),
-        K.RandomGaussianBlur((BLUR_SIZE[crop.size],) * 2, recipe.blur_sigma, p=recipe.blur),
+        *blurs,
         K.Normalize(mean=torch.tensor(recipe.mean), std=torch.tensor(recipe.std)),
     ]
-    if not recipe.blur:
-        del operations[4]  # which would cost time even at probability 0
     augment = K.AugmentationSequential(*operations, data_keys=["input"])
     batch = torch.from_numpy(setting.images).permute(0, 3, 1, 2).contiguous()
 
