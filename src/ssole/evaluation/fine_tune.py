@@ -91,7 +91,7 @@ def fine_tune(
     trained = copy.deepcopy(model).requires_grad_(True)
     batch, generator = min(BATCH, len(images)), torch.Generator().manual_seed(seed)
     steps = max(LEAST_STEPS, epochs * (len(images) // batch))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         classifier = Classifier(trained, features, classes).to(device).train()
         optimizer = torch.optim.SGD(classifier.parameters(), lr=RATE * batch / 256, momentum=MOMENTUM, nesterov=True)
