@@ -49,8 +49,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Accuracy of simple classifiers on frozen features, beside raw pixels and the untrained network.
 
-    Classifiers learn from the train images of ``data`` and are scored on the test images, which are used for nothing
-    else. Without labels, the result has the label-free metrics instead, and a note says so.
+    Classifiers learn from the train images of ``data`` only, and are scored on the test images. Without labels, the
+    result has the label-free metrics instead, and a note says so.
 
     Args:
         model_or_run: what :func:`ssole.evaluation.models.open_model` opens: a run, a module, "timm:NAME", ... A
