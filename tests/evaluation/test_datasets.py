@@ -45,7 +45,7 @@ def test_test_images_that_are_the_training_images_are_refused(tmp_path: Path) ->
             Image.fromarray(source.read(i) ^ change).save(folder / f"{i}.bmp")
             os.utime(folder / f"{i}.bmp", (0, 0))
     for data, test in ((source, source), (photos, str(photos))):
-        with pytest.raises(DataError, match="the test images are the training images .* a fifth is held out"):
+        with pytest.raises(DataError, match=r"the test images are the training images .* a fifth is held out"):
             evaluate_quietly(MeanColour(), data, test=test)
     for data, test in ((source, coloured(60, seed=1)), (photos, other)):
         result = evaluate_quietly(MeanColour(), data, test=test, protocol=["knn"], baselines=False)

@@ -216,8 +216,8 @@ def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Sou
         other = open_test_images(test)
         if _are_equal(source, other):
             raise DataError(
-                f"the test images are the training images ({source.name}), so every figure would be too high: name other "
-                "test images, or none, and a fifth is held out"
+                f"the test images are the training images ({source.name}), so every figure would be too high: name "
+                "other test images, or none, and a fifth is held out"
             )
         return other, ""
     try:
