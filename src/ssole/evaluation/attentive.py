@@ -39,7 +39,8 @@ class Tokens(nn.Module):
     """Spatial features of a timm model, or a run's: images to (B, T, F), flattened to rows (B, T F).
 
     Raises:
-        NoTokensError: the model has no ``forward_features`` that gives a map (B, F, h, w) or (B, h, w, F), or (B, T, F).
+        NoTokensError: the model has no ``forward_features`` that gives a map (B, F, h, w) or (B, h, w, F), or
+            (B, T, F).
     """
 
     def __init__(self, model: nn.Module) -> None:
