@@ -113,7 +113,10 @@ def _knn_of(data: EvaluationData, preprocessing: Preprocessing, k: Sequence[int]
     assert data.test is not None
     memory, queries = data.train, data.test
     if max(k) > len(memory):
-        raise ValueError(f"k is {tuple(k)} and there are {len(memory)} training images: pass a smaller k")
+        raise ValueError(
+            f"k is {tuple(k)} and there are {len(memory)} training images ({memory.store.source.name}): give at least "
+            f"{max(k)} labelled images to learn from"
+        )
 
     def evaluate_knn(backbone: nn.Module) -> dict[str, float]:
         device = next(backbone.parameters()).device
