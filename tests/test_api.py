@@ -16,7 +16,7 @@ import tiny
 from ssole import api, distributed
 from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
-from ssole.data.sources import describe
+from ssole.data.describe import describe
 from ssole.errors import DataError
 from ssole.training import settings
 from ssole.training.run import Run

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from ssole.errors import ConfigError
-from ssole.files import read_json, remove_leftovers, write_atomically, write_bytes_atomically, write_text_atomically
+from ssole.files import (
+    folder_atomically,
+    read_json,
+    remove_leftovers,
+    require_new_folder,
+    write_atomically,
+    write_bytes_atomically,
+    write_text_atomically,
+)
 
 
 def test_text_and_bytes_arrive_and_replace(tmp_path: Path) -> None:
@@ -34,6 +42,33 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
     with pytest.raises(type(error)):
         write_atomically(path, write)
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_new_folder_appears_when_it_is_whole(tmp_path: Path, is_there: bool) -> None:
+    folder = tmp_path / "of" / "models"
+    if is_there:
+        folder.mkdir(parents=True)
+
+    def fill(*, stopped: bool) -> None:
+        with folder_atomically(folder) as place:
+            assert not any(place.iterdir())
+            (place / "a.txt").touch()
+            assert folder.exists() == is_there
+            if stopped:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill(stopped=True)
+    assert [entry.name for entry in folder.parent.iterdir()] == ["models"] * is_there
+    fill(stopped=False)
+    assert [entry.relative_to(tmp_path / "of").as_posix() for entry in (tmp_path / "of").rglob("*")] == [
+        "models",
+        "models/a.txt",
+    ]
+    for path in (folder, folder / "a.txt"):
+        with pytest.raises(ConfigError, match="is not an empty folder, and nothing is overwritten"):
+            require_new_folder(path)
 
 
 def test_what_a_killed_writer_left_is_removed_and_no_other_file(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def test_check_estimator(features: SSOLEFeatures) -> None:
         (np.array([["a", "b"]]), r"one column of paths; got an array of shape \(1, 2\)"),
         (["nowhere.png"], r"nowhere\.png"),
         (3, "got int"),
+        ((name for name in ["a.png"]), "got generator"),  # `fit` would use it up
         ("nowhere", "There is no dataset, folder or file named 'nowhere'"),
     ],
 )

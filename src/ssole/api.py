@@ -15,7 +15,8 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig
-from ssole.data.sources import by_name, describe, is_in_memory, open_source, why_not_reopened
+from ssole.data.describe import by_name, describe, is_in_memory, why_not_reopened
+from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.online import default_evaluators

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON files that may be damaged."""
+"""Files and folders that are written whole or not at all, and JSON files that may be damaged."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,30 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_json_atomically(path: Path, values: Any, *, indent: int | None = 1) -> None:
     """:func:`write_atomically` for values as JSON; `ValueError` for NaN or infinity, which JSON does not have."""
     write_text_atomically(path, json.dumps(values, indent=indent, allow_nan=False) + "\n")
+
+
+@contextmanager
+def folder_atomically(folder: Path) -> Iterator[Path]:
+    """Context with a new, empty folder to fill, which then takes its place as `folder`: whole, or not at all.
+
+    `folder` is new or empty (:func:`require_new_folder`). Its parents are made.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        place = Path(temporary) / folder.name
+        place.mkdir()
+        yield place
+        if folder.exists():  # empty, and Windows would not replace it
+            folder.rmdir()
+        os.replace(place, folder)
+
+
+def require_new_folder(folder: Path) -> None:
+    """Raise a `ConfigError` unless a folder is new or empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(
+            f"{folder} is not an empty folder, and nothing is overwritten: remove it, or choose another (--out)"
+        )
 
 
 def is_leftover(path: Path) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ def _source(X: Any) -> Source:
         if values.ndim != 1:
             raise DataError(f"images are given as one column of paths; got an array of shape {values.shape}")
         values = values.tolist()
-    if isinstance(values, Iterable) and not hasattr(values, "__getitem__"):
+    if isinstance(values, Collection) and not hasattr(values, "__getitem__"):
         values = list(values)
     source = ObjectSource(values, name="X")
     if not len(source):

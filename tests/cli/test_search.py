@@ -67,7 +67,7 @@ def test_without_the_images_there_is_a_table_and_a_note(indexed: Command) -> Non
         (["search", "run", "photos/cat/000.png", "--outliers"], "give one of"),
         (["search", "nowhere", "one.jpg"], "there is no folder nowhere"),
         (["search", "photos", "one.jpg"], "photos is neither an index nor a run folder"),
-        (["search", "run", "one.jpg"], "there is no file 'one.jpg', and no image of that id in run/index"),
+        (["search", "run", "one.jpg"], "there is no file 'one.jpg', and run/index has no image of the id 'one"),
         (["search", "run", "tiny.yaml"], "tiny.yaml: "),
         (["search", "run", "photos/cat/000.png", "-k", "100"], "k is 100, and run/index has 61 images"),
         (["search", "run", "photos/cat/000.png", "--out", "one.txt"], "names the picture to write"),

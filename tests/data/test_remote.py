@@ -13,10 +13,11 @@ import pytest
 from image_files import png
 
 from ssole.data import remote
+from ssole.data.describe import describe
 from ssole.data.folder import ListSource
 from ssole.data.objects import ObjectSource
 from ssole.data.remote import is_inside, timeout
-from ssole.data.sources import describe, open_source
+from ssole.data.sources import open_source
 from ssole.data.storage import read_bytes
 from ssole.errors import DataError
 

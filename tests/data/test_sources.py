@@ -10,9 +10,10 @@ from image_files import ids, png, special_files, tar, tree, value
 
 from ssole.data.arrays import ArraySource, open_npy, open_npz
 from ssole.data.base import Source
+from ssole.data.describe import by_name, describe, is_in_memory
 from ssole.data.folder import ListSource
 from ssole.data.parquet import ParquetSource
-from ssole.data.sources import by_name, describe, is_in_memory, open_source, open_test_images
+from ssole.data.sources import open_source, open_test_images
 from ssole.data.tars import TarSource
 from ssole.errors import DataError
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ def test_without_test_images_a_stated_share_is_held_out() -> None:
     data = coloured(210, seed=0)
     first, again = (evaluate_quietly(MeanColour(), data, baselines=False, seed=4) for _ in range(2))
     assert "tested on 42 images held out of 210 by seed 4" in first.notes[0]
+    assert f"A run that was trained on {data.name} has seen them too" in first.notes[0]
     assert first.rows["trained"]["linear"].n == 42
     assert first.to_dict() == again.to_dict()
 
@@ -32,6 +34,22 @@ def test_a_folder_without_splits_is_never_tested_on_itself(tmp_path: Path) -> No
     for data in (tmp_path, tmp_path / "test"):  # a folder named test opens as either split
         result = evaluate_quietly(MeanColour(), str(data / "test" if data == tmp_path else data), baselines=False)
         assert "held out of 60" in result.notes[0]
+
+
+def test_test_images_that_are_the_training_images_are_refused(tmp_path: Path) -> None:
+    source, photos, other = coloured(60, seed=0), tmp_path / "photos", tmp_path / "other"
+    for root, change in ((photos, 0), (other, 1)):  # of the same names, sizes and times
+        for i in range(60):
+            folder = root / source.classes[source.labels[i]]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(source.read(i) ^ change).save(folder / f"{i}.bmp")
+            os.utime(folder / f"{i}.bmp", (0, 0))
+    for data, test in ((source, source), (photos, str(photos))):
+        with pytest.raises(DataError, match=r"the test images are the training images .* a fifth is held out"):
+            evaluate_quietly(MeanColour(), data, test=test)
+    for data, test in ((source, coloured(60, seed=1)), (photos, other)):
+        result = evaluate_quietly(MeanColour(), data, test=test, protocol=["knn"], baselines=False)
+        assert result.rows["trained"]["knn20"].n == 60
 
 
 def test_labels_are_matched_by_class_name() -> None:

@@ -27,6 +27,7 @@ from ssole.evaluation.features import extract
 from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import LABEL_FREE
+from ssole.evaluation.scoring import Scoring
 
 HALF = (0.5, 0.5, 0.5)
 
@@ -299,3 +300,34 @@ def test_protocols_that_train_or_corrupt() -> None:
         "trained: no attentive probe: MeanColour has no forward_features, which gives spatial features." in plain.notes
     )
     assert "attentive" not in plain.rows["trained"]
+
+
+def test_models_of_different_images_are_no_row() -> None:
+    models = [
+        (MeanColour(), Preprocessing(image_size=8, mean=(0.5,) * count, std=(0.5,) * count, channels=channels))
+        for count, channels in ((5, 5), (3, None))
+    ]
+    scoring = Scoring(lambda _: pytest.fail("no images are opened"), "knn", None, 0, {})
+    with pytest.raises(ValueError, match="take different images: RGB, 5 channels; evaluate them separately"):
+        scoring.add_models("trained", models)
+
+
+def test_a_network_without_spatial_features_for_the_probe_stops_no_other() -> None:
+    class Spatial(MeanColour):
+        def forward_features(self, images: torch.Tensor) -> Any:
+            return images * self.scale
+
+    class Several(Spatial):
+        def forward_features(self, images: torch.Tensor) -> Any:
+            return [images, images]
+
+    models = {"map": Spatial(), "list": Several(), "large": Spatial(1e6)}
+    data = coloured(60, seed=0)
+    result = evaluate_quietly(models, data, protocol=["attentive", "knn"], baselines=False)
+    assert [name for name, row in result.rows.items() if "attentive" in row] == ["map"]
+    assert all("knn20" in row for row in result.rows.values())
+    for note in (
+        "list: no attentive probe: forward_features of Several gives list; (B, F, h, w) is needed.",
+        "large: no attentive probe: its spatial features go beyond 65,504, the largest number of float16.",
+    ):
+        assert note in result.notes

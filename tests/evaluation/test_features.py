@@ -156,6 +156,7 @@ def test_embeddings_are_saved_whole(tmp_path: Path) -> None:
     names = ["a/ü.png", "b.png", "c.png"]
     kept = Embeddings(array=array, ids=names, labels=np.array([1, -1, 0]), classes=["cat", "dog"])
     with np.load(kept.save(tmp_path / "e.npz")) as file:
+        assert sorted(file.files) == ["array", "classes", "ids", "labels"]
         assert np.array_equal(file["array"], array)
         assert file["ids"].tolist() == names
         assert file["labels"].tolist() == [1, -1, 0]

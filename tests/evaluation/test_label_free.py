@@ -69,7 +69,6 @@ def test_large_sets_are_measured_on_a_fixed_sample(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(label_free, "SAMPLE", 500)
     assert rankme(x) == rankme(x) != whole
     assert rankme(x) == pytest.approx(whole, rel=0.02)
-    assert rankme(x, seed=1) != rankme(x)
 
 
 def test_bad_input_is_named() -> None:

@@ -75,6 +75,18 @@ def test_a_checkpoint_of_torchvision(tmp_path: Path, name: str) -> None:
         open_model(f"torchvision:resnet34={tmp_path / 'weights.pth'}")
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_of_torchvision_that_normalise_anew(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    weights = torchvision.models.get_model(name, weights=None, init_weights=False).state_dict()
+    monkeypatch.setattr(torchvision.models._api.WeightsEnum, "get_state_dict", lambda *_, **__: weights)
+    whole, model = torchvision.models.get_model(name, weights="DEFAULT").eval(), open_model(f"torchvision:{name}")
+    whole.fc = nn.Identity()
+    images = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        assert torch.equal(model(images), whole(images))
+
+
 def test_exports_of_a_run_have_its_features(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     source = ssole.load(run)

@@ -71,7 +71,7 @@ def test_what_cannot_be_measured_is_said_before_training(tmp_path: Path) -> None
     few = str(tiny.write_folder(tmp_path / "few", 12))
     for given, error, words in (
         (str(tmp_path / "nowhere"), DataError, "nowhere"),
-        (few, ValueError, r"k is \(20,\) and there are \d+ training images"),
+        (few, ValueError, r"are \d+ training images \(few\): give at least 20 labelled images"),
     ):
         with pytest.raises(error, match=words):
             tiny.start(tmp_path / "run", steps=1, eval_data=given)

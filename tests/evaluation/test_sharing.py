@@ -18,7 +18,7 @@ import torch
 import ranks
 import tiny
 from ssole import distributed, evaluate
-from ssole.data import store
+from ssole.data import reader
 from ssole.data.store import ImageStore
 from ssole.evaluation.sharing import own_parts
 from ssole.training.run import Run
@@ -29,7 +29,7 @@ IMAGES = 700  # three batches, so that the last round lacks one
 @contextlib.contextmanager
 def counted(file: Path) -> Iterator[None]:
     """Context that writes how many images this process decodes."""
-    with mock.patch.object(store, "decode", wraps=store.decode) as decode:
+    with mock.patch.object(reader, "decode", wraps=reader.decode) as decode:
         yield
     file.write_text(str(decode.call_count))
 

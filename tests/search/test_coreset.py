@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
+import pytest
 import torch
 
+from ssole.search import coreset, nearest
 from ssole.search.coreset import k_center
-from ssole.search.nearest import Rows, unit_rows
+from ssole.search.nearest import Rows, scores, unit_rows
 
 
 def naive(rows: Rows, count: int, chosen: list[int]) -> list[int]:
@@ -40,6 +42,19 @@ def test_those_given_are_not_chosen_again() -> None:
     assert chosen[:20].tolist() == naive(rows, 20, given.tolist())
     assert sorted([*chosen, *given]) == list(range(60))
     assert np.isfinite(similarity).all()
+
+
+def test_all_rows_are_read_once_for_those_given_and_once_a_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*arguments: Rows) -> torch.Tensor:
+        calls.append(len(arguments[1]))
+        return scores(*arguments)
+
+    for module in (coreset, nearest):
+        monkeypatch.setattr(module, "scores", counted)
+    k_center(unit_rows(torch.randn(60, 5)), 3, given=np.arange(20))
+    assert calls == [20, 1, 1, 1]
 
 
 def test_no_choice_is_twice_as_good() -> None:

@@ -83,7 +83,10 @@ def test_a_module_is_asked_for_and_compared(run: Run, photos: Path, tmp_path: Pa
         (lambda index: index.search("cat/000.png", 30), r"k is 30, and .* has 29 images to choose from"),
         (lambda index: index.search(tiny.images(1)[0], 31), "k is 31, and .* it must be 1 to 30"),
         (lambda index: index.search("cat/000.png", 0), "k is 0"),
-        (lambda index: index.search("cat/nowhere.png"), r"no file 'cat/nowhere.png', and no .* like 'cat/000.png'"),
+        (
+            lambda index: index.search("cat/nowhere.png"),
+            r"no file 'cat/nowhere.png', and .* has no .* like 'cat/000.png'",
+        ),
         (lambda index: index.search("a" * 5000), "no file 'aaa"),
         (lambda index: index.search(index.path / "index.json"), r"index\.json: not an image that Pillow can open"),
         (lambda index: index.search(3), "got int"),
@@ -92,6 +95,10 @@ def test_a_module_is_asked_for_and_compared(run: Run, photos: Path, tmp_path: Pa
         (lambda index: index.nearest(np.full((2, 16), np.nan)), "NaN or infinity"),
         (lambda index: index.duplicates(0), r"lies in \(0, 1\], got 0"),
         (lambda index: index.outliers(31), "count is 31"),
+        (
+            lambda index: index.select(2, given=["a.png"]),
+            r"index has no image of the id 'a\.png'; its ids are like 'cat",
+        ),
         (lambda index: index.select(29, given=["cat/000.png", "dog/001.png"]), "count is 29, and .* 28 images"),
     ],
 )

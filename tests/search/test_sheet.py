@@ -60,3 +60,13 @@ def test_images_that_are_gone_are_grey(plain: Path) -> None:
 def test_no_more_than_a_thousand_images_are_drawn(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sheet, "SHOWN", 3)
     assert contact_sheet([matches([0, 1]), matches([2, 3]), matches([4])], plain)[0].size == (2 * 134 + 6, 2 * 148 + 6)
+
+
+def test_a_sheet_of_very_many_groups_can_be_saved_in_any_format(plain: Path) -> None:
+    groups = [matches([number % 12]) for number in range(150)]
+    picture, missing = contact_sheet([matches(list(range(12))), *groups], plain, query=plain / "07.png")
+    assert missing == []
+    assert picture.size == (10 * 134 + 6, 110 * 148 + 6)
+    assert middle(picture, 109, 0) == COLOURS[(109 - 3) % 12]
+    for suffix in (".png", ".jpg", ".webp"):
+        picture.save(plain / f"sheet{suffix}")

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import tyro
 
 from ssole.config import ConfigError, PretrainConfig
-from ssole.data.sources import why_not_reopened
+from ssole.data.describe import why_not_reopened
 from ssole.data.storage import first_and_more, has_pattern
 from ssole.errors import printable
 from ssole.models.load import weights_path

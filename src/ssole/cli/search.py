@@ -11,7 +11,7 @@ import tyro
 
 from ssole.cli.common import DataWords, FilePath, data_spec, parse, picture_form, show
 from ssole.config import ConfigError
-from ssole.data.sources import why_not_reopened
+from ssole.data.describe import why_not_reopened
 from ssole.errors import printable
 from ssole.files import write_atomically
 

@@ -18,7 +18,8 @@ from ssole.comparison.trial import resumable
 from ssole.config import ConfigError, PretrainConfig
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
-from ssole.data.sources import by_name, describe, open_source, why_not_reopened
+from ssole.data.describe import by_name, describe, why_not_reopened
+from ssole.data.sources import open_source
 from ssole.training.settings import measured, say_reasons
 
 

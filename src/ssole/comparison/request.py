@@ -41,7 +41,7 @@ class Request:
 
     arms: tuple[Arm, ...]
     data: str | tuple[str, ...]
-    """Text that names the training images (:func:`ssole.data.sources.describe`)."""
+    """Text that names the training images (:func:`ssole.data.describe.describe`)."""
     test: str | tuple[str, ...] | None
     budget: Budget
     """What each run may take."""

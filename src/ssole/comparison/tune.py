@@ -24,7 +24,7 @@ from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_override
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
 from ssole.data.base import Spec, evenly_spaced
-from ssole.data.sources import describe
+from ssole.data.describe import describe
 from ssole.data.store import ImageStore
 from ssole.data.subset import SubsetSource
 from ssole.evaluation.evaluate import evaluate

@@ -1,9 +1,11 @@
 """Data: from a folder, file, pattern, name, URL, array or object to batches of decoded images.
 
 sources     `open_source`, from data as users give them to a `Source`, the class that base defines
+describe    texts that name data, for configs and run folders
 folder, tars, parquet, arrays, objects, digits_m, subset     one kind of source each
 storage, remote     local files and files behind URLs; how the latter are read
-decode, tiff, cache, store     pixels from bytes; decoded images on disk; `ImageStore`, images by index
+decode, tiff, cache     pixels from bytes; decoded images on disk
+store, reader     `ImageStore`, images by index; what its threads do
 thumbnail     pictures of decoded images, for people
 
 `ssole.api`, the doctor and the evaluation call `open_source` and `ImageStore`. Never change ids, `ids_fingerprint`, the

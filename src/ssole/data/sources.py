@@ -5,15 +5,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeGuard
 
 import numpy as np
 
 from ssole.data.arrays import TORCHVISION, ArraySource, open_npy, open_npz, open_torchvision
 from ssole.data.base import NoTestImages, Source, Spec, Split
+from ssole.data.describe import are_paths
 from ssole.data.digits_m import CLASSES as DIGIT_CLASSES
 from ssole.data.digits_m import digits_m
 from ssole.data.folder import LIST_SUFFIXES, FolderSource, ListSource, entry_kind, find_files, image_suffixes
@@ -32,7 +31,7 @@ from ssole.data.storage import (
     suffix_of,
 )
 from ssole.data.tars import TarSource
-from ssole.errors import SECRET, DataError, without_secrets
+from ssole.errors import DataError
 
 _ONE_FILE = (*LIST_SUFFIXES, ".npy", ".npz")  # kinds where one file is a whole data set
 _FILES = (".parquet", ".tar", *_ONE_FILE)
@@ -40,7 +39,6 @@ _TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is
 _COMPRESSED_TAR = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz)$")
 _SHARD_SUFFIXES = frozenset({".parquet", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"})
 _MOST_SIBLINGS = 10_000  # names that a mistyped one is compared with, which takes a third of a second
-_IN_MEMORY = "in memory: "
 
 
 def open_source(spec: Spec, *, split: Split = "train") -> Source:
@@ -100,54 +98,6 @@ def open_test_images(spec: Spec) -> Source:
         return open_source(spec, split="test")
     except NoTestImages:
         return open_source(spec, split="train")
-
-
-def describe(spec: Spec) -> str | tuple[str, ...]:
-    """Text that names the data in a config: names as they are, URLs without passwords and queries, absolute paths.
-
-    So the data are found again from another working directory. Data in memory cannot be opened again from their text;
-    see :func:`is_in_memory`.
-    """
-    if are_paths(spec):
-        return tuple(str(describe(part)) for part in spec)
-    if isinstance(spec, (str, os.PathLike)):
-        text, path = str(spec), os.path.expanduser(spec)
-        if is_remote(text):
-            return without_secrets(text)
-        is_name = text == "digits-m" or text.lower() in TORCHVISION
-        return str(Path(path).absolute()) if not is_name and (os.path.exists(path) or has_pattern(text)) else text
-    return _IN_MEMORY + str(getattr(spec, "name", f"{type(spec).__name__} {getattr(spec, 'shape', '')}".strip()))
-
-
-def by_name(spec: Spec) -> Spec:
-    """Data by their name from :func:`describe`, so that a resumed run finds the same ids.
-
-    Data that this name cannot open stay as they are: those in memory, or behind a URL that lost its secrets.
-    """
-    described = describe(spec)
-    parts = [described] if isinstance(described, str) else described
-    lost = is_in_memory(described) or any(is_remote(part) and SECRET in part for part in parts)
-    return spec if lost else described
-
-
-def is_in_memory(described: str | Sequence[str] | None) -> bool:
-    """Whether a text of :func:`describe` stands for images in memory, which a config cannot name."""
-    return isinstance(described, str) and described.startswith(_IN_MEMORY)
-
-
-def why_not_reopened(described: str | Sequence[str] | None) -> str | None:
-    """Why data named in a run folder or recipe are not opened without the user; None if they are.
-
-    They were in memory, or are behind a URL, which a stranger may have written there.
-    """
-    if any(map(is_remote, [described] if isinstance(described, str) else described or ())):
-        return "images behind a URL, which are fetched only if you name it"
-    return "images in memory" if is_in_memory(described) else None
-
-
-def are_paths(spec: Any) -> TypeGuard[Sequence[str | os.PathLike[str]]]:
-    """Whether data are given as a list of paths or URLs."""
-    return isinstance(spec, (list, tuple)) and all(isinstance(part, (str, os.PathLike)) for part in spec)
 
 
 def _open_path(text: str, split: Split) -> Source:

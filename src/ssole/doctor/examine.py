@@ -49,10 +49,8 @@ def examine(
 ) -> Report:
     """Report on images before training. It changes no image, and unreadable images do not stop it.
 
-    An index is kept beside each tar, which training reads too.
-
     Args:
-        data: as for :func:`ssole.pretrain`.
+        data: as for :func:`ssole.pretrain`. Beside each tar, its index is kept, as by training.
         against: a second set, such as test images, which should share no image with the first.
         recipe: recipe whose cost is estimated (a name, or a YAML file); by default the suggested one.
         channels: number of channels of images that are not photographs; by default that of the recipe.
@@ -71,15 +69,13 @@ def examine(
     device = resolve_device(device)
     config = None if recipe is None else load(recipe, **({} if channels is None else {"channels": channels}))
     channels = channels if config is None else config.channels
-    tolerated = PretrainConfig.max_unreadable if config is None else config.max_unreadable
     if preview is not None:
         _check_preview_path(preview)
-    source, images, report = _read(data, against, channels, tolerated, limit, progress)
+    source, images, report = _read(data, against, channels, config, limit, progress)
     if report.contents is None:
         return report
     with spinner("measuring decoding, views and training steps", enabled=progress):
-        free = free_memory(device)
-        suggestion = suggest(data, report.contents, len(source), device, channels=channels, memory=free)
+        suggestion = suggest(data, report.contents, len(source), device, channels=channels, memory=free_memory(device))
         config = config or suggestion.config
         sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
         report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)
@@ -91,7 +87,7 @@ def examine(
 
 
 def _read(
-    data: Spec, against: Spec | None, channels: int | None, max_unreadable: float, limit: int, progress: bool
+    data: Spec, against: Spec | None, channels: int | None, config: PretrainConfig | None, limit: int, progress: bool
 ) -> tuple[Source, list[Readable], Report]:
     """Source of the images, records of the readable images, and the report so far, from reading and comparing."""
     begin = time.perf_counter()
@@ -104,7 +100,8 @@ def _read(
     compared = None if second is None else _compare(found, second, limit, channels, progress)
     seconds = time.perf_counter() - begin
     about = contents(found.readable) if found.readable else None
-    findings = [check_readable(len(source), found.examined, found.unreadable, max_unreadable=max_unreadable)]
+    tolerated = PretrainConfig.max_unreadable if config is None else config.max_unreadable
+    findings = [check_readable(len(source), found.examined, found.unreadable, max_unreadable=tolerated)]
     if about is not None:
         findings += check_duplicates(exact, near, found.examined)
         findings += check_contents(about, found.examined)

@@ -15,7 +15,7 @@ import torch
 
 from ssole.config import PretrainConfig, apply_overrides, load
 from ssole.data.base import Spec
-from ssole.data.sources import are_paths
+from ssole.data.describe import are_paths
 from ssole.doctor.contents import Contents
 from ssole.errors import without_secrets
 from ssole.models.backbone import SMALL_IMAGE

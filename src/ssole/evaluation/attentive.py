@@ -31,18 +31,23 @@ MOST_TOKENS = 49
 """Positions of the largest feature map; larger ones are averaged to 7 x 7."""
 
 
+class NoTokensError(ValueError):
+    """Error for a model without spatial features that the probe can take."""
+
+
 class Tokens(nn.Module):
     """Spatial features of a timm model, or a run's: images to (B, T, F), flattened to rows (B, T F).
 
     Raises:
-        ValueError: the model has no ``forward_features`` that gives a map (B, F, h, w) or (B, h, w, F), or (B, T, F).
+        NoTokensError: the model has no ``forward_features`` that gives a map (B, F, h, w) or (B, h, w, F), or
+            (B, T, F).
     """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.backbone: Any = getattr(model, "backbone", model)
         if not hasattr(self.backbone, "forward_features"):
-            raise ValueError(f"{type(self.backbone).__name__} has no forward_features, which gives spatial features")
+            raise NoTokensError(f"{type(self.backbone).__name__} has no forward_features, which gives spatial features")
         self.width = 0
         """F; known after the first batch."""
 
@@ -57,7 +62,8 @@ class Tokens(nn.Module):
             found = found.flatten(2).transpose(1, 2)
         if not isinstance(found, Tensor) or found.ndim != 3:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise ValueError(f"forward_features of {type(self.backbone).__name__} gives {got}; (B, F, h, w) is needed")
+            name = type(self.backbone).__name__
+            raise NoTokensError(f"forward_features of {name} gives {got}; (B, F, h, w) is needed")
         self.width = found.shape[2]
         return found.float().flatten(1)
 

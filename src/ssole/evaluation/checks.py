@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,10 +61,20 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
     TF32 or bfloat16 similarities would reorder close neighbours, and stop a solver far from its tolerance.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul: Any = getattr(backend, "matmul", None)
+    new = hasattr(matmul, "fp32_precision")  # torch 2.9; once it was set, the old getter raises
+    before = matmul.fp32_precision if new else torch.get_float32_matmul_precision()
+
+    def use(precision: str) -> None:
+        if new:
+            matmul.fp32_precision = precision
+        else:
+            torch.set_float32_matmul_precision(precision)
+
+    use("ieee" if new else "highest")
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        use(before)

@@ -21,7 +21,8 @@ from ssole.evaluation.preprocessing import Preprocessing
 HELD_OUT = 0.2
 """Share of each class that is held out for testing where the data have no test images."""
 SPARSE = 10
-"""Multiple of the number of classes from which labels, of 1,000 or more, are taken for ids and numbered anew."""
+"""Labels are numbered anew if the largest is at least 1,000 and at least so many times the number of classes: they are
+ids, such as of species."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,8 @@ def open_data(
     are those of stores.
 
     Raises:
-        DataError: where data cannot be opened, test lacks labels that train has, or it has classes that train lacks.
+        DataError: where data cannot be opened, test images are the training images or lack labels that train has, or
+            they have classes that train lacks.
     """
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
@@ -108,7 +110,10 @@ def open_data(
         return match(store, preprocessing.open_store(test_source, **options))
     subset, notes = _labelled(store, source.labels)
     kept, held = stratified_split(subset.labels, HELD_OUT, seed=seed)
-    note = f"No test split ({why_not}): tested on {len(held)} images held out of {len(subset)} by seed {seed}."
+    note = (
+        f"No test split ({why_not}): tested on {len(held)} images held out of {len(subset)} by seed {seed}. A run that "
+        f"was trained on {source.name} has seen them too, without their labels unless its loss is supervised."
+    )
     return _checked(subset.select(kept), subset.select(held), source.classes, [note, *notes])
 
 
@@ -135,7 +140,10 @@ def _labelled(store: ImageStore, labels: NDArray[np.int64]) -> tuple[Subset, lis
 
 
 def shuffled_batches(count: int, batch: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Batches of positions below `count`, for so many steps: from one random order after another, without its rest."""
+    """Batches of positions below `count`, for so many steps.
+
+    Each epoch has a new random order; its last, incomplete batch is dropped.
+    """
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(steps):
         if len(order) < batch:
@@ -199,9 +207,19 @@ def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[s
 
 
 def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:
-    """Source of the test images, or None and the reason why there is none."""
+    """Source of the test images, or None and the reason why there is none.
+
+    Raises:
+        DataError: the test images given cannot be opened, or are the training images.
+    """
     if test is not None:
-        return open_test_images(test), ""
+        other = open_test_images(test)
+        if _are_equal(source, other):
+            raise DataError(
+                f"the test images are the training images ({source.name}), so every figure would be too high: name "
+                "other test images, or none, and a fifth is held out"
+            )
+        return other, ""
     try:
         other = open_source(data, split="test")
     except DataError as error:
@@ -211,3 +229,10 @@ def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Sou
         len(other) == len(source) and all(other.id(i) == source.id(i) for i in range(len(source)))
     )
     return (None, f"{source.name} is one set of images") if same else (other, "")
+
+
+def _are_equal(one: Source, other: Source) -> bool:
+    """Whether two sources are sure to have the same images, because they read the same unchanged files."""
+    if one is other:
+        return True
+    return one.identity == other.identity and one.fingerprint() == other.fingerprint() is not None

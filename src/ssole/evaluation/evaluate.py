@@ -49,8 +49,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Accuracy of simple classifiers on frozen features, beside raw pixels and the untrained network.
 
-    Classifiers learn from the train images of ``data`` and are scored on the test images, which are used for nothing
-    else. Without labels, the result has the label-free metrics instead, and a note says so.
+    Classifiers learn from the train images of ``data`` only, and are scored on the test images. Without labels, the
+    result has the label-free metrics instead, and a note says so.
 
     Args:
         model_or_run: what :func:`ssole.evaluation.models.open_model` opens: a run, a module, "timm:NAME", ... A
@@ -123,20 +123,19 @@ def _add_baselines(
 ) -> None:
     """Add raw pixels, and the untrained networks of runs: one row for all runs that began with equal networks."""
     scoring.add_raw_pixels(first)
-    found: list[tuple[str, Opened]] = []
+    found: dict[str, Opened] = {}
+    known: list[Any] = []
     for name, row in rows.items():
         models = [model_and_preprocessing(one, untrained, of_runs) for one in row if is_run(one)]
-        if models and all(_beginnings(models) != _beginnings(others) for _, others in found):
-            found.append((name, models))
-    for name, models in found:
+        # what decides the features of an untrained model: its description, which has the seed, and the preprocessing
+        beginnings = [(getattr(model, "config", None), preprocessing) for model, preprocessing in models]
+        if models and beginnings not in known:
+            known.append(beginnings)
+            found[name] = models
+    for name, models in found.items():
         scoring.add_models("untrained" if len(found) == 1 else f"untrained, as {name}", models)
     if not found:
         scoring.note("No untrained row: the initial weights of a module are unknown; give its run.")
-
-
-def _beginnings(models: Opened) -> list[Any]:
-    """What decides the features of untrained models: description, seed and preprocessing."""
-    return [(getattr(model, "config", None), preprocessing) for model, preprocessing in models]
 
 
 def embed(

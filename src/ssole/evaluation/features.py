@@ -261,13 +261,13 @@ class Embeddings:
         return path
 
     def _write_npz(self, path: Path) -> None:
-        columns: dict[str, NDArray[np.generic]] = {"array": self.array, "ids": np.array(self.ids, dtype=np.str_)}
+        columns: dict[str, Any] = {"array": self.array, "ids": np.array(self.ids, dtype=np.str_)}
         if self.labels is not None:
             columns["labels"] = self.labels
         if self.classes is not None:
             columns["classes"] = np.array(self.classes, dtype=np.str_)
         with path.open("wb") as file:  # given a name, numpy would append .npz to it
-            np.savez(file, allow_pickle=False, **columns)
+            np.savez(file, **columns)  # numbers and texts alone: nothing is pickled
 
     def _write_parquet(self, path: Path) -> None:
         import pyarrow as pa

@@ -3,7 +3,8 @@
 None of these is an accuracy. `experiments/verdict.py` measures how well each follows accuracy.
 
 Features are (N, F), or a pair of these for two views of the same images, row by row. They are floating point and
-finite; others are a ValueError. Where there are more images than a limit below, a random choice by ``seed`` is taken.
+finite; others are a ValueError. Where there are more images than a limit below, a random choice is taken, always the
+same one; the agreement of neighbours takes the first images.
 
 Shape suffixes: N images, V views, F features.
 """
@@ -23,7 +24,7 @@ from ssole.spectrum import effective_rank
 SAMPLE = 25_600
 """Largest number of images for the ranks: what Garrido et al. found enough for ImageNet."""
 PAIRS_SAMPLE = 10_000
-"""Largest number of images for uniformity and for the agreement of neighbours, whose cost is quadratic."""
+"""Largest number of images for uniformity, and of those whose neighbours are compared: the cost is quadratic."""
 VIEWS = 8
 """Views of an image for the figures of views. LiDAR depends on their number, so that all evaluations take as many."""
 DECAY_FROM, DECAY_TO = 11, 100
@@ -50,7 +51,7 @@ def label_free_figures(features: Tensor, views: Tensor | None = None) -> dict[st
     return figures
 
 
-def rankme(features: Tensor, *, eps: float = 1e-7, seed: int = 0) -> float:
+def rankme(features: Tensor, *, eps: float = 1e-7) -> float:
     """RankMe: effective rank of the features as they are, in [0, min(N, F)].
 
     The formula is that of :func:`ssole.spectrum.effective_rank`. Source: Garrido et al. 2023 (arXiv:2210.02885),
@@ -58,12 +59,12 @@ def rankme(features: Tensor, *, eps: float = 1e-7, seed: int = 0) -> float:
     :func:`centred_effective_rank` leaves it out. As published, ``eps`` is added to every share. It keeps the logarithm
     finite and adds less than 2e-6 F to the entropy.
     """
-    return float(effective_rank(_sample(features, SAMPLE, seed), eps=eps))
+    return float(effective_rank(_sample(features, SAMPLE), eps=eps))
 
 
-def centred_effective_rank(features: Tensor, *, seed: int = 0) -> float:
+def centred_effective_rank(features: Tensor) -> float:
     """Effective rank of the features minus their mean, in [0, min(N, F)]; 0 when all features are equal."""
-    features = _sample(features, SAMPLE, seed)
+    features = _sample(features, SAMPLE)
     centred = features.double() - features.double().mean(0)
     # Centring equal features leaves only the rounding error of their mean.
     if centred.abs().max() <= 1e-6 * features.abs().max():
@@ -71,14 +72,14 @@ def centred_effective_rank(features: Tensor, *, seed: int = 0) -> float:
     return float(effective_rank(centred))
 
 
-def alpha_req(features: Tensor, *, seed: int = 0) -> float:
+def alpha_req(features: Tensor) -> float:
     """alpha-ReQ: exponent alpha of the power law i^(-alpha) that the eigenvalues of the features' covariance follow.
 
     Near 1 is best in theory; larger means fewer directions, smaller means noise. The fit is least squares on logarithms
     over eigenvalues 11 to 100; over all of them where the covariance has fewer than 20 above rounding; with fewer than
     three it is a ValueError. Source: Agrawal et al. 2022, "alpha-ReQ" (NeurIPS), and the range of Stringer et al. 2019.
     """
-    features = _sample(features, SAMPLE, seed).double()
+    features = _sample(features, SAMPLE).double()
     centred = features - features.mean(0)
     gram = centred @ centred.T if len(centred) < centred.shape[1] else centred.T @ centred
     eigenvalues = torch.linalg.eigvalsh(gram).flip(0)
@@ -117,8 +118,8 @@ def neighbour_agreement(first: Tensor, second: Tensor, *, k: int = 10) -> float:
     """Mean share of an image's k nearest other images that two views have in common, in [0, 1]; chance is k / (N - 1).
 
     For each view, neighbours are searched among the N >= 2 images of that view, by cosine; all others where there are
-    fewer than ``k``. The figure is the mutual k-nearest neighbours of Huh et al. 2024 (arXiv:2405.07987), between two
-    views instead of two models.
+    fewer than ``k``. The mean is over the first 10,000 images where there are more. The figure is the mutual k-nearest
+    neighbours of Huh et al. 2024 (arXiv:2405.07987), between two views instead of two models.
     """
     _check_pair(first, second)
     if len(first) < 2:
@@ -140,14 +141,14 @@ def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
     return float(difference.norm(dim=1).pow(alpha).mean())
 
 
-def uniformity(features: Tensor, *, t: float = 2.0, seed: int = 0) -> float:
+def uniformity(features: Tensor, *, t: float = 2.0) -> float:
     """Uniformity of unit features on the sphere: 0 when all are equal, towards -2 t for a high-dimensional uniform.
 
         log mean_{n < m} exp(- t |x_n - x_m|²),   x scaled to unit length, of N >= 2 images
 
     Wang and Isola 2020 (arXiv:2005.10242), eq. 2.
     """
-    features = _sample(features, PAIRS_SAMPLE, seed)
+    features = _sample(features, PAIRS_SAMPLE)
     count = len(features)
     if count < 2:
         raise ValueError(f"uniformity compares images and got {count}")
@@ -168,9 +169,9 @@ def _check_pair(first: Tensor, second: Tensor) -> None:
         raise ValueError(f"features of two views have shapes {tuple(first.shape)} and {tuple(second.shape)}: not equal")
 
 
-def _sample(features: Tensor, limit: int, seed: int) -> Tensor:
+def _sample(features: Tensor, limit: int) -> Tensor:
     check_features(features, "features")
     if len(features) <= limit:
         return features.detach()
-    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed))[:limit]
+    chosen = torch.randperm(len(features), generator=torch.Generator().manual_seed(0))[:limit]
     return features.detach()[chosen.to(features.device)]

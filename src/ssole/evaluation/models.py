@@ -170,7 +170,8 @@ def _torchvision(name: str) -> nn.Module:
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
         raise _unknown("torchvision", name, known)
-    options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
+    # these two normalise their input anew, which torchvision tells them only when it loads their weights itself
+    options = {"init_weights": False, "transform_input": True} if name in ("googlenet", "inception_v3") else {}
     model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     facts: dict[str, Any] = dict(IMAGENET)
     if file:

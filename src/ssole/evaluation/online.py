@@ -13,7 +13,8 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import PretrainConfig
-from ssole.data.sources import is_in_memory, open_source
+from ssole.data.describe import is_in_memory
+from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.accuracy import accuracy
@@ -113,7 +114,10 @@ def _knn_of(data: EvaluationData, preprocessing: Preprocessing, k: Sequence[int]
     assert data.test is not None
     memory, queries = data.train, data.test
     if max(k) > len(memory):
-        raise ValueError(f"k is {tuple(k)} and there are {len(memory)} training images: pass a smaller k")
+        raise ValueError(
+            f"k is {tuple(k)} and there are {len(memory)} training images ({memory.store.source.name}): give at least "
+            f"{max(k)} labelled images to learn from"
+        )
 
     def evaluate_knn(backbone: nn.Module) -> dict[str, float]:
         device = next(backbone.parameters()).device

@@ -226,9 +226,11 @@ def _require_same_work(folder: Path, work: dict[str, Any]) -> None:
             part.unlink()
         write_json_atomically(file, work)
         return
-    found = read_json(file)
+    found, hashes = read_json(file), {"contents": "other images", "backbone": "another model or preprocessing"}
     if others := [
-        f"{name} {found.get(name)!r} instead of {value!r}" for name, value in work.items() if found.get(name) != value
+        hashes.get(name, f"{name} {found.get(name)!r} instead of {value!r}")
+        for name, value in work.items()
+        if found.get(name) != value
     ]:
         raise DataError(
             f"{folder} holds parts of interrupted work on something else ({'; '.join(others)}): remove that folder to "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssole import distributed
 from ssole.evaluation.accuracy import accuracy, classified
-from ssole.evaluation.attentive import Tokens, attentive_probe
+from ssole.evaluation.attentive import NoTokensError, Tokens, attentive_probe
 from ssole.evaluation.case import Case
 from ssole.evaluation.clustering import clustering_figures
 from ssole.evaluation.corruptions import CORRUPTIONS, STRENGTHS, CorruptedImages
@@ -53,8 +53,8 @@ def _knn(case: Case) -> Outcome:
     if not k:
         least = min(NEIGHBOURS)
         raise ValueError(f"there are {len(train)} training images, and kNN needs at least {least}: give more images")
-    for left_out in sorted(set(NEIGHBOURS) - set(k)):
-        case.notes.append(f"no kNN of k = {left_out}: there are {len(train)} training images.")  # in any row
+    for left_out in sorted(set(NEIGHBOURS) - set(k)):  # a note without the row's name: it is the same for every row
+        case.notes.append(f"no kNN of k = {left_out}: there are {len(train)} training images.")
     votes = knn_classify(train, labels, test, k=k, num_classes=case.classes, progress=case.progress)
     return Outcome.joined([classified(f"knn{one}", votes[one], test_labels) for one in k])
 
@@ -112,14 +112,14 @@ def _sgd(case: Case) -> Outcome:
 
 def _attentive(case: Case) -> Outcome:
     assert case.data.test is not None
-    try:
-        tokens = None if case.model is None else Tokens(case.model)
-    except ValueError as error:
-        case.note(f"no attentive probe: {error}.")
-        tokens = None
-    if tokens is None:
+    if case.model is None:
         return Outcome()
-    (train, labels), (test, test_labels) = (_tokens(case, tokens, one) for one in (case.data.train, case.data.test))
+    try:
+        tokens = Tokens(case.model)
+        (train, labels), (test, test_labels) = (_tokens(case, tokens, one) for one in (case.data.train, case.data.test))
+    except NoTokensError as error:
+        case.note(f"no attentive probe: {error}.")
+        return Outcome()
     how: dict[str, Any] = {"seed": case.seed, "device": case.device, "progress": case.progress}
     scores = attentive_probe(train, labels, classes=case.classes, **how)(test)
     return classified("attentive", scores, test_labels)
@@ -135,7 +135,10 @@ def _tokens(case: Case, tokens: Tokens, subset: Subset) -> tuple[Tensor, Tensor]
     kept = torch.empty(len(chosen), first.shape[1], dtype=torch.float16)
 
     def keep(start: int, rows: Tensor) -> None:
-        kept[start : start + len(rows)] = rows
+        halves = rows.half()
+        if bool((halves.isinf() & rows.isfinite()).any()):
+            raise NoTokensError("its spatial features go beyond 65,504, the largest number of float16")
+        kept[start : start + len(rows)] = halves
 
     for_each_batch(tokens, chosen, case.preprocessing, keep, device=case.device, progress=case.progress)
     rows, labels = chosen.readable_rows(kept)

@@ -1,8 +1,8 @@
 """Retrieval: how high images of the same class stand when all others are ranked by their similarity to an image.
 
 Every image is a query against all others, by cosine. Recall at k (Oh Song et al. 2016, arXiv:1511.06452) is the share
-of queries with an image of their class among the first k. The average precision of a query is the mean, over the images
-of its class, of the share of that class among all ranked no lower; mAP is the mean over queries.
+of queries with an image of their class among the first k. The average precision of a query is the mean of the precision
+at the rank of each image of its class; mAP is the mean over queries.
 
 Shape suffixes: Q queries, N images, R images of the query's class.
 """

@@ -43,9 +43,8 @@ class Scoring:
         """Add the scores of one model, or means over several."""
         channels = {preprocessing.channels for _, preprocessing in models}
         if len(channels) > 1:
-            raise ValueError(
-                f"the models take images of different channels: {sorted(map(str, channels))}; evaluate them separately"
-            )
+            kinds = ["RGB" if one is None else f"{one} channels" for one in sorted(channels, key=lambda one: one or 0)]
+            raise ValueError(f"the models take different images: {', '.join(kinds)}; evaluate them separately")
         outcomes = [
             self._measured(row, partial(extract, model, **self.how), preprocessing, model)
             for model, preprocessing in models

@@ -15,10 +15,8 @@ from ssole.evaluation.results import METRICS, NUMBERS
 
 State = Literal["collapsed", "dimension-starved", "still improving", "healthy"]
 
-RUNS = 88
-"""Runs of the experiment."""
 COMPARED = 88
-"""Those whose ranks are compared: of data sets and lengths with ten runs or more."""
+"""Runs of the experiment whose ranks are compared: of data sets and lengths with ten runs or more."""
 CORRELATION = {
     "centred_effective_rank": 0.38,
     "rankme": 0.35,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -19,6 +17,7 @@ from ssole.export.graphs import write_onnx, write_torch_export
 from ssole.export.timm_folder import write_hf, write_timm
 from ssole.export.torchvision_weights import write_torchvision
 from ssole.export.written import NormalisedBackbone, Written
+from ssole.files import folder_atomically, require_new_folder
 from ssole.models.load import LoadedBackbone, load, weights_path
 
 Format: TypeAlias = Literal["timm", "torchvision", "onnx", "torch-export", "hf"]
@@ -64,13 +63,9 @@ def export(run: str | PathLike[str] | Any, *, to: Format, out: str | PathLike[st
         raise ConfigError(f"there is no format {to!r}.{hint}")
     weights = weights_path(run)
     folder = Path(out) if out is not None else weights.parent / "export" / to
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not an empty folder, and nothing is overwritten: choose another (--out)")
+    require_new_folder(folder)
     model = load(run)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        place = Path(temporary) / folder.name
-        place.mkdir()
+    with folder_atomically(folder) as place:
         written = write(model, place)
         difference = _compare(model, written)
         if not difference <= TOLERANCE:
@@ -80,9 +75,6 @@ def export(run: str | PathLike[str] | Any, *, to: Format, out: str | PathLike[st
             )
         card = model_card(model, written, weights=weights, difference=difference)
         (place / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")  # of any folder's name
-        if folder.exists():  # empty, and Windows would not replace it
-            folder.rmdir()
-        os.replace(place, folder)
     return folder
 
 

@@ -111,11 +111,11 @@ def _with_transformers(model: LoadedBackbone, folder: Path) -> Callable[[torch.T
 
 
 def _snippet(lines: list[str], small: bool) -> str:
-    imports, rest = lines[:1], lines[1:]
+    head, rest = lines[:1], lines[1:]
     if small:
-        imports += ["from ssole.export import register_with_timm"]
+        head.append("from ssole.export import register_with_timm")
         rest = [f"register_with_timm()  # {_REASON}", *rest]
-    return "\n".join([*sorted(imports, key=lambda line: ("ssole" in line, line)), "", *rest])
+    return "\n".join([*head, "", *rest])
 
 
 def _needs(libraries: str, small: bool) -> str:

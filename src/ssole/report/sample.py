@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.decode import decode
-from ssole.data.sources import open_source, why_not_reopened
+from ssole.data.describe import why_not_reopened
+from ssole.data.sources import open_source
 from ssole.data.subset import SubsetSource
 from ssole.data.thumbnail import to_picture
 from ssole.errors import DataError

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +13,12 @@ from torch import nn
 
 from ssole.config import ConfigError
 from ssole.data.base import Spec
-from ssole.data.sources import by_name, describe, open_source
+from ssole.data.describe import by_name, describe
+from ssole.data.sources import open_source
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.models import OnnxModel, is_run, name_of, open_model
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
-from ssole.files import write_json_atomically
+from ssole.files import folder_atomically, require_new_folder, write_json_atomically
 from ssole.models.load import weights_path
 from ssole.runtime import Precision
 from ssole.search.cells import MANY, divide, installed, require_faiss
@@ -67,14 +66,11 @@ def build_index(
         "channels": preprocessing.channels,
         "data": describe(data),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
     work, how = folder.with_name(folder.name + ".parts"), {"device": device, "precision": precision}
     parts = embed_parts(model, preprocessing, open_source(data), work, progress=progress, **how)  # type: ignore[arg-type]
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        place = Path(temporary) / folder.name
+    with folder_atomically(folder) as place:
         _write(parts, place, "float16" if half else "float32", description, weights)
         _divide(place, cells, progress)
-        os.replace(place, folder)
     parts.remove()
     return Index(folder)
 
@@ -110,8 +106,7 @@ def _folder(out: str | PathLike[str] | None, weights: Path | None, cells: str) -
         raise ConfigError(
             "an index made with another model than a run needs a folder to be written to: pass out (--out)"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is not an empty folder, and nothing is overwritten: remove it, or choose another")
+    require_new_folder(folder)
     return folder
 
 
@@ -119,7 +114,6 @@ def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any], 
     """Write the features, scaled to unit length, the table of images, the description, and the weights of a run."""
     from pyarrow import parquet
 
-    folder.mkdir()
     shape = (parts.images, parts.features)
     rows = np.lib.format.open_memmap(folder / FEATURES, mode="w+", dtype=dtype, shape=shape)
     schema = parquet.read_schema(parts.files[0])

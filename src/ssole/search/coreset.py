@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.progress import progress_bar
-from ssole.search.nearest import Rows, scores
+from ssole.search.nearest import Rows, score_blocks, scores
 
 
 def k_center(
@@ -37,8 +37,10 @@ def k_center(
         is_free[row] = False
         np.maximum(nearest_N, scores(rows_NF, rows_NF[row : row + 1])[0].numpy(), out=nearest_N)
 
-    for row in [] if given is None else given:
-        take(int(row))
+    if given is not None:
+        is_free[given] = False
+        for _, scores_BN in score_blocks(rows_NF, rows_NF[given]):
+            np.maximum(nearest_N, scores_BN.amax(0).numpy(), out=nearest_N)
     with progress_bar("choosing images", count, enabled=progress) as advance:
         for number in range(count):
             if is_free.all():

@@ -130,7 +130,10 @@ class Index:
             ConfigError: k is out of range, or the model is not the one that made the index.
         """
         if isinstance(query, (str, PathLike)) and not os.path.isfile(query):  # False also for names that are too long
-            rows = self.rows_of([str(query)])
+            try:
+                rows = self.rows_of([str(query)])
+            except DataError as error:
+                raise DataError(f"there is no file {str(query)!r}, and {error}") from None
             self._check_k(k, len(self) - 1)
             similarity, index = self._nearest(self.features[rows], k, exact, leave_out=rows)
         else:
@@ -215,9 +218,7 @@ class Index:
         if rows.null_count:
             missing = ids[rows.is_null().to_pylist().index(True)]
             example = self._ids_of(np.array([0]))[0]
-            raise DataError(
-                f"there is no file {missing!r}, and no image of that id in {self.path}, where ids are like {example!r}"
-            )
+            raise DataError(f"{self.path} has no image of the id {missing!r}; its ids are like {example!r}")
         return np.asarray(rows.to_numpy(zero_copy_only=False), dtype=np.int64)
 
     def model(self, given: nn.Module | str | None = None) -> tuple[nn.Module, Preprocessing]:

@@ -14,19 +14,6 @@ from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import resolve_device
 
 
-class _One:
-    """A decoded image as a collection of one."""
-
-    def __init__(self, image: Tensor) -> None:
-        self._image = image
-
-    def __len__(self) -> int:
-        return 1
-
-    def get(self, indices: Tensor) -> Tensor:
-        return self._image[None][indices]
-
-
 def open_image(image: Any, *, shrink_to: int | None = None, channels: int | None = None) -> Tensor:
     """Decoded image (C, h, w) of a path, a Pillow image or an array (H, W) or (H, W, C), uint8 or uint16.
 
@@ -42,4 +29,5 @@ def image_features(
 ) -> Tensor:
     """Features (1, F) of an image, prepared as the images of an index are. Raises as :func:`open_image`."""
     decoded = open_image(image, shrink_to=preprocessing.decode_size, channels=preprocessing.channels)
-    return extract(model, _One(decoded), preprocessing, device=resolve_device(device), progress=False)
+    one = ObjectSource([decoded.movedim(0, -1).numpy()], name="query")
+    return extract(model, one, preprocessing, device=resolve_device(device), progress=False)

@@ -10,7 +10,7 @@ import torch
 
 from ssole.config import ConfigError
 from ssole.data.base import Spec
-from ssole.data.sources import why_not_reopened
+from ssole.data.describe import why_not_reopened
 from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.parts import backbone_digest
 from ssole.models.load import load, weights_path

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SHOWN = 1000
 """Largest number of images on a sheet."""
 _SIDE, _GAP, _LINE, _COLUMNS = 128, 6, 14, 10  # pixels of a picture, between pictures and of a caption; pictures a row
+_ROWS = 110  # of a sheet, whose height WebP limits to 16,383 pixels, and JPEG to 65,535
 _PAPER, _MISSING = (255, 255, 255), (208, 208, 208)
 
 _Cell = tuple["torch.Tensor | None", str]
@@ -32,7 +33,7 @@ def contact_sheet(
 ) -> tuple[Image.Image, list[str]]:
     """Picture of images that a search found; each group begins a row, and the query comes first.
 
-    Images beyond the first thousand are left out.
+    Images beyond the first thousand, or beyond 110 rows, are left out: WebP holds no taller picture.
 
     Args:
         groups: one result, or several, such as groups of near duplicates.
@@ -71,7 +72,8 @@ def contact_sheet(
             rows.append([(image(query), "query")])
     room = SHOWN
     for group in groups:
-        found = [cell for _, cell in zip(range(room), cells(group), strict=False)]
+        most = min(room, _COLUMNS * (_ROWS - len(rows)))
+        found = [cell for _, cell in zip(range(most), cells(group), strict=False)]
         rows += [found[start : start + _COLUMNS] for start in range(0, len(found), _COLUMNS)]
         room -= len(found)
     return _draw(rows), missing

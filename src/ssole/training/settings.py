@@ -16,7 +16,7 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, to_dict
 from ssole.config.budget import budget_seconds
-from ssole.data.sources import describe, why_not_reopened
+from ssole.data.describe import describe, why_not_reopened
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.progress import say

@@ -1,0 +1,63 @@
+"""Texts that name data, for configs and run folders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from ssole.data.arrays import TORCHVISION
+from ssole.data.base import Spec
+from ssole.data.storage import has_pattern, is_remote
+from ssole.errors import SECRET, without_secrets
+
+_IN_MEMORY = "in memory: "
+
+
+def describe(spec: Spec) -> str | tuple[str, ...]:
+    """Text that names the data in a config: names as they are, URLs without passwords and queries, absolute paths.
+
+    So the data are found again from another working directory. Data in memory cannot be opened again from their text;
+    see :func:`is_in_memory`.
+    """
+    if are_paths(spec):
+        return tuple(str(describe(part)) for part in spec)
+    if isinstance(spec, (str, os.PathLike)):
+        text, path = str(spec), os.path.expanduser(spec)
+        if is_remote(text):
+            return without_secrets(text)
+        is_name = text == "digits-m" or text.lower() in TORCHVISION
+        return str(Path(path).absolute()) if not is_name and (os.path.exists(path) or has_pattern(text)) else text
+    return _IN_MEMORY + str(getattr(spec, "name", f"{type(spec).__name__} {getattr(spec, 'shape', '')}".strip()))
+
+
+def by_name(spec: Spec) -> Spec:
+    """Data by their name from :func:`describe`, so that a resumed run finds the same ids.
+
+    Data that this name cannot open stay as they are: those in memory, or behind a URL that lost its secrets.
+    """
+    described = describe(spec)
+    parts = [described] if isinstance(described, str) else described
+    lost = is_in_memory(described) or any(is_remote(part) and SECRET in part for part in parts)
+    return spec if lost else described
+
+
+def is_in_memory(described: str | Sequence[str] | None) -> bool:
+    """Whether a text of :func:`describe` stands for images in memory, which a config cannot name."""
+    return isinstance(described, str) and described.startswith(_IN_MEMORY)
+
+
+def why_not_reopened(described: str | Sequence[str] | None) -> str | None:
+    """Why data named in a run folder or recipe are not opened without the user; None if they are.
+
+    They were in memory, or are behind a URL, which a stranger may have written there.
+    """
+    if any(map(is_remote, [described] if isinstance(described, str) else described or ())):
+        return "images behind a URL, which are fetched only if you name it"
+    return "images in memory" if is_in_memory(described) else None
+
+
+def are_paths(spec: Any) -> TypeGuard[Sequence[str | os.PathLike[str]]]:
+    """Whether data are given as a list of paths or URLs."""
+    return isinstance(spec, (list, tuple)) and all(isinstance(part, (str, os.PathLike)) for part in spec)

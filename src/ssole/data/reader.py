@@ -1,0 +1,76 @@
+"""Reader of a store's threads: it reads, decodes and caches images, and records which cannot be read.
+
+It is apart from the store because the pool of threads refers to it, and would keep a store from being freed.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+from ssole.data.base import Source
+from ssole.data.cache import ImageCache
+from ssole.data.decode import decode
+from ssole.errors import DataError
+
+
+class Reader:
+    """Reader of images by index, from the cache or decoded and then cached; safe to use from several threads."""
+
+    def __init__(self, source: Source, decoding: dict[str, int | None], *, allowed: int) -> None:
+        self.source, self._decoding, self._allowed = source, decoding, allowed
+        self.cache: ImageCache | None = None
+        self.reasons: dict[int, str] = {}  # why each unreadable image cannot be read, by index
+        self._lock = threading.Lock()
+
+    def read(self, i: int) -> torch.Tensor | None:
+        """Image i, or None if it is unreadable; `DataError` if that makes too many."""
+        if i in self.reasons:
+            return None
+        if self.cache is not None and (kept := self.cache.get(i)) is not None:
+            return kept
+        name = self.source.id(i)
+        try:
+            image = decode(self.source.read(i), where=name, **self._decoding)
+        except DataError as error:  # not cached: a disk, a server or a decoder may be there the next time
+            with self._lock:
+                self.reasons[i] = str(error).removeprefix(f"{name}: ")
+            if len(self.reasons) > self._allowed:
+                raise self._too_many() from error
+            return None
+        if self.cache is not None:
+            self.cache.keep(i, image)
+        return image
+
+    def read_or_next(self, i: int) -> torch.Tensor:
+        """Image i or, if it is unreadable, the next readable one by index; after the last comes the first."""
+        n = len(self.source)
+        for step in range(n):
+            if (image := self.read((i + step) % n)) is not None:
+                return image
+        raise self._too_many()
+
+    def fill(self, images: torch.Tensor, chunk: range, stop: threading.Event) -> bool:
+        """Decode the readable images of a chunk into their rows; False on another shape or dtype, or when stopped."""
+        rows = images.numpy()  # NumPy copies, because torch would start more threads for each of ours
+        for i in chunk:
+            if stop.is_set():
+                return False
+            if (image := self.read(i)) is not None:
+                if image.shape != images.shape[1:] or image.dtype != images.dtype:
+                    return False
+                rows[i] = image.numpy()
+        return True
+
+    def unreadable(self) -> list[tuple[int, str, str]]:
+        """(index, id, reason) of every image found unreadable so far, in the order of indices."""
+        with self._lock:
+            return [(i, self.source.id(i), reason) for i, reason in sorted(self.reasons.items())]
+
+    def _too_many(self) -> DataError:
+        first = "".join(f"\n  {name}: {reason}" for _, name, reason in self.unreadable()[:5])
+        return DataError(
+            f"{len(self.reasons)} of the {len(self.source)} images in {self.source.name} cannot be read, and at most "
+            f"{min(self._allowed, len(self.source) - 1)} may be (max_unreadable). The first of them:{first}"
+        )
