@@ -45,8 +45,8 @@ def test_pretrain_load_embed_evaluate() -> None:
     assert ssole.load(run)(torch.zeros(3, 3, 8, 8)).shape == (3, 16)
     embeddings = ssole.embed(run, photos, progress=False)
     assert embeddings.array.shape == (80, 16)
-    labeled = ArraySource(photos, np.repeat([0, 1], 40))
-    result = ssole.evaluate(run, labeled, test=labeled, protocol=["knn"], progress=False)
+    train, test = (ArraySource(photos[part::2], np.repeat([0, 1], 20)) for part in (0, 1))
+    result = ssole.evaluate(run, train, test=test, protocol=["knn"], progress=False)
     assert set(result.rows) == {"trained", "raw pixels (8x8)", "untrained"}
 
 

@@ -29,6 +29,7 @@ from PIL import Image
 from disk import FULL, READ_ONLY, Disk
 from listed import Listed, png, pngs, wait_until_still
 from ssole.data import cache
+from ssole.data import reader
 from ssole.data import store as reading
 from ssole.data.arrays import ArraySource
 from ssole.data.cache import DISK_SHARE, ImageCache
@@ -400,7 +401,7 @@ def test_what_could_not_be_read_is_tried_again_by_the_next_run(
     expected = images(ITEMS)
     with monkeypatch.context() as patch:
         if culprit == "decode":
-            patch.setattr(reading, "decode", lacking)
+            patch.setattr(reader, "decode", lacking)
         with ImageStore((Down if culprit == "read" else Known)(ITEMS), cache=tmp_path) as store:
             assert_same(store.get([8]), [expected[9]])
             assert store.unreadable == [(8, "item 8", "not today.")]
