@@ -28,8 +28,7 @@ from PIL import Image
 
 from disk import FULL, READ_ONLY, Disk
 from listed import Listed, png, pngs, wait_until_still
-from ssole.data import cache
-from ssole.data import reader
+from ssole.data import cache, reader
 from ssole.data import store as reading
 from ssole.data.arrays import ArraySource
 from ssole.data.cache import DISK_SHARE, ImageCache
