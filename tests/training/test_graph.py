@@ -60,6 +60,7 @@ class Captured:
         use_tensor_rates(self.learner.optimizer, CPU)
         self.captures, self.capture = 0, capture or self.record
         self.graph: StepGraph[StepResult] = StepGraph(self.take, self.learner.watch, required=required)
+        self.learner._graph = self.graph
 
     def take(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> StepResult:
         return self.learner._learn([images])
@@ -124,19 +125,26 @@ def test_replayed_steps_are_those_that_are_launched() -> None:
     captured.learner.check_weights()
 
 
-def test_restored_weights_are_captured_anew() -> None:
+@pytest.mark.parametrize("looked_at", [0, WARM_UP])
+def test_restored_weights_are_captured_anew(looked_at: int) -> None:
+    """As the guardian goes back, and has steps looked at until the one that failed, which are launched."""
     torch.set_num_threads(1)
     launched, captured = plain(), Captured()
-    for step in range(WARM_UP + 2):
+    failed, back = WARM_UP + 2, 2
+    for step in range(failed):
         launched.step_on_views([views_of(step)], lr=rate_of(step))
         captured.step(views_of(step), rate_of(step))
     captured.learner.modules.load_state_dict(launched.modules.state_dict())
     state = copy.deepcopy(launched.optimizer.state_dict()["state"])
     captured.learner.optimizer.load_state_dict(captured.learner.optimizer.state_dict() | {"state": state})
-    captured.learner.steps_done = launched.steps_done = 2  # as the guardian goes back
-    for step in range(2, 2 + WARM_UP + 3):
+    for learner in (launched, captured.learner):
+        learner.go_on_from(back)
+    for step in range(back, failed + WARM_UP + 3):
         launched.step_on_views([views_of(step)], lr=rate_of(step))
-        captured.step(views_of(step), rate_of(step))
+        if step < back + looked_at:
+            captured.learner.step_on_views([views_of(step)], lr=rate_of(step))
+        else:
+            captured.step(views_of(step), rate_of(step))
     assert captured.captures == 2
     require_equal(launched, captured.learner)
 
@@ -144,7 +152,6 @@ def test_restored_weights_are_captured_anew() -> None:
 def test_each_crop_size_is_captured_once() -> None:
     torch.set_num_threads(1)
     launched, captured = plain(), Captured()
-    captured.learner._graph = captured.graph
     early, later = 6, WARM_UP + 2
     for step in range(2 * later):
         views = views_of(step)[..., :early, :early] if step < later else views_of(step)

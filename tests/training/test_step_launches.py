@@ -50,7 +50,7 @@ def test_from_images_to_the_update_nothing_waits(
     with launches.fake_cuda():
         store = SimpleNamespace(images=torch.zeros(images.shape, dtype=torch.uint8), hint=lambda: None)
         learner = Learner(config, launches.DEVICE, labels=labels, images=tiny.IMAGES)
-        learner.steps_done = 1
+        learner.go_on_from(1)
         with launches.Launches() as counter:
             for step, epoch, ids, batch in Feed(store, launches.DEVICE).batches(make_plan(config, tiny.IMAGES), 0):
                 learner.step(batch, ids, epoch=epoch, lr=0.1, early=step < 2)

@@ -61,7 +61,6 @@ class StepGraph(Generic[_Result]):
     ) -> None:
         self._take, self._watch, self._required = take, watch, required
         self._failed = False
-        self._next = -1
         self._replay: _Body[_Result] | None = None
         self.reset()
 
@@ -78,9 +77,6 @@ class StepGraph(Generic[_Result]):
 
     def step(self, done: int, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> _Result:
         """Take the step after `done` others. The tensors of the result are overwritten by the next."""
-        if done != self._next:  # weights were restored, and the optimizer's state is elsewhere in memory
-            self.reset()
-        self._next = done + 1
         if self._watch.room < max(2 * len(self._names), _ROOM):
             self._watch.check()
         if self._replay is None and self._taken >= WARM_UP and not self._failed:

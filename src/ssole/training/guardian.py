@@ -182,7 +182,7 @@ class Guardian:
             learner.modules.load_state_dict(self._initial)
             learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": {}})
             done = Progress(0, self._images, seconds=0.0)
-        learner.steps_done = done.step
+        learner.go_on_from(done.step)
         return done
 
     def _keep_regular(self) -> list[int]:

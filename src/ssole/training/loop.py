@@ -195,7 +195,7 @@ def _resume(run: Run, learner: Learner, plan: Plan, pace: Pace, spent: float) ->
     done = load_checkpoint(run, learner.modules, learner.optimizer, last_step=pace.total)
     distributed.on_rank_0(lambda: _check_progress(run, learner, plan, done))
     done = done or Progress(0, plan.images, seconds=spent)
-    learner.steps_done = done.step
+    learner.go_on_from(done.step)
     pace.start(done.step, done.seconds + done.evaluating)
     return done
 

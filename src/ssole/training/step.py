@@ -77,7 +77,7 @@ class Learner:
         loss: the module that maps embeddings (B, V, D) to a scalar or to named terms (`ssole.losses.terms`).
         modules: encoder and loss by name: all that has weights to be trained and saved.
         optimizer: over all parameters of these modules.
-        steps_done: number of steps taken so far; a restored checkpoint sets it.
+        steps_done: number of steps taken so far; :meth:`go_on_from` sets it.
         labels: of all images, if the loss needs them, else None.
         is_compiled: whether the encoder is compiled.
         watch: where losses and norms of gradients are checked.
@@ -122,6 +122,12 @@ class Learner:
         self._recipe = recipe
         self._rows = EpochRows(recipe, self._images, self.config.input_channels, self.config.seed)
         if self._graph is not None:
+            self._graph.reset()
+
+    def go_on_from(self, step: int) -> None:
+        """Go on after so many steps, once other weights and optimizer state were put in place."""
+        self.steps_done = step
+        if self._graph is not None:  # the optimizer's state may be elsewhere in memory now
             self._graph.reset()
 
     def step(self, images: ImageBatch, ids: torch.Tensor, *, epoch: int, lr: float, early: bool = False) -> StepResult:
