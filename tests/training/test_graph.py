@@ -28,7 +28,7 @@ from ssole.training.watch import LossWatch, NonFiniteLossError
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MUON = {"optim__name": "muon", "optim__lr": 0.05, "optim__weight_decay": 0.1}
 IDS = torch.arange(4)
-Capture = Callable[[Callable[[], StepResult]], Callable[[], StepResult]]
+Capture = Callable[[Callable[[], StepResult], torch.device], Callable[[], StepResult]]
 
 
 class Recorder(TorchDispatchMode):
@@ -65,7 +65,7 @@ class Captured:
     def take(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> StepResult:
         return self.learner._learn([images])
 
-    def record(self, body: Callable[[], StepResult]) -> Callable[[], StepResult]:
+    def record(self, body: Callable[[], StepResult], device: torch.device) -> Callable[[], StepResult]:
         self.captures += 1
         state = [t for t in tree_leaves(self.learner.optimizer.state_dict()) if isinstance(t, torch.Tensor)]
         state += [*self.learner.modules.state_dict().values(), self.learner.watch._ring, self.learner.watch._place]
@@ -86,7 +86,7 @@ class Captured:
 
     def step(self, views: torch.Tensor, lr: float) -> StepResult:
         set_learning_rate(self.learner.optimizer, lr)
-        with mock.patch.multiple(graph_module, on_side_stream=lambda body: body(), captured=self.capture):
+        with mock.patch.multiple(graph_module, on_side_stream=lambda body, _: body(), captured=self.capture):
             result = self.graph.step(self.learner.steps_done, views, IDS, 0)
         self.learner.steps_done += 1
         return result
@@ -196,8 +196,12 @@ def test_a_ring_that_is_nearly_full_is_looked_at_before_a_capture() -> None:
 
 def test_warm_up_and_capture_share_a_stream_and_let_other_threads_work(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
+    second_gpu = torch.device("cuda:1")
 
     class Stream:
+        def __init__(self, device: torch.device) -> None:
+            assert device == second_gpu
+
         def wait_stream(self, other: Any) -> None:
             calls.append(("waits for", other))
 
@@ -209,18 +213,20 @@ def test_warm_up_and_capture_share_a_stream_and_let_other_threads_work(monkeypat
         calls.append((arguments, options))
         return nullcontext()
 
-    usual = Stream()
+    usual = Stream(second_gpu)
     for name, stand_in in {
-        "Stream": Stream, "CUDAGraph": Graph, "graph": context, "stream": context, "current_stream": lambda: usual
+        "Stream": Stream, "CUDAGraph": Graph, "graph": context, "stream": context, "device": context,
+        "current_stream": {second_gpu: usual}.__getitem__,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
     graph_module._side_stream.cache_clear()
-    assert [graph_module.on_side_stream(lambda: 5) for _ in range(2)] == [5, 5]
+    assert [graph_module.on_side_stream(lambda: 5, second_gpu) for _ in range(2)] == [5, 5]
     (_, ((side,), _), _), second = calls[:3], calls[3:]
     assert calls[:3] == second == [("waits for", usual), ((side,), {}), ("waits for", side)]
     calls.clear()
-    assert graph_module.captured(lambda: 7)() == 7
-    ((graph,), options), replayed = calls
+    assert graph_module.captured(lambda: 7, second_gpu)() == 7
+    device, ((graph,), options), replayed = calls
+    assert device == ((second_gpu,), {})
     assert isinstance(graph, Graph)
     assert options == {"stream": side, "capture_error_mode": "thread_local"}
     assert replayed == "replay"
@@ -230,7 +236,7 @@ def test_warm_up_and_capture_share_a_stream_and_let_other_threads_work(monkeypat
 def test_a_capture_that_fails_leaves_steps_as_they_were() -> None:
     torch.set_num_threads(1)
 
-    def refuse(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
+    def refuse(body: Callable[[], StepResult], device: torch.device) -> Callable[[], StepResult]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     launched, captured = plain(), Captured(capture=refuse)
