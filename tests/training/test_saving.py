@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,12 @@ import pytest
 import torch
 
 import tiny
-from ssole.training import saving
+from ssole.training import saving, stopping
 from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint
 from ssole.training.run import Run, create_run
 from ssole.training.saving import Saver
 from ssole.training.step import Learner
+from ssole.training.stopping import Interrupted
 
 LONG = 1e6
 
@@ -159,18 +163,53 @@ def test_a_run_that_is_killed_with_states_in_memory_goes_on_from_the_disk(tmp_pa
     assert [(row["step"], row["loss"]) for row in run.metrics] == [(row["step"], row["loss"]) for row in whole.metrics]
 
 
+def use_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Savers that write in a thread, as on an accelerator."""
+    make = Saver.__init__
+
+    def threaded(self: Saver, *arguments: Any) -> None:
+        make(self, *arguments)
+        self._pool = saving.ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(Saver, "__init__", threaded)
+
+
+def test_a_second_signal_does_not_cut_the_last_write_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler sends two, the second one while the thread still writes."""
+    waiting, write, leave = threading.Event(), saving.write_checkpoint, Saver.__exit__
+
+    def exit_(self: Saver, *error: object) -> None:
+        waiting.set()
+        leave(self, *error)
+
+    def slow(run: Run, tensors: Any, done: Progress, **named: Any) -> None:
+        if done.step == 8:
+            assert waiting.wait(60)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # in which the signal arrives
+        write(run, tensors, done, **named)
+
+    use_threads(monkeypatch)
+    monkeypatch.setattr(Saver, "__exit__", exit_)
+    monkeypatch.setattr(saving, "write_checkpoint", slow)
+    monkeypatch.setattr(stopping, "_AT_ONCE", 600.0)  # on a machine however busy, the second is part of the request
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        with pytest.raises(Interrupted, match="stopped after step 8"):
+            tiny.start(tmp_path / "run", evaluators={8: lambda _: signal.raise_signal(signal.SIGTERM)})
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert noted == []
+    assert checkpoint_steps(Run(tmp_path / "run")) == [5, 8]
+
+
 @pytest.mark.parametrize("threads", [False, True])
 def test_whole_runs_end_with_their_last_state_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: bool
 ) -> None:
     if threads:
-        make = Saver.__init__
-
-        def threaded(self: Saver, *arguments: Any) -> None:
-            make(self, *arguments)
-            self._pool = saving.ThreadPoolExecutor(1)
-
-        monkeypatch.setattr(Saver, "__init__", threaded)
+        use_threads(monkeypatch)
     run = tiny.start(tmp_path / "run", checkpoint_seconds=LONG)
     assert checkpoint_steps(run) == [5, tiny.STEPS]
     assert run.finished

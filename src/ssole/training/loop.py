@@ -68,7 +68,8 @@ def train(
     monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
     saver = Saver(run, learner, guardian, monitor.flush)
     stopping = stop_signal(monitor.screen.show_stopping)
-    with torch_state(deterministic=config.deterministic), monitor, saver, stopping as stop:
+    # the saver before the handler of signals: it waits for the last checkpoint, which a second signal must not cut short
+    with torch_state(deterministic=config.deterministic), monitor, stopping as stop, saver:
         loop = _Loop(run, store, learner, pace, guardian, feed, monitor, saver, evaluators, stop)
         loop.train(compiles=learner.wants_compiling(plan.total))
 
