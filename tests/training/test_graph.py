@@ -156,7 +156,7 @@ def test_each_crop_size_is_captured_once() -> None:
     for step in range(2 * later):
         views = views_of(step)[..., :early, :early] if step < later else views_of(step)
         if step in (0, later):
-            captured.learner._see(tiny.config().augment)  # as a step does that sees other crops
+            captured.learner._use_recipe(tiny.config().augment)  # as a step does that sees other crops
         launched.step_on_views([views], lr=rate_of(step))
         captured.step(views, rate_of(step))
     assert captured.captures == 2

@@ -130,7 +130,7 @@ def test_the_walk_of_the_graph_gives_the_gradients_of_autograd(launches: ModuleT
     expected, walked = (Learner(tiny.config(), torch.device("cpu")) for _ in range(2))
 
     views = [torch.randn(4, 2, 3, 8, 8)]
-    expected.loss_terms(expected.embed(views))["loss"].backward()
-    launches.backward(walked.loss_terms(walked.embed(views))["loss"])
+    expected.loss_terms(expected.embedder(views))["loss"].backward()
+    launches.backward(walked.loss_terms(walked.embedder(views))["loss"])
     for a, b in zip(expected.encoder.parameters(), walked.encoder.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)

@@ -119,8 +119,8 @@ class Guardian:
     def recover(self, error: NonFiniteLossError, note: Note) -> tuple[Progress, dict[str, Any]]:
         """Put the learner back to the last good state: where training goes on, and the intervention for metrics.jsonl.
 
-        The end of the run is noted under the step that failed. No checkpoint is of that step or later, so resuming
-        removes it again.
+        If the run ends here, `note` writes a row of the step that failed. All checkpoints are of earlier steps, so
+        resuming removes that row again.
 
         On an accelerator, failures are found some steps late. Then the steps are taken again, and each is looked at:
         only so does the replay bundle hold the weights from before the failure.

@@ -192,8 +192,8 @@ def writing(run: Run, what: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
-            f"{what} could not be written to {run.path} ({reason}). What was there before is untouched: when this is "
-            f"mended, go on with: ssole pretrain --resume {run.path}"
+            f"{what} could not be written to {run.path} ({reason}). Earlier files are untouched. Once this is fixed, "
+            f"go on with: ssole pretrain --resume {run.path}"
         ) from error
 
 

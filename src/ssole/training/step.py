@@ -112,12 +112,12 @@ class Learner:
             use_tensor_rates(self.optimizer, device)
             self._graph = StepGraph(self._take, self.watch, required=config.cuda_graph == "always")
         self._recipes = {True: config.augment.parts[0], False: config.augment}  # by whether a step is early
-        self._see(config.augment)
+        self._use_recipe(config.augment)
         self.batch: Batch | None = None
         self._reason = ""
         self.is_compiled = False
 
-    def _see(self, recipe: ViewRecipe) -> None:
+    def _use_recipe(self, recipe: ViewRecipe) -> None:
         """Make the views of the steps to come by this recipe."""
         self._recipe = recipe
         self._rows = EpochRows(recipe, self._images, self.config.input_channels, self.config.seed)
@@ -146,10 +146,10 @@ class Learner:
         """
         self.batch = Batch(images, ids, epoch, lr, early)
         if (recipe := self._recipes[early]) != self._recipe:
-            self._see(recipe)
+            self._use_recipe(recipe)
         set_learning_rate(self.optimizer, lr)
         self.embedder.seed(self.steps_done)
-        if self._graph is not None and self._is_usual(images, epoch):
+        if self._graph is not None and self._may_replay(images, epoch):
             assert isinstance(images, torch.Tensor)
             result = self._graph.step(self.steps_done, images, ids, epoch)
         else:
@@ -157,8 +157,10 @@ class Learner:
         self.steps_done += 1
         return result
 
-    def _is_usual(self, images: ImageBatch, epoch: int) -> bool:
-        """Whether a step may be replayed as others were: its rows are drawn, and nothing is looked at or whitened."""
+    def _may_replay(self, images: ImageBatch, epoch: int) -> bool:
+        """Whether this step may be captured or replayed: it is not the first, which may whiten the stem; none of its
+        values is looked at at once; and the rows of its views are drawn.
+        """
         usual = self.steps_done > 0 and not self.watch.looks_at_once(self.steps_done + 1)
         return usual and self._rows.ready(images, epoch)
 
@@ -187,10 +189,6 @@ class Learner:
         self.watch.add(self.steps_done + 1, mean_terms["loss"], f"the loss{self._reason}")
         self.descend(terms["loss"])
         return StepResult({name: value.detach() for name, value in mean_terms.items()}, z_BVD.detach())
-
-    def embed(self, views: list[torch.Tensor]) -> torch.Tensor:
-        """Embeddings (B, V, D) of all views; crop groups (B, V_g, C, S_g, S_g) are stacked along V."""
-        return self.embedder(views)
 
     def loss_terms(self, z_BVD: torch.Tensor, *labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named loss terms of embeddings, the total first; an error that names the step if these are not finite."""
@@ -254,7 +252,7 @@ class Learner:
 
         def embed(recipe: ViewRecipe) -> torch.Tensor:
             shapes = [(images, crop.count, channels, crop.size, crop.size) for crop in recipe.crops]
-            return self.embed([torch.zeros(shape, device=self.device) for shape in shapes])
+            return self.embedder([torch.zeros(shape, device=self.device) for shape in shapes])
 
         self.is_compiled = compile_encoder(
             self.encoder,
