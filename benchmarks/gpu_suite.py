@@ -226,7 +226,7 @@ def steps_of(
     learner = Learner(config, suite.device, images=len(images))
     crops = (config.augment.early if early else config.augment).crops
     views = [torch.randn(batch, c.count, 3, c.size, c.size, device=suite.device) for c in crops]
-    flops = flops_of(lambda: learner.embed(views).float().sum().backward())  # of a compiled encoder they cannot be seen
+    flops = flops_of(lambda: learner.embedder(views).float().sum().backward())  # of a compiled one they cannot be seen
     learner.optimizer.zero_grad(set_to_none=True)
     if learner.wants_compiling(1000):
         learner.compile()
@@ -380,7 +380,7 @@ def imagenet_rows(suite: Suite) -> Iterator[Row]:
     config = suite.config("imagenet100", **{**calm, "model.backbone": "resnet50", "augment.crops": crops})
     roofline = Roofline(config, batches=1)
     views = roofline.views[0]
-    flops = flops_of(lambda: roofline.learner.embed(views).float().sum().backward())
+    flops = flops_of(lambda: roofline.learner.embedder(views).float().sum().backward())
     rates = compete(config, str(files), {"roofline": roofline}, steps=steps, blocks=blocks)  # type: ignore[arg-type]
     seconds = config.batch_size / statistics.median(rates["ssole"])
     yield {

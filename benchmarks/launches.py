@@ -242,7 +242,7 @@ def launches(config: PretrainConfig, *, image_size: int = 32, images: int = 50_0
         learner = Learner(config, DEVICE, images=images)
         batch = torch.zeros(config.batch_size, 3, image_size, image_size, dtype=torch.uint8, device=DEVICE)
         ids = torch.zeros(config.batch_size, dtype=torch.int64, device=DEVICE)
-        learner.steps_done = 1  # without the whitening of the first step
+        learner.go_on_from(1)  # without the whitening of the first step
         with Launches():
             learner.step(batch, ids, epoch=0, lr=0.1)
         with Launches() as counter, _parts_named(learner, counter):

@@ -154,11 +154,11 @@ def after_kills(config: PretrainConfig, folder: Path, kills: int, most: float) -
 
 
 def after_kill(recipe: Path, run: Run, pause: float) -> dict[str, float]:
-    """:func:`after_kills` for one run, killed so many seconds after its first checkpoint."""
+    """:func:`after_kills` for one run, killed so many seconds after its first checkpoint of a step."""
     child, begin = command("--recipe", str(recipe), "--out", str(run.path)), time.perf_counter()
     wait(child, lambda: bool(run.metrics))
     starting = time.perf_counter() - begin
-    wait(child, lambda: bool(checkpoint_steps(run)))
+    wait(child, lambda: any(checkpoint_steps(run)))
     time.sleep(pause)
     kill(child)
     last, kept, file = run.metrics[-1], checkpoint_steps(run)[-1], run.path / "metrics.jsonl"

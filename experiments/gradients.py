@@ -80,7 +80,7 @@ def embeddings(config: PretrainConfig, learner: Learner, store: ImageStore) -> I
     for ids in order.split(BATCH):
         views = make_views(store.get(ids), ids, recipe=config.augment, seed=1, epoch=0)
         with torch.no_grad():
-            z_BVD = learner.embed(views)
+            z_BVD = learner.embedder(views)
         yield nn.functional.normalize(z_BVD.double(), dim=-1), torch.from_numpy(store.labels)[ids]
 
 

@@ -200,7 +200,8 @@ def resume(
         version changed, and DataError if the images did.
     """
     found = run if isinstance(run, Run) else Run(Path(run))
-    if found.finished and found.config:
+    _ = found.config  # an error for a folder that is no run
+    if found.finished:
         return found
     given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
     return continue_run(found, data=data, eval_data=eval_data, allow_changes=allow_changes, **given)

@@ -76,7 +76,7 @@ def test_the_others_stop_in_time_and_name_the_one_that_is_gone(
     last.kill()
     last.join()
     said = (tmp_path / "said by 0").read_text()
-    assert f"process 1 (number {last.pid} on" in said
+    assert f"process 1 (pid {last.pid} on" in said
     assert "of 2 died or hangs" in said
     assert checkpoint_steps(Run(out)) == [5, 6]
     ranks.run(2, resume, out)
@@ -108,7 +108,7 @@ def torchrun(folder: Path, *options: str, fault: str = "SIGKILL") -> subprocess.
     ("fault", "told"),
     [
         ("SIGKILL", r"exitcode: -9\) local_rank: 1"),
-        ("SIGSTOP", r"process 1 \(number \d+ on .*\) of 2 died or hangs"),
+        ("SIGSTOP", r"process 1 \(pid \d+ on .*\) of 2 died or hangs"),
     ],
 )
 def test_torchrun_starts_them_anew_and_the_run_goes_on_exactly(
@@ -174,3 +174,22 @@ def test_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert distributed.launch() == distributed.group.Launch(may_restart=True)
     with pytest.raises(ConfigError, match="add --out FOLDER"):
         tiny.api.new_folder(None, "digits-m")
+
+
+def test_a_group_of_someone_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no store of ours, and what the first process does for all, each does by itself there."""
+    for name, value in {"is_initialized": True, "get_world_size": 2, "get_rank": 1}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    with pytest.raises(ConfigError, match="initialised already: leave that to ssole, and start the processes by tor"):
+        tiny.start(tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+    assert distributed.on_rank_0(lambda: "done") == "done"
+    assert distributed.collect("value") == ["value"]
+
+
+def test_what_the_first_process_fails_at_is_no_lost_contact() -> None:
+    lost = distributed.group._is_lost_contact
+    assert lost(RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"))
+    assert lost(torch.distributed.DistNetworkError("the client socket has timed out"))
+    assert not lost(distributed.ElsewhereError("the first process failed: ConfigError: ... Connection refused"))
+    assert not lost(RuntimeError("shapes do not fit"))

@@ -89,7 +89,9 @@ def test_weights_buffers_and_optimizer_come_back_in_value_type_and_memory_order(
 
 def test_a_run_without_checkpoints(run: Run) -> None:
     model = encoder(0)
-    assert load_checkpoint(run, model, create_optimizer(model, OptimConfig())) is None
+    with pytest.raises(ConfigError, match=r"no checkpoint in .* can be read: start anew in another folder"):
+        load_checkpoint(run, model, create_optimizer(model, OptimConfig()))
+    assert newest_weights(run) is None
 
 
 @pytest.mark.parametrize(
@@ -231,13 +233,12 @@ def test_a_checkpoint_of_the_first_version_is_read(run: Run) -> None:
     assert load(run) == (6, 6.0)
 
 
-def test_a_step_after_the_last_is_of_another_run(run: Run) -> None:
+def test_a_run_that_has_gone_further_than_it_is_to_is_told(run: Run) -> None:
     save(run, 4, 6)
     model = encoder(1)
-    with pytest.warns(UserWarning, match="step 6 is damaged and left out: the run has 5 steps"):
-        progress = load_checkpoint(run, model, create_optimizer(model, OptimConfig()), last_step=5)
-    assert progress is not None
-    assert progress.step == 4
+    with pytest.raises(ConfigError, match=r"the run has done 6 steps, and config\.yaml now ends it after 5: undo that"):
+        load_checkpoint(run, model, create_optimizer(model, OptimConfig()), last_step=5)
+    assert load_checkpoint(run, model, create_optimizer(model, OptimConfig()), last_step=6).step == 6
 
 
 def test_other_files_in_the_folder_are_left_alone(run: Run) -> None:

@@ -28,7 +28,7 @@ from ssole.training.watch import LossWatch, NonFiniteLossError
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MUON = {"optim__name": "muon", "optim__lr": 0.05, "optim__weight_decay": 0.1}
 IDS = torch.arange(4)
-Capture = Callable[[Callable[[], StepResult]], Callable[[], StepResult]]
+Capture = Callable[[Callable[[], StepResult], torch.device], Callable[[], StepResult]]
 
 
 class Recorder(TorchDispatchMode):
@@ -60,11 +60,12 @@ class Captured:
         use_tensor_rates(self.learner.optimizer, CPU)
         self.captures, self.capture = 0, capture or self.record
         self.graph: StepGraph[StepResult] = StepGraph(self.take, self.learner.watch, required=required)
+        self.learner._graph = self.graph
 
     def take(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> StepResult:
         return self.learner._learn([images])
 
-    def record(self, body: Callable[[], StepResult]) -> Callable[[], StepResult]:
+    def record(self, body: Callable[[], StepResult], device: torch.device) -> Callable[[], StepResult]:
         self.captures += 1
         state = [t for t in tree_leaves(self.learner.optimizer.state_dict()) if isinstance(t, torch.Tensor)]
         state += [*self.learner.modules.state_dict().values(), self.learner.watch._ring, self.learner.watch._place]
@@ -85,7 +86,7 @@ class Captured:
 
     def step(self, views: torch.Tensor, lr: float) -> StepResult:
         set_learning_rate(self.learner.optimizer, lr)
-        with mock.patch.multiple(graph_module, on_side_stream=lambda body: body(), captured=self.capture):
+        with mock.patch.multiple(graph_module, on_side_stream=lambda body, _: body(), captured=self.capture):
             result = self.graph.step(self.learner.steps_done, views, IDS, 0)
         self.learner.steps_done += 1
         return result
@@ -124,19 +125,26 @@ def test_replayed_steps_are_those_that_are_launched() -> None:
     captured.learner.check_weights()
 
 
-def test_restored_weights_are_captured_anew() -> None:
+@pytest.mark.parametrize("looked_at", [0, WARM_UP])
+def test_restored_weights_are_captured_anew(looked_at: int) -> None:
+    """As the guardian goes back, and has steps looked at until the one that failed, which are launched."""
     torch.set_num_threads(1)
     launched, captured = plain(), Captured()
-    for step in range(WARM_UP + 2):
+    failed, back = WARM_UP + 2, 2
+    for step in range(failed):
         launched.step_on_views([views_of(step)], lr=rate_of(step))
         captured.step(views_of(step), rate_of(step))
     captured.learner.modules.load_state_dict(launched.modules.state_dict())
     state = copy.deepcopy(launched.optimizer.state_dict()["state"])
     captured.learner.optimizer.load_state_dict(captured.learner.optimizer.state_dict() | {"state": state})
-    captured.learner.steps_done = launched.steps_done = 2  # as the guardian goes back
-    for step in range(2, 2 + WARM_UP + 3):
+    for learner in (launched, captured.learner):
+        learner.go_on_from(back)
+    for step in range(back, failed + WARM_UP + 3):
         launched.step_on_views([views_of(step)], lr=rate_of(step))
-        captured.step(views_of(step), rate_of(step))
+        if step < back + looked_at:
+            captured.learner.step_on_views([views_of(step)], lr=rate_of(step))
+        else:
+            captured.step(views_of(step), rate_of(step))
     assert captured.captures == 2
     require_equal(launched, captured.learner)
 
@@ -144,12 +152,11 @@ def test_restored_weights_are_captured_anew() -> None:
 def test_each_crop_size_is_captured_once() -> None:
     torch.set_num_threads(1)
     launched, captured = plain(), Captured()
-    captured.learner._graph = captured.graph
     early, later = 6, WARM_UP + 2
     for step in range(2 * later):
         views = views_of(step)[..., :early, :early] if step < later else views_of(step)
         if step in (0, later):
-            captured.learner._see(tiny.config().augment)  # as a step does that sees other crops
+            captured.learner._use_recipe(tiny.config().augment)  # as a step does that sees other crops
         launched.step_on_views([views], lr=rate_of(step))
         captured.step(views, rate_of(step))
     assert captured.captures == 2
@@ -189,8 +196,12 @@ def test_a_ring_that_is_nearly_full_is_looked_at_before_a_capture() -> None:
 
 def test_warm_up_and_capture_share_a_stream_and_let_other_threads_work(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
+    second_gpu = torch.device("cuda:1")
 
     class Stream:
+        def __init__(self, device: torch.device) -> None:
+            assert device == second_gpu
+
         def wait_stream(self, other: Any) -> None:
             calls.append(("waits for", other))
 
@@ -202,18 +213,20 @@ def test_warm_up_and_capture_share_a_stream_and_let_other_threads_work(monkeypat
         calls.append((arguments, options))
         return nullcontext()
 
-    usual = Stream()
+    usual = Stream(second_gpu)
     for name, stand_in in {
-        "Stream": Stream, "CUDAGraph": Graph, "graph": context, "stream": context, "current_stream": lambda: usual
+        "Stream": Stream, "CUDAGraph": Graph, "graph": context, "stream": context, "device": context,
+        "current_stream": {second_gpu: usual}.__getitem__,
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
     graph_module._side_stream.cache_clear()
-    assert [graph_module.on_side_stream(lambda: 5) for _ in range(2)] == [5, 5]
+    assert [graph_module.on_side_stream(lambda: 5, second_gpu) for _ in range(2)] == [5, 5]
     (_, ((side,), _), _), second = calls[:3], calls[3:]
     assert calls[:3] == second == [("waits for", usual), ((side,), {}), ("waits for", side)]
     calls.clear()
-    assert graph_module.captured(lambda: 7)() == 7
-    ((graph,), options), replayed = calls
+    assert graph_module.captured(lambda: 7, second_gpu)() == 7
+    device, ((graph,), options), replayed = calls
+    assert device == ((second_gpu,), {})
     assert isinstance(graph, Graph)
     assert options == {"stream": side, "capture_error_mode": "thread_local"}
     assert replayed == "replay"
@@ -223,7 +236,7 @@ def test_warm_up_and_capture_share_a_stream_and_let_other_threads_work(monkeypat
 def test_a_capture_that_fails_leaves_steps_as_they_were() -> None:
     torch.set_num_threads(1)
 
-    def refuse(body: Callable[[], StepResult]) -> Callable[[], StepResult]:
+    def refuse(body: Callable[[], StepResult], device: torch.device) -> Callable[[], StepResult]:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     launched, captured = plain(), Captured(capture=refuse)

@@ -147,12 +147,15 @@ def test_bad_sources(before: Run, tmp_path: Path, capsys: pytest.CaptureFixture[
     unstarted.mkdir()
     (unstarted / "config.yaml").write_bytes((before.path / "config.yaml").read_bytes())
     torch.save(nn.Linear(2, 2), tmp_path / "module.pt")  # noqa: TID251
+    with pytest.raises(Crash):
+        tiny.start(tmp_path / "untrained", evaluators={3: crash})
     save_file({"a": torch.zeros(2)}, tmp_path / "other.safetensors")
     save_file({k: t * float("nan") for k, t in load_file(before.backbone_path).items()}, tmp_path / "nan.safetensors")
     cases = {
         tmp_path / "nowhere": "there is no",
         tmp_path: "is not a run folder",
         unstarted: "has no checkpoint yet: go on with it by ssole pretrain --resume",
+        tmp_path / "untrained": "untrained has no checkpoint yet: go on with it by ssole pretrain --resume",
         write(tmp_path / "weights.npz", b""): "a run folder, a file (.safetensors, .pth, .pt, .bin), or timm",
         write(tmp_path / "a.safetensors", b"no weights"): "is not a whole safetensors file",
         write(tmp_path / "a.pth", b"no weights"): "no file of weights that can be read safely",
@@ -205,9 +208,10 @@ def test_a_kill_before_the_first_weights_are_written(before: Run, tmp_path: Path
         tiny.start(tmp_path / "killed", init=str(before.path), evaluators={3: crash})
     killed = Run(tmp_path / "killed")
     assert checkpoint_steps(killed) == [0]
-    for file in killed.checkpoints.iterdir():
+    for file in (*killed.checkpoints.iterdir(), killed.path / "metrics.jsonl", killed.path / "init.json"):
         file.unlink()
     assert tiny.resume(killed).backbone_path.read_bytes() == whole.backbone_path.read_bytes()
+    assert (killed.path / "init.json").read_bytes() == (whole.path / "init.json").read_bytes()
 
 
 def test_frozen_weights_stay_to_the_bit(before: Run, tmp_path: Path) -> None:

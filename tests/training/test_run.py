@@ -14,6 +14,7 @@ import yaml
 import tiny
 from ssole import api
 from ssole.config import ConfigError
+from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.run import Run, create_run, new_run
 from tiny import Crash, crash
 
@@ -61,6 +62,19 @@ def test_a_start_that_was_killed_before_its_first_step_is_not_in_the_way(tmp_pat
     (killed / ".lock").touch()
     assert tiny.start(killed, steps=2).config.steps == 2
     assert not list(killed.glob(".images*"))
+
+
+def test_nor_is_one_that_was_killed_after_its_checkpoint_of_step_0(tmp_path: Path) -> None:
+    with pytest.raises(Crash):
+        tiny.start(tmp_path / "run", evaluators={1: crash})
+    killed = Run(tmp_path / "run")
+    assert checkpoint_steps(killed) == [0]
+    with pytest.raises(ConfigError, match="already holds a run"):
+        tiny.start(killed.path)
+    (killed.path / "metrics.jsonl").unlink()  # as before the first step
+    (killed.checkpoints / ".step-00000000.json.0123abcd.ssole-tmp").touch()
+    (killed.path / "init.json").write_text("{}")
+    assert tiny.start(killed.path, steps=2).config.steps == 2
 
 
 @pytest.mark.parametrize("stray", ["notes.txt", "metrics.jsonl", "checkpoints/step-5.json", "failures/step-3/x"])
@@ -156,6 +170,20 @@ def test_changed_settings_are_shown_and_refused_until_allowed(crashed: Run) -> N
     with pytest.warns(UserWarning, match="seed was 0 and is 3; the run goes on with that"):
         run = api.resume(crashed, data=tiny.images(), progress=False, allow_changes=["settings"])
     assert run.finished
+
+
+def test_a_run_that_is_to_end_before_its_checkpoint_keeps_it(crashed: Run) -> None:
+    change_settings(crashed, steps=4)
+    before = contents(crashed.path)
+    with (
+        pytest.warns(UserWarning, match="steps was 12 and is 4"),
+        pytest.raises(ConfigError, match=r"the run has done 5 steps, and config\.yaml now ends it after 4"),
+    ):
+        tiny.resume(crashed, allow_changes=["settings"])
+    assert contents(crashed.path) == before
+    change_settings(crashed, steps=5)
+    with pytest.warns(UserWarning, match="steps was 12 and is 5"):
+        assert tiny.resume(crashed, allow_changes=["settings"]).finished
 
 
 def test_another_version_is_refused_until_allowed(crashed: Run) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +13,12 @@ import pytest
 import torch
 
 import tiny
-from ssole.training import saving
+from ssole.training import saving, stopping
 from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint
 from ssole.training.run import Run, create_run
 from ssole.training.saving import Saver
 from ssole.training.step import Learner
+from ssole.training.stopping import Interrupted
 
 LONG = 1e6
 
@@ -22,14 +26,8 @@ LONG = 1e6
 class Always:
     """A guardian for which every fifth step is regular."""
 
-    def __init__(self) -> None:
-        self.told: list[int] = []
-
     def is_regular(self, step: int) -> bool:
         return step % 5 == 0
-
-    def saved(self, step: int) -> None:
-        self.told.append(step)
 
 
 def a_saver(folder: Path, **changes: Any) -> tuple[Saver, Learner, Run]:
@@ -47,7 +45,6 @@ def weights_at(run: Run) -> tuple[int, float]:
     """Step of the newest checkpoint, and the weights that it has."""
     learner = Learner(run.config, torch.device("cpu"))
     done = load_checkpoint(run, learner.modules, learner.optimizer)
-    assert done is not None
     return done.step, float(next(learner.encoder.parameters()).flatten()[0].detach())
 
 
@@ -153,10 +150,68 @@ def test_a_run_that_is_killed_with_states_in_memory_goes_on_from_the_disk(tmp_pa
     whole = tiny.start(tmp_path / "whole", checkpoint_seconds=LONG)
     with pytest.raises(tiny.Crash):
         tiny.start(tmp_path / "run", checkpoint_seconds=LONG, evaluators={11: tiny.crash})
-    assert checkpoint_steps(Run(tmp_path / "run")) == [5]
+    assert checkpoint_steps(Run(tmp_path / "run")) == [0, 5]
     run = tiny.resume(tmp_path / "run")
     assert run.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
     assert [(row["step"], row["loss"]) for row in run.metrics] == [(row["step"], row["loss"]) for row in whole.metrics]
+
+
+def use_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Savers that write in a thread, as on an accelerator."""
+    make = Saver.__init__
+
+    def threaded(self: Saver, *arguments: Any) -> None:
+        make(self, *arguments)
+        self._pool = saving.ThreadPoolExecutor(1)
+
+    monkeypatch.setattr(Saver, "__init__", threaded)
+
+
+def test_a_second_signal_does_not_cut_the_last_write_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler sends two, the second one while the thread still writes."""
+    waiting, write, leave = threading.Event(), saving.write_checkpoint, Saver.__exit__
+
+    def exit_(self: Saver, *error: object) -> None:
+        waiting.set()
+        leave(self, *error)
+
+    def slow(run: Run, tensors: Any, done: Progress, **named: Any) -> None:
+        if done.step == 8:
+            assert waiting.wait(60)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # in which the signal arrives
+        write(run, tensors, done, **named)
+
+    use_threads(monkeypatch)
+    monkeypatch.setattr(Saver, "__exit__", exit_)
+    monkeypatch.setattr(saving, "write_checkpoint", slow)
+    monkeypatch.setattr(stopping, "_AT_ONCE", 600.0)  # on a machine however busy, the second is part of the request
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        with pytest.raises(Interrupted, match="stopped after step 8"):
+            tiny.start(tmp_path / "run", evaluators={8: lambda _: signal.raise_signal(signal.SIGTERM)})
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert noted == []
+    assert checkpoint_steps(Run(tmp_path / "run")) == [5, 8]
+
+
+def test_a_run_whose_first_write_fails_goes_on_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator the run hears of it at the next write, when the metrics are well ahead."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    whole = tiny.start(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        use_threads(patch)
+        patch.setattr(saving, "write_checkpoint", full)
+        with pytest.raises(OSError, match="No space left"):
+            tiny.start(tmp_path / "run")
+    run = Run(tmp_path / "run")
+    assert run.metrics[-1]["step"] == 10
+    assert tiny.resume(run).backbone_path.read_bytes() == whole.backbone_path.read_bytes()
 
 
 @pytest.mark.parametrize("threads", [False, True])
@@ -164,13 +219,7 @@ def test_whole_runs_end_with_their_last_state_on_the_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: bool
 ) -> None:
     if threads:
-        make = Saver.__init__
-
-        def threaded(self: Saver, *arguments: Any) -> None:
-            make(self, *arguments)
-            self._pool = saving.ThreadPoolExecutor(1)
-
-        monkeypatch.setattr(Saver, "__init__", threaded)
+        use_threads(monkeypatch)
     run = tiny.start(tmp_path / "run", checkpoint_seconds=LONG)
     assert checkpoint_steps(run) == [5, tiny.STEPS]
     assert run.finished

@@ -52,7 +52,7 @@ def test_from_images_to_the_update_nothing_waits(
     with launches.fake_cuda():
         store = SimpleNamespace(images=torch.zeros(images.shape, dtype=torch.uint8), hint=lambda: None)
         learner = Learner(config, launches.DEVICE, labels=labels, images=tiny.IMAGES)
-        learner.steps_done = 1
+        learner.go_on_from(1)
         with launches.Launches() as counter:
             for step, epoch, ids, batch in Feed(store, launches.DEVICE).batches(make_plan(config, tiny.IMAGES), 0):
                 learner.step(batch, ids, epoch=epoch, lr=0.1, early=step < 2)
@@ -132,7 +132,7 @@ def test_the_walk_of_the_graph_gives_the_gradients_of_autograd(launches: ModuleT
     expected, walked = (Learner(tiny.config(), torch.device("cpu")) for _ in range(2))
 
     views = [torch.randn(4, 2, 3, 8, 8)]
-    expected.loss_terms(expected.embed(views))["loss"].backward()
-    launches.backward(walked.loss_terms(walked.embed(views))["loss"])
+    expected.loss_terms(expected.embedder(views))["loss"].backward()
+    launches.backward(walked.loss_terms(walked.embedder(views))["loss"])
     for a, b in zip(expected.encoder.parameters(), walked.encoder.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)

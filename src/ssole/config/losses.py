@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, TypeAlias
+from typing import ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
 from ssole.errors import ConfigError
 
@@ -252,17 +252,5 @@ LossConfig = (
 )
 """Settings of any loss."""
 
-LOSS_CONFIGS: dict[str, type[LossConfig]] = {
-    "ssole": SSOLEConfig,
-    "ole": OLEConfig,
-    "simclr": SimCLRConfig,
-    "barlow-twins": BarlowTwinsConfig,
-    "vicreg": VICRegConfig,
-    "frossl": FroSSLConfig,
-    "mmcr": MMCRConfig,
-    "w-mse": WMSEConfig,
-    "lejepa": LeJEPAConfig,
-    "supervised": SupervisedConfig,
-    "custom": CustomConfig,
-}
+LOSS_CONFIGS: dict[str, type[LossConfig]] = {cls.name: cls for cls in get_args(LossConfig)}
 """Config classes by the name that a recipe gives the loss."""

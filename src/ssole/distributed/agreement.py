@@ -47,7 +47,7 @@ def on_rank_0(work: Callable[[], T]) -> T:
         ElsewhereError: the work failed, on the other processes. The first one raises the error itself.
         Stopping: a signal to the first process ended the work, which :func:`stopping_points` allowed.
     """
-    if world_size() == 1:
+    if not shares_work():
         return work()
     key = f"call {next(_calls)}"
     if rank() == 0:
@@ -81,7 +81,7 @@ def shares_work() -> bool:
 
 def collect(value: T) -> list[T]:
     """Values of all processes, in the order of rank. JSON must be able to hold them."""
-    if world_size() == 1:
+    if not shares_work():
         return [value]
     number = next(_calls)
     STATE.store.set(f"call {number} of {rank()}", json.dumps(value))

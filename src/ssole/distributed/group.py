@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
-from ssole.distributed.collectives import STATE
+from ssole.distributed.collectives import STATE, world_size
 from ssole.errors import ConfigError
 
 _BEATS = 10  # within the time after which a process is taken for dead
@@ -105,6 +105,9 @@ def processes(timeout: float) -> Iterator[None]:
     """
     place = launch()
     if place.world_size == 1:
+        if world_size() > 1:
+            words = "leave that to ssole, and start the processes by torchrun"
+            raise ConfigError(f"torch.distributed is initialised already: {words}")
         yield
         return
     if dist.is_initialized():
@@ -166,7 +169,8 @@ def _meet(store: Any, place: Launch) -> PrefixStore:
 
 def _is_lost_contact(error: RuntimeError) -> bool:
     """Whether an error comes from a collective or the store: gloo raises a plain `RuntimeError`."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection"))
+    words = ("gloo", "NCCL", "Connection")
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and any(w in str(error) for w in words))
 
 
 class _Watch(threading.Thread):
@@ -210,7 +214,7 @@ class _Watch(threading.Thread):
         done = {rank: int(words.split()[1]) for rank, words in self._heard.items()}
         behind = [rank for rank, calls in done.items() if calls == min(done.values())]
         waited = f"one let the others wait for {self._timeout:g} s"
-        return f"the processes lost contact, or {waited}; least far is {self._named(behind)}"
+        return f"the processes lost contact, or {waited}; furthest behind: {self._named(behind)}"
 
     def _listen(self) -> None:
         others = [rank for rank in self._missed if rank != self._place.rank]
@@ -227,11 +231,11 @@ class _Watch(threading.Thread):
 
     def _named(self, ranks: list[int]) -> str:
         words = {rank: self._heard.get(rank, "").split() for rank in ranks}
-        where = {rank: f"number {w[3]} on {w[2]}" if w else "which never started" for rank, w in words.items()}
+        where = {rank: f"pid {w[3]} on {w[2]}" if w else "which never started" for rank, w in words.items()}
         return ", ".join(f"process {rank} ({place})" for rank, place in where.items())
 
     def _words(self, dead: list[int]) -> str:
-        silent = f"died or hangs: no sign of life for {self._timeout:g} s or less"
+        silent = f"died or hangs: no sign of life for up to {self._timeout:g} s"
         return f"{self._named(dead)} of {self._place.world_size} {silent}"
 
     def _give_up(self, reason: str) -> None:

@@ -1,5 +1,7 @@
 """Checkpoints: weights, optimizer state and the number of steps done, which is all that a run needs to resume.
 
+A run writes the first one, of step 0, before it begins: so there is always one to go on from or back to.
+
 checkpoints/  step-00000100.safetensors   weights and optimizer state
               step-00000100.json          steps done, and checksums of both files. It is written last: where it exists,
                                           the other file is complete
@@ -96,56 +98,60 @@ def remove_checkpoints_after(run: Run, step: int) -> None:
 
 def load_checkpoint(
     run: Run, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, *, last_step: int | None = None
-) -> Progress | None:
-    """Restore the newest complete checkpoint into modules and optimizer; None if the run has none yet.
+) -> Progress:
+    """Restore the newest complete checkpoint into modules and optimizer.
 
     Of many processes, the first one reads it and sends it to the others.
 
-    A checkpoint that is damaged, or not of this run (of a step after `last_step`, or of other modules), gives a
-    warning, and the one before it is taken. The checksums find any changed byte.
+    A checkpoint that is damaged, or of other modules, gives a warning, and the one before it is taken. The checksums
+    find any changed byte.
 
     Raises:
-        ConfigError: there are checkpoints, and all of them are damaged.
+        ConfigError: there is none, or all of them are damaged; or it is of a step after `last_step`.
     """
-    found: dict[str, torch.Tensor] = {}
-    if not (values := distributed.on_rank_0(lambda: _load_newest(run, modules, optimizer, last_step, found))):
-        return None
-    tensors = distributed.broadcast(found)
+    tensors: Mapping[str, torch.Tensor] = {}
+
+    def restore_newest() -> dict[str, Any]:
+        nonlocal tensors
+        done, tensors = _restore_newest(run, modules, optimizer, last_step)
+        return asdict(done)
+
+    done = Progress(**distributed.on_rank_0(restore_newest))
+    tensors = distributed.broadcast(tensors)
     if distributed.rank() != 0:
         _restore(tensors, modules, optimizer)
-    return Progress(**values)
+    return done
 
 
-def _load_newest(
-    run: Run,
-    modules: nn.ModuleDict,
-    optimizer: torch.optim.Optimizer,
-    last_step: int | None,
-    found: dict[str, torch.Tensor],
-) -> dict[str, Any]:
-    """Values of the :class:`Progress` of the checkpoint that was restored, whose tensors come into `found`."""
-    steps = checkpoint_steps(run)
-    for step in reversed(steps):
+def _restore_newest(
+    run: Run, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, last_step: int | None
+) -> tuple[Progress, dict[str, torch.Tensor]]:
+    """Progress and tensors of the checkpoint that :func:`load_checkpoint` restores, in the first process."""
+    for step in reversed(checkpoint_steps(run)):
         try:
-            progress, tensors = _read(run, step)
-            if not 0 <= progress.step <= (last_step or step):
-                raise ValueError(f"the run has {last_step} steps")
+            done, tensors = _read(run, step)
             _restore(tensors, modules, optimizer)
         except (OSError, ValueError, RuntimeError, LookupError) as error:
             reason = " ".join(str(error).split())[:300]
             warnings.warn(f"the checkpoint of step {step} is damaged and left out: {reason}", stacklevel=2)
             continue
-        found.update(tensors)
-        return asdict(progress)
-    if steps:
-        raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: start anew in another folder (--out)")
-    return {}
+        if last_step is not None and step > last_step:
+            raise ConfigError(
+                f"the run has done {step} steps, and config.yaml now ends it after {last_step}: undo that, or start "
+                "anew in another folder (--out)"
+            )
+        return done, tensors
+    raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: start anew in another folder (--out)")
 
 
 def newest_weights(run: Run) -> dict[str, torch.Tensor] | None:
-    """Weights in the newest checkpoint of a run, by name; None if it has none, ConfigError if it is damaged."""
+    """Weights in the newest checkpoint of a run, by name; None before its first step or epoch is saved.
+
+    Raises:
+        ConfigError: the checkpoint is damaged.
+    """
     steps = checkpoint_steps(run)
-    if not steps:
+    if not any(steps):
         return None
     try:
         _, tensors = _read(run, steps[-1])

@@ -61,7 +61,6 @@ class StepGraph(Generic[_Result]):
     ) -> None:
         self._take, self._watch, self._required = take, watch, required
         self._failed = False
-        self._next = -1
         self._replay: _Body[_Result] | None = None
         self.reset()
 
@@ -78,16 +77,13 @@ class StepGraph(Generic[_Result]):
 
     def step(self, done: int, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> _Result:
         """Take the step after `done` others. The tensors of the result are overwritten by the next."""
-        if done != self._next:  # weights were restored, and the optimizer's state is elsewhere in memory
-            self.reset()
-        self._next = done + 1
         if self._watch.room < max(2 * len(self._names), _ROOM):
             self._watch.check()
         if self._replay is None and self._taken >= WARM_UP and not self._failed:
             self._record(images, ids, epoch)
         if self._replay is None:
             self._taken += 1
-            return on_side_stream(lambda: self._take(images, ids, epoch))
+            return on_side_stream(lambda: self._take(images, ids, epoch), images.device)
         self._images.copy_(images)
         self._ids.copy_(ids)
         result = self._replay()
@@ -98,7 +94,7 @@ class StepGraph(Generic[_Result]):
         self._images, self._ids = images.clone(), ids.clone()
         before = self._watch.count
         try:
-            self._replay = captured(lambda: self._take(self._images, self._ids, epoch))
+            self._replay = captured(lambda: self._take(self._images, self._ids, epoch), images.device)
         except RuntimeError as error:
             if self._required:
                 raise
@@ -110,14 +106,14 @@ class StepGraph(Generic[_Result]):
 
 
 @lru_cache
-def _side_stream() -> torch.cuda.Stream:
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """Stream of warm-up and capture. They share it, since libraries and torch's memory are set up for each stream."""
-    return torch.cuda.Stream()
+    return torch.cuda.Stream(device)
 
 
-def on_side_stream(body: _Body[_Result]) -> _Result:
+def on_side_stream(body: _Body[_Result], device: torch.device) -> _Result:
     """Result of a step on a stream of its own: autograd would remember the usual one, for which no capture may wait."""
-    stream, current = _side_stream(), torch.cuda.current_stream()
+    stream, current = _side_stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         result = body()
@@ -125,13 +121,14 @@ def on_side_stream(body: _Body[_Result]) -> _Result:
     return result
 
 
-def captured(body: _Body[_Result]) -> _Body[_Result]:
+def captured(body: _Body[_Result], device: torch.device) -> _Body[_Result]:
     """CUDA graph of a step, as a function that replays it.
 
     Other threads, such as one that copies images to pinned memory, may call the driver meanwhile.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=_side_stream(), capture_error_mode="thread_local"):
+    graph, stream = torch.cuda.CUDAGraph(), _side_stream(device)
+    # torch waits for the current device first, and only then goes to that of the stream
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         result = body()
 
     def replay() -> _Result:

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ssole import distributed
 from ssole.config import PretrainConfig
 from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint, remove_checkpoints_after
@@ -51,12 +49,11 @@ class CollapseError(RuntimeError):
 
 
 class Guardian:
-    """Guardian of a run. To be made before the run is resumed, while the learner has its initial weights.
+    """Guardian of a run.
 
     Args:
         run: the run, whose config may switch the guardian off.
         learner: its learner.
-        images: number of images, for the record of progress.
         steps: number of steps of the run.
         is_regular: whether a step ends with a checkpoint in an undisturbed run too.
 
@@ -64,18 +61,13 @@ class Guardian:
         rate: factor of the learning rate.
     """
 
-    def __init__(
-        self, run: Run, learner: Learner, *, images: int, steps: int, is_regular: Callable[[int], bool]
-    ) -> None:
+    def __init__(self, run: Run, learner: Learner, *, steps: int, is_regular: Callable[[int], bool]) -> None:
         self._run, self._learner, self.is_regular = run, learner, is_regular
-        self._images, self._steps = images, steps
+        self._steps = steps
         self._is_on, self.rate = learner.config.guardian == "auto", 1.0
         self._lowered = 0
         self._collapsed_since: int | None = None
         self._warned = False
-        self._initial: dict[str, torch.Tensor] | None = None
-        if self._is_on and not distributed.on_rank_0(self._regular_steps):
-            self._initial = {name: tensor.cpu().clone() for name, tensor in learner.modules.state_dict().items()}
 
     def read_metrics(self) -> None:
         """Take up what the guardian of an interrupted process had done, as metrics.jsonl tells it."""
@@ -124,16 +116,11 @@ class Guardian:
             self._collapsed_since = int(row["step"])
         return int(row["step"]) - self._collapsed_since
 
-    def saved(self, step: int) -> None:
-        """Note that a checkpoint was written: the initial weights are no longer needed."""
-        if self.is_regular(step):
-            self._initial = None
-
     def recover(self, error: NonFiniteLossError, note: Note) -> tuple[Progress, dict[str, Any]]:
         """Put the learner back to the last good state: where training goes on, and the intervention for metrics.jsonl.
 
-        The end of the run is noted under the step that failed. No checkpoint is of that step or later, so resuming
-        removes it again.
+        If the run ends here, `note` writes a row of the step that failed. All checkpoints are of earlier steps, so
+        resuming removes that row again.
 
         On an accelerator, failures are found some steps late. Then the steps are taken again, and each is looked at:
         only so does the replay bundle hold the weights from before the failure.
@@ -165,31 +152,21 @@ class Guardian:
             warnings.warn(f"no replay bundle of step {error.step} could be written: {problem}", stacklevel=4)
             return None
 
-    def _regular_steps(self) -> list[int]:
-        return [step for step in checkpoint_steps(self._run) if self.is_regular(step)]
-
     def _go_back(self) -> Progress:
-        """Restore the newest regular checkpoint, or else the initial weights. Later checkpoints are removed.
+        """Restore the newest regular checkpoint, of step 0 if there is no other. Later checkpoints are removed.
 
         They are removed before the intervention is written. If the process is killed in between, the run comes to the
         same failure again.
         """
-        learner = self._learner
-        steps = distributed.on_rank_0(self._keep_regular)
-        done = load_checkpoint(self._run, learner.modules, learner.optimizer) if steps else None
-        if done is None:
-            assert self._initial is not None  # kept until there is a regular checkpoint
-            learner.modules.load_state_dict(self._initial)
-            learner.optimizer.load_state_dict(learner.optimizer.state_dict() | {"state": {}})
-            done = Progress(0, self._images, seconds=0.0)
-        learner.steps_done = done.step
+        distributed.on_rank_0(self._remove_later)
+        done = load_checkpoint(self._run, self._learner.modules, self._learner.optimizer)
+        self._learner.go_on_from(done.step)
         return done
 
-    def _keep_regular(self) -> list[int]:
-        """Steps of the regular checkpoints; later ones are removed."""
-        steps = self._regular_steps()
-        remove_checkpoints_after(self._run, max(steps, default=0))
-        return steps
+    def _remove_later(self) -> None:
+        """Remove the checkpoints after the newest regular one. Runs that older versions began may have none such."""
+        if regular := [step for step in checkpoint_steps(self._run) if self.is_regular(step)]:
+            remove_checkpoints_after(self._run, max(regular))
 
 
 def _explanation(bundle: Path | None) -> str:

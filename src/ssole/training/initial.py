@@ -30,7 +30,7 @@ from ssole.models.weights_file import (
 )
 from ssole.progress import say
 from ssole.runtime import out_of_memory_reason
-from ssole.training.checkpoint import Progress, newest_weights, state_tensors, write_checkpoint
+from ssole.training.checkpoint import newest_weights
 from ssole.training.run import Run, writing
 from ssole.training.step import Learner
 
@@ -61,10 +61,9 @@ class Initial:
         parts += [f"left out: {listed(self.unused, _LISTED)}"] if self.unused else []
         return printable("; ".join(parts))
 
-    def give(self, run: Run, learner: Learner, progress: Progress) -> None:
-        """Give these weights to the learner of a new run, and write its checkpoint of step 0 and init.json."""
+    def give(self, run: Run, learner: Learner) -> None:
+        """Give these weights to the learner of a new run, and write its init.json."""
         learner.encoder.load_state_dict(self.weights, strict=False)  # `read_initial` has compared the names
-        write_checkpoint(run, state_tensors(learner.modules, learner.optimizer), progress)
         facts = {"init": self.source, "loaded": sorted(self.weights), "new": self.new, "unused": self.unused}
         with writing(run, "init.json"):
             write_json_atomically(run.path / "init.json", facts)

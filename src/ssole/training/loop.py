@@ -19,7 +19,16 @@ from ssole.errors import DataError
 from ssole.models.load import backbone_metadata
 from ssole.progress import data_size
 from ssole.runtime import resolve_precision, torch_state
-from ssole.training.checkpoint import MOST_CHECKPOINTS, Progress, load_checkpoint, require_space, save_backbone
+from ssole.training.checkpoint import (
+    MOST_CHECKPOINTS,
+    Progress,
+    checkpoint_steps,
+    load_checkpoint,
+    require_space,
+    save_backbone,
+    state_tensors,
+    write_checkpoint,
+)
 from ssole.training.feed import Feed, Plan
 from ssole.training.guardian import Guardian
 from ssole.training.initial import Initial
@@ -58,17 +67,18 @@ def train(
     if any(every < 1 for every in evaluators):
         raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
     learner = Learner(config, device, loss=loss, backbone=backbone, labels=store.labels, images=plan.images)
-    distributed.on_rank_0(lambda: _give(initial, run, learner, plan, spent))
+    distributed.on_rank_0(lambda: _begin(run, learner, initial, Progress(0, plan.images, spent)))
     pace = Pace(run, plan, config)
     is_regular = partial(_ends_in_checkpoint, config, pace)
-    guardian = Guardian(run, learner, images=plan.images, steps=plan.total, is_regular=is_regular)
-    done = _resume(run, learner, plan, pace, spent)
+    guardian = Guardian(run, learner, steps=plan.total, is_regular=is_regular)
+    done = _resume(run, learner, plan, pace)
     guardian.read_metrics()
     feed, title = Feed(store, device), _title(learner, replace(plan, total=pace.total))
     monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
     saver = Saver(run, learner, guardian, monitor.flush)
     stopping = stop_signal(monitor.screen.show_stopping)
-    with torch_state(deterministic=config.deterministic), monitor, saver, stopping as stop:
+    # the saver within the handler of signals: it waits for the last checkpoint, which a second signal must not cut
+    with torch_state(deterministic=config.deterministic), monitor, stopping as stop, saver:
         loop = _Loop(run, store, learner, pace, guardian, feed, monitor, saver, evaluators, stop)
         loop.train(compiles=learner.wants_compiling(plan.total))
 
@@ -174,11 +184,20 @@ class _Loop:
             raise Interrupted(f"stopped after step {done}; {how}", request.number) from None
 
 
-def _give(initial: Initial | None, run: Run, learner: Learner, plan: Plan, spent: float) -> None:
-    """Give a new run its initial weights, if there are any."""
+def _begin(run: Run, learner: Learner, initial: Initial | None, start: Progress) -> None:
+    """Write the checkpoint of step 0 of a run that has none yet: where it goes back to until there is a later one."""
+    require_space(run, learner.modules)
+    if checkpoint_steps(run):
+        return
+    last = max((row["step"] for row in run.metrics), default=0)
+    if last > 0 or not run.checkpoints.is_dir():
+        raise ConfigError(
+            f"the metrics of {run.path} reach step {last}, and {run.checkpoints} holds no checkpoint to go on from: "
+            "copy the checkpoints back, or start anew in another folder (--out)"
+        )
     if initial is not None:
-        _require_no_progress(run, plan)
-        initial.give(run, learner, Progress(0, plan.images, spent))
+        initial.give(run, learner)
+    write_checkpoint(run, state_tensors(learner.modules, learner.optimizer), start)
 
 
 def _ends_in_checkpoint(config: PretrainConfig, pace: Pace, step: int) -> bool:
@@ -190,21 +209,17 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and (step + 1) % every == 0
 
 
-def _resume(run: Run, learner: Learner, plan: Plan, pace: Pace, spent: float) -> Progress:
-    """Restore learner and run folder to the newest checkpoint, or to the start if there is none."""
+def _resume(run: Run, learner: Learner, plan: Plan, pace: Pace) -> Progress:
+    """Restore learner and run folder to the newest checkpoint."""
     done = load_checkpoint(run, learner.modules, learner.optimizer, last_step=pace.total)
     distributed.on_rank_0(lambda: _check_progress(run, learner, plan, done))
-    done = done or Progress(0, plan.images, seconds=spent)
-    learner.steps_done = done.step
+    learner.go_on_from(done.step)
     pace.start(done.step, done.seconds + done.evaluating)
     return done
 
 
-def _check_progress(run: Run, learner: Learner, plan: Plan, done: Progress | None) -> None:
+def _check_progress(run: Run, learner: Learner, plan: Plan, done: Progress) -> None:
     """Checks of what is going to be continued, after which the folder is rewound to it."""
-    if done is None:
-        _require_no_progress(run, plan)
-        done = Progress(0, plan.images, seconds=0.0)
     if done.images != plan.images:
         raise DataError(
             f"the run was started on {done.images} images and the data now hold {plan.images}: resuming needs the same"
@@ -217,19 +232,7 @@ def _check_progress(run: Run, learner: Learner, plan: Plan, done: Progress | Non
             stacklevel=5,
         )
     _ = run.unreadable  # an error for a damaged file
-    require_space(run, learner.modules)
     rewind(run, done.step)
-
-
-def _require_no_progress(run: Run, plan: Plan) -> None:
-    """Raise a ConfigError if the metrics of a run without checkpoints show that it had some."""
-    first = min(plan.steps_per_epoch, run.config.checkpoint_every or plan.steps_per_epoch)
-    last = max((row["step"] for row in run.metrics), default=0)
-    if last > first or not run.checkpoints.is_dir():
-        raise ConfigError(
-            f"the metrics of {run.path} reach step {last}, and {run.checkpoints} holds no checkpoint to go on from: "
-            "copy the checkpoints back, or start anew in another folder (--out)"
-        )
 
 
 def _title(learner: Learner, plan: Plan) -> str:

@@ -92,16 +92,16 @@ class Pace:
         self._early = augment.early
         # work of a step on the crops of the first part, as a share of that on the later ones: by their pixels
         self._early_work = 1.0 if self._early is None else self._early.pixels / augment.pixels
-        self._legs = [(step, total) for step, total in distributed.on_rank_0(self._read_legs)]
-        if self._legs:
-            self.total = self._legs[-1][1]
+        self._corrections = [(step, total) for step, total in distributed.on_rank_0(self._read_corrections)]
+        if self._corrections:
+            self.total = self._corrections[-1][1]
         added = distributed.on_rank_0(lambda: [dataclasses.asdict(extension) for extension in extensions(run)])
         self._extensions = [Extension(**fields) for fields in added]
         if self._extensions:
             self.total, self._budget = self._extensions[-1].total, None
         self._next, self._work = 0, 0.0
 
-    def _read_legs(self) -> list[tuple[int, int]]:
+    def _read_corrections(self) -> list[tuple[int, int]]:
         """Steps of the earlier corrections, and the number of steps of the run that each of them expected."""
         path = self._run.path / _NAME
         rows = [] if self._budget is None else read_lines(path, step=int, total=int)
@@ -115,7 +115,7 @@ class Pace:
         self.plan = dataclasses.replace(self.plan, total=sys.maxsize if endless else self.total)
         if spent is not None:
             self._begin = monotonic() - spent
-        self._next = max([step + 1, *(leg + self._interval for leg, _ in self._legs)])
+        self._next = max([step + 1, *(at + self._interval for at, _ in self._corrections)])
         self._marks: deque[tuple[float, float]] = deque(maxlen=_WINDOW)
 
     @property
@@ -125,11 +125,11 @@ class Pace:
     def position(self, step: int) -> float:
         """Place of a step in the schedule that was planned, from 0 for the first step to `plan.total` - 1."""
         end, at, begin, slope = self._planned - 1, 0.0, 0, 1.0
-        for leg, total in self._legs:
-            if leg > step:
+        for corrected, total in self._corrections:
+            if corrected > step:
                 break
-            at, begin = at + (leg - begin) * slope, leg
-            slope = (end - at) / max(1, total - 1 - leg)
+            at, begin = at + (corrected - begin) * slope, corrected
+            slope = (end - at) / max(1, total - 1 - corrected)
         return at + (step - begin) * slope
 
     def learning_rate(self, step: int) -> float:
@@ -156,7 +156,7 @@ class Pace:
             total = distributed.on_rank_0(lambda: self._total_now(done))  # the clocks of other processes differ
             if total is not None:
                 self.total = total
-                self._legs.append((done, total))
+                self._corrections.append((done, total))
             self._next = done + self._interval
         return done >= self.total
 
@@ -169,8 +169,8 @@ class Pace:
             left = (self._budget - now) * (self._work - work) / max(1e-9, now - then)
             total = done + max(0, round(left / self._mean_work(done)))
             with writing(self._run, _NAME):
-                legs = [*self._legs, (done, total)]
-                write_lines(self._run.path / _NAME, ({"step": step, "total": total} for step, total in legs))
+                corrections = [*self._corrections, (done, total)]
+                write_lines(self._run.path / _NAME, ({"step": step, "total": total} for step, total in corrections))
         self._marks.append((self._work, now))
         return total
 

@@ -180,7 +180,7 @@ def _prepare(
         learner.modules.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise ConfigError(f"{path} does not hold the weights of its settings: {error}") from None
-    learner.steps_done = facts["step"] - 1
+    learner.go_on_from(facts["step"] - 1)
     learner.watch.at_once_until = facts["step"]
     given = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
     return learner, Batch(given, ids, facts["epoch"], facts["lr"], facts["early"])

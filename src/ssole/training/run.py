@@ -151,12 +151,16 @@ def _require_no_files(path: Path) -> None:
 
 def _is_killed_start(path: Path) -> bool:
     """Whether a folder holds no more than what a run writes before its first step, in the order of writing."""
-    if not path.is_dir() or any((path / "checkpoints").glob("*")):
+    if not path.is_dir():
         return False
     found, written = [entry for entry in path.iterdir() if entry.name != ".lock"], {"checkpoints"}
+    first: set[str] = set()
     if (path / "environment.json").is_file():
-        written |= {"environment.json", "config.yaml", "images.json"}
-    return bool(found) and all(entry.name in written or is_leftover(entry) for entry in found)
+        written |= {"environment.json", "config.yaml", "images.json", "init.json", "tensorboard"}
+        first = {"step-00000000.safetensors", "step-00000000.json"}
+    strange = [entry for entry in found if entry.name not in written]
+    strange += [entry for entry in (path / "checkpoints").glob("*") if entry.name not in first]
+    return bool(found) and all(is_leftover(entry) for entry in strange)
 
 
 def _empty(path: Path) -> None:
@@ -188,8 +192,8 @@ def writing(run: Run, what: str) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
-            f"{what} could not be written to {run.path} ({reason}). What was there before is untouched: when this is "
-            f"mended, go on with: ssole pretrain --resume {run.path}"
+            f"{what} could not be written to {run.path} ({reason}). Earlier files are untouched. Once this is fixed, "
+            f"go on with: ssole pretrain --resume {run.path}"
         ) from error
 
 

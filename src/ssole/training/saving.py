@@ -59,7 +59,6 @@ class Saver:
         """
         self._learner.check_weights()
         distributed.on_rank_0(lambda: self._keep(done, must=must))
-        self._guardian.saved(done.step)
 
     def _keep(self, done: Progress, *, must: bool) -> None:
         state = done, state_tensors(self._learner.modules, self._learner.optimizer)

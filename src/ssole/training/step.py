@@ -77,7 +77,7 @@ class Learner:
         loss: the module that maps embeddings (B, V, D) to a scalar or to named terms (`ssole.losses.terms`).
         modules: encoder and loss by name: all that has weights to be trained and saved.
         optimizer: over all parameters of these modules.
-        steps_done: number of steps taken so far; a restored checkpoint sets it.
+        steps_done: number of steps taken so far; :meth:`go_on_from` sets it.
         labels: of all images, if the loss needs them, else None.
         is_compiled: whether the encoder is compiled.
         watch: where losses and norms of gradients are checked.
@@ -112,16 +112,22 @@ class Learner:
             use_tensor_rates(self.optimizer, device)
             self._graph = StepGraph(self._take, self.watch, required=config.cuda_graph == "always")
         self._recipes = {True: config.augment.parts[0], False: config.augment}  # by whether a step is early
-        self._see(config.augment)
+        self._use_recipe(config.augment)
         self.batch: Batch | None = None
         self._reason = ""
         self.is_compiled = False
 
-    def _see(self, recipe: ViewRecipe) -> None:
+    def _use_recipe(self, recipe: ViewRecipe) -> None:
         """Make the views of the steps to come by this recipe."""
         self._recipe = recipe
         self._rows = EpochRows(recipe, self._images, self.config.input_channels, self.config.seed)
         if self._graph is not None:
+            self._graph.reset()
+
+    def go_on_from(self, step: int) -> None:
+        """Go on after so many steps, once other weights and optimizer state were put in place."""
+        self.steps_done = step
+        if self._graph is not None:  # the optimizer's state may be elsewhere in memory now
             self._graph.reset()
 
     def step(self, images: ImageBatch, ids: torch.Tensor, *, epoch: int, lr: float, early: bool = False) -> StepResult:
@@ -140,10 +146,10 @@ class Learner:
         """
         self.batch = Batch(images, ids, epoch, lr, early)
         if (recipe := self._recipes[early]) != self._recipe:
-            self._see(recipe)
+            self._use_recipe(recipe)
         set_learning_rate(self.optimizer, lr)
         self.embedder.seed(self.steps_done)
-        if self._graph is not None and self._is_usual(images, epoch):
+        if self._graph is not None and self._may_replay(images, epoch):
             assert isinstance(images, torch.Tensor)
             result = self._graph.step(self.steps_done, images, ids, epoch)
         else:
@@ -151,8 +157,10 @@ class Learner:
         self.steps_done += 1
         return result
 
-    def _is_usual(self, images: ImageBatch, epoch: int) -> bool:
-        """Whether a step may be replayed as others were: its rows are drawn, and nothing is looked at or whitened."""
+    def _may_replay(self, images: ImageBatch, epoch: int) -> bool:
+        """Whether this step may be captured or replayed: it is not the first, which may whiten the stem; none of its
+        values is looked at at once; and the rows of its views are drawn.
+        """
         usual = self.steps_done > 0 and not self.watch.looks_at_once(self.steps_done + 1)
         return usual and self._rows.ready(images, epoch)
 
@@ -181,10 +189,6 @@ class Learner:
         self.watch.add(self.steps_done + 1, mean_terms["loss"], f"the loss{self._reason}")
         self.descend(terms["loss"])
         return StepResult({name: value.detach() for name, value in mean_terms.items()}, z_BVD.detach())
-
-    def embed(self, views: list[torch.Tensor]) -> torch.Tensor:
-        """Embeddings (B, V, D) of all views; crop groups (B, V_g, C, S_g, S_g) are stacked along V."""
-        return self.embedder(views)
 
     def loss_terms(self, z_BVD: torch.Tensor, *labels: torch.Tensor) -> dict[str, torch.Tensor]:
         """Named loss terms of embeddings, the total first; an error that names the step if these are not finite."""
@@ -248,7 +252,7 @@ class Learner:
 
         def embed(recipe: ViewRecipe) -> torch.Tensor:
             shapes = [(images, crop.count, channels, crop.size, crop.size) for crop in recipe.crops]
-            return self.embed([torch.zeros(shape, device=self.device) for shape in shapes])
+            return self.embedder([torch.zeros(shape, device=self.device) for shape in shapes])
 
         self.is_compiled = compile_encoder(
             self.encoder,

@@ -29,22 +29,23 @@ class Stop:
 
     Attributes:
         requested: number of the signal, or 0.
-        leaves: function that tells whether a request is raised as an error now.
+        interrupts: function that tells whether a signal may interrupt the work now.
     """
 
     def __init__(self) -> None:
         self.requested = 0
-        self.leaves: Callable[[], bool] = lambda: False
+        self.interrupts: Callable[[], bool] = lambda: False
 
     def agree(self) -> None:
         """Raise Stopping on all processes if one of them has a request. All of them must call it."""
         if number := distributed.agree(self.requested):
             raise Stopping(number)
 
-    def at_once(self, work: Callable[[], T], *, leaves: Callable[[], bool] = lambda: True) -> T | None:
-        """Result of work that a request leaves at once, and all processes with it when they are done with theirs.
+    def at_once(self, work: Callable[[], T], *, interrupts: Callable[[], bool] = lambda: True) -> T | None:
+        """Run work that a signal to this process interrupts at once; returns its result.
 
-        In the work, no process may wait for another, since that may have left.
+        Afterwards all processes agree whether any of them was asked to stop. In the work, no process may wait for
+        another, which may have left.
 
         Raises:
             Stopping: a signal has arrived at one of the processes, before or meanwhile.
@@ -52,12 +53,12 @@ class Stop:
         result = None
         try:
             try:
-                self.leaves = leaves
-                if self.requested and leaves():
+                self.interrupts = interrupts
+                if self.requested and interrupts():
                     raise Stopping
                 result = work()
             finally:
-                self.leaves = lambda: False
+                self.interrupts = lambda: False
         except Stopping:
             pass  # the line below raises it, on all processes
         self.agree()
@@ -71,7 +72,7 @@ class Stop:
         """
         self.agree()
         with distributed.stopping_points(lambda: self.requested):
-            return self.at_once(work, leaves=lambda: distributed.world_size() == 1)
+            return self.at_once(work, interrupts=lambda: distributed.world_size() == 1)
 
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # of Ctrl-C, of `kill` and schedulers, and of a terminal that was closed
@@ -98,7 +99,7 @@ def stop_signal(notify: Callable[[], None]) -> Iterator[Stop]:
         if not stop.requested:
             stop.requested, first = number, time.monotonic()
             notify()
-            if stop.leaves():
+            if stop.interrupts():
                 raise Stopping
         elif time.monotonic() - first >= (repeats if number == stop.requested else _AT_ONCE):
             # in place of restoring all handlers on the first signal: Python reports one that was on its way as an error

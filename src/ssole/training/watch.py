@@ -58,7 +58,7 @@ class LossWatch:
         self._added.append((step, name))
 
     def take_back(self, count: int) -> list[str]:
-        """Forget the values added last; returns their names. While a graph is captured, nothing is written for them."""
+        """Forget the newest `count` values, which a capture recorded but did not compute; returns their names."""
         names = [name for _, name in self._added[len(self._added) - count :]]
         del self._added[len(self._added) - count :]
         return names
