@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from pyarrow import parquet
 
 import ssole
@@ -93,6 +94,7 @@ def test_ctrl_c_loses_the_part_in_work_and_no_more(run: Run, tmp_path: Path, aft
 
 
 def test_kill_loses_the_part_in_work_and_no_more(run: Run, tmp_path: Path) -> None:
+    torch.set_num_threads(1)  # as in the process below: other numbers of threads round otherwise
     tiny.write_folder(tmp_path / "photos")
     code = f"""
 import sys, time
