@@ -118,6 +118,21 @@ def send_sigterm(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     monkeypatch.setattr(Learner, "step", steps)
 
 
+def test_a_run_that_an_older_version_began_goes_back_to_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        send_sigterm(patch, 3)
+        with pytest.raises(Interrupted):
+            tiny.start(tmp_path / "run", **CONSTANT)
+    run = Run(tmp_path / "run")
+    for file in run.checkpoints.glob("step-00000000.*"):  # which it did not write
+        file.unlink()
+    inject(monkeypatch, lambda step, lr: step == 4 and lr > 0.06)
+    tiny.resume(run)
+    assert [(row["step"], row["failed"]) for row in interventions(run)] == [(3, 4)]
+
+
 @pytest.mark.parametrize("step", [2, 7, 8, 9, 11])
 @pytest.mark.parametrize("crashes", [False, True])
 def test_an_interruption_before_or_after_changes_nothing(

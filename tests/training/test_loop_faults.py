@@ -20,7 +20,7 @@ from ssole.config import ConfigError
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.run import Run
 
-SETTINGS: dict[str, Any] = {"steps": 7, "checkpoint_every": 2, "log_every": 2}  # checkpoints of steps 2, 4, 5, 6 and 7
+SETTINGS: dict[str, Any] = {"steps": 7, "checkpoint_every": 2, "log_every": 2}  # checkpoints of 0, 2, 4, 5, 6, 7
 
 
 def losses(run: Run) -> list[tuple[int, float]]:
