@@ -41,7 +41,7 @@ from ssole.training.watch import LossWatch
 CALLS: dict[str, list[tuple[Any, str]]] = {
     "checkpoints": [(Saver, "_keep"), (Saver, "write_kept")],
     "guardian": [
-        *((Guardian, name) for name in ("__init__", "read_metrics", "look", "saved")),
+        *((Guardian, name) for name in ("__init__", "read_metrics", "look")),
         *((LossWatch, name) for name in ("add", "check")),
         *((Learner, "check_weights"), (torch.nn.utils, "get_total_norm")),
     ],
