@@ -21,8 +21,8 @@ from ssole.evaluation.preprocessing import Preprocessing
 HELD_OUT = 0.2
 """Share of each class that is held out for testing where the data have no test images."""
 SPARSE = 10
-"""Labels are numbered anew if the largest is at least 1,000 and at least so many times the number of classes: they are
-ids, such as of species."""
+"""Labels of which the largest is at least 1,000 and at least so many times the number of classes are ids, such as of
+species, and are numbered anew."""
 
 
 @dataclass(frozen=True, kw_only=True)
