@@ -105,7 +105,7 @@ class ImageStore:
         self._ahead: deque[dict[int, Future[torch.Tensor]]] = deque(maxlen=AHEAD + 1)  # and the batch in use
 
         probes = [self._reader.read_or_next(i) for i in evenly_spaced(len(source), _PROBES)]
-        if processes > 1 and not _is_array(source) and source.fingerprint() is None:
+        if cache is not False and processes > 1 and not _is_array(source) and source.fingerprint() is None:
             cache = False  # each process would have its own
         if memory_limit is None:
             memory_limit = 0 if processes > 1 and cache is not False else default_memory_limit() // processes

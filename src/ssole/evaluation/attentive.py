@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from ssole.evaluation.datasets import shuffled_batches
 from ssole.evaluation.fine_tune import descend
+from ssole.models.backbone import seeded_weights
 
 EPOCHS, LEAST_STEPS, BATCH, RATE, DECAY, HEADS = 20, 500, 256, 1e-3, 0.01, 8
 MOST_TOKENS = 49
@@ -114,8 +115,7 @@ def attentive_probe(
         raise ValueError("tokens hold NaN or infinity: the model's weights have diverged")
     width = tokens.shape[2]
     heads = max(number for number in (1, 2, 4, HEADS) if width % number == 0)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed those of GPUs
+    with seeded_weights(seed):
         probe = AttentiveProbe(width, classes, heads).to(device)
     batch, generator = min(BATCH, len(tokens)), torch.Generator().manual_seed(seed)
     steps = max(LEAST_STEPS, len(tokens) // batch * epochs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -47,13 +49,20 @@ class Encoder(nn.Module):
         return embeddings
 
 
+@contextmanager
+def seeded_weights(seed: int) -> Iterator[None]:
+    """Context in which initial weights, drawn on the CPU, follow from a seed. torch's generators stay as they were."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed those of GPUs
+        yield
+
+
 def create_encoder(config: PretrainConfig, module: nn.Module | None = None) -> Encoder:
     """Encoder of a config at its initial weights, which the seed decides. torch's global generators stay as they were.
 
     `module` is the backbone of a config that records a custom one. A copy of it is used, with its own weights.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)  # torch.manual_seed would also seed those of GPUs
+    with seeded_weights(config.seed):
         backbone = _custom_or_timm(config, module)
         encoder = Encoder(backbone, create_projector(config.projector, feature_dim(backbone)))
     if config.model.frozen_stages is not None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
 from ssole.files import parse_json
-from ssole.models.backbone import create_backbone, feature_dim
+from ssole.models.backbone import create_backbone, feature_dim, seeded_weights
 from ssole.models.custom import CustomBackbone, is_custom
 
 _LARGEST_SIDE, _MOST_CHANNELS = 8192, 1024  # of the images that a weight file may ask for
@@ -95,9 +95,7 @@ def load(run: str | PathLike[str] | Any, *, backbone: nn.Module | None = None) -
 def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
     """Backbone of a run at its initial weights, the baseline for what training added. Raises as :func:`load`."""
     description = _read_description(weights_path(run))
-    with torch.random.fork_rng(devices=[]):
-        # As `create_encoder` does, which also makes the backbone first.
-        torch.default_generator.manual_seed(description["seed"])
+    with seeded_weights(description["seed"]):  # as `create_encoder` does, which also makes the backbone first
         return _create(description)
 
 

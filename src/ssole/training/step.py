@@ -24,7 +24,7 @@ from ssole.errors import DataError
 from ssole.losses import LOSSES
 from ssole.losses.checks import EmbeddingError
 from ssole.losses.terms import named_terms
-from ssole.models.backbone import Encoder, feature_dim, whiten_stem
+from ssole.models.backbone import Encoder, feature_dim, seeded_weights, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.models.weights_file import listed
 from ssole.runtime import copy_to, keep_freed_memory
@@ -283,6 +283,5 @@ def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int
         dims = config.projector.dim if config.projector.layers else feature_dim(encoder.backbone)
         fields |= {"classes": int(labels.max()) + 1, "dims": dims}
     # Looking at values makes an accelerator wait. There, the loss watch finds NaN and infinity later.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(config.seed)  # for losses that have weights
+    with seeded_weights(config.seed):  # of losses that have some
         return LOSSES[name](**fields, check_input=next(encoder.parameters()).device.type == "cpu")
