@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ssole.comparison.trial import Trial, read_trial
 from ssole.config import ConfigError, ViewRecipe, load
 from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
+from ssole.losses import SimCLRLoss
 from ssole.training import trial
 from ssole.training.run import Run
 from ssole.training.stopping import Interrupted
@@ -175,6 +177,47 @@ def test_a_trial_stopped_halfway_goes_on_from_its_checkpoint() -> None:
     result = compare(arms, checkpoint_every=2)
     assert result.arms["mine"].runs[0].error is None
     assert result.arms["ssole"].runs[0].scores == whole.arms["ssole"].runs[0].scores
+
+
+def stopped_in_its_second_arm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparison whose first arm has finished; Ctrl-C came in the third step of the second."""
+    terms, calls = SimCLRLoss.terms, iter(range(99))
+
+    def stopping(self: SimCLRLoss, z: torch.Tensor) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return terms(self, z)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ssole.comparison.plan.step_seconds", lambda *_, **__: 0.5)
+        patch.setattr(SimCLRLoss, "terms", stopping)
+        with pytest.raises(Interrupted):
+            compare(seeds=1, checkpoint_every=1)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_it_goes_on_with_touched_images_only_if_told(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped_in_its_second_arm(monkeypatch)
+    for path in (Path("photos") / part).rglob("*.png"):
+        os.utime(path, (0, 0))
+    with pytest.raises(DataError, match=r"sizes or times of change.*--allow-changes images"):
+        resume_comparison("out", progress=False)
+    assert not list(Path("out/simclr").rglob("trial.json"))  # that is no failure of the method
+    with pytest.warns(UserWarning, match="goes on with them"):
+        again = resume_comparison("out", progress=False, allow_changes=["images"])
+    assert again.arms["simclr"].runs[0].error is None
+    os.utime(path, (1, 1))
+    assert resume_comparison("out", progress=False).arms.keys() == again.arms.keys()  # a finished one is only read
+
+
+def test_another_version_ends_the_comparison_and_is_no_failure_of_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped_in_its_second_arm(monkeypatch)
+    monkeypatch.setattr(ssole, "__version__", "9.9")
+    with pytest.raises(ConfigError, match=r"this is 9\.9.*--allow-changes version"):
+        resume_comparison("out", progress=False)
+    assert not list(Path("out/simclr").rglob("trial.json"))
+    with pytest.warns(UserWarning, match="was started with ssole"):
+        assert resume_comparison("out", progress=False, allow_changes=["version"]).arms["simclr"].runs
 
 
 def test_a_url_is_opened_with_the_query_that_the_folder_does_not_keep(monkeypatch: pytest.MonkeyPatch) -> None:

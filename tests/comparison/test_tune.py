@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +22,7 @@ from ssole.comparison import tune as module
 from ssole.comparison.tune import FIGURE, stronger, tune
 from ssole.config import ConfigError, Crop, ViewRecipe, load
 from ssole.config.recipes import read_mapping
+from ssole.errors import DataError
 from ssole.evaluation.results import LABEL_FREE
 from ssole.evaluation.verdict import CORRELATION
 from ssole.training.run import Run
@@ -94,6 +97,20 @@ def test_a_folder_is_for_one_tuning(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="mine is not empty, and nothing is overwritten"):
         tuned(tmp_path, budget="2steps", trials=2, out=tmp_path / "mine")
     assert (other / "photo.png").read_bytes() == b"mine"
+
+
+def test_it_goes_on_with_touched_images_only_if_told(tmp_path: Path) -> None:
+    photos = tiny.write_folder(tmp_path / "photos", 22)
+    how: dict[str, Any] = {"recipe": tiny.recipe(tmp_path), "budget": "2steps", "trials": 2, "out": tmp_path / "out"}
+    tune(photos, **how, progress=False)
+    for path in photos.rglob("*.png"):
+        os.utime(path, (0, 0))
+    assert len(tune(photos, **how, progress=False).trials) == 2  # finished trials are only read
+    shutil.rmtree(tmp_path / "out" / "trial-1")
+    with pytest.raises(DataError, match="--allow-changes images"):
+        tune(photos, **how, progress=False)
+    with pytest.warns(UserWarning, match="goes on with them"):
+        assert tune(photos, **how, progress=False, allow_changes=["images"]).trials[1].error is None
 
 
 def test_two_processes_on_one_folder_are_refused(tmp_path: Path) -> None:

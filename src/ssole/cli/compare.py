@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ssole.cli.common import DataWords, OptionalFolder, OptionalName, OptionalNumber, data_spec, parse, show
+from ssole.cli.common import Changes, DataWords, OptionalFolder, OptionalName, OptionalNumber, data_spec, parse, show
 from ssole.config import ConfigError
 
 
@@ -44,7 +44,9 @@ class CompareArgs:
     out: OptionalFolder = None
     """Folder of the comparison, by default runs/compare-RECIPE. With it, the same command goes on where it stopped."""
     resume: OptionalFolder = None
-    """Continue the comparison in this folder. It keeps its settings, so no other option may be given."""
+    """Continue the comparison in this folder. It keeps its settings: with it goes only --allow-changes."""
+    allow_changes: Changes = ()
+    """What may have changed since the comparison began. Without, a change is an error that shows it."""
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -63,9 +65,9 @@ def compare(argv: Sequence[str]) -> int:
 
     args = parse(compare, CompareArgs, argv)
     if args.resume is not None:
-        if args != CompareArgs(resume=args.resume):
+        if args != CompareArgs(resume=args.resume, allow_changes=args.allow_changes):
             raise ConfigError("--resume keeps the settings of the comparison; leave the other options out")
-        result = resume_comparison(args.resume)
+        result = resume_comparison(args.resume, allow_changes=args.allow_changes)
     else:
         result = run(**_arguments(args))
     Console().print(result.table())
@@ -81,6 +83,7 @@ def _arguments(args: CompareArgs) -> dict[str, Any]:
     given = {
         name: getattr(args, name) for name in ("recipe", "budget", "seeds", "search", "images", "projector", "out")
     }
+    found["allow_changes"] = args.allow_changes
     given |= {"data": data_spec(args.data), "test": data_spec(args.test)}
     given["methods"] = None if args.methods is None else _methods(args.methods, found.get("methods"))
     found |= {name: value for name, value in given.items() if value is not None}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ssole.cli.common import DataWords, OptionalFolder, OptionalName, data_spec, parse, show
+from ssole.cli.common import Changes, DataWords, OptionalFolder, OptionalName, data_spec, parse, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class TuneArgs:
     """Number of trials, the recipe's own settings among them."""
     out: OptionalFolder = None
     """Folder for runs and recipe, by default runs/tune-RECIPE. With it, the same command goes on where it stopped."""
+    allow_changes: Changes = ()
+    """What may have changed since the first trial. Without, a change is an error that shows it."""
 
 
 def tune(argv: Sequence[str]) -> int:
@@ -45,7 +47,8 @@ def tune(argv: Sequence[str]) -> int:
     from ssole.evaluation.verdict import COMPARED, CORRELATION
 
     args = parse(tune, TuneArgs, argv)
-    found = run(data_spec(args.data), recipe=args.recipe, budget=args.budget, trials=args.trials, out=args.out)
+    given = {name: getattr(args, name) for name in ("recipe", "budget", "trials", "out", "allow_changes")}
+    found = run(data_spec(args.data), **given)
     for number, trial in enumerate(found.trials):
         outcome = f"failed: {trial.error}" if trial.error is not None else f"{trial.scores[FIGURE]:.4g}"
         show(f"{'*' if number == found.chosen else ' '} trial {number}: {outcome}  {words(trial.settings)}")

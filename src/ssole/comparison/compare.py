@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -20,6 +20,7 @@ from ssole.config.budget import Budget
 from ssole.data.base import Spec
 from ssole.data.describe import by_name, describe, why_not_reopened
 from ssole.data.sources import open_source
+from ssole.training.run import Change
 from ssole.training.settings import measured, say_reasons
 
 
@@ -36,6 +37,7 @@ def compare(
     projector: Literal["recipe", "published"] = "recipe",
     out: str | PathLike[str] | None = None,
     progress: bool = True,
+    allow_changes: Collection[Change] = (),
     **overrides: Any,
 ) -> Comparison:
     """Compare methods under equal conditions: images, views, their order, backbone, optimizer, budget and search.
@@ -47,32 +49,31 @@ def compare(
 
     Args:
         methods: names of losses; or arms by name, each with settings as in `overrides`, or a loss module of your own.
-        data: labelled images, as for :func:`ssole.pretrain`; by default the recipe's own.
-        recipe, overrides: settings that all arms share, as for :func:`ssole.pretrain`; the default suits the data.
+        data, recipe, overrides: labelled images and the settings that all arms share, as for :func:`ssole.pretrain`.
         budget: what each run may take: a time (`10m`), `2000steps`, `300kimages`, `1.2Mviews`; default the recipe's.
         seeds, search: runs of each arm; and settings that its search tries, its own among them (0: no search).
         images: use an evenly spaced sample of at most so many of the training images; by default all.
         test: test images; by default the test split of the data, else a stratified fifth that is held out.
         projector: `recipe` gives all arms the recipe's projector, `published` each the one published for its loss.
         out: folder for the result, its plots and the run folders; by default a new one, `runs/compare-RECIPE`.
-        progress: whether to say what it will cost, and to show progress.
+        progress, allow_changes: as for :func:`ssole.resume`; with progress, it also says what it will cost.
 
     Raises:
-        ConfigError, DataError: a setting or the data cannot be used, or the folder holds another comparison.
+        ConfigError, DataError: unusable settings or data, a folder of another comparison, or images that changed.
         KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is lost.
     """
     name, base = _shared(data, recipe, overrides, progress)
-    given = base.data if data is None else data
+    data = base.data if data is None else data
     request = Request(
         arms=make_arms(methods, replace(base, budget=None), projector=projector),
-        data=describe(given),
+        data=describe(data),
         test=None if test is None else describe(test),
-        budget=_recipe_budget(base, given, images) if budget is None else Budget.parse(budget),
+        budget=_recipe_budget(base, data, images) if budget is None else Budget.parse(budget),
         seeds=seeds,
         search=search,
         images=images,
     )
-    return _run(request, api.new_folder(out, f"compare-{name}"), data, test, progress)
+    return _run(request, api.new_folder(out, f"compare-{name}"), data, test, progress, allow_changes)
 
 
 def _shared(
@@ -96,7 +97,9 @@ def _recipe_budget(config: PretrainConfig, data: Spec, images: int | None) -> Bu
     return Budget.parse(f"{config.epochs * (min(found, images or found) // config.batch_size)}steps")
 
 
-def resume_comparison(folder: str | PathLike[str], *, progress: bool = True) -> Comparison:
+def resume_comparison(
+    folder: str | PathLike[str], *, progress: bool = True, allow_changes: Collection[Change] = ()
+) -> Comparison:
     """Continue an interrupted comparison of data that its folder names, or read a finished one.
 
     Raises:
@@ -106,10 +109,17 @@ def resume_comparison(folder: str | PathLike[str], *, progress: bool = True) -> 
     request = load_request(folder)
     if (reason := why_not_reopened(request.data) or why_not_reopened(request.test)) is not None:
         raise ConfigError(f"{folder} compares on {reason}: call ssole.compare again with the same arguments")
-    return _run(request, folder, None, None, progress)
+    return _run(request, folder, None, None, progress, allow_changes)
 
 
-def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, progress: bool) -> Comparison:
+def _run(
+    request: Request,
+    folder: Path,
+    data: Spec | None,
+    test: Spec | None,
+    progress: bool,
+    allow_changes: Collection[Change],
+) -> Comparison:
     data = request.data if data is None else by_name(data)
     test = request.test if test is None else by_name(test)
     images = open_images(data, test, most=request.images)
@@ -120,4 +130,4 @@ def _run(request: Request, folder: Path, data: Spec | None, test: Spec | None, p
             fewest = len(images.search_train if request.search else images.train)
             plan = measure_plan(folder, replace(request, arms=tuple(arms)), store, fewest)
         given: dict[str, Any] = {"request": request, "folder": folder, "data": data, "images": images}
-        return Runner(arms=arms, plan=plan, progress=progress, **given).run()
+        return Runner(arms=arms, plan=plan, progress=progress, allow_changes=allow_changes, **given).run()

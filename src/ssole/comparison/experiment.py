@@ -13,7 +13,7 @@ from ssole.config.recipes import read_mapping
 from ssole.errors import did_you_mean
 
 _OPTIONS = inspect.signature(compare).parameters.keys() - {"overrides"}
-_KEYS = _OPTIONS - {"out", "progress"} | {"set"}
+_KEYS = _OPTIONS - {"out", "progress", "allow_changes"} | {"set"}
 
 
 def read_experiment(path: Path) -> dict[str, Any]:

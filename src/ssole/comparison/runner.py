@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,8 @@ from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.progress import say
 from ssole.runtime import environment
-from ssole.training.run import Run
+from ssole.training.images import keep_or_compare_images
+from ssole.training.run import Change, Run
 
 if TYPE_CHECKING:
     from ssole.training.monitor import Evaluator
@@ -48,6 +49,8 @@ class Runner:
     images: Images
     progress: bool
     """Whether to say what it costs, and to show progress."""
+    allow_changes: Collection[Change] = ()
+    """What may have changed for a trial that goes on."""
 
     def __post_init__(self) -> None:
         plan, images = self.plan, self.images
@@ -55,6 +58,7 @@ class Runner:
         self._results = {
             one.name: ArmResult(steps=plan[one.name].steps, error=plan[one.name].error) for one in self.arms
         }
+        self._are_checked = False
         self._curve_stores: dict[Preprocessing, list[ImageStore]] = {}
         self._notes = [*images.notes, *short_epochs(self.request, plan, len(images.search_train))]
 
@@ -155,10 +159,20 @@ class Runner:
             loss=arm.module,
             evaluators=partial(curve, config),
             progress=self.progress,
+            check_images=self._check_images,
+            allow_changes=self.allow_changes,
         )
         outcome = f"kNN {100 * record.scores[RANKED_BY]:.1f} %" if record.error is None else f"failed: {record.error}"
         self._say(f"{arm.name}, {name}: {outcome}")
         return record
+
+    def _check_images(self) -> None:
+        """Raise a DataError, once, unless the images are those of the trials that have finished."""
+        if not self._are_checked:
+            for name, source in (("images.json", self.images.train), ("test-images.json", self.images.test)):
+                allowed = "images" in self.allow_changes
+                keep_or_compare_images(Run(self.folder), source, name=name, allowed=allowed)
+        self._are_checked = True
 
     def _curve(self, config: PretrainConfig) -> dict[int, Evaluator]:
         """Evaluator of kNN accuracy along a run, on a sample of the images."""

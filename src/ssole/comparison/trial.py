@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,9 +16,10 @@ from torch import nn
 from ssole import api
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Spec
+from ssole.errors import DataError
 from ssole.files import read_json, write_json_atomically
 from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
-from ssole.training.run import Run, lock_run
+from ssole.training.run import Change, Run, lock_run
 from ssole.training.stopping import Interrupted
 
 if TYPE_CHECKING:
@@ -86,28 +87,40 @@ def run_trial(
     loss: nn.Module | None = None,
     evaluators: Callable[[], Mapping[int, Evaluator]] = dict,
     progress: bool = True,
+    check_images: Callable[[], None] = lambda: None,
+    allow_changes: Collection[Change] = (),
 ) -> Trial:
     """Record of a trial, which is trained or goes on from its newest checkpoint, unless it has finished already.
 
     `measure` gives the scores of the finished run, and `evaluators`, called only to train, what :func:`ssole.pretrain`
-    takes. `settings` are recorded as those of the trial. `loss` is the module of a loss of your own.
+    takes. `settings` are recorded as those of the trial. `loss` is the module of a loss of your own. `check_images` is
+    called before training, and `allow_changes` is for a trial that goes on, as in :func:`ssole.resume`.
+
+    Raises:
+        ConfigError, DataError: the trial has begun and cannot go on here, such as with a changed image. That is no
+            failure of its method, so nothing is recorded.
     """
     if (done := read_trial(folder)) is not None:
         return done
+    check_images()
     assert config.steps is not None
     record = Trial(steps=config.steps, seed=config.seed, settings=dict(settings))
     device = resolve_device(config.device)
     loss = copy.deepcopy(loss)
     measured = forget_peak_memory(device) and not folder.exists()
+    has_begun = (folder / "config.yaml").is_file()
     try:
-        if (folder / "config.yaml").is_file():
-            run = api.resume(folder, data=data, loss=loss, evaluators=evaluators(), progress=progress)
+        how: dict[str, Any] = {"data": data, "loss": loss, "evaluators": evaluators(), "progress": progress}
+        if has_begun:
+            run = api.resume(folder, allow_changes=allow_changes, **how)
         else:
             shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before it began
-            run = api.start(config, folder, data=data, loss=loss, evaluators=evaluators(), progress=progress)
+            run = api.start(config, folder, **how)
         memory = peak_memory(device) if measured else None
         record = _finished(record, run, measure(run), memory)
     except FAILURES as error:
+        if has_begun and isinstance(error, (ConfigError, DataError)):
+            raise
         record = replace(record, error=describe_failure(error))
         folder.mkdir(parents=True, exist_ok=True)
     write_json_atomically(folder / _FILE, asdict(record))

@@ -7,7 +7,7 @@ same views for all: those of the recipe. Labels are never read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from os import PathLike
@@ -23,7 +23,7 @@ from ssole.comparison.trial import Trial, resumable, run_trial
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, from_dict, to_dict
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
-from ssole.data.base import Spec, evenly_spaced
+from ssole.data.base import Source, Spec, evenly_spaced
 from ssole.data.describe import describe
 from ssole.data.store import ImageStore
 from ssole.data.subset import SubsetSource
@@ -34,7 +34,8 @@ from ssole.evaluation.verdict import CORRELATION
 from ssole.files import write_text_atomically
 from ssole.progress import say
 from ssole.runtime import resolve_device
-from ssole.training.run import Run
+from ssole.training.images import keep_or_compare_images
+from ssole.training.run import Change, Run
 from ssole.training.settings import measured, say_reasons
 from ssole.training.trial import step_seconds
 from ssole.views import make_views
@@ -67,6 +68,7 @@ def tune(
     trials: int = 8,
     out: str | PathLike[str] | None = None,
     progress: bool = True,
+    allow_changes: Collection[Change] = (),
     **overrides: Any,
 ) -> Tuning:
     """Choose learning rate, weight decay, loss settings and strength of the augmentation without labels.
@@ -83,10 +85,10 @@ def tune(
         trials: number of trials, at least 2. All have equally many steps.
         out: folder for the runs and for the recipe, `tuned.yaml`; by default a new one, `runs/tune-RECIPE`. The same
             call with it goes on after an interruption: trials that have finished are not repeated.
-        progress: say what is tried, and show progress.
+        progress, allow_changes: as for :func:`ssole.compare`.
 
     Raises:
-        ConfigError, DataError: unusable settings or data, too small a budget, trials of others in `out`, or all failed.
+        ConfigError, DataError: unusable settings or data, changed data, another tuning in `out`; or all trials failed.
     """
     from ssole.doctor.choose import choose  # here, because the doctor would make `import ssole` slower
 
@@ -100,12 +102,13 @@ def tune(
     with api.open_store(base, given, progress) as store:
         config = measured(base, store)
         steps = _steps(folder, config, store, limit, trials)
-        source = SubsetSource(store.source, np.asarray(evenly_spaced(len(store), _SCORED_IMAGES)))
-    source.labels = None
-    measure = partial(_figures, source=source, recipe=config.augment, seed=config.seed)
+        images = store.source
+    measure = partial(_figures, source=_scored(images), recipe=config.augment, seed=config.seed)
     with resumable(folder, f"the same command and --out {folder}"):
         _keep_or_compare(folder, given, base, limit)
-        records = _run_trials(folder, replace(config, steps=steps, reasons=()), given, measure, trials, progress)
+        check = partial(keep_or_compare_images, Run(folder), images, allowed="images" in allow_changes)
+        how: dict[str, Any] = {"check_images": check, "allow_changes": allow_changes, "progress": progress}
+        records = _run_trials(folder, replace(config, steps=steps, reasons=()), given, measure, trials, **how)
     return _outcome(folder, base, records)
 
 
@@ -141,14 +144,17 @@ def _run_trials(
     data: Spec,
     measure: Callable[[Run], dict[str, float]],
     trials: int,
+    *,
     progress: bool,
+    **how: Any,
 ) -> list[Trial]:
     arm, records = Arm(name="tune", config=config), []
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
         say(f"trial {trial} of {trials}, {config.steps} steps: {words(settings)}", enabled=progress)
         own = apply_overrides(config, settings)
-        records.append(run_trial(folder / f"trial-{trial}", own, data, measure, settings=settings, progress=progress))
+        how |= {"settings": settings, "progress": progress}
+        records.append(run_trial(folder / f"trial-{trial}", own, data, measure, **how))
         error = records[-1].error
         outcome = error or f"{METRICS[FIGURE]} {records[-1].scores[FIGURE]:.4g}"
         say(f"trial {trial}: {outcome}", enabled=progress)
@@ -194,6 +200,13 @@ def _steps(folder: Path, config: PretrainConfig, store: ImageStore, budget: Budg
             f"a budget of {budget.amount:g} s is too small for {trials} trials of steps that take {seconds:.2g} s each"
         )
     return share.steps(batch_size=config.batch_size, views=config.augment.views, step_seconds=seconds)
+
+
+def _scored(images: Source) -> SubsetSource:
+    """Evenly spaced sample of the images, without labels, that trials are scored on."""
+    sample = SubsetSource(images, np.asarray(evenly_spaced(len(images), _SCORED_IMAGES)))
+    sample.labels = None
+    return sample
 
 
 def _figures(run: Run, *, source: SubsetSource, recipe: ViewRecipe, seed: int) -> dict[str, float]:

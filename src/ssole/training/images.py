@@ -1,4 +1,4 @@
-"""Record of the images that a run was started on, so that going on with others is an error.
+"""Record of the images that a run or a comparison was started on, so that going on with others is an error.
 
 images.json   number of images, hash of their ids, fingerprint of the source, hashes of some images' contents, and the
               latest time at which the system changed one of the files
@@ -26,12 +26,20 @@ _NAME = "images.json"
 _SAMPLE = 32  # images whose contents are compared
 
 
-def record_images(run: Run, source: Source) -> None:
+def record_images(run: Run, source: Source, *, name: str = _NAME) -> None:
     """Write what :func:`require_same_images` compares."""
-    _write(run, _record(source, _changes(source)))
+    _write(run, name, _record(source, _changes(source)))
 
 
-def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> None:
+def keep_or_compare_images(run: Run, source: Source, *, name: str = _NAME, allowed: bool = False) -> None:
+    """Write the record of the images, or check that they are those of the record, as :func:`require_same_images`."""
+    if (run.path / name).is_file():
+        require_same_images(run, source, name=name, allowed=allowed)
+    else:
+        record_images(run, source, name=name)
+
+
+def require_same_images(run: Run, source: Source, *, name: str = _NAME, allowed: bool = False) -> None:
     """Raise a DataError unless the run was started on these images, with these ids in this order.
 
     Replaced images are noticed by the sizes and times of their files, and by the contents of 32 of them; in an array by
@@ -40,7 +48,7 @@ def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> N
     nothing if it is new for all files, as after copying. With `allowed`, replaced images are a warning, and the record
     is written anew.
     """
-    path = run.path / _NAME
+    path = run.path / name
     if not path.is_file():  # a run of an older version
         return
     before, changes = read_json(path), _changes(source)
@@ -62,12 +70,12 @@ def require_same_images(run: Run, source: Source, *, allowed: bool = False) -> N
     if not allowed:
         raise DataError(f"{change}. Put those of the start back, or go on with these by --allow-changes images")
     warnings.warn(f"{change}; the run goes on with them", stacklevel=2)
-    _write(run, now)
+    _write(run, name, now)
 
 
-def _write(run: Run, record: dict[str, Any]) -> None:
-    with writing(run, _NAME):
-        write_json_atomically(run.path / _NAME, record, indent=None)
+def _write(run: Run, name: str, record: dict[str, Any]) -> None:
+    with writing(run, name):
+        write_json_atomically(run.path / name, record, indent=None)
 
 
 def _record(source: Source, changes: dict[str, int]) -> dict[str, Any]:
