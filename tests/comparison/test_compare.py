@@ -347,6 +347,29 @@ def test_refused(given: dict[str, Any], error: type[Exception], words: str) -> N
     assert not list(Path().glob("out/*/*"))
 
 
+def test_a_start_that_failed_is_not_in_the_way() -> None:
+    with pytest.raises(DataError, match="a batch of 99 images was asked for"):
+        compare(batch_size=99, seeds=1)
+    assert compare(seeds=1, budget="1steps").best is not None
+
+
+def test_the_length_of_a_recipe_in_epochs_is_that_of_the_images_trained_on() -> None:
+    tiny.write_folder(Path("one"), 50)  # 10 of them are held out
+    with pytest.raises(DataError, match="a batch of 41 images was asked for and the data hold 40"):
+        compare(data="one", budget=None, batch_size=41, epochs=2, steps=None)
+    result = compare(["ssole", "simclr"], data="one", budget=None, batch_size=8, epochs=1, steps=None, seeds=1)
+    assert [arm.steps for arm in result.arms.values()] == [5, 5]
+
+
+@pytest.mark.parametrize("name", ["plan.json", "ssole/seed-0/trial.json"])
+def test_a_damaged_record_says_so(name: str) -> None:
+    compare(seeds=1, budget="1steps")
+    path = Path("out", name)
+    path.write_text('{"ssole": {"step": 3}}')
+    with pytest.raises(ConfigError, match=rf"{name} is damaged .*: remove {path.parent}"):
+        resume_comparison("out")
+
+
 def test_another_comparison_in_the_folder_is_refused() -> None:
     compare(seeds=1)
     with pytest.raises(

@@ -26,8 +26,18 @@ def test_a_request_is_read_as_it_was_written(tmp_path: Path) -> None:
     save_request(tmp_path, request())  # the same again
 
 
+def test_a_folder_whose_comparison_has_not_begun_is_free(tmp_path: Path) -> None:
+    save_request(tmp_path, request())
+    save_request(tmp_path, dataclasses.replace(request(), seeds=5))  # the first had a setting that failed
+    assert load_request(tmp_path).seeds == 5
+    (tmp_path / "photo.png").touch()
+    with pytest.raises(ConfigError, match="not empty, and nothing is overwritten"):
+        save_request(tmp_path, request())
+
+
 def test_a_request_of_an_older_version_goes_on(tmp_path: Path) -> None:
     save_request(tmp_path, request())
+    (tmp_path / "plan.json").touch()  # it has begun
     path = tmp_path / "comparison.yaml"
     saved = yaml.safe_load(path.read_text())
     for arm in saved["arms"].values():
@@ -39,6 +49,7 @@ def test_a_request_of_an_older_version_goes_on(tmp_path: Path) -> None:
 
 def test_all_differences_are_named(tmp_path: Path) -> None:
     save_request(tmp_path, request())
+    (tmp_path / "plan.json").touch()  # it has begun
     other = make_arms(["ssole", "simclr"], tiny.config(), projector="recipe")
     with pytest.raises(ConfigError, match=r"arms.vicreg: settings before, nothing now; arms.simclr: nothing before"):
         save_request(tmp_path, dataclasses.replace(request(), arms=other))

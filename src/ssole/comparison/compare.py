@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssole import api
-from ssole.comparison.images import open_images
+from ssole.comparison.images import Images, open_images
 from ssole.comparison.plan import measure_plan
-from ssole.comparison.request import Methods, Request, load_request, make_arms, save_request
+from ssole.comparison.request import Methods, Request, check_numbers, load_request, make_arms, save_request
 from ssole.comparison.result import Comparison
 from ssole.comparison.runner import Runner
 from ssole.comparison.trial import resumable
@@ -19,7 +19,7 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
 from ssole.data.describe import by_name, describe, why_not_reopened
-from ssole.data.sources import open_source
+from ssole.training.feed import make_plan
 from ssole.training.run import Change
 from ssole.training.settings import measured, say_reasons
 
@@ -42,10 +42,12 @@ def compare(
 ) -> Comparison:
     """Compare methods under equal conditions: images, views, their order, backbone, optimizer, budget and search.
 
+    Long because all arguments are explained here.
+
         result = ssole.compare(["ssole", "simclr", "vicreg"], budget="600steps", out="runs/losses")
 
     Each arm's settings are searched on a part of the training images (:mod:`ssole.comparison.search`). Then it is
-    trained on all, once a seed, and scored on the test images. The same call with `out` goes on after an interruption.
+    trained on all, once a seed, and scored on the test images. Ctrl-C loses nothing: the same call with `out` goes on.
 
     Args:
         methods: names of losses; or arms by name, each with settings as in `overrides`, or a loss module of your own.
@@ -60,20 +62,20 @@ def compare(
 
     Raises:
         ConfigError, DataError: unusable settings or data, a folder of another comparison, or images that changed.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; nothing is lost.
     """
+    numbers: dict[str, Any] = {"seeds": seeds, "search": search, "images": images}
+    check_numbers(**numbers)
     name, base = _shared(data, recipe, overrides, progress)
-    data = base.data if data is None else data
+    data = by_name(base.data if data is None else data)
+    opened = open_images(data, test if test is None else by_name(test), most=images)
     request = Request(
         arms=make_arms(methods, replace(base, budget=None), projector=projector),
         data=describe(data),
-        test=None if test is None else describe(test),
-        budget=_recipe_budget(base, data, images) if budget is None else Budget.parse(budget),
-        seeds=seeds,
-        search=search,
-        images=images,
+        test=test if test is None else describe(test),
+        budget=_recipe_budget(base, len(opened.train)) if budget is None else Budget.parse(budget),
+        **numbers,
     )
-    return _run(request, api.new_folder(out, f"compare-{name}"), data, test, progress, allow_changes)
+    return _run(request, api.new_folder(out, f"compare-{name}"), data, opened, progress, allow_changes)
 
 
 def _shared(
@@ -87,14 +89,9 @@ def _shared(
     return name, replace(config, knn_every=None, eval_data=None, reasons=())
 
 
-def _recipe_budget(config: PretrainConfig, data: Spec, images: int | None) -> Budget:
-    """Budget of the recipe's own length."""
-    if config.budget is not None:
-        return Budget.parse(config.budget)
-    if config.steps is not None:
-        return Budget.parse(f"{config.steps}steps")
-    found = len(open_source(data))
-    return Budget.parse(f"{config.epochs * (min(found, images or found) // config.batch_size)}steps")
+def _recipe_budget(config: PretrainConfig, images: int) -> Budget:
+    """Budget of the recipe's own length, on so many images."""
+    return Budget.parse(config.budget or f"{make_plan(config, images).total}steps")
 
 
 def resume_comparison(
@@ -109,20 +106,13 @@ def resume_comparison(
     request = load_request(folder)
     if (reason := why_not_reopened(request.data) or why_not_reopened(request.test)) is not None:
         raise ConfigError(f"{folder} compares on {reason}: call ssole.compare again with the same arguments")
-    return _run(request, folder, None, None, progress, allow_changes)
+    images = open_images(request.data, request.test, most=request.images)
+    return _run(request, folder, request.data, images, progress, allow_changes)
 
 
 def _run(
-    request: Request,
-    folder: Path,
-    data: Spec | None,
-    test: Spec | None,
-    progress: bool,
-    allow_changes: Collection[Change],
+    request: Request, folder: Path, data: Spec, images: Images, progress: bool, allow_changes: Collection[Change]
 ) -> Comparison:
-    data = request.data if data is None else by_name(data)
-    test = request.test if test is None else by_name(test)
-    images = open_images(data, test, most=request.images)
     with resumable(folder, f"ssole compare --resume {folder}"):
         save_request(folder, request)
         with api.open_store(request.arms[0].config, images.train, progress) as store:

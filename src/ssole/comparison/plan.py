@@ -6,20 +6,22 @@ import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from ssole.comparison.request import Arm, Request
+from ssole.comparison.request import PLAN_FILE, Arm, Request
 from ssole.comparison.search import rungs
-from ssole.comparison.trial import FAILURES, describe_failure
+from ssole.comparison.trial import FAILURES, describe_failure, read_record
 from ssole.data.store import ImageStore
-from ssole.files import read_json, write_json_atomically
+from ssole.files import write_json_atomically
 from ssole.progress import duration
 from ssole.runtime import resolve_device
 from ssole.training import feed
-from ssole.training.trial import step_seconds
+from ssole.training.trial import TRIAL_SECONDS, step_seconds
 
-_FILE = "plan.json"
 _GUESS = 0.1
 """Seconds of a step before it is measured, to tell whether a run in a budget of time is long enough to compile."""
+_MEASURED = 5
+"""A step is measured for at most this part of a budget of time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +49,18 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, fewest: int)
     So runs keep their number of steps, however busy the machine is when a comparison goes on. An arm that fails is
     planned with its error, unless all of them fail. A batch may not have more images than the `fewest` of a run.
     """
-    path = folder / _FILE
+    path = folder / PLAN_FILE
     if path.is_file():
-        return {name: ArmPlan(**values) for name, values in read_json(path).items()}
+        return read_record(path, lambda saved: {name: ArmPlan(**values) for name, values in saved.items()})
+    limit = request.budget.amount / _MEASURED if request.budget.unit == "seconds" else TRIAL_SECONDS
     plan, failures = {}, []
     for arm in request.arms:
         try:
             feed.make_plan(arm.config, fewest)  # raises an error for too few images
             device = resolve_device(arm.config.device)
             steps = _steps(request, arm, _GUESS)
-            seconds = step_seconds(arm.config, store, device, loss=copy.deepcopy(arm.module), steps=steps)
+            how: dict[str, Any] = {"steps": steps, "limit": min(TRIAL_SECONDS, limit)}
+            seconds = step_seconds(arm.config, store, device, loss=copy.deepcopy(arm.module), **how)
         except FAILURES as error:
             failures.append(error)
             plan[arm.name] = ArmPlan(steps=0, step_seconds=0.0, error=describe_failure(error))

@@ -19,6 +19,8 @@ from ssole.files import write_text_atomically
 Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module]"
 """Names of losses; or arms by name, each with its settings, or with a loss of your own."""
 
+PLAN_FILE = "plan.json"
+"""File with the plan, which is written when every setting has been tried in a step."""
 _FILE = "comparison.yaml"
 
 
@@ -53,15 +55,7 @@ class Request:
     """Most training images to use; None for all."""
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "search", "images"):
-            if not isinstance(value := getattr(self, name), int) and (name, value) != ("images", None):
-                raise ConfigError(f"{name} must be a whole number, got {value!r}")
-        if self.seeds < 1:
-            raise ConfigError(f"a comparison needs at least 1 seed, got {self.seeds}")
-        if self.search < 0 or self.search == 1:
-            raise ConfigError(f"a search has 2 trials or more, or 0 for none, got {self.search}")
-        if self.images is not None and self.images < 2:
-            raise ConfigError(f"a comparison needs at least 2 training images, got {self.images}")
+        check_numbers(seeds=self.seeds, search=self.search, images=self.images)
 
     def to_dict(self) -> dict[str, Any]:
         """The request as plain dicts and lists, ready for YAML or JSON."""
@@ -76,6 +70,19 @@ class Request:
         plain = {name: getattr(self, name) for name in ("data", "test", "seeds", "search", "images")}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
         return {**plain, "budget": dataclasses.asdict(self.budget), "arms": arms}
+
+
+def check_numbers(*, seeds: int, search: int, images: int | None) -> None:
+    """Raise a ConfigError unless a request can have these numbers."""
+    for name, value in (("seeds", seeds), ("search", search), ("images", images)):
+        if not isinstance(value, int) and (name, value) != ("images", None):
+            raise ConfigError(f"{name} must be a whole number, got {value!r}")
+    if seeds < 1:
+        raise ConfigError(f"a comparison needs at least 1 seed, got {seeds}")
+    if search < 0 or search == 1:
+        raise ConfigError(f"a search has 2 trials or more, or 0 for none, got {search}")
+    if images is not None and images < 2:
+        raise ConfigError(f"a comparison needs at least 2 training images, got {images}")
 
 
 def make_arms(methods: Methods, base: PretrainConfig, *, projector: Literal["recipe", "published"]) -> tuple[Arm, ...]:
@@ -120,31 +127,22 @@ def _make_arm(name: str, given: Mapping[str, Any] | nn.Module, base: PretrainCon
     return Arm(name=name, config=config, pinned=tuple(sorted(settings)))
 
 
-def save_request(folder: Path, request: Request) -> None:
-    """Write the request to a comparison's folder, or check that it is the one that the folder was made with.
+def save_request(folder: Path, request: Request, *, what: str = "comparison") -> None:
+    """Write the request to `WHAT.yaml` in a folder, or check that it is the one that the folder was made with.
+
+    A folder without a plan has not begun, such as after a wrong setting: its request is written anew.
 
     Raises:
         ConfigError: the folder holds another comparison, or something else; the message names the differences.
     """
-    path = folder / _FILE
-    saved = _with_new_settings(read_mapping(path)) if path.is_file() else None
-    keep_or_compare(path, saved, request.to_dict(), what="comparison")
-
-
-def keep_or_compare(path: Path, saved: dict[str, Any] | None, new: dict[str, Any], *, what: str) -> None:
-    """Write what a folder is for to its file; or check that it was made for the same, if `saved` is in the file.
-
-    Raises:
-        ConfigError: the folder was made for something else (the message names the differences), or holds other files.
-    """
     import yaml
 
-    folder = path.parent
-    if saved is None:
-        if any(entry.name != ".lock" for entry in folder.iterdir()):
+    path, new = folder / f"{what}.yaml", request.to_dict()
+    if not (folder / PLAN_FILE).is_file():
+        if any(entry.name not in (".lock", path.name) for entry in folder.iterdir()):
             raise ConfigError(f"{folder} is not empty, and nothing is overwritten: choose another folder (--out)")
         write_text_atomically(path, yaml.safe_dump(new, sort_keys=False))
-    elif changes := _differences(saved, new):
+    elif changes := _differences(_with_new_settings(read_mapping(path)), new):
         more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
         raise ConfigError(
             f"{folder} holds another {what}, which cannot go on with other settings: {'; '.join(changes[:5])}{more}. "

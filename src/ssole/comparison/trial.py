@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
@@ -24,6 +24,8 @@ from ssole.training.stopping import Interrupted
 
 if TYPE_CHECKING:
     from ssole.training.monitor import Evaluator
+
+Record = TypeVar("Record")
 
 _FILE = "trial.json"
 FAILURES = (ArithmeticError, ImportError, MemoryError, RuntimeError, ValueError)
@@ -74,7 +76,16 @@ def describe_failure(error: Exception) -> str:
 def read_trial(folder: Path) -> Trial | None:
     """Record of a finished trial; None if the trial has not finished."""
     path = folder / _FILE
-    return Trial(**read_json(path)) if path.is_file() else None
+    return read_record(path, lambda saved: Trial(**saved)) if path.is_file() else None
+
+
+def read_record(path: Path, make: Callable[[dict[str, Any]], Record]) -> Record:
+    """Record that is made of what a JSON file holds; a ConfigError if the file is damaged."""
+    saved = read_json(path)
+    try:
+        return make(saved)
+    except TypeError as error:
+        raise ConfigError(f"{path} is damaged ({error}): remove {path.parent} to begin with that anew") from None
 
 
 def run_trial(

@@ -8,7 +8,7 @@ same views for all: those of the recipe. Labels are never read.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from ssole import api
-from ssole.comparison.request import Arm, keep_or_compare
+from ssole.comparison.plan import measure_plan
+from ssole.comparison.request import Arm, Request, save_request
 from ssole.comparison.search import best, draw_settings, words
 from ssole.comparison.trial import Trial, resumable, run_trial
-from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, from_dict, to_dict
+from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, to_dict
 from ssole.config.budget import Budget
-from ssole.config.recipes import read_mapping
 from ssole.data.base import Source, Spec, evenly_spaced
 from ssole.data.describe import describe
 from ssole.data.store import ImageStore
@@ -33,17 +33,16 @@ from ssole.evaluation.results import METRICS
 from ssole.evaluation.verdict import CORRELATION
 from ssole.files import write_text_atomically
 from ssole.progress import say
-from ssole.runtime import resolve_device
 from ssole.training.images import keep_or_compare_images
 from ssole.training.run import Change, Run
 from ssole.training.settings import measured, say_reasons
-from ssole.training.trial import step_seconds
 from ssole.views import make_views
 
 FIGURE = max(CORRELATION, key=lambda name: abs(CORRELATION[name]))
 """Figure that trials are scored by."""
 STRENGTHS = (0.3, 2.0)
 """Range of the factor of the augmentation's strength, on a logarithmic scale."""
+_ARM = "tune"
 _TRAINING = 0.85  # share of the budget for training; the rest is for measuring
 _SCORED_IMAGES = 2000
 
@@ -81,8 +80,7 @@ def tune(
     Args:
         data: images, as for :func:`ssole.pretrain`; by default the recipe's own. Labels are not used.
         recipe, overrides: settings to begin with, as for :func:`ssole.pretrain`: by default, those that suit the data.
-        budget: of all trials together: a time (`30m`), `2000steps`, `300kimages`.
-        trials: number of trials, at least 2. All have equally many steps.
+        budget, trials: time (`30m`), `2000steps` or `300kimages` for all trials, and their number. All are equally long.
         out: folder for the runs and for the recipe, `tuned.yaml`; by default a new one, `runs/tune-RECIPE`. The same
             call with it goes on after an interruption: trials that have finished are not repeated.
         progress, allow_changes: as for :func:`ssole.compare`.
@@ -97,19 +95,26 @@ def tune(
     name, config = choose(data, recipe, overrides)
     say_reasons(config, enabled=progress)
     base = replace(config, knn_every=None, eval_data=None, budget=None)
-    given, limit = base.data if data is None else data, Budget.parse(budget)
+    data = base.data if data is None else data
+    request = _request(base, data, Budget.parse(budget))
     folder = api.new_folder(out, f"tune-{name}")
-    with api.open_store(base, given, progress) as store:
-        config = measured(base, store)
-        steps = _steps(folder, config, store, limit, trials)
-        images = store.source
-    measure = partial(_figures, source=_scored(images), recipe=config.augment, seed=config.seed)
     with resumable(folder, f"the same command and --out {folder}"):
-        _keep_or_compare(folder, given, base, limit)
+        save_request(folder, request, what="tuning")
+        with api.open_store(base, data, progress) as store:
+            config = measured(base, store)
+            config = replace(config, steps=_steps(folder, request, config, store, trials), reasons=())
+            images = store.source
+        measure = partial(_figures, source=_scored(images), recipe=config.augment, seed=config.seed)
         check = partial(keep_or_compare_images, Run(folder), images, allowed="images" in allow_changes)
-        how: dict[str, Any] = {"check_images": check, "allow_changes": allow_changes, "progress": progress}
-        records = _run_trials(folder, replace(config, steps=steps, reasons=()), given, measure, trials, **how)
+        train = partial(run_trial, check_images=check, allow_changes=allow_changes, progress=progress)
+        records = _run_trials(folder, config, partial(train, data=data, measure=measure), trials, progress)
     return _outcome(folder, base, records)
+
+
+def _request(base: PretrainConfig, data: Spec, budget: Budget) -> Request:
+    """What all trials in a folder have in common."""
+    arm = Arm(name=_ARM, config=replace(base, reasons=()))  # without reasons, which may name the memory that was free
+    return Request(arms=(arm,), data=describe(data), test=None, budget=budget, seeds=1, search=0)
 
 
 def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning:
@@ -122,39 +127,14 @@ def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning
     return Tuning(recipe=path, trials=records, chosen=chosen)
 
 
-def _keep_or_compare(folder: Path, data: Spec, base: PretrainConfig, budget: Budget) -> None:
-    """Write what the folder's trials have in common, or check that it is the same as in its earlier trials."""
-    path, data = folder / "tuning.yaml", describe(data)
-    # without the reasons, which may name the memory that was free
-    new = {
-        "data": list(data) if isinstance(data, tuple) else data,
-        "budget": asdict(budget),
-        "config": to_dict(replace(base, reasons=())),
-    }
-    saved = None
-    if path.is_file():
-        saved = read_mapping(path)
-        saved["config"] = to_dict(from_dict(saved.get("config") or {}))  # with settings that are newer than the file
-    keep_or_compare(path, saved, new, what="tuning")
-
-
 def _run_trials(
-    folder: Path,
-    config: PretrainConfig,
-    data: Spec,
-    measure: Callable[[Run], dict[str, float]],
-    trials: int,
-    *,
-    progress: bool,
-    **how: Any,
+    folder: Path, config: PretrainConfig, train: Callable[..., Trial], trials: int, progress: bool
 ) -> list[Trial]:
-    arm, records = Arm(name="tune", config=config), []
+    arm, records = Arm(name=_ARM, config=config), []
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
         say(f"trial {trial} of {trials}, {config.steps} steps: {words(settings)}", enabled=progress)
-        own = apply_overrides(config, settings)
-        how |= {"settings": settings, "progress": progress}
-        records.append(run_trial(folder / f"trial-{trial}", own, data, measure, **how))
+        records.append(train(folder / f"trial-{trial}", apply_overrides(config, settings), settings=settings))
         error = records[-1].error
         outcome = error or f"{METRICS[FIGURE]} {records[-1].scores[FIGURE]:.4g}"
         say(f"trial {trial}: {outcome}", enabled=progress)
@@ -185,21 +165,19 @@ def _strength(trial: int) -> float:
     return float(STRENGTHS[0] * (STRENGTHS[1] / STRENGTHS[0]) ** share)
 
 
-def _steps(folder: Path, config: PretrainConfig, store: ImageStore, budget: Budget, trials: int) -> int:
-    """Steps of a trial; those of the first one if there is one already, so that all trials are equal."""
-    if (folder / "trial-0" / "config.yaml").is_file():
-        known = Run(folder / "trial-0").config.steps
-        assert known is not None
-        return known
-    seconds = 1.0
+def _steps(folder: Path, request: Request, config: PretrainConfig, store: ImageStore, trials: int) -> int:
+    """Steps of a trial, decided once for a folder."""
+    budget = replace(request.budget, amount=request.budget.amount / trials)
     if budget.unit == "seconds":
-        seconds = step_seconds(config, store, resolve_device(config.device), limit=budget.amount / 20) / _TRAINING
-    share = replace(budget, amount=budget.amount / trials)
-    if share.amount < seconds and budget.unit == "seconds":
+        budget = replace(budget, amount=_TRAINING * budget.amount)
+    one = replace(request, budget=budget, arms=(replace(request.arms[0], config=config),))
+    plan = measure_plan(folder, one, store, len(store))[_ARM]
+    if budget.unit == "seconds" and plan.step_seconds > budget.amount:
         raise ConfigError(
-            f"a budget of {budget.amount:g} s is too small for {trials} trials of steps that take {seconds:.2g} s each"
+            f"a budget of {request.budget.amount:g} s is too small for {trials} trials of steps that take "
+            f"{plan.step_seconds:.2g} s each"
         )
-    return share.steps(batch_size=config.batch_size, views=config.augment.views, step_seconds=seconds)
+    return plan.steps
 
 
 def _scored(images: Source) -> SubsetSource:
