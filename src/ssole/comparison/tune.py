@@ -80,7 +80,7 @@ def tune(
     Args:
         data: images, as for :func:`ssole.pretrain`; by default the recipe's own. Labels are not used.
         recipe, overrides: settings to begin with, as for :func:`ssole.pretrain`: by default, those that suit the data.
-        budget, trials: time (`30m`), `2000steps` or `300kimages` for all trials, and their number. All are equally long.
+        budget, trials: a time (`30m`), `2000steps`, `300kimages` for all trials, which are equally long; and how many.
         out: folder for the runs and for the recipe, `tuned.yaml`; by default a new one, `runs/tune-RECIPE`. The same
             call with it goes on after an interruption: trials that have finished are not repeated.
         progress, allow_changes: as for :func:`ssole.compare`.
