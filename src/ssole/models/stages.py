@@ -8,6 +8,7 @@ from __future__ import annotations
 from torch import nn
 
 from ssole.config import ConfigError
+from ssole.models.custom import CustomBackbone
 
 
 def stage_numbers(backbone: nn.Module, *, coarse: bool) -> dict[str, int]:
@@ -19,8 +20,9 @@ def stage_numbers(backbone: nn.Module, *, coarse: bool) -> dict[str, int]:
     from timm.models import group_parameters
 
     if not hasattr(backbone, "group_matcher"):
+        network = backbone.module if isinstance(backbone, CustomBackbone) else backbone
         raise ConfigError(
-            f"{type(backbone).__name__} does not say what its stages are, as timm's models do by their group_matcher: "
+            f"{type(network).__name__} does not say what its stages are, as timm's models do by their group_matcher: "
             "leave model.frozen_stages and optim.layer_decay out, and freeze parameters by requires_grad_(False)"
         )
     found: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=coarse), reverse=True)  # type: ignore[operator]
