@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {"config", "data", "models", "runtime", "training", "views"},
     "api": BELOW_API | {"doctor"},
     "extending": {"api", "data", "distributed", "training"},
-    "transformer": {"config", "data", "evaluation", "export", "models", "runtime"},
+    "transformer": {"config", "data", "evaluation", "models", "runtime"},
     "comparison": BELOW_API | {"doctor", "api"},
     "cli": BELOW_API | {"doctor", "export", "search", "report", "api", "extending", "comparison"},
     "__init__": BELOW_API | {"export", "search", "report", "api", "extending", "comparison", "transformer"},

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Collection
 from pathlib import Path
@@ -25,7 +24,6 @@ from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.features import extract
 from ssole.evaluation.models import open_model
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.export import register_with_timm
 from ssole.runtime import Precision, resolve_device
 
 
@@ -132,12 +130,8 @@ class SSOLEFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 def _load(model: Any) -> tuple[nn.Module, Preprocessing]:
     """Model and its preprocessing. A folder that timm reads needs no prefix."""
     if not isinstance(model, nn.Module) and (Path(getattr(model, "path", model)) / "config.json").is_file():
-        register_with_timm()
         model = f"timm:local-dir:{model}"
-    loaded, preprocessing = model_and_preprocessing(model, open_model, {})
-    if preprocessing.channels is None and (channels := len(preprocessing.mean)) != 3:
-        preprocessing = dataclasses.replace(preprocessing, channels=channels)
-    return loaded, preprocessing
+    return model_and_preprocessing(model, open_model, {})
 
 
 def _source(X: Any) -> Source:

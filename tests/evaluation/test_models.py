@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -17,6 +19,7 @@ import ssole
 import tiny
 from ssole.config import ConfigError
 from ssole.evaluation import models
+from ssole.evaluation.evaluate import embed
 from ssole.evaluation.models import OnnxModel, UnavailableError, is_run, name_of, open_model
 from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing
@@ -87,17 +90,33 @@ def test_networks_of_torchvision_that_normalise_anew(name: str, monkeypatch: pyt
         assert torch.equal(model(images), whole(images))
 
 
-def test_exports_of_a_run_have_its_features(run: Run, tmp_path: Path) -> None:
+def test_exports_of_a_run_have_its_features(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     source = ssole.load(run)
     images = torch.randint(0, 256, (5, 3, 12, 12), dtype=torch.uint8)
     expected = source(Preprocessing.from_model(source)(images))
     ssole.export(run, to="onnx", out=tmp_path / "onnx")
     ssole.export(run, to="timm", out=tmp_path / "timm")
+    registry: dict[str, object] = timm.models._registry._model_entrypoints
+    monkeypatch.delitem(registry, "ssole_resnet")  # as in a process that exported nothing
     for given in (tmp_path / "onnx" / "model.onnx", f"timm:local-dir:{tmp_path / 'timm'}"):
         model = open_model(given)
         features = model(Preprocessing.from_model(model)(images))
         assert torch.allclose(features, expected, atol=1e-5), given
+
+
+@pytest.mark.parametrize(("channels", "to", "opened"), [(1, "onnx", "{}/model.onnx"), (4, "timm", "timm:local-dir:{}")])
+def test_exports_see_all_channels_of_an_image(channels: int, to: Any, opened: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    pixels = np.random.default_rng(0).integers(0, 256, (22, 12, 12, channels), dtype=np.uint8)
+    colours: dict[str, Any] = {f"augment__{name}": 0.0 for name in ("saturation", "hue", "grey")}
+    normal: dict[str, Any] = {"augment__mean": (0.5,) * channels, "augment__std": (0.3,) * channels}
+    run = tiny.start(tmp_path / "run", data=pixels, steps=2, channels=channels, **colours, **normal)
+    expected, found = (
+        embed(given, pixels, device="cpu", precision="float32", progress=False).array
+        for given in (run, opened.format(ssole.export(run, to=to)))
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_an_onnx_file_of_others(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import timm
 import torch
@@ -57,3 +59,11 @@ def test_a_new_classifier_on_top(weights: Weights) -> None:
     assert model(torch.randn(2, 3, 40, 40)).shape == (2, 7)
     trained = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert torch.equal(model.layer4[0].conv1.weight, trained.layer4[0].conv1.weight)
+
+
+def test_a_small_image_resnet_needs_registering(weights: Weights) -> None:
+    folder = ssole.export(weights(), to="timm")
+    code = f"import timm; timm.create_model('local-dir:{folder}', pretrained=True)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Unknown model (ssole_resnet)" in done.stderr
+    assert "from ssole.export import register_with_timm" in (folder / "README.md").read_text()

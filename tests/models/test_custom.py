@@ -153,7 +153,7 @@ def test_modules_and_settings_that_do_not_go_together(tmp_path: Path) -> None:
         pretrain(tmp_path / "a", Small(), init="timm")
     with pytest.raises(ConfigError, match=r"code from Python \(Small\)"):
         tiny.start(tmp_path / "a", model__backbone="module:Small")
-    with pytest.raises(ConfigError, match="^Small does not say what its stages are"):
+    with pytest.raises(ConfigError, match=r"^Small does not say what its stages are"):
         pretrain(tmp_path / "a", Small(), **{"model.frozen_stages": 1})
     assert not (tmp_path / "a").exists()
     run = tiny.start(tmp_path / "timm")

@@ -12,7 +12,6 @@ import ssole
 import tiny
 from ssole.data.sources import open_source
 from ssole.evaluation import parts
-from ssole.export import register_with_timm
 from ssole.search import build
 from ssole.search.index import Index
 from ssole.training.run import Run
@@ -74,7 +73,6 @@ def test_files_are_found_again_from_another_folder(
 
 
 def test_another_model_than_a_run(run: Run, photos: Path, tmp_path: Path) -> None:
-    register_with_timm()
     model = f"timm:local-dir:{ssole.export(run, to='timm', out=tmp_path / 'exported')}"
     index = ssole.index(model, photos, tmp_path / "index", precision="float32", progress=False)
     one = photos / "dog" / "005.png"

@@ -19,6 +19,7 @@ from torch import nn
 
 from ssole.config import ConfigError
 from ssole.models.load import load
+from ssole.models.small_stem import register_with_timm
 from ssole.models.weights_file import SUFFIXES, load_whole, read_weights
 
 IMAGENET = {"image_size": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -135,6 +136,7 @@ def _timm(name: str) -> nn.Module:
     import timm
 
     if name.startswith(_SCHEMES):
+        register_with_timm()  # the folder may hold a small-image ResNet of an export
         if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
             raise ConfigError(f"there is no folder {name.removeprefix('local-dir:')}")
         return _pretrained(name)

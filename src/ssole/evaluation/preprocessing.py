@@ -89,8 +89,7 @@ class Preprocessing:
             image_size=int(sides.pop()),
             mean=tuple(found["mean"]),
             std=tuple(found["std"]),
-            # Other modules may have an attribute of this name with another meaning.
-            channels=model.channels if isinstance(model, LoadedBackbone) else None,
+            channels=_channels(model, len(found["mean"])),
         )
 
     @property
@@ -127,6 +126,13 @@ class Preprocessing:
         crops = center_crop(images, self.image_size, device=device)
         mean_C11, std_C11 = (torch.tensor(list(v), device=crops.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return torch.addcmul(-mean_C11 / std_C11, crops, 1 / std_C11)
+
+
+def _channels(model: nn.Module, count: int) -> int | None:
+    """Channels of images kept at full depth, or None for red, green and blue, of a model that takes `count`."""
+    if isinstance(model, LoadedBackbone):  # other modules may have an attribute of this name with another meaning
+        return model.channels
+    return None if count == 3 else count
 
 
 def center_crop(images: Tensor | Sequence[Tensor], size: int, *, device: torch.device | str | None = None) -> Tensor:

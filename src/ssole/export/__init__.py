@@ -1,13 +1,12 @@
 """Export of trained backbones to the formats of other libraries.
 
 `export` is what `ssole.export` and the command line call: it writes a folder, loads it again, compares it with the
-source and adds a model card (`card`). `timm_folder`, `torchvision_weights` and `graphs` write the formats, and
-`small_stem` makes the small-image ResNets known to timm. `written` holds what the writers share. Names of formats, and
-of files in the folders, may not change. Everything else may.
+source and adds a model card (`card`). `timm_folder`, `torchvision_weights` and `graphs` write the formats; `written`
+holds what they share. Names of formats, and of files in the folders, may not change. Everything else may.
 """
 
 from __future__ import annotations
 
-from ssole.export.small_stem import register_with_timm
+from ssole.models.small_stem import register_with_timm
 
 __all__ = ["register_with_timm"]

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ssole.export.small_stem import NAME, register_with_timm, small_stem_kernel
 from ssole.export.written import NormalisedBackbone, Written
 from ssole.models.load import LoadedBackbone
+from ssole.models.small_stem import NAME, register_with_timm, small_stem_kernel
 
 _REASON = "timm itself has no ResNet with this first layer"
 _LIKE_STOCK = ("fixed_input_size", "first_conv", "classifier")

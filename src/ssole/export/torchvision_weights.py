@@ -8,9 +8,9 @@ from pathlib import Path
 from torch import nn
 
 from ssole.config import ConfigError
-from ssole.export.small_stem import small_stem_kernel
 from ssole.export.written import NormalisedBackbone, Written, preprocessing_of
 from ssole.models.load import LoadedBackbone
+from ssole.models.small_stem import small_stem_kernel
 
 
 def write_torchvision(model: LoadedBackbone, folder: Path) -> Written:
