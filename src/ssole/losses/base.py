@@ -41,7 +41,7 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
     """
 
     needs_labels = False
-    _unit_rows = False
+    _unit_rows = False  # whether rows are scaled to unit length, so that zero vectors are an error
 
     def __init__(self, *, check_input: bool = True) -> None:
         super().__init__()
@@ -65,26 +65,23 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
 
     def terms(self, z: Tensor) -> _Terms:
         """Named terms of the loss, with the arguments and errors of `forward`."""
-        with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
+        check_embeddings(z)
+        with torch.autocast(z.device.type, enabled=False):
             return self._terms(self._global_batch(z))
 
     def _terms(self, z_BVD: Tensor) -> _Terms:
         raise NotImplementedError
 
     def _global_batch(self, z: Tensor) -> Tensor:
-        """Checked embeddings of all processes, (B, V, D), in the precision of the loss."""
-        check_embeddings(z)
-        z_BVD = z if z.dtype == torch.float64 else z.float()
-        batch_BVD = distributed.gather(z_BVD)
-        if self.check_input:  # all rows, so that all processes raise the same error
-            check_rows(batch_BVD, zero_is_error=self._unit_rows)
-        if self._unit_rows:
-            batch_BVD = unit_rows(batch_BVD)
+        """Embeddings of all processes, (B, V, D), in the precision of the loss, with rows as they are, checked."""
+        batch_BVD = distributed.gather(z if z.dtype == torch.float64 else z.float())
         if len(batch_BVD) < 2:
             raise ValueError(
                 f"{type(self).__name__} needs at least 2 images in the batch, got {len(batch_BVD)} "
                 f"(shape {tuple(z.shape)})"
             )
+        if self.check_input:  # all rows, so that all processes raise the same error
+            check_rows(batch_BVD, zero_is_error=self._unit_rows)
         return batch_BVD
 
 

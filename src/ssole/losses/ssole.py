@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssole import distributed
 from ssole.losses.base import EmbeddingLoss, check_number, unit_rows
-from ssole.losses.checks import check_embeddings, check_rows
+from ssole.losses.checks import check_embeddings
 from ssole.losses.kernels import helmert
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, nuclear_norm, unit_norms
 from ssole.losses.roots import Root, frobenius_root, inverse_root, kernel_root
@@ -124,7 +124,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             raise ValueError("the Frobenius norm of unit rows is a constant: leave out low_rank_features='raw'")
         self.high_rank_weight = check_number("high_rank_weight", high_rank_weight)
         self.gamma = gamma
-        self.normalize = normalize
+        self.normalize = self._unit_rows = normalize
         self.temperature = temperature
         self.form = form
         self.low_rank_features = low_rank_features
@@ -136,21 +136,15 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
 
     def terms(self, z: Tensor) -> SSOLETerms:
         """Named terms of the loss, with the arguments and errors of `forward`."""
-        with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
-            check_embeddings(z)
-            dtype = torch.float64 if z.dtype == torch.float64 else torch.float32
-            terms = self._terms(z.to(dtype))
-        return SSOLETerms(*(term.to(dtype) for term in terms))
+        check_embeddings(z)
+        with torch.autocast(z.device.type, enabled=False):
+            z_BVD = z if z.dtype == torch.float64 else z.float()
+            terms = self._of(z_BVD, self._global_batch(z_BVD))
+        return SSOLETerms(*(term.to(z_BVD.dtype) for term in terms))
 
-    def _terms(self, z_BVD: Tensor) -> SSOLETerms:
-        batch_BVD = distributed.gather(z_BVD)
+    def _of(self, z_BVD: Tensor, batch_BVD: Tensor) -> SSOLETerms:
+        """Terms of the embeddings of this process and of all processes."""
         images, views, dims = batch_BVD.shape
-        if images < 2:
-            raise ValueError(
-                f"SSOLELoss needs at least 2 images in the batch, got {images} (shape {tuple(z_BVD.shape)})"
-            )
-        if self.check_input:  # all rows, so that all processes raise the same error
-            check_rows(batch_BVD, zero_is_error=self.normalize)
         rows = images * views if self.coupled else images
         if self.temperature is None:
             self._warn_if_too_many_rows(rows, dims)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from ssole import distributed
 from ssole.losses.base import EmbeddingLoss, check_count
+from ssole.losses.checks import check_embeddings
 
 UNKNOWN = -1
 
@@ -62,7 +63,8 @@ class SupervisedLoss(EmbeddingLoss[SupervisedTerms]):
 
     def terms(self, z: Tensor, labels: Tensor | None = None) -> SupervisedTerms:
         """Named terms of the loss, with the arguments and errors of `forward`."""
-        with torch.autocast(z.device.type if isinstance(z, Tensor) else "cpu", enabled=False):
+        check_embeddings(z)
+        with torch.autocast(z.device.type, enabled=False):
             z_BVD = self._global_batch(z)
             labels_B = self._all_labels(labels, z)
             weight, bias = self.head.weight.to(z_BVD.dtype), self.head.bias.to(z_BVD.dtype)
