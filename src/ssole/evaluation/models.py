@@ -20,7 +20,7 @@ from torch import nn
 from ssole.config import ConfigError
 from ssole.models.load import load
 from ssole.models.small_stem import register_with_timm
-from ssole.models.weights_file import SUFFIXES, load_whole, read_weights
+from ssole.models.weights_file import SUFFIXES, classifier_prefixes, load_whole, read_weights
 
 IMAGENET = {"image_size": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """Preprocessing that torchvision's weights were trained with, and that is assumed of its networks."""
@@ -149,10 +149,7 @@ def _timm(name: str) -> nn.Module:
             raise _unknown("timm", name, tagged)
         return _pretrained(name)
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
-    facts: Any = model.pretrained_cfg
-    classifier = facts.get("classifier") or ()
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    prefixes = tuple(f"{head}." for head in heads)
+    prefixes = classifier_prefixes(model)
     load_whole(model, read_weights(Path(file)), source=file, network=f"timm:{name}", extra_prefixes=prefixes)
     return model
 

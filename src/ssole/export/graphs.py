@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ssole.config import ConfigError
+from ssole.evaluation.models import OnnxModel
 from ssole.export.written import NormalisedBackbone, Written, preprocessing_of
 from ssole.models.load import LoadedBackbone
 
@@ -28,8 +29,6 @@ def write_onnx(model: LoadedBackbone, folder: Path) -> Written:
     missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(f"--to onnx needs {', '.join(missing)}: pip install 'ssole[export]'")
-    import onnxruntime
-
     path = folder / "model.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's remarks on itself; the comparison decides
@@ -42,11 +41,6 @@ def write_onnx(model: LoadedBackbone, folder: Path) -> Written:
     for value in (*graph.inputs, *graph.outputs):
         value.shape[0] = "batch"  # the exporter invents a name
     exported.save(path, external_data=False)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def features(images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(session.run(["features"], {"images": images.numpy()})[0])
-
     lines = [
         "import json",
         "",
@@ -56,7 +50,7 @@ def write_onnx(model: LoadedBackbone, folder: Path) -> Written:
         f'preprocessing = json.loads(session.get_modelmeta().custom_metadata_map["{_KEY}"])',
         '# images: float32 (B, C, S, S); features: session.run(None, {"images": images})[0]',
     ]
-    return Written(features=features, snippet="\n".join(lines), needs="onnxruntime", input=_INPUT)
+    return Written(features=OnnxModel(path), snippet="\n".join(lines), needs="onnxruntime", input=_INPUT)
 
 
 def write_torch_export(model: LoadedBackbone, folder: Path) -> Written:

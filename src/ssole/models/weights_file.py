@@ -85,6 +85,12 @@ def differences(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Ten
     )
 
 
+def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
+    """Beginnings of the names of a timm model's classifier, which files of its weights have."""
+    names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+
+
 def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
     """Names of the weights that hold NaN or infinity."""
     return [name for name, tensor in weights.items() if not tensor.isfinite().all()]

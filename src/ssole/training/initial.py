@@ -22,6 +22,7 @@ from ssole.models.weights_file import (
     SAME,
     SUFFIXES,
     Differences,
+    classifier_prefixes,
     differences,
     is_count,
     listed,
@@ -86,7 +87,7 @@ def read_initial(config: PretrainConfig, encoder: Encoder, *, progress: bool = F
     if config.init is None:
         return None
     backbone, projector, unused = _sorted(_read(config.init, config))
-    own, heads = encoder.backbone.state_dict(), _classifiers(encoder.backbone)
+    own, heads = encoder.backbone.state_dict(), classifier_prefixes(encoder.backbone)
     found = differences(backbone, own)
     problems = _problems(found, backbone, own, [name for name in sorted(found.unknown) if not name.startswith(heads)])
     if problems and not config.init_partial:
@@ -189,12 +190,6 @@ def _sorted(tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.
             )
             return backbone, projector, [name for name in tensors if not name.startswith(known)]
     return dict(tensors), {}, []
-
-
-def _classifiers(backbone: nn.Module) -> tuple[str, ...]:
-    """Beginnings of the names of a classifier's weights."""
-    names = getattr(backbone, "pretrained_cfg", {}).get("classifier") or ()
-    return tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
 
 
 def _problems(found: Differences, tensors: Tensors, own: Tensors, unexpected: Sequence[str]) -> list[str]:
