@@ -10,32 +10,26 @@ benchmarks/results/probe.json.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from threadpoolctl import threadpool_limits
+
+from measure import save, take_turns
+from ssole.evaluation.accuracy import accuracy
+from ssole.evaluation.knn import knn_classify
+from ssole.evaluation.linear import C_GRID, linear_probe
+
 RESULTS = Path(__file__).parent / "results" / "probe.json"
-THREADS = next((word.split("=")[1] for word in sys.argv if word.startswith("--threads=")), "2")
-for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(variable, THREADS)
-
-import numpy as np  # noqa: E402 - the thread pools read the environment on import
-import sklearn  # noqa: E402
-import torch  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.neighbors import KNeighborsClassifier  # noqa: E402
-
-from ssole.evaluation.accuracy import accuracy  # noqa: E402
-from ssole.evaluation.knn import knn_classify  # noqa: E402
-from ssole.evaluation.linear import C_GRID, linear_probe  # noqa: E402
 
 
 def synthetic(n: int, f: int = 512, classes: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,23 +48,24 @@ def synthetic(n: int, f: int = 512, classes: int = 10) -> tuple[torch.Tensor, to
 
 def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
     """Median seconds and the last result of each function, called in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
     outcome = {}
-    for _ in range(repeats):
-        for name, run in runs.items():
-            begun = time.perf_counter()
-            outcome[name] = run()
-            seconds[name].append(time.perf_counter() - begun)
-    return {name: statistics.median(times) for name, times in seconds.items()}, outcome
+
+    def seconds(name: str) -> float:
+        begun = time.perf_counter()
+        outcome[name] = runs[name]()
+        return time.perf_counter() - begun
+
+    times = take_turns({name: partial(seconds, name) for name in runs}, repeats)
+    return {name: statistics.median(each) for name, each in times.items()}, outcome
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a tenth of the images")
-    parser.add_argument("--threads", default="2", metavar="N", help="written --threads=N; default 2")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    torch.set_num_threads(int(THREADS))
+    torch.set_num_threads(options.threads)
     n, q = (5_000, 1_000) if options.small else (50_000, 10_000)
     features, labels = synthetic(n + q)
     x, y, test, truth = features[:n], labels[:n], features[n:], labels[n:]
@@ -82,7 +77,7 @@ def main() -> None:
 
     def their_knn() -> float:
         weights = lambda distance: np.exp((1 - distance) / 0.07)  # noqa: E731
-        model = KNeighborsClassifier(20, metric="cosine", weights=weights, n_jobs=int(THREADS)).fit(
+        model = KNeighborsClassifier(20, metric="cosine", weights=weights, n_jobs=options.threads).fit(
             x.numpy(), y.numpy()
         )
         return share(model.predict(test.numpy()))
@@ -97,18 +92,14 @@ def main() -> None:
 
     knn_runs = {"ssole": lambda: accuracy(knn_classify(x, y, test)[20], truth), "scikit-learn": their_knn}
     linear_runs = {"ssole": lambda: our_fit(0.01), "scikit-learn": their_fit}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(options.threads):
         warnings.simplefilter("ignore")
         knn_times, knn_outcome = interleaved(knn_runs, options.repeats)
         fit_times, fit_outcome = interleaved(linear_runs, options.repeats)
         sweep_times, sweep_outcome = interleaved({"ssole": lambda: our_fit(C_GRID)}, options.repeats)
     row = {
-        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {THREADS} threads",
-        "versions": {"torch": torch.__version__, "scikit-learn": sklearn.__version__},
         "shape": [n, q, features.shape[1], 10],
         "repeats": options.repeats,
-        "load_average": os.getloadavg()[0],
         "knn": {"seconds": knn_times, "accuracy": knn_outcome},
         "linear, one C": {"seconds": fit_times, "outcome": fit_outcome},
         f"linear, {len(C_GRID)} values of C and refit": {"seconds": sweep_times, "outcome": sweep_outcome},
@@ -120,8 +111,7 @@ def main() -> None:
         print(f"{name:36s} ssole {times['ssole']:6.2f} s{ratio}")
         print("    ", {key: value for key, value in row[name].items() if key != "seconds"})
     if not options.small:
-        RESULTS.parent.mkdir(exist_ok=True)
-        RESULTS.write_text(json.dumps(row, indent=1) + "\n")
+        save(RESULTS, row, packages=["scikit-learn"])
 
 
 if __name__ == "__main__":
