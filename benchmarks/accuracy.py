@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import statistics
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 import ssole
-from ssole.runtime import environment
+from measure import save
 
 
 def main() -> None:
@@ -42,26 +40,23 @@ def main() -> None:
     result = ssole.evaluate([run.path for run in runs], data, test=args.test)
     minutes = [minutes_of(run) for run in runs]
     report = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": f"python benchmarks/accuracy.py {args.recipe}"
         + (" --set " + " ".join(args.set) if args.set else ""),
         "recipe": args.recipe,
         "overrides": overrides,
         "seeds": args.seeds,
-        "environment": {key: value for key, value in environment().items() if key != "command"},
         "minutes": {"mean": statistics.mean(minutes), "max": max(minutes), "each": minutes},
         "final": [last_metrics(run) for run in runs],
         "result": dataclasses.asdict(result),
     }
     for part in ("train", "test"):  # names of images, not of this machine's folders
         report["result"][part] = str(report["result"][part]).replace(str(Path(data).parent) + "/", "")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    save(args.out, report, packages=())
 
     from rich import print as rich_print
 
     rich_print(result.table())
-    print(f"training: {statistics.mean(minutes):.1f} min on average, {max(minutes):.1f} at most; written to {args.out}")
+    print(f"training: {statistics.mean(minutes):.1f} min on average, {max(minutes):.1f} at most")
 
 
 def train(args: argparse.Namespace, seed: int, overrides: dict[str, Any]) -> ssole.Run:

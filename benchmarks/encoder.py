@@ -74,8 +74,8 @@ def main() -> None:
                 if not args.keep:
                     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{empty}/{len(first)}"
                 first[key] = seconds(model, images, dtype)
-        blocks = {key: partial(rate, model, images, dtype) for key, model in contestants.items()}
-        times = {key: 1 / statistics.median(rates) for key, rates in take_turns(blocks, args.repeats).items()}
+        blocks = {key: partial(seconds, model, images, dtype) for key, model in contestants.items()}
+        times = {key: statistics.median(each) for key, each in take_turns(blocks, args.repeats).items()}
         gain = times["ordinary"] / times["ours, compiled"]
         compiling = first["ours, compiled"] - times["ours, compiled"]
         cells = " | ".join(f"{1e3 * each:.0f}" for each in times.values())
@@ -106,11 +106,6 @@ def seconds(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -
         z = model(images)
     z.float().square().mean().backward()
     return time.perf_counter() - start
-
-
-def rate(model: nn.Module, images: torch.Tensor, dtype: torch.dtype | None) -> float:
-    """Passes a second."""
-    return 1 / seconds(model, images, dtype)
 
 
 if __name__ == "__main__":

@@ -10,21 +10,19 @@ medians of interleaved runs. Errors are relative to the gradient of the textbook
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from measure import peak_extra_bytes
+from measure import peak_extra_bytes, save, take_turns
 from ssole.losses import SSOLELoss
 
 # (B, V, D), then the speedup asked for.
@@ -46,15 +44,20 @@ GRID: dict[tuple[int, int, int], float] = {
 }
 
 
-def textbook(z: Tensor) -> Tensor:
-    """SSOLE as one would write it down: svdvals of the deviations and of the views, differentiated by autograd."""
+def sum_of_svdvals(a: Tensor) -> Tensor:
+    """Nuclear norms, which autograd differentiates."""
+    return torch.linalg.svdvals(a).sum(-1)
+
+
+def textbook(z: Tensor, norm: Callable[[Tensor], Tensor] = sum_of_svdvals, largest: float = 1 - 1e-6) -> Tensor:
+    """SSOLE as one would write it down, by nuclear norms of the deviations and of the views."""
     z = torch.nn.functional.normalize(z, dim=-1)
     n_images, n_views, _ = z.shape
-    low = (torch.linalg.svdvals(z - z.mean(1, keepdim=True)).sum(-1) / (n_views - 1)).square().mean()
-    r = torch.linalg.svdvals(z.transpose(0, 1)).sum(-1)
+    low = (norm(z - z.mean(1, keepdim=True)) / (n_views - 1)).square().mean()
+    r = norm(z.transpose(0, 1))
     c1 = (n_images**2 / r**2 - 1) / (n_images - 1)
     # Held off r = B, where this form of the formula has no gradient.
-    angle = torch.asin((r / n_images).clamp(max=1 - 1e-6)) - math.asin(1 / math.sqrt(n_images))
+    angle = torch.asin((r / n_images).clamp(max=largest)) - math.asin(1 / math.sqrt(n_images))
     c2 = (n_images * torch.cos(angle) ** 2 - 1) / (n_images - 1)
     return low + 0.6 * (0.5 * c1 + 0.5 * c2).mean()
 
@@ -78,26 +81,15 @@ def oracle(z: Tensor) -> Tensor:
     """float64 gradient, independent of the package: polar factors from an SVD, null modes dropped, the rest by
     autograd.
     """
-    return gradient(textbook_with_polar, z.double())
+    return gradient(partial(textbook, norm=by_polar_factor, largest=math.inf), z.double())
 
 
-def textbook_with_polar(z: Tensor) -> Tensor:
-    """`textbook` with svdvals replaced by tr(P^T A), P the polar factor held constant: the same gradient."""
-
-    def norm(a: Tensor) -> Tensor:
-        with torch.no_grad():
-            u, s, vh = torch.linalg.svd(a, full_matrices=False)
-            polar = (u * (s > 1e-12 * s[..., :1])[..., None, :]) @ vh
-        return (polar * a).sum((-2, -1))
-
-    z = torch.nn.functional.normalize(z, dim=-1)
-    n_images, n_views, _ = z.shape
-    low = (norm(z - z.mean(1, keepdim=True)) / (n_views - 1)).square().mean()
-    r = norm(z.transpose(0, 1))
-    c1 = (n_images**2 / r**2 - 1) / (n_images - 1)
-    angle = torch.asin(r / n_images) - math.asin(1 / math.sqrt(n_images))
-    c2 = (n_images * torch.cos(angle) ** 2 - 1) / (n_images - 1)
-    return low + 0.6 * (0.5 * c1 + 0.5 * c2).mean()
+def by_polar_factor(a: Tensor) -> Tensor:
+    """Nuclear norms tr(P^T A), P the polar factor held constant: the same gradient."""
+    with torch.no_grad():
+        u, s, vh = torch.linalg.svd(a, full_matrices=False)
+        polar = (u * (s > 1e-12 * s[..., :1])[..., None, :]) @ vh
+    return (polar * a).sum((-2, -1))
 
 
 def seconds(loss: Callable[[Tensor], Tensor], z: Tensor) -> float:
@@ -107,50 +99,21 @@ def seconds(loss: Callable[[Tensor], Tensor], z: Tensor) -> float:
     return time.perf_counter() - start
 
 
-def interleaved_medians(
-    losses: dict[str, Callable[[Tensor], Tensor]], z: Tensor, budget: float
-) -> dict[str, tuple[float, int]]:
-    """Median seconds and number of runs of each, taking turns so that a slow spell of the machine hits all alike."""
-    first = {name: min(seconds(loss, z), seconds(loss, z)) for name, loss in losses.items()}
-    repeats = int(min(200, max(5, budget / sum(first.values()))))
-    times: dict[str, list[float]] = {name: [] for name in losses}
-    for _ in range(repeats):
-        for name, loss in losses.items():
-            times[name].append(seconds(loss, z))
-    return {name: (statistics.median(values), repeats) for name, values in times.items()}
-
-
-def measure(shape: tuple[int, int, int], target: float, budget: float) -> dict[str, object]:
+def measure(shape: tuple[int, int, int], target: float, budget: float) -> dict[str, Any]:
     z = embeddings(shape)
     exact = oracle(z)
     losses: dict[str, Callable[[Tensor], Tensor]] = {"textbook": textbook, "ssole": SSOLELoss()}
-    row: dict[str, object] = {"shape": shape, "target": target}
+    row: dict[str, Any] = {"shape": shape, "target": target}
     for name, loss in losses.items():
         row[f"{name}_gradient_error"] = float((gradient(loss, z).double() - exact).norm() / exact.norm())
         extra = peak_extra_bytes(partial(seconds, loss, z))
         row[f"{name}_peak_extra_mb"] = math.nan if extra is None else extra / 1e6
-    for name, (median, repeats) in interleaved_medians(losses, z, budget).items():
-        row[f"{name}_ms"] = 1e3 * median
-        row["repeats"] = repeats
-    row["speedup"] = row["textbook_ms"] / row["ssole_ms"]  # type: ignore[operator]
+    runs = {name: partial(seconds, loss, z) for name, loss in losses.items()}
+    row["repeats"] = int(min(200, max(5, budget / sum(min(run(), run()) for run in runs.values()))))
+    for name, times in take_turns(runs, row["repeats"]).items():
+        row[f"{name}_ms"] = 1e3 * statistics.median(times)
+    row["speedup"] = row["textbook_ms"] / row["ssole_ms"]
     return row
-
-
-def hardware() -> dict[str, object]:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next(
-            (line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
-            cpu,
-        )
-    return {
-        "cpu": cpu,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
 
 
 def main() -> None:
@@ -188,9 +151,7 @@ def main() -> None:
         )
     out = args.out or (None if args.shape else Path(__file__).parent / "results" / "loss.json")
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps({**hardware(), "rows": rows}, indent=1) + "\n")
-        print(f"saved {out}")
+        save(out, {"rows": rows}, packages=())
 
 
 if __name__ == "__main__":

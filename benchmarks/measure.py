@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from ssole.runtime import environment
 
 Rates = dict[str, list[float]]
-"""What each contestant achieved in each round, per second."""
+"""What each contestant gave in each round: mostly what it achieved per second."""
 
 
 def take_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> Rates:
     """One block of every contestant, then the next round, so that a slow spell of the machine hits all alike.
 
-    Each contestant runs a block and gives its rate. The first round warms up and is left out.
+    Each contestant runs a block and gives its rate, or its seconds. The first round warms up and is left out.
     """
     rates: Rates = {name: [] for name in contestants}
     for number in range(rounds + 1):

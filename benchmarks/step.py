@@ -36,7 +36,7 @@ from measure import Rates, UntilStopped, draw_bars, in_full_swing, installed, ra
 from parts import Clock, parts_timed, train, where_time_goes
 from ssole.config import PretrainConfig, apply_overrides, load
 from ssole.models.backbone import create_backbone, feature_dim
-from ssole.runtime import resolve_device, resolve_precision
+from ssole.runtime import resolve_device, resolve_precision, synchronize
 from ssole.training.step import Learner
 
 WORKERS = 2  # of lightly's data loader: one for each core
@@ -63,11 +63,11 @@ class Roofline:
 
     def __call__(self, steps: int) -> float:
         """Seconds of so many steps."""
-        synchronize(self.config)
+        synchronize(self.learner.device)
         begun = time.perf_counter()
         for number in range(steps):
             self.learner.step_on_views(self.views[number % len(self.views)], lr=self.config.optim.lr)
-        synchronize(self.config)
+        synchronize(self.learner.device)
         return time.perf_counter() - begun
 
 
@@ -80,11 +80,6 @@ def random_views(config: PretrainConfig, seed: int, device: torch.device) -> lis
 
     crops = config.augment.crops
     return [(0.8 * noise(1, crop.size) + 0.6 * noise(crop.count, crop.size)).to(device) for crop in crops]
-
-
-def synchronize(config: PretrainConfig) -> None:
-    if resolve_device(config.device).type == "cuda":
-        torch.cuda.synchronize()
 
 
 class Pictures(Dataset):  # type: ignore[type-arg]

@@ -99,12 +99,6 @@ def main() -> None:
     report["command"] = "python experiments/verdict.py " + " ".join(f"--data {name}=..." for name in sets)
     report["environment"] = {key: value for key, value in environment().items() if key != "command"}
     report["settings"] = {"base": BASE, "arms": ARMS, "train": TRAIN, "test": TEST}
-    for run in report["runs"]:
-        if "rise" not in run and run["steps"] == STEPS[0]:
-            with tempfile.TemporaryDirectory() as folder:
-                run["rise"] = last_rise(trained(folder, run["arm"], run["steps"], *sets[run["data"]]).metrics)
-            args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-            print(run["data"], run["arm"], run["rise"], flush=True)
     done = {(run["data"], run["arm"], run["steps"]) for run in report["runs"]}
     wanted = [(arm, steps) for steps in STEPS for arm in ARMS] + [("base", LONGER), ("simclr", LONGER)]
     for arm, steps in wanted:

@@ -239,7 +239,8 @@ def encoded() -> dict[str, bytes]:
     random_ = np.random.default_rng(0)
     rgb = random_.integers(0, 256, (24, 20, 3), dtype=np.uint8)
     deep = random_.integers(0, 1 << 16, (24, 20, 4), dtype=np.uint16)
-    image, found = Image.fromarray(rgb), {}
+    image, found, turned = Image.fromarray(rgb), {}, Image.Exif()
+    turned[0x0112] = 6
 
     def save(name: str, picture: Image.Image, kind: str, **options: Any) -> None:
         out = io.BytesIO()
@@ -254,7 +255,7 @@ def encoded() -> dict[str, bytes]:
     save("palette.png", image.convert("P"), "PNG", transparency=0)
     save("alpha.png", image.convert("RGBA"), "PNG")
     save("grey16.png", Image.fromarray(deep[..., 0]), "PNG")
-    save("progressive.jpeg", image, "JPEG", progressive=True, exif=exif())
+    save("progressive.jpeg", image, "JPEG", progressive=True, exif=turned)
     save("cmyk.jpeg", image.convert("CMYK"), "JPEG")
     save("animated.gif", image, "GIF", save_all=True, append_images=[image.rotate(90)])
     for compression in ("tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg", "group4"):
@@ -270,14 +271,6 @@ def encoded() -> dict[str, bytes]:
         tifffile.imwrite(out, pixels, photometric="minisblack" if name == "planar" else "rgb", **options)
         found[f"{name}16.tiff"] = out.getvalue()
     return found
-
-
-def exif() -> Any:
-    from PIL import Image
-
-    tags = Image.Exif()
-    tags[0x0112] = 6
-    return tags
 
 
 def read_image(folder: Path, r: random.Random) -> None:
