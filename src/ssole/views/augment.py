@@ -114,9 +114,7 @@ def _make_many(images: ImageBatch, params: ViewParams, recipe: ViewRecipe, out: 
     # For all chunks at once: calls on tensors of a few numbers take as long as some calls on views.
     rows, columns = geometry.crop_taps(images, params, out.shape[-1])
     jitter = photometric.jitter_of(params, out.shape[1])
-    mean, std = (torch.tensor(values) for values in (recipe.mean, recipe.std))
-    last_grey = params.grey & (recipe.solarize == 0)  # solarize comes after grey: the last product is then without grey
-    matrix, offset = photometric.normalisation_of(last_grey, mean, std)
+    matrix, offset = photometric.last_normalisation(params, recipe)
     sources = images.to(torch.float32) if whole and isinstance(images, torch.Tensor) else images
     for views, hue_at in chunks:
         some = params[views]

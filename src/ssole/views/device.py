@@ -78,13 +78,9 @@ class Numbers(NamedTuple):
 
 def rows_of(params: ViewParams, recipe: ViewRecipe, size: int, channels: int) -> torch.Tensor:
     """Rows (N, F), float32, of views with these parameters and this size in pixels."""
-    assert recipe.mean is not None  # `make_views` has checked it
-    assert recipe.std is not None
     jitter = photometric.jitter_of(params, channels)
-    mean, std = (copy_to(values, params.box.device) for values in (recipe.mean, recipe.std))
-    zeros, ones = torch.zeros_like(mean), torch.ones_like(std)
-    last_grey = params.grey & (recipe.solarize == 0)  # solarize comes after grey: the last product is then without grey
-    matrix, offset = photometric.normalisation_of(last_grey, mean, std)
+    zeros, ones = (make(channels, device=params.box.device) for make in (torch.zeros, torch.ones))
+    matrix, offset = photometric.last_normalisation(params, recipe)
     corner, length = params.box[:, :2].flip(1), params.box[:, 2:].flip(1)
     mirrored = torch.stack(geometry.mirrors_of(params), dim=1)
     step = length / size
@@ -182,12 +178,7 @@ def fill_views(images_BCHW: torch.Tensor, rows_BVF: torch.Tensor, recipe: ViewRe
         x = torch.where(n.transposed[:, None, None, None] > 0, x.mT, x)
     x = x.flatten(2)
     if recipe.jitter > 0:
-        for slot in range(3):
-            x = photometric.jitter_slot(x, n.jitter[:, slot], n.contrast[:, slot])
-        if recipe.hue > 0:
-            x = photometric.turn_hue(x, n.shift)
-        for slot in range(3, 6):
-            x = photometric.jitter_slot(x, n.jitter[:, slot], n.contrast[:, slot])
+        x = photometric.jitter_many(x, photometric.Jitter(n.jitter, n.contrast, n.shift), recipe, hue_at=None)
     if recipe.blur > 0:
         x = torch.where(
             n.sigma[:, None, None] > 0, _blurred(x.unflatten(2, (size, size)), n.sigma, recipe).flatten(2), x

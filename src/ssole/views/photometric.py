@@ -38,7 +38,7 @@ def photometric_many(
     a threshold and needs grey before it. May overwrite its input.
 
     Args:
-        jitter, normalisation: from :func:`jitter_of` and :func:`normalisation_of`, for these views.
+        jitter, normalisation: from :func:`jitter_of` and :func:`last_normalisation`, for these views.
         hue_at: position of hue in the order of all of these views, or -1 if none of them is jittered.
     """
     x = x_NCSS
@@ -93,14 +93,17 @@ def position_of_hue(params: ViewParams) -> torch.Tensor:
     return (params.order == HUE).to(torch.uint8).argmax(dim=1)
 
 
-def jitter_many(x_NCSS: torch.Tensor, jitter: Jitter, recipe: ViewRecipe, hue_at: int) -> torch.Tensor:
-    """Colour jitter of many views, each in its own order, but all with hue in this position. May overwrite x."""
+def jitter_many(x_NCSS: torch.Tensor, jitter: Jitter, recipe: ViewRecipe, hue_at: int | None) -> torch.Tensor:
+    """Colour jitter of many views, each in its own order. May overwrite x.
+
+    With hue in the same position in all of them, only the slots that it leaves are taken; with None, all six.
+    """
     x = x_NCSS.flatten(2)
-    for slot in range(hue_at):
+    for slot in range(3)[:hue_at]:
         x = jitter_slot(x, jitter.matrix[:, slot], jitter.contrast[:, slot])
     if recipe.hue > 0:
         x = turn_hue(x, jitter.shift)
-    for slot in range(3 + hue_at, 6):
+    for slot in range(3, 6)[hue_at:]:
         x = jitter_slot(x, jitter.matrix[:, slot], jitter.contrast[:, slot])
     return x.view_as(x_NCSS)
 
@@ -204,6 +207,12 @@ def normalisation_of(
     luma_CC, identity_CC = luma_weights(channels, device).expand(channels, -1), torch.eye(channels, device=device)
     scale = 1 / std_C[:, None]
     return torch.where(grey_N[:, None, None], luma_CC, identity_CC) * scale, -mean_C[:, None] * scale
+
+
+def last_normalisation(params: ViewParams, recipe: ViewRecipe) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalisation of the last product of views, as :func:`normalisation_of`. Grey before solarizing is done."""
+    mean, std = (copy_to(values, params.grey.device) for values in (recipe.mean, recipe.std))
+    return normalisation_of(params.grey & (recipe.solarize == 0), mean, std)
 
 
 def normalise_many(x_NCSS: torch.Tensor, matrix_NCC: torch.Tensor, offset_C1: torch.Tensor) -> torch.Tensor:
