@@ -26,6 +26,7 @@ OptionalFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavio
 OptionalFolder = Annotated[Path | None, tyro.conf.arg(metavar="FOLDER", help_behavior_hint="")]
 OptionalName = Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")]
 OptionalNumber = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
+Device = Annotated[str, tyro.conf.arg(help="auto, cpu, cuda or cuda:N.")]
 Changes = Annotated[tuple[Change, ...], tyro.conf.arg(metavar="images|settings|version", help_behavior_hint="")]
 
 

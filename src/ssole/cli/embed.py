@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ssole import distributed
-from ssole.cli.common import DataWords, FilePath, RunPath, data_spec, parse, run_config, run_data, show
+from ssole.cli.common import DataWords, Device, FilePath, RunPath, data_spec, parse, run_config, run_data, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,7 @@ class EmbedArgs:
     """Images, in any form that pretraining takes. By default, the data of the run."""
     out: FilePath = Path("embeddings.npz")
     """File to write: .npz (array, ids, labels, classes) or .parquet (id, embedding, label, class)."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    device: Device = "auto"
 
 
 def embed(argv: Sequence[str]) -> int:

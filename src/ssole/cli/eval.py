@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import tyro
 
 from ssole import distributed
-from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, run_config, run_data, show
+from ssole.cli.common import DataWords, Device, OptionalFile, data_spec, parse, run_config, run_data, show
 from ssole.config import ConfigError
 from ssole.evaluation.models import is_run, name_of
 from ssole.evaluation.results import LABEL_FREE, EvaluationResult
@@ -40,8 +40,7 @@ class EvalArgs:
     protocols: Words = ("knn", "linear")
     """What to measure, separated by commas: knn, linear, sgd, attentive, semi-supervised, few-shot, cluster, retrieval,
     robustness, label-free."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    device: Device = "auto"
     seed: int = 0
     """Seed of the held-out part, where one has to be made, and of the probe's validation split."""
     save: OptionalFile = None

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from ssole.cli.common import DataWords, OptionalFolder, data_spec, parse, run_config, run_data, show
+from ssole.cli.common import DataWords, Device, OptionalFolder, data_spec, parse, run_config, run_data, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +26,7 @@ class IndexArgs:
     """Store features in float16: half the disk space, and similarities that differ by up to 0.001."""
     cells: Literal["auto", "always", "never"] = "auto"
     """Divide images into cells, of which a search looks at a few. auto: more than a million, if faiss is installed."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    device: Device = "auto"
 
 
 def index(argv: Sequence[str]) -> int:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from ssole.cli.common import DataWords, OptionalFile, data_spec, parse, show
+from ssole.cli.common import DataWords, Device, OptionalFile, data_spec, parse, show
 from ssole.config import ConfigError
 from ssole.report.report import report as write
 
@@ -30,8 +30,7 @@ class ReportArgs:
     """Largest number of images to look at, drawn at random; at most 50,000."""
     columns: OptionalFile = None
     """CSV file whose first column names images: its other columns can colour the map."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    device: Device = "auto"
     live: bool = False
     """Serve the page instead, on this machine only (127.0.0.1), and follow runs that are still training."""
     port: int = 0

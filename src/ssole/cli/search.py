@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ssole.cli.common import DataWords, FilePath, data_spec, parse, picture_form, show
+from ssole.cli.common import DataWords, Device, FilePath, data_spec, parse, picture_form, show
 from ssole.config import ConfigError
 from ssole.data.describe import why_not_reopened
 from ssole.errors import printable
@@ -46,8 +46,7 @@ class SearchArgs:
     """Where the images are now. By default, where they were when the index was made."""
     model: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
     """The model that made the index, if that was no run: timm:NAME, and so on."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    device: Device = "auto"
 
 
 def search(argv: Sequence[str]) -> int:

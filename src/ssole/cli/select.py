@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssole.cli.common import FilePath, OptionalFile, parse, show
+from ssole.cli.common import Device, FilePath, OptionalFile, parse, show
 from ssole.cli.search import IndexPath
 
 
@@ -22,8 +22,7 @@ class SelectArgs:
     """Images that need not be chosen, such as those labelled already: a list as ssole select writes it."""
     out: FilePath = Path("selected.csv")
     """List to write: path, label (where known) and similarity to the nearest image chosen before."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    device: Device = "auto"
 
 
 def select(argv: Sequence[str]) -> int:
