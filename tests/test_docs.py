@@ -211,9 +211,12 @@ def check_flags(arguments: list[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # 32 images of noise give rise to many warnings, all of them right
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_snippets_run(page: Path, workplace: Path) -> None:
+def test_snippets_run(page: Path, request: pytest.FixtureRequest) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
-    for snippet in snippets(page):
+    found = snippets(page)
+    if found:
+        request.getfixturevalue("workplace")
+    for snippet in found:
         if snippet.language == "python":
             run_python(snippet, names)
         elif snippet.language == "sh":
