@@ -106,7 +106,7 @@ class SSOLEFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """Number of features F, for the names that scikit-learn gives them."""
         model, preprocessing = self._loaded()
         black = np.zeros((1, preprocessing.image_size, preprocessing.image_size, len(preprocessing.mean)), np.uint8)
-        return extract(model, ArraySource(black), preprocessing, progress=False).shape[1]
+        return extract(model, preprocessing.open_store(ArraySource(black)), preprocessing, progress=False).shape[1]
 
     def _loaded(self) -> tuple[nn.Module, Preprocessing]:
         """The model and its preprocessing, loaded once for each value of the parameter."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation import evaluate as module
-from ssole.evaluation import protocols
-from ssole.evaluation.evaluate import embed
+from ssole.evaluation import features, protocols
+from ssole.evaluation.evaluate import embed, evaluate
 from ssole.evaluation.features import extract
 from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
@@ -117,6 +119,25 @@ def test_only_images_that_can_be_read_count_for_robustness(monkeypatch: pytest.M
     damaged = Damaged(test.images, test.labels, classes=test.classes)
     result = evaluate_quietly(MeanColour(), train, test=damaged, protocol="robustness", baselines=False)
     assert result.rows["trained"]["robustness"].n == 29
+
+
+def test_one_bar_at_a_time_for_robustness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "CORRUPTIONS", {"contrast": protocols.CORRUPTIONS["contrast"]})
+    shown: list[str] = []
+
+    @contextlib.contextmanager
+    def bar(what: str, total: int, *, enabled: bool) -> Iterator[Any]:
+        if enabled:
+            assert not shown, f"{what} within {shown}"
+            shown.append(what)
+        yield lambda count=1: None
+        if enabled:
+            shown.remove(what)
+
+    for place in (protocols, features):
+        monkeypatch.setattr(place, "progress_bar", bar)
+    train, test = coloured(60, seed=0), coloured(30, seed=1)
+    evaluate(MeanColour(), train, test=test, protocol="robustness", device="cpu")
 
 
 def test_images_without_a_label_or_that_cannot_be_read_are_left_out() -> None:

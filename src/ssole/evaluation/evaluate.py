@@ -14,7 +14,7 @@ from torch import nn
 from ssole.config import ConfigError
 from ssole.data.sources import open_source
 from ssole.evaluation.datasets import open_data
-from ssole.evaluation.features import Embeddings, Views, extract
+from ssole.evaluation.features import RAW_PIXEL_SIZE, Embeddings, Views, extract
 from ssole.evaluation.models import UnavailableError, is_run, open_model
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
@@ -122,7 +122,8 @@ def _add_baselines(
     scoring: Scoring, rows: Mapping[str, Sequence[ModelOrRun]], first: Preprocessing, of_runs: dict[str, Any]
 ) -> None:
     """Add raw pixels, and the untrained networks of runs: one row for all runs that began with equal networks."""
-    scoring.add_raw_pixels(first)
+    side = min(first.image_size, RAW_PIXEL_SIZE)
+    scoring.add_models(f"raw pixels ({side}x{side})", [(None, first)])
     found: dict[str, Opened] = {}
     known: list[Any] = []
     for name, row in rows.items():
