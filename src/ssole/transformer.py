@@ -23,7 +23,6 @@ from ssole.data.sources import open_source
 from ssole.errors import DataError
 from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.features import extract
-from ssole.evaluation.models import open_model
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.export import register_with_timm
 from ssole.runtime import Precision, resolve_device
@@ -134,7 +133,7 @@ def _load(model: Any) -> tuple[nn.Module, Preprocessing]:
     if not isinstance(model, nn.Module) and (Path(getattr(model, "path", model)) / "config.json").is_file():
         register_with_timm()
         model = f"timm:local-dir:{model}"
-    loaded, preprocessing = model_and_preprocessing(model, open_model, {})
+    loaded, preprocessing = model_and_preprocessing(model)
     if preprocessing.channels is None and (channels := len(preprocessing.mean)) != 3:
         preprocessing = dataclasses.replace(preprocessing, channels=channels)
     return loaded, preprocessing

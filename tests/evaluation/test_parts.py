@@ -121,7 +121,7 @@ parts.embed_to_file({str(run.path)!r}, Slow({str(tmp_path / "photos")!r}), "kill
     assert not (tmp_path / "killed.parquet").exists()
     (folder / ".0000000008.parquet.abcd.ssole-tmp").write_bytes(b"half a part")
     embed_to_file(run, tmp_path / "photos", tmp_path / "whole.parquet", progress=False)
-    model, preprocessing = model_and_preprocessing(run, ssole.load, {})
+    model, preprocessing = model_and_preprocessing(run)
     parts.embed_parts(model, preprocessing, open_source(tmp_path / "photos"), folder, progress=False)
     assert (folder / "0000000000.parquet").stat().st_mtime_ns == first  # not computed again
     embed_to_file(run, tmp_path / "photos", tmp_path / "killed.parquet", progress=False)

@@ -28,7 +28,6 @@ from ssole.evaluation.checks import check_features
 from ssole.evaluation.datasets import Subset
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.features import Embeddings, for_each_batch
-from ssole.evaluation.models import open_model
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import own_device
 from ssole.files import read_json, remove_leftovers, write_atomically, write_json_atomically
@@ -94,7 +93,7 @@ def embed_to_file(
     out = Path(out)
     if out.suffix not in (".npz", ".parquet"):
         raise ValueError(f"cannot write embeddings to {out.name!r}: end the name in .npz or .parquet")
-    model, preprocessing = model_and_preprocessing(model_or_run, open_model, {})
+    model, preprocessing = model_and_preprocessing(model_or_run)
     source = open_source(data)
     folder = out.with_name(out.name + ".parts")
     parts = embed_parts(model, preprocessing, source, folder, device=device, precision=precision, progress=progress)
