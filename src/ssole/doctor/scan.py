@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -94,32 +95,33 @@ def scan(source: Source, indices: Sequence[int], *, progress: bool, channels: in
     """
     import imagehash  # noqa: F401 - imported once, before threads do it at the same time
 
+    stop = threading.Event()
     records: list[Readable | Unreadable] = []
-    with progress_bar(f"reading {source.name}", len(indices), enabled=progress) as advance:
-        for part in _scan_in_threads(source, indices, channels):
-            records += part
-            advance(len(part))
+
+    def scan_part(part: Sequence[int]) -> list[Readable | Unreadable]:
+        return [scan_image(source, i, channels) for i in part if not stop.is_set()]
+
+    parts = [indices[first : first + _TASK] for first in range(0, len(indices), _TASK)]
+    with progress_bar(f"reading {source.name}", len(indices), enabled=progress) as advance, _threads() as pool:
+        try:
+            for task in [pool.submit(scan_part, part) for part in parts]:
+                records += task.result()
+                advance(len(task.result()))
+        finally:
+            stop.set()
     return Scan(
         readable=[record for record in records if isinstance(record, Readable)],
         unreadable=[record for record in records if isinstance(record, Unreadable)],
     )
 
 
-def _scan_in_threads(
-    source: Source, indices: Sequence[int], channels: int | None = None
-) -> Iterator[list[Readable | Unreadable]]:
-    stop = threading.Event()
-
-    def scan_part(part: Sequence[int]) -> list[Readable | Unreadable]:
-        return [scan_image(source, i, channels) for i in part if not stop.is_set()]
-
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Pool of threads that read images. Leaving waits for none: Ctrl-C must end what a silent disk would hold up."""
     pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor")
     try:
-        parts = [indices[first : first + _TASK] for first in range(0, len(indices), _TASK)]
-        for task in [pool.submit(scan_part, part) for part in parts]:
-            yield task.result()
+        yield pool
     finally:
-        stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -213,29 +215,39 @@ class Sample:
 
 
 def draw_sample(source: Source, readable: Sequence[Readable], *, shrink_to: int, channels: int | None = None) -> Sample:
-    """Sample of evenly spaced images: 256, or fewer if 4 seconds end first. It has as many threads as training."""
-    count = min(MOST_IMAGES, len(readable))
-    spaced = [readable[k].index for k in evenly_spaced(len(readable), count)]
+    """Sample of evenly spaced images: 256, or fewer if 4 seconds end first. It has as many threads as training.
+
+    Images that cannot be read this time, as over a network, are left out; a DataError if none can.
+    """
+    spaced = [readable[k].index for k in evenly_spaced(len(readable), MOST_IMAGES)]
     indices = [i for first in range(8) for i in spaced[first::8]]  # so that a first part covers the whole set too
+    reasons: list[DataError] = []
 
-    def decoded(i: int) -> torch.Tensor:
-        return decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels)
+    def decoded(i: int) -> torch.Tensor | None:
+        try:
+            return decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels)
+        except DataError as error:
+            reasons.append(error)
+            return None
 
-    kept: list[torch.Tensor] = []
+    kept: dict[int, torch.Tensor] = {}
     measured: list[torch.Tensor] = []
     seconds = 0.0
     at_once = 4 * decoding_threads()
-    with ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor") as pool:
-        while len(measured) < count and seconds < SAMPLE_SECONDS:
+    with _threads() as pool:
+        while indices and (seconds < SAMPLE_SECONDS or not measured):
+            part, indices = indices[:at_once], indices[at_once:]
             begin = time.perf_counter()
-            images = list(pool.map(decoded, indices[len(measured) : len(measured) + at_once]))
+            images = {i: image for i, image in zip(part, pool.map(decoded, part), strict=True) if image is not None}
             seconds += time.perf_counter() - begin
-            kept += images[: KEPT - len(kept)]
-            measured += [moments(image) for image in images]
+            kept |= dict(list(images.items())[: KEPT - len(kept)])
+            measured += [moments(image) for image in images.values()]
+    if not measured:
+        raise DataError(f"{source.name}: no image can be read a second time ({reasons[0]})")
     mean, std = mean_and_std(measured)
     return Sample(
-        images=kept,
-        ids=torch.tensor(indices[: len(kept)]),
+        images=[*kept.values()],
+        ids=torch.tensor([*kept]),
         statistics=ChannelStatistics(mean=mean, std=std, images=len(measured)),
         decode=Rate(value=len(measured) / seconds, threads=decoding_threads(), images=len(measured)),
     )
