@@ -152,6 +152,10 @@ def test_parts_of_other_work_are_refused(run: Run, tmp_path: Path) -> None:
     changed.images = 255 - changed.images
     with pytest.raises(ssole.DataError, match=r"something else \(other images\): "):
         embed_to_file(run, changed, out, progress=False)
+    turned = Interrupted()
+    turned.images = turned.images.reshape(22, -1, turned.images.shape[1] // 2, 3)  # of the same bytes
+    with pytest.raises(ssole.DataError, match=r"something else \(other images\): "):
+        embed_to_file(run, turned, out, progress=False)
     with pytest.raises(ssole.DataError, match="images 22 instead of 5"):
         embed_to_file(run, tiny.images(5), out, progress=False)
 

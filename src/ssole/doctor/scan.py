@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.config import ViewRecipe
-from ssole.data.base import Pixels, Source, evenly_spaced
+from ssole.data.base import Pixels, Source, content_digest, evenly_spaced
 from ssole.data.decode import as_batch, decode, mean_and_std, moments, open_pillow
 from ssole.data.tiff import tiff_header
 from ssole.errors import DataError
@@ -55,7 +54,7 @@ class Readable:
     id: str
     header: Header
     """Width and height are those after the EXIF orientation."""
-    digest: bytes
+    digest: str
     """Hash of the encoded bytes, or of an array's dtype, shape and values."""
     hash: int
     """Perceptual hash, 64 bits."""
@@ -145,7 +144,7 @@ def scan_image(source: Source, i: int, channels: int | None = None) -> Readable 
     # pHash: which of the 8 x 8 lowest frequencies of the image, reduced to 32 x 32, are above their median
     bits = int.from_bytes(np.packbits(imagehash.phash(image).hash).tobytes(), "big")
     thumbnail = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Resampling.BOX), dtype=np.uint8)
-    return Readable(i, name, header, _digest(data), bits, thumbnail, blank)
+    return Readable(i, name, header, content_digest(data), bits, thumbnail, blank)
 
 
 def _header(data: bytes | Pixels) -> Header:
@@ -157,12 +156,6 @@ def _header(data: bytes | Pixels) -> Header:
         return Header("TIFF", *tiff_header(data), len(data))
     with opened as image:
         return Header(image.format or "unknown", image.mode, image.width, image.height, len(data))
-
-
-def _digest(data: bytes | Pixels) -> bytes:
-    if isinstance(data, np.ndarray):  # 2 x 8 and 4 x 4 pixels may have the same bytes
-        data = f"{data.dtype} {data.shape}".encode() + data.tobytes()
-    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _grey(pixels_CHW: Pixels) -> Image:

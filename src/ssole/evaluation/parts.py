@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ssole import distributed
-from ssole.data.base import Source, evenly_spaced
+from ssole.data.base import Source, content_digests
 from ssole.data.sources import open_source
 from ssole.errors import DataError, valid_text
 from ssole.evaluation.checks import check_features
@@ -203,14 +203,8 @@ def _work(
 
 def _contents(source: Source) -> str:
     """Hash of a source's ids, of its files' sizes and times, and of a few images, since not every source has files."""
-    digest = hashlib.sha256((source.fingerprint() or source.ids_fingerprint).encode())
-    for i in evenly_spaced(len(source), 8):
-        try:
-            image = source.read(i)
-        except DataError:
-            continue  # it has no contents to hash; embedding it reports it
-        digest.update(image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes())
-    return digest.hexdigest()
+    words = [source.fingerprint() or source.ids_fingerprint, *content_digests(source, 8).values()]
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
 
 def _require_same_work(folder: Path, work: dict[str, Any]) -> None:
