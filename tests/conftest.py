@@ -40,6 +40,14 @@ def cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_flushed_to_the_disk() -> Iterator[None]:
+    """`os.fsync` does nothing: it takes milliseconds, and files of tests need not survive a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def torch_as_it_was() -> Iterator[None]:
     """Fixed seeds before each test; torch's global switches back to their defaults after it."""

@@ -15,6 +15,8 @@ import torch
 from ssole.models.backbone import Encoder
 from ssole.training import embedder
 
+_PRELOADED = ["pytest", "safetensors.torch", "ssole.api", "ssole.cli", "timm", "torch._dynamo", "tyro"]
+
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
     """What torchrun sets."""
@@ -42,7 +44,7 @@ def run(world: int, work: Callable[..., None], *arguments: Any) -> None:
 def start(world: int, work: Callable[..., None], *arguments: Any, join: bool = False) -> list[Any]:
     """Processes that have begun to call `work(*arguments)`."""
     # a server that has imported what takes long, and from which the processes are forked
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["timm", "safetensors.torch"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
     arguments_of_all = (world, free_port(), work, arguments)
     options = {"nprocs": world, "start_method": "forkserver", "join": join}
     context = torch.multiprocessing.start_processes(_process, arguments_of_all, **options)

@@ -98,6 +98,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(ssole, "pretrain", lambda *data, **given: pretrain(*data, **{**given, **SHORT}))
     monkeypatch.setattr(ssole, "evaluate", lambda *data, **given: evaluate(*data, **{"protocol": "knn", **given}))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ssole.training.trial.MAX_TRIAL_STEPS", 3)  # by which the time of a step is measured
     torch.set_num_threads(1)  # for work this small, a second one only waits
     tiny.write_folder(tmp_path / "photos", 32)
     tiny.write_folder(tmp_path / "photos-to-test-on", 8, size=16)
@@ -210,9 +211,12 @@ def check_flags(arguments: list[str]) -> None:
 
 @pytest.mark.filterwarnings("ignore")  # 32 images of noise give rise to many warnings, all of them right
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_snippets_run(page: Path, workplace: Path) -> None:
+def test_snippets_run(page: Path, request: pytest.FixtureRequest) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
-    for snippet in snippets(page):
+    found = snippets(page)
+    if found:
+        request.getfixturevalue("workplace")
+    for snippet in found:
         if snippet.language == "python":
             run_python(snippet, names)
         elif snippet.language == "sh":

@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 import tiny
-from ssole import extending
+from ssole import export, extending
 from ssole.config import ConfigError, OptimConfig
+from ssole.evaluation.results import EvaluationResult, Score
+from ssole.report.record import Record
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
 from ssole.training.pace import Extension, Pace, extensions
@@ -101,6 +103,22 @@ def test_epochs_and_a_second_extension(tmp_path: Path) -> None:
         "backbone-step-00000012.safetensors",
         "backbone-step-00000017.safetensors",
     }
+
+
+def test_figures_stay_with_their_weights(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run")
+    result = EvaluationResult(rows={"trained": {"knn20": Score.accuracy(0.5, 99)}}, train="a", test="b")
+    for name in ("evaluation.json", "transfer.json"):
+        result.save(run.path / name)
+    extend(run, steps=1)
+    assert Record.read(run.path).evaluation is None
+    assert not (run.path / "transfer.json").exists()
+    cards = [
+        (export(weights, to="timm", out=tmp_path / weights.stem) / "README.md").read_text(encoding="utf-8")
+        for weights in (run.backbone_path, run.path / KEPT)
+    ]
+    assert ["Not measured: `ssole eval` measures it" in card for card in cards] == [True, False]
+    assert "| trained | 50.0 % ± 5.0 |" in cards[1]
 
 
 def test_a_kill_between_the_old_weights_and_the_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,8 +44,8 @@ def extend(
     """Train a finished run for longer, by so many epochs or steps. If it is interrupted, :func:`resume` continues it.
 
     Weights and optimizer go on as they are, and the learning rate is that of a run of the added steps, times `factor`:
-    see :class:`ssole.training.pace.Extension`. The weights until now are kept as `backbone-step-N.safetensors`. If
-    torchrun starts the processes again, they go on with the extension.
+    see :class:`ssole.training.pace.Extension`. The weights until now are kept as `backbone-step-N.safetensors`, and
+    their evaluation as `evaluation-step-N.json`. If torchrun starts the processes again, they go on with the extension.
 
     Args:
         run: the run, or its folder.
@@ -110,5 +110,8 @@ def add_extension(run: Run, *, steps: int, factor: float) -> None:
     begin = max(checkpoint_steps(run))
     new = Extension(step=begin, total=begin + steps, factor=factor)
     with writing(run, EXTENSIONS):
-        os.replace(run.backbone_path, run.path / f"backbone-step-{begin:08d}.safetensors")
+        # the figures first: none may stand beside other weights than its own
+        for name in ("evaluation.json", "transfer.json", run.backbone_path.name):
+            if (path := run.path / name).exists():
+                os.replace(path, path.with_stem(f"{path.stem}-step-{begin:08d}"))
         write_lines(run.path / EXTENSIONS, [dataclasses.asdict(one) for one in (*extensions(run), new)])

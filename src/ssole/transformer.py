@@ -22,7 +22,6 @@ from ssole.data.sources import open_source
 from ssole.errors import DataError
 from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.features import extract
-from ssole.evaluation.models import open_model
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import Precision, resolve_device
 
@@ -104,7 +103,7 @@ class SSOLEFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """Number of features F, for the names that scikit-learn gives them."""
         model, preprocessing = self._loaded()
         black = np.zeros((1, preprocessing.image_size, preprocessing.image_size, len(preprocessing.mean)), np.uint8)
-        return extract(model, ArraySource(black), preprocessing, progress=False).shape[1]
+        return extract(model, preprocessing.open_store(ArraySource(black)), preprocessing, progress=False).shape[1]
 
     def _loaded(self) -> tuple[nn.Module, Preprocessing]:
         """The model and its preprocessing, loaded once for each value of the parameter."""
@@ -131,7 +130,7 @@ def _load(model: Any) -> tuple[nn.Module, Preprocessing]:
     """Model and its preprocessing. A folder that timm reads needs no prefix."""
     if not isinstance(model, nn.Module) and (Path(getattr(model, "path", model)) / "config.json").is_file():
         model = f"timm:local-dir:{model}"
-    return model_and_preprocessing(model, open_model, {})
+    return model_and_preprocessing(model)
 
 
 def _source(X: Any) -> Source:

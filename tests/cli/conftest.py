@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """Run `ssole ARGUMENTS` in this process, in a folder with tiny.yaml and images in photos/. Never a traceback."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr("ssole.training.trial.MAX_TRIAL_STEPS", 3)  # by which the time of a step is measured
     tiny.recipe(tmp_path)
     tiny.write_folder(tmp_path / "photos")
 
@@ -28,10 +30,22 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     return run
 
 
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a run in run/, its images in labeled/, and others in unlabeled/."""
+    folder = tmp_path_factory.mktemp("trained")
+    tiny.write_folder(folder / "labeled", 60)
+    tiny.write_folder(folder / "unlabeled", 30, classes=(".",))
+    how = ("--recipe", tiny.recipe(folder), "--data", str(folder / "labeled"), "--steps", "2")
+    assert tiny.main("pretrain", *how, "--out", str(folder / "run")) == 0
+    return folder
+
+
 @pytest.fixture
-def trained(command: Command) -> Command:
-    """The same, with a run in run/, its images in labeled/, and others in unlabeled/."""
-    tiny.write_folder(Path("labeled"), 60)
-    tiny.write_folder(Path("unlabeled"), 30, classes=(".",))
-    assert command("pretrain", "--recipe", "tiny.yaml", "--data", "labeled", "--steps", "2", "--out", "run").code == 0
+def trained(command: Command, template: Path) -> Command:
+    """`command` in a copy of the template."""
+    for name in ("labeled", "unlabeled", "run"):
+        shutil.copytree(template / name, name)
+    for path in (Path("run/config.yaml"), Path("run/environment.json")):
+        path.write_text(path.read_text().replace(str(template), str(Path.cwd())))
     return command

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import io
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -147,38 +148,43 @@ def test_names_of_files_cannot_steer_the_terminal(command: Command) -> None:
 
 
 @pytest.mark.parametrize("columns", ["1", "10"])
-def test_help_in_a_narrow_terminal_ends(tmp_path: Path, columns: str) -> None:
-    environment = {**os.environ, "COLUMNS": columns}
-    for name in ("pretrain", "eval"):
-        done = subprocess.run(
-            [sys.executable, "-m", "ssole", name, "--help"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("usage: ssole")
+def test_help_in_a_narrow_terminal_ends(command: Command, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    def too_long(*_: object) -> None:
+        raise TimeoutError("the layout does not end")
+
+    monkeypatch.setenv("COLUMNS", columns)
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(100)
+    try:
+        for name in ("pretrain", "eval"):
+            assert command(name, "--help").out.startswith("usage: ssole")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_an_output_without_all_characters_does_not_end_a_command(trained: Command, encoding: str) -> None:
+def test_an_output_without_all_characters_does_not_end_a_command(
+    trained: Command, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
     Path("labeled/cat").rename("labeled/ネコ")
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "OMP_NUM_THREADS": "1"}
     for arguments in (
         ["doctor", "labeled", "--no-estimate"],
         ["eval", "run", "--data", "labeled", "--protocol", "knn"],
     ):
-        program = [sys.executable, "-m", "ssole", *arguments]
-        done = subprocess.run(program, env=environment, capture_output=True, timeout=240)
-        assert done.returncode in {0, 1}, done.stderr
-        assert b"Traceback" not in done.stderr
-        assert b"can't encode" not in done.stderr
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding) for _ in range(2))
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", err)
+            assert tiny.main(*arguments) in {0, 1}
+        for stream in (out, err):
+            stream.seek(0)
+            said = stream.read()
+            assert "Traceback" not in said
+            assert "can't encode" not in said
 
 
 def test_damaged_tiffs_print_one_line_and_not_one_for_each_defect(trained: Command) -> None:
-    import io
-
     from PIL import Image
 
     out = io.BytesIO()

@@ -31,6 +31,7 @@ METHODS = ["ssole", "simclr"]
 @pytest.fixture(autouse=True)
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 3)  # by which the time of a step is measured
     tiny.recipe(tmp_path)
     tiny.write_folder(tmp_path / "photos" / "train", 80)
     tiny.write_folder(tmp_path / "photos" / "test", 40)
@@ -253,7 +254,8 @@ class Diverging(nn.Module):
         return z.float().square().mean() / (self.steps < 12).float()
 
 
-def test_a_method_that_fails_is_a_row_with_its_reason() -> None:
+def test_a_method_that_fails_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 20)  # in which the second one fails
     result = compare({"ssole": {"loss.name": "ssole"}, "broken": Broken(), "diverging": Diverging()})
     assert result.arms["broken"].reason == "RuntimeError: no such thing"
     assert result.arms["broken"].runs == []

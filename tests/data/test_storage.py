@@ -91,7 +91,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "served").mkdir()
     with Server(("127.0.0.1", 0), functools.partial(Handler, directory=str(tmp_path / "served"))) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield server
         server.shutdown()

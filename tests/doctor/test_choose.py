@@ -50,14 +50,26 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(module, "_TRIAL_SECONDS", 0.1)
     monkeypatch.setattr(api, "start", start)
     tiny.write_folder(tmp_path / "photos", size=40)
+    tiny.write_folder(tmp_path / "large", size=80)
     assert tiny.main("pretrain", "--data", "photos", "--budget", "3s", "--optim.lr", "0.5", "--device", "cpu") == 2
     assert tiny.main("pretrain", "--data", "photos", "--recipe", "photos", "--budget", "3s") == 2
-    (config, out), (given, _) = seen
+    words = "--no-deterministic --loss.no-coupled --model.backbone-args.layers 1 1 1 2 --augment.crops.0.scale 0.5 0.9"
+    words += " --views 3 --eval-every 7 --preset aerial --augment.hue 0.2 --augment.early-size 36 --batch_size=8"
+    assert tiny.main("pretrain", "--data", "large", "--device", "cpu", *words.split()) == 2
+    assert tiny.main("pretrain", "--data", "digits-m", "--steps", "3") == 2
+    (config, out), (given, _), (many, _), (plain, _) = seen
     assert (config.budget, config.compile, config.optim.lr, config.augment.crops[0].size) == ("3s", "never", 0.5, 32)
     assert any("fit into 3s" in reason for reason in config.reasons)
     assert config.reasons[-1] == "as given: optim.lr"
     assert out == Path("runs/small-images")
     assert (given.augment.crops[0].size, given.reasons) == (224, ())
+    assert (many.deterministic, many.loss.coupled, many.batch_size, many.knn_every) == (False, False, 8, 7)
+    assert many.model.backbone_args["layers"] == [1, 1, 1, 2]
+    assert (many.augment.crops[0].scale, many.augment.crops[0].count, many.augment.crops[0].size) == ((0.5, 0.9), 3, 64)
+    assert (many.augment.turn, many.augment.hue, many.augment.early_size) == (0.75, 0.2, 36)
+    names = "augment.crops.0.scale, augment.early_size, augment.hue, batch_size, deterministic, knn_every, loss.coupled"
+    assert many.reasons[-1] == f"as given: {names}, model.backbone_args.layers, preset, views"
+    assert (plain.steps, plain.augment, plain.reasons) == (3, load("digits-m").augment, ())
 
 
 def test_settings_that_suit_the_images_and_not_the_default_recipe() -> None:
@@ -70,7 +82,7 @@ def test_settings_that_suit_the_images_and_not_the_default_recipe() -> None:
 
 
 def test_a_budget_measures_this_machine() -> None:
-    found = suggest_for(tiny.images(size=30), budget="2s", device="cpu")
+    found = suggest_for(tiny.images(size=30), {"budget": "2s", "device": "cpu"})
     assert found.recipe in ("small-images", "small-images-resnet18")
     assert found.overrides["budget"] == "2s"
 
@@ -79,10 +91,10 @@ def test_bad_input(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"holds no image that can be read: a\.png: "):
-        suggest_for(tmp_path / "photos")
+        suggest_for(tmp_path / "photos", {})
     with pytest.raises(ConfigError, match="such as 90s, 10m or 2h, got '300steps'"):
-        suggest_for(tiny.images(), budget="300steps")
+        suggest_for(tiny.images(), {"budget": "300steps"})
     with pytest.raises(ConfigError, match="device"):
-        suggest_for(tiny.images(), device="tpu")
+        suggest_for(tiny.images(), {"device": "tpu"})
     with pytest.raises(ConfigError, match="leave out either budget or steps"):
         choose(np.zeros((8, 9, 9, 3), np.uint8), None, {"budget": "1s", "steps": 3, "device": "cpu"})

@@ -105,7 +105,7 @@ def made_up(count: int, seed: int = 0) -> list[Readable]:
         noise = random.normal(0, random.uniform(5, 50), (16, 16))
         thumbnail = np.clip(images[of] + noise, 0, 255).astype(np.uint8)
         header = Header("PNG", "RGB", 32, 32, 100)
-        digest, hash = index.to_bytes(16, "big"), int(hashes[of]) ^ mask
+        digest, hash = f"{index:032x}", int(hashes[of]) ^ mask
         found.append(Readable(index, str(index), header, digest, hash, thumbnail, False))
     return found
 
@@ -159,7 +159,7 @@ def test_leaks_name_the_twin_and_prefer_the_exact_one(pictures: list[Picture]) -
 def test_many_images_that_all_look_the_same_are_compared_quickly() -> None:
     """Comparing all pairs of 20,000 images would be 200 million comparisons."""
     one = made_up(1)[0]
-    many = [dataclasses.replace(one, index=i, id=str(i), digest=i.to_bytes(16, "big")) for i in range(20_000)]
+    many = [dataclasses.replace(one, index=i, id=str(i), digest=f"{i:032x}") for i in range(20_000)]
     begin = time.perf_counter()
     (group,) = near_copies(many)
     assert group.first == "0"

@@ -73,6 +73,7 @@ def damage(folder: Path) -> Path:
     Image.new("RGB", (30, 20), "white").save(folder / "blank.png")
     (folder / "[bold]empty.jpg").write_bytes(b"")
     (folder / "notes.txt").write_text("not an image")
+    (folder / ".thumbnails").write_bytes(b"")
     return folder
 
 
@@ -85,7 +86,7 @@ def test_a_damaged_folder(folder: Path) -> None:
     assert report.contents is not None
     assert report.contents.blank == ["blank.png"]
     assert report.contents.formats == {"PNG": 14, "JPEG": 1}
-    assert report.ignored == {".txt": 1}
+    assert report.ignored == {".txt": 1, "hidden": 1}
     found = levels(report)
     assert {found[topic] for topic in ("unreadable", "exact_copies", "near_copies", "blank", "few")} == {"look"}
     assert report.verdict == "look"
@@ -99,7 +100,7 @@ def test_what_the_page_says(folder: Path) -> None:
         "photos: 16 images",
         "PNG 14, JPEG 1",
         "landscape, about 4:3",
-        "1 .txt: ignored",
+        "1 .txt, 1 hidden: ignored",
         "look at this cannot be read: 1 of 16 images (6.2 %)",
         "[bold]empty.jpg: the image is empty (0 bytes).",
         "00.png: copy of 00.png",

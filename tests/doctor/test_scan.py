@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -26,12 +27,12 @@ from ssole.doctor.scan import (
     Sample,
     Scan,
     Unreadable,
-    _scan_in_threads,
     draw_sample,
     scan,
     scan_image,
     view_rate,
 )
+from ssole.errors import DataError
 
 CPU = torch.device("cpu")
 
@@ -155,22 +156,23 @@ def test_indices_are_evenly_spaced(images: int, limit: int) -> None:
 
 
 class Slow(ArraySource):
-    """Source that counts its reads, which take 10 ms."""
+    """Source that counts its reads, which take 10 ms; the first one is interrupted, as by Ctrl-C."""
 
     reads = 0
 
     def read(self, i: int) -> NDArray[np.uint8]:
         self.reads += 1
         time.sleep(0.01)
+        if i == 0:
+            raise KeyboardInterrupt
         return super().read(i)
 
 
 def test_leaving_early_leaves_no_work_behind() -> None:
     """As on Ctrl-C: every thread ends after the image it is reading."""
     source = Slow(np.zeros((5000, 4, 4), dtype=np.uint8))
-    parts = _scan_in_threads(source, list(range(5000)))
-    next(parts)
-    parts.close()
+    with pytest.raises(KeyboardInterrupt):
+        scan(source, range(5000), progress=False)
     time.sleep(0.1)
     reads = source.reads
     time.sleep(0.2)
@@ -231,6 +233,52 @@ def test_the_sample_is_evenly_spaced_and_bounded() -> None:
     assert sample.statistics.mean[0] == pytest.approx(images.mean() / 4 / 255, rel=0.02)
     assert sample.decode.value > 0
     assert sorted(sample.ids.tolist())[-1] > 900  # even of those kept
+
+
+class Failing(ArraySource):
+    """Source of grey images, some of which fail once `fails` is set, as over a network."""
+
+    fails: frozenset[int] = frozenset()
+
+    def read(self, i: int) -> NDArray[np.uint8]:
+        if i in self.fails:
+            raise DataError(f"{self.id(i)}: the server is gone")
+        return super().read(i)
+
+
+def test_images_that_fail_when_read_again_are_left_out() -> None:
+    source = Failing(np.arange(200, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2), name="far")
+    readable = scan(source, range(200), progress=False).readable
+    source.fails = frozenset(range(0, 200, 2))
+    sample = draw_sample(source, readable, shrink_to=8)
+    assert sample.statistics.images == sample.decode.images == 100
+    assert sample.statistics.mean[0] == pytest.approx(100 / 255)
+    assert len(sample.images) == KEPT
+    assert [int(image[0, 0, 0]) for image in sample.images] == sample.ids.tolist()
+    source.fails = frozenset(range(200))
+    with pytest.raises(DataError, match=r"far: no image can be read a second time \(far:\d+: the server is gone\)"):
+        draw_sample(source, readable, shrink_to=8)
+
+
+def test_ctrl_c_does_not_wait_for_a_silent_disk() -> None:
+    class Silent(ArraySource):
+        silent = False
+        answer = threading.Event()
+
+        def read(self, i: int) -> NDArray[np.uint8]:
+            if self.silent and i == 0:
+                raise KeyboardInterrupt
+            if self.silent:
+                self.answer.wait(10)
+            return super().read(i)
+
+    source = Silent(np.zeros((8, 4, 4), dtype=np.uint8))
+    readable = scan(source, range(8), progress=False).readable
+    source.silent, begin = True, time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        draw_sample(source, readable, shrink_to=8)
+    assert time.monotonic() - begin < 5
+    source.answer.set()
 
 
 def test_a_batch_repeats_what_there_is() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,8 @@ from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation import evaluate as module
-from ssole.evaluation import protocols
-from ssole.evaluation.evaluate import embed
+from ssole.evaluation import features, protocols
+from ssole.evaluation.evaluate import embed, evaluate
 from ssole.evaluation.features import extract
 from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
@@ -117,6 +119,25 @@ def test_only_images_that_can_be_read_count_for_robustness(monkeypatch: pytest.M
     damaged = Damaged(test.images, test.labels, classes=test.classes)
     result = evaluate_quietly(MeanColour(), train, test=damaged, protocol="robustness", baselines=False)
     assert result.rows["trained"]["robustness"].n == 29
+
+
+def test_one_bar_at_a_time_for_robustness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "CORRUPTIONS", {"contrast": protocols.CORRUPTIONS["contrast"]})
+    shown: list[str] = []
+
+    @contextlib.contextmanager
+    def bar(what: str, total: int, *, enabled: bool) -> Iterator[Any]:
+        if enabled:
+            assert not shown, f"{what} within {shown}"
+            shown.append(what)
+        yield lambda count=1: None
+        if enabled:
+            shown.remove(what)
+
+    for place in (protocols, features):
+        monkeypatch.setattr(place, "progress_bar", bar)
+    train, test = coloured(60, seed=0), coloured(30, seed=1)
+    evaluate(MeanColour(), train, test=test, protocol="robustness", device="cpu")
 
 
 def test_images_without_a_label_or_that_cannot_be_read_are_left_out() -> None:
@@ -217,12 +238,12 @@ def test_the_online_evaluator_agrees_with_the_evaluation() -> None:
     model = MeanColour()
     preprocessing = Preprocessing.from_model(model)
     stores = [ImageStore(source, progress=False) for source in (train, test)]
-    online = knn_evaluator(*stores, preprocessing, k=(20, 10), precision="float32")
+    online = knn_evaluator(*stores, preprocessing, precision="float32")
     final = evaluate_quietly(model, train, test=test, protocol=["knn"], baselines=False).rows["trained"]
-    assert online(model) == {"knn20": final["knn20"].value, "knn10": final["knn10"].value}
+    assert online(model) == {"knn20": final["knn20"].value}
     assert model.training
-    with pytest.raises(ValueError, match=r"k is \(200,\) and there are 150 training images"):
-        knn_evaluator(*stores, preprocessing, k=(200,))
+    with pytest.raises(ValueError, match="k is 20 and there are 19 training images"):
+        knn_evaluator(ImageStore(coloured(19, seed=0), progress=False), stores[1], preprocessing)
     with pytest.raises(DataError, match="have no labels"):
         knn_evaluator(stores[0], ImageStore(ArraySource(test.images), progress=False), preprocessing)
 
@@ -252,8 +273,8 @@ def test_knn_of_photographs_while_training_is_that_of_the_evaluation(tmp_path: P
         [ImageStore(open_source(data, split=split), shrink_to=shrink_to, progress=False) for split in ("train", "test")]
         for shrink_to in (size, preprocessing.decode_size)
     )
-    online = knn_evaluator(*of_evaluation, preprocessing, k=(20, 10), precision="float32")
-    assert online(model) == {name: final[name].value for name in ("knn20", "knn10")}
+    online = knn_evaluator(*of_evaluation, preprocessing, precision="float32")
+    assert online(model) == {"knn20": final["knn20"].value}
     with pytest.raises(ValueError, match=f"decoded at size {size} with channels None, and the model needs size 64"):
         knn_evaluator(of_evaluation[0], of_training[1], preprocessing)
     features = [extract(model, stores[0], preprocessing, progress=False) for stores in (of_training, of_evaluation)]

@@ -10,8 +10,6 @@ import pytest
 import torch
 from torch import nn
 
-from ssole.data.arrays import ArraySource
-from ssole.data.store import ImageStore
 from ssole.evaluation.features import Embeddings, extract, extract_views, raw_pixels
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import resolve_precision
@@ -52,14 +50,6 @@ def test_sizes_may_differ_and_order_is_kept() -> None:
     for row, image in zip(together, images.images, strict=True):
         alone = extract(nn.Flatten(), Images([image]), AT_8, precision="float32")
         torch.testing.assert_close(row, alone[0])
-
-
-def test_a_source_is_read_through_a_store() -> None:
-    array = np.random.default_rng(0).integers(256, size=(10, 8, 8, 3), dtype=np.uint8)
-    from_source, from_store = (
-        extract(nn.Flatten(), images, AT_8) for images in (ArraySource(array), ImageStore(ArraySource(array)))
-    )
-    assert torch.equal(from_source, from_store)
 
 
 def test_the_model_is_left_as_it_was() -> None:

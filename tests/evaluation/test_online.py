@@ -11,11 +11,15 @@ import pytest
 import ssole
 import tiny
 from ssole.errors import DataError
+from ssole.evaluation.datasets import open_data
+from ssole.evaluation.online import NEIGHBOURS
+from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import LABEL_FREE
 from ssole.training.monitor import Monitor
 from ssole.training.stopping import Interrupted
 
 STEPS = 7
+AT_8 = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 
 @pytest.fixture
@@ -64,6 +68,17 @@ def test_without_labels_ranks_are_measured(tmp_path: Path, plain: bytes) -> None
     run = tiny.start(tmp_path / "run", steps=STEPS, eval_data=unlabelled, knn_every=STEPS)
     row = next(row for row in run.metrics if "rankme" in row)
     assert set(row) - {"step", "epoch", "seconds"} <= set(LABEL_FREE)
+    assert run.backbone_path.read_bytes() == plain
+
+
+def test_too_few_readable_images_do_not_stop_training(tmp_path: Path, plain: bytes) -> None:
+    photos = tiny.write_folder(tmp_path / "photos", 26)  # six of them are held out
+    store = open_data(str(photos), None, AT_8, seed=0, progress=False).train
+    assert len(store) == NEIGHBOURS
+    (photos / store.store.ids[int(store.positions[3])]).write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="no kNN accuracy: only 19 training images can be read"):
+        run = tiny.start(tmp_path / "run", steps=STEPS, eval_data=str(photos), knn_every=STEPS)
+    assert measured_steps(run, "knn20") == []
     assert run.backbone_path.read_bytes() == plain
 
 

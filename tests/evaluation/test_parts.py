@@ -121,7 +121,7 @@ parts.embed_to_file({str(run.path)!r}, Slow({str(tmp_path / "photos")!r}), "kill
     assert not (tmp_path / "killed.parquet").exists()
     (folder / ".0000000008.parquet.abcd.ssole-tmp").write_bytes(b"half a part")
     embed_to_file(run, tmp_path / "photos", tmp_path / "whole.parquet", progress=False)
-    model, preprocessing = model_and_preprocessing(run, ssole.load, {})
+    model, preprocessing = model_and_preprocessing(run)
     parts.embed_parts(model, preprocessing, open_source(tmp_path / "photos"), folder, progress=False)
     assert (folder / "0000000000.parquet").stat().st_mtime_ns == first  # not computed again
     embed_to_file(run, tmp_path / "photos", tmp_path / "killed.parquet", progress=False)
@@ -152,6 +152,10 @@ def test_parts_of_other_work_are_refused(run: Run, tmp_path: Path) -> None:
     changed.images = 255 - changed.images
     with pytest.raises(ssole.DataError, match=r"something else \(other images\): "):
         embed_to_file(run, changed, out, progress=False)
+    turned = Interrupted()
+    turned.images = turned.images.reshape(22, -1, turned.images.shape[1] // 2, 3)  # of the same bytes
+    with pytest.raises(ssole.DataError, match=r"something else \(other images\): "):
+        embed_to_file(run, turned, out, progress=False)
     with pytest.raises(ssole.DataError, match="images 22 instead of 5"):
         embed_to_file(run, tiny.images(5), out, progress=False)
 

@@ -32,6 +32,11 @@ def test_results_are_shown_and_saved(tmp_path: Path) -> None:
     assert Score.over_runs([Score.accuracy(0.5, 100)]).std == pytest.approx(0.05)
 
 
+def test_names_are_saved_as_they_are(tmp_path: Path) -> None:
+    result = EvaluationResult(rows={"run [1  2]": {}}, train="photos [a  b]", test=None)
+    assert EvaluationResult.load(result.save(tmp_path / "result.json")) == result
+
+
 def test_names_that_look_like_markup_are_shown_as_they_are() -> None:
     from rich.console import Console
 

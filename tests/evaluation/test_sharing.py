@@ -28,10 +28,16 @@ IMAGES = 700  # three batches, so that the last round lacks one
 
 @contextlib.contextmanager
 def counted(file: Path) -> Iterator[None]:
-    """Context that writes how many images this process decodes."""
-    with mock.patch.object(reader, "decode", wraps=reader.decode) as decode:
+    """Context that writes how many images this process decodes, and how many it reads from stores."""
+    plain, read = ImageStore.get, []
+
+    def get(self: ImageStore, indices: torch.Tensor) -> Any:
+        read.append(len(indices))
+        return plain(self, indices)
+
+    with mock.patch.object(reader, "decode", wraps=reader.decode) as decode, mock.patch.object(ImageStore, "get", get):
         yield
-    file.write_text(str(decode.call_count))
+    file.write_text(f"{decode.call_count} {sum(read)}")
 
 
 def commands(folder: Path, out: Path) -> None:
@@ -110,9 +116,13 @@ def test_the_doctor_finds_what_it_finds_in_one_process(folder: Path) -> None:
 
 def test_an_image_is_decoded_by_one_process_for_all(folder: Path) -> None:
     assert not (folder / "one" / "decoded-1.txt").exists()
-    shares = [int((folder / "two" / f"decoded-{rank}.txt").read_text()) for rank in (0, 1)]
-    assert sum(shares) < 1.2 * IMAGES
-    assert max(shares) < IMAGES
+    (_, all_read), *both = (
+        [int(word) for word in (folder / name).read_text().split()]
+        for name in ("one/decoded-0.txt", "two/decoded-0.txt", "two/decoded-1.txt")
+    )
+    assert sum(decoded for decoded, _ in both) < 1.2 * IMAGES
+    assert max(decoded for decoded, _ in both) < IMAGES
+    assert max(read for _, read in both) < 0.7 * all_read  # of raw pixels too
 
 
 def test_the_first_process_alone_prints(folder: Path) -> None:

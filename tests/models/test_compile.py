@@ -71,9 +71,9 @@ def test_the_demo_is_compiled_where_bfloat16_is_native(native: bool, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own, while compiling
-@pytest.mark.parametrize("name", ["digits-m", "cifar10-cpu", "cifar10"])
+@pytest.mark.parametrize("name", ["cifar10-cpu", "cifar10"])
 def test_networks_of_recipes_compile_in_one_piece(name: str) -> None:
-    """A break in the graph would make them slower than they were."""
+    """A break in the graph would make them slower than they were. digits-m has the network of cifar10-cpu."""
     config = load(name, batch_size=2, precision="bfloat16")
     network = Learner(config, CPU).encoder
     speed_up_compiled_batch_norms(network)

@@ -16,6 +16,7 @@ def sample(train: list[int], test: list[int], looks: list[int]) -> Any:
     return SimpleNamespace(
         train=_Sized(after=axes[train], labels=torch.tensor(train)),
         test=_Sized(after=axes[looks], labels=torch.tensor(test)),
+        name_of=lambda label: f"class {label}",
     )
 
 
@@ -27,21 +28,22 @@ class _Sized(SimpleNamespace):
 def test_matrix_accuracy_and_mistakes() -> None:
     found = confusions(sample([2, 2, 5, 5, 7, 7], [2, 2, 5, 5, 5, 7], [2, 5, 5, 7, 7, 7]), 6)
     assert found is not None
-    assert found.labels == [2, 5, 7]
-    assert found.matrix.tolist() == [[1, 1, 0], [0, 1, 2], [0, 0, 1]]
-    assert found.accuracy == 0.5
-    assert [(one.true, one.predicted, one.count, one.rows) for one in found.mistakes] == [
-        (5, 7, 2, [3, 4]),
-        (2, 5, 1, [1]),
+    assert found["matrix"]["names"] == ["class 2", "class 5", "class 7"]
+    assert [counts for _, counts, _ in found["matrix"]["rows"]] == [[1, 1, 0], [0, 1, 2], [0, 0, 1]]
+    assert [(row["name"], row["count"]) for row in found["rows"]] == [("class 5", 3), ("class 2", 2), ("class 7", 1)]
+    assert [row["share"] for row in found["rows"]] == [1 / 3, 1 / 2, 1]
+    assert (found["accuracy"], found["count"], found["k"]) == (0.5, 6, 6)
+    assert found["mistakes"] == [
+        {"true": "class 5", "predicted": "class 7", "count": 2, "images": [3, 4]},
+        {"true": "class 2", "predicted": "class 5", "count": 1, "images": [1]},
     ]
-    assert found.k == 6
 
 
 def test_without_a_mistake_there_is_none() -> None:
     found = confusions(sample([1, 3], [1, 3], [1, 3]), 6)
     assert found is not None
-    assert found.mistakes == []
-    assert found.accuracy == 1.0
+    assert found["mistakes"] == []
+    assert found["accuracy"] == 1.0
 
 
 def test_without_test_images() -> None:

@@ -10,11 +10,11 @@ from ssole.report.sample import Part
 
 
 def part(after: Tensor) -> Part:
-    return Part(subset=None, rows=torch.arange(len(after)), after=after, before=after.flip(0))  # type: ignore[arg-type]
+    return Part(subset=None, after=after, before=after.flip(0))  # type: ignore[arg-type]
 
 
 def test_few_images() -> None:
-    assert [len(one.after) for one in sample_neighbours(part(torch.randn(3, 4)), 6)] == [2, 2, 2]
+    assert [len(after) for _, after, _ in sample_neighbours(part(torch.randn(3, 4)), 6)] == [2, 2, 2]
 
 
 def test_the_image_apart_is_the_first_outlier() -> None:

@@ -36,7 +36,11 @@ def test_cost_of_an_hour(record: Record) -> None:
     assert cost["images seen"] == "400, as 800 views"
     assert cost["waiting for data"] == "25 % of the time"
     assert cost["energy, estimated"] == "65 Wh, if the machine draws 65 W (a CPU at work)"
-    assert replace(record, metrics=[]).cost()["speed"] == "not recorded"
+    unknown = replace(record, metrics=[]).cost()
+    assert (unknown["speed"], unknown["energy, estimated"]) == ("not recorded", "not recorded")
+    for seconds, energy in ((19_385.0, "350 Wh, if"), (1e7, "180,000 Wh, if"), (1.0, "0.018 Wh, if")):
+        longer = replace(record, metrics=[{"step": 1, "loss": 1.0, "seconds": seconds}])
+        assert longer.cost()["energy, estimated"].startswith(energy)
     assert replace(record, metrics=[{"step": 1, "seconds": "long"}]).cost()["time"] == "not recorded"
 
 

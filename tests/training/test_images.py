@@ -182,7 +182,7 @@ def test_a_signed_url_leaves_no_trace_in_the_run(tmp_path: Path, monkeypatch: py
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://me:password@127.0.0.1:{server.server_port}/images.npy?signature=abc"
         monkeypatch.setattr(sys, "argv", ["ssole", "pretrain", "--data", url])
         run = tiny.start(tmp_path / "run", data=url)

@@ -19,12 +19,19 @@ from ssole.training.run import Run, create_run, new_run
 from tiny import Crash, crash
 
 
-@pytest.fixture
-def crashed(tmp_path: Path) -> Run:
-    """A run that ended after step 7, with a checkpoint of step 5."""
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run that ended after step 7, with a checkpoint of step 5."""
+    folder = tmp_path_factory.mktemp("crashed") / "run"
     with pytest.raises(Crash):
-        tiny.start(tmp_path / "run", evaluators={7: crash})
-    return Run(tmp_path / "run")
+        tiny.start(folder, evaluators={7: crash})
+    return folder
+
+
+@pytest.fixture
+def crashed(template: Path, tmp_path: Path) -> Run:
+    """Copy of that run."""
+    return Run(shutil.copytree(template, tmp_path / "run"))
 
 
 def contents(folder: Path) -> dict[Path, bytes]:

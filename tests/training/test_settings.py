@@ -40,7 +40,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as serving:
         found = Server(f"http://127.0.0.1:{serving.server_port}/images.npy")
         monkeypatch.setattr(handler.func, "log_message", lambda *_: found.asked.append("asked"))
-        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        threading.Thread(target=serving.serve_forever, args=(0.02,), daemon=True).start()
         yield found
         serving.shutdown()
 

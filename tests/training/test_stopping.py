@@ -154,7 +154,7 @@ def test_a_process_that_waits_for_a_silent_server_ends(tmp_path: Path, monkeypat
     monkeypatch.setenv("SSOLE_TIMEOUT", "300")
     handler = partial(Silent, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         given = ["pretrain", "--recipe", tiny.recipe(tmp_path, steps=10_000), "--out", str(tmp_path / "run")]
         given += ["--data", f"http://127.0.0.1:{server.server_port}/list.txt", "--cache-gb", "0"]
         process = tiny.command(*given, cwd=tmp_path)

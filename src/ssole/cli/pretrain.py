@@ -15,14 +15,11 @@ import tyro
 
 from ssole import api, distributed
 from ssole.cli.common import Changes, OptionalFolder, OptionalNumber, data_spec, show
-from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, apply_overrides, load, recipe_names
-from ssole.doctor.suggest import Suggestion, channel_overrides
+from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, load, recipe_names, to_dict
+from ssole.doctor.suggest import ANY_VIEWS, channel_overrides
 from ssole.progress import duration
 from ssole.runtime import process_seconds
 from ssole.training.run import Run
-from ssole.training.settings import require_named
-
-_DEFAULT_DATA = (DEFAULT_RECIPE, (DEFAULT_RECIPE,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,47 +69,51 @@ def pretrain(argv: Sequence[str]) -> int:
         return 0
     if args.allow_changes:
         raise ConfigError("--allow-changes goes with --resume RUN: a new run has nothing to compare with")
-    if "--data" in given and "--recipe" not in given and args.config.data not in _DEFAULT_DATA:
-        args, given = parse_options(argv, _choice(args.config, given, time.monotonic() - begin))
-    config, short = args.config, {"views": args.views, "knn_every": args.eval_every}
-    overrides = {name: value for name, value in short.items() if value is not None}
-    # given once more, they clear the recipe's own
-    overrides |= {name: getattr(config, name) for name in ("budget", "epochs", "steps") if f"--{name}" in given}
-    config = apply_overrides(config, overrides)
-    require_named(config, {name.removeprefix("--").replace("-", "_") for name in given})
-    out = api.new_folder(args.out, Path(args.recipe).stem)
+    from ssole.doctor.choose import choose
+
+    settings = _settings(args, given)
+    data = args.config.data if "data" in settings else ()
+    words = (data,) if isinstance(data, str) else data
+    recipe = args.recipe if "--recipe" in given else None
+    name, config = choose(data_spec(words), recipe, settings, spent=time.monotonic() - begin)
+    out = api.new_folder(args.out, name)
     print_finished(api.start(config, out, spent=time.monotonic() - begin))
     return 0
 
 
-def _choice(config: PretrainConfig, given: set[str], spent: float) -> Suggestion:
-    """Recipe and settings for the data, budget, device and channels of a config, and the options given beside them."""
-    from ssole.doctor.choose import suggest_for, with_given
+def _settings(args: PretrainArgs, given: set[str]) -> dict[str, Any]:
+    """Values of the settings that were given, by dotted name."""
+    settings: dict[str, Any] = {}
+    for option in given:
+        *groups, name = option.removeprefix("--").replace("-", "_").split(".")
+        node: Any = to_dict(args.config)
+        for group in groups:
+            node = node[int(group) if isinstance(node, list) else group]
+        name = name if name in node else name.removeprefix("no_")
+        if name in node:
+            settings[".".join([*groups, name])] = node[name]
+    others = {"views": args.views, "knn_every": args.eval_every, "preset": args.preset}
+    return settings | {name: value for name, value in others.items() if value is not None}
 
-    words = (config.data,) if isinstance(config.data, str) else config.data
-    facts: Any = {"budget": config.budget, "device": config.device, "channels": config.channels}
-    choice = suggest_for(data_spec(words), spent=spent, **facts)
-    return with_given(choice, {name.removeprefix("--").replace("-", "_") for name in given})
 
-
-def parse_options(argv: Sequence[str], choice: Suggestion | None = None) -> tuple[PretrainArgs, set[str]]:
-    """Parsed options, with the values of the recipe or of a choice as defaults, and the names of those given."""
+def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
+    """Parsed options, with the values of the recipe as defaults, and the names of those given."""
     given = {word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")}
     # the full parser can only be made once these are known
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--recipe", "--preset", "--loss.name", "--channels"):
         first.add_argument(name, nargs="?")
+    first.add_argument("--data", nargs="*")
     known = vars(first.parse_known_args(argv)[0])
-    recipe, preset = known["recipe"] or DEFAULT_RECIPE, known["preset"]
-    base = load(recipe)
-    if choice is not None:
-        recipe, base = choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons})
+    recipe, preset, channels = known["recipe"] or DEFAULT_RECIPE, known["preset"], known["channels"] or ""
     # These decide which options there are.
     shaping: dict[str, Any] = {"preset": preset, "loss.name": known["loss.name"]}
-    channels = known["channels"] or ""
-    if not given & {"--recipe", "--preset"} and choice is None and channels.isascii() and channels.isdecimal():
-        shaping |= channel_overrides(int(channels))  # else the views of digits-m, which are of photographs, refuse them
-    config = apply_overrides(base, {name: value for name, value in shaping.items() if value is not None})
+    # else the views of digits-m, which are of small photographs, refuse what suits the recipe that will be chosen
+    if not given & {"--recipe", "--preset"} and channels.isascii() and channels.isdecimal():
+        shaping |= channel_overrides(int(channels))
+    if "--recipe" not in given and known["data"] not in (None, [DEFAULT_RECIPE]) and not {"-h", "--help"} & {*argv}:
+        shaping |= ANY_VIEWS
+    config = load(recipe, **{name: value for name, value in shaping.items() if value is not None})
     about = (
         f"{inspect.getdoc(pretrain)}\n\nRecipes: {', '.join(recipe_names())}.\n\n"
         f"Every setting of a recipe can be overridden. The defaults below are those of {recipe}."

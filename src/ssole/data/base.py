@@ -6,6 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cached_property
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.storage import files_fingerprint
+from ssole.data.storage import CONNECTIONS, files_fingerprint
 from ssole.errors import DataError
 
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
@@ -111,6 +112,27 @@ def evenly_spaced(n: int, count: int) -> list[int]:
     """Evenly spaced indices below n, beginning with 0: `count` of them, or all n if there are fewer."""
     count = min(n, count)
     return [k * n // count for k in range(count)]
+
+
+def content_digest(data: bytes | Pixels) -> str:
+    """Hash of an image as a source reads it. Runs hold it in images.json, so its definition must not change."""
+    if isinstance(data, np.ndarray):  # 2 x 8 and 4 x 4 pixels may have the same bytes
+        data = f"{data.dtype} {data.shape} ".encode() + data.tobytes()
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+def content_digests(source: Source, count: int) -> dict[str, str]:
+    """Hashes of evenly spaced images by id, read by several threads; those that cannot be read are left out."""
+    chosen = evenly_spaced(len(source), count)
+
+    def digest(i: int) -> str | None:
+        with suppress(DataError):  # reading the image again will raise it, or it has passed
+            return content_digest(source.read(i))
+        return None
+
+    with ThreadPoolExecutor(CONNECTIONS) as pool:
+        found = dict(zip(map(source.id, chosen), pool.map(digest, chosen), strict=True))
+    return {name: hash for name, hash in found.items() if hash is not None}
 
 
 def is_text(kind: Any) -> bool:

@@ -31,6 +31,7 @@ Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 VERSION = 1  # part of the cache's name: raise it with every change of the images
+SEED = 0  # part of it too
 SIDE = 32
 CLASSES = [str(digit) for digit in range(10)]
 SPLIT_COLUMN = 400  # photographs are 427 x 640; both have objects and plain background on either side of this column
@@ -57,36 +58,33 @@ class Plan:
     channels: NDArray[np.int64]  # (N, 3) a permutation
 
 
-def digits_m(split: Split = "train", *, seed: int = 0, cache: bool = True) -> tuple[Images, Labels]:
-    """Images and labels of one split of digits-m, from the cache or built.
+def digits_m(split: Split = "train") -> tuple[Images, Labels]:
+    """Images and labels of one split of digits-m, the same bytes each time.
+
+    They are kept under ``$SSOLE_CACHE`` (default: the platform's cache folder, ``~/.cache/ssole``) if that is writable.
+    A damaged cache is built again.
 
     Args:
         split: "train" (11,176 images of 1,397 digits) or "test" (1,600 images of 400 other digits).
-        seed: Decides which digits are in which split, and every random choice. The same seed gives the same bytes.
-        cache: Keep the result under ``$SSOLE_CACHE`` (default: the platform's cache folder, ``~/.cache/ssole``).
-            A damaged cache is built again. If the folder is not writable, nothing is kept.
 
     Returns:
         images (N, 32, 32, 3) uint8 and labels (N,) int64 in 0..9, in random order.
 
     Raises:
-        DataError: another split, or a seed that is not an integer of at least 0.
+        DataError: another split.
     """
     if split not in BLENDS:
         raise DataError(f"digits-m has the splits 'train' and 'test', not {split!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
-        raise DataError(f"The seed of digits-m must be an integer of at least 0; got {seed!r}.")
-    path = cache_folder() / f"digits-m-v{VERSION}-seed{seed}-{split}.bin"
-    built = _read_cache(path, _images_in(split)) if cache else None
+    path = cache_folder() / f"digits-m-v{VERSION}-seed{SEED}-{split}.bin"
+    built = _read_cache(path, _images_in(split))
     if built is None:
-        built = _build(split, int(seed))
-        if cache:
-            _write_cache(path, *built)
+        built = _build(split)
+        _write_cache(path, *built)
     return built
 
 
-def plan(split: Split, seed: int) -> Plan:
-    """Random choices of a split, from one generator per (seed, split)."""
+def plan(split: Split, seed: int = SEED) -> Plan:
+    """Random choices of a split, from one generator per (seed, split). The seed also decides which digits are in it."""
     digits = _random(seed, 0).permutation(DIGITS)
     digits = digits[:TEST_DIGITS] if split == "test" else digits[TEST_DIGITS:]
     random = _random(seed, 1 if split == "train" else 2)
@@ -116,14 +114,14 @@ def _random(seed: int, use: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64([seed, use]))
 
 
-def _build(split: Split, seed: int) -> tuple[Images, Labels]:
+def _build(split: Split) -> tuple[Images, Labels]:
     from PIL import Image
     from sklearn.datasets import load_digits, load_sample_images
 
     digits = load_digits()
     tiles = [Image.fromarray(tile) for tile in (digits.images * (255 / 16)).round().astype(np.uint8)]
     photos = [Image.fromarray(photo) for photo in load_sample_images().images]
-    todo = plan(split, seed)
+    todo = plan(split)
     images = np.empty((len(todo.digit), SIDE, SIDE, 3), np.uint8)
     for i, digit in enumerate(todo.digit):
         stroke = _enlarge(tiles[digit], int(todo.side[i]), todo.corner[i])

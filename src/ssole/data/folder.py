@@ -8,7 +8,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -33,7 +33,37 @@ _LABEL_COLUMNS = ("label", "labels", "class", "target")
 _PLAIN = re.compile(r"[^/\\.:][^/\\:]*(?:/[^/\\.:][^/\\:]*)*")
 
 
-class FolderSource(Source):
+class FileSource(Source):
+    """Base class of sources of which each image is a file below a root, a folder or the URL of one."""
+
+    root: str
+    _paths: list[str]  # below the root, with forward slashes
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def id(self, i: int) -> str:
+        return self._paths[i]
+
+    def read(self, i: int) -> bytes:
+        path = self._paths[i]
+        if not is_remote(self.root):
+            return read_bytes(os.path.join(self.root, path), where=path)
+        quoted = quote(path, errors="surrogateescape") if self.root.startswith("http") else path
+        return read_bytes(f"{self.root}/{quoted}", where=path, inside=self.root)
+
+    def files(self) -> list[str] | None:
+        return self.files_of(range(len(self)))
+
+    def files_of(self, positions: Sequence[int] | NDArray[np.int64]) -> list[str] | None:
+        """As `files`, for some of the images."""
+        if is_remote(self.root):  # one request for each image would take too long
+            return None
+        chosen = (positions[k] for k in evenly_spaced(len(positions), MOST_FILES))
+        return [os.path.join(self.root, self._paths[i]) for i in chosen]
+
+
+class FolderSource(FileSource):
     """Source of all images below a folder, in the order of their paths.
 
     Images are known by their suffix: all those that Pillow opens. Names that begin with a dot are skipped and counted
@@ -54,9 +84,9 @@ class FolderSource(Source):
         folder = Path(root) / inside
         self.name = folder.name or str(folder)
         self.identity = str(folder.resolve())
-        self._folder, self._prefix = folder, f"{inside}/" if inside else ""
-        self._paths, self.ignored, self.hidden = find_files(folder, image_suffixes())
-        if not self._paths:
+        self.root = os.fspath(root)
+        paths, self.ignored, self.hidden = find_files(folder, image_suffixes())
+        if not paths:
             hidden = f" ({self.hidden} hidden, whose names begin with a dot)" if self.hidden else ""
             if not self.ignored:
                 raise DataError(f"The folder {folder} is empty: it holds no files that are visible{hidden}.")
@@ -64,22 +94,11 @@ class FolderSource(Source):
                 f"The folder {folder} holds no images (known by suffixes such as .jpg), only other files: "
                 f"{kinds(self.ignored)}{hidden}."
             )
-        self.labels, self.classes = _folder_labels(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def id(self, i: int) -> str:
-        return self._prefix + self._paths[i]
-
-    def read(self, i: int) -> bytes:
-        return read_bytes(os.path.join(self._folder, self._paths[i]), where=self.id(i))
-
-    def files(self) -> list[str]:
-        return [os.path.join(self._folder, self._paths[i]) for i in evenly_spaced(len(self), MOST_FILES)]
+        self.labels, self.classes = _folder_labels(paths)
+        self._paths = [f"{inside}/{path}" for path in paths] if inside else paths
 
 
-class ListSource(Source):
+class ListSource(FileSource):
     """Source of the image files that a list names.
 
     ``.txt`` holds one path a line; empty lines are skipped. ``.csv`` and ``.tsv`` have a header with a column path,
@@ -121,24 +140,6 @@ class ListSource(Source):
             with data_errors(f"The labels of {file} are not all UTF-8"):
                 column = pa.array([label or None for label in labels], pa.string())
             self.labels, self.classes = number_texts(column)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def id(self, i: int) -> str:
-        return self._paths[i]
-
-    def read(self, i: int) -> bytes:
-        path = self._paths[i]
-        if not is_remote(self.root):
-            return read_bytes(os.path.join(self.root, path), where=path)
-        quoted = quote(path, errors="surrogateescape") if self.root.startswith("http") else path
-        return read_bytes(f"{self.root}/{quoted}", where=path, inside=self.root)
-
-    def files(self) -> list[str] | None:
-        if is_remote(self.root):  # one request for each image would take too long
-            return None
-        return [os.path.join(self.root, self._paths[i]) for i in evenly_spaced(len(self), MOST_FILES)]
 
 
 @lru_cache(maxsize=1)

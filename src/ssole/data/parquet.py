@@ -172,7 +172,8 @@ def _image_column(schema: Any, features: dict[str, Any], given: str | None, path
     if given is not None and given not in possible:
         raise DataError(f"{path}: the column {given!r} does not hold encoded images. Columns: {columns}.")
     if given is None and not named and len(possible) != 1:
-        problem = f"several columns may hold images: {possible}; choose image_column" if possible else "no image column"
+        several = f"several columns may hold images, {possible}: choose one by ParquetSource(files, image_column=NAME)"
+        problem = several if possible else "no image column"
         raise DataError(f"{path}: {problem}. Expected a struct with `bytes`, or binary. Columns: {columns}.")
     return given or (named or possible)[0]
 

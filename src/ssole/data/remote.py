@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import posixpath
 import time
@@ -87,8 +86,21 @@ def open_remote(url: str) -> BinaryIO:
     file: BinaryIO = fs.open(path, "rb", block_size=_BLOCK)
     if not file.seekable():
         raise DataError(f"The server of {url} does not serve parts of a file: download it.")
-    if "http" in fs.protocol:
-        return io.BufferedReader(_HttpFile(fs, path, file.seek(0, os.SEEK_END)), _BLOCK)
+    return _http_file(fs, path, file.seek(0, os.SEEK_END)) if "http" in fs.protocol else file
+
+
+def _http_file(fs: Any, path: str, size: int) -> BinaryIO:
+    """File on a web server, of which each read takes a block more than was asked for, whatever the server sends."""
+    from fsspec.spec import AbstractBufferedFile
+
+    class HttpFile(AbstractBufferedFile):  # type: ignore[misc]
+        def _fetch_range(self, start: int, end: int) -> bytes:
+            data = _read_http(fs, path, start, end, end - start)
+            if len(data) != end - start:
+                raise OSError(f"asked for a range of {end - start} bytes, its server gave {len(data)}: download it")
+            return data
+
+    file: BinaryIO = HttpFile(fs, path, block_size=_BLOCK, size=size)
     return file
 
 
@@ -134,37 +146,6 @@ def is_inside(url: str, folder: str) -> bool:
     path = posixpath.normpath(unquote(one.path) or "/")
     top = posixpath.normpath(unquote(root.path) or "/").rstrip("/") + "/"
     return (one.scheme, one.hostname, one.port) == (root.scheme, root.hostname, root.port) and path.startswith(top)
-
-
-class _HttpFile(io.RawIOBase):
-    """File on a web server, of which each read takes no more than was asked for, whatever the server sends."""
-
-    def __init__(self, fs: Any, path: str, size: int) -> None:
-        self._fs, self._path, self._size, self._position = fs, path, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, start + offset)
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        end = min(self._position + len(buffer), self._size)
-        if end <= self._position:
-            return 0
-        data = _read_http(self._fs, self._path, self._position, end, end - self._position)
-        if len(data) != end - self._position:
-            raise OSError(
-                f"asked for a range of {end - self._position} bytes, its server gave {len(data)}: download it"
-            )
-        buffer[: len(data)] = data
-        self._position = end
-        return len(data)
 
 
 def _read_http(fs: Any, url: str, start: int, end: int | None, most: int) -> bytes:

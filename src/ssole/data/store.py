@@ -237,9 +237,7 @@ class ImageStore:
 
 
 def _is_array(source: Source) -> bool:
-    while isinstance(source, SubsetSource):
-        source = source.whole
-    return isinstance(source, ArraySource)
+    return isinstance(source.root if isinstance(source, SubsetSource) else source, ArraySource)
 
 
 def _close(pool: ThreadPoolExecutor, reader: Reader) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.base import Pixels, Source
+from ssole.data.folder import FileSource
 from ssole.errors import DataError
 
 
@@ -30,19 +32,29 @@ class SubsetSource(Source):
         self.labels = None if whole.labels is None else whole.labels[positions]
         self.classes = whole.classes
         self.whole, self._positions = whole, positions
+        self.root = whole
+        """What the images are read from: `whole`, or that of which it is a part itself."""
+        if isinstance(whole, SubsetSource):
+            self.root, self._positions = whole.root, whole._positions[positions]
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def id(self, i: int) -> str:
-        return self.whole.id(int(self._positions[i]))
+        return self.root.id(int(self._positions[i]))
 
     def read(self, i: int) -> bytes | Pixels:
-        return self.whole.read(int(self._positions[i]))
+        return self.root.read(int(self._positions[i]))
 
     @cached_property
     def identity(self) -> str:
         return f"{self.whole.identity}\n{self.ids_fingerprint}"
 
     def files(self) -> list[str] | None:
-        return self.whole.files()
+        return self.root.files_of(self._positions) if isinstance(self.root, FileSource) else self.root.files()
+
+    def fingerprint(self) -> str | None:
+        if type(self.root).fingerprint is Source.fingerprint:
+            return super().fingerprint()
+        whole = self.root.fingerprint()
+        return None if whole is None else hashlib.sha256(f"{self.ids_fingerprint} {whole}".encode()).hexdigest()

@@ -54,15 +54,12 @@ class TarSource(Source):
 
     Images are read in any order, at offsets from an index that is made once for each shard (see
     :func:`~ssole.data.tars.tar_index`). Compressed tars do not allow that. If a tar breaks off, its complete members
-    are used, and `.problems` and a warning say so.
+    are used, and a warning says so.
 
     Args:
         files: Tar files, as paths or URLs. Images have the order of files and of members.
         root: Folder or URL. An image's id is ``path:member`` with the tar's path below it. By default it is the deepest
             folder that holds all of the files.
-
-    Attributes:
-        problems: A sentence for each tar that breaks off or is damaged.
 
     Raises:
         DataError: a tar cannot be read or is compressed, or no tar holds an image.
@@ -87,9 +84,9 @@ class TarSource(Source):
             indices = list(pool.map(tar_index, self._files))
         self.ignored = sum((index.ignored for index in indices), Counter[str]())
         self.hidden = sum(index.hidden for index in indices)
-        self.problems = [index.problem for index in indices if index.problem is not None]
-        for problem in self.problems:
-            warnings.warn(problem, stacklevel=2)
+        for index in indices:
+            if index.problem is not None:
+                warnings.warn(index.problem, stacklevel=2)
         self._starts = np.cumsum([0] + [len(index.table) for index in indices])
         table = pa.concat_tables([index.table for index in indices]).combine_chunks()
         if len(table) == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -21,7 +21,7 @@ from ssole.data.sources import open_source
 from ssole.doctor.contents import contents
 from ssole.doctor.examine import with_normalisation
 from ssole.doctor.scan import MOST_IMAGES, Sample, draw_sample, scan
-from ssole.doctor.suggest import Budgeted, Suggestion, channel_overrides, suggest
+from ssole.doctor.suggest import ANY_VIEWS, Budgeted, Suggestion, channel_overrides, suggest
 from ssole.errors import DataError
 from ssole.runtime import free_memory, resolve_device
 from ssole.training.settings import require_named
@@ -30,27 +30,25 @@ from ssole.training.trial import Trial
 _LARGEST_CROP = 512  # pixels; photographs are decoded no larger than the largest views can use
 _TRIAL_BATCH = 32  # images of the steps that are measured; their time grows with the batch
 _TRIAL_PART, _TRIAL_SECONDS = 0.02, 10.0  # of the budget and at most, for measuring one network
-_NOT_CHOSEN = {"data", "budget", "device", "channels", "out"}  # settings that the choice is told, or does not touch
+_NOT_CHOSEN = {"data", "budget", "device", "channels"}  # settings that the choice is told, or does not touch
 _SPARE = 0.5  # share of the free memory that a step of a trial may take
 
 
-def suggest_for(
-    data: Spec, *, budget: str | None = None, device: str = "auto", channels: int | None = None, spent: float = 0.0
-) -> Suggestion:
+def suggest_for(data: Spec, given: Mapping[str, Any], *, spent: float = 0.0) -> Suggestion:
     """Settings of a run without a recipe, with reasons: :func:`ssole.doctor.suggest.suggest` on 256 of the images.
 
     Args:
         data: as for :func:`ssole.pretrain`.
-        budget: time for the whole run, such as 2h; networks are then tried on this machine for a few steps each.
-        device: as for a config.
-        channels: of images that are not photographs.
+        given: settings by dotted name that hold whatever is chosen; the last reason names them. With a `budget`,
+            networks are tried on this machine for a few steps each. `device` and `channels` count for the choice too.
         spent: seconds of the budget that are gone already.
 
     Raises:
         DataError: there are no images, or none that can be read.
         ConfigError: no such device, or what is no time.
     """
-    begin, on = time.monotonic() - spent, resolve_device(device)
+    budget, channels = given.get("budget"), given.get("channels")
+    begin, on = time.monotonic() - spent, resolve_device(given.get("device", "auto"))
     seconds = math.inf if budget is None else budget_seconds(budget)
     source = open_source(data, split="train")
     found = scan(source, evenly_spaced(len(source), MOST_IMAGES), progress=False, channels=channels)
@@ -64,15 +62,19 @@ def suggest_for(
         measure = partial(_step_seconds, sample=sample, device=on, limit=limit)
         budgeted = Budgeted(text=budget, seconds=seconds - (time.monotonic() - begin), step_seconds=measure)
     free = free_memory(on)
-    return suggest(data, contents(found.readable), len(source), on, budget=budgeted, channels=channels, memory=free)
+    about = contents(found.readable)
+    choice = suggest(data, about, len(source), on, budget=budgeted, channels=channels, memory=free)
+    held = sorted(set(given) - _NOT_CHOSEN)
+    return replace(choice, reasons=[*choice.reasons, f"as given: {', '.join(held)}"]) if held else choice
 
 
 def choose(
-    data: Spec | None, recipe: str | PathLike[str] | None, overrides: Mapping[str, Any]
+    data: Spec | None, recipe: str | PathLike[str] | None, overrides: Mapping[str, Any], *, spent: float = 0.0
 ) -> tuple[str, PretrainConfig]:
     """Name and config, with overrides, of the given recipe, else of one that suits the data; without data, of digits-m.
 
-    Raises as :func:`suggest_for`, and a ConfigError for a recipe that names images behind a URL.
+    `spent` is as for :func:`suggest_for`. Raises as that, and a ConfigError for a recipe that names images behind a
+    URL.
     """
     if recipe is None and (data is None or (isinstance(data, str) and data == DEFAULT_RECIPE)):
         recipe = DEFAULT_RECIPE
@@ -82,17 +84,9 @@ def choose(
         return Path(recipe).stem, config
     assert data is not None
     # mistyped names are errors before anything is read; values need to suit any of the recipes, not just this one
-    suitable = channel_overrides(overrides.get("channels")) | {"augment.crops.0.size": 224}
-    load(DEFAULT_RECIPE, **{**suitable, **overrides})
-    facts = {name: overrides[name] for name in ("budget", "device", "channels") if name in overrides}
-    choice = with_given(suggest_for(data, **facts), overrides)
+    load(DEFAULT_RECIPE, **{**channel_overrides(overrides.get("channels")), **ANY_VIEWS, **overrides})
+    choice = suggest_for(data, overrides, spent=spent)
     return choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons, **overrides})
-
-
-def with_given(choice: Suggestion, names: Iterable[str]) -> Suggestion:
-    """Suggestion whose last reason names the settings that were given, which hold whatever it chose."""
-    given = sorted(set(names) - _NOT_CHOSEN)
-    return replace(choice, reasons=[*choice.reasons, f"as given: {', '.join(given)}"]) if given else choice
 
 
 def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.device, limit: float) -> float:

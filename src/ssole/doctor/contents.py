@@ -14,15 +14,15 @@ from ssole.data.base import Source
 from ssole.doctor.scan import Readable
 
 ASPECTS = {
-    "tall": 0.5,
-    "portrait_2_3": 0.7,
-    "portrait_3_4": 0.9,
-    "square": 1 / 0.9,
-    "landscape_4_3": 1 / 0.7,
-    "landscape_3_2": 2.0,
-    "wide": float("inf"),
+    "tall": (0.5, "tall, beyond 1:2"),
+    "portrait_2_3": (0.7, "portrait, about 2:3"),
+    "portrait_3_4": (0.9, "portrait, about 3:4"),
+    "square": (1 / 0.9, "square"),
+    "landscape_4_3": (1 / 0.7, "landscape, about 4:3"),
+    "landscape_3_2": (2.0, "landscape, about 3:2"),
+    "wide": (float("inf"), "wide, beyond 2:1"),
 }
-"""Shapes of images and their largest width over height; the bounds are symmetric about a square."""
+"""Shapes of images: their largest width over height, and words. The bounds are symmetric about a square."""
 _SAME = {"MPO": "JPEG"}  # MPO is several JPEGs in one file, which cameras write with the suffix .jpg
 
 
@@ -75,7 +75,7 @@ def contents(images: Sequence[Readable]) -> Contents:
     width = np.array([header.width for header in headers])
     height = np.array([header.height for header in headers])
     size = np.array([header.bytes for header in headers], dtype=np.int64)
-    aspects = np.histogram(width / height, [0.0, *ASPECTS.values()])[0].tolist()
+    aspects = np.histogram(width / height, [0.0, *(most for most, _ in ASPECTS.values())])[0].tolist()
     return Contents(
         formats=dict(Counter(header.format for header in headers).most_common()),
         modes=dict(Counter(header.mode for header in headers).most_common()),

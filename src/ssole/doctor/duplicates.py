@@ -42,7 +42,7 @@ class Leak:
 
 def exact_copies(images: Iterable[Readable]) -> list[Copies]:
     """Groups of images with the same content."""
-    groups: dict[bytes, Copies] = {}
+    groups: dict[str, Copies] = {}
     for image in images:
         if image.digest in groups:
             groups[image.digest].copies.append(image.id)
@@ -58,7 +58,7 @@ def near_copies(images: Sequence[Readable], *, progress: bool = False) -> list[C
     itself. So no two images are near once the copies are removed. Exact copies are left out, and so are blank images,
     because they all look the same.
     """
-    by_digest: dict[bytes, Readable] = {}
+    by_digest: dict[str, Readable] = {}
     for image in images:
         if not image.blank:
             by_digest.setdefault(image.digest, image)

@@ -112,7 +112,7 @@ def _read(
         examined=found.examined,
         seconds=seconds,
         unreadable=found.unreadable,
-        ignored=dict(source.ignored),
+        ignored={**source.ignored, **({"hidden": source.hidden} if source.hidden else {})},
         classes=classes(source),
         contents=about,
         exact_copies=exact,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssole.doctor.contents import Classes, Contents, Range
+from ssole.doctor.contents import ASPECTS, Classes, Contents, Range
 from ssole.doctor.duplicates import Copies, Leak
 from ssole.doctor.estimate import Estimate
 from ssole.doctor.report import Finding, Level, Report
@@ -22,15 +22,6 @@ _SHOWN = 3  # examples of a finding; the JSON has all
 _BAR = 24  # characters of the longest bar
 _STYLES: dict[Level, str] = {"ok": "green", "look": "bold yellow", "stop": "bold red"}
 _WORDS: dict[Level, str] = {"ok": "OK", "look": "look at this", "stop": "stop"}
-_SHAPES = {
-    "tall": "tall, beyond 1:2",
-    "portrait_2_3": "portrait, about 2:3",
-    "portrait_3_4": "portrait, about 3:4",
-    "square": "square",
-    "landscape_4_3": "landscape, about 4:3",
-    "landscape_3_2": "landscape, about 3:2",
-    "wide": "wide, beyond 2:1",
-}
 _MODES = {
     "1": "black and white",
     "L": "grey",
@@ -137,7 +128,7 @@ def _ranges(about: Contents) -> Table:
 def _bars(counts: Mapping[str, int]) -> Table:
     most = max(counts.values())
     rows = [
-        (_SHAPES[name], f"{count:,}", "█" * max(1, round(_BAR * count / most)))
+        (ASPECTS[name][1], f"{count:,}", "█" * max(1, round(_BAR * count / most)))
         for name, count in counts.items()
         if count
     ]

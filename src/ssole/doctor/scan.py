@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.config import ViewRecipe
-from ssole.data.base import Pixels, Source, evenly_spaced
+from ssole.data.base import Pixels, Source, content_digest, evenly_spaced
 from ssole.data.decode import as_batch, decode, mean_and_std, moments, open_pillow
 from ssole.data.tiff import tiff_header
 from ssole.errors import DataError
@@ -54,7 +54,7 @@ class Readable:
     id: str
     header: Header
     """Width and height are those after the EXIF orientation."""
-    digest: bytes
+    digest: str
     """Hash of the encoded bytes, or of an array's dtype, shape and values."""
     hash: int
     """Perceptual hash, 64 bits."""
@@ -94,32 +94,33 @@ def scan(source: Source, indices: Sequence[int], *, progress: bool, channels: in
     """
     import imagehash  # noqa: F401 - imported once, before threads do it at the same time
 
+    stop = threading.Event()
     records: list[Readable | Unreadable] = []
-    with progress_bar(f"reading {source.name}", len(indices), enabled=progress) as advance:
-        for part in _scan_in_threads(source, indices, channels):
-            records += part
-            advance(len(part))
+
+    def scan_part(part: Sequence[int]) -> list[Readable | Unreadable]:
+        return [scan_image(source, i, channels) for i in part if not stop.is_set()]
+
+    parts = [indices[first : first + _TASK] for first in range(0, len(indices), _TASK)]
+    with progress_bar(f"reading {source.name}", len(indices), enabled=progress) as advance, _threads() as pool:
+        try:
+            for task in [pool.submit(scan_part, part) for part in parts]:
+                records += task.result()
+                advance(len(task.result()))
+        finally:
+            stop.set()
     return Scan(
         readable=[record for record in records if isinstance(record, Readable)],
         unreadable=[record for record in records if isinstance(record, Unreadable)],
     )
 
 
-def _scan_in_threads(
-    source: Source, indices: Sequence[int], channels: int | None = None
-) -> Iterator[list[Readable | Unreadable]]:
-    stop = threading.Event()
-
-    def scan_part(part: Sequence[int]) -> list[Readable | Unreadable]:
-        return [scan_image(source, i, channels) for i in part if not stop.is_set()]
-
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Pool of threads that read images. Leaving waits for none: Ctrl-C must end what a silent disk would hold up."""
     pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor")
     try:
-        parts = [indices[first : first + _TASK] for first in range(0, len(indices), _TASK)]
-        for task in [pool.submit(scan_part, part) for part in parts]:
-            yield task.result()
+        yield pool
     finally:
-        stop.set()
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -143,7 +144,7 @@ def scan_image(source: Source, i: int, channels: int | None = None) -> Readable 
     # pHash: which of the 8 x 8 lowest frequencies of the image, reduced to 32 x 32, are above their median
     bits = int.from_bytes(np.packbits(imagehash.phash(image).hash).tobytes(), "big")
     thumbnail = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Resampling.BOX), dtype=np.uint8)
-    return Readable(i, name, header, _digest(data), bits, thumbnail, blank)
+    return Readable(i, name, header, content_digest(data), bits, thumbnail, blank)
 
 
 def _header(data: bytes | Pixels) -> Header:
@@ -155,12 +156,6 @@ def _header(data: bytes | Pixels) -> Header:
         return Header("TIFF", *tiff_header(data), len(data))
     with opened as image:
         return Header(image.format or "unknown", image.mode, image.width, image.height, len(data))
-
-
-def _digest(data: bytes | Pixels) -> bytes:
-    if isinstance(data, np.ndarray):  # 2 x 8 and 4 x 4 pixels may have the same bytes
-        data = f"{data.dtype} {data.shape}".encode() + data.tobytes()
-    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def _grey(pixels_CHW: Pixels) -> Image:
@@ -213,29 +208,39 @@ class Sample:
 
 
 def draw_sample(source: Source, readable: Sequence[Readable], *, shrink_to: int, channels: int | None = None) -> Sample:
-    """Sample of evenly spaced images: 256, or fewer if 4 seconds end first. It has as many threads as training."""
-    count = min(MOST_IMAGES, len(readable))
-    spaced = [readable[k].index for k in evenly_spaced(len(readable), count)]
+    """Sample of evenly spaced images: 256, or fewer if 4 seconds end first. It has as many threads as training.
+
+    Images that cannot be read this time, as over a network, are left out; a DataError if none can.
+    """
+    spaced = [readable[k].index for k in evenly_spaced(len(readable), MOST_IMAGES)]
     indices = [i for first in range(8) for i in spaced[first::8]]  # so that a first part covers the whole set too
+    reasons: list[DataError] = []
 
-    def decoded(i: int) -> torch.Tensor:
-        return decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels)
+    def decoded(i: int) -> torch.Tensor | None:
+        try:
+            return decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels)
+        except DataError as error:
+            reasons.append(error)
+            return None
 
-    kept: list[torch.Tensor] = []
+    kept: dict[int, torch.Tensor] = {}
     measured: list[torch.Tensor] = []
     seconds = 0.0
     at_once = 4 * decoding_threads()
-    with ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor") as pool:
-        while len(measured) < count and seconds < SAMPLE_SECONDS:
+    with _threads() as pool:
+        while indices and (seconds < SAMPLE_SECONDS or not measured):
+            part, indices = indices[:at_once], indices[at_once:]
             begin = time.perf_counter()
-            images = list(pool.map(decoded, indices[len(measured) : len(measured) + at_once]))
+            images = {i: image for i, image in zip(part, pool.map(decoded, part), strict=True) if image is not None}
             seconds += time.perf_counter() - begin
-            kept += images[: KEPT - len(kept)]
-            measured += [moments(image) for image in images]
+            kept |= dict(list(images.items())[: KEPT - len(kept)])
+            measured += [moments(image) for image in images.values()]
+    if not measured:
+        raise DataError(f"{source.name}: no image can be read a second time ({reasons[0]})")
     mean, std = mean_and_std(measured)
     return Sample(
-        images=kept,
-        ids=torch.tensor(indices[: len(kept)]),
+        images=[*kept.values()],
+        ids=torch.tensor([*kept]),
         statistics=ChannelStatistics(mean=mean, std=std, images=len(measured)),
         decode=Rate(value=len(measured) / seconds, threads=decoding_threads(), images=len(measured)),
     )

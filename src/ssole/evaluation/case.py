@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssole.evaluation.datasets import EvaluationData, Subset
-from ssole.evaluation.features import DecodedImages, Views
+from ssole.evaluation.features import Views
 from ssole.evaluation.linear import C_GRID, LinearProbe, linear_probe
 from ssole.evaluation.preprocessing import Preprocessing
 
@@ -25,8 +25,8 @@ class Case:
     row: str
     """Name in the table."""
     data: EvaluationData
-    features_of: Callable[[DecodedImages], Tensor]
-    """Function from images to features (N, F)."""
+    features_of: Callable[..., Tensor]
+    """Function from decoded images to features (N, F); ``progress=False`` leaves out its bar."""
     preprocessing: Preprocessing
     model: nn.Module | None
     """None for raw pixels."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from torch import nn
 from ssole.config import ConfigError
 from ssole.data.sources import open_source
 from ssole.evaluation.datasets import open_data
-from ssole.evaluation.features import Embeddings, Views, extract
+from ssole.evaluation.features import RAW_PIXEL_SIZE, Embeddings, Views, extract
 from ssole.evaluation.models import UnavailableError, is_run, open_model
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
@@ -106,9 +106,7 @@ def _open_all(
     opened: dict[str, Opened] = {}
     for name, row in rows.items():
         try:
-            opened[name] = [
-                model_and_preprocessing(one, open_model, of_runs if is_run(one) else overrides) for one in row
-            ]
+            opened[name] = [model_and_preprocessing(one, **(of_runs if is_run(one) else overrides)) for one in row]
         except UnavailableError as error:
             if len(rows) == 1:
                 raise
@@ -122,11 +120,13 @@ def _add_baselines(
     scoring: Scoring, rows: Mapping[str, Sequence[ModelOrRun]], first: Preprocessing, of_runs: dict[str, Any]
 ) -> None:
     """Add raw pixels, and the untrained networks of runs: one row for all runs that began with equal networks."""
-    scoring.add_raw_pixels(first)
+    side = min(first.image_size, RAW_PIXEL_SIZE)
+    scoring.add_models(f"raw pixels ({side}x{side})", [(None, first)])
     found: dict[str, Opened] = {}
     known: list[Any] = []
     for name, row in rows.items():
-        models = [model_and_preprocessing(one, untrained, of_runs) for one in row if is_run(one)]
+        of_row = map(untrained, filter(is_run, row))
+        models: Opened = [(model, Preprocessing.from_model(model, **of_runs)) for model in of_row]
         # what decides the features of an untrained model: its description, which has the seed, and the preprocessing
         beginnings = [(getattr(model, "config", None), preprocessing) for model, preprocessing in models]
         if models and beginnings not in known:
@@ -162,9 +162,7 @@ def embed(
         ValueError: unknown preprocessing, or features that are not finite.
     """
     device = own_device(device)
-    model, preprocessing = model_and_preprocessing(
-        model_or_run, open_model, {"image_size": image_size, "mean": mean, "std": std}
-    )
+    model, preprocessing = model_and_preprocessing(model_or_run, image_size=image_size, mean=mean, std=std)
     store = preprocessing.open_store(open_source(data), progress=progress)
     array = extract(model, store, preprocessing, device=device, precision=precision, progress=progress).numpy()
     if store.unreadable:
@@ -182,9 +180,7 @@ def embed(
     )
 
 
-def model_and_preprocessing(
-    model_or_run: ModelOrRun, loader: Callable[[Any], nn.Module], overrides: dict[str, Any]
-) -> tuple[nn.Module, Preprocessing]:
+def model_and_preprocessing(given: ModelOrRun, **overrides: Any) -> tuple[nn.Module, Preprocessing]:
     """Model of what a user gave as model or run, and its preprocessing, of which `overrides` change a part."""
-    model = model_or_run if isinstance(model_or_run, nn.Module) else loader(model_or_run)
+    model = open_model(given)
     return model, Preprocessing.from_model(model, **overrides)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +24,6 @@ from ssole.evaluation.sharing import own_parts, parts_of_all
 from ssole.files import write_atomically
 from ssole.progress import progress_bar
 from ssole.runtime import Precision, resolve_precision
-
-if TYPE_CHECKING:
-    from ssole.data.base import Source
 
 RAW_PIXEL_SIZE = 32
 """Side of the images, in pixels, whose pixels serve as features: larger images only make the baseline worse."""
@@ -49,7 +46,7 @@ class DecodedImages(Protocol):
 
 def extract(
     model: nn.Module,
-    images: DecodedImages | Source,
+    images: DecodedImages,
     preprocessing: Preprocessing,
     *,
     batch_size: int = 256,
@@ -64,7 +61,7 @@ def extract(
 
     Args:
         model: module from (B, C, S, S) float32 to (B, F) or (B, F, 1, 1).
-        images: decoded images, or a Source to decode.
+        images: decoded images, such as :meth:`Preprocessing.open_store` gives.
         preprocessing: preprocessing of the model.
         batch_size: images in a forward pass; it changes speed and memory only.
         device: device to run on; by default that of the model's parameters.
@@ -74,18 +71,19 @@ def extract(
     Raises:
         ValueError: there are no images, or the features are not (B, F) or not finite.
     """
-    store = _store(images, preprocessing)
+    if not len(images):
+        raise ValueError(f"there are no images in {images!r}, so there are no features")
     features = torch.empty(0)
 
     def keep(start: int, rows: Tensor) -> None:
         nonlocal features
         if not start:
             with torch.inference_mode(False):  # a plain tensor, which autograd may use later
-                features = torch.empty(len(store), rows.shape[1])
+                features = torch.empty(len(images), rows.shape[1])
         features[start : start + len(rows)] = rows
 
     how: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision, "progress": progress}
-    for_each_batch(model, store, preprocessing, keep, **how)
+    for_each_batch(model, images, preprocessing, keep, **how)
     check_features(features, "features")
     return features
 
@@ -159,17 +157,15 @@ def adapted_views(views: Views, source: Preprocessing, target: Preprocessing) ->
     return adapted
 
 
-def raw_pixels(images: DecodedImages | Source, preprocessing: Preprocessing, *, progress: bool = False) -> Tensor:
+def raw_pixels(images: DecodedImages, preprocessing: Preprocessing, *, progress: bool = False) -> Tensor:
     """Raw pixels as features, the baseline without learning: (N, C * S * S) float32, S = min(image_size, 32).
 
     They are the model's input, shrunk to 32 pixels if larger, and flattened. No image is normalised by its own mean and
     deviation. That would be feature engineering, and can make a stronger baseline (61 % instead of 57 % by kNN, k = 20,
     on digits-m).
     """
-    store = _store(images, preprocessing)
     shrunk = dataclasses.replace(preprocessing, image_size=min(preprocessing.image_size, RAW_PIXEL_SIZE))
-    parts = torch.split(torch.arange(len(store)), 1024)
-    return torch.cat([shrunk(batch).flatten(1) for batch in _batches(store, parts, progress=progress)])
+    return extract(nn.Flatten(), images, shrunk, device="cpu", precision="float32", progress=progress)
 
 
 @contextmanager
@@ -184,12 +180,6 @@ def frozen(model: nn.Module, device: torch.device) -> Iterator[None]:
         model.to(home)
         for module, training in modes.items():
             module.training = training
-
-
-def _store(images: DecodedImages | Source, preprocessing: Preprocessing) -> DecodedImages:
-    if not len(images):
-        raise ValueError(f"there are no images in {images!r}, so there are no features")
-    return cast("DecodedImages", images) if hasattr(images, "get") else preprocessing.open_store(images)
 
 
 def _batches(store: DecodedImages, parts: Sequence[Tensor], *, progress: bool) -> Iterator[Tensor | list[Tensor]]:

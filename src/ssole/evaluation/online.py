@@ -5,7 +5,8 @@ Many processes share the features, and the first one makes figures of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,8 @@ def default_evaluators(
     preprocessing = Preprocessing.from_config(config)
     if config.eval_data is not None:
         every = config.knn_every or max(1, len(store) // config.batch_size)
-        return {every: _of_other_data(config, preprocessing, options)}
+        other = open_data(config.eval_data, None, preprocessing, seed=config.seed, **options)
+        return {every: _evaluator(other, preprocessing, config.precision)}
     if config.knn_every is None:
         return {}
     try:
@@ -73,23 +75,19 @@ def default_evaluators(
 
 
 def knn_evaluator(
-    train: ImageStore,
-    test: ImageStore,
-    preprocessing: Preprocessing,
-    *,
-    k: Sequence[int] = (20,),
-    precision: Precision = "auto",
+    train: ImageStore, test: ImageStore, preprocessing: Preprocessing, *, precision: Precision = "auto"
 ) -> Evaluator:
-    """Evaluator for the training loop: backbone -> {"knn20": top-1 accuracy in [0, 1]}, with an entry for each k.
+    """Evaluator for the training loop: backbone -> {"knn20": top-1 accuracy in [0, 1]}.
 
-    The accuracy is exactly that of :func:`evaluate` for the same weights, data and precision. The evaluator runs on the
-    device of the backbone's parameters and leaves the backbone as it was, training modes included.
+    The accuracy is exactly that of :func:`evaluate` for the same weights, data and precision. It is left out, with a
+    warning, if fewer than 20 training images can be read. The evaluator runs on the device of the backbone's parameters
+    and leaves the backbone as it was, training modes included.
 
     Stores hold labelled images, and suit the preprocessing of the backbone (:meth:`Preprocessing.suits`).
 
     Raises:
         DataError: a store has no labels, or test has classes that train lacks.
-        ValueError: a store is decoded in another way, or a k exceeds the number of training images.
+        ValueError: a store is decoded in another way, or there are fewer than 20 training images.
     """
     for store in (train, test):
         if not preprocessing.suits(store):
@@ -98,47 +96,34 @@ def knn_evaluator(
                 f"{store.channels}, and the model needs size {preprocessing.decode_size} and channels "
                 f"{preprocessing.channels}: open them with Preprocessing.open_store"
             )
-    return _knn_of(match(train, test), preprocessing, k, precision)
+    return _evaluator(match(train, test), preprocessing, precision)
 
 
-def _of_other_data(config: PretrainConfig, preprocessing: Preprocessing, options: dict[str, Any]) -> Evaluator:
-    """Evaluator on `eval_data`."""
-    given = config.eval_data if isinstance(config.eval_data, str) else list(config.eval_data or ())
-    data = open_data(given, None, preprocessing, seed=config.seed, **options)
-    if data.test is None:
-        return partial(_label_free_of, data=data, preprocessing=preprocessing, precision=config.precision)
-    return _knn_of(data, preprocessing, (NEIGHBOURS,), config.precision)
-
-
-def _knn_of(data: EvaluationData, preprocessing: Preprocessing, k: Sequence[int], precision: Precision) -> Evaluator:
-    assert data.test is not None
-    memory, queries = data.train, data.test
-    if max(k) > len(memory):
+def _evaluator(data: EvaluationData, preprocessing: Preprocessing, precision: Precision) -> Evaluator:
+    """Evaluator on opened data: kNN accuracy, or label-free figures where there are no labels."""
+    if data.test is not None and len(data.train) < NEIGHBOURS:
         raise ValueError(
-            f"k is {tuple(k)} and there are {len(memory)} training images ({memory.store.source.name}): give at least "
-            f"{max(k)} labelled images to learn from"
+            f"k is {NEIGHBOURS} and there are {len(data.train)} training images ({data.train.store.source.name}): give "
+            f"at least {NEIGHBOURS} labelled images to learn from"
         )
 
-    def evaluate_knn(backbone: nn.Module) -> dict[str, float]:
-        device = next(backbone.parameters()).device
+    def evaluate(backbone: nn.Module) -> dict[str, float]:
         features_of = partial(extract, backbone, preprocessing=preprocessing, precision=precision, progress=False)
-        (train_features, train_labels), (test_features, test_labels) = (
-            subset.readable_rows(features_of(subset)) for subset in (memory, queries)
-        )
+        subsets = [data.train] if data.test is None else [data.train, data.test]
+        (train, labels), *tests = (subset.readable_rows(features_of(subset)) for subset in subsets)
 
         def figures() -> dict[str, float]:
-            scores = knn_classify(
-                train_features.to(device), train_labels, test_features.to(device), k=k, num_classes=data.classes
-            )
-            return {f"knn{one}": accuracy(scores[one], test_labels) for one in k}
+            if not tests:
+                return label_free_figures(train)
+            if len(train) < NEIGHBOURS:  # which are too few is known only now
+                warnings.warn(f"no kNN accuracy: only {len(train)} training images can be read", stacklevel=2)
+                return {}
+            ((test, truth),), device = tests, next(backbone.parameters()).device
+            votes = knn_classify(train.to(device), labels, test.to(device), k=(NEIGHBOURS,), num_classes=data.classes)[
+                NEIGHBOURS
+            ]
+            return {f"knn{NEIGHBOURS}": accuracy(votes, truth)}
 
         return distributed.on_rank_0(figures)
 
-    return evaluate_knn
-
-
-def _label_free_of(
-    backbone: nn.Module, *, data: EvaluationData, preprocessing: Preprocessing, precision: Precision
-) -> dict[str, float]:
-    features = extract(backbone, data.train, preprocessing, precision=precision, progress=False)
-    return distributed.on_rank_0(lambda: label_free_figures(data.train.readable_rows(features)[0]))
+    return evaluate

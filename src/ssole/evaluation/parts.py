@@ -21,14 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from ssole import distributed
-from ssole.data.base import Source, evenly_spaced
+from ssole.data.base import Source, content_digests
 from ssole.data.sources import open_source
 from ssole.errors import DataError, valid_text
 from ssole.evaluation.checks import check_features
 from ssole.evaluation.datasets import Subset
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.features import Embeddings, for_each_batch
-from ssole.evaluation.models import open_model
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import own_device
 from ssole.files import read_json, remove_leftovers, write_atomically, write_json_atomically
@@ -94,7 +93,7 @@ def embed_to_file(
     out = Path(out)
     if out.suffix not in (".npz", ".parquet"):
         raise ValueError(f"cannot write embeddings to {out.name!r}: end the name in .npz or .parquet")
-    model, preprocessing = model_and_preprocessing(model_or_run, open_model, {})
+    model, preprocessing = model_and_preprocessing(model_or_run)
     source = open_source(data)
     folder = out.with_name(out.name + ".parts")
     parts = embed_parts(model, preprocessing, source, folder, device=device, precision=precision, progress=progress)
@@ -204,14 +203,8 @@ def _work(
 
 def _contents(source: Source) -> str:
     """Hash of a source's ids, of its files' sizes and times, and of a few images, since not every source has files."""
-    digest = hashlib.sha256((source.fingerprint() or source.ids_fingerprint).encode())
-    for i in evenly_spaced(len(source), 8):
-        try:
-            image = source.read(i)
-        except DataError:
-            continue  # it has no contents to hash; embedding it reports it
-        digest.update(image if isinstance(image, bytes) else np.ascontiguousarray(image).tobytes())
-    return digest.hexdigest()
+    words = [source.fingerprint() or source.ids_fingerprint, *content_digests(source, 8).values()]
+    return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
 
 def _require_same_work(folder: Path, work: dict[str, Any]) -> None:

@@ -175,18 +175,18 @@ def _robustness(case: Case) -> Outcome:
     sample = case.data.test.spread(CORRUPTED_IMAGES)
     size, channels = case.preprocessing.image_size, len(case.preprocessing.mean)
 
-    def accuracy_of(images: DecodedImages) -> float:
-        features, labels = sample.readable_rows(case.features_of(images))
+    def accuracy_of(images: DecodedImages, *, progress: bool) -> float:
+        features, labels = sample.readable_rows(case.features_of(images, progress=progress))
         return accuracy(case.probe.scores(features.to(case.device)), labels)
 
-    found: dict[str, Any] = {"clean": accuracy_of(sample)}
+    found: dict[str, Any] = {"clean": accuracy_of(sample, progress=case.progress)}
     names = [name for name, one in CORRUPTIONS.items() if channels in (1, 3) or not one.pictures]
     with progress_bar("corruptions", len(names) * STRENGTHS, enabled=case.progress) as advance:
         for name in names:
             found[name] = []
             for strength in range(1, STRENGTHS + 1):
                 images = CorruptedImages(subset=sample, size=size, name=name, strength=strength, seed=case.seed)
-                found[name].append(accuracy_of(images))
+                found[name].append(accuracy_of(images, progress=False))  # the bar of all is there
                 advance()
     mean = statistics.fmean(value for name in names for value in found[name])
     figures = {"robustness": mean} | ({"robustness_kept": mean / found["clean"]} if found["clean"] else {})

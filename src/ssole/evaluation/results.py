@@ -190,8 +190,8 @@ class EvaluationResult:
         """Write the result as JSON; the file appears whole or not at all."""
         path = Path(path)
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        # each list of numbers, such as a row of a confusion matrix, on one line
-        text = re.sub(r'\[[^\[\]{}"]+\]', lambda numbers: " ".join(numbers[0].split()), text)
+        # each list of numbers, such as a row of a confusion matrix, on one line; a string has no line breaks
+        text = re.sub(r'\[\n[^\[\]{}"]+\]', lambda numbers: " ".join(numbers[0].split()), text)
         write_text_atomically(path, text + "\n")
         return path
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ssole.evaluation.case import Case
 from ssole.evaluation.datasets import EvaluationData
-from ssole.evaluation.features import RAW_PIXEL_SIZE, Views, adapted_views, extract, raw_pixels
+from ssole.evaluation.features import Views, adapted_views, extract, raw_pixels
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.protocols import PROTOCOLS, chosen_protocols
 from ssole.evaluation.results import METRICS, EvaluationResult, Outcome, Score
@@ -39,23 +39,13 @@ class Scoring:
         self._notes: list[str] = []
         self._first: Preprocessing | None = None
 
-    def add_models(self, row: str, models: Sequence[tuple[nn.Module, Preprocessing]]) -> None:
-        """Add the scores of one model, or means over several."""
+    def add_models(self, row: str, models: Sequence[tuple[nn.Module | None, Preprocessing]]) -> None:
+        """Add the scores of one model, or means over several; without a model, those of raw pixels."""
         channels = {preprocessing.channels for _, preprocessing in models}
         if len(channels) > 1:
             kinds = ["RGB" if one is None else f"{one} channels" for one in sorted(channels, key=lambda one: one or 0)]
             raise ValueError(f"the models take different images: {', '.join(kinds)}; evaluate them separately")
-        outcomes = [
-            self._measured(row, partial(extract, model, **self.how), preprocessing, model)
-            for model, preprocessing in models
-        ]
-        self._add(row, outcomes)
-
-    def add_raw_pixels(self, preprocessing: Preprocessing) -> None:
-        """Add the scores of raw pixels."""
-        side = min(preprocessing.image_size, RAW_PIXEL_SIZE)
-        row = f"raw pixels ({side}x{side})"
-        self._add(row, [self._measured(row, raw_pixels, preprocessing, None)])
+        self._add(row, [self._measured(row, model, preprocessing) for model, preprocessing in models])
 
     def note(self, note: str) -> None:
         """Add a note for the reader, once."""
@@ -75,10 +65,10 @@ class Scoring:
             details=self._details,
         )
 
-    def _measured(
-        self, row: str, features_of: Callable[..., Any], preprocessing: Preprocessing, model: nn.Module | None
-    ) -> Outcome:
+    def _measured(self, row: str, model: nn.Module | None, preprocessing: Preprocessing) -> Outcome:
         """Figures of all protocols for one model or baseline."""
+        pixels: Callable[..., Tensor] = partial(raw_pixels, progress=self.how["progress"])
+        features_of = pixels if model is None else partial(extract, model, **self.how)
         data = self._data(preprocessing)
         self._first = self._first or preprocessing
         views = None if self.views is None else adapted_views(self.views, self._first, preprocessing)

@@ -37,7 +37,7 @@ def model_card(model: LoadedBackbone, written: Written, *, weights: Path, differ
         f"{size} (bilinear, antialiased), cut out the central square, and scale to [0, 1].\n\n"
         f"| | |\n|---|---|\n| mean | {_numbers(model.mean)} |\n| std | {_numbers(model.std)} |",
         *_training(weights.parent),
-        *_evaluation(weights.parent),
+        *_evaluation(weights),
     ]
     return "\n".join(header) + "\n\n".join(parts) + "\n"
 
@@ -61,8 +61,8 @@ def _training(folder: Path) -> list[str]:
     return ["## Training\n\n| | |\n|---|---|\n" + "\n".join(lines)]
 
 
-def _evaluation(folder: Path) -> list[str]:
-    path = folder / "evaluation.json"
+def _evaluation(weights: Path) -> list[str]:
+    path = weights.with_name(f"evaluation{weights.stem.removeprefix('backbone')}.json")  # also before an extension
     if not path.is_file():
         return ["## Evaluation\n\nNot measured: `ssole eval` measures it, and an export after that has the table."]
     result = EvaluationResult.load(path)

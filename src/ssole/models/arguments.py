@@ -29,6 +29,7 @@ _ARGUMENTS = frozenset(
     """.split()  # noqa: SIM905 - a hundred names are easier to read as text
 )
 _LARGEST, _DEEPEST = 65_536, 1_000  # number in an argument, and blocks of a network; timm's have far less
+_SIZES: dict[str, int] = {}  # of weights, by name and arguments: a process may make a network many times
 _DEPTHS = ("depth", "depths", "layers", "num_blocks", "block_config")
 
 
@@ -66,15 +67,22 @@ def misfit(name: str, reason: object) -> str:
 
 def require_memory(name: str, arguments: dict[str, Any]) -> None:
     """Raise a ConfigError for a network whose weights alone would take more than 80 % of the memory."""
+    key, limit = repr((name, arguments)), int(0.8 * total_memory())
+    if key not in _SIZES:
+        _SIZES[key] = _weight_bytes(name, arguments)
+    if (size := _SIZES[key]) > limit:
+        raise ConfigError(
+            misfit(name, f"its weights would take {size / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB may be used")
+        )
+
+
+def _weight_bytes(name: str, arguments: dict[str, Any]) -> int:
+    """Bytes of the weights of a network; 0 if it cannot be made without memory."""
     import timm
 
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # which has sizes, and no memory
         try:
             model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
         except Exception:  # noqa: BLE001 - the same error comes from making it, or the network needs real numbers
-            return
-    size, limit = sum(weight.nbytes for weight in model.state_dict().values()), int(0.8 * total_memory())
-    if size > limit:
-        raise ConfigError(
-            misfit(name, f"its weights would take {size / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB may be used")
-        )
+            return 0
+    return sum(weight.nbytes for weight in model.state_dict().values())

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssole.evaluation.results import LABEL_FREE
 from ssole.report.record import Record, Series
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
@@ -18,10 +19,12 @@ _DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot")
 
 
 def curves(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Charts of what was logged while training, by title: the loss and its terms, ranks, accuracies, learning rate."""
+    """Charts of what was logged while training, by title: the loss and its terms, ranks, accuracies, ..."""
+    evaluated = dict.fromkeys(key for record in records for key in record.evaluated)
     groups = {
         "Loss and its terms": list(dict.fromkeys(term for record in records for term in record.terms)),
-        "Accuracy while training": list(dict.fromkeys(key for record in records for key in record.evaluated)),
+        "Accuracy while training": [key for key in evaluated if key not in LABEL_FREE],
+        "Label-free figures while training": [key for key in evaluated if key in LABEL_FREE],
         "Effective rank of embeddings": ["effective_rank"],
         "Learning rate": ["lr"],
     }

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ssole.evaluation.accuracy import confusion_matrix
 from ssole.evaluation.knn import knn_classify
@@ -13,35 +12,15 @@ from ssole.report.sample import Sample
 
 _K = 20
 _EXAMPLES = 4
+_MATRIX = 20  # classes of the largest matrix that is shown
 
 
-@dataclass(frozen=True)
-class Mistake:
-    """Images of one class that were taken for another."""
+def confusions(sample: Sample, most: int) -> dict[str, Any] | None:
+    """What kNN makes of a sample's test images, as the template shows it; None without labels.
 
-    true: int
-    predicted: int
-    count: int
-    rows: list[int]
-    """Test images, by row, a few of them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Confusions:
-    """What kNN made of the test images of a sample."""
-
-    matrix: Tensor
-    """(C, C) counts by true and predicted class, of the classes that occur."""
-    labels: list[int]
-    """Label of each row of the matrix."""
-    accuracy: float
-    mistakes: list[Mistake]
-    """The most frequent ones first."""
-    k: int
-
-
-def confusions(sample: Sample, most: int) -> Confusions | None:
-    """Confusions of a labelled sample, with at most so many mistakes; None without labels."""
+    The accuracies of classes (`rows`) are worst first, the matrix is None if it is too large to read, and of at most
+    `most` mistakes, the most frequent first, some test images are given by row.
+    """
     if sample.test is None or not len(sample.test) or not len(sample.train):
         return None
     k = min(_K, len(sample.train))
@@ -50,13 +29,26 @@ def confusions(sample: Sample, most: int) -> Confusions | None:
     labels = torch.cat([true, predicted]).unique()
     place = torch.searchsorted(labels, true), torch.searchsorted(labels, predicted)
     matrix = confusion_matrix(place[1], place[0], len(labels))
+    names, counts, totals = [sample.name_of(label) for label in labels.tolist()], matrix.tolist(), matrix.sum(1)
+    rows = [
+        {"name": names[i], "share": counts[i][i] / total, "count": total}
+        for i, total in enumerate(totals.tolist())
+        if total
+    ]
     wrong = matrix - torch.diag(matrix.diagonal())
     mistakes = []
     for cell in wrong.flatten().argsort(descending=True, stable=True)[:most].tolist():
         i, j = divmod(cell, len(labels))
         if not wrong[i, j]:
             break
-        rows = ((place[0] == i) & (place[1] == j)).nonzero()[:_EXAMPLES, 0].tolist()
-        mistakes.append(Mistake(int(labels[i]), int(labels[j]), int(wrong[i, j]), rows))
-    accuracy = float((true == predicted).float().mean())
-    return Confusions(matrix=matrix, labels=labels.tolist(), accuracy=accuracy, mistakes=mistakes, k=k)
+        images = ((place[0] == i) & (place[1] == j)).nonzero()[:_EXAMPLES, 0].tolist()
+        mistakes.append({"true": names[i], "predicted": names[j], "count": int(wrong[i, j]), "images": images})
+    shown = {"names": names, "rows": list(zip(names, counts, totals.clamp(min=1).tolist(), strict=True))}
+    return {
+        "k": k,
+        "accuracy": float((true == predicted).float().mean()),
+        "count": len(true),
+        "rows": sorted(rows, key=lambda row: row["share"]),
+        "matrix": shown if len(labels) <= _MATRIX else None,
+        "mistakes": mistakes,
+    }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
 from ssole.evaluation.knn import nearest_others
@@ -15,21 +13,11 @@ SHOWN = 6
 """Neighbours shown of an image."""
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """Nearest images of an image, best first, by row of the part."""
-
-    row: int
-    after: list[int]
-    before: list[int]
-
-
-def sample_neighbours(part: Part, count: int) -> list[Neighbours]:
-    """Neighbours of `count` evenly spaced images, for both networks."""
+def sample_neighbours(part: Part, count: int) -> list[tuple[int, list[int], list[int]]]:
+    """`count` evenly spaced images, each with its nearest others after and before training, best first, by row."""
     queries = torch.linspace(0, len(part) - 1, min(count, len(part))).long()
     after, before = (nearest_others(features, queries, SHOWN)[1] for features in (part.after, part.before))
-    found = zip(queries.tolist(), after.tolist(), before.tolist(), strict=True)
-    return [Neighbours(row, one, other) for row, one, other in found]
+    return list(zip(queries.tolist(), after.tolist(), before.tolist(), strict=True))
 
 
 def outliers(part: Part, count: int) -> list[tuple[int, float]]:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ssole import __version__
 from ssole.report import charts
-from ssole.report.confusions import Confusions, confusions
-from ssole.report.neighbours import Neighbours, outliers, sample_neighbours, similar_pairs
+from ssole.report.confusions import confusions
+from ssole.report.neighbours import outliers, sample_neighbours, similar_pairs
 from ssole.report.pictures import data_uri, sheets
 from ssole.report.points import colourings, place
 from ssole.report.record import Record
@@ -28,7 +28,6 @@ LARGEST_PAGE = 8_000_000
 _MAP_BYTES, _SHEET_BYTES = 5_500_000, 3_500_000  # of the maps of all runs, and of their thumbnails alone
 _SHEET_SIDES = {5000: 40, 50_000: 24}  # pixels of a thumbnail on the map, by the largest number of images
 _QUERIES, _OUTLIERS, _PAIRS, _MISTAKES = 6, 12, 6, 6
-_MATRIX = 20  # classes of the largest matrix that is shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,23 +119,16 @@ def _pictures(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
     """Sections of a run that need its images."""
     train = sample.train
     seen = functools.partial(_seen, sample, train)
-    found = confusions(sample, _MISTAKES) if sample.labelled else None
-    tested = functools.partial(_seen, sample, sample.test) if sample.test is not None else seen
+    found, test = confusions(sample, _MISTAKES), sample.test
+    if found is not None and test is not None:
+        for one in found["mistakes"]:
+            one["images"] = [_seen(sample, test, row) for row in one["images"]]
     return {
         "count": len(train),
         "total": sample.total,
-        "neighbours": [_neighbours(sample, one) for one in sample_neighbours(train, _QUERIES)],
+        "neighbours": [_neighbours(sample, *one) for one in sample_neighbours(train, _QUERIES)],
         "map": _map(fact, sample, runs),
-        "accuracies": _accuracies(sample, found) if found is not None else None,
-        "mistakes": [
-            {
-                "true": sample.name_of(one.true),
-                "predicted": sample.name_of(one.predicted),
-                "count": one.count,
-                "images": [tested(row) for row in one.rows],
-            }
-            for one in (found.mistakes if found is not None else [])
-        ],
+        "confusions": found,
         "outliers": [{**seen(row), "value": f"{value:.2f}"} for row, value in outliers(train, _OUTLIERS)],
         "similar_pairs": [
             {"images": [seen(one), seen(two)], "value": f"{value:.3f}"}
@@ -151,21 +143,19 @@ def _seen(sample: Sample, part: Part, row: int) -> dict[str, Any]:
     return {"src": data_uri(part.picture(row)), "id": part.id(row), "label": label}
 
 
-def _neighbours(sample: Sample, found: Neighbours) -> dict[str, Any]:
+def _neighbours(sample: Sample, query: int, after: list[int], before: list[int]) -> dict[str, Any]:
     part = sample.train
-    own = int(part.labels[found.row])
+    own = int(part.labels[query])
 
     def row_of(rows: list[int]) -> dict[str, Any]:
-        same = [own >= 0 and int(part.labels[row]) == own for row in rows]
-        images = [{**_seen(sample, part, row), "same": one} for row, one in zip(rows, same, strict=True)]
-        return {"images": images, "same": sum(same)}
+        images = [{**_seen(sample, part, row), "same": own >= 0 and int(part.labels[row]) == own} for row in rows]
+        return {"images": images, "same": sum(one["same"] for one in images)}
 
-    known = sample.labelled and own >= 0
     return {
-        "query": _seen(sample, part, found.row),
-        "known": known,
-        "after": row_of(found.after),
-        "before": row_of(found.before),
+        "query": _seen(sample, part, query),
+        "known": own >= 0,
+        "after": row_of(after),
+        "before": row_of(before),
     }
 
 
@@ -198,20 +188,3 @@ def _map(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
     made = sheets(lambda row: part.picture(row, side), order, side, min(_SHEET_BYTES // runs, left))
     data["sheets"], shown = made, min(len(part), len(made) * 500)
     return {"chart": chart, "data": data, "columns": [one.name for one in columns], "shown": shown}
-
-
-def _accuracies(sample: Sample, found: Confusions) -> dict[str, Any]:
-    """Accuracy of each class, worst first, and the matrix if it is not too large to read."""
-    totals = found.matrix.sum(1)
-    rows: list[dict[str, Any]] = [
-        {"name": sample.name_of(label), "share": int(found.matrix[i, i]) / int(totals[i]), "count": int(totals[i])}
-        for i, label in enumerate(found.labels)
-        if totals[i]
-    ]
-    matrix = None
-    if len(found.labels) <= _MATRIX:
-        names = [sample.name_of(label) for label in found.labels]
-        counted = zip(names, found.matrix.tolist(), totals.clamp(min=1).tolist(), strict=True)
-        matrix = {"names": names, "rows": list(counted)}
-    rows.sort(key=lambda row: row["share"])
-    return {"k": found.k, "accuracy": found.accuracy, "count": int(totals.sum()), "rows": rows, "matrix": matrix}

@@ -87,7 +87,8 @@ class Record:
         seconds = max(self.series("seconds")[1], default=0.0)
         images = self.steps * self.config.batch_size
         kind = "GPU" if self.environment.get("cuda") and self.config.device != "cpu" else "CPU"
-        watts, hours = WATTS[kind], seconds / 3600
+        watts = WATTS[kind]
+        energy = f"{float(f'{watts * seconds / 3600:.2g}'):,.10g} Wh"  # two digits, and no exponent
         waits = self.series("data_wait")[1]
         return {
             "time": duration(seconds) if seconds else "not recorded",
@@ -95,7 +96,9 @@ class Record:
             "images seen": f"{images:,}, as {images * self.config.augment.views:,} views",
             "speed": f"{images / seconds:,.0f} images/s" if seconds else "not recorded",
             "waiting for data": f"{100 * waits[-1]:.0f} % of the time" if waits else "not recorded",
-            "energy, estimated": f"{watts * hours:,.2g} Wh, if the machine draws {watts:.0f} W (a {kind} at work)",
+            "energy, estimated": f"{energy}, if the machine draws {watts:.0f} W (a {kind} at work)"
+            if seconds
+            else "not recorded",
         }
 
     def command(self) -> str:

@@ -40,28 +40,26 @@ class Part:
     """Readable images with their features, by row."""
 
     subset: Subset
-    rows: Tensor
-    """(N,) positions in the subset."""
     after: Tensor
     """(N, F) features of the trained network."""
     before: Tensor
     """(N, F) features of the same network untrained."""
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.after)
 
     @property
     def labels(self) -> Tensor:
         """(N,) labels, -1 where unknown."""
-        return self.subset.labels[self.rows]
+        return self.subset.labels
 
     def id(self, row: int) -> str:
         """Name of an image."""
-        return self.subset.store.source.id(int(self.subset.positions[self.rows[row]]))
+        return self.subset.store.source.id(int(self.subset.positions[row]))
 
     def image(self, row: int) -> Tensor:
         """Decoded image (C, h, w)."""
-        return self.subset.get(self.rows[row : row + 1])[0]
+        return self.subset.get(torch.tensor([row]))[0]
 
     def picture(self, row: int, side: int = 96) -> Image.Image:
         """Image as a picture that fits into a square."""
@@ -103,7 +101,7 @@ def open_sample(
     if data is None and (reason := why_not_reopened(record.config.data)) is not None:
         return None, f"The run was trained on {reason}. Pass them, or --data, to see them here."
     try:
-        return _open(record, _data_of(record, data), limit, device, progress), ""
+        return _open(record, record.config.data if data is None else data, limit, device, progress), ""
     except (DataError, OSError) as error:  # no such images, or unreadable ones
         return None, f"There are no pictures: {str(error).rstrip('.')}. If the images are elsewhere now, give --data."
     except NotFiniteError:
@@ -118,7 +116,7 @@ def open_examples(record: Record, data: Spec | None, *, limit: int) -> tuple[lis
         return None
     config, images, indices = record.config, [], []
     try:
-        source = open_source(_data_of(record, data), split="train")
+        source = open_source(config.data if data is None else data, split="train")
         for i in evenly_spaced(len(source), limit):
             with suppress(DataError):  # one that cannot be read is left out, as in training
                 decoding = {"channels": config.channels, "shrink_to": config.augment.useful_size}
@@ -127,13 +125,6 @@ def open_examples(record: Record, data: Spec | None, *, limit: int) -> tuple[lis
     except (ValueError, OSError):  # once the run is finished, the page says why there are no pictures
         return None
     return (images, torch.tensor(indices)) if images else None
-
-
-def _data_of(record: Record, data: Spec | None) -> Any:
-    """What was given, or else the data of the run."""
-    if data is not None:
-        return data
-    return record.config.data if isinstance(record.config.data, str) else list(record.config.data)
 
 
 def _open(record: Record, data: Any, limit: int, device: torch.device, progress: bool) -> Sample:
@@ -183,13 +174,13 @@ def _part(
     progress: bool,
 ) -> Part:
     after, before = (extract(model, subset, preprocessing, device=device, progress=progress) for model in models)
-    rows = subset.readable.nonzero()[:, 0]
-    return Part(subset=subset, rows=rows, after=after[rows], before=before[rows])
+    after, before = (subset.readable_rows(features)[0] for features in (after, before))
+    return Part(subset=subset.readable_part(), after=after, before=before)
 
 
 def _agreement(record: Record, model: LoadedBackbone, part: Part, device: torch.device) -> float:
     """Share of images, of some hundred, whose second view is nearest to their own first view."""
-    chosen = part.subset.readable_part().spread(_PAIRS)
+    chosen = part.subset.spread(_PAIRS)
     views = partial(make_views, recipe=record.config.augment.main_views(2), seed=0, epoch=0)
     first, second = extract_views(model, chosen, chosen.positions, views, device=device).unbind(1)
     _, index = nearest(first, second, 1)

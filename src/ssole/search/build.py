@@ -9,15 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
 
 from ssole.config import ConfigError
 from ssole.data.base import Spec
 from ssole.data.describe import by_name, describe
 from ssole.data.sources import open_source
-from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
+from ssole.evaluation.evaluate import ModelOrRun
 from ssole.evaluation.models import OnnxModel, is_run, name_of, open_model
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
+from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import folder_atomically, require_new_folder, write_json_atomically
 from ssole.models.load import weights_path
 from ssole.runtime import Precision
@@ -59,7 +59,10 @@ def build_index(
     data = by_name(data)
     weights = weights_path(model_or_run) if is_run(model_or_run) else None
     folder = _folder(out, weights, cells)
-    model, preprocessing = model_and_preprocessing(model_or_run, _open, {})
+    model = open_model(model_or_run)
+    if isinstance(model, OnnxModel):
+        raise ConfigError(f"an index cannot know {model_or_run} again: give the run that it was exported from")
+    preprocessing = Preprocessing.from_model(model)
     description = {
         "model": name_of(model_or_run),
         "backbone": backbone_digest(model, preprocessing),
@@ -80,13 +83,6 @@ def _divide(folder: Path, cells: str, progress: bool) -> None:
     rows = np.load(folder / FEATURES, mmap_mode="c")
     if cells == "always" or (cells == "auto" and len(rows) > MANY and installed()):
         divide(rows, progress=progress).save(folder / CELLS)
-
-
-def _open(given: Any) -> nn.Module:
-    model = open_model(given)
-    if isinstance(model, OnnxModel):
-        raise ConfigError(f"an index cannot know {given} again: give the run that it was exported from")
-    return model
 
 
 def index_path(weights: Path) -> Path:

@@ -27,7 +27,7 @@ from ssole.config import ConfigError
 from ssole.data.storage import data_errors
 from ssole.errors import DataError, valid_text
 from ssole.evaluation.evaluate import model_and_preprocessing
-from ssole.evaluation.models import name_of, open_model
+from ssole.evaluation.models import name_of
 from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import read_json
@@ -235,7 +235,7 @@ class Index:
             name = self._description.get("model")
             raise ConfigError(f"{self.path} was made with {name}, which it does not hold: pass it, model=... (--model)")
         model = weights if given is None else given
-        backbone, preprocessing = model_and_preprocessing(model, open_model, {})
+        backbone, preprocessing = model_and_preprocessing(model)
         self.require_model(backbone_digest(backbone, preprocessing), name_of(given) if given is not None else weights)
         return backbone, preprocessing
 

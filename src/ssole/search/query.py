@@ -29,5 +29,5 @@ def image_features(
 ) -> Tensor:
     """Features (1, F) of an image, prepared as the images of an index are. Raises as :func:`open_image`."""
     decoded = open_image(image, shrink_to=preprocessing.decode_size, channels=preprocessing.channels)
-    one = ObjectSource([decoded.movedim(0, -1).numpy()], name="query")
-    return extract(model, one, preprocessing, device=resolve_device(device), progress=False)
+    store = preprocessing.open_store(ObjectSource([decoded.movedim(0, -1).numpy()], name="query"))
+    return extract(model, store, preprocessing, device=resolve_device(device), progress=False)

@@ -13,7 +13,7 @@ from ssole.data.base import Spec
 from ssole.data.describe import why_not_reopened
 from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.parts import backbone_digest
-from ssole.models.load import load, weights_path
+from ssole.models.load import weights_path
 from ssole.search.build import build_index, index_path
 from ssole.search.index import DESCRIPTION, Index
 from ssole.search.matches import Matches
@@ -78,7 +78,7 @@ def open_index(
     own = index_path(weights_path(path))
     if (own / DESCRIPTION).is_file():
         index = Index(own)
-        index.require_model(backbone_digest(*model_and_preprocessing(path, load, {})), weights_path(path))
+        index.require_model(backbone_digest(*model_and_preprocessing(path)), weights_path(path))
         return index
     if data is None:
         data = Run(path).config.data

@@ -6,18 +6,14 @@ images.json   number of images, hash of their ids, fingerprint of the source, ha
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
-
 from ssole.data.arrays import ArraySource
-from ssole.data.base import Source, evenly_spaced
-from ssole.data.storage import CONNECTIONS, is_remote
+from ssole.data.base import Source, content_digests
+from ssole.data.storage import is_remote
 from ssole.errors import ConfigError, DataError
 from ssole.files import read_json, write_json_atomically
 from ssole.training.run import Run, writing
@@ -80,14 +76,11 @@ def _write(run: Run, name: str, record: dict[str, Any]) -> None:
 
 def _record(source: Source, changes: dict[str, int]) -> dict[str, Any]:
     has_contents = source.files() is not None or isinstance(source, ArraySource)  # others may be slow or random
-    chosen = evenly_spaced(len(source), _SAMPLE) if has_contents else []
-    with ThreadPoolExecutor(CONNECTIONS) as pool:
-        contents = dict(zip(map(source.id, chosen), pool.map(lambda i: _digest(source, i), chosen), strict=True))
     return {
         "images": len(source),
         "ids": source.ids_fingerprint,
         "fingerprint": source.fingerprint(),
-        "contents": {name: digest for name, digest in contents.items() if digest is not None},
+        "contents": content_digests(source, _SAMPLE) if has_contents else {},
         "latest_change": max(changes.values(), default=None),
     }
 
@@ -112,17 +105,6 @@ def _touched(before: dict[str, Any], changes: dict[str, int]) -> str | None:
         f"{len(later)} of {len(changes)} files were replaced or changed since the run was started, such as "
         f"{later[0]}, though sizes and times of modification are the same"
     )
-
-
-def _digest(source: Source, i: int) -> str | None:
-    """Hash of an image as the source reads it; None if it cannot be read, which may pass."""
-    try:
-        data = source.read(i)
-    except DataError:
-        return None
-    if isinstance(data, np.ndarray):
-        data = f"{data.dtype} {data.shape} ".encode() + data.tobytes()
-    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _change(before: dict[str, Any], now: dict[str, Any]) -> str | None:

@@ -17,6 +17,7 @@ from ssole.progress import data_size
 from ssole.runtime import available_memory, resolve_precision, total_memory
 
 _IMAGES = 2  # in the batch whose tensors are counted
+_COUNTED: dict[str, tuple[int, int] | None] = {}  # by settings: a comparison trains one network many times
 _SURE = 1.4  # times the memory: compiled encoders keep less for the backward pass than is counted
 
 
@@ -37,23 +38,37 @@ def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
     """
     if is_custom(config.model):
         return None
+    key = repr((config.model, config.projector, config.input_channels, config.augment.image_size, config.augment.crops))
+    if key not in _COUNTED:
+        _COUNTED[key] = _count(config)
+    if (counted := _COUNTED[key]) is None:
+        return None
+    weights, saved = counted
+    width = 0.5 if resolve_precision(config.precision, device) == torch.bfloat16 else 1.0
+    views = sum(4 * torch.Size(shape).numel() for shape in _shapes(config))
+    images = config.batch_size / distributed.launch().world_size
+    return int(3 * weights + images / _IMAGES * (views + width * saved / config.accumulate))
+
+
+def _shapes(config: PretrainConfig) -> list[tuple[int, int, int, int]]:
+    """Shapes of the views of a few images."""
+    return [(_IMAGES * crop.count, config.input_channels, crop.size, crop.size) for crop in config.augment.crops]
+
+
+def _count(config: PretrainConfig) -> tuple[int, int] | None:
+    """Bytes of an encoder's weights, and of what it keeps in float32 for the backward pass of a few images' views."""
     from torch import _dynamo  # noqa: F401 - torch 2.8 imports it on the way, which on the device "meta" breaks off
 
-    shapes = [(_IMAGES * c.count, config.input_channels, c.size, c.size) for c in config.augment.crops]
     try:
         with torch.device("meta"):
             encoder = create_encoder(config).train()
             with saved_bytes(encoder) as saved:
-                _outputs = [encoder(torch.empty(shape)) for shape in shapes]  # they hold what is counted
+                _outputs = [encoder(torch.empty(shape)) for shape in _shapes(config)]  # they hold what is counted
     except ConfigError:
         raise
     except Exception:  # noqa: BLE001 - an estimate never ends a run that may work
         return None
-    weights = sum(tensor.nbytes for tensor in encoder.state_dict().values())
-    width = 0.5 if resolve_precision(config.precision, device) == torch.bfloat16 else 1.0
-    views = sum(4 * torch.Size(shape).numel() for shape in shapes)
-    images = config.batch_size / distributed.launch().world_size
-    return int(3 * weights + images / _IMAGES * (views + width * sum(saved.values()) / config.accumulate))
+    return sum(tensor.nbytes for tensor in encoder.state_dict().values()), sum(saved.values())
 
 
 def require_memory(config: PretrainConfig, device: torch.device) -> None:
