@@ -203,6 +203,10 @@ def test_a_collapse_is_warned_of_and_then_stops_the_run(tmp_path: Path, monkeypa
         (9, "stop", REASON.format(3)),
     ]
     assert not run.finished
+    file = run.path / "config.yaml"  # now what the message says, word for word
+    file.write_text(file.read_text().replace("guardian: auto", "guardian: off"))
+    with pytest.warns(UserWarning, match="guardian was 'auto' and is 'off'"):
+        assert tiny.resume(run, allow_changes=["settings"]).finished
 
 
 def test_a_collapse_that_ends_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

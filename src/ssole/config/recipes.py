@@ -120,7 +120,10 @@ def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
     Raises:
         ConfigError: an unknown key (with the closest known one), a value of the wrong type or out of range.
     """
-    config = _validated(PretrainConfig, {name: value for name, value in values.items() if name != "loss"})
+    plain = {name: value for name, value in values.items() if name != "loss"}
+    if plain.get("guardian") is False:  # what YAML makes of `guardian: off`
+        plain["guardian"] = "off"
+    config = _validated(PretrainConfig, plain)
     return dataclasses.replace(config, loss=_loss_from_dict(values["loss"])) if "loss" in values else config
 
 
