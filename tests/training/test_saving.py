@@ -69,6 +69,13 @@ def test_within_the_time_states_are_kept_and_a_stop_writes_the_newest_regular_on
     assert weights_at(run) == (17, 17.0)
 
 
+def test_settings_that_are_edited_meanwhile_are_not_read(tmp_path: Path) -> None:
+    saver, learner, run = a_saver(tmp_path)
+    (run.path / "config.yaml").write_text("checkpoint_seconds: [")
+    save(saver, learner, 5)
+    assert checkpoint_steps(run) == [5]
+
+
 def test_a_failure_writes_the_state_that_was_kept(tmp_path: Path) -> None:
     saver, learner, run = a_saver(tmp_path)
     save(saver, learner, 5)

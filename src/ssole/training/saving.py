@@ -64,7 +64,7 @@ class Saver:
         state = done, state_tensors(self._learner.modules, self._learner.optimizer)
         if not self._guardian.is_regular(done.step):
             self.write_kept()
-        if must or time.monotonic() - self._last >= self._run.config.checkpoint_seconds:
+        if must or time.monotonic() - self._last >= self._learner.config.checkpoint_seconds:
             self._write(*state)
             self._kept = None
         else:
