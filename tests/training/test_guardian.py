@@ -236,6 +236,15 @@ def test_an_interruption_does_not_change_when_it_stops(
     ]
 
 
+def test_going_back_before_a_warning_forgets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    collapse(monkeypatch, range(3, 13))
+    inject(monkeypatch, lambda step, lr: step == 8 and lr > 0.06)
+    with pytest.raises(CollapseError, match=r"^step 9: "):
+        tiny.start(tmp_path / "run", **CONSTANT)
+    rows = [(row["step"], row["guardian"]) for row in interventions(Run(tmp_path / "run"))]
+    assert rows == [(5, "lower rate"), (6, "warning"), (9, "stop")]
+
+
 def test_a_collapse_is_let_be_when_the_guardian_is_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     collapse(monkeypatch, range(3, 13))
     assert interventions(tiny.start(tmp_path / "run", guardian="off")) == []

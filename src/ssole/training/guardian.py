@@ -56,32 +56,31 @@ class Guardian:
         learner: its learner.
         steps: number of steps of the run.
         is_regular: whether a step ends with a checkpoint in an undisturbed run too.
-
-    Attributes:
-        rate: factor of the learning rate.
     """
 
     def __init__(self, run: Run, learner: Learner, *, steps: int, is_regular: Callable[[int], bool]) -> None:
         self._run, self._learner, self.is_regular = run, learner, is_regular
-        self._steps = steps
-        self._is_on, self.rate = learner.config.guardian == "auto", 1.0
-        self._lowered = 0
-        self._collapsed_since: int | None = None
-        self._warned = False
+        self._steps, self._is_on = steps, learner.config.guardian == "auto"
+        self.read_metrics()
+
+    @property
+    def rate(self) -> float:
+        """Factor of the learning rate."""
+        return FACTOR**self._lowered
 
     def read_metrics(self) -> None:
-        """Take up what the guardian of an interrupted process had done, as metrics.jsonl tells it."""
+        """Take up what metrics.jsonl tells: at the start, and whenever rows were removed from it."""
         self._lowered = distributed.on_rank_0(self._read_metrics)
-        self.rate = FACTOR**self._lowered
 
     def _read_metrics(self) -> int:
         """How often the rate was lowered; it also takes up how long a collapse has lasted."""
-        self._collapsed_since, self._warned = None, False
-        for row in self._run.metrics:
+        self._collapsed_since: int | None = None
+        self._warned, rows = False, self._run.metrics
+        for row in rows:
             self._warned |= row.get("guardian") == "warning"
             if "effective_rank" in row:
                 self._follow(row)
-        return sum(row.get("guardian") == "lower rate" for row in self._run.metrics)
+        return sum(row.get("guardian") == "lower rate" for row in rows)
 
     def look(self, row: Mapping[str, Any], note: Note) -> None:
         """Look for a collapse in a line of metrics, and note a warning or the end of the run if it is time for it.
@@ -140,9 +139,8 @@ class Guardian:
             distributed.on_rank_0(lambda: note(error.step, {"guardian": "stop", **facts, "bundle": kept}))
             bundle = self._run.path / kept if kept else None
             raise NonFiniteLossError(error.step, error.what, _explanation(bundle)) from error
-        self._lowered += 1
-        self.rate = FACTOR**self._lowered
-        return self._go_back(), {"guardian": "lower rate", "rate": self.rate, **facts, "bundle": kept}
+        rate = FACTOR * self.rate
+        return self._go_back(), {"guardian": "lower rate", "rate": rate, **facts, "bundle": kept}
 
     def _save_bundle(self, error: NonFiniteLossError, batch: Batch) -> str | None:
         """Path of the bundle in the run, or None if it could not be written."""

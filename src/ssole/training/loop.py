@@ -69,10 +69,9 @@ def train(
     learner = Learner(config, device, loss=loss, backbone=backbone, labels=store.labels, images=plan.images)
     distributed.on_rank_0(lambda: _begin(run, learner, initial, Progress(0, plan.images, spent)))
     pace = Pace(run, plan, config)
+    done = _resume(run, learner, plan, pace)
     is_regular = partial(_ends_in_checkpoint, config, pace)
     guardian = Guardian(run, learner, steps=plan.total, is_regular=is_regular)
-    done = _resume(run, learner, plan, pace)
-    guardian.read_metrics()
     feed, title = Feed(store, device), _title(learner, replace(plan, total=pace.total))
     monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
     saver = Saver(run, learner, guardian, monitor.flush)
@@ -115,6 +114,7 @@ class _Loop:
             except NonFiniteLossError as error:
                 self.saver.write_kept()
                 self.monitor.go_back(*self.guardian.recover(error, self.monitor.note))
+                self.guardian.read_metrics()
                 self.pace.start(self.learner.steps_done)
 
     def _take_steps(self) -> None:
