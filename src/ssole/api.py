@@ -24,7 +24,7 @@ from ssole.models.custom import custom_settings, is_custom, missing_module_error
 from ssole.runtime import environment, resolve_device
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import check_shares, make_plan
-from ssole.training.images import record_images, require_same_images
+from ssole.training.images import keep_or_compare_images
 from ssole.training.initial import first_initial
 from ssole.training.loop import train
 from ssole.training.monitor import Evaluator, figures_of
@@ -141,7 +141,7 @@ def start(
 
             def make() -> str:
                 run = stack.enter_context(new_run(out, config))
-                record_images(run, store.source)
+                keep_or_compare_images(run, store.source)
                 return str(run.path)
 
             run = Run(Path(distributed.on_rank_0(make)))  # after all checks, so that a refused run leaves no folder
@@ -240,9 +240,9 @@ def continue_run(
         images = config.data if data is None else data
         with open_store(config, images, progress) as store, ExitStack() as stack:
             changed = "images" in allow_changes
-            distributed.on_rank_0(lambda: require_same_images(found, store.source, allowed=changed))
-            evaluators = _agreed(evaluators, measured, images, store, progress)
             distributed.on_rank_0(lambda: stack.enter_context(lock_run(found)))
+            distributed.on_rank_0(lambda: keep_or_compare_images(found, store.source, allowed=changed))
+            evaluators = _agreed(evaluators, measured, images, store, progress)
             plan = make_plan(config, len(store))
             distributed.on_rank_0(lambda: prepare(plan.steps_per_epoch))
             # A kill may have come before the initial weights were written.

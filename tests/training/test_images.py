@@ -22,7 +22,7 @@ from ssole.data.arrays import ArraySource
 from ssole.data.base import Source
 from ssole.data.folder import FolderSource
 from ssole.errors import DataError
-from ssole.training.images import record_images, require_same_images
+from ssole.training.images import keep_or_compare_images
 from ssole.training.run import Run, create_run
 
 
@@ -64,14 +64,14 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_replaced_files_are_refused_until_allowed(run: Run, photos: Path, change: Callable[[Path], None]) -> None:
-    record_images(run, FolderSource(photos))
-    require_same_images(run, FolderSource(photos))
+    keep_or_compare_images(run, FolderSource(photos))
+    keep_or_compare_images(run, FolderSource(photos))
     change(photos)
     with pytest.raises(DataError, match=f"{CHANGES[change]}.*--allow-changes images"):
-        require_same_images(run, FolderSource(photos))
+        keep_or_compare_images(run, FolderSource(photos))
     with pytest.warns(UserWarning, match=f"{CHANGES[change]}.*the run goes on with them"):
-        require_same_images(run, FolderSource(photos), allowed=True)
-    require_same_images(run, FolderSource(photos))  # allowed once and for all
+        keep_or_compare_images(run, FolderSource(photos), allowed=True)
+    keep_or_compare_images(run, FolderSource(photos))  # allowed once and for all
 
 
 def test_a_single_file_of_the_same_size_and_time_is_noticed_and_a_copy_of_all_is_let_be(
@@ -79,24 +79,24 @@ def test_a_single_file_of_the_same_size_and_time_is_noticed_and_a_copy_of_all_is
 ) -> None:
     photos = tiny.write_folder(tmp_path / "many", 70)
     time.sleep(0.05)  # clocks of file systems are coarse
-    record_images(run, FolderSource(photos))
+    keep_or_compare_images(run, FolderSource(photos))
     path = sorted(photos.rglob("*.png"))[1]
     status, data = path.stat(), bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(DataError, match=r"1 of 70 files were replaced .*cat/002\.png, though .*--allow-changes images"):
-        require_same_images(run, FolderSource(photos))
+        keep_or_compare_images(run, FolderSource(photos))
     for path in photos.rglob("*.png"):
         path.chmod(0o600)
-    require_same_images(run, FolderSource(photos))
+    keep_or_compare_images(run, FolderSource(photos))
 
 
 def test_a_changed_array_is_refused(run: Run) -> None:
-    record_images(run, ArraySource(tiny.images()))
-    require_same_images(run, ArraySource(tiny.images()))
+    keep_or_compare_images(run, ArraySource(tiny.images()))
+    keep_or_compare_images(run, ArraySource(tiny.images()))
     with pytest.raises(DataError, match="22 of 22 images"):
-        require_same_images(run, ArraySource(255 - tiny.images()))
+        keep_or_compare_images(run, ArraySource(255 - tiny.images()))
 
 
 class Objects(Source):
@@ -113,8 +113,8 @@ class Objects(Source):
 
 
 def test_objects_are_known_by_their_ids_alone(run: Run) -> None:
-    record_images(run, Objects())
-    require_same_images(run, Objects())
+    keep_or_compare_images(run, Objects())
+    keep_or_compare_images(run, Objects())
 
 
 def test_an_image_that_could_not_be_read_is_not_compared(run: Run, photos: Path) -> None:
@@ -122,29 +122,29 @@ def test_an_image_that_could_not_be_read_is_not_compared(run: Run, photos: Path)
     data = first.read_bytes()
     first.unlink()
     first.symlink_to("nowhere")
-    record_images(run, FolderSource(photos))
+    keep_or_compare_images(run, FolderSource(photos))
     written = json.loads((run.path / "images.json").read_text())
     assert len(written["contents"]) == 21
     first.unlink()
     first.write_bytes(data)
     with pytest.raises(DataError, match="though 21 images that were compared are the same"):
-        require_same_images(run, FolderSource(photos))
+        keep_or_compare_images(run, FolderSource(photos))
 
 
 def test_a_record_of_the_first_version_still_compares_names(run: Run, photos: Path) -> None:
     source = FolderSource(photos)
     (run.path / "images.json").write_text(json.dumps({"images": len(source), "ids": source.ids_fingerprint}))
-    require_same_images(run, source)
+    keep_or_compare_images(run, source)
     (run.path / "images.json").write_text(json.dumps({"images": len(source), "ids": "others"}))
     with pytest.raises(DataError, match="by other names"):
-        require_same_images(run, source)
+        keep_or_compare_images(run, source)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", "{}", '{"images": "22"}', "[" * 10**5])
 def test_a_damaged_record_is_named(run: Run, photos: Path, text: str) -> None:
     (run.path / "images.json").write_text(text)
     with pytest.raises(ConfigError, match=r"images\.json"):
-        require_same_images(run, FolderSource(photos))
+        keep_or_compare_images(run, FolderSource(photos))
 
 
 def test_a_run_on_replaced_pictures_goes_on_when_allowed(tmp_path: Path, photos: Path) -> None:
@@ -157,6 +157,17 @@ def test_a_run_on_replaced_pictures_goes_on_when_allowed(tmp_path: Path, photos:
     with pytest.warns(UserWarning, match="goes on with them"):
         api.resume(whole, progress=False, allow_changes=["images"])
     assert whole.backbone_path.read_bytes() == expected
+
+
+def test_a_run_killed_before_it_wrote_the_record_writes_it_when_it_goes_on(tmp_path: Path, photos: Path) -> None:
+    with pytest.raises(tiny.Crash):
+        tiny.start(tmp_path / "run", data=str(photos), evaluators={1: tiny.crash})
+    (tmp_path / "run" / "images.json").unlink()
+    with pytest.raises(tiny.Crash):
+        tiny.resume(tmp_path / "run", data=str(photos), evaluators={1: tiny.crash})
+    one_of_many(photos)
+    with pytest.raises(DataError, match=CHANGES[one_of_many]):
+        api.resume(tmp_path / "run", progress=False)
 
 
 def test_a_file_that_was_added_or_removed_is_told(tmp_path: Path, photos: Path) -> None:

@@ -22,21 +22,10 @@ _NAME = "images.json"
 _SAMPLE = 32  # images whose contents are compared
 
 
-def record_images(run: Run, source: Source, *, name: str = _NAME) -> None:
-    """Write what :func:`require_same_images` compares."""
-    _write(run, name, _record(source, _changes(source)))
-
-
 def keep_or_compare_images(run: Run, source: Source, *, name: str = _NAME, allowed: bool = False) -> None:
-    """Write the record of the images, or check that they are those of the record, as :func:`require_same_images`."""
-    if (run.path / name).is_file():
-        require_same_images(run, source, name=name, allowed=allowed)
-    else:
-        record_images(run, source, name=name)
+    """Write the record of the images, or raise a DataError unless they are those of the record, in their order.
 
-
-def require_same_images(run: Run, source: Source, *, name: str = _NAME, allowed: bool = False) -> None:
-    """Raise a DataError unless the run was started on these images, with these ids in this order.
+    A run has no record yet if it is new, or was killed before it could write one.
 
     Replaced images are noticed by the sizes and times of their files, and by the contents of 32 of them; in an array by
     these alone; and not at all in an object or source that does not name its files. Some files of the same size and
@@ -44,11 +33,12 @@ def require_same_images(run: Run, source: Source, *, name: str = _NAME, allowed:
     nothing if it is new for all files, as after copying. With `allowed`, replaced images are a warning, and the record
     is written anew.
     """
-    path = run.path / name
-    if not path.is_file():  # a run of an older version
-        return
-    before, changes = read_json(path), _changes(source)
+    path, changes = run.path / name, _changes(source)
     now = _record(source, changes)
+    if not path.is_file():
+        _write(run, name, now)
+        return
+    before = read_json(path)
     if not isinstance(before.get("images"), int) or not isinstance(before.get("ids"), str):
         raise ConfigError(f"{path} is damaged: it does not say which images the run was started on")
     if before["images"] != now["images"]:
