@@ -183,6 +183,7 @@ def forget_peak_memory(device: torch.device) -> bool:
     """Start measuring peak memory anew; freed memory goes back to the system. Returns whether it can be measured."""
     gc.collect()
     if device.type == "cuda":
+        torch.cuda.init()  # before it, torch has no peak to reset, and raises an error
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return True

@@ -11,6 +11,7 @@ from torch import nn
 import tiny
 from ssole.data.arrays import ArraySource
 from ssole.data.store import ImageStore
+from ssole.runtime import forget_peak_memory, peak_memory
 from ssole.training.needs import saved_bytes
 from ssole.training.trial import Trial, step_seconds
 
@@ -35,6 +36,17 @@ def test_a_trial_leaves_the_weights_as_they_were() -> None:
     before = [p.clone() for p in trial.learner.encoder.parameters()]
     trial.repeat(4)
     assert all(torch.equal(p, q) for p, q in zip(trial.learner.encoder.parameters(), before, strict=True))
+
+
+def test_memory_that_was_freed_before_a_trial_is_not_counted() -> None:
+    if not forget_peak_memory(CPU):
+        pytest.skip("the system does not tell the peak")
+    torch.ones(1 << 30, dtype=torch.uint8)
+    before = peak_memory(CPU)
+    trial = Trial(tiny.config(), draw, CPU)
+    trial.step(4)
+    assert before is not None
+    assert 0 < trial.memory(4) < before - (800 << 20)
 
 
 def test_the_optimizer_is_timed_apart_from_the_rest_of_the_step() -> None:

@@ -5,12 +5,10 @@ The doctor's estimate, the plan of a comparison and runs with a budget of time a
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,7 +18,7 @@ from torch import nn
 
 from ssole.config import PretrainConfig
 from ssole.data.store import ImageStore
-from ssole.runtime import synchronize
+from ssole.runtime import forget_peak_memory, peak_memory, synchronize
 from ssole.training.needs import saved_bytes
 from ssole.training.step import Learner
 from ssole.views.geometry import ImageBatch
@@ -61,12 +59,13 @@ class Trial:
         self._draw, self._device, self._batch_size = draw, device, config.batch_size
         self._augment = config.augment
         self._limit = seconds
+        forget_peak_memory(device)  # it may be that of an earlier trial
         self._view_bytes = 4 * config.input_channels * config.augment.pixels  # of an image's views, in float32
         self.learner = Learner(config, device, loss=loss, backbone=backbone, labels=labels)
         self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
         self.compile_seconds = 0.0
         self._saved: dict[int, int] = {}  # by batch size: bytes kept for the backward pass
-        self._used: dict[int, int] = {}  # by batch size: bytes in use after the backward pass
+        self._used: dict[int, int] = {}  # by batch size: peak of the bytes in use up to the update
         self._update_begin, self._in_use = 0.0, 0
         self._begin = time.perf_counter()
 
@@ -94,7 +93,7 @@ class Trial:
     def _before_update(self) -> None:
         synchronize(self._device)
         self._update_begin = time.perf_counter()
-        self._in_use = _memory_in_use(self._device)
+        self._in_use = peak_memory(self._device) or _PROCESS
 
     def grow(self, most: int, *, most_bytes: float) -> int:
         """Largest batch to measure on: `most` images, or as many as time and memory allow."""
@@ -182,13 +181,3 @@ def step_seconds(
         if steps is not None and trial.learner.wants_compiling(steps):
             trial.compile()
         return statistics.median(trial.repeat(config.batch_size))
-
-
-def _memory_in_use(device: torch.device) -> int:
-    """Peak bytes of tensors on the GPU; on a CPU the bytes of this process, which a run needs too."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return _PROCESS
