@@ -18,7 +18,6 @@ from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
 from ssole.data.describe import describe
 from ssole.errors import DataError
-from ssole.training import settings
 from ssole.training.run import Run
 
 
@@ -367,7 +366,7 @@ def test_images_of_one_grey_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_budget_of_less_than_an_epoch_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settings, "step_seconds", lambda *_, **__: 20.0)
+    monkeypatch.setattr(api, "step_seconds", lambda *_, **__: 20.0)
     monkeypatch.setattr(api, "train", lambda run, *_, **__: run)  # which would go on for the five minutes
     with pytest.warns(UserWarning, match=r"a budget of 5m is 1\d steps of 20 s, .*only part of the 80 images"):
         run = tiny.start(tmp_path / "run", data=tiny.images(80), budget="5m")

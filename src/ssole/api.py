@@ -31,6 +31,7 @@ from ssole.training.monitor import Evaluator, figures_of
 from ssole.training.needs import require_memory
 from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
 from ssole.training.settings import agreed_config, completed, with_eval_data
+from ssole.training.trial import step_seconds
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
@@ -134,7 +135,8 @@ def start(
         config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
         data = by_name(data)  # by the names that resuming will have: ids of files are their paths
         with open_store(config, data, progress) as store, ExitStack() as stack:
-            config = completed(config, store, device, loss, backbone, begin)
+            trial = partial(step_seconds, store=store, device=device, loss=loss, backbone=backbone)
+            config = completed(config, store, begin, trial)
             plan = make_plan(config, len(store))
             measured = dataclasses.replace(config, eval_data=eval_data)
             evaluators = _agreed(evaluators, measured, data, store, progress)

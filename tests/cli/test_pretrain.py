@@ -175,7 +175,7 @@ def test_wrong_input_is_named_and_leaves_nothing(command: Command, options: list
 
 def test_a_budget_of_time(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a clock that moves by 4 s in each step."""
-    monkeypatch.setattr("ssole.training.settings.step_seconds", lambda *_, **__: 4.0)
+    monkeypatch.setattr("ssole.api.step_seconds", lambda *_, **__: 4.0)
     monkeypatch.setattr("ssole.training.pace.monotonic", itertools.count(0.0, 4.0).__next__)
     outcome = command(*TINY, "--budget", "60s")
     assert outcome.code == 0, outcome.err

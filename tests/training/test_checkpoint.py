@@ -164,7 +164,9 @@ def incomplete_json(run: Run) -> None:
 
 def other_step_in_json(run: Run) -> None:
     """A checkpoint that was renamed."""
-    write_checkpoint(run, state_tensors(*trained("sgd")), Progress(step=7, images=9, seconds=1.0), is_regular=(4).__eq__)
+    write_checkpoint(
+        run, state_tensors(*trained("sgd")), Progress(step=7, images=9, seconds=1.0), is_regular=(4).__eq__
+    )
     for path in run.checkpoints.glob("step-00000007.*"):
         path.rename(path.with_stem("step-00000006"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,7 +59,7 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, fewest: int)
             device = resolve_device(arm.config.device)
             steps = _steps(request, arm, _GUESS)
             how: dict[str, Any] = {"steps": steps, "limit": min(TRIAL_SECONDS, limit)}
-            seconds = step_seconds(arm.config, store, device, loss=copy.deepcopy(arm.module), **how)
+            seconds = step_seconds(arm.config, store, device, loss=arm.module, **how)
         except FAILURES as error:
             failures.append(error)
             plan[arm.name] = ArmPlan(steps=0, step_seconds=0.0, error=describe_failure(error))

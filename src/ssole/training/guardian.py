@@ -162,7 +162,7 @@ class Guardian:
         return done
 
     def _remove_later(self) -> None:
-        """Remove the checkpoints after the newest regular one. Of a run whose settings have changed, none may be such."""
+        """Remove the checkpoints after the newest regular one; after a change of settings, none may be regular."""
         if regular := [step for step in checkpoint_steps(self._run) if self.is_regular(step)]:
             remove_checkpoints_after(self._run, max(regular))
 

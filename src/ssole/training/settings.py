@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, apply_overrides, from_dict, to_dict
@@ -22,7 +18,6 @@ from ssole.errors import DataError
 from ssole.progress import say
 from ssole.training.feed import make_plan
 from ssole.training.initial import PRETRAINED
-from ssole.training.trial import step_seconds
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
@@ -75,20 +70,18 @@ def say_reasons(config: PretrainConfig, *, enabled: bool) -> None:
 
 
 def completed(
-    config: PretrainConfig,
-    store: ImageStore,
-    device: torch.device,
-    loss: nn.Module | None,
-    backbone: nn.Module | None,
-    begin: float,
+    config: PretrainConfig, store: ImageStore, begin: float, step_seconds: Callable[..., float]
 ) -> PretrainConfig:
-    """Config with what is measured on images and machine, the same for all processes."""
+    """Config with what is measured on images and machine, the same for all processes.
+
+    `begin` is when a budget of time began, and `step_seconds(config, limit=seconds)` measures a step.
+    """
 
     def measure() -> dict[str, Any]:
         full = measured(config, store)
         make_plan(full, len(store))  # raises an error for too few images
         if full.budget is not None:
-            full = _with_steps(full, store, device, loss, backbone, time.monotonic() - begin)
+            full = _with_steps(full, len(store), time.monotonic() - begin, step_seconds)
         return to_dict(full)
 
     return from_dict(distributed.on_rank_0(measure))
@@ -108,12 +101,7 @@ def measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
 
 
 def _with_steps(
-    config: PretrainConfig,
-    store: ImageStore,
-    device: torch.device,
-    loss: nn.Module | None,
-    backbone: nn.Module | None,
-    spent: float,
+    config: PretrainConfig, images: int, spent: float, step_seconds: Callable[..., float]
 ) -> PretrainConfig:
     """Config with the number of steps that its budget of time allows on this machine, of which some is spent.
 
@@ -125,13 +113,13 @@ def _with_steps(
     assert config.budget is not None
     left = budget_seconds(config.budget) - spent
     share = dataclasses.replace(config, batch_size=config.batch_size // distributed.launch().world_size)
-    seconds = step_seconds(share, store, device, loss=copy.deepcopy(loss), backbone=backbone, limit=left / 20)
-    steps, epoch = int(left / seconds), len(store) // config.batch_size
+    seconds = step_seconds(share, limit=left / 20)
+    steps, epoch = int(left / seconds), images // config.batch_size
     facts = (
         f"a budget of {config.budget} is {max(0, steps)} steps of {seconds:.2g} s, after {spent:.0f} s of preparation"
     )
     if steps < _LEAST_STEPS:
         raise ConfigError(f"{facts}: give more time")
     if steps < epoch:
-        warnings.warn(f"{facts}: only part of the {len(store):,} images will be seen, once", stacklevel=5)
+        warnings.warn(f"{facts}: only part of the {images:,} images will be seen, once", stacklevel=5)
     return dataclasses.replace(config, steps=steps)

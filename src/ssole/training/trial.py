@@ -5,6 +5,7 @@ The doctor's estimate, the plan of a comparison and runs with a budget of time a
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -168,7 +169,7 @@ def step_seconds(
     """Median time of a step on a whole batch of a store's images.
 
     Args:
-        config, store, device, loss, backbone: those of a run.
+        config, store, device, loss, backbone: those of a run; a copy of the loss is taken.
         steps: number of its steps: if it is long enough to be compiled, it is measured compiled. None for never.
         limit: seconds after which no further step is taken; the first three are taken in any case.
     """
@@ -176,7 +177,7 @@ def step_seconds(
     images = store.get(ids)
     batch = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        given: Any = {"loss": loss, "backbone": backbone, "labels": store.labels, "seconds": limit}
+        given: Any = {"loss": copy.deepcopy(loss), "backbone": backbone, "labels": store.labels, "seconds": limit}
         trial = Trial(config, lambda _: (batch, ids), device, **given)
         if steps is not None and trial.learner.wants_compiling(steps):
             trial.compile()
