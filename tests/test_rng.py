@@ -46,10 +46,10 @@ def test_the_format_is_pinned() -> None:
     key = 0
     for word in coordinates:
         key = fold(key, word)
-    drawn = bits(123, 45, torch.tensor([678]), torch.tensor([3]), Use.GREY, 3)[0, 0, 2]
+    drawn = bits(123, 45, torch.tensor([678]), torch.tensor([3]), {Use.GREY: 3})[0, 0, 2]
     assert int(drawn) & mask == key
     zero = torch.zeros(1, dtype=torch.int64)
-    assert number(-3, 45, Use.LAYERS) == int(bits(-3, 45, zero, zero, Use.LAYERS, 1))
+    assert number(-3, 45, Use.LAYERS) == int(bits(-3, 45, zero, zero, {Use.LAYERS: 1}))
 
 
 def test_uniform_and_never_one() -> None:
@@ -73,7 +73,7 @@ def test_every_coordinate_gives_independent_draws(other: str) -> None:
 
 
 def test_every_bit_is_fair() -> None:
-    drawn = bits(1, 1, IDS, VIEWS, Use.CROP, 2).flatten()
+    drawn = bits(1, 1, IDS, VIEWS, {Use.CROP: 2}).flatten()
     share = torch.stack([(drawn >> bit) & 1 for bit in range(64)]).double().mean(dim=1)
     assert (share - 0.5).abs().max() < 5 * 0.5 / len(drawn) ** 0.5
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import IntEnum
 from functools import lru_cache
+from typing import TypeVar
 
 import torch
 
-_MASK = (1 << 64) - 1
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: consecutive counters land far apart
-_MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+Word = TypeVar("Word", int, torch.Tensor)
+
+# as int64 has them
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # 2^64 / golden ratio: consecutive counters land far apart
+_MIX1, _MIX2 = 0xBF58476D1CE4E5B9 - (1 << 64), 0x94D049BB133111EB - (1 << 64)
 
 
 class Use(IntEnum):
@@ -34,77 +37,55 @@ class Use(IntEnum):
     TURN = 9
 
 
-def _signed(value: int) -> int:
-    value &= _MASK
-    return value - (1 << 64) if value >> 63 else value
+def _wrapped(x: Word) -> Word:
+    """A number modulo 2^64, from -2^63 on, as the sums and products of int64 tensors are by themselves."""
+    return x if isinstance(x, torch.Tensor) else ((x + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)
 
 
-def _shift_right(x: torch.Tensor, bits: int) -> torch.Tensor:
+def _shift_right(x: Word, bits: int) -> Word:
     # Shifts of int64 copy the sign bit down. The mask makes the shift logical.
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(x: torch.Tensor) -> torch.Tensor:
-    x = (x ^ _shift_right(x, 30)) * _signed(_MIX1)
-    x = (x ^ _shift_right(x, 27)) * _signed(_MIX2)
+def _mix(x: Word) -> Word:
+    x = _wrapped(x + _GOLDEN)
+    x = _wrapped((x ^ _shift_right(x, 30)) * _MIX1)
+    x = _wrapped((x ^ _shift_right(x, 27)) * _MIX2)
     return x ^ _shift_right(x, 31)
 
 
-def _fold(key: torch.Tensor, word: torch.Tensor | int) -> torch.Tensor:
-    if isinstance(word, int):
-        return _mix((key ^ _signed(word)) + _signed(_GOLDEN))
-    return _mix((key ^ word) + _signed(_GOLDEN))
-
-
-def bits(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, use: int, n: int) -> torch.Tensor:
-    """Random bits, 64 for each (image, view, draw).
+def bits(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, draws: Mapping[Use, int]) -> torch.Tensor:
+    """Random bits for several uses, 64 for each (image, view, draw), in a few kernels.
 
     Args:
         seed, epoch: any Python integers (taken modulo 2^64).
         ids: int64 (B,), the index of each image in its data set.
         views: int64 (V,), numbers of the views, on the same device.
-        use: a :class:`Use`.
-        n: draws for each image and view.
+        draws: number of draws for each use.
 
     Returns:
-        int64 (B, V, n).
+        int64 (B, V, draws of all uses).
     """
-    key = _image_keys(seed, epoch, ids, views)
-    return _fold(_fold(key, use)[..., None], torch.arange(n, device=ids.device))
-
-
-def _image_keys(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor) -> torch.Tensor:
-    run = _fold_number(_fold_number(0, seed), epoch)
-    return _fold(_fold(ids, run)[:, None], views[None, :])
-
-
-def _fold_number(key: int, word: int) -> int:
-    """`_fold` of two plain numbers, for which no kernel is launched."""
-    x = ((key ^ word) + _GOLDEN) & _MASK
-    x = ((x ^ (x >> 30)) * _MIX1) & _MASK
-    x = ((x ^ (x >> 27)) * _MIX2) & _MASK
-    return x ^ (x >> 31)
+    uses, numbers = _words(tuple(draws.items()), ids.device)
+    run = _mix(_mix(_wrapped(seed)) ^ _wrapped(epoch))
+    keys = _mix(_mix(ids ^ run)[:, None] ^ views)
+    return _mix(_mix(keys[..., None] ^ uses) ^ numbers)
 
 
 def number(seed: int, epoch: int, use: int) -> int:
-    """The first of :func:`bits` for image 0 and view 0, as a plain number and without a tensor."""
+    """The first of :func:`bits` for image 0, view 0 and a use, as a plain number and without a tensor."""
     key = 0
     for word in (seed, epoch, 0, 0, use, 0):
-        key = _fold_number(key, word)
-    return _signed(key)
+        key = _mix(key ^ _wrapped(word))
+    return key
 
 
 def uniforms_of_uses(
     seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, draws: Mapping[Use, int]
 ) -> dict[Use, torch.Tensor]:
-    """Uniform draws in [0, 1) for several uses, in a few kernels: {use: n} gives {use: float32 (B, V, n)}.
-
-    The other arguments are those of :func:`bits`.
-    """
-    uses, numbers = _words(tuple(draws.items()), ids.device)
-    drawn = _fold(_fold(_image_keys(seed, epoch, ids, views)[..., None], uses), numbers)
+    """Uniform draws in [0, 1), as :func:`bits` has them: {use: n} gives {use: float32 (B, V, n)}."""
     # The top 24 bits fit a float32 mantissa exactly, so that no draw rounds up to 1.0.
-    u = _shift_right(drawn, 40).to(torch.float32) * 2.0**-24
+    u = _shift_right(bits(seed, epoch, ids, views, draws), 40).to(torch.float32) * 2.0**-24
     return dict(zip(draws, u.split(list(draws.values()), dim=-1), strict=True))
 
 
@@ -118,5 +99,5 @@ def _words(draws: tuple[tuple[Use, int], ...], device: torch.device) -> tuple[to
 
 def epoch_order(seed: int, epoch: int, n: int) -> torch.Tensor:
     """Order of `n` images in an epoch: an int64 permutation (n,), a pure function of (seed, epoch, n)."""
-    keys = bits(seed, epoch, torch.arange(n), torch.zeros(1, dtype=torch.int64), Use.ORDER, 1).flatten()
+    keys = bits(seed, epoch, torch.arange(n), torch.zeros(1, dtype=torch.int64), {Use.ORDER: 1}).flatten()
     return torch.sort(keys, stable=True).indices
