@@ -24,7 +24,7 @@ LONG = 1e6
 
 
 class Always:
-    """A guardian for which every fifth step is regular."""
+    """A pace at which every fifth step is regular."""
 
     def is_regular(self, step: int) -> bool:
         return step % 5 == 0

@@ -15,6 +15,7 @@ from typing import Any
 from ssole import distributed
 from ssole.config import PretrainConfig
 from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint, remove_checkpoints_after
+from ssole.training.pace import Pace
 from ssole.training.replay import save_bundle, whole_batch
 from ssole.training.run import Run
 from ssole.training.step import Batch, Learner
@@ -54,12 +55,12 @@ class Guardian:
     Args:
         run: the run, whose config may switch the guardian off.
         learner: its learner.
+        pace: its pace, which knows the regular checkpoints.
         steps: number of steps of the run.
-        is_regular: whether a step ends with a checkpoint in an undisturbed run too.
     """
 
-    def __init__(self, run: Run, learner: Learner, *, steps: int, is_regular: Callable[[int], bool]) -> None:
-        self._run, self._learner, self.is_regular = run, learner, is_regular
+    def __init__(self, run: Run, learner: Learner, pace: Pace, *, steps: int) -> None:
+        self._run, self._learner, self._pace = run, learner, pace
         self._steps, self._is_on = steps, learner.config.guardian == "auto"
         self.read_metrics()
 
@@ -163,7 +164,7 @@ class Guardian:
 
     def _remove_later(self) -> None:
         """Remove the checkpoints after the newest regular one; after a change of settings, none may be regular."""
-        if regular := [step for step in checkpoint_steps(self._run) if self.is_regular(step)]:
+        if regular := [step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)]:
             remove_checkpoints_after(self._run, max(regular))
 
 

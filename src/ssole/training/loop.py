@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ssole import distributed
-from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
+from ssole.config import ConfigError, from_dict, to_dict
 from ssole.data.store import ImageStore
 from ssole.distributed import Stopping
 from ssole.errors import DataError
@@ -70,11 +70,10 @@ def train(
     distributed.on_rank_0(lambda: _begin(run, learner, initial, Progress(0, plan.images, spent)))
     pace = Pace(run, plan, config)
     done = _resume(run, learner, plan, pace)
-    is_regular = partial(_ends_in_checkpoint, config, pace)
-    guardian = Guardian(run, learner, steps=plan.total, is_regular=is_regular)
+    guardian = Guardian(run, learner, pace, steps=plan.total)
     feed, title = Feed(store, device), _title(learner, replace(plan, total=pace.total))
     monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
-    saver = Saver(run, learner, guardian, monitor.flush)
+    saver = Saver(run, learner, pace, monitor.flush)
     stopping = stop_signal(monitor.screen.show_stopping)
     # the saver within the handler of signals: it waits for the last checkpoint, which a second signal must not cut
     with torch_state(deterministic=config.deterministic), monitor, stopping as stop, saver:
@@ -135,7 +134,7 @@ class _Loop:
             for evaluator in (f for every, f in self.evaluators.items() if last or _due(step, every)):
                 self._evaluate(evaluator)
 
-            if _ends_in_checkpoint(config, pace, step + 1):
+            if pace.is_regular(step + 1):
                 self._save(must=last or _due(step, config.checkpoint_every))
 
             if last:
@@ -198,11 +197,6 @@ def _begin(run: Run, learner: Learner, initial: Initial | None, start: Progress)
     if initial is not None:
         initial.give(run, learner)
     write_checkpoint(run, state_tensors(learner.modules, learner.optimizer), start)
-
-
-def _ends_in_checkpoint(config: PretrainConfig, pace: Pace, step: int) -> bool:
-    """Whether a step, counted from 1, ends with a checkpoint in an undisturbed run."""
-    return pace.is_end(step) or _due(step - 1, config.checkpoint_every) or pace.plan.ends_epoch(step - 1)
 
 
 def _due(step: int, every: int | None) -> bool:

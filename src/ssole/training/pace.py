@@ -148,6 +148,11 @@ class Pace:
         """Whether a step, counted from 1, is the last one of the run or of what was extended later."""
         return step == self.total or any(step == extension.step for extension in self._extensions)
 
+    def is_regular(self, step: int) -> bool:
+        """Whether a step, counted from 1, ends with a checkpoint in an undisturbed run."""
+        every = self._config.checkpoint_every
+        return self.is_end(step) or (every is not None and step % every == 0) or self.plan.ends_epoch(step - 1)
+
     def ends(self, step: int) -> bool:
         """Whether a step is the last one. Called after each step; with a budget, it corrects the number of steps."""
         done = step + 1

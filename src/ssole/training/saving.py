@@ -16,7 +16,7 @@ import torch
 
 from ssole import distributed
 from ssole.training.checkpoint import Progress, checkpoint_steps, state_tensors, write_checkpoint
-from ssole.training.guardian import Guardian
+from ssole.training.pace import Pace
 from ssole.training.run import Run
 from ssole.training.step import Learner
 
@@ -30,12 +30,12 @@ class Saver:
     or on leaving the context.
 
     Args:
-        run, learner, guardian: of the training loop.
+        run, learner, pace: of the training loop.
         flush: called before a checkpoint is written; it has the metrics up to there on the disk.
     """
 
-    def __init__(self, run: Run, learner: Learner, guardian: Guardian, flush: Callable[[], None]) -> None:
-        self._run, self._learner, self._guardian, self._flush = run, learner, guardian, flush
+    def __init__(self, run: Run, learner: Learner, pace: Pace, flush: Callable[[], None]) -> None:
+        self._run, self._learner, self._pace, self._flush = run, learner, pace, flush
         self._kept: tuple[Progress, dict[str, torch.Tensor]] | None = None
         self._last = -math.inf
         threaded = learner.device.type != "cpu"
@@ -62,7 +62,7 @@ class Saver:
 
     def _keep(self, done: Progress, *, must: bool) -> None:
         state = done, state_tensors(self._learner.modules, self._learner.optimizer)
-        if not self._guardian.is_regular(done.step):
+        if not self._pace.is_regular(done.step):
             self.write_kept()
         if must or time.monotonic() - self._last >= self._learner.config.checkpoint_seconds:
             self._write(*state)
@@ -90,7 +90,7 @@ class Saver:
         self.wait()
         self._flush()
         self._last = time.monotonic()
-        regular = {step for step in checkpoint_steps(self._run) if self._guardian.is_regular(step)}
+        regular = {step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)}
 
         def write() -> None:
             write_checkpoint(self._run, tensors, done, is_regular=regular.__contains__)
