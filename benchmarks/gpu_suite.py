@@ -239,7 +239,7 @@ def steps_of(
             done = learner.steps_done
             epoch, chosen = done // count, ids[done % count]
             learner.step(images.index_select(0, chosen), chosen, epoch=epoch, lr=1e-4, early=early)
-        learner.check_losses()
+        learner.watch.check()
 
     steps(8)  # of which a graph is captured
     return steps, flops, learner

@@ -35,7 +35,7 @@ def work(folder: Path) -> None:
         with distributed.first_on_each_node():
             assert (folder / "first").exists() == (rank == 1)
             (folder / "first").touch()
-        distributed.all_arrive()
+        distributed.collect(None)
     with distributed.processes(60):  # a second group in the same processes
         assert distributed.collect(rank) == [0, 1]
     assert distributed.world_size() == 1
@@ -53,4 +53,4 @@ def test_one_process_agrees_with_itself() -> None:
     assert agreement.agree(3) == 3
     assert agreement.broadcast(tensors) == tensors
     with agreement.first_on_each_node():
-        agreement.all_arrive()
+        assert agreement.collect(None) == [None]

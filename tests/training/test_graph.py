@@ -178,7 +178,7 @@ def test_the_first_step_that_is_not_finite_is_named(bad: int) -> None:
         factor.fill_(float("nan") if step in (bad, bad + 1) else 1.0)
         captured.step(views_of(step), 0.01)
     with pytest.raises(NonFiniteLossError, match=rf"^step {bad + 1}: the loss is nan"):
-        captured.learner.check_losses()
+        captured.learner.watch.check()
 
 
 def test_a_ring_that_is_nearly_full_is_looked_at_before_a_capture() -> None:

@@ -19,7 +19,7 @@ from ssole.data.base import Spec
 from ssole.errors import DataError
 from ssole.files import read_json, write_json_atomically
 from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
-from ssole.training.run import Change, Run, lock_run
+from ssole.training.run import Change, Run, lock_run, making
 from ssole.training.stopping import Interrupted
 
 if TYPE_CHECKING:
@@ -56,10 +56,8 @@ class Trial:
 @contextmanager
 def resumable(folder: Path, command: str) -> Iterator[None]:
     """Folder of trials, made and locked for this process; a signal ends the block and names the command to go on."""
-    try:
+    with making(folder, "folder"):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the folder {folder}: {error}") from None
     try:
         with lock_run(Run(folder)):
             yield

@@ -80,17 +80,12 @@ def shares_work() -> bool:
 
 
 def collect(value: T) -> list[T]:
-    """Values of all processes, in the order of rank. JSON must be able to hold them."""
+    """Values of all processes, in the order of rank. JSON must be able to hold them. Waits however long it takes."""
     if not shares_work():
         return [value]
     number = next(_calls)
     STATE.store.set(f"call {number} of {rank()}", json.dumps(value))
     return [json.loads(_wait_for(f"call {number} of {other}")) for other in range(world_size())]
-
-
-def all_arrive() -> None:
-    """Wait until all processes have come here, however long it takes."""
-    collect(None)
 
 
 def agree(number: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -124,13 +125,9 @@ def first_initial(config: PretrainConfig, module: nn.Module | None = None, *, pr
 
     It is None in the others, which get the weights from there.
     """
-    found: list[Initial] = []
-
-    def read() -> None:
-        if (initial := read_initial(config, checked_encoder(config, module), progress=progress)) is not None:
-            found.append(initial)
-
-    distributed.on_rank_0(read)
+    found: list[Initial | None] = []
+    how: Any = {"progress": progress}
+    distributed.on_rank_0(lambda: found.append(read_initial(config, checked_encoder(config, module), **how)))
     return found[0] if found else None
 
 

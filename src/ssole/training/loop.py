@@ -62,7 +62,7 @@ def train(
     has taken before, `initial` the weights that it starts from, in place of random ones.
     Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
-    distributed.all_arrive()
+    distributed.collect(None)  # all have arrived
     config, evaluators = from_dict(distributed.on_rank_0(lambda: to_dict(run.config))), evaluators or {}
     if any(every < 1 for every in evaluators):
         raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
@@ -127,7 +127,7 @@ class _Loop:
             self.monitor.advance(config.batch_size, pace.total)
 
             if last or _due(step, config.log_every):
-                learner.check_losses()
+                learner.watch.check()
                 z_BD = distributed.gather(z_BVD[:, 0].detach())
                 distributed.on_rank_0(partial(self._log, epoch, lr, terms, z_BD))
 

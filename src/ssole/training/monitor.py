@@ -95,11 +95,10 @@ class Monitor:
     @contextmanager
     def preparing(self, what: str) -> Iterator[None]:
         """Context that shows what happens before the first step. It counts as training, but not for rate and ETA."""
-        self.screen.start_waiting(what)
         begin = time.perf_counter()
-        yield
+        with self.screen.waiting(what):
+            yield
         self._prepared += time.perf_counter() - begin
-        self.screen.start_clock(what)
 
     def advance(self, images: int, total: int) -> None:
         """Count one step of so many images, in a run of so many steps."""

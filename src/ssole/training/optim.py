@@ -18,7 +18,7 @@ Groups = list[dict[str, Any]]
 
 
 def _sgd(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=_fused(groups))
+    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)  # one pass a weight
 
 
 def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
@@ -29,7 +29,7 @@ def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=_fused(groups))
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)  # one pass a weight
 
 
 def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
@@ -38,12 +38,6 @@ def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     dtype = resolve_precision("auto", device) or torch.float32
     how: dict[str, Any] = {"momentum": config.momentum, "betas": config.betas}
     return Muon(groups, lr=config.lr, dtype=dtype, batched=device.type != "cpu", **how)
-
-
-def _fused(groups: Groups) -> bool | None:
-    """True where torch can update each weight in one pass (CPUs and NVIDIA GPUs), else None for its default."""
-    kinds = {parameter.device.type for group in groups for parameter in group["params"]}
-    return True if kinds <= {"cpu", "cuda"} else None
 
 
 OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = {

@@ -112,13 +112,13 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
         ConfigError: the folder holds a run or anything else already, or cannot be made; or as :func:`lock_run`.
     """
     missing, ours = [folder for folder in (path, *path.parents) if not folder.exists()], False
-    with _making(path):
+    with making(path):
         if not _is_killed_start(path):
             _require_no_files(path)
         path.mkdir(parents=True, exist_ok=True)
     try:
         with lock_run(Run(path)):
-            with _making(path):
+            with making(path):
                 if _is_killed_start(path):  # still so, now that no other process can be at it
                     _empty(path)
                 _require_no_files(path)
@@ -132,11 +132,12 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
 
 
 @contextmanager
-def _making(path: Path) -> Iterator[None]:
+def making(path: Path, what: str = "run folder") -> Iterator[None]:
+    """Context for making a folder: an `OSError` is a ConfigError."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"cannot make the run folder {path}: {error}") from None
+        raise ConfigError(f"cannot make the {what} {path}: {error}") from None
 
 
 def _require_no_files(path: Path) -> None:

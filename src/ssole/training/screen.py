@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from ssole.errors import printable
 from ssole.progress import duration
@@ -46,15 +47,14 @@ class Screen:
         if self._live:
             self._display.start()
 
-    def start_waiting(self, what: str) -> None:
-        """Show what is waited for."""
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Context that shows what is waited for. The time that is left is counted from its end on."""
         self._text.plain = what
         if not self._live:
             self.print_line(what)
-
-    def start_clock(self, waited_for: str) -> None:
-        """Count the time that is left from here on."""
-        if self._text.plain == waited_for:
+        yield
+        if self._text.plain == what:
             self._text.plain = ""
         self._start = self._last_line = time.perf_counter()
         self._bar.reset(self._task, completed=self._first)

@@ -142,7 +142,7 @@ class Learner:
 
         Raises:
             NonFiniteLossError: the loss or its gradient is NaN or infinite, and the weights are as they were. On an
-                accelerator, :meth:`check_losses` raises it later.
+                accelerator, `watch.check` raises it later.
         """
         self.batch = Batch(images, ids, epoch, lr, early)
         if (recipe := self._recipes[early]) != self._recipe:
@@ -218,16 +218,12 @@ class Learner:
         """Whether steps are replayed as a CUDA graph now."""
         return self._graph is not None and self._graph.is_captured
 
-    def check_losses(self) -> None:
-        """Raise NonFiniteLossError if any loss or gradient since the last check was NaN or infinite."""
-        self.watch.check()
-
     def check_weights(self) -> None:
         """Raise NonFiniteLossError if any loss or weight is NaN or infinite. To be called before weights are saved.
 
         The update itself may have overflowed.
         """
-        self.check_losses()
+        self.watch.check()
         floats = {name: tensor for name, tensor in self.modules.state_dict().items() if tensor.is_floating_point()}
         finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
         if bad := [name for name, good in zip(floats, finite, strict=True) if not good]:
