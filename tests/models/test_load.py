@@ -90,6 +90,18 @@ def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
         load(foreign)
 
 
+def test_weight_files_of_the_first_version_load(saved: tuple[Run, nn.Module], tmp_path: Path) -> None:
+    run, backbone = saved
+    description = json.loads(backbone_metadata(run.config)["ssole"])
+    del description["channels"]  # the first version knew photographs only
+    old = tmp_path / "old.safetensors"
+    save_file(load_file(run.backbone_path), old, metadata={"ssole": json.dumps(description)})
+    images = torch.randn(2, 3, 32, 32)
+    model = load(old)
+    assert model.channels is None
+    assert torch.equal(model(images), backbone(images))
+
+
 def test_networks_of_other_channels_load(tmp_path: Path) -> None:
     normalise = {"augment__mean": [0.5] * 5, "augment__std": [0.2] * 5}
     config = tiny.config(channels=5, preset="channels", seed=4, **normalise)

@@ -118,7 +118,7 @@ def send_sigterm(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     monkeypatch.setattr(Learner, "step", steps)
 
 
-def test_a_run_without_a_regular_checkpoint_goes_back_to_what_it_has(
+def test_a_run_that_an_older_version_began_goes_back_to_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -126,7 +126,7 @@ def test_a_run_without_a_regular_checkpoint_goes_back_to_what_it_has(
         with pytest.raises(Interrupted):
             tiny.start(tmp_path / "run", **CONSTANT)
     run = Run(tmp_path / "run")
-    for file in run.checkpoints.glob("step-00000000.*"):
+    for file in run.checkpoints.glob("step-00000000.*"):  # which it did not write
         file.unlink()
     inject(monkeypatch, lambda step, lr: step == 4 and lr > 0.06)
     tiny.resume(run)

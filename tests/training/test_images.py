@@ -131,7 +131,16 @@ def test_an_image_that_could_not_be_read_is_not_compared(run: Run, photos: Path)
         keep_or_compare_images(run, FolderSource(photos))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "{}", '{"images": 22, "ids": "x"}', "[" * 10**5])
+def test_a_record_of_the_first_version_still_compares_names(run: Run, photos: Path) -> None:
+    source = FolderSource(photos)
+    (run.path / "images.json").write_text(json.dumps({"images": len(source), "ids": source.ids_fingerprint}))
+    keep_or_compare_images(run, source)
+    (run.path / "images.json").write_text(json.dumps({"images": len(source), "ids": "others"}))
+    with pytest.raises(DataError, match="by other names"):
+        keep_or_compare_images(run, source)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "{}", '{"images": "22"}', "[" * 10**5])
 def test_a_damaged_record_is_named(run: Run, photos: Path, text: str) -> None:
     (run.path / "images.json").write_text(text)
     with pytest.raises(ConfigError, match=r"images\.json"):

@@ -36,7 +36,7 @@ class LoadedBackbone(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.image_size: int = config["image_size"]
-        self.channels: int | None = config["channels"]
+        self.channels: int | None = config.get("channels")  # missing in old files
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
         self.config = config
@@ -152,7 +152,7 @@ def _check_description(description: dict[str, Any]) -> None:
     right = {
         "model": isinstance(description.get("model"), dict),
         "image_size": _is_integer(description.get("image_size"), 1, _LARGEST_SIDE),
-        "channels": "channels" in description and (channels is None or _is_integer(channels, 1, _MOST_CHANNELS)),
+        "channels": channels is None or _is_integer(channels, 1, _MOST_CHANNELS),
         "mean": _are_numbers(mean) and len(mean) == (channels or 3),
         "std": _are_numbers(std) and len(std) == (channels or 3) and min(std) > 0,
         "seed": _is_integer(description.get("seed"), -(2**63), 2**64 - 1),  # what torch takes

@@ -47,7 +47,7 @@ class Progress:
     seconds: float
     """Training time of the whole run so far."""
     evaluating: float = 0.0
-    """Seconds of evaluation so far, which count towards a budget of time."""
+    """Seconds of evaluation so far, which count towards a budget of time; older checkpoints lack them."""
 
 
 def write_checkpoint(
@@ -223,17 +223,19 @@ def _read(run: Run, step: int) -> tuple[Progress, dict[str, torch.Tensor]]:
     require_regular(tensors)
     text = path.read_text(encoding="utf-8")
     values = parse_json(text)
-    values.pop("checksum", None)
-    if text != _description(values):
-        raise ValueError(f"{path.name} is not what was written")
-    if values.pop("tensors", None) != _digest(tensors):
-        raise ValueError(f"{tensors.name} is not what was written")
+    if "checksum" in values or "tensors" in values:  # both are missing in checkpoints of the first version
+        values.pop("checksum", None)
+        if text != _description(values):
+            raise ValueError(f"{path.name} is not what was written")
+        if values.pop("tensors", None) != _digest(tensors):
+            raise ValueError(f"{tensors.name} is not what was written")
     kinds: dict[str, Any] = {"step": int, "images": int, "seconds": (int, float), "evaluating": (int, float)}
-    fits = values.keys() == kinds.keys() and all(isinstance(values[name], kind) for name, kind in kinds.items())
-    if not fits or values["step"] != step:
+    known: dict[str, Any] = {"evaluating": 0.0} | values
+    fits = known.keys() == kinds.keys() and all(isinstance(known[name], kind) for name, kind in kinds.items())
+    if not fits or known["step"] != step:
         raise ValueError(f"{path.name} holds {values}")
     try:
-        return Progress(**values), load_file(tensors)
+        return Progress(**known), load_file(tensors)
     except SafetensorError as error:
         raise ValueError(f"{tensors.name}: {error}") from None
 

@@ -163,7 +163,7 @@ class Guardian:
         return done
 
     def _remove_later(self) -> None:
-        """Remove the checkpoints after the newest regular one; after a change of settings, none may be regular."""
+        """Remove the checkpoints after the newest regular one. Old runs, or changed settings, may leave none."""
         if regular := [step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)]:
             remove_checkpoints_after(self._run, max(regular))
 

@@ -39,8 +39,7 @@ def keep_or_compare_images(run: Run, source: Source, *, name: str = _NAME, allow
         _write(run, name, now)
         return
     before = read_json(path)
-    kinds = {"images": int, "ids": str, "contents": dict}
-    if not all(isinstance(before.get(name), kind) for name, kind in kinds.items()):
+    if not isinstance(before.get("images"), int) or not isinstance(before.get("ids"), str):
         raise ConfigError(f"{path} is damaged: it does not say which images the run was started on")
     if before["images"] != now["images"]:
         raise DataError(
@@ -100,7 +99,8 @@ def _touched(before: dict[str, Any], changes: dict[str, int]) -> str | None:
 
 def _change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """What changed between two records of images of the same names, in words; None if nothing is known to have."""
-    earlier = before["contents"]
+    earlier = before.get("contents")
+    earlier = earlier if isinstance(earlier, dict) else {}  # runs of the first version have none
     both = earlier.keys() & now["contents"].keys()
     others = [name for name in now["contents"] if name in both and earlier[name] != now["contents"][name]]
     if others:

@@ -144,6 +144,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise ConfigError(f"{path} is no replay bundle: it has no step.json. Give a folder failures/step-N of a run")
     facts, file = read_json(path / "step.json"), path / "tensors.safetensors"
     kinds: dict[str, type | tuple[type, ...]] = {"step": int, "what": str, "epoch": int, "lr": (int, float)}
+    facts.setdefault("early", False)  # of bundles that older versions wrote
     kinds |= {"early": bool, "device": str, "compiled": bool, "settings": dict, "environment": dict}
     wrong = [name for name, kind in kinds.items() if not isinstance(facts.get(name), kind)]
     if wrong := wrong or [name for name in ("step", "epoch") if not 0 <= facts[name] < _MOST_STEPS]:
