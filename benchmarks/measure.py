@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ssole.runtime import environment
 
 Rates = dict[str, list[float]]
-"""What each contestant gave in each round: mostly what it achieved per second."""
+"""What each contestant gave in each round: its rate, or its seconds."""
 
 
 def take_turns(contestants: Mapping[str, Callable[[], float]], rounds: int) -> Rates:

@@ -45,7 +45,8 @@ def extend(
 
     Weights and optimizer go on as they are, and the learning rate is that of a run of the added steps, times `factor`:
     see :class:`ssole.training.pace.Extension`. The weights until now are kept as `backbone-step-N.safetensors`, and
-    their evaluation as `evaluation-step-N.json`. If torchrun starts the processes again, they go on with the extension.
+    their figures as `evaluation-step-N.json` and `transfer-step-N.json`. If torchrun starts the processes again, they
+    go on with the extension.
 
     Args:
         run: the run, or its folder.
@@ -102,7 +103,8 @@ def _unfinished(run: Run) -> ConfigError:
 def add_extension(run: Run, *, steps: int, factor: float) -> None:
     """Extend a finished run by so many steps: from here on it is an unfinished run, which resuming finishes.
 
-    A kill in between leaves it unfinished at its old length, and resuming writes the old weights again.
+    A kill in between leaves it finished without its figures, or unfinished at its old length: resuming then writes the
+    old weights again. The figures stay under their new name, with the step in it.
 
     Raises:
         OSError: the folder cannot be written to.

@@ -105,6 +105,15 @@ def test_exports_of_a_run_have_its_features(run: Run, tmp_path: Path, monkeypatc
         assert torch.allclose(features, expected, atol=1e-5), given
 
 
+def test_one_number_may_stand_for_all_channels() -> None:
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    found, expected = (
+        embed(model, tiny.images(), image_size=8, mean=mean, std=std, device="cpu", progress=False).array
+        for mean, std in (((0.5,), (0.2,)), ((0.5,) * 3, (0.2,) * 3))
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize(("channels", "to", "opened"), [(1, "onnx", "{}/model.onnx"), (4, "timm", "timm:local-dir:{}")])
 def test_exports_see_all_channels_of_an_image(channels: int, to: Any, opened: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")

@@ -118,8 +118,7 @@ class OnnxModel(nn.Module):
         self._input, self._one_by_one = inputs[0].name, not any_batch
         digest = bytearray(hashlib.sha256(path.read_bytes()).digest())
         self.register_buffer("file_hash", torch.frombuffer(digest, dtype=torch.uint8))  # its state, as weights are
-        if isinstance(shape[-1], int):
-            self.image_size = shape[-1]
+        self.pretrained_cfg = {"input_size": [size if isinstance(size, int) else None for size in shape[1:]]}
         described = self._session.get_modelmeta().custom_metadata_map.get("preprocessing", "")
         with suppress(ValueError, KeyError, TypeError):  # nothing, or not what `ssole export` writes
             facts = json.loads(described)

@@ -115,7 +115,7 @@ def _evaluator(data: EvaluationData, preprocessing: Preprocessing, precision: Pr
         def figures() -> dict[str, float]:
             if not tests:
                 return label_free_figures(train)
-            if len(train) < NEIGHBOURS:  # which are too few is known only now
+            if len(train) < NEIGHBOURS:  # only now is it known how many can be read
                 warnings.warn(f"no kNN accuracy: only {len(train)} training images can be read", stacklevel=2)
                 return {}
             ((test, truth),), device = tests, next(backbone.parameters()).device

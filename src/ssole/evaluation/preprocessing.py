@@ -89,7 +89,7 @@ class Preprocessing:
             image_size=int(sides.pop()),
             mean=tuple(found["mean"]),
             std=tuple(found["std"]),
-            channels=_channels(model, len(found["mean"])),
+            channels=_channels(model, input_size[0]),
         )
 
     @property
@@ -128,11 +128,11 @@ class Preprocessing:
         return torch.addcmul(-mean_C11 / std_C11, crops, 1 / std_C11)
 
 
-def _channels(model: nn.Module, count: int) -> int | None:
-    """Channels of images kept at full depth, or None for red, green and blue, of a model that takes `count`."""
+def _channels(model: nn.Module, inputs: int | None) -> int | None:
+    """Channels at which images are decoded for a model that says how many its input has; None for red, green, blue."""
     if isinstance(model, LoadedBackbone):  # other modules may have an attribute of this name with another meaning
         return model.channels
-    return None if count == 3 else count
+    return None if inputs == 3 else inputs
 
 
 def center_crop(images: Tensor | Sequence[Tensor], size: int, *, device: torch.device | str | None = None) -> Tensor:

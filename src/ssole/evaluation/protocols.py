@@ -186,7 +186,7 @@ def _robustness(case: Case) -> Outcome:
             found[name] = []
             for strength in range(1, STRENGTHS + 1):
                 images = CorruptedImages(subset=sample, size=size, name=name, strength=strength, seed=case.seed)
-                found[name].append(accuracy_of(images, progress=False))  # the bar of all is there
+                found[name].append(accuracy_of(images, progress=False))  # the bar of all corruptions is shown
                 advance()
     mean = statistics.fmean(value for name in names for value in found[name])
     figures = {"robustness": mean} | ({"robustness_kept": mean / found["clean"]} if found["clean"] else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -36,19 +37,20 @@ def model_card(model: LoadedBackbone, written: Written, *, weights: Path, differ
         f"## Input\n\n{channels} channels of {size} x {size} pixels, as {written.input}. Resize the shorter side to "
         f"{size} (bilinear, antialiased), cut out the central square, and scale to [0, 1].\n\n"
         f"| | |\n|---|---|\n| mean | {_numbers(model.mean)} |\n| std | {_numbers(model.std)} |",
-        *_training(weights.parent),
+        *_training(weights),
         *_evaluation(weights),
     ]
     return "\n".join(header) + "\n\n".join(parts) + "\n"
 
 
-def _training(folder: Path) -> list[str]:
+def _training(weights: Path) -> list[str]:
     try:
-        run = Run(folder)
+        run = Run(weights.parent)
         config, metrics = run.config, run.metrics
     except ConfigError:  # a weight file alone
         return []
-    steps = max((row["step"] for row in metrics), default=None)
+    kept = _kept_step(weights)
+    steps = int(kept) if kept else max((row["step"] for row in metrics), default=None)
     data = [config.data] if isinstance(config.data, str) else list(config.data)
     names = ", ".join(_code(Path(name).name) for name in data[:3]) + (", ..." if len(data) > 3 else "")
     rows = {
@@ -61,10 +63,18 @@ def _training(folder: Path) -> list[str]:
     return ["## Training\n\n| | |\n|---|---|\n" + "\n".join(lines)]
 
 
+def _kept_step(weights: Path) -> str | None:
+    """Step of weights that an extension kept, as their file name has it; None for others."""
+    found = re.fullmatch(r"backbone-step-(\d+)", weights.stem)
+    return found[1] if found else None
+
+
 def _evaluation(weights: Path) -> list[str]:
-    path = weights.with_name(f"evaluation{weights.stem.removeprefix('backbone')}.json")  # also before an extension
+    kept = _kept_step(weights)
+    path = weights.with_name(f"evaluation-step-{kept}.json" if kept else "evaluation.json")
     if not path.is_file():
-        return ["## Evaluation\n\nNot measured: `ssole eval` measures it, and an export after that has the table."]
+        how = f"`ssole eval {weights.name} --save {path.name}`" if kept else "`ssole eval`"
+        return [f"## Evaluation\n\nNot measured: {how} measures it, and an export after that has the table."]
     result = EvaluationResult.load(path)
     heading, *rows = result.cells()
     table = [heading, ["---"] * len(heading), *rows]

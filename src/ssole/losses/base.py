@@ -41,7 +41,6 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
     """
 
     needs_labels = False
-    _unit_rows = False  # whether rows are scaled to unit length, so that zero vectors are an error
 
     def __init__(self, *, check_input: bool = True) -> None:
         super().__init__()
@@ -72,8 +71,12 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
     def _terms(self, z_BVD: Tensor) -> _Terms:
         raise NotImplementedError
 
+    def _zero_is_error(self) -> bool:
+        """Whether a zero vector is an error, because rows are scaled to unit length."""
+        return False
+
     def _global_batch(self, z: Tensor) -> Tensor:
-        """Embeddings of all processes, (B, V, D), in the precision of the loss, with rows as they are, checked."""
+        """Checked embeddings of all processes (B, V, D), not scaled, in the precision of the loss."""
         batch_BVD = distributed.gather(z if z.dtype == torch.float64 else z.float())
         if len(batch_BVD) < 2:
             raise ValueError(
@@ -81,7 +84,7 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
                 f"(shape {tuple(z.shape)})"
             )
         if self.check_input:  # all rows, so that all processes raise the same error
-            check_rows(batch_BVD, zero_is_error=self._unit_rows)
+            check_rows(batch_BVD, zero_is_error=self._zero_is_error())
         return batch_BVD
 
 

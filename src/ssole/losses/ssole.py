@@ -124,7 +124,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             raise ValueError("the Frobenius norm of unit rows is a constant: leave out low_rank_features='raw'")
         self.high_rank_weight = check_number("high_rank_weight", high_rank_weight)
         self.gamma = gamma
-        self.normalize = self._unit_rows = normalize
+        self.normalize = normalize
         self.temperature = temperature
         self.form = form
         self.low_rank_features = low_rank_features
@@ -141,6 +141,9 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             z_BVD = z if z.dtype == torch.float64 else z.float()
             terms = self._of(z_BVD, self._global_batch(z_BVD))
         return SSOLETerms(*(term.to(z_BVD.dtype) for term in terms))
+
+    def _zero_is_error(self) -> bool:
+        return self.normalize
 
     def _of(self, z_BVD: Tensor, batch_BVD: Tensor) -> SSOLETerms:
         """Terms of the embeddings of this process and of all processes."""

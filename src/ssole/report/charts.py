@@ -19,7 +19,7 @@ _DASHES = ("solid", "dashed", "dotted", "dotdash", "dashdot")
 
 
 def curves(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Charts of what was logged while training, by title: the loss and its terms, ranks, accuracies, ..."""
+    """Charts of what was logged while training, by title: loss, rank, accuracy, label-free figures, learning rate."""
     evaluated = dict.fromkeys(key for record in records for key in record.evaluated)
     groups = {
         "Loss and its terms": list(dict.fromkeys(term for record in records for term in record.terms)),

@@ -16,10 +16,10 @@ _MATRIX = 20  # classes of the largest matrix that is shown
 
 
 def confusions(sample: Sample, most: int) -> dict[str, Any] | None:
-    """What kNN makes of a sample's test images, as the template shows it; None without labels.
+    """Classes that kNN gives to a sample's test images, as the template shows them; None without labels.
 
-    The accuracies of classes (`rows`) are worst first, the matrix is None if it is too large to read, and of at most
-    `most` mistakes, the most frequent first, some test images are given by row.
+    `rows` are the accuracies of classes, worst first. `matrix` is None if it is too large to read. `mistakes` has at
+    most `most` entries, the most frequent first, each with the rows of a few test images.
     """
     if sample.test is None or not len(sample.test) or not len(sample.train):
         return None

@@ -88,7 +88,7 @@ class Record:
         images = self.steps * self.config.batch_size
         kind = "GPU" if self.environment.get("cuda") and self.config.device != "cpu" else "CPU"
         watts = WATTS[kind]
-        energy = f"{float(f'{watts * seconds / 3600:.2g}'):,.10g} Wh"  # two digits, and no exponent
+        energy = f"{float(f'{watts * seconds / 3600:.2g}'):,.10g} Wh"  # two digits
         waits = self.series("data_wait")[1]
         return {
             "time": duration(seconds) if seconds else "not recorded",

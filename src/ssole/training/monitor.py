@@ -141,7 +141,8 @@ class Monitor:
         if not self._writes:
             return
         self._write({"step": self._step, "seconds": round(self.seconds, 3), **figures})
-        self.screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
+        if figures:
+            self.screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
     def go_back(self, done: Progress, intervention: Mapping[str, Any]) -> None:
         """Continue from an earlier step: later metrics are removed, and the intervention is written in their place."""

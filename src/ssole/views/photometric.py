@@ -210,7 +210,10 @@ def normalisation_of(
 
 
 def last_normalisation(params: ViewParams, recipe: ViewRecipe) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalisation of the last product of views, as :func:`normalisation_of`. Grey before solarizing is done."""
+    """Normalisation of the last product of views, as :func:`normalisation_of`.
+
+    It turns views grey, except in recipes with solarize, which comes after grey.
+    """
     mean, std = (copy_to(values, params.grey.device) for values in (recipe.mean, recipe.std))
     return normalisation_of(params.grey & (recipe.solarize == 0), mean, std)
 
