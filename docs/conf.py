@@ -27,7 +27,7 @@ html_show_copyright = False
 # Every reference must be found: to a page, to a heading (of the three upper levels) or to a name of ssole.
 nitpicky = True
 # Names of other packages are not looked up, because that would need a network; private names have no page.
-nitpick_ignore_regex = [("py:.*", r"(?!ssole\b).*"), ("py:.*", r".*\._\w+")]
+nitpick_ignore_regex = [("py:.*", r"(?!ssole\b).*"), ("py:.*", r".*\._\w+"), ("py:class", r".*\.T")]
 myst_heading_anchors = 3
 
 # A word in single backticks is code, as in Markdown.
@@ -40,8 +40,6 @@ autodoc_preserve_defaults = True
 autodoc_class_signature = "mixed"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100
-# Type variables have no page.
-nitpick_ignore = [("py:class", f"ssole.{place}.T") for place in ("distributed.agreement", "training.stopping")]
 
 DOCS = Path(__file__).parent
 # Pages of the site that are files of the repository's root.

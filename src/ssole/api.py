@@ -24,7 +24,7 @@ from ssole.models.custom import custom_settings, is_custom, missing_module_error
 from ssole.runtime import environment, resolve_device
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import check_shares, make_plan
-from ssole.training.images import keep_or_compare_images
+from ssole.training.images import IMAGES_FILE, keep_or_compare_images
 from ssole.training.initial import first_initial
 from ssole.training.loop import train
 from ssole.training.monitor import Evaluator, figures_of
@@ -34,7 +34,7 @@ from ssole.training.settings import agreed_config, completed, with_eval_data
 from ssole.training.trial import step_seconds
 
 if TYPE_CHECKING:
-    from ssole.data.base import Spec
+    from ssole.data.base import Source, Spec
 
 
 def pretrain(
@@ -243,7 +243,7 @@ def continue_run(
         with open_store(config, images, progress) as store, ExitStack() as stack:
             changed = "images" in allow_changes
             distributed.on_rank_0(lambda: stack.enter_context(lock_run(found)))
-            distributed.on_rank_0(lambda: keep_or_compare_images(found, store.source, allowed=changed))
+            distributed.on_rank_0(lambda: _check_images(found, store.source, allowed=changed))
             evaluators = _agreed(evaluators, measured, images, store, progress)
             plan = make_plan(config, len(store))
             distributed.on_rank_0(lambda: prepare(plan.steps_per_epoch))
@@ -252,6 +252,15 @@ def continue_run(
             initial = None if begun else first_initial(config, backbone, progress=progress)
             options: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
             return train(found, store, plan, device, initial=initial, **options)
+
+
+def _check_images(run: Run, source: Source, *, allowed: bool) -> None:
+    """Raise a DataError unless the images are those that the run has begun on.
+
+    A run without a record of them is one of an older version, or was killed at its start, and has one from here on.
+    """
+    if (run.path / IMAGES_FILE).is_file() or not any(checkpoint_steps(run)):
+        keep_or_compare_images(run, source, allowed=allowed)
 
 
 def new_folder(out: str | PathLike[str] | None, name: str) -> Path:

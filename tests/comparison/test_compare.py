@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -211,14 +213,25 @@ def test_it_goes_on_with_touched_images_only_if_told(part: str, monkeypatch: pyt
     assert resume_comparison("out", progress=False).arms.keys() == again.arms.keys()  # a finished one is only read
 
 
-def test_another_version_ends_the_comparison_and_is_no_failure_of_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("between_trials", [True, False])
+def test_another_version_ends_the_comparison_and_is_no_failure_of_a_method(
+    monkeypatch: pytest.MonkeyPatch, between_trials: bool
+) -> None:
     stopped_in_its_second_arm(monkeypatch)
+    version = ssole.__version__
+    if between_trials:
+        shutil.rmtree("out/simclr")
     monkeypatch.setattr(ssole, "__version__", "9.9")
-    with pytest.raises(ConfigError, match=r"this is 9\.9.*--allow-changes version"):
-        resume_comparison("out", progress=False)
-    assert not list(Path("out/simclr").rglob("trial.json"))
-    with pytest.warns(UserWarning, match="was started with ssole"):
-        assert resume_comparison("out", progress=False, allow_changes=["version"]).arms["simclr"].runs
+    monkeypatch.setattr(runner, "__version__", "9.9")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"this is 9\.9.*--allow-changes version"):
+            resume_comparison("out", progress=False)
+        assert not list(Path("out/simclr").rglob("trial.json"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that of a run that goes on
+        again = resume_comparison("out", progress=False, allow_changes=["version"])
+    assert again.arms["simclr"].runs
+    assert again.notes == [f"Runs of ssole {version} and 9.9 are compared."]
 
 
 def test_a_url_is_opened_with_the_query_that_the_folder_does_not_keep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,12 +376,14 @@ def test_the_length_of_a_recipe_in_epochs_is_that_of_the_images_trained_on() -> 
     assert [arm.steps for arm in result.arms.values()] == [5, 5]
 
 
-@pytest.mark.parametrize("name", ["plan.json", "ssole/seed-0/trial.json"])
-def test_a_damaged_record_says_so(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("plan.json", "start the comparison anew"), ("ssole/seed-0/trial.json", "remove out/ssole/seed-0 to train")],
+)
+def test_a_damaged_record_says_so(name: str, hint: str) -> None:
     compare(seeds=1, budget="1steps")
-    path = Path("out", name)
-    path.write_text('{"ssole": {"step": 3}}')
-    with pytest.raises(ConfigError, match=rf"{name} is damaged .*: remove {path.parent}"):
+    Path("out", name).write_text('{"simclr": {}}')
+    with pytest.raises(ConfigError, match=rf"{name} is damaged .*: {hint}"):
         resume_comparison("out")
 
 

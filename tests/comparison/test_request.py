@@ -30,7 +30,12 @@ def test_a_folder_whose_comparison_has_not_begun_is_free(tmp_path: Path) -> None
     save_request(tmp_path, request())
     save_request(tmp_path, dataclasses.replace(request(), seeds=5))  # the first had a setting that failed
     assert load_request(tmp_path).seeds == 5
-    (tmp_path / "photo.png").touch()
+    (tmp_path / ".plan.json.0123abcd.ssole-tmp").touch()  # of a process that was killed
+    save_request(tmp_path, request())
+    (tmp_path / "plan.json").touch()
+    with pytest.raises(ConfigError, match="not empty, and nothing is overwritten"):
+        save_request(tmp_path, request(), what="tuning")
+    (tmp_path / "plan.json").rename(tmp_path / "photo.png")
     with pytest.raises(ConfigError, match="not empty, and nothing is overwritten"):
         save_request(tmp_path, request())
 

@@ -99,6 +99,23 @@ def test_a_folder_is_for_one_tuning(tmp_path: Path) -> None:
     assert (other / "photo.png").read_bytes() == b"mine"
 
 
+def test_a_budget_that_was_too_small_is_not_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssole.comparison.plan.step_seconds", lambda *_, **__: 0.5)
+    with pytest.raises(ConfigError, match=r"too small for 3 trials of steps that take 0\.5 s"):
+        tuned(tmp_path, budget="1s")
+    assert [trial.steps for trial in tuned(tmp_path, budget="6s").trials] == [3, 3, 3]
+
+
+def test_a_trial_on_relative_paths_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write_folder(tmp_path / "photos", 22)
+    monkeypatch.chdir(tmp_path)
+    how: dict[str, Any] = {"recipe": tiny.recipe(tmp_path), "budget": "2steps", "trials": 2, "out": "out"}
+    tune("photos/*/*.png", **how, progress=False)
+    Path("out/trial-1/trial.json").unlink()
+    Path("out/trial-1/backbone.safetensors").unlink()  # as if it had been stopped
+    assert tune("photos/*/*.png", **how, progress=False).trials[1].error is None
+
+
 def test_it_goes_on_with_touched_images_only_if_told(tmp_path: Path) -> None:
     photos = tiny.write_folder(tmp_path / "photos", 22)
     how: dict[str, Any] = {"recipe": tiny.recipe(tmp_path), "budget": "2steps", "trials": 2, "out": tmp_path / "out"}

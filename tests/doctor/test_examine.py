@@ -29,7 +29,7 @@ from ssole.doctor.scan import draw_sample, scan
 from ssole.errors import DataError
 
 KEYS = {
-    "ssole", "format", "verdict", "name", "images", "examined", "seconds", "unreadable", "ignored", "classes",
+    "ssole", "format", "verdict", "name", "images", "examined", "seconds", "unreadable", "ignored", "hidden", "classes",
     "contents", "exact_copies", "near_copies", "against", "findings", "statistics", "decode", "views", "suggestion",
     "recipe", "estimate", "preview",
 }  # fmt: skip
@@ -86,7 +86,7 @@ def test_a_damaged_folder(folder: Path) -> None:
     assert report.contents is not None
     assert report.contents.blank == ["blank.png"]
     assert report.contents.formats == {"PNG": 14, "JPEG": 1}
-    assert report.ignored == {".txt": 1, "hidden": 1}
+    assert (report.ignored, report.hidden) == ({".txt": 1}, 1)
     found = levels(report)
     assert {found[topic] for topic in ("unreadable", "exact_copies", "near_copies", "blank", "few")} == {"look"}
     assert report.verdict == "look"

@@ -21,6 +21,7 @@ from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source
 from ssole.data.folder import FolderSource
+from ssole.data.subset import SubsetSource
 from ssole.errors import DataError
 from ssole.training.images import keep_or_compare_images
 from ssole.training.run import Run, create_run
@@ -60,6 +61,13 @@ CHANGES = {
     one_of_many: "1 of 22 images",
     touched: "sizes or times of change of the files are others than at the start",
 }
+
+
+def test_other_pixels_in_a_part_of_an_array_are_noticed(run: Run) -> None:
+    part = np.arange(5)
+    keep_or_compare_images(run, SubsetSource(ArraySource(tiny.images()), part))
+    with pytest.raises(DataError, match="5 of 5 images that were compared have other contents"):
+        keep_or_compare_images(run, SubsetSource(ArraySource(255 - tiny.images()), part))
 
 
 @pytest.mark.parametrize("change", CHANGES)

@@ -9,7 +9,16 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ssole.cli.common import Changes, DataWords, OptionalFolder, OptionalName, OptionalNumber, data_spec, parse, show
+from ssole.cli.common import (
+    DataWords,
+    OptionalFolder,
+    OptionalName,
+    OptionalNumber,
+    TrialChanges,
+    data_spec,
+    parse,
+    show,
+)
 from ssole.config import ConfigError
 
 
@@ -45,7 +54,7 @@ class CompareArgs:
     """Folder of the comparison, by default runs/compare-RECIPE. With it, the same command goes on where it stopped."""
     resume: OptionalFolder = None
     """Continue the comparison in this folder. It keeps its settings: with it goes only --allow-changes."""
-    allow_changes: Changes = ()
+    allow_changes: TrialChanges = ()
     """What may have changed since the comparison began. Without, a change is an error that shows it."""
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ssole.cli.common import Changes, DataWords, OptionalFolder, OptionalName, data_spec, parse, show
+from ssole.cli.common import DataWords, OptionalFolder, OptionalName, TrialChanges, data_spec, parse, show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class TuneArgs:
     """Number of trials, the recipe's own settings among them."""
     out: OptionalFolder = None
     """Folder for runs and recipe, by default runs/tune-RECIPE. With it, the same command goes on where it stopped."""
-    allow_changes: Changes = ()
+    allow_changes: TrialChanges = ()
     """What may have changed since the first trial. Without, a change is an error that shows it."""
 
 

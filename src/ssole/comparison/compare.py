@@ -66,13 +66,15 @@ def compare(
     numbers: dict[str, Any] = {"seeds": seeds, "search": search, "images": images}
     check_numbers(**numbers)
     name, base = _shared(data, recipe, overrides, progress)
+    arms = make_arms(methods, replace(base, budget=None), projector=projector)
+    limit = None if budget is None else Budget.parse(budget)
     data = by_name(base.data if data is None else data)
     opened = open_images(data, test if test is None else by_name(test), most=images)
     request = Request(
-        arms=make_arms(methods, replace(base, budget=None), projector=projector),
+        arms=arms,
         data=describe(data),
         test=test if test is None else describe(test),
-        budget=_recipe_budget(base, len(opened.train)) if budget is None else Budget.parse(budget),
+        budget=limit or _recipe_budget(base, len(opened.train)),
         **numbers,
     )
     return _run(request, api.new_folder(out, f"compare-{name}"), data, opened, progress, allow_changes)

@@ -50,7 +50,8 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, fewest: int)
     """
     path = folder / PLAN_FILE
     if path.is_file():
-        return read_record(path, lambda saved: {name: ArmPlan(**values) for name, values in saved.items()})
+        names, hint = [arm.name for arm in request.arms], "start the comparison anew in another folder"
+        return read_record(path, lambda saved: {name: ArmPlan(**saved[name]) for name in names}, hint=hint)
     limit = request.budget.amount / _MEASURED if request.budget.unit == "seconds" else TRIAL_SECONDS
     plan, failures = {}, []
     for arm in request.arms:

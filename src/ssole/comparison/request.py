@@ -14,7 +14,7 @@ from torch import nn
 from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides, from_dict, to_dict
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
-from ssole.files import write_text_atomically
+from ssole.files import is_leftover, write_text_atomically
 
 Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module]"
 """Names of losses; or arms by name, each with its settings, or with a loss of your own."""
@@ -138,8 +138,8 @@ def save_request(folder: Path, request: Request, *, what: str = "comparison") ->
     import yaml
 
     path, new = folder / f"{what}.yaml", request.to_dict()
-    if not (folder / PLAN_FILE).is_file():
-        if any(entry.name not in (".lock", path.name) for entry in folder.iterdir()):
+    if not (path.is_file() and (folder / PLAN_FILE).is_file()):
+        if any(entry.name not in (".lock", path.name) and not is_leftover(entry) for entry in folder.iterdir()):
             raise ConfigError(f"{folder} is not empty, and nothing is overwritten: choose another folder (--out)")
         write_text_atomically(path, yaml.safe_dump(new, sort_keys=False))
     elif changes := _differences(_with_new_settings(read_mapping(path)), new):

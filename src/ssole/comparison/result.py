@@ -18,6 +18,7 @@ from ssole.progress import data_size
 if TYPE_CHECKING:
     from rich.table import Table
 
+RESULT_FILE = "comparison.json"
 RANKED_BY = "knn20"
 """Metric that arms are ranked by, in the search and in the result."""
 _HEADINGS = {"knn20": "kNN, %", "linear": "linear, %", "centred_effective_rank": "rank"}
@@ -184,7 +185,7 @@ class Comparison:
 
     def save(self) -> Path:
         """Write `comparison.json`; the file appears whole or not at all."""
-        path = self.path / "comparison.json"
+        path = self.path / RESULT_FILE
         write_json_atomically(path, self.to_dict())
         return path
 

@@ -8,19 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssole import __version__
 from ssole.comparison.images import Images, sample
 from ssole.comparison.plan import ArmPlan, cost_lines, share_of, short_epochs
 from ssole.comparison.plots import draw
 from ssole.comparison.request import Arm, Request
-from ssole.comparison.result import RANKED_BY, ArmResult, Comparison, SearchTrial
+from ssole.comparison.result import RANKED_BY, RESULT_FILE, ArmResult, Comparison, SearchTrial
 from ssole.comparison.search import best, draw_settings, rungs, words
 from ssole.comparison.trial import Trial, run_trial
-from ssole.config import PretrainConfig, apply_overrides
+from ssole.config import ConfigError, PretrainConfig, apply_overrides
 from ssole.data.base import Source, Spec
 from ssole.data.store import ImageStore
 from ssole.evaluation.evaluate import evaluate
 from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
+from ssole.files import read_json
 from ssole.progress import say
 from ssole.runtime import environment
 from ssole.training.images import keep_or_compare_images
@@ -50,7 +52,7 @@ class Runner:
     progress: bool
     """Whether to say what it costs, and to show progress."""
     allow_changes: Collection[Change] = ()
-    """What may have changed for a trial that goes on."""
+    """What may have changed since the comparison began."""
 
     def __post_init__(self) -> None:
         plan, images = self.plan, self.images
@@ -59,6 +61,7 @@ class Runner:
             one.name: ArmResult(steps=plan[one.name].steps, error=plan[one.name].error) for one in self.arms
         }
         self._are_checked = False
+        self._versions = _versions(self.folder) or [__version__]
         self._curve_stores: dict[Preprocessing, list[ImageStore]] = {}
         self._notes = [*images.notes, *short_epochs(self.request, plan, len(images.search_train))]
 
@@ -159,16 +162,23 @@ class Runner:
             loss=arm.module,
             evaluators=partial(curve, config),
             progress=self.progress,
-            check_images=self._check_images,
+            check=self._check_unchanged,
             allow_changes=self.allow_changes,
         )
         outcome = f"kNN {100 * record.scores[RANKED_BY]:.1f} %" if record.error is None else f"failed: {record.error}"
         self._say(f"{arm.name}, {name}: {outcome}")
         return record
 
-    def _check_images(self) -> None:
-        """Raise a DataError, once, unless the images are those of the trials that have finished."""
+    def _check_unchanged(self) -> None:
+        """Raise an error, once, unless images and version of ssole are those of the trials that have finished."""
         if not self._are_checked:
+            if __version__ not in self._versions:
+                if "version" not in self.allow_changes:
+                    raise ConfigError(
+                        f"{self.folder} was begun with ssole {self._versions[0]}, and this is {__version__}. Undo "
+                        "this, or go on with it by --allow-changes version"
+                    )
+                self._versions.append(__version__)
             for name, source in (("images.json", self.images.train), ("test-images.json", self.images.test)):
                 allowed = "images" in self.allow_changes
                 keep_or_compare_images(Run(self.folder), source, name=name, allowed=allowed)
@@ -191,13 +201,15 @@ class Runner:
         parts = {name: getattr(images, name) for name in ("train", "test", "search_train", "validation")}
         if not self.request.search:
             parts = {name: parts[name] for name in ("train", "test")}
+        versions = " and ".join(self._versions)
         return Comparison(
             path=self.folder,
             arms=self._results,
             request=self.request.to_dict(),
-            environment={name: value for name, value in environment().items() if name != "command"},
+            environment={name: value for name, value in environment().items() if name != "command"}
+            | {"ssole": versions},
             data={name: f"{source.name}, {len(source):,} images" for name, source in parts.items()},
-            notes=self._notes,
+            notes=self._notes + ([f"Runs of ssole {versions} are compared."] if " and " in versions else []),
         )
 
     def _saved(self) -> Comparison:
@@ -207,6 +219,13 @@ class Runner:
 
     def _say(self, line: str) -> None:
         say(line, enabled=self.progress)
+
+
+def _versions(folder: Path) -> list[str]:
+    """Versions of ssole that trained what is in a comparison's folder."""
+    path = folder / RESULT_FILE
+    found = read_json(path).get("environment") if path.is_file() else None
+    return str(found["ssole"]).split(" and ") if isinstance(found, dict) and "ssole" in found else []
 
 
 def _scores(run: Run, train: Source, test: Source, **how: Any) -> dict[str, float]:

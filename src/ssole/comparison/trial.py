@@ -25,7 +25,7 @@ from ssole.training.stopping import Interrupted
 if TYPE_CHECKING:
     from ssole.training.monitor import Evaluator
 
-Record = TypeVar("Record")
+T = TypeVar("T")
 
 _FILE = "trial.json"
 FAILURES = (ArithmeticError, ImportError, MemoryError, RuntimeError, ValueError)
@@ -74,16 +74,18 @@ def describe_failure(error: Exception) -> str:
 def read_trial(folder: Path) -> Trial | None:
     """Record of a finished trial; None if the trial has not finished."""
     path = folder / _FILE
-    return read_record(path, lambda saved: Trial(**saved)) if path.is_file() else None
+    if not path.is_file():
+        return None
+    return read_record(path, lambda saved: Trial(**saved), hint=f"remove {folder} to train that run anew")
 
 
-def read_record(path: Path, make: Callable[[dict[str, Any]], Record]) -> Record:
-    """Record that is made of what a JSON file holds; a ConfigError if the file is damaged."""
+def read_record(path: Path, make: Callable[[dict[str, Any]], T], *, hint: str) -> T:
+    """Record that is made of what a JSON file holds; a ConfigError with the hint if the file is damaged."""
     saved = read_json(path)
     try:
         return make(saved)
-    except TypeError as error:
-        raise ConfigError(f"{path} is damaged ({error}): remove {path.parent} to begin with that anew") from None
+    except (KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): {hint}") from None
 
 
 def run_trial(
@@ -96,13 +98,13 @@ def run_trial(
     loss: nn.Module | None = None,
     evaluators: Callable[[], Mapping[int, Evaluator]] = dict,
     progress: bool = True,
-    check_images: Callable[[], None] = lambda: None,
+    check: Callable[[], None] = lambda: None,
     allow_changes: Collection[Change] = (),
 ) -> Trial:
     """Record of a trial, which is trained or goes on from its newest checkpoint, unless it has finished already.
 
     `measure` gives the scores of the finished run, and `evaluators`, called only to train, what :func:`ssole.pretrain`
-    takes. `settings` are recorded as those of the trial. `loss` is the module of a loss of your own. `check_images` is
+    takes. `settings` are recorded as those of the trial. `loss` is the module of a loss of your own. `check` is
     called before training, and `allow_changes` is for a trial that goes on, as in :func:`ssole.resume`.
 
     Raises:
@@ -111,7 +113,7 @@ def run_trial(
     """
     if (done := read_trial(folder)) is not None:
         return done
-    check_images()
+    check()
     assert config.steps is not None
     record = Trial(steps=config.steps, seed=config.seed, settings=dict(settings))
     device = resolve_device(config.device)

@@ -18,13 +18,13 @@ import numpy as np
 
 from ssole import api
 from ssole.comparison.plan import measure_plan
-from ssole.comparison.request import Arm, Request, save_request
+from ssole.comparison.request import PLAN_FILE, Arm, Request, save_request
 from ssole.comparison.search import best, draw_settings, words
 from ssole.comparison.trial import Trial, resumable, run_trial
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, to_dict
 from ssole.config.budget import Budget
 from ssole.data.base import Source, Spec, evenly_spaced
-from ssole.data.describe import describe
+from ssole.data.describe import by_name, describe
 from ssole.data.store import ImageStore
 from ssole.data.subset import SubsetSource
 from ssole.evaluation.evaluate import evaluate
@@ -95,7 +95,7 @@ def tune(
     name, config = choose(data, recipe, overrides)
     say_reasons(config, enabled=progress)
     base = replace(config, knn_every=None, eval_data=None, budget=None)
-    data = base.data if data is None else data
+    data = by_name(base.data if data is None else data)  # by the names that a trial that goes on will have
     request = _request(base, data, Budget.parse(budget))
     folder = api.new_folder(out, f"tune-{name}")
     with resumable(folder, f"the same command and --out {folder}"):
@@ -106,7 +106,7 @@ def tune(
             images = store.source
         measure = partial(_figures, source=_scored(images), recipe=config.augment, seed=config.seed)
         check = partial(keep_or_compare_images, Run(folder), images, allowed="images" in allow_changes)
-        train = partial(run_trial, check_images=check, allow_changes=allow_changes, progress=progress)
+        train = partial(run_trial, check=check, allow_changes=allow_changes, progress=progress)
         records = _run_trials(folder, config, partial(train, data=data, measure=measure), trials, progress)
     return _outcome(folder, base, records)
 
@@ -173,6 +173,7 @@ def _steps(folder: Path, request: Request, config: PretrainConfig, store: ImageS
     one = replace(request, budget=budget, arms=(replace(request.arms[0], config=config),))
     plan = measure_plan(folder, one, store, len(store))[_ARM]
     if budget.unit == "seconds" and plan.step_seconds > budget.amount:
+        (folder / PLAN_FILE).unlink()  # so that the folder is free for a larger budget
         raise ConfigError(
             f"a budget of {request.budget.amount:g} s is too small for {trials} trials of steps that take "
             f"{plan.step_seconds:.2g} s each"

@@ -8,7 +8,7 @@ decode, tiff, cache     pixels from bytes; decoded images on disk
 store, reader     `ImageStore`, images by index; what its threads do
 thumbnail     pictures of decoded images, for people
 
-`ssole.api`, the doctor and the evaluation call `open_source` and `ImageStore`. Never change ids, `ids_fingerprint`, the
-order of images, decoded pixels and digits-m, because existing runs rely on them. Everything else may change freely;
-caches and tar indices are built again when their version is raised.
+`ssole.api`, the doctor and the evaluation call `open_source` and `ImageStore`. Never change ids, `ids_fingerprint`,
+`content_digest`, the order of images, decoded pixels and digits-m, because existing runs rely on them. Everything else
+may change freely; caches and tar indices are built again when their version is raised.
 """

@@ -77,7 +77,7 @@ def choose(
     URL.
     """
     if recipe is None and (data is None or (isinstance(data, str) and data == DEFAULT_RECIPE)):
-        recipe = DEFAULT_RECIPE
+        recipe, overrides = DEFAULT_RECIPE, {**channel_overrides(overrides.get("channels")), **overrides}
     if recipe is not None:
         config = load(recipe, **overrides)
         require_named(config, {*overrides, *(["data"] if data is not None else [])})

@@ -22,7 +22,7 @@ ASPECTS = {
     "landscape_3_2": (2.0, "landscape, about 3:2"),
     "wide": (float("inf"), "wide, beyond 2:1"),
 }
-"""Shapes of images: their largest width over height, and words. The bounds are symmetric about a square."""
+"""Largest width over height of images of a shape, and words for it. The bounds are symmetric about a square."""
 _SAME = {"MPO": "JPEG"}  # MPO is several JPEGs in one file, which cameras write with the suffix .jpg
 
 

@@ -91,8 +91,9 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
         yield "shape", _bars(about.aspects)
     if report.classes is not None:
         yield "classes", _classes(report.classes)
-    if report.ignored:
-        others = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in report.ignored.items())
+    counts = report.ignored | ({"hidden": report.hidden} if report.hidden else {})
+    if counts:
+        others = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in counts.items())
         yield "other files", f"{others}: ignored"
     if (found := report.statistics) is not None:
         mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (found.mean, found.std))

@@ -58,7 +58,9 @@ class Report:
     """Time for reading and comparing."""
     unreadable: list[Unreadable]
     ignored: dict[str, int]
-    """Number of other files in the data set, by suffix, and of hidden ones, whose names begin with a dot."""
+    """Number of other files in the data set, by suffix."""
+    hidden: int
+    """Number of hidden files, whose names begin with a dot."""
     classes: Classes | None
     contents: Contents | None
     """None if no image can be read."""

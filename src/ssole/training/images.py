@@ -14,15 +14,16 @@ from typing import Any
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source, content_digests
 from ssole.data.storage import is_remote
+from ssole.data.subset import SubsetSource
 from ssole.errors import ConfigError, DataError
 from ssole.files import read_json, write_json_atomically
 from ssole.training.run import Run, writing
 
-_NAME = "images.json"
+IMAGES_FILE = "images.json"
 _SAMPLE = 32  # images whose contents are compared
 
 
-def keep_or_compare_images(run: Run, source: Source, *, name: str = _NAME, allowed: bool = False) -> None:
+def keep_or_compare_images(run: Run, source: Source, *, name: str = IMAGES_FILE, allowed: bool = False) -> None:
     """Write the record of the images, or raise a DataError unless they are those of the record, in their order.
 
     A run has no record yet if it is new, or was killed before it could write one.
@@ -40,22 +41,22 @@ def keep_or_compare_images(run: Run, source: Source, *, name: str = _NAME, allow
         return
     before = read_json(path)
     if not isinstance(before.get("images"), int) or not isinstance(before.get("ids"), str):
-        raise ConfigError(f"{path} is damaged: it does not say which images the run was started on")
+        raise ConfigError(f"{path} is damaged: it does not say which images there were at the start")
     if before["images"] != now["images"]:
         raise DataError(
-            f"the run was started on {before['images']} images and the data now hold {now['images']}: resuming needs "
-            "the same"
+            f"{path}: started on {before['images']} images and the data now hold {now['images']}: resuming needs the "
+            "same"
         )
     if before["ids"] != now["ids"]:
         raise DataError(
-            f"the run was started on as many images ({now['images']}) by other names or in another order: resuming "
-            "needs the same, since the views of an image depend on its index"
+            f"{path}: started on as many images ({now['images']}) by other names or in another order: resuming needs "
+            "the same, since the views of an image depend on its index"
         )
     if (change := _change(before, now) or _touched(before, changes)) is None:
         return
     if not allowed:
-        raise DataError(f"{change}. Put those of the start back, or go on with these by --allow-changes images")
-    warnings.warn(f"{change}; the run goes on with them", stacklevel=2)
+        raise DataError(f"{path}: {change}. Put those of the start back, or go on with these by --allow-changes images")
+    warnings.warn(f"{path}: {change}; the run goes on with them", stacklevel=2)
     _write(run, name, now)
 
 
@@ -65,7 +66,8 @@ def _write(run: Run, name: str, record: dict[str, Any]) -> None:
 
 
 def _record(source: Source, changes: dict[str, int]) -> dict[str, Any]:
-    has_contents = source.files() is not None or isinstance(source, ArraySource)  # others may be slow or random
+    root = source.root if isinstance(source, SubsetSource) else source
+    has_contents = source.files() is not None or isinstance(root, ArraySource)  # others may be slow or random
     return {
         "images": len(source),
         "ids": source.ids_fingerprint,

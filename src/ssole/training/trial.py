@@ -6,10 +6,12 @@ The doctor's estimate, the plan of a comparison and runs with a budget of time a
 from __future__ import annotations
 
 import copy
+import os
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -60,7 +62,7 @@ class Trial:
         self._draw, self._device, self._batch_size = draw, device, config.batch_size
         self._augment = config.augment
         self._limit = seconds
-        forget_peak_memory(device)  # it may be that of an earlier trial
+        self._measures_peak = forget_peak_memory(device)  # it may be that of an earlier trial
         self._view_bytes = 4 * config.input_channels * config.augment.pixels  # of an image's views, in float32
         self.learner = Learner(config, device, loss=loss, backbone=backbone, labels=labels)
         self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
@@ -94,7 +96,7 @@ class Trial:
     def _before_update(self) -> None:
         synchronize(self._device)
         self._update_begin = time.perf_counter()
-        self._in_use = peak_memory(self._device) or _PROCESS
+        self._in_use = (peak_memory(self._device) if self._measures_peak else _resident()) or _PROCESS
 
     def grow(self, most: int, *, most_bytes: float) -> int:
         """Largest batch to measure on: `most` images, or as many as time and memory allow."""
@@ -182,3 +184,9 @@ def step_seconds(
         if steps is not None and trial.learner.wants_compiling(steps):
             trial.compile()
         return statistics.median(trial.repeat(config.batch_size))
+
+
+def _resident() -> int | None:
+    """Bytes of memory that this process has; None where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
