@@ -26,7 +26,8 @@ html_show_copyright = False
 
 # Every reference must be found: to a page, to a heading (of the three upper levels) or to a name of ssole.
 nitpicky = True
-# Names of other packages are not looked up, because that would need a network; private names have no page.
+# Names of other packages are not looked up, because that would need a network; private names and type
+# variables have no page.
 nitpick_ignore_regex = [("py:.*", r"(?!ssole\b).*"), ("py:.*", r".*\._\w+"), ("py:class", r".*\.T")]
 myst_heading_anchors = 3
 
