@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 from collections.abc import Iterator
@@ -27,6 +28,11 @@ torch.set_num_threads(THREADS)
 # The same examples on every machine and run, and no limit on time: machines that run tests are busy machines.
 hypothesis.settings.register_profile("ssole", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("ssole")
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests live as long as the process: Python's collector need not look at them again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

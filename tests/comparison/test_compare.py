@@ -34,6 +34,7 @@ METHODS = ["ssole", "simclr"]
 def in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 3)  # by which the time of a step is measured
+    monkeypatch.setattr(runner, "draw", lambda result: None)  # plots take as long as all training; tests/cli has some
     tiny.recipe(tmp_path)
     tiny.write_folder(tmp_path / "photos" / "train", 80)
     tiny.write_folder(tmp_path / "photos" / "test", 40)
