@@ -90,9 +90,9 @@ def _arguments(args: CompareArgs) -> dict[str, Any]:
 
     found = {} if args.experiment is None else read_experiment(args.experiment)
     given = {
-        name: getattr(args, name) for name in ("recipe", "budget", "seeds", "search", "images", "projector", "out")
+        name: getattr(args, name)
+        for name in ("recipe", "budget", "seeds", "search", "images", "projector", "out", "allow_changes")
     }
-    found["allow_changes"] = args.allow_changes
     given |= {"data": data_spec(args.data), "test": data_spec(args.test)}
     given["methods"] = None if args.methods is None else _methods(args.methods, found.get("methods"))
     found |= {name: value for name, value in given.items() if value is not None}

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from ssole import api, distributed
-from ssole.cli.common import Changes, OptionalFolder, OptionalNumber, data_spec, show
+from ssole.cli.common import Changes, OptionalFolder, OptionalNumber, show
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, load, recipe_names, to_dict
 from ssole.doctor.suggest import ANY_VIEWS, channel_overrides
 from ssole.progress import duration
@@ -72,10 +72,8 @@ def pretrain(argv: Sequence[str]) -> int:
     from ssole.doctor.choose import choose
 
     settings = _settings(args, given)
-    data = args.config.data if "data" in settings else ()
-    words = (data,) if isinstance(data, str) else data
     recipe = args.recipe if "--recipe" in given else None
-    name, config = choose(data_spec(words), recipe, settings, spent=time.monotonic() - begin)
+    name, config = choose(settings.get("data"), recipe, settings, spent=time.monotonic() - begin)
     out = api.new_folder(args.out, name)
     print_finished(api.start(config, out, spent=time.monotonic() - begin))
     return 0
@@ -84,9 +82,10 @@ def pretrain(argv: Sequence[str]) -> int:
 def _settings(args: PretrainArgs, given: set[str]) -> dict[str, Any]:
     """Values of the settings that were given, by dotted name."""
     settings: dict[str, Any] = {}
+    config: Any = to_dict(args.config)
     for option in given:
         *groups, name = option.removeprefix("--").replace("-", "_").split(".")
-        node: Any = to_dict(args.config)
+        node = config
         for group in groups:
             node = node[int(group) if isinstance(node, list) else group]
         name = name if name in node else name.removeprefix("no_")

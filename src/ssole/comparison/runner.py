@@ -171,17 +171,17 @@ class Runner:
 
     def _check_unchanged(self) -> None:
         """Raise an error, once, unless images and version of ssole are those of the trials that have finished."""
-        if not self._are_checked:
-            if __version__ not in self._versions:
-                if "version" not in self.allow_changes:
-                    raise ConfigError(
-                        f"{self.folder} was begun with ssole {self._versions[0]}, and this is {__version__}. Undo "
-                        "this, or go on with it by --allow-changes version"
-                    )
-                self._versions.append(__version__)
-            for name, source in (("images.json", self.images.train), ("test-images.json", self.images.test)):
-                allowed = "images" in self.allow_changes
-                keep_or_compare_images(Run(self.folder), source, name=name, allowed=allowed)
+        if self._are_checked:
+            return
+        if __version__ not in self._versions:
+            if "version" not in self.allow_changes:
+                raise ConfigError(
+                    f"{self.folder} was begun with ssole {self._versions[0]}, and this is {__version__}. Undo this, or "
+                    "go on with it by --allow-changes version"
+                )
+            self._versions.append(__version__)
+        for name, source in (("images.json", self.images.train), ("test-images.json", self.images.test)):
+            keep_or_compare_images(Run(self.folder), source, name=name, allowed="images" in self.allow_changes)
         self._are_checked = True
 
     def _curve(self, config: PretrainConfig) -> dict[int, Evaluator]:

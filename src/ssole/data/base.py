@@ -85,6 +85,10 @@ class Source(ABC):
         """Paths or URLs of the files that hold the images, or an evenly spaced sample of them; None if unknown."""
         return None
 
+    def files_of(self, positions: Sequence[int] | NDArray[np.int64]) -> list[str] | None:
+        """As `files`, for some of the images; by default for all, since they may share a file."""
+        return self.files()
+
     def fingerprint(self) -> str | None:
         """Hash that changes whenever an image may have changed; None if the source cannot tell.
 

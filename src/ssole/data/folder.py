@@ -56,7 +56,6 @@ class FileSource(Source):
         return self.files_of(range(len(self)))
 
     def files_of(self, positions: Sequence[int] | NDArray[np.int64]) -> list[str] | None:
-        """As `files`, for some of the images."""
         if is_remote(self.root):  # one request for each image would take too long
             return None
         chosen = (positions[k] for k in evenly_spaced(len(positions), MOST_FILES))

@@ -17,12 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.config import PretrainConfig
-from ssole.data.arrays import ArraySource
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.cache import ImageCache, open_cache
 from ssole.data.decode import as_batch, mean_and_std, moments
 from ssole.data.reader import Reader
-from ssole.data.subset import SubsetSource
+from ssole.data.subset import is_array
 from ssole.errors import DataError
 from ssole.progress import progress_bar
 from ssole.runtime import decoding_threads, total_memory
@@ -105,13 +104,13 @@ class ImageStore:
         self._ahead: deque[dict[int, Future[torch.Tensor]]] = deque(maxlen=AHEAD + 1)  # and the batch in use
 
         probes = [self._reader.read_or_next(i) for i in evenly_spaced(len(source), _PROBES)]
-        if cache is not False and processes > 1 and not _is_array(source) and source.fingerprint() is None:
+        if cache is not False and processes > 1 and not is_array(source) and source.fingerprint() is None:
             cache = False  # each process would have its own
         if memory_limit is None:
             memory_limit = 0 if processes > 1 and cache is not False else default_memory_limit() // processes
         self.images = self._decode_all(probes, memory_limit, progress)
         self.cache: ImageCache | None = None
-        if self.images is None and cache is not False and not _is_array(source):
+        if self.images is None and cache is not False and not is_array(source):
             parent = None if cache is True else Path(cache)
             expected = len(source) * sum(probe.nbytes for probe in probes) // len(probes)
             self.cache = self._reader.cache = open_cache(source, parent, decoding, limit=cache_limit, expected=expected)
@@ -234,10 +233,6 @@ class ImageStore:
                 self.labels = self.labels.copy()
                 self.labels[bad] = self.labels[next_good]
         return images
-
-
-def _is_array(source: Source) -> bool:
-    return isinstance(source.root if isinstance(source, SubsetSource) else source, ArraySource)
 
 
 def _close(pool: ThreadPoolExecutor, reader: Reader) -> None:

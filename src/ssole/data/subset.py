@@ -8,8 +8,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ssole.data.arrays import ArraySource
 from ssole.data.base import Pixels, Source
-from ssole.data.folder import FileSource
 from ssole.errors import DataError
 
 
@@ -51,10 +51,15 @@ class SubsetSource(Source):
         return f"{self.whole.identity}\n{self.ids_fingerprint}"
 
     def files(self) -> list[str] | None:
-        return self.root.files_of(self._positions) if isinstance(self.root, FileSource) else self.root.files()
+        return self.root.files_of(self._positions)
 
     def fingerprint(self) -> str | None:
         if type(self.root).fingerprint is Source.fingerprint:
             return super().fingerprint()
         whole = self.root.fingerprint()
         return None if whole is None else hashlib.sha256(f"{self.ids_fingerprint} {whole}".encode()).hexdigest()
+
+
+def is_array(source: Source) -> bool:
+    """Whether the images are an array in memory, or a part of one."""
+    return isinstance(source.root if isinstance(source, SubsetSource) else source, ArraySource)

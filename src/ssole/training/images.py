@@ -11,10 +11,9 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
-from ssole.data.arrays import ArraySource
 from ssole.data.base import Source, content_digests
 from ssole.data.storage import is_remote
-from ssole.data.subset import SubsetSource
+from ssole.data.subset import is_array
 from ssole.errors import ConfigError, DataError
 from ssole.files import read_json, write_json_atomically
 from ssole.training.run import Run, writing
@@ -66,8 +65,7 @@ def _write(run: Run, name: str, record: dict[str, Any]) -> None:
 
 
 def _record(source: Source, changes: dict[str, int]) -> dict[str, Any]:
-    root = source.root if isinstance(source, SubsetSource) else source
-    has_contents = source.files() is not None or isinstance(root, ArraySource)  # others may be slow or random
+    has_contents = source.files() is not None or is_array(source)  # others may be slow or random
     return {
         "images": len(source),
         "ids": source.ids_fingerprint,

@@ -38,7 +38,7 @@ def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
     """
     if is_custom(config.model):
         return None
-    key = repr((config.model, config.projector, config.input_channels, config.augment.image_size, config.augment.crops))
+    key = repr((config.model, config.projector, config.input_channels, config.augment.crops))
     if key not in _COUNTED:
         _COUNTED[key] = _count(config)
     if (counted := _COUNTED[key]) is None:
