@@ -1,5 +1,5 @@
 # make demo    install, train on digits-m, table and report       make lint    ruff and mypy
-# make test    install, run the tests                             make docs    build the documentation site
+# make test    install, run the tests (test-slow: the slow ones)   make docs    build the documentation site
 # make setup   install everything for work on ssole               make clean   remove caches and builds
 #
 # PYTHON names the interpreter that .venv is made with: make demo PYTHON=python3.12
@@ -10,12 +10,12 @@ DEMO := runs/demo
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help install setup demo test lint format docs wheel clean distclean
+.PHONY: help install setup demo test test-slow lint format docs wheel clean distclean
 
 help:
 	@echo "make demo     train on digits-m (3 to 9 minutes on 2 cores), print the table, write a report; FRESH=1 trains again"
 	@echo "make setup    install everything for work on ssole, and check each commit with pre-commit"
-	@echo "make test     run the tests"
+	@echo "make test     run the tests but the slow ones; 'make test-slow' runs those: killed processes, compiled networks, the docs"
 	@echo "make lint     ruff and mypy --strict; 'make format' rewrites"
 	@echo "make docs     build the documentation site into build/docs"
 	@echo "make wheel    build the package into dist/"
@@ -46,7 +46,11 @@ demo: install
 # Two processes, each with one file of tests at a time: many tests use one thread, or wait for a process they started.
 test:
 	@scripts/install.sh test
-	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow:
+	@scripts/install.sh test
+	@$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m slow
 
 lint:
 	@scripts/install.sh dev

@@ -209,6 +209,7 @@ def check_flags(arguments: list[str]) -> None:
     assert flags <= found | {"--help"}, f"ssole {arguments[0]} does not know {sorted(flags - found)}"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # 32 images of noise give rise to many warnings, all of them right
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_snippets_run(page: Path, request: pytest.FixtureRequest) -> None:

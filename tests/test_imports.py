@@ -238,6 +238,7 @@ print(json.dumps([name for name in before if before[name] != after[name]]))
     assert json.loads(run_python(code)) == []  # and nothing else was printed
 
 
+@pytest.mark.slow
 def test_every_module_can_be_imported_first() -> None:
     """No import order is the only one that works.
 

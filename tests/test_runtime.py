@@ -135,6 +135,7 @@ def test_older_versions_of_glibc_keep_smaller_blocks(
     assert thresholds == ({-3: kept, -1: 1 << 30} if kept else {})
 
 
+@pytest.mark.slow
 @linux
 def test_large_blocks_that_are_kept_take_pages_once() -> None:
     """Of 36 MB, beyond what glibc ever keeps by itself; in units of the block's own pages."""
@@ -142,6 +143,7 @@ def test_large_blocks_that_are_kept_take_pages_once() -> None:
     assert outcome("assert keep_freed_memory()", "taken(9_000_000, 5)") < 2.5
 
 
+@pytest.mark.slow
 @linux
 def test_several_smaller_blocks_that_are_reused_take_pages_once() -> None:
     """Of 3 MB each: by itself glibc gives what is free beyond twice the largest back, and maps it again."""

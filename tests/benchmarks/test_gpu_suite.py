@@ -65,6 +65,7 @@ runpy.run_path({str(BENCHMARKS / "gpu_suite.py")!r}, run_name="__main__")
     return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_bare_image_is_enough_for_all_pieces(tmp_path: Path) -> None:
     data = ["--data", parquet(tmp_path / "train.parquet", 40), "--test", parquet(tmp_path / "test.parquet", 10)]
     arguments = ["--tiny", "--device", "cpu", "--seeds", "0", "--out", str(tmp_path / "out"), *data]

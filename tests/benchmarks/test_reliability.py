@@ -15,6 +15,7 @@ import tiny
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
+@pytest.mark.slow
 def test_it_runs_and_writes_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "images.npy", tiny.images())
     recipe = tiny.recipe(tmp_path, data=str(tmp_path / "images.npy"), steps=100_000)

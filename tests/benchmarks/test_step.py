@@ -101,6 +101,7 @@ def test_lightly_trains(step: ModuleType, bfloat16: bool) -> None:
     assert all(weights.isfinite().all() for weights in lightly._model.parameters())
 
 
+@pytest.mark.slow
 def test_small_benchmark(step: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     out, plot = tmp_path / "step.json", tmp_path / "step.png"

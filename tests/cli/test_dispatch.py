@@ -185,6 +185,7 @@ def test_an_output_without_all_characters_does_not_end_a_command(
             assert "can't encode" not in said
 
 
+@pytest.mark.slow
 def test_damaged_tiffs_print_one_line_and_not_one_for_each_defect(trained: Command) -> None:
     from PIL import Image
 

@@ -26,6 +26,7 @@ def test_report_says_where_the_page_is(trained: Command) -> None:
     assert Path("both.html").is_file()
 
 
+@pytest.mark.slow
 def test_a_live_report_ends_with_ctrl_c(trained: Command, tmp_path: Path) -> None:
     shutil.rmtree("labeled")  # without images, the page is made sooner
     server = tiny.command("report", "run", "--live", "--images", "30", cwd=tmp_path)

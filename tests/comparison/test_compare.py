@@ -75,6 +75,7 @@ def test_runs_are_those_of_pretrain() -> None:
     assert alone.backbone_path.read_bytes() == Path("out/ssole/seed-1/backbone.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_without_a_recipe_the_settings_suit_the_images() -> None:
     resized = {"crops": [{"count": 2, "size": 8}]}
     result = compare(recipe=None, budget="1steps", seeds=1, out=None, batch_size=4, augment=resized)
@@ -92,6 +93,7 @@ def test_mean_and_std_that_a_recipe_leaves_open_are_measured() -> None:
     assert found.mean != ViewRecipe().mean
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_images_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     result = compare(images=30, budget="18steps", seeds=1, search=2)
     assert result.data["train"] == "train (sample), 30 images"
@@ -133,6 +135,7 @@ def test_the_search_is_equal_and_never_sees_test_images(monkeypatch: pytest.Monk
         assert theirs.keys() <= ours.keys()
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_being_stopped_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = compare(out="whole", search=2)
     started: list[str] = []
@@ -158,6 +161,7 @@ def test_it_goes_on_after_being_stopped_anywhere(monkeypatch: pytest.MonkeyPatch
     assert made == {path: path.stat().st_mtime_ns for path in Path("out").rglob("trial.json")}
 
 
+@pytest.mark.slow
 def test_a_trial_stopped_halfway_goes_on_from_its_checkpoint() -> None:
     whole = compare(out="whole", checkpoint_every=2)
 
@@ -279,6 +283,7 @@ def test_a_method_that_fails_is_a_row_with_its_reason(monkeypatch: pytest.Monkey
     assert saved["arms"]["broken"]["difference_to_best"] is None
 
 
+@pytest.mark.slow
 def test_a_search_whose_trials_all_fail_ends_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     class Late(Diverging):
         """Infinite only in long runs, not while its step is measured."""

@@ -50,6 +50,7 @@ def test_trials_are_equal_and_the_best_figure_wins(tmp_path: Path) -> None:
     assert ssole.pretrain(tiny.images(), recipe=found.recipe, steps=1, out=tmp_path / "run", progress=False).finished
 
 
+@pytest.mark.slow
 def test_without_a_recipe_the_data_decide(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_network = {"model.projector_dim": 8, "model.projector_hidden": 8, "batch_size": 4, "device": "cpu"}
     how: dict[str, Any] = {"trials": 2, "budget": "2steps", "out": tmp_path / "out", **tiny_network}
@@ -64,6 +65,7 @@ def test_without_a_recipe_the_data_decide(tmp_path: Path, capsys: pytest.Capture
     )  # they may name the memory that was free, which another time is not the same
 
 
+@pytest.mark.slow
 def test_it_goes_on_and_reads_no_labels(tmp_path: Path) -> None:
     found = tuned(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.safetensors")}
@@ -145,6 +147,7 @@ def test_when_stopped_it_names_the_folder_to_go_on_in(tmp_path: Path, monkeypatc
         tuned(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = module._figures
 

@@ -196,6 +196,7 @@ def test_none_is_no_fingerprint(tmp_path: Path) -> None:
     assert not fill(Remote(ITEMS), tmp_path).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["", "import os; os.kill(os.getpid(), 9)"])
 def test_no_run_leaves_behind_what_no_other_can_use(tmp_path: Path, end: str) -> None:
     script = f"""
@@ -521,6 +522,7 @@ def sums(root: Path) -> list[int]:
         return [int(image.to(torch.int64).sum()) for image in store.get(range(len(source)))]
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_share_one_cache(tmp_path: Path) -> None:
     root, cache = tmp_path / "photos", tmp_path / "cache"
     write(root, 300)
@@ -535,6 +537,7 @@ def test_two_runs_at_once_share_one_cache(tmp_path: Path) -> None:
     assert_kept_once(folder)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_fills_the_cache(tmp_path: Path) -> None:
     root, cache = tmp_path / "photos", tmp_path / "cache"
     write(root, 300)

@@ -65,6 +65,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_the_others_stop_in_time_and_name_the_one_that_is_gone(
     undisturbed: Path, tmp_path: Path, fault: signal.Signals
@@ -114,6 +115,7 @@ def torchrun(folder: Path, *options: str, fault: str = "SIGKILL") -> subprocess.
     return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
@@ -132,6 +134,7 @@ def test_torchrun_starts_them_anew_and_the_run_goes_on_exactly(
     assert weights(tmp_path / "run") == weights(undisturbed)
 
 
+@pytest.mark.slow
 def test_the_same_on_two_machines_that_find_each_other(undisturbed: Path, tmp_path: Path) -> None:
     """One agent of torchrun for each machine, as under SLURM; here both are on this one."""
     place = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{ranks.free_port()}", "--rdzv-id", "any")

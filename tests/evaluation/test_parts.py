@@ -93,6 +93,7 @@ def test_ctrl_c_loses_the_part_in_work_and_no_more(run: Run, tmp_path: Path, aft
     assert not (tmp_path / "a.parquet.parts").exists()
 
 
+@pytest.mark.slow
 def test_kill_loses_the_part_in_work_and_no_more(run: Run, tmp_path: Path) -> None:
     torch.set_num_threads(1)  # as in the process below: other numbers of threads round otherwise
     tiny.write_folder(tmp_path / "photos")

@@ -23,6 +23,8 @@ from ssole.data.store import ImageStore
 from ssole.evaluation.sharing import own_parts
 from ssole.training.run import Run
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 700  # three batches, so that the last round lacks one
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 import timm
 import torch
 from weight_files import Weights
@@ -61,6 +62,7 @@ def test_a_new_classifier_on_top(weights: Weights) -> None:
     assert torch.equal(model.layer4[0].conv1.weight, trained.layer4[0].conv1.weight)
 
 
+@pytest.mark.slow
 def test_a_small_image_resnet_needs_registering(weights: Weights) -> None:
     folder = ssole.export(weights(), to="timm")
     code = f"import timm; timm.create_model('local-dir:{folder}', pretrained=True)"

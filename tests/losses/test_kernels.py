@@ -11,6 +11,7 @@ from oracle import embeddings, gradient, relative
 from ssole.losses import SSOLELoss
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     shutil.which("c++") is None and shutil.which("g++") is None, reason="torch.compile needs a C++ compiler"
 )

@@ -70,6 +70,7 @@ def test_the_demo_is_compiled_where_bfloat16_is_native(native: bool, monkeypatch
     assert wants_compiling(config, Learner(config, CPU).encoder, CPU, config.steps) is native
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of torch's own, while compiling
 @pytest.mark.parametrize("name", ["cifar10-cpu", "cifar10"])
 def test_networks_of_recipes_compile_in_one_piece(name: str) -> None:
@@ -86,6 +87,7 @@ def test_networks_of_recipes_compile_in_one_piece(name: str) -> None:
 # Only the speed changes
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch's own, while compiling
 def test_a_compiled_run_is_that_of_the_plain_one_and_resumes_exactly(tmp_path: Path) -> None:

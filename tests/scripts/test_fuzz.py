@@ -53,6 +53,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=900)
 
 
+@pytest.mark.slow
 def test_no_mutated_file_does_harm(tmp_path: Path) -> None:
     done = run(str(ROOT / "scripts" / "fuzz.py"), "--cases", "100", "--seed", "7", "--out", str(tmp_path / "fuzz.json"))
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forks, and looks at /proc")
 
 
+@pytest.mark.slow
 def test_runs_that_were_interrupted_end_as_one_that_was_not(tmp_path: Path) -> None:
     """In a process of its own: forks of one that has threads may hang."""
     program = [sys.executable, str(ROOT / "scripts" / "soak.py"), "--kills", "25", "--out", str(tmp_path / "soak.json")]

@@ -96,6 +96,7 @@ def shares(folder: Path) -> None:
         tiny.start(folder / "two", batch_size=8, accumulate=2, process_timeout=60.0, **VIT)
 
 
+@pytest.mark.slow
 def test_parts_on_two_processes(tmp_path: Path) -> None:
     ranks.run(2, shares, tmp_path)
     with ranks.double():

@@ -47,6 +47,7 @@ def test_the_operations_that_fail_below_are_all_there(whole: tuple[Run, list[str
     assert len(done) > 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [FULL, READ_ONLY], ids=["full", "read-only"])
 @pytest.mark.parametrize("part", range(10))
 def test_a_run_goes_on_after_any_fault(whole: tuple[Run, list[str]], tmp_path: Path, part: int, error: OSError) -> None:

@@ -27,6 +27,8 @@ from ssole.training.run import Run, create_run
 from ssole.training.step import Learner
 from ssole.training.stopping import Interrupted
 
+pytestmark = pytest.mark.slow
+
 STEPS, STOP, FAILURE = 20, 7, 8
 SETTINGS: dict[str, Any] = {
     "steps": STEPS,

@@ -193,6 +193,7 @@ def test_kill_9(photos: Path) -> None:
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "expected"), SIGNALS)
 def test_a_signal_saves_and_says_how_to_go_on(photos: Path, number: signal.Signals, expected: int) -> None:
     code, _, errors = caught(photos, number.name, number)
@@ -205,6 +206,7 @@ def test_a_signal_saves_and_says_how_to_go_on(photos: Path, number: signal.Signa
     assert_it_goes_on_to_the_same_end(photos, number.name)
 
 
+@pytest.mark.slow
 def test_several_signals_at_once_are_one_request(photos: Path) -> None:
     """As schedulers send them, which would end the process before it has saved."""
     code, _, errors = caught(photos, "several", signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -215,6 +217,7 @@ def test_several_signals_at_once_are_one_request(photos: Path) -> None:
     assert_it_goes_on_to_the_same_end(photos, "several")
 
 
+@pytest.mark.slow
 def test_a_terminal_that_is_closed_saves(photos: Path) -> None:
     """The system sends SIGHUP, and nothing can be printed any more."""
     theirs, ours = pty.openpty()

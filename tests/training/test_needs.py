@@ -24,6 +24,7 @@ RESNET = {"backbone": "resnet18", "backbone_args": {"layers": [1, 1, 1, 1]}}
 CROPS = [{"count": 2, "size": 32}, {"count": 1, "size": 16}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("model", "crops"), [(RESNET, CROPS), (VIT, CROPS[:1])], ids=["ResNet, two crop groups", "vision transformer"]
 )

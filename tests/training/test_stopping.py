@@ -146,6 +146,7 @@ class Silent(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
 def test_a_process_that_waits_for_a_silent_server_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for size in (12, 14):  # of one size, they would be held in memory
         tiny.write_folder(tmp_path / "images" / str(size), 10, size=size)
@@ -241,6 +242,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["extraction", "figures", "wait"])
 def test_processes_leave_together_and_go_on_as_if_nobody_had_stopped_them(shared: Path, name: str) -> None:
     whole = Run(shared / "whole")
