@@ -154,7 +154,7 @@ def start(
 def _began(out: Path) -> bool:
     """Whether a folder holds a run of this command, which torchrun has started again.
 
-    The name of a job tells. Without one the count does; each machine has its own, which is 0 where only others failed.
+    torchrun's job name tells. Without a name, the restart count does; it is 0 on a machine where no process failed.
     """
     place = distributed.launch()
     if not place.may_restart or not (out / "config.yaml").is_file():
@@ -167,7 +167,7 @@ def _began(out: Path) -> bool:
 def _agreed(
     evaluators: Mapping[int, Evaluator] | None, config: PretrainConfig, data: Spec, store: ImageStore, progress: bool
 ) -> Mapping[int, Evaluator]:
-    """Evaluators that all processes call: those given, which the first one runs alone, or the default ones."""
+    """Evaluators that all processes call: those given, which run in the first process only, or the default ones."""
     if evaluators is not None:
         return {every: partial(figures_of, evaluator) for every, evaluator in evaluators.items()}
     options = _store_options(config, progress and not distributed.rank())
@@ -191,7 +191,7 @@ def resume(
     Args:
         run: the run, or its folder.
         data, eval_data: the images, needed only if the run was started on images in memory, or behind URLs: a run
-            folder may be a stranger's, and is not reason enough to fetch anything.
+            folder may be untrusted, and is not reason enough to fetch anything.
         loss, backbone: the modules, needed only if the run was started with such.
         evaluators, progress: as for :func:`pretrain`.
         allow_changes: what may have changed since the run was started, and is a warning then: "images" (their contents,
@@ -257,7 +257,7 @@ def continue_run(
 def _check_images(run: Run, source: Source, *, allowed: bool) -> None:
     """Raise a DataError unless the images are those that the run has begun on.
 
-    A run without a record of them is one of an older version, or was killed at its start, and has one from here on.
+    A run that was killed before its first record gets one now. A run of an older version has none and is not checked.
     """
     if (run.path / IMAGES_FILE).is_file() or not any(checkpoint_steps(run)):
         keep_or_compare_images(run, source, allowed=allowed)
@@ -272,7 +272,7 @@ def new_folder(out: str | PathLike[str] | None, name: str) -> Path:
     if out is not None:
         return Path(out)
     if distributed.launch().may_restart:
-        raise ConfigError("torchrun --max-restarts goes on with the run only if its folder is given: add --out FOLDER")
+        raise ConfigError("after a restart, torchrun could not find the run again without its folder: add --out FOLDER")
     path, number = Path("runs", name), 2
     while path.exists():
         path, number = Path("runs", f"{name}-{number}"), number + 1

@@ -91,7 +91,7 @@ def uniforms_of_uses(
 
 @lru_cache(maxsize=16)
 def _words(draws: tuple[tuple[Use, int], ...], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Use, and number within it, of each draw. Kept, because a GPU would wait for the copy."""
+    """Use of each draw, and its number within that use. Cached, because a GPU would wait for another copy."""
     uses = torch.tensor([use for use, n in draws for _ in range(n)])
     numbers = torch.tensor([i for _, n in draws for i in range(n)])
     return uses.to(device), numbers.to(device)

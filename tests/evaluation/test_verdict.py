@@ -80,7 +80,7 @@ def test_states(change: dict[str, float], rise: float, state: str, words: str) -
     assert verdict.sentence.startswith(f"{state}: {words}")
     correlation = f"with kNN in {module.COMPARED} small runs: {module.CORRELATION['rankme']:+.2f})."
     assert (correlation in verdict.sentence) == (verdict.figure == "rankme")
-    gained = f"what four times as many steps gained in {module.RISES} small runs: {module.RISE_CORRELATION:+.2f})."
+    gained = f"the gain from four times as many steps, in {module.RISES} small runs: {module.RISE_CORRELATION:+.2f})."
     assert verdict.sentence.endswith(gained) == (verdict.state == "still improving")
 
 

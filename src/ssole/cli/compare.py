@@ -47,7 +47,7 @@ class CompareArgs:
     images: OptionalNumber = None
     """Most training images to use, an evenly spaced sample. By default, all."""
     projector: Literal["recipe", "published"] | None = None
-    """Projector of all methods, by default that of the recipe; or of each method what was published for its loss."""
+    """`recipe`: all methods have the recipe's projector (the default). `published`: each has that of its paper."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUE", help_behavior_hint="")] = ()
     """Settings for all methods, such as batch_size=64 optim.lr=0.02."""
     out: OptionalFolder = None
@@ -55,7 +55,7 @@ class CompareArgs:
     resume: OptionalFolder = None
     """Continue the comparison in this folder. It keeps its settings: with it goes only --allow-changes."""
     allow_changes: TrialChanges = ()
-    """What may have changed since the comparison began. Without, a change is an error that shows it."""
+    """Kinds of change since the start to accept. By default, every change is an error that shows it."""
 
 
 def compare(argv: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ class ExtendArgs:
     eval_data: DataWords = ()
     """The images that it is measured on, if they are behind a URL."""
     allow_changes: Changes = ()
-    """What may have changed since the run was started. Without, a change is an error that shows it."""
+    """Kinds of change since the start of the run to accept. By default, every change is an error that shows it."""
 
 
 def extend(argv: Sequence[str]) -> int:

@@ -53,7 +53,8 @@ def index(argv: Sequence[str]) -> int:
         show(f"{len(made.cells.centres):,} cells: a search looks into the nearest {PROBED}, with --exact into all")
     elif len(made) > MANY and args.cells == "auto":
         print(
-            "searches look at all images: pip install 'ssole[search]' would make an index with cells, which is quicker"
+            "searches look at all images: after pip install 'ssole[search]', an index in another folder has cells, and "
+            "is quicker"
         )
     size = sum(file.stat().st_size for file in made.path.iterdir())
     show(f"{len(made):,} images, {made.features.shape[1]} features each: {made.path} ({size / 1e6:.1f} MB)")

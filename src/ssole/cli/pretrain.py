@@ -27,13 +27,13 @@ class PretrainArgs:
     """Options of `ssole pretrain`; every field of `config` is one."""
 
     recipe: str = DEFAULT_RECIPE
-    """A recipe's name, or the path of a YAML file. Without, one that suits --data, --budget and the machine is made."""
+    """A recipe's name, or the path of a YAML file. By default, one is made to suit --data, --budget and the machine."""
     out: OptionalFolder = None
     """Run folder. By default runs/RECIPE, with a number if that exists."""
     resume: Annotated[Path | None, tyro.conf.arg(metavar="RUN", help_behavior_hint="")] = None
     """Continue this interrupted run. It keeps its settings: with it go only --allow-changes, --data and --eval-data."""
     allow_changes: Changes = ()
-    """With --resume: what may have changed since the run was started. Without, a change is an error that shows it."""
+    """With --resume: kinds of change since the start to accept. By default, every change is an error that shows it."""
     views: OptionalNumber = None
     """Views of each image; short for --augment.crops.0.count."""
     eval_every: OptionalNumber = None

@@ -45,7 +45,7 @@ class SearchArgs:
     data: DataWords = ()
     """Where the images are now. By default, where they were when the index was made."""
     model: Annotated[str | None, tyro.conf.arg(metavar="MODEL", help_behavior_hint="")] = None
-    """The model that made the index, if that was no run: timm:NAME, and so on."""
+    """The model that made the index, if it was not a run: timm:NAME, torchvision:NAME, timm:NAME=FILE."""
     device: Device = "auto"
 
 

@@ -26,7 +26,7 @@ class TuneArgs:
     out: OptionalFolder = None
     """Folder for runs and recipe, by default runs/tune-RECIPE. With it, the same command goes on where it stopped."""
     allow_changes: TrialChanges = ()
-    """What may have changed since the first trial. Without, a change is an error that shows it."""
+    """Kinds of change since the first trial to accept. By default, every change is an error that shows it."""
 
 
 def tune(argv: Sequence[str]) -> int:
@@ -54,7 +54,7 @@ def tune(argv: Sequence[str]) -> int:
         show(f"{'*' if number == found.chosen else ' '} trial {number}: {outcome}  {words(trial.settings)}")
     trust = f"rank correlation with kNN was {CORRELATION[FIGURE]:+.2f} in {COMPARED} small runs"
     show(f"* has the best {METRICS[FIGURE]}, whose {trust}")
-    show("it found 7 % of what labels would have gained, in four searches (docs/compare.md)")
+    show("such a choice found 7 % of what labels would have gained, in four searches (docs/compare.md)")
     show(f"recipe: {found.recipe}")
     show(f"train with it: ssole pretrain --recipe {found.recipe}")
     return 0

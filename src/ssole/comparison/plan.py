@@ -18,9 +18,9 @@ from ssole.training import feed
 from ssole.training.trial import TRIAL_SECONDS, step_seconds
 
 _GUESS = 0.1
-"""Seconds of a step before it is measured, to tell whether a run in a budget of time is long enough to compile."""
+"""Assumed seconds of a step until it is measured, to tell whether a run in a budget is long enough to compile."""
 _MEASURED = 5
-"""A step is measured for at most this part of a budget of time."""
+"""Measuring a step may take at most one part in this many of a budget of time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,9 @@ class ArmPlan:
     """Steps of the runs of an arm."""
 
     steps: int
+    """Steps of a whole run. Runs of the search have a share of them."""
     step_seconds: float
+    """Seconds of a step, without those of compiling."""
     error: str | None = None
     """Why the arm cannot take a single step; None if it can."""
 
@@ -46,7 +48,8 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, fewest: int)
     """Plan by arm, measured at the first call for a folder and read from it later.
 
     So runs keep their number of steps, however busy the machine is when a comparison goes on. An arm that fails is
-    planned with its error, unless all of them fail. A batch may not have more images than the `fewest` of a run.
+    planned with its error, unless all of them fail. A batch may not have more images than `fewest`,
+    the smallest training set of a run.
     """
     path = folder / PLAN_FILE
     if path.is_file():
@@ -73,7 +76,7 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, fewest: int)
 
 
 def _steps(request: Request, arm: Arm, step_seconds: float) -> int:
-    """Steps of an arm's runs, if each takes so long."""
+    """Steps of each whole run of an arm, if a step takes `step_seconds`."""
     config = arm.config
     return request.budget.steps(batch_size=config.batch_size, views=config.augment.views, step_seconds=step_seconds)
 

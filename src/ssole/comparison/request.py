@@ -100,7 +100,7 @@ def make_arms(methods: Methods, base: PretrainConfig, *, projector: Literal["rec
         raise ConfigError(f"methods are named by texts, got {wrong[0]!r}")
     if projector not in ("recipe", "published"):
         raise ConfigError(
-            f"the projector is that of the 'recipe', or what was 'published' for a loss, got {projector!r}"
+            f"projector must be 'recipe' (the same for all methods) or 'published' (each its own), got {projector!r}"
         )
     named = methods if isinstance(methods, Mapping) else {name: {"loss.name": name} for name in methods}
     if len(named) < 2 or (not isinstance(methods, Mapping) and len(named) < len(methods)):
@@ -151,7 +151,7 @@ def save_request(folder: Path, request: Request, *, what: str = "comparison") ->
 
 
 def _with_new_settings(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved request in which settings that it is too old to have are at their defaults."""
+    """A saved request, with defaults for settings that did not exist yet when it was saved."""
     arms = saved.get("arms")
     if not isinstance(arms, dict) or not all(isinstance(arm, dict) and "config" in arm for arm in arms.values()):
         return saved

@@ -20,7 +20,7 @@ from ssole.comparison.request import Arm
 LR_FACTORS = (0.25, 4.0)
 WEIGHT_DECAY_FACTORS = (0.1, 10.0)
 KEPT = 3
-"""One in so many trials goes on to the next rung, which has so many times the steps."""
+"""Reduction factor of successive halving: one in KEPT trials goes on to the next rung, with KEPT times the steps."""
 
 
 class Rung(NamedTuple):

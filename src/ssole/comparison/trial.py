@@ -48,7 +48,7 @@ class Trial:
     peak_memory: int | None = None
     """Bytes: of the process on a CPU, of the tensors on a GPU. None where it was not measured from the start."""
     curve: list[dict[str, float]] = field(default_factory=list)
-    """Points along the run: {"images", "seconds", "knn20", "effective_rank"}, the last from the step logged before."""
+    """Points along the run: {"images", "seconds", "knn20", "effective_rank"}; the rank is that of the last log line."""
     error: str | None = None
     """Why the trial failed; None if it did not."""
 

@@ -82,7 +82,7 @@ class OLEConfig:
     projector: ClassVar[Projector] = SSOLEConfig.projector
     search: ClassVar[SearchRanges] = {"margin": (0.1, 3.0)}
     name: Literal["ole"] = "ole"
-    """Loss, as in the other methods."""
+    """Name of the loss, which decides which other settings there are."""
     margin: float = 1.0
     """Norm below which a class is not pushed down further."""
 
@@ -97,7 +97,7 @@ class SimCLRConfig:
     projector: ClassVar[Projector] = Projector(2, 2048, 128, "batch")
     search: ClassVar[SearchRanges] = {"temperature": (0.05, 1.0)}
     name: Literal["simclr"] = "simclr"
-    """Loss, as in the other methods."""
+    """Name of the loss, which decides which other settings there are."""
     temperature: float = 0.1
     """Temperature tau; published: 0.1 on ImageNet with large batches, 0.5 on CIFAR-10."""
 
@@ -112,7 +112,7 @@ class BarlowTwinsConfig:
     projector: ClassVar[Projector] = Projector(3, 8192, 8192, "batch")
     search: ClassVar[SearchRanges] = {"redundancy_weight": (1e-3, 0.1)}
     name: Literal["barlow-twins"] = "barlow-twins"
-    """Loss, as in the other methods."""
+    """Name of the loss, which decides which other settings there are."""
     redundancy_weight: float = 5e-3
     """Weight of the correlations between different dimensions."""
 
@@ -127,7 +127,7 @@ class VICRegConfig:
     projector: ClassVar[Projector] = Projector(3, 8192, 8192, "batch")
     search: ClassVar[SearchRanges] = {"variance_weight": (5.0, 100.0), "covariance_weight": (0.2, 25.0)}
     name: Literal["vicreg"] = "vicreg"
-    """Loss, as in the other methods."""
+    """Name of the loss, which decides which other settings there are."""
     invariance_weight: float = 25.0
     """Weight of the distance between views."""
     variance_weight: float = 25.0
@@ -147,7 +147,7 @@ class FroSSLConfig:
     projector: ClassVar[Projector] = Projector(3, 2048, 1024, "batch")
     search: ClassVar[SearchRanges] = {"invariance_weight": (0.3, 10.0)}
     name: Literal["frossl"] = "frossl"
-    """Loss, as in the other methods."""
+    """Name of the loss, which decides which other settings there are."""
     invariance_weight: float = 1.0
     """Weight of the distance between views and their mean."""
 
@@ -162,7 +162,7 @@ class MMCRConfig:
     projector: ClassVar[Projector] = Projector(3, 8192, 512, "batch")
     search: ClassVar[SearchRanges] = {"local_weight": (0.01, 1.0)}
     name: Literal["mmcr"] = "mmcr"
-    """Loss, as in the other methods."""
+    """Name of the loss, which decides which other settings there are."""
     local_weight: float = 0.0
     """Weight of the nuclear norm of each image's views."""
 
@@ -177,7 +177,7 @@ class WMSEConfig:
     projector: ClassVar[Projector] = Projector(2, 1024, 64, "batch")
     search: ClassVar[SearchRanges] = {"shrinkage": (0.003, 0.3)}
     name: Literal["w-mse"] = "w-mse"
-    """Loss, as in the other methods."""
+    """Name of the loss, which decides which other settings there are."""
     subset_size: int | None = None
     """Images whitened together. None: twice the embedding dimension."""
     iterations: int = 1
@@ -198,7 +198,7 @@ class LeJEPAConfig:
     projector: ClassVar[Projector] = Projector(3, 2048, 64, "batch")
     search: ClassVar[SearchRanges] = {"sigreg_weight": (0.01, 0.3)}
     name: Literal["lejepa"] = "lejepa"
-    """Loss, as in the other methods."""
+    """Name of the loss, which decides which other settings there are."""
     sigreg_weight: float = 0.05
     """Share of SIGReg against the distance between views, in [0, 1]."""
     slices: int = 1024
@@ -222,7 +222,7 @@ class SupervisedConfig:
     projector: ClassVar[Projector] = Projector(0, 1, 1, "none")
     search: ClassVar[SearchRanges] = {}
     name: Literal["supervised"] = "supervised"
-    """Loss, as in the other methods."""
+    """Name of the loss, which decides which other settings there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,7 @@ class CustomConfig:
     projector: ClassVar[Projector] = SSOLEConfig.projector
     search: ClassVar[SearchRanges] = {}
     name: Literal["custom"] = "custom"
-    """Loss, as in the other methods."""
+    """Name of the loss, which decides which other settings there are."""
     module: str = ""
     """Name of the module's class, for the record."""
 

@@ -67,7 +67,7 @@ _LONGEST, _MOST, _DEEPEST = 1 << 26, 500_000, 20
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """Mapping in a YAML file, which may be a stranger's.
+    """Mapping in a YAML file, read with limits because the file may be untrusted.
 
     Aliases (``*name``) are not read, because a few lines of them can stand for more values than fit into memory.
 

@@ -115,7 +115,7 @@ class PretrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the encoder; `auto`: bfloat16 where the hardware supports it. The loss has float32 or better."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """Compile the encoder (half a minute); `auto`: where it saves time (small images on a CPU, 500 steps or more)."""
+    """Compile the encoder (half a minute); `auto`: where it pays (small images, bfloat16 CPU, 500 steps or more)."""
     cuda_graph: Literal["auto", "always", "never"] = "auto"
     """Capture the whole step as one CUDA graph; `auto`: on an NVIDIA GPU, with Muon and images of one size."""
     deterministic: bool = False

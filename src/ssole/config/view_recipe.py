@@ -37,7 +37,10 @@ class Crop:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewRecipe:
-    """Augmentation that makes the views of an image. Probabilities are per view; operations run in this order."""
+    """Augmentation that makes the views of an image. Probabilities are per view.
+
+    Operations run in the order of the fields. The first crop group is the main one: its size is that of evaluation.
+    """
 
     crops: tuple[Crop, ...] = (Crop(),)
     """Groups of crops. The first group gives the main views; `--views` sets its count."""
@@ -50,7 +53,7 @@ class ViewRecipe:
     vflip: float = 0.0
     """Probability of an upside-down flip."""
     turn: float = 0.0
-    """Probability of a turn by 90, 180 or 270 degrees (equally likely). Use 0.75 where no side is up."""
+    """Probability of a turn by 90, 180 or 270 degrees (equally likely). 0.75 makes all four sides equally likely."""
     jitter: float = 0.8
     """Probability of colour jitter: the next four operations, in random order."""
     brightness: float = 0.4
@@ -127,7 +130,7 @@ class ViewRecipe:
 
     @property
     def parts(self) -> tuple[ViewRecipe, ...]:
-        """The recipes of a run's parts, in their order."""
+        """The recipes of a run's parts: early and final, or the only one."""
         return (self,) if self.early is None else (self.early, self)
 
     @property

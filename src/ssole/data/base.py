@@ -168,7 +168,7 @@ def number_labels(column: Any) -> tuple[NDArray[np.int64], list[str] | None]:
 
 
 def number_integers(labels: NDArray[np.integer]) -> tuple[NDArray[np.int64], list[str] | None]:
-    """Labels of an array, as :func:`number_labels` gives those of a column: only beyond 63 bits they are numbered."""
+    """Labels of an array, like :func:`number_labels`: integers stay as they are unless some are beyond 63 bits."""
     if labels.dtype != np.uint64 or labels.max(initial=0) < 2**63:
         return labels.astype(np.int64), None
     names, numbers = np.unique(labels, return_inverse=True)

@@ -51,7 +51,7 @@ def is_in_memory(described: str | Sequence[str] | None) -> bool:
 def why_not_reopened(described: str | Sequence[str] | None) -> str | None:
     """Why data named in a run folder or recipe are not opened without the user; None if they are.
 
-    They were in memory, or are behind a URL, which a stranger may have written there.
+    They were in memory, or are behind a URL, which anyone may have written there.
     """
     if any(map(is_remote, [described] if isinstance(described, str) else described or ())):
         return "images behind a URL, which are fetched only if you name it"

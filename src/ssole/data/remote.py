@@ -1,4 +1,4 @@
-"""Reading of files behind URLs through fsspec, with limits on size, time and redirects: servers may be a stranger's."""
+"""Reading of files behind URLs through fsspec, with limits on size, time and redirects: servers may be untrusted."""
 
 from __future__ import annotations
 
@@ -85,12 +85,12 @@ def open_remote(url: str) -> BinaryIO:
     fs, path = filesystem(url)
     file: BinaryIO = fs.open(path, "rb", block_size=_BLOCK)
     if not file.seekable():
-        raise DataError(f"The server of {url} does not serve parts of a file: download it.")
+        raise DataError(f"The server of {url} does not support range requests: download the file.")
     return _http_file(fs, path, file.seek(0, os.SEEK_END)) if "http" in fs.protocol else file
 
 
 def _http_file(fs: Any, path: str, size: int) -> BinaryIO:
-    """File on a web server, of which each read takes a block more than was asked for, whatever the server sends."""
+    """Seekable file on a web server, read ahead by one block; an answer of another length is an error."""
     from fsspec.spec import AbstractBufferedFile
 
     class HttpFile(AbstractBufferedFile):  # type: ignore[misc]

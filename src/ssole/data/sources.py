@@ -184,7 +184,7 @@ def _open_images(root: Path, split: Split) -> FolderSource:
 
 
 def _shards_below(root: Path) -> list[str]:
-    """Parquet files if the first holds images, else tars, else the parquet files, whose opening says what they lack.
+    """Parquet files if the first holds images, else tars, else the parquet files, which then fail with a reason.
 
     Tar shards often have tables of captions beside them, but images in both are an error.
     """

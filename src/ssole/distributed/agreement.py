@@ -100,7 +100,7 @@ def agree(number: int) -> int:
 
 @contextmanager
 def stopping_points(asked: Callable[[], int]) -> Iterator[None]:
-    """Context of work that processes share, and that a request to stop leaves at the next :func:`stopping_point`.
+    """Context of work that processes share. A request to stop ends it at the next :func:`stopping_point`.
 
     Args:
         asked: number of the signal that has asked this process to stop, or 0.

@@ -29,7 +29,7 @@ class _State:
     agreements: int = 0
     """How often they have agreed on a number, which tells who is behind."""
     asked: Callable[[], int] | None = None
-    """Number of the signal that has asked this process to stop, or 0; None in work that nobody may leave."""
+    """Function that returns the number of the signal that asked this process to stop, or 0; None if none may."""
 
 
 STATE = _State()
@@ -51,7 +51,7 @@ def world_size() -> int:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Context in which this process has no others: for work that it does by itself."""
+    """Context in which this process counts as the only one (rank 0 of 1), for work that it does by itself."""
     before, STATE.alone = STATE.alone, True
     try:
         yield

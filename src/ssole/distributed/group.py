@@ -47,7 +47,7 @@ class Launch:
     restarts: int = 0
     """How often torchrun has restarted the processes, as counted on this machine."""
     may_restart: bool = False
-    """Whether torchrun may do that."""
+    """Whether torchrun may restart the processes (`--max-restarts`)."""
     job: str | None = None
     """Name of torchrun's job (`--rdzv-id`), the same for all restarts and machines."""
 
@@ -141,7 +141,7 @@ def _store() -> Any:
 
 
 def _meet(store: Any, place: Launch) -> PrefixStore:
-    """Part of the store that only the processes of a new group know; its name is made up by the first of them.
+    """Part of the store for one start of the processes, under a random name that the first process chooses.
 
     torchrun keeps the store when it restarts the processes, with what they wrote before. So the others take a name only
     when a word of theirs comes back, which is when all are there: starting takes longer on some.
@@ -174,7 +174,7 @@ def _is_lost_contact(error: RuntimeError) -> bool:
 
 
 class _Watch(threading.Thread):
-    """Thread that beats, and listens to the beats of the other processes.
+    """Thread that sends heartbeats, and watches for those of the other processes.
 
     It counts its own beats and not the clock, which also runs while a machine is suspended.
     """

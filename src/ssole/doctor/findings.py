@@ -98,7 +98,7 @@ def check_recipe(config: PretrainConfig, name: str, contents: Contents, images: 
 
 
 def check_statistics(statistics: ChannelStatistics, recipe: ViewRecipe) -> Iterator[Finding]:
-    """Finding on channels without deviation, by which no run can divide that measures it."""
+    """Finding on constant channels, which a run that measures mean and std cannot normalise."""
     constant = ", ".join(str(channel) for channel, std in enumerate(statistics.std) if std == 0)
     if constant and recipe.std is None:
         text = f"have the same value everywhere, so that they cannot be normalised: channels {constant}"

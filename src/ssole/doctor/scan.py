@@ -116,7 +116,7 @@ def scan(source: Source, indices: Sequence[int], *, progress: bool, channels: in
 
 @contextmanager
 def _threads() -> Iterator[ThreadPoolExecutor]:
-    """Pool of threads that read images. Leaving waits for none: Ctrl-C must end what a silent disk would hold up."""
+    """Pool of threads that read images. Leaving does not wait for them, so that Ctrl-C works while a disk hangs."""
     pool = ThreadPoolExecutor(decoding_threads(), thread_name_prefix="ssole-doctor")
     try:
         yield pool

@@ -117,7 +117,7 @@ def channel_overrides(channels: int | None) -> Overrides:
 
 
 def _by_device(side: int, images: int, device: torch.device, reasons: list[str]) -> str:
-    """Recipe for a run of any length."""
+    """Recipe by device and image size, for a run without a budget."""
     if device.type != "cuda":
         slow = "there is no GPU" if side <= SMALL_IMAGE else "without a GPU, views of 224 px would take too long"
         reasons.append(slow)
@@ -179,7 +179,7 @@ def _by_budget(
 def _views_overrides(
     config: PretrainConfig, device: torch.device, memory: float, reasons: list[str], *, long: bool = False
 ) -> Overrides:
-    """Number of views: that of a long run's recipe, else VIEWS; fewer, and then fewer images, where memory lacks."""
+    """Views of each image: the recipe's in a long run, else VIEWS; if memory lacks, fewer, then smaller batches."""
     wanted, batch = config.augment.views if long else VIEWS, config.batch_size
     if wanted == VIEWS:
         reasons.append(f"{VIEWS} views of each image: 3 or 4 gave better features of small images than 2 or 8")
@@ -219,7 +219,7 @@ def _short_overrides(config: PretrainConfig, budget: Budgeted, seconds: float, r
 
 
 def _batch_overrides(config: PretrainConfig, images: int, reasons: list[str]) -> Overrides:
-    """Batch size that few images fill: there are at least four different batches an epoch."""
+    """Smaller batch size for few images, so that an epoch has at least four batches."""
     if images >= 4 * config.batch_size:
         return {}
     reasons.append(f"{images:,} images are too few for batches of {config.batch_size}")

@@ -21,8 +21,8 @@ from ssole.evaluation.preprocessing import Preprocessing
 HELD_OUT = 0.2
 """Share of each class that is held out for testing where the data have no test images."""
 SPARSE = 10
-"""Labels of which the largest is at least 1,000 and at least so many times the number of classes are ids, such as of
-species, and are numbered anew."""
+"""Labels are renumbered 0, 1, ... if the largest is at least 1,000 and at least this many times the number of classes:
+then they are ids, such as of species."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Subset:
 
     @property
     def readable(self) -> Tensor:
-        """(N,) bool, whether each image can be read; known once it was tried."""
+        """(N,) bool, whether each image can be read. All are True until features were extracted."""
         return torch.from_numpy(self.store.readable)[self.positions]
 
     def readable_rows(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,7 +62,7 @@ class Subset:
         return Subset(store=self.store, positions=self.positions[chosen], labels=self.labels[chosen])
 
     def readable_part(self) -> Subset:
-        """The images that can be read; known once it was tried."""
+        """The images that can be read. Call it after features were extracted."""
         return self.select(self.readable.nonzero()[:, 0])
 
     def spread(self, most: int) -> Subset:
@@ -100,7 +100,7 @@ def open_data(
     """
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
-        note = f"{source.name} has no labels, or one class alone: only label-free figures, which are no accuracies."
+        note = f"{source.name} has no labels, or a single class: only label-free figures, none of them an accuracy."
         store, count = preprocessing.open_store(source, **options), len(source)
         train = Subset(store=store, positions=torch.arange(count), labels=torch.full((count,), -1))
         return EvaluationData(train=train, test=None, notes=[note])
@@ -142,7 +142,8 @@ def _labelled(store: ImageStore, labels: NDArray[np.int64]) -> tuple[Subset, lis
 def shuffled_batches(count: int, batch: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Batches of positions below `count`, for so many steps.
 
-    Each epoch has a new random order; its last, incomplete batch is dropped.
+    Each epoch has a new random order; its last, incomplete batch is dropped. If `batch` exceeds `count`, every batch
+    has all positions.
     """
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(steps):

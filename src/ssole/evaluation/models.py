@@ -193,7 +193,7 @@ def _torchvision(name: str) -> nn.Module:
 
 
 def _available(name: str, fetch: Callable[[], Any]) -> Any:
-    """What `fetch` returns, which may need a network. What the Hub's client says on each of its tries is left out."""
+    """Result of `fetch`, which may download; UnavailableError if it fails. The Hub client's retries are not logged."""
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.ERROR)

@@ -63,7 +63,7 @@ class Preprocessing:
         """Preprocessing of a model: the arguments, else attributes of these names, else timm's ``pretrained_cfg``.
 
         Raises:
-            ValueError: settings that are found nowhere, which the message names; or the image size of no square.
+            ValueError: a setting is found nowhere (the message names it), or the image size is not that of a square.
         """
         timm_config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
         timm_config = timm_config if isinstance(timm_config, Mapping) else vars(timm_config)

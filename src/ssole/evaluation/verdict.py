@@ -16,7 +16,7 @@ from ssole.evaluation.results import METRICS, NUMBERS
 State = Literal["collapsed", "dimension-starved", "still improving", "healthy"]
 
 COMPARED = 88
-"""Runs of the experiment whose ranks are compared: of data sets and lengths with ten runs or more."""
+"""Number of runs behind `CORRELATION`: those of data sets and run lengths that have ten runs or more."""
 CORRELATION = {
     "centred_effective_rank": 0.38,
     "rankme": 0.35,
@@ -33,12 +33,12 @@ STARVED_RANKME = 40.25
 """RankMe below which features vary in too few directions; in proportion for networks of fewer than 128 features."""
 _FEATURES = 128  # of the networks of the experiment
 IMPROVING_RISE = 0.024
-"""Rise of kNN accuracy over the last fifth of training above which longer training may help: no run that gained less
-than two points in four times as many steps had a larger one."""
+"""Rise of kNN accuracy over the last fifth of training above which longer training may help: the largest among runs
+that gained less than two points when they were repeated with four times as many steps."""
 RISES = 44
-"""Runs that were repeated so."""
+"""Number of runs that were repeated with four times as many steps."""
 RISE_CORRELATION = -0.2
-"""Rank correlation (Spearman) of that rise with that gain."""
+"""Rank correlation (Spearman) of the rise with what the repetition in four times as many steps gained."""
 COLLAPSED_RANK = 2.0
 """Effective rank of the centred features below which they are nearly constant, whatever else is measured."""
 
@@ -57,14 +57,16 @@ class Verdict:
         """The verdict as shown, with the correlation that says how far to trust it."""
         text = f"{self.state}: {self.reason}"
         if self.figure is None:
-            against = f"such a rise with what four times as many steps gained in {RISES} small runs"
+            against = f"this rise with the gain from four times as many steps, in {RISES} small runs"
             return f"{text} (rank correlation of {against}: {RISE_CORRELATION:+.2f})."
-        share = CORRELATION[self.figure]
-        return f"{text} (rank correlation of {METRICS[self.figure]} with kNN in {COMPARED} small runs: {share:+.2f})."
+        trust = CORRELATION[self.figure]
+        return f"{text} (rank correlation of {METRICS[self.figure]} with kNN in {COMPARED} small runs: {trust:+.2f})."
 
 
 def assess(figures: Mapping[str, float], width: int, rise: float = 0.0) -> Verdict | None:
     """Verdict from label-free figures and, of a run that measured it, the last rise of its accuracy.
+
+    The first of these that applies:
 
     - collapsed: uniformity near 0, or an effective rank of the centred features below 2.
     - dimension-starved: a low RankMe.

@@ -26,7 +26,7 @@ _SMALL = 1 << 14
 
 
 def constant(rows: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
-    """A float64 matrix of constants, not to be written to. Kept, because a GPU would wait for the copy."""
+    """A float64 matrix of constants, which callers must not change. Cached: a GPU would wait for a copy."""
     return _matrix(rows, device) if torch.compiler.is_compiling() else _kept_matrix(rows, device)
 
 

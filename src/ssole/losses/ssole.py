@@ -23,7 +23,7 @@ from ssole.losses.roots import Root, frobenius_root, inverse_root, kernel_root
 
 
 class SSOLETerms(NamedTuple):
-    """The loss and its terms: scalar tensors, differentiable. Values at both ends are those of the cosine form."""
+    """The loss and its terms: scalar tensors, differentiable. The extreme values below are those of the cosine form."""
 
     total: Tensor
     """Loss: low_rank + high_rank_weight * high_rank."""
@@ -172,13 +172,13 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
 
     @property
     def _unit(self) -> dict[str, Any]:
-        """How the quick routes take the norms of images."""
+        """Arguments that the routes by Gram matrices take for the norms of images."""
         root = inverse_root if self.low_rank_norm == "nuclear" else frobenius_root
         return {"normalize": self.normalize, "root": root}
 
     @property
     def _view_root(self) -> Root:
-        """How the quick routes take the norms of views."""
+        """Root function by which the routes by Gram matrices compute the norms of views."""
         return inverse_root if self.temperature is None else partial(kernel_root, temperature=self.temperature)
 
     def _image_norms(self, z_BVD: Tensor, contrasts: Tensor | None) -> Tensor:
@@ -215,7 +215,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         return not self.detach_mean and not (x.dtype == torch.float64 and x.device.type == "cpu")
 
     def _norms_as_written(self, x_Nmn: Tensor, contrasts: Tensor | None = None) -> Tensor:
-        """Nuclear norms (N,) of :meth:`_rows`."""
+        """Nuclear norms (N,) of explicitly formed rows (:meth:`_rows`), where the Gram routes do not serve."""
         x_Nmn = self._rows(x_Nmn, contrasts)
         return all_modes_norm(x_Nmn) if self.gradient == "reference" else nuclear_norm(x_Nmn)
 

@@ -12,7 +12,7 @@ from ssole.errors import did_you_mean
 from ssole.runtime import total_memory
 
 # Arguments of `timm.create_model` that shape a network. Not among them are those that name files or addresses
-# (`checkpoint_path`, `pretrained_cfg`, `cache_dir`): settings may come from strangers.
+# (`checkpoint_path`, `pretrained_cfg`, `cache_dir`): settings may come from untrusted files.
 _ARGUMENTS = frozenset(
     """
     aa_layer act_layer attn_drop_rate attn_ratio avg_down base_width bias block_config block_reduce_first bottle_ratio

@@ -52,7 +52,7 @@ class LoadedBackbone(nn.Module):
 
 
 def backbone_metadata(config: PretrainConfig) -> dict[str, str]:
-    """Header of `backbone.safetensors`: what is needed to build the network again without its run folder."""
+    """Metadata of `backbone.safetensors`: the description by which the network is built again without a run folder."""
     augment = config.augment
     projector = {f"projector_{name}": value for name, value in config.projector._asdict().items()}
     description = {
@@ -93,13 +93,19 @@ def load(run: str | PathLike[str] | Any, *, backbone: nn.Module | None = None) -
 
 
 def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
-    """Backbone of a run at its initial weights, the baseline for what training added. Raises as :func:`load`."""
+    """Backbone of a run at its initial weights, the baseline for what training added.
+
+    Raises:
+        ConfigError: as :func:`load`; or the backbone is a module of the caller's, which ssole cannot make.
+    """
     description = _read_description(weights_path(run))
-    with seeded_weights(description["seed"]):  # as `create_encoder` does, which also makes the backbone first
+    # Weights are consecutive draws: `create_encoder` also makes the backbone first.
+    with seeded_weights(description["seed"]):
         return _create(description)
 
 
 def _create(description: dict[str, Any], module: nn.Module | None = None) -> LoadedBackbone:
+    """Backbone in evaluation mode from the description in a weight file, with initial weights."""
     model = from_dict({"model": description["model"]}).model
     size, channels = description["image_size"], len(description["mean"])
     if module is not None and not is_custom(model):

@@ -25,6 +25,7 @@ MOST_NAMES = 19
 """Values of a column with a colour of their own; the rarer ones share one."""
 _BINS = 8  # of a column of numbers
 _CLUSTERS = 10  # where there are no labels
+_TEMPERATURE = 0.05  # of the weights of landmarks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class Colouring:
 
     name: str
     names: list[str]
+    """Name of each code in the legend, 21 at most."""
     codes: NDArray[np.uint8]
     """(N,) indices of `names`."""
 
@@ -42,7 +44,7 @@ def place(features: Tensor) -> NDArray[np.float32]:
 
     More than LANDMARKS points: a random choice of that many is placed by t-SNE, and every other point at the mean of
     its three most similar landmarks, weighted by similarity. The result is the same every time on one machine. Equal
-    features are all at one point.
+    features are all at one point, and fewer than five points on a line.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -63,7 +65,7 @@ def place(features: Tensor) -> NDArray[np.float32]:
     rest = np.setdiff1d(np.arange(count), chosen.numpy())
     if len(rest):
         similarity, index = nearest(unit[chosen], unit[rest], 3)
-        weight = torch.softmax(similarity / 0.05, dim=1).numpy()[..., None]
+        weight = torch.softmax(similarity / _TEMPERATURE, dim=1).numpy()[..., None]
         points[rest] = (found[index.numpy()] * weight).sum(1)
     return points
 
@@ -122,7 +124,7 @@ def _by_value(name: str, values: Sequence[str]) -> Colouring:
 
 
 def _by_number(name: str, values: Sequence[str]) -> Colouring | None:
-    """Colouring by number, in ranges of equally many images; None if the values are few, or not all numbers."""
+    """Colouring by number, in ranges of equally many images; None for at most 19 values, or if not all are numbers."""
     try:
         numbers = np.array([float(value) if value else np.nan for value in values])
     except ValueError:

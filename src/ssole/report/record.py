@@ -104,7 +104,7 @@ class Record:
     def command(self) -> str:
         """Command line of the run; for one that was started from Python, a command line with its settings."""
         words = self.environment.get("command")
-        plain = isinstance(words, list) and all(isinstance(word, str) for word in words)  # a stranger's may be anything
+        plain = isinstance(words, list) and all(isinstance(word, str) for word in words)  # the file may be untrusted
         if plain and words and Path(words[0]).name == "ssole":
             return shlex.join(["ssole", *words[1:]])
         return f"ssole pretrain --recipe {shlex.quote(str(self.path / 'config.yaml'))}"

@@ -72,7 +72,7 @@ def report(
 
 
 def settings_of(images: int, device: torch.device | str, *, progress: bool) -> dict[str, Any]:
-    """How to look at the images of a run; a ConfigError if a report cannot be made so, or not here."""
+    """Options for looking at the images of a run; a ConfigError if they are out of range or a package is missing."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'ssole[report]'")
@@ -112,7 +112,7 @@ def facts_of(record: Record, *, data: Spec | None, columns: str | PathLike[str] 
 
 
 def _broken_weights(record: Record) -> str:
-    """Why a run's weights are of no use, by themselves; empty if they are finite, or cannot be read."""
+    """Message that names weights of a run that are not finite; empty if all are finite, or cannot be read."""
     from ssole.models.weights_file import listed, not_finite, read_weights
 
     try:

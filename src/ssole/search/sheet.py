@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 SHOWN = 1000
 """Largest number of images on a sheet."""
-_SIDE, _GAP, _LINE, _COLUMNS = 128, 6, 14, 10  # pixels of a picture, between pictures and of a caption; pictures a row
-_ROWS = 110  # of a sheet, whose height WebP limits to 16,383 pixels, and JPEG to 65,535
+_SIDE, _GAP, _LINE = 128, 6, 14  # pixels of a picture's side, between pictures, and of a caption's height
+_COLUMNS = 10  # pictures in a row
+_ROWS = 110  # rows of a sheet, whose height WebP limits to 16,383 pixels, and JPEG to 65,535
 _PAPER, _MISSING = (255, 255, 255), (208, 208, 208)
 
-_Cell = tuple["torch.Tensor | None", str]
+_Cell = tuple["torch.Tensor | None", str]  # image, None if it is missing; caption
 
 
 def contact_sheet(
@@ -38,7 +39,8 @@ def contact_sheet(
     Args:
         groups: one result, or several, such as groups of near duplicates.
         data: the images of the index.
-        query: the image that was looked for, as :meth:`Index.search` takes it; None without one.
+        query: the image that was looked for, as :meth:`Index.search` takes it; None without one. A file comes before
+            an image of the index with the same name.
         channels: as the model has them, for images that are no photographs.
 
     Returns:

@@ -137,7 +137,7 @@ class Feed:
 
 
 def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor | None:
-    """All images in a GPU's memory; None on a CPU, or for a quarter or more of what is free: the network needs it."""
+    """All images in a GPU's memory; None on a CPU, or if they would fill a quarter of the free memory or more."""
     if device.type == "cpu" or images.nbytes >= free_memory(device) // 4:
         return None
     return images.to(device)

@@ -112,7 +112,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def on_side_stream(body: _Body[_Result], device: torch.device) -> _Result:
-    """Result of a step on a stream of its own: autograd would remember the usual one, for which no capture may wait."""
+    """Result of a step on a side stream: autograd remembers its stream, and no capture may wait for the usual one."""
     stream, current = _side_stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):

@@ -70,7 +70,7 @@ class Guardian:
         return FACTOR**self._lowered
 
     def read_metrics(self) -> None:
-        """Take up what metrics.jsonl tells: at the start, and whenever rows were removed from it."""
+        """Restore the state from metrics.jsonl. Called at the start, and whenever rows were removed from the file."""
         self._lowered = distributed.on_rank_0(self._read_metrics)
 
     def _read_metrics(self) -> int:

@@ -149,7 +149,7 @@ class _Loop:
         self.learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
 
     def _evaluate_missed(self) -> None:
-        """Evaluate a restored state as an undisturbed run did, where a signal has left its evaluation."""
+        """Make up for evaluations of the restored step that a signal interrupted; an undisturbed run has them."""
         done = self.learner.steps_done
 
         def count() -> int:
@@ -170,7 +170,7 @@ class _Loop:
 
     @contextmanager
     def _saved_when_stopped(self) -> Iterator[None]:
-        """Context that a signal may leave: then the steps that are done are saved."""
+        """Context that saves the steps done so far when a signal stops it."""
         try:
             yield
         except Stopping as request:
@@ -184,7 +184,7 @@ class _Loop:
 
 
 def _begin(run: Run, learner: Learner, initial: Initial | None, start: Progress) -> None:
-    """Write the checkpoint of step 0 of a run that has none yet: where it goes back to until there is a later one."""
+    """Write the checkpoint of step 0 of a run that has none yet. Failures go back to it until there is a later one."""
     require_space(run, learner.modules)
     if checkpoint_steps(run):
         return
@@ -213,7 +213,7 @@ def _resume(run: Run, learner: Learner, plan: Plan, pace: Pace) -> Progress:
 
 
 def _check_progress(run: Run, learner: Learner, plan: Plan, done: Progress) -> None:
-    """Checks of what is going to be continued, after which the folder is rewound to it."""
+    """Check that a run can continue from its checkpoint, then rewind the folder to that step."""
     if done.images != plan.images:
         raise DataError(
             f"the run was started on {done.images} images and the data now hold {plan.images}: resuming needs the same"

@@ -209,7 +209,7 @@ def lock_run(run: Run) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     for entry in run.path.rglob("*"):
-        if not entry.resolve().is_relative_to(run.path.resolve()):  # in a stranger's folder, it could lead anywhere
+        if not entry.resolve().is_relative_to(run.path.resolve()):  # in an untrusted folder, it could lead anywhere
             raise ConfigError(
                 f"{entry} is a link to {entry.resolve()}, and a run only writes to its own folder: move it"
             )
@@ -242,7 +242,7 @@ def require_same_recipe(run: Run, *, allowed: Collection[Change] = ()) -> None:
         found["version"] = f"{run.path} was started with ssole {facts['ssole']}, and this is {__version__}"
     for change, words in found.items():
         if change not in allowed:
-            raise ConfigError(f"{words}. Undo this, or go on with it by --allow-changes {change}")
+            raise ConfigError(f"{words}. Undo the change, or accept it by --allow-changes {change}")
         warnings.warn(f"{words}; the run goes on with that", stacklevel=2)
 
 

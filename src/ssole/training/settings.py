@@ -26,7 +26,7 @@ _LEAST_STEPS = 10  # of a run with a budget of time
 
 
 def agreed_config(config: PretrainConfig, progress: bool) -> PretrainConfig:
-    """Config of the first process, whose reasons are printed: settings that were measured may differ."""
+    """Config of the first process, for all: settings measured by each could differ. Its reasons are printed."""
 
     def settings() -> dict[str, Any]:
         say_reasons(config, enabled=progress)
@@ -46,10 +46,10 @@ def require_named(config: PretrainConfig, given: Collection[str]) -> None:
 
 
 def with_eval_data(config: PretrainConfig, run: Path, eval_data: Spec | None) -> PretrainConfig:
-    """Config of a run with `eval_data` to be opened: those given, which must be its own, or else by its own name.
+    """Config of a run, with the `eval_data` to open: those given, which must match the config's own, or else its own.
 
     Raises:
-        ConfigError: others are given, or none though they are behind a URL.
+        ConfigError: other images are given, or none although those of the config are behind a URL.
     """
     if eval_data is None:
         if (reason := why_not_reopened(config.eval_data)) is not None:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-_HINT = "Training has left the region where it can learn: lower optim.lr, or set optim.warmup_steps or clip_grad_norm"
+_HINT = "Training has diverged: lower optim.lr, or set optim.warmup_steps or optim.clip_grad_norm"
 _RING = 4096  # values that fit between two looks; a look comes early when it is full
 
 

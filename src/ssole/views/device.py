@@ -126,7 +126,7 @@ class EpochRows:
         return [table.index_select(0, ids) for table in self._tables] if self.ready(images, epoch) else None
 
     def ready(self, images: ImageBatch, epoch: int) -> bool:
-        """Whether the rows of an epoch are there, which are drawn if need be. If not, each batch is to draw its own."""
+        """Whether the rows of an epoch are there; missing ones are drawn first. If False, each batch draws its own."""
         if self._images is None or not isinstance(images, torch.Tensor) or images.device.type == "cpu":
             return False
         if self._size is None:
