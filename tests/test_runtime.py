@@ -17,8 +17,10 @@ import torch
 from ssole.runtime import (
     available_memory,
     decoding_threads,
+    exact_convolutions,
     forget_peak_memory,
     keep_freed_memory,
+    torch_state,
     total_memory,
     usable_cpus,
 )
@@ -149,3 +151,26 @@ def test_several_smaller_blocks_that_are_reused_take_pages_once() -> None:
     """Of 3 MB each: by itself glibc gives what is free beyond twice the largest back, and maps it again."""
     assert outcome("pass", "taken(750_000, 8, blocks=6)") > 1.8  # 2.1 or 8, as the heap happens to lie
     assert outcome("reuse_freed_blocks()", "taken(750_000, 8, blocks=6)") < 1.6
+
+
+def test_float32_convolutions_are_exact_while_training_and_evaluating() -> None:
+    cudnn = torch.backends.cudnn
+    assert cudnn.allow_tf32  # torch's default
+    with torch_state(deterministic=False):
+        assert not cudnn.allow_tf32
+    with exact_convolutions(), exact_convolutions():
+        assert not cudnn.allow_tf32
+    assert cudnn.allow_tf32
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="flags by kind of operation came with torch 2.9")
+def test_newer_flags_of_the_caller_stay() -> None:
+    cudnn = torch.backends.cudnn
+    cudnn.conv.fp32_precision = "ieee"
+    try:
+        with torch_state(deterministic=False):
+            assert cudnn.conv.fp32_precision == "ieee"
+        assert cudnn.conv.fp32_precision == "ieee"
+    finally:
+        cudnn.allow_tf32 = True  # sets the newer flags as well
+    assert cudnn.conv.fp32_precision == "tf32"

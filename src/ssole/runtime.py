@@ -119,10 +119,27 @@ def reuse_freed_blocks() -> None:
 
 
 @contextmanager
-def torch_state(*, deterministic: bool) -> Iterator[None]:
-    """Context with deterministic algorithms if wanted; afterwards torch and its generators are as they were.
+def exact_convolutions() -> Iterator[None]:
+    """Context of full float32 convolutions on a GPU, where cuDNN rounds to TF32 (10 bits) by default."""
+    cudnn = torch.backends.cudnn
+    try:
+        before = cudnn.allow_tf32
+    except RuntimeError:  # the caller has set the flags of torch 2.9, by kind of operation, and keeps them
+        yield
+        return
+    cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
 
-    Otherwise cuDNN tries its algorithms for each new shape, of which a run has few, and keeps the quickest.
+
+@contextmanager
+def torch_state(*, deterministic: bool) -> Iterator[None]:
+    """Context of training: exact float32, and deterministic algorithms if wanted.
+
+    Otherwise cuDNN tries its algorithms for each new shape, of which a run has few, and keeps the quickest. Afterwards
+    torch and its generators are as they were.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -134,7 +151,7 @@ def torch_state(*, deterministic: bool) -> Iterator[None]:
             # a debugging aid that writes every new tensor twice
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with exact_convolutions(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
@@ -246,14 +263,6 @@ def usable_cpus() -> int:
     return int(joblib.cpu_count())
 
 
-def use_threads_of(processes: int) -> None:
-    """Compute with as many threads as `processes` processes like this one have together.
-
-    At most one for each usable processor.
-    """
-    torch.set_num_threads(max(1, min(usable_cpus(), processes * torch.get_num_threads())))
-
-
 def decoding_threads() -> int:
     """The default number of threads that decode images: one for each processor, up to 16."""
     return min(16, usable_cpus())
@@ -283,13 +292,3 @@ def _processor() -> str:
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, "") or platform.processor()
-
-
-def process_seconds() -> float:
-    """Seconds since this process was started; 0.0 on systems that do not tell."""
-    try:
-        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
-        now = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
-        return max(0.0, now - ticks / os.sysconf("SC_CLK_TCK"))
-    except (OSError, ValueError, IndexError):
-        return 0.0

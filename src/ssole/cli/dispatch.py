@@ -13,6 +13,8 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ssole import __version__, distributed
 from ssole.cli.compare import compare
 from ssole.cli.doctor import doctor
@@ -31,7 +33,7 @@ from ssole.cli.views import views
 from ssole.config import PretrainConfig
 from ssole.data.tiff import silence_tiff_libraries
 from ssole.errors import did_you_mean, printable, without_secrets
-from ssole.runtime import out_of_memory_reason, use_threads_of
+from ssole.runtime import out_of_memory_reason, usable_cpus
 from ssole.training.guardian import CollapseError
 
 _SIGNAL = 128  # added to the number of a signal, it is the exit code after it
@@ -94,7 +96,7 @@ def _main(argv: list[str]) -> int:
         if place.rank:  # the first process does all the work, with the threads of those on its machine
             return 0
         os.environ["WORLD_SIZE"] = "1"
-        use_threads_of(place.local_world_size)
+        _use_threads_of(place.local_world_size)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _run(command, argv[1:])
@@ -164,3 +166,11 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
     """
     if "PIL" not in Path(filename).parts and not distributed.launch().rank:
         print(f"warning: {printable(without_secrets(str(message)))}", file=sys.stderr)
+
+
+def _use_threads_of(processes: int) -> None:
+    """Compute with as many threads as `processes` processes like this one have together.
+
+    At most one for each usable processor.
+    """
+    torch.set_num_threads(max(1, min(usable_cpus(), processes * torch.get_num_threads())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -18,7 +19,6 @@ from ssole.cli.common import Changes, OptionalFolder, OptionalNumber, show
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, load, recipe_names, to_dict
 from ssole.doctor.suggest import ANY_VIEWS, channel_overrides
 from ssole.progress import duration
-from ssole.runtime import process_seconds
 from ssole.training.run import Run
 
 
@@ -54,7 +54,7 @@ def pretrain(argv: Sequence[str]) -> int:
       ssole pretrain --data photos/ --recipe photos         the same with given settings
       ssole pretrain --resume runs/digits-m                 continue an interrupted run
     """
-    before = process_seconds() if list(argv) == sys.argv[2:] else 0.0  # else Python code calls this
+    before = _process_seconds() if list(argv) == sys.argv[2:] else 0.0  # else Python code calls this
     begin = time.monotonic() - before
     args, given = parse_options(argv)
     if args.resume is not None:
@@ -137,3 +137,13 @@ def print_finished(run: Run) -> None:
         show(f"all of them: {run.path / 'unreadable.jsonl'}")
     show(f"weights: {run.backbone_path}")
     show(f"evaluate them: ssole eval {run.path}")
+
+
+def _process_seconds() -> float:
+    """Seconds since this process was started; 0.0 on systems that do not tell."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+        now = float(Path("/proc/uptime").read_text(encoding="utf-8").split()[0])
+        return max(0.0, now - ticks / os.sysconf("SC_CLK_TCK"))
+    except (OSError, ValueError, IndexError):
+        return 0.0

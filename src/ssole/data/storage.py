@@ -231,10 +231,11 @@ def expand(pattern: str) -> list[str]:
 
 def cache_folder() -> Path:
     """Folder of downloads and caches: ``$SSOLE_CACHE``, else ``ssole`` in the platform's cache folder."""
+    if given := os.environ.get("SSOLE_CACHE"):
+        return Path(os.path.expanduser(given))
     from platformdirs import user_cache_path
 
-    given = os.environ.get("SSOLE_CACHE")
-    return Path(os.path.expanduser(given)) if given else user_cache_path("ssole", appauthor=False)
+    return user_cache_path("ssole", appauthor=False)
 
 
 def _has_wildcard(text: str) -> bool:

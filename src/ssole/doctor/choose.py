@@ -23,7 +23,7 @@ from ssole.doctor.examine import with_normalisation
 from ssole.doctor.scan import MOST_IMAGES, Sample, draw_sample, scan
 from ssole.doctor.suggest import ANY_VIEWS, Budgeted, Suggestion, channel_overrides, suggest
 from ssole.errors import DataError
-from ssole.runtime import free_memory, resolve_device
+from ssole.runtime import free_memory, resolve_device, torch_state
 from ssole.training.settings import require_named
 from ssole.training.trial import Trial
 
@@ -91,7 +91,7 @@ def choose(
 
 def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.device, limit: float) -> float:
     """Time of a step of a config on whole batches, from a few steps on smaller ones."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch_state(deterministic=config.deterministic):
         trial = Trial(
             with_normalisation(config, sample), lambda size: sample.batch(size, device), device, seconds=limit
         )

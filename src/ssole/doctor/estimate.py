@@ -13,7 +13,7 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.data.store import default_memory_limit
 from ssole.doctor.contents import Contents
 from ssole.doctor.scan import Sample
-from ssole.runtime import resolve_precision, total_memory
+from ssole.runtime import resolve_precision, torch_state, total_memory
 from ssole.training.checkpoint import MOST_CHECKPOINTS
 from ssole.training.feed import make_plan
 from ssole.training.needs import checkpoint_bytes
@@ -76,7 +76,7 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     plan = make_plan(config, images)
     available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch_state(deterministic=config.deterministic):
             trial = Trial(config, lambda size: sample.batch(size, device), device, seconds=TRIAL_SECONDS)
             batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
             if batch == config.batch_size and trial.learner.wants_compiling(plan.total):

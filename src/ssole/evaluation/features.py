@@ -23,7 +23,7 @@ from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import own_parts, parts_of_all
 from ssole.files import write_atomically
 from ssole.progress import progress_bar
-from ssole.runtime import Precision, resolve_precision
+from ssole.runtime import Precision, exact_convolutions, resolve_precision
 
 RAW_PIXEL_SIZE = 32
 """Side of the images, in pixels, whose pixels serve as features: larger images only make the baseline worse."""
@@ -106,7 +106,8 @@ def for_each_batch(
     """
     device = torch.device(device) if device is not None else _device_of(model)
     dtype, parts = resolve_precision(precision, device), torch.split(torch.arange(len(store)), batch_size)
-    with frozen(model, device), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    mixed = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
+    with frozen(model, device), exact_convolutions(), mixed:
         for turn, batch in enumerate(_batches(store, own_parts(parts), progress=progress)):
             inputs = preprocessing(batch, device=device)
             rows = _as_rows(model(inputs.contiguous(memory_format=torch.channels_last)))

@@ -33,6 +33,8 @@ from ssole.training.run import Run, writing
 _KEEP = 2  # the newest checkpoint, and one more in case a disk lost part of it
 MOST_CHECKPOINTS = _KEEP + 1
 """Checkpoints on the disk at once: the oldest is removed when the newest is complete."""
+Copies = Callable[[], dict[str, torch.Tensor]]
+"""Copies of tensors, made already; calling it gives them by name, in the host's memory."""
 _NAME = re.compile(r"step-(\d{8,18})\.(?:json|safetensors)")  # other files in the folder are someone else's
 
 
@@ -168,42 +170,52 @@ def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) ->
     from safetensors.torch import save_file
 
     named = backbone.module if isinstance(backbone, CustomBackbone) else backbone
-    tensors = host_copies(named.state_dict())
+    tensors = copies(named.state_dict())()
     with writing(run, "the final weights"):
         write_atomically(run.backbone_path, lambda path: save_file(tensors, path, metadata=dict(metadata)))
 
 
 def state_tensors(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Copies of weights, buffers and optimizer state by name, as a checkpoint has them."""
+    """Copies of weights, buffers and optimizer state by name, in the host's memory, as a checkpoint has them."""
+    return snapshot(modules, optimizer)()
+
+
+def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Copies:
+    """Copy of weights, buffers and optimizer state as they are now; it stays on its device until it is called."""
     tensors = dict(modules.state_dict())
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             if value is not None:  # SGD without momentum keeps None
                 tensors[f"optimizer.{index}.{name}"] = value
-    return host_copies(tensors)
+    return copies(tensors)
 
 
-def host_copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous copies of tensors in the host's memory; those of an accelerator travel in one piece.
+def copies(tensors: Mapping[str, torch.Tensor]) -> Copies:
+    """Contiguous copies of tensors; those on an accelerator are one piece there, and travel when it is called.
 
     safetensors stores neither channels_last nor two names for the same memory.
     """
     here = {name: tensor.detach() for name, tensor in tensors.items() if tensor.device.type == "cpu"}
     there = {name: tensor.detach() for name, tensor in tensors.items() if name not in here}
-    copies = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in here.items()}
-    return copies | (flat_copies(there) if there else {})
+    clones = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in here.items()}
+    flat = flat_copies(there) if there else dict
+    return lambda: clones | flat()
 
 
-def flat_copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Contiguous copies in the host's memory, made by one copy of all bytes. The longest numbers come first, so that
-    each tensor begins at a multiple of their length.
+def flat_copies(tensors: Mapping[str, torch.Tensor]) -> Copies:
+    """Contiguous copies as one tensor of bytes.
+
+    The longest numbers come first, so that each tensor begins at a multiple of their length.
     """
     ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    flat = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for _, tensor in ordered]).cpu()
-    parts = flat.split([tensor.nbytes for _, tensor in ordered])
-    return {
-        name: part.view(tensor.dtype).view(tensor.shape) for (name, tensor), part in zip(ordered, parts, strict=True)
-    }
+    flat = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for _, tensor in ordered])
+    kinds = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in ordered]
+
+    def on_host() -> dict[str, torch.Tensor]:
+        parts = flat.cpu().split([nbytes for *_, nbytes in kinds])
+        return {name: part.view(dtype).view(shape) for (name, dtype, shape, _), part in zip(kinds, parts, strict=True)}
+
+    return on_host
 
 
 def _description(values: dict[str, int | float | str]) -> str:

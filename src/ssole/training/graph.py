@@ -99,7 +99,8 @@ class StepGraph(Generic[_Result]):
             if self._required:
                 raise
             self._failed = True
-            reason = " ".join(str(error).split())[:300]
+            cause = error.__context__ or error  # to end a capture that has failed is a second error
+            reason = " ".join(str(cause).split())[:300]
             warnings.warn(f"the step could not be captured as a CUDA graph, and is launched: {reason}", stacklevel=4)
         finally:
             self._names = self._watch.take_back(self._watch.count - before)
@@ -126,9 +127,13 @@ def captured(body: _Body[_Result], device: torch.device) -> _Body[_Result]:
 
     Other threads, such as one that copies images to pinned memory, may call the driver meanwhile.
     """
-    graph, stream = torch.cuda.CUDAGraph(), _side_stream(device)
-    # torch waits for the current device first, and only then goes to that of the stream
-    with torch.cuda.device(device), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+    graph, stream, current = torch.cuda.CUDAGraph(), _side_stream(device), torch.cuda.current_stream(device)
+    # torch waits for the current device first, and only then goes to the stream, where a capture that fails leaves it
+    with (
+        torch.cuda.device(device),
+        torch.cuda.stream(current),
+        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+    ):
         result = body()
 
     def replay() -> _Result:

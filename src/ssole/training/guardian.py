@@ -55,13 +55,12 @@ class Guardian:
     Args:
         run: the run, whose config may switch the guardian off.
         learner: its learner.
-        pace: its pace, which knows the regular checkpoints.
-        steps: number of steps of the run.
+        pace: its pace, which knows the regular checkpoints, and how long the run will be.
     """
 
-    def __init__(self, run: Run, learner: Learner, pace: Pace, *, steps: int) -> None:
+    def __init__(self, run: Run, learner: Learner, pace: Pace) -> None:
         self._run, self._learner, self._pace = run, learner, pace
-        self._steps, self._is_on = steps, learner.config.guardian == "auto"
+        self._is_on = learner.config.guardian == "auto"
         self.read_metrics()
 
     @property
@@ -92,7 +91,7 @@ class Guardian:
         if not self._is_on:
             return
         since, lasting = self._collapsed_since, self._follow(row)
-        limit = patience(self._learner.config, self._steps)
+        limit = patience(self._learner.config, self._pace.total)
         if 2 * lasting < limit or (self._warned and lasting < limit):
             return
         reason = (

@@ -70,7 +70,7 @@ def train(
     distributed.on_rank_0(lambda: _begin(run, learner, initial, Progress(0, plan.images, spent)))
     pace = Pace(run, plan, config)
     done = _resume(run, learner, plan, pace)
-    guardian = Guardian(run, learner, pace, steps=plan.total)
+    guardian = Guardian(run, learner, pace)
     feed, title = Feed(store, device), _title(learner, replace(plan, total=pace.total))
     monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
     saver = Saver(run, learner, pace, monitor.flush)

@@ -1,8 +1,9 @@
 """Saver: which states of a run are written as checkpoints, and when.
 
-The state after each regular step is copied to memory. It is written at once if that was asked for, if it is the last,
-or if the one before was written `checkpoint_seconds` ago. Otherwise it waits: for a stop or a failure, which write it,
-or for the next regular step, which replaces it. So a run goes back to the same states whatever the clock says.
+The state after each regular step is copied, on its device. It is written at once if that was asked for, if it is the
+last, or if the one before was written `checkpoint_seconds` ago. Otherwise it waits: for a stop or a failure, which
+write it, or for the next regular step, which replaces it. So a run goes back to the same states, whatever the clock
+says.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import torch
-
 from ssole import distributed
-from ssole.training.checkpoint import Progress, checkpoint_steps, state_tensors, write_checkpoint
+from ssole.training.checkpoint import Copies, Progress, checkpoint_steps, snapshot, write_checkpoint
 from ssole.training.pace import Pace
 from ssole.training.run import Run
 from ssole.training.step import Learner
@@ -36,7 +35,7 @@ class Saver:
 
     def __init__(self, run: Run, learner: Learner, pace: Pace, flush: Callable[[], None]) -> None:
         self._run, self._learner, self._pace, self._flush = run, learner, pace, flush
-        self._kept: tuple[Progress, dict[str, torch.Tensor]] | None = None
+        self._kept: tuple[Progress, Copies] | None = None
         self._last = -math.inf
         threaded = learner.device.type != "cpu"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ssole-checkpoint") if threaded else None
@@ -61,12 +60,12 @@ class Saver:
         distributed.on_rank_0(lambda: self._keep(done, must=must))
 
     def _keep(self, done: Progress, *, must: bool) -> None:
-        state = done, state_tensors(self._learner.modules, self._learner.optimizer)
         if not self._pace.is_regular(done.step):
             self.write_kept()
+        self._kept = None  # its memory serves the next
+        state = done, snapshot(self._learner.modules, self._learner.optimizer)
         if must or time.monotonic() - self._last >= self._learner.config.checkpoint_seconds:
             self._write(*state)
-            self._kept = None
         else:
             self._kept = state
 
@@ -86,8 +85,9 @@ class Saver:
         if writing is not None:
             writing.result()
 
-    def _write(self, done: Progress, tensors: dict[str, torch.Tensor]) -> None:
+    def _write(self, done: Progress, copies: Copies) -> None:
         self.wait()
+        tensors = copies()
         self._flush()
         self._last = time.monotonic()
         regular = {step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)}

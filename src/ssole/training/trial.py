@@ -21,7 +21,7 @@ from torch import nn
 
 from ssole.config import PretrainConfig
 from ssole.data.store import ImageStore
-from ssole.runtime import forget_peak_memory, peak_memory, synchronize
+from ssole.runtime import forget_peak_memory, peak_memory, synchronize, torch_state
 from ssole.training.needs import saved_bytes
 from ssole.training.step import Learner
 from ssole.views.geometry import ImageBatch
@@ -178,7 +178,7 @@ def step_seconds(
     ids = torch.arange(config.batch_size) % len(store)
     images = store.get(ids)
     batch = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch_state(deterministic=config.deterministic):
         given: Any = {"loss": copy.deepcopy(loss), "backbone": backbone, "labels": store.labels, "seconds": limit}
         trial = Trial(config, lambda _: (batch, ids), device, **given)
         if steps is not None and trial.learner.wants_compiling(steps):
