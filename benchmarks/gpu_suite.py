@@ -1,24 +1,30 @@
 """What there is to measure on a GPU, most telling first; all of it in ten minutes, but for the speedruns.
 
-    python benchmarks/gpu_suite.py loss views step profile --out benchmarks/results/h200
+    python benchmarks/gpu_suite.py step loss views profile --out benchmarks/results/h200
     python benchmarks/gpu_suite.py speedrun --data cifar10-train.parquet --test cifar10-test.parquet --out ...
     python benchmarks/gpu_suite.py imagenet-like --out ...
     python benchmarks/gpu_suite.py --tiny --device cpu --out /tmp/dry         a dry run of all of it, without a GPU
 
-Runs from a checkout too (PYTHONPATH=src). It needs torch, timm, torchvision, scikit-learn, pydantic and PyYAML, and
-says how to bring the last two where there is no network. Each piece is a file in the folder `--out`, which has every
-row from the moment it was measured. A piece that fails or takes longer than its limit ends there, and the next begins.
+Runs from a checkout, with ssole installed or not. It needs torch, timm, torchvision, scikit-learn, pydantic and PyYAML,
+and says how to bring the last two where there is no network. Each piece is a file in the folder `--out`, which has
+every row from the moment it was measured. A piece that fails or takes longer than its limit ends there, and the next
+begins.
 
-Beside each rate stand the model FLOP utilization (FLOPs of the encoder alone, of the GPU's bfloat16 peak) and the share
-of time in which the GPU works: a rate near that of another loop proves little if both wait for kernels to be launched.
+Beside the rate of a network stands the model FLOP utilization (FLOPs of the encoder alone, of the GPU's bfloat16
+peak). `profile` gives the share of time in which the GPU works: a rate near that of another loop proves little if both
+wait for kernels to be launched. It comes last, because launches may stay slower once a profiler has looked.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import importlib.util
 import math
 import os
+import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -44,8 +50,11 @@ from pieces import (
     utilization,
 )
 
+if importlib.util.find_spec("ssole") is None:
+    sys.path.append(str(Path(__file__).parents[1] / "src"))
+
 SPEEDRUN_SECONDS = 11 * 60.0
-LIMITS = {"loss": 60.0, "views": 45.0, "step": 240.0, "profile": 60.0, "imagenet-like": 240.0}
+LIMITS = {"step": 200.0, "loss": 60.0, "views": 40.0, "imagenet-like": 180.0, "profile": 90.0}
 """Seconds of each piece; a speedrun takes ten minutes a seed."""
 SHAPES = ((256, 2), (256, 4), (1024, 2), (512, 4), (1024, 4))
 """Images and views in a step. Goals of the first three are in `GOALS_MS`."""
@@ -69,6 +78,8 @@ class Suite:
     seeds: tuple[int, ...] = (0,)
     budget: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    """Where the metrics of the speedruns are kept; None for nowhere."""
 
     def config(self, recipe: str, **changes: Any) -> Any:
         """Config of a recipe on the device."""
@@ -118,36 +129,38 @@ class Suite:
 
 
 def loss_rows(suite: Suite) -> Iterator[Row]:
-    """Forward + backward against the textbook version; the goal is 100x and under 2 ms at (256, 8, 4096)."""
+    """Forward + backward, then the textbook version, which may be slow; the goal is 100x and 2 ms at (256, 8, 4096)."""
     from loss import embeddings, gradient, oracle, textbook
     from ssole.losses import SSOLELoss
 
-    loss = SSOLELoss(check_input=False)
+    loss, taken = SSOLELoss(check_input=False), {}
     shapes = [(256, 8, 4096), (256, 2, 512), (256, 4, 512), (1024, 2, 512), (512, 4, 1024)]
-    for shape in [(8, 2, 16), (8, 5, 16)] if suite.tiny else shapes:
-        z = embeddings(shape).to(suite.device)
-        exact = oracle(z)
-
-        def ours(z: Tensor = z) -> None:
-            loss(z.detach().requires_grad_()).backward()
-
-        def theirs(z: Tensor = z) -> None:
-            textbook(z.detach().requires_grad_()).backward()
-
+    shapes = [(8, 2, 16), (8, 5, 16)] if suite.tiny else shapes
+    for shape in shapes:
+        ours = loss_call(suite, shape, loss)
         ours()
-        ms = 1e3 * statistics.median(seconds_of(ours, suite.device) for _ in range(3 * suite.repeats))
+        taken[shape] = 1e3 * statistics.median(seconds_of(ours, suite.device) for _ in range(3 * suite.repeats))
+        graph_ms, found = graph_milliseconds(ours, suite), waits(ours, suite.device)
+        yield {"shape": shape, "ms": taken[shape], "graph_ms": graph_ms, "waits": found}
+    for shape in shapes:
+        theirs, z = loss_call(suite, shape, textbook), embeddings(shape).to(suite.device)
         textbook_ms = 1e3 * min(seconds_of(theirs, suite.device) for _ in range(2))
+        exact = oracle(z)
         yield {
             "shape": shape,
-            "ms": ms,
-            "graph_ms": graph_milliseconds(ours, suite),
             "textbook_ms": textbook_ms,
-            "speedup": textbook_ms / ms,
+            "speedup": textbook_ms / taken[shape],
             "gradient_error": relative(gradient(loss, z), exact),
             "textbook_gradient_error": relative(gradient(textbook, z), exact),
-            "waits": waits(ours, suite.device),
-            "busy_share": busy_share(lambda ours=ours: [ours() for _ in range(10)], suite.device),
         }
+
+
+def loss_call(suite: Suite, shape: tuple[int, int, int], loss: Callable[[Tensor], Tensor]) -> Callable[[], None]:
+    """Function that takes a loss of new embeddings and its gradient."""
+    from loss import embeddings
+
+    z = embeddings(shape).to(suite.device)
+    return lambda: loss(z.detach().requires_grad_()).backward()
 
 
 def relative(actual: Tensor, expected: Tensor) -> float:
@@ -189,27 +202,33 @@ def graph_milliseconds(run: Callable[[], None], suite: Suite) -> float | None:
 
 def views_rows(suite: Suite) -> Iterator[Row]:
     """Views a second; the goals are 1 M at 32 px and 50 k at 224 px."""
+    for size, batch in ((32, 2048), (224, 256)):
+        call, size, batch = views_call(suite, size, batch)
+        call()
+        seconds = statistics.median(seconds_of(call, suite.device) for _ in range(suite.repeats)) / 10
+        yield {"size": size, "images": batch, "views_per_second": 2 * batch / seconds}
+
+
+def views_call(suite: Suite, size: int, batch: int) -> tuple[Callable[[], None], int, int]:
+    """Function that makes two views of a batch ten times, their size, and the images in a batch."""
     import ssole
     from measure import photographs
 
-    for size, batch, recipe in ((32, 2048, "cifar10"), (224, 256, "imagenet100")):
-        if suite.tiny:
-            images, size, batch = suite.small_images[:4], size // 4, 4
-        elif size == 32:
-            images = suite.small_images[:batch]
-        else:
-            images = torch.from_numpy(photographs(batch, 300, 400)).permute(0, 3, 1, 2).contiguous().to(suite.device)
-        config = suite.config(recipe, **{"augment.crops": [{"count": 2, "size": size}]})
-        ids = torch.arange(batch, device=suite.device)
+    recipe = "cifar10" if size == 32 else "imagenet100"
+    if suite.tiny:
+        images, size, batch = suite.small_images[:4], size // 4, 4
+    elif size == 32:
+        images = suite.small_images[:batch]
+    else:
+        images = torch.from_numpy(photographs(batch, 300, 400)).permute(0, 3, 1, 2).contiguous().to(suite.device)
+    config = suite.config(recipe, **{"augment.crops": [{"count": 2, "size": size}]})
+    ids = torch.arange(batch, device=suite.device)
 
-        def call(images: Tensor = images, ids: Tensor = ids, config: Any = config) -> None:
-            for epoch in range(10):
-                ssole.make_views(images, ids, recipe=config.augment, seed=0, epoch=epoch)
+    def call() -> None:
+        for epoch in range(10):
+            ssole.make_views(images, ids, recipe=config.augment, seed=0, epoch=epoch)
 
-        call()
-        seconds = statistics.median(seconds_of(call, suite.device) for _ in range(suite.repeats)) / 10
-        rate = 2 * batch / seconds
-        yield {"size": size, "images": batch, "views_per_second": rate, "busy_share": busy_share(call, suite.device)}
+    return call, size, batch
 
 
 def steps_of(
@@ -248,13 +267,26 @@ def steps_of(
 def step_rows(suite: Suite) -> Iterator[Row]:
     """A training step of ResNet-18 at 32 px, views included; the goals are `GOALS_MS`, and 58 k views/s at the best."""
     for form, (batch, views) in forms_and_shapes(suite):
-        crops = [{"count": views, "size": 8 if suite.tiny else 32}]
-        config = suite.config("cifar10", **{"batch_size": batch, "augment.crops": crops, **FORMS[form]})
+        config = step_config(suite, form, batch, views)
         about = {"batch_size": config.batch_size, "views": views, "form": form}
         try:
             yield about | step_row(suite, config)
         except Exception as error:  # noqa: BLE001 - such as no compiler, or too little memory: the others shall run
             yield about | {"failed": f"{type(error).__name__}: {error}"[:300]}
+        free_memory(suite)
+
+
+def step_config(suite: Suite, form: str, batch: int, views: int) -> Any:
+    """Config of a step of ResNet-18 at 32 px."""
+    crops = [{"count": views, "size": 8 if suite.tiny else 32}]
+    return suite.config("cifar10", **{"batch_size": batch, "augment.crops": crops, **FORMS[form]})
+
+
+def free_memory(suite: Suite) -> None:
+    """Give back the memory of learners and their graphs, which hold each other."""
+    gc.collect()
+    if suite.device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def step_row(suite: Suite, config: Any, images: Tensor | None = None, *, n: int = 30, early: bool = False) -> Row:
@@ -269,7 +301,6 @@ def step_row(suite: Suite, config: Any, images: Tensor | None = None, *, n: int 
         "views_per_second": math.prod(images_and_views) / seconds,
         "encoder_gflops": flops / 1e9,
         "utilization": utilization(flops, seconds, suite.device),
-        "busy_share": busy_share(lambda: steps(5), suite.device),
         "captured": learner.is_captured,
         "compiled": learner.is_compiled,
     }
@@ -281,14 +312,15 @@ def forms_and_shapes(suite: Suite) -> Iterator[tuple[str, tuple[int, int]]]:
         yield from (("eager", shape) for shape in SHAPES[:2])
         return
     yield from ((form, shape) for shape in SHAPES for form in ("eager", "graph"))
-    yield from (("compiled, graph", shape) for shape in SHAPES[1:3])
+    yield ("compiled, graph", SHAPES[1])
 
 
 def profile_rows(suite: Suite) -> Iterator[Row]:
-    """50 steps of the `cifar10` recipe: the operators that take longest, launches, and calls that wait."""
+    """Busy shares; then 50 steps of the `cifar10` recipe: the slowest operators, launches, and calls that wait."""
+    yield from busy_rows(suite)
     config = suite.config("cifar10", **{"augment.crops": [{"count": 4, "size": 8}]} if suite.tiny else {})
-    steps, _, _ = steps_of(suite, config)
-    n = 2 if suite.tiny else 50
+    steps, _, learner = steps_of(suite, config)
+    n = 2 if suite.tiny else 50 if learner.is_captured else 20
     found, seconds = profiled(lambda: steps(n), suite.device)
     intervals = kernel_intervals(found)
     averages = found.key_averages()
@@ -303,7 +335,32 @@ def profile_rows(suite: Suite) -> Iterator[Row]:
     }
     time_of = "self_device_time_total" if intervals else "self_cpu_time_total"
     for event in sorted(averages, key=lambda event: -getattr(event, time_of))[:30]:
-        yield {"operator": event.key, "ms_a_step": getattr(event, time_of) / 1e3 / n, "calls_a_step": event.count / n}
+        yield {
+            "operator": event.key[:100],
+            "ms_a_step": getattr(event, time_of) / 1e3 / n,
+            "calls_a_step": event.count / n,
+        }
+
+
+def busy_rows(suite: Suite) -> Iterator[Row]:
+    """Share of time in which the GPU works: in steps, the loss and the views."""
+    from ssole.losses import SSOLELoss
+
+    for form, (batch, views) in forms_and_shapes(suite):
+        if (batch, views) in SHAPES[:2] and FORMS[form]["compile"] == "never":
+            steps, _, _ = steps_of(suite, step_config(suite, form, batch, views))
+            about = {"what": "step", "batch_size": batch, "views": views, "form": form}
+            yield about | {"busy_share": busy_share(lambda steps=steps: steps(5), suite.device)}
+            del steps
+            free_memory(suite)
+    shape = (8, 2, 16) if suite.tiny else (256, 8, 4096)
+    ours = loss_call(suite, shape, SSOLELoss(check_input=False))
+    ours()
+    yield {"what": "loss", "shape": shape, "busy_share": busy_share(lambda: [ours() for _ in range(10)], suite.device)}
+    for size, batch in ((32, 2048), (224, 256)):
+        call, size, _ = views_call(suite, size, batch)
+        call()
+        yield {"what": "views", "size": size, "busy_share": busy_share(call, suite.device)}
 
 
 def speedrun_rows(suite: Suite) -> Iterator[Row]:
@@ -320,19 +377,30 @@ def speedrun_rows(suite: Suite) -> Iterator[Row]:
         begun = time.perf_counter()
         run = start(config, suite.folder / f"speedrun-{seed}", data=train, progress=False)
         trained = time.perf_counter() - begun
-        result = ssole.evaluate(
-            run.path, train, test=test, baselines=False, device=suite.device, progress=False,
-            protocol=("linear",) if suite.tiny else ("knn", "linear"),
-        )  # fmt: skip
         last = [row for row in run.metrics if "loss" in row][-1]
-        yield {
+        done = {
             "seed": seed,
             "seconds": decoding + trained,
             "steps": last["step"],
             "views_per_second": last["images_per_second"] * config.augment.views,
+        }
+        yield done
+        keep_metrics(suite, run.path)
+        result = ssole.evaluate(
+            run.path, train, test=test, baselines=False, device=suite.device, progress=False,
+            protocol=("linear",) if suite.tiny else ("knn", "linear"),
+        )  # fmt: skip
+        yield done | {
             "accuracy": {name: score.value for (row,) in [result.rows.values()] for name, score in row.items()},
             "seconds_of_evaluation": time.perf_counter() - begun - trained,
         }
+
+
+def keep_metrics(suite: Suite, run: Path) -> None:
+    """Keep the lines of a run's metrics and schedule, which tell why its accuracy is what it is."""
+    for file in (run / "metrics.jsonl", run / "schedule.jsonl"):
+        if suite.out is not None and file.is_file():
+            shutil.copyfile(file, suite.out / f"{run.name}-{file.name}")
 
 
 def speedrun_config(suite: Suite, seed: int) -> Any:
@@ -355,6 +423,7 @@ def projection_rows(suite: Suite, config: Any, train: Any) -> Iterator[Row]:
     if config.augment.early is not None:
         share, early = config.augment.early_share, step_row(suite, config, images, n=epoch, early=True)
         yield {"part": "early", **early}
+    free_memory(suite)
     ms, gflops = (share * early[name] + (1 - share) * later[name] for name in ("ms", "encoder_gflops"))
     views = config.batch_size * config.augment.views
     yield {
@@ -390,29 +459,30 @@ def imagenet_rows(suite: Suite) -> Iterator[Row]:
         "of_the_roofline": ratio(rates["ssole"], rates["roofline"]),
         "encoder_gflops": flops / 1e9,
         "utilization": utilization(flops, seconds, suite.device),
-        "busy_share_of_the_roofline": busy_share(lambda: roofline(5), suite.device),
     }
 
 
 def write_photographs(folder: Path, n: int) -> Path:
-    """JPEGs of different sizes, as photographs have."""
+    """JPEGs of different sizes and sides, as photographs have."""
     from PIL import Image
 
     from measure import photographs
 
     folder.mkdir(parents=True)
     for number, image in enumerate(photographs(n, 300, 400)):
-        Image.fromarray(image[: 300 - number % 40, : 400 - number % 60]).save(folder / f"{number:05}.jpg", quality=90)
+        part = image[: 300 - number % 40, : 400 - number % 60]
+        upright = part.transpose(1, 0, 2) if number % 4 == 0 else part
+        Image.fromarray(upright).save(folder / f"{number:05}.jpg", quality=90)
     return folder
 
 
 PIECES: dict[str, Callable[[Suite], Iterator[Row]]] = {
+    "step": step_rows,
     "loss": loss_rows,
     "views": views_rows,
-    "step": step_rows,
-    "profile": profile_rows,
     "speedrun": speedrun_rows,
     "imagenet-like": imagenet_rows,
+    "profile": profile_rows,
 }
 
 
@@ -430,7 +500,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the JSON files")
     parser.add_argument("--data", help="speedrun: parquet file of the training images")
     parser.add_argument("--test", help="speedrun: parquet file of the test images")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="speedrun: of the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="speedrun: of the runs")
     parser.add_argument("--budget", help="speedrun: time of each run, in place of the recipe's, such as 5m")
     parser.add_argument("--limit", type=float, help="seconds that a piece may take, in place of its own limit")
     parser.add_argument("--device", default="cuda")
@@ -452,7 +522,9 @@ def main() -> None:
 
     with torch_state(deterministic=False), tempfile.TemporaryDirectory() as folder:  # cuDNN's choices as in runs
         os.environ["SSOLE_CACHE"] = f"{folder}/cache"  # decoded images go with the files they came from
-        suite = Suite(device, Path(folder), args.tiny, args.data, args.test, tuple(args.seeds), args.budget)
+        suite = Suite(
+            device, Path(folder), args.tiny, args.data, args.test, tuple(args.seeds), args.budget, out=args.out
+        )
         ended = []
         for name in chosen:
             limit = args.limit or LIMITS.get(name, SPEEDRUN_SECONDS * len(args.seeds))

@@ -160,11 +160,13 @@ def profiled(run: Callable[[], object], device: torch.device, *, operators: bool
 
 
 def kernel_intervals(found: Any) -> list[tuple[float, float]]:
-    """Begin and end, in microseconds, of all work of the GPU in a profile."""
+    """Begin and end, in microseconds, of all work of the GPU in a profile. Names of ranges and waits are no work."""
     return [
         (event.time_range.start, event.time_range.end)
         for event in found.events()
         if event.device_type == torch.autograd.DeviceType.CUDA
+        and not event.is_user_annotation
+        and event.name != "Context Sync"
     ]
 
 

@@ -71,26 +71,33 @@ def test_a_bare_image_is_enough_for_all_pieces(tmp_path: Path) -> None:
     arguments = ["--tiny", "--device", "cpu", "--seeds", "0", "--out", str(tmp_path / "out"), *data]
     done = run_without(NOT_ON_A_BARE_IMAGE, *arguments)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    records = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").iterdir()}
+    records = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
+    metrics = (tmp_path / "out" / "speedrun-0-metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3, 4]
     assert set(records) == {"loss", "views", "step", "profile", "speedrun", "imagenet-like"}
     for record in records.values():
         assert record["complete"]
         assert record["tiny"]
         assert record["environment"]["torch"]
     loss, step = records["loss"]["rows"], records["step"]["rows"]
-    assert [row["shape"] for row in loss] == [[8, 2, 16], [8, 5, 16]]
-    assert max(row["gradient_error"] for row in loss) < 1e-5
+    assert [row["shape"] for row in loss] == 2 * [[8, 2, 16], [8, 5, 16]]
+    assert min(row["ms"] for row in loss[:2]) > 0  # first of all, whatever becomes of the textbook version
+    assert max(row["gradient_error"] for row in loss[2:]) < 1e-5
+    assert loss[2]["speedup"] == pytest.approx(loss[2]["textbook_ms"] / loss[0]["ms"])
     assert [row["views_per_second"] * row["ms"] / 1e3 for row in step] == pytest.approx([8, 16])
     assert step[1]["encoder_gflops"] == pytest.approx(2 * step[0]["encoder_gflops"], rel=0.1)
     assert not any(row["captured"] or row["compiled"] or "failed" in row for row in step)
-    decoding, later, early, projected, speedrun = records["speedrun"]["rows"]
+    decoding, later, early, projected, trained, speedrun = records["speedrun"]["rows"]
     assert projected["ms"] == pytest.approx((later["ms"] + early["ms"]) / 2)
     assert projected["million_views_in_ten_minutes"] == pytest.approx(600 * projected["views_per_second"] / 1e6)
     assert early["encoder_gflops"] < later["encoder_gflops"]
+    assert trained.items() < speedrun.items()
     assert speedrun["seconds"] > decoding["seconds_of_decoding"] > 0
     assert speedrun["accuracy"]["linear"] >= 0.5  # of dark and bright images
     assert records["imagenet-like"]["rows"][0]["of_the_roofline"]["median"] > 0
-    assert records["profile"]["rows"][1]["operator"]
+    busy = ["step", "step", "loss", "views", "views"]
+    assert [row.get("what") for row in records["profile"]["rows"][:6]] == [*busy, None]
+    assert records["profile"]["rows"][6]["operator"]
 
 
 @pytest.mark.parametrize("module", ["pydantic", "yaml"])
@@ -179,7 +186,7 @@ def test_flops_are_those_of_products(suite: ModuleType) -> None:
     [
         (["loss"], "no CUDA GPU"),
         (["speedrun"], "needs --data and --test"),
-        (["lost"], "no piece 'lost': there are loss, views"),
+        (["lost"], "no piece 'lost': there are step, loss"),
     ],
 )
 def test_what_cannot_be_measured_is_said(
