@@ -33,6 +33,10 @@ PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOP/s, by a part of the GPU's name; from the data sheets."""
 
 
+WAITS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
+"""Names of a profile's entries that are no work."""
+
+
 class TimeUp(BaseException):
     """The limit of a piece has passed. No handler of errors on the way may take it for one."""
 
@@ -166,7 +170,7 @@ def kernel_intervals(found: Any) -> list[tuple[float, float]]:
         for event in found.events()
         if event.device_type == torch.autograd.DeviceType.CUDA
         and not event.is_user_annotation
-        and event.name != "Context Sync"
+        and event.name not in WAITS
     ]
 
 

@@ -7,23 +7,31 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import tiny
+from ssole.data.arrays import ArraySource
+from ssole.data.store import ImageStore
+from ssole.evaluation.datasets import Subset
+from ssole.evaluation.features import extract, extract_views
+from ssole.evaluation.fine_tune import fine_tune
+from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import (
     available_memory,
     decoding_threads,
-    exact_convolutions,
     forget_peak_memory,
     keep_freed_memory,
-    torch_state,
     total_memory,
     usable_cpus,
 )
+from ssole.training.trial import step_seconds
 
 
 def test_total_memory_is_plausible() -> None:
@@ -153,24 +161,67 @@ def test_several_smaller_blocks_that_are_reused_take_pages_once() -> None:
     assert outcome("reuse_freed_blocks()", "taken(750_000, 8, blocks=6)") < 1.6
 
 
-def test_float32_convolutions_are_exact_while_training_and_evaluating() -> None:
-    cudnn = torch.backends.cudnn
-    assert cudnn.allow_tf32  # torch's default
-    with torch_state(deterministic=False):
-        assert not cudnn.allow_tf32
-    with exact_convolutions(), exact_convolutions():
-        assert not cudnn.allow_tf32
-    assert cudnn.allow_tf32
+def convolution_precision() -> Any:
+    """What rounds float32 convolutions on a GPU; "ieee" or False for nothing."""
+    cudnn: Any = torch.backends.cudnn
+    return cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="flags by kind of operation came with torch 2.9")
-def test_newer_flags_of_the_caller_stay() -> None:
-    cudnn = torch.backends.cudnn
-    cudnn.conv.fp32_precision = "ieee"
+class Witness(torch.nn.Module):
+    """Features of images that are their mean colours; `seen` has the precision of convolutions at each call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3))
+        self.seen: set[Any] = set()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.seen.add(convolution_precision())
+        return images.mean((2, 3)) * self.weight
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Witness:
+        return self  # fine-tuning trains a copy
+
+
+def extracted(model: Witness, images: Subset, preprocessing: Preprocessing) -> None:
+    extract(model, images, preprocessing, device="cpu", precision="float32", progress=False)
+
+
+def views_extracted(model: Witness, images: Subset, preprocessing: Preprocessing) -> None:
+    def two_views(batch: Any, ids: torch.Tensor) -> list[torch.Tensor]:
+        return [preprocessing(batch)[:, None].expand(-1, 2, -1, -1, -1)]
+
+    extract_views(model, images, images.positions, two_views, device=torch.device("cpu"))
+
+
+def fine_tuned(model: Witness, images: Subset, preprocessing: Preprocessing) -> None:
+    fine_tune(model, images, preprocessing, features=3, classes=2, epochs=1)
+
+
+def trained(model: Witness, images: Subset, preprocessing: Preprocessing) -> None:
+    class Loss(torch.nn.Module):
+        def forward(self, z: torch.Tensor) -> torch.Tensor:
+            model.seen.add(convolution_precision())
+            return z.square().mean()
+
+    step_seconds(tiny.config(), images.store, torch.device("cpu"), loss=Loss())
+
+
+@pytest.mark.parametrize("use", [extracted, views_extracted, fine_tuned, trained])
+@pytest.mark.parametrize("before", ["default", "tf32", "ieee"])
+def test_float32_convolutions_are_exact_wherever_a_network_is_used(use: Callable[..., None], before: str) -> None:
+    cudnn: Any = torch.backends.cudnn
+    if before != "default":
+        if not hasattr(cudnn, "conv"):
+            pytest.skip("flags by kind of operation came with torch 2.9")
+        cudnn.conv.fp32_precision = before
     try:
-        with torch_state(deterministic=False):
-            assert cudnn.conv.fp32_precision == "ieee"
-        assert cudnn.conv.fp32_precision == "ieee"
+        kept, model = convolution_precision(), Witness()
+        with ImageStore(ArraySource(tiny.images(8), np.arange(8) % 2)) as store:
+            images = Subset(store=store, positions=torch.arange(8), labels=torch.arange(8) % 2)
+            use(model, images, Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.2,) * 3))
+        assert model.seen in ({"ieee"}, {False})
+        assert convolution_precision() == kept
     finally:
-        cudnn.allow_tf32 = True  # sets the newer flags as well
-    assert cudnn.conv.fp32_precision == "tf32"
+        if before != "default":
+            cudnn.conv.fp32_precision = "tf32"

@@ -121,22 +121,20 @@ def reuse_freed_blocks() -> None:
 @contextmanager
 def exact_convolutions() -> Iterator[None]:
     """Context of full float32 convolutions on a GPU, where cuDNN rounds to TF32 (10 bits) by default."""
-    cudnn = torch.backends.cudnn
-    try:
-        before = cudnn.allow_tf32
-    except RuntimeError:  # the caller has set the flags of torch 2.9, by kind of operation, and keeps them
-        yield
-        return
-    cudnn.allow_tf32 = False
+    cudnn: Any = torch.backends.cudnn
+    conv = getattr(cudnn, "conv", None)  # torch 2.9, which warns of the old flag
+    flag, name, exact = (cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
+    before = getattr(flag, name)
+    setattr(flag, name, exact)
     try:
         yield
     finally:
-        cudnn.allow_tf32 = before
+        setattr(flag, name, before)
 
 
 @contextmanager
 def torch_state(*, deterministic: bool) -> Iterator[None]:
-    """Context of training: exact float32, and deterministic algorithms if wanted.
+    """Context of training: full float32 convolutions, and deterministic algorithms if wanted.
 
     Otherwise cuDNN tries its algorithms for each new shape, of which a run has few, and keeps the quickest. Afterwards
     torch and its generators are as they were.

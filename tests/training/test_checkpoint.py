@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,9 @@ from torch import nn
 
 import tiny
 from ssole.config import ConfigError, OptimConfig
+from ssole.training import checkpoint
 from ssole.training.checkpoint import (
+    Copies,
     Progress,
     checkpoint_steps,
     copies,
@@ -298,7 +300,7 @@ def test_leftovers_are_gone_after_resuming(tmp_path: Path) -> None:
     assert [row["step"] for row in run.metrics] == list(range(1, 13))
 
 
-def test_one_copy_of_all_bytes_gives_every_tensor_back(tmp_path: Path) -> None:
+def test_one_copy_of_all_bytes_gives_every_tensor_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors = {
         "flag": torch.tensor(True),
         "half": torch.randn(3).bfloat16(),
@@ -307,7 +309,9 @@ def test_one_copy_of_all_bytes_gives_every_tensor_back(tmp_path: Path) -> None:
         "empty": torch.zeros(0, 3),
         "bytes": torch.arange(5, dtype=torch.uint8),
     }
-    taken = [flat_copies(tensors), copies(tensors)]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "cpu", None)  # nothing travels to the host yet
+        taken = [flat_copies(tensors), copies(tensors)]
     for found in (one() for one in taken):
         assert found.keys() == tensors.keys()
         for name, tensor in tensors.items():
@@ -320,3 +324,24 @@ def test_one_copy_of_all_bytes_gives_every_tensor_back(tmp_path: Path) -> None:
         )
     tensors["filters"].zero_()
     assert all(one()["filters"].any() for one in taken)  # of the time when they were taken
+
+
+@pytest.mark.parametrize(("free", "stays"), [(4 * 80 + 4, True), (4 * 80, False)])
+def test_copies_stay_on_a_gpu_only_if_there_is_much_room(
+    monkeypatch: pytest.MonkeyPatch, free: int, stays: bool
+) -> None:
+    travelled: list[str] = []
+
+    def flat(tensors: Mapping[str, torch.Tensor]) -> Copies:
+        def on_host() -> dict[str, torch.Tensor]:
+            travelled.extend(tensors)
+            return {name: torch.zeros(20) for name in tensors}
+
+        return on_host
+
+    monkeypatch.setattr(checkpoint, "flat_copies", flat)
+    monkeypatch.setattr(checkpoint, "free_memory", lambda device: free)
+    taken = copies({"there": torch.empty(20, device="meta"), "here": torch.ones(3)})
+    assert travelled == ([] if stays else ["there"])
+    assert taken().keys() == {"there", "here"}
+    assert taken()["here"].tolist() == [1, 1, 1]

@@ -247,7 +247,9 @@ def test_a_capture_that_fails_leaves_steps_as_they_were() -> None:
     for step in range(WARM_UP + 3):
         launched.step_on_views([views_of(step)], lr=0.01)
         if step == WARM_UP:
-            with pytest.warns(UserWarning, match="could not be captured as a CUDA graph, and is launched: operation"):
+            with pytest.warns(
+                UserWarning, match="could not be captured as a CUDA graph, and is launched: operation not permitted"
+            ):
                 captured.step(views_of(step), 0.01)
         else:
             captured.step(views_of(step), 0.01)
@@ -255,8 +257,22 @@ def test_a_capture_that_fails_leaves_steps_as_they_were() -> None:
     required = Captured(capture=refuse, required=True)
     for step in range(WARM_UP):
         required.step(views_of(step), 0.01)
-    with pytest.raises(RuntimeError, match="previous error"):
+    with pytest.raises(RuntimeError, match="not permitted"):
         required.step(views_of(WARM_UP), 0.01)
+
+
+def test_ctrl_c_in_a_capture_is_no_failure_of_it() -> None:
+    def stop(body: Callable[[], StepResult], device: torch.device) -> Callable[[], StepResult]:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    captured = Captured(capture=stop)
+    for step in range(WARM_UP):
+        captured.step(views_of(step), 0.01)
+    with pytest.raises(KeyboardInterrupt):
+        captured.step(views_of(WARM_UP), 0.01)
 
 
 def test_graphs_are_wanted_on_cuda_with_muon() -> None:

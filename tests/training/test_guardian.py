@@ -7,6 +7,7 @@ import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from ssole.config import LOSS_CONFIGS
 from ssole.training import guardian
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.guardian import CollapseError
-from ssole.training.run import Run
+from ssole.training.run import Run, create_run
 from ssole.training.step import Learner
 from ssole.training.stopping import Interrupted
 from ssole.training.watch import LossWatch, NonFiniteLossError
@@ -268,3 +269,24 @@ def test_the_advice_names_settings_that_there_are(name: str) -> None:
     named = re.findall(r"(loss|optim)\.(\w+)", guardian._advice(config))
     assert ("optim", "lr") in named
     assert all(hasattr(getattr(config, group), setting) for group, setting in named)
+
+
+def test_a_run_that_turns_out_to_be_longer_has_more_patience(tmp_path: Path) -> None:
+    """As one with a budget of time, whose steps are counted anew."""
+    run = create_run(tmp_path / "run", tiny.config())
+    learner, pace = Learner(run.config, torch.device("cpu")), SimpleNamespace(total=12)
+    one = guardian.Guardian(run, learner, pace)  # type: ignore[arg-type]
+    notes: list[tuple[int, Any]] = []
+
+    def collapsed(step: int) -> None:
+        one.look({"step": step, "effective_rank": 1.0}, lambda at, facts: notes.append((at, facts["guardian"])))
+
+    collapsed(0)
+    collapsed(guardian.LEAST_STEPS - 1)
+    assert notes == [(guardian.LEAST_STEPS - 1, "warning")]
+    pace.total = 100 * guardian.LEAST_STEPS
+    collapsed(guardian.LEAST_STEPS)
+    assert len(notes) == 1
+    pace.total = 12
+    with pytest.raises(CollapseError):
+        collapsed(guardian.LEAST_STEPS + 1)

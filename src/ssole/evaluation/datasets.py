@@ -47,7 +47,7 @@ class Subset:
 
     @property
     def readable(self) -> Tensor:
-        """(N,) bool, whether each image can be read. All are True until features were extracted."""
+        """(N,) bool, whether each image can be read. Complete once features were extracted."""
         return torch.from_numpy(self.store.readable)[self.positions]
 
     def readable_rows(self, features: Tensor) -> tuple[Tensor, Tensor]:

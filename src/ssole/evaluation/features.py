@@ -106,8 +106,7 @@ def for_each_batch(
     """
     device = torch.device(device) if device is not None else _device_of(model)
     dtype, parts = resolve_precision(precision, device), torch.split(torch.arange(len(store)), batch_size)
-    mixed = torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-    with frozen(model, device), exact_convolutions(), mixed:
+    with frozen(model, device), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         for turn, batch in enumerate(_batches(store, own_parts(parts), progress=progress)):
             inputs = preprocessing(batch, device=device)
             rows = _as_rows(model(inputs.contiguous(memory_format=torch.channels_last)))
@@ -171,11 +170,14 @@ def raw_pixels(images: DecodedImages, preprocessing: Preprocessing, *, progress:
 
 @contextmanager
 def frozen(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Context with the model on ``device``, in evaluation mode, without gradients; afterwards it is as before."""
+    """Context with the model on ``device``, in evaluation mode, without gradients; afterwards it is as before.
+
+    Convolutions of float32 are exact.
+    """
     home, modes = _device_of(model), {module: module.training for module in model.modules()}
     try:
         model.eval().to(device)
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_convolutions():
             yield
     finally:
         model.to(home)

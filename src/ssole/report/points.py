@@ -34,7 +34,7 @@ class Colouring:
 
     name: str
     names: list[str]
-    """Name of each code in the legend, 21 at most."""
+    """Name of each code in the legend, 20 at most."""
     codes: NDArray[np.uint8]
     """(N,) indices of `names`."""
 
@@ -124,7 +124,7 @@ def _by_value(name: str, values: Sequence[str]) -> Colouring:
 
 
 def _by_number(name: str, values: Sequence[str]) -> Colouring | None:
-    """Colouring by number, in ranges of equally many images; None for at most 19 values, or if not all are numbers."""
+    """Colouring by number, in ranges of equally many images; None unless all are numbers, of more than 19 values."""
     try:
         numbers = np.array([float(value) if value else np.nan for value in values])
     except ValueError:

@@ -27,6 +27,7 @@ from ssole.config import ConfigError
 from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
 from ssole.models.custom import CustomBackbone
 from ssole.progress import data_size
+from ssole.runtime import free_memory
 from ssole.training.needs import checkpoint_bytes
 from ssole.training.run import Run, writing
 
@@ -181,7 +182,7 @@ def state_tensors(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> d
 
 
 def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Copies:
-    """Copy of weights, buffers and optimizer state as they are now; it stays on its device until it is called."""
+    """Copies of weights, buffers and optimizer state as they are now."""
     tensors = dict(modules.state_dict())
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -191,15 +192,22 @@ def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Copies
 
 
 def copies(tensors: Mapping[str, torch.Tensor]) -> Copies:
-    """Contiguous copies of tensors; those on an accelerator are one piece there, and travel when it is called.
+    """Contiguous copies of tensors. On a GPU they stay there as one piece, which travels when they are asked for.
 
-    safetensors stores neither channels_last nor two names for the same memory.
+    If they would fill a quarter of its free memory or more, which training may need, they travel at once. safetensors
+    stores neither channels_last nor two names for the same memory.
     """
     here = {name: tensor.detach() for name, tensor in tensors.items() if tensor.device.type == "cpu"}
     there = {name: tensor.detach() for name, tensor in tensors.items() if name not in here}
     clones = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in here.items()}
-    flat = flat_copies(there) if there else dict
-    return lambda: clones | flat()
+    if not there:
+        return lambda: clones
+    device = next(iter(there.values())).device
+    flat = flat_copies(there)
+    if sum(tensor.nbytes for tensor in there.values()) < free_memory(device) // 4:
+        return lambda: clones | flat()
+    on_host = clones | flat()
+    return lambda: on_host
 
 
 def flat_copies(tensors: Mapping[str, torch.Tensor]) -> Copies:

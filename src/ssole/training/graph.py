@@ -96,10 +96,10 @@ class StepGraph(Generic[_Result]):
         try:
             self._replay = captured(lambda: self._take(self._images, self._ids, epoch), images.device)
         except RuntimeError as error:
-            if self._required:
-                raise
+            cause = error.__context__ or error  # ending a capture that has failed is a second error
+            if self._required or not isinstance(cause, Exception):  # such as Ctrl-C
+                raise cause from None
             self._failed = True
-            cause = error.__context__ or error  # to end a capture that has failed is a second error
             reason = " ".join(str(cause).split())[:300]
             warnings.warn(f"the step could not be captured as a CUDA graph, and is launched: {reason}", stacklevel=4)
         finally:

@@ -170,7 +170,7 @@ class Guardian:
 def _explanation(bundle: Path | None) -> str:
     rates = ", ".join(f"{FACTOR**n:g}" for n in range(1, TRIES + 1))
     hint = f"It failed at {rates} times the learning rate too: lower optim.lr by more, or set optim.warmup_steps or "
-    return f"{hint}clip_grad_norm" + (f". To look at the step: ssole replay {bundle}" if bundle else "")
+    return f"{hint}optim.clip_grad_norm" + (f". To look at the step: ssole replay {bundle}" if bundle else "")
 
 
 def rank_share(row: Mapping[str, Any], config: PretrainConfig) -> float:

@@ -78,6 +78,8 @@ class Trial:
         `early` is as for a learner. The memory of such a step is not measured, because later ones take more.
         """
         images, ids = self._draw(batch)
+        if self._device.type == "cuda":  # the first step of a size also tries cuDNN's algorithms, with memory of theirs
+            torch.cuda.reset_peak_memory_stats(self._device)
         compiled = self.compile_seconds > 0  # counting would compile the encoder again
         counting: AbstractContextManager[dict[int, int]]
         counting = nullcontext({}) if compiled else saved_bytes(self.learner.encoder)
