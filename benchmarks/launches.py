@@ -314,17 +314,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "model.projector_layers": 2,
     },
     "V = 4, temperature 0.2": {"augment.crops": [{"count": 4, "size": 32}], "loss.temperature": 0.2},
+    "V = 4, loss of cifar10": {
+        "augment.crops": [{"count": 4, "size": 32}],
+        "loss.temperature": 0.5,
+        "loss.low_rank_norm": "frobenius",
+    },
 }
+_PUBLISHED = {"loss.temperature": None, "loss.low_rank_norm": "nuclear"}
 
 
 def settings(**overrides: Any) -> PretrainConfig:
-    """ResNet-18 at 32 px with SimCLR's views and Muon; the projector has three layers, as the published one."""
+    """ResNet-18 at 32 px with SimCLR's views and Muon; loss and three projector layers as published."""
     crops = [{"count": 2, "size": 32}]
     return load(
         "cifar10",
         precision="bfloat16",
         batch_size=256,
-        **{"augment.crops": crops, "model.projector_layers": 3, "cuda_graph": "never", **overrides},
+        **{"augment.crops": crops, "model.projector_layers": 3, "cuda_graph": "never", **_PUBLISHED, **overrides},
     )
 
 

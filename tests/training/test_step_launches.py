@@ -29,7 +29,10 @@ def launches(monkeypatch: pytest.MonkeyPatch, fake_cuda_tensors: None) -> Module
     return importlib.import_module("launches")
 
 
-@pytest.mark.parametrize("name", ["V = 2", "V = 4", "V = 8", "V = 2 + 2, of 32 and 24 px", "V = 4, temperature 0.2"])
+@pytest.mark.parametrize(
+    "name",
+    ["V = 2", "V = 4", "V = 8", "V = 2 + 2, of 32 and 24 px", "V = 4, temperature 0.2", "V = 4, loss of cifar10"],
+)
 def test_a_step_launches_few_kernels(launches: ModuleType, name: str) -> None:
     counted = launches.launches(launches.settings(**launches.SETTINGS[name]))
     groups = 2 if "+" in name else 1
@@ -63,9 +66,11 @@ def test_from_images_to_the_update_nothing_waits(
     assert counter.waits == []
 
 
-def test_what_is_measured_while_training_costs_little(launches: ModuleType) -> None:
+@pytest.mark.parametrize("recipe", ["cifar10-speedrun", "cifar10", "small-images-resnet18"])
+def test_what_is_measured_while_training_costs_little(launches: ModuleType, recipe: str) -> None:
     """Under 1 % of the steps between two lines of the log; and of kNN accuracy, every 2,000 steps."""
-    config = load("cifar10-speedrun", precision="bfloat16", cuda_graph="never")
+    normalisation = {"augment.mean": (0.5, 0.5, 0.5), "augment.std": (0.25, 0.25, 0.25)}
+    config = load(recipe, precision="bfloat16", cuda_graph="never", **normalisation)
     step = sum(launches.launches(config).flops.values())
     assert launches.knn_flops(config) < 0.01 * 2000 * step
     assert config.knn_every is None
