@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor
 
 import ssole
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder; the same command goes on in it")
     args = parser.parse_args()
     how: dict[str, Any] = {"recipe": RECIPE, "budget": f"{STEPS}steps", "seeds": 3, "search": 0, "images": 10_000}
-    print(ssole.compare(arms(), args.data, test=args.test, out=args.out, **how).table)
+    Console().print(ssole.compare(arms(), args.data, test=args.test, out=args.out, **how).table())
 
 
 if __name__ == "__main__":
