@@ -32,6 +32,14 @@ def test_several_uses_at_once_are_the_same_draws() -> None:
         assert torch.equal(together[use], uniforms(7, 3, IDS, VIEWS, use, n))
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch's own, while compiling
+def test_draws_compile_as_one_graph() -> None:
+    draws = {Use.JITTER: 9, Use.CROP: 22}
+    compiled = torch.compile(uniforms_of_uses, backend="aot_eager", fullgraph=True)
+    found, expected = compiled(7, 3, IDS, VIEWS, draws), uniforms_of_uses(7, 3, IDS, VIEWS, draws)
+    assert all(torch.equal(found[use], expected[use]) for use in draws)
+
+
 def test_the_format_is_pinned() -> None:
     """SplitMix64 in Python integers, independent of the tensor code: a change of the format changes every run."""
     mask = (1 << 64) - 1

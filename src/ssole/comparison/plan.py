@@ -82,7 +82,7 @@ def _steps(request: Request, arm: Arm, step_seconds: float) -> int:
 
 
 def cost_lines(request: Request, plan: Mapping[str, ArmPlan]) -> Iterator[str]:
-    """What the comparison will train and how long that takes, in lines of text."""
+    """Lines of text about the cost of a comparison: steps and time of each arm."""
     runs = "run" if request.seeds == 1 else "runs"
     total = 0.0
     for arm in request.arms:

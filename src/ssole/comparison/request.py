@@ -39,7 +39,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a comparison compares. Equal requests train the same runs."""
+    """Settings of a comparison. Equal requests train the same runs."""
 
     arms: tuple[Arm, ...]
     data: str | tuple[str, ...]

@@ -75,7 +75,7 @@ class SearchTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult:
-    """What an arm gave so far."""
+    """Result of an arm so far."""
 
     steps: int
     """Steps of each run of the result."""
@@ -97,7 +97,7 @@ class ArmResult:
 
     @property
     def reason(self) -> str | None:
-        """Why the arm has no result, or the error of its first run that failed."""
+        """Reason why the arm has no result, or the error of its first run that failed."""
         return self.error or next((run.error for run in self.runs if run.error is not None), None)
 
     @property

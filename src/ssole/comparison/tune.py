@@ -112,7 +112,7 @@ def tune(
 
 
 def _request(base: PretrainConfig, data: Spec, budget: Budget) -> Request:
-    """What all trials in a folder have in common."""
+    """Settings that all trials in a folder share."""
     arm = Arm(name=_ARM, config=replace(base, reasons=()))  # without reasons, which may name the memory that was free
     return Request(arms=(arm,), data=describe(data), test=None, budget=budget, seeds=1, search=0)
 

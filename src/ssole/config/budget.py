@@ -14,7 +14,7 @@ _PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6}
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What each run may take."""
+    """Budget of a run: an amount of time, steps, images or views."""
 
     amount: float
     unit: Literal["steps", "images", "views", "seconds"]

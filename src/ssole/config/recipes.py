@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ssole.config.losses import LOSS_CONFIGS, LossConfig, Projector
+from ssole.config.losses import LOSS_CONFIGS, CustomConfig, LossConfig, Projector
 from ssole.config.presets import view_preset
 from ssole.config.schema import ModelConfig, OptimConfig, PretrainConfig
 from ssole.config.view_recipe import Crop, ViewRecipe
@@ -133,8 +133,8 @@ def _loss_from_dict(values: Any) -> LossConfig:
         raise ConfigError(f"loss must be a mapping of settings, got {values!r}")
     name = values.get("name", "ssole")
     if not isinstance(name, str) or name not in LOSS_CONFIGS:
-        hint = did_you_mean(str(name), LOSS_CONFIGS)
-        raise ConfigError(f"no loss {name!r}.{hint} There are: {', '.join(LOSS_CONFIGS)}")
+        names = [one for one in LOSS_CONFIGS if one != CustomConfig.name]  # a recipe cannot name code
+        raise ConfigError(f"no loss {name!r}.{did_you_mean(str(name), names)} There are: {', '.join(names)}")
     return _validated(LOSS_CONFIGS[name], values, "loss")
 
 

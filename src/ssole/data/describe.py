@@ -49,7 +49,7 @@ def is_in_memory(described: str | Sequence[str] | None) -> bool:
 
 
 def why_not_reopened(described: str | Sequence[str] | None) -> str | None:
-    """Why data named in a run folder or recipe are not opened without the user; None if they are.
+    """Reason why data named in a run folder or recipe are not opened without the user; None if they are.
 
     They were in memory, or are behind a URL, which anyone may have written there.
     """

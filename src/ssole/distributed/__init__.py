@@ -4,6 +4,7 @@
 `collectives.py` has sums and concatenations over processes; `group.py` joins the processes that torchrun started, and
 watches them; `agreement.py` lets the first process decide for all. Without a process group there is one process, and
 nothing needs to be initialised. Losses, layers, training and `api` call it; it imports no other part of the package.
+Values and gradients must stay those of one process; everything else may change freely.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch.autograd import Function
 
 @dataclass
 class _State:
-    """What this process knows of the group."""
+    """State of this process within the group."""
 
     alone: bool = False
     """Whether it works by itself for now, as if there were no other processes."""

@@ -53,7 +53,7 @@ class Launch:
 
 
 def launch() -> Launch:
-    """Place of this process; that of a single process unless torchrun, or something alike, started several."""
+    """Place of this process; that of a single process unless torchrun, or a launcher like it, started several."""
     values = os.environ
     restarts = int(values.get("TORCHELASTIC_RESTART_COUNT", 0))
     job = values.get("TORCHELASTIC_RUN_ID", "none")  # what torchrun calls a job without a name
@@ -205,7 +205,7 @@ class _Watch(threading.Thread):
         self.join(timeout=self._timeout)
 
     def blame(self) -> str:
-        """Who is to blame for a collective that failed: the silent processes, or else those that are behind."""
+        """Processes to blame for a collective that failed: the silent ones, or else those that are behind."""
         end = time.monotonic() + (_FEW_BEATS + 2) * self._every
         while not (dead := self._silent(_FEW_BEATS)) and time.monotonic() < end:
             time.sleep(self._every / 4)

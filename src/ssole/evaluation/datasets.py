@@ -65,7 +65,7 @@ class Subset:
         """The images that can be read. Call it after features were extracted."""
         return self.select(self.readable.nonzero()[:, 0])
 
-    def spread(self, most: int) -> Subset:
+    def evenly_spaced(self, most: int) -> Subset:
         """At most so many images, evenly spaced."""
         last = len(self) - 1
         return self.select(torch.linspace(0, last, min(len(self), most)).long().clamp(max=last))  # float32 rounds up

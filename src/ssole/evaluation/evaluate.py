@@ -88,7 +88,7 @@ Opened = list[tuple[nn.Module, Preprocessing]]
 
 
 def _rows(given: Any) -> dict[str, list[ModelOrRun]]:
-    """What is to be evaluated, by row."""
+    """Models and baselines to evaluate, by the name of their row."""
     if isinstance(given, Mapping):
         rows = {name: list(one) if isinstance(one, (list, tuple)) else [one] for name, one in given.items()}
     else:

@@ -83,7 +83,7 @@ def _write(model: LoadedBackbone, folder: Path) -> bool:
 
 
 def _pretrained_cfg(model: LoadedBackbone) -> dict[str, Any]:
-    """What timm's data transforms and its loading of weights go by."""
+    """Settings by which timm makes its data transforms and loads weights."""
     stock = model.backbone.pretrained_cfg
     assert isinstance(stock, Mapping)
     kept = {name: stock[name] for name in _LIKE_STOCK if name in stock}

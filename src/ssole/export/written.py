@@ -31,7 +31,7 @@ class NormalisedBackbone(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What a writer has written, and how to read it."""
+    """Result of a writer: files, and how to read them."""
 
     features: Callable[[torch.Tensor], torch.Tensor]
     """The result as read back from the disk: images (B, C, S, S) in [0, 1] to features (B, F)."""

@@ -32,7 +32,7 @@ _QUERIES, _OUTLIERS, _PAIRS, _MISTAKES = 6, 12, 6, 6
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """What is known of a run: its record, and a sample of its images or the reason why there is none."""
+    """Facts about a run: its record, and a sample of its images or the reason why there is none."""
 
     record: Record
     sample: Sample | None
@@ -81,7 +81,7 @@ def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str
 
 
 def _run(fact: Facts, runs: int) -> dict[str, Any]:
-    """What the template shows of one run of so many."""
+    """Values that the template shows of one run of several."""
     record, sample = fact.record, fact.sample
     cells = [] if record.evaluation is None else record.evaluation.cells()
     return {

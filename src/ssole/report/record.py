@@ -83,7 +83,7 @@ class Record:
         return max((row["step"] for row in self.metrics), default=0)
 
     def cost(self) -> dict[str, str]:
-        """What training took: time, images, speed, and the energy it may have needed."""
+        """Cost of training: time, images, speed, and the energy it may have needed."""
         seconds = max(self.series("seconds")[1], default=0.0)
         images = self.steps * self.config.batch_size
         kind = "GPU" if self.environment.get("cuda") and self.config.device != "cpu" else "CPU"

@@ -82,7 +82,7 @@ def settings_of(images: int, device: torch.device | str, *, progress: bool) -> d
 
 
 def read_records(run: Any) -> list[Record]:
-    """What the folders of one run or several say, with names that differ; ConfigError if one is no run folder."""
+    """Records of run folders, with names that differ; ConfigError if one is no run folder."""
     from ssole.report.record import Record, unique_names
 
     given: list[Any] = list(run) if isinstance(run, (list, tuple)) else [run]

@@ -188,7 +188,7 @@ def pack(parts: Sequence[torch.Tensor], *, pin_memory: bool) -> tuple[torch.Tens
 
 
 def pack_starts(parts: Sequence[torch.Tensor]) -> list[int]:
-    """Where each of the tensors begins in what :func:`pack` makes of them, and the end."""
+    """Byte at which each tensor begins in the result of :func:`pack`, and the end."""
     return [0, *accumulate(-(-part.nbytes // _ALIGN) * _ALIGN for part in parts)]
 
 

@@ -73,7 +73,7 @@ class Guardian:
         self._lowered = distributed.on_rank_0(self._read_metrics)
 
     def _read_metrics(self) -> int:
-        """How often the rate was lowered; it also takes up how long a collapse has lasted."""
+        """Number of times that the rate was lowered. The beginning of a collapse is restored too."""
         self._collapsed_since: int | None = None
         self._warned, rows = False, self._run.metrics
         for row in rows:
@@ -185,7 +185,7 @@ def patience(config: PretrainConfig, steps: int) -> int:
 
 
 def _advice(config: PretrainConfig) -> str:
-    """What to change."""
+    """Settings to change after a collapse, as a sentence."""
     rate = f"lower optim.lr (now {config.optim.lr:g})"
     if config.loss.name == "ole":
         return f"Without labels, OLE collapses: choose loss.name ssole, or {rate}"

@@ -86,7 +86,7 @@ def _changes(source: Source) -> dict[str, int]:
 
 
 def _touched(before: dict[str, Any], changes: dict[str, int]) -> str | None:
-    """Which files, but not all, were changed since a record of the same images, in words; None if none were."""
+    """Sentence about files that changed since a record of the same images; None if none did, or all."""
     latest = before.get("latest_change")
     later = [location for location, time in changes.items() if isinstance(latest, int) and time > latest]
     if not later or len(later) == len(changes):
@@ -98,7 +98,7 @@ def _touched(before: dict[str, Any], changes: dict[str, int]) -> str | None:
 
 
 def _change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """What changed between two records of images of the same names, in words; None if nothing is known to have."""
+    """Sentence about a change between two records of images of the same names; None if none is known."""
     earlier = before.get("contents")
     earlier = earlier if isinstance(earlier, dict) else {}  # runs of the first version have none
     both = earlier.keys() & now["contents"].keys()

@@ -57,7 +57,7 @@ class Initial:
     """Weights of the source that the encoder does not have."""
 
     def summary(self) -> str:
-        """What was loaded and what was not, in one line."""
+        """Summary of the weights that were loaded, are new, or were left out, in one line."""
         parts = [f"starting from {self.source}: {len(self.weights)} weights loaded"]
         parts += [f"new: {listed(self.new, _LISTED)}"] if self.new else []
         parts += [f"left out: {listed(self.unused, _LISTED)}"] if self.unused else []

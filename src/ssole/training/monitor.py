@@ -158,8 +158,8 @@ class Monitor:
         if self._board is not None:
             self._board.close()
             self._board = _tensorboard(self._run.path / "tensorboard", step)
-        told = ", ".join(f"{name} {value}" for name, value in intervention.items() if name != "guardian")
-        self.screen.print_line(f"guardian: back to step {step}, {intervention['guardian']} ({told})")
+        facts = ", ".join(f"{name} {value}" for name, value in intervention.items() if name != "guardian")
+        self.screen.print_line(f"guardian: back to step {step}, {intervention['guardian']} ({facts})")
 
     def note(self, step: int, intervention: Mapping[str, Any]) -> None:
         """Write an intervention of the guardian that does not change where the run is, and show a warning."""

@@ -225,7 +225,7 @@ def _outputs(learner: Learner) -> Iterator[list[str]]:
 
 
 def _differences(facts: Mapping[str, Any], learner: Learner) -> list[str]:
-    """How this machine differs from that of the run, where that may change last digits."""
+    """Differences between this machine and that of the run that may change last digits."""
     now = environment() | {"device": str(learner.device)}
     then = facts["environment"] | {"device": facts["device"]}
     names = ("ssole", "torch", "processor", "cuda", "threads", "device")

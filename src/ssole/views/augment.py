@@ -229,7 +229,7 @@ def _check_images(images: ImageBatch, ids: torch.Tensor, recipe: ViewRecipe) -> 
 
 
 def _kind(found: object) -> str:
-    """What an error says of an argument: its dtype and shape, or its type."""
+    """Description of an argument for an error: its dtype and shape, or its type."""
     if isinstance(found, torch.Tensor):
         return f"{found.dtype} {tuple(found.shape)}"
     return f"{type(found).__module__}.{type(found).__qualname__}".removeprefix("builtins.")
