@@ -103,6 +103,21 @@ def test_ole_is_positive_unless_row_spaces_are_orthogonal() -> None:
     assert OLELoss()(normal(5, 1, 4)) > 1e-3  # five images never fit into four dimensions
 
 
+def test_a_data_set_needs_as_many_dimensions_as_images() -> None:
+    """Every pair of images is a batch. One image more than dimensions, wherever it is, is a positive mean."""
+
+    def mean_over_batches(z_MVD: Tensor) -> float:
+        pairs = torch.combinations(torch.arange(len(z_MVD)))
+        return sum(OLELoss()(z_MVD[pair]).item() for pair in pairs) / len(pairs)
+
+    assert mean_over_batches(twice(orthonormal(4, 4))) == pytest.approx(0, abs=1e-12)
+    fifth = [normal(1, 4, seed=seed) for seed in range(20)]
+    one_more = [twice(torch.cat([orthonormal(4, 4), row])) for row in fifth]
+    vanished = twice(torch.cat([orthonormal(4, 4), torch.zeros(1, 4)]))  # below the margin
+    for z_MVD in (*one_more, vanished, twice(tight_frame(5, 4)), *(normal(5, 2, 4, seed=seed) for seed in range(20))):
+        assert mean_over_batches(z_MVD) > 1e-3
+
+
 def test_shrinking_an_image_to_the_margin_never_raises_ole() -> None:
     for seed in range(20):
         z = 3 * normal(6, 3, 4, seed=seed)
