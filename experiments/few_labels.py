@@ -64,7 +64,11 @@ def main() -> None:
             row = {"method": run.parent.name, "seed": int(run.name.removeprefix("seed-")), "labels": count}
             rows.append(row | accuracies(train, test, count))
             print(rows[-1], flush=True)
-    report = {"draws": DRAWS, "environment": environment(), "rows": rows}
+    report = {
+        "draws": DRAWS,
+        "environment": {key: value for key, value in environment().items() if key != "command"},
+        "rows": rows,
+    }
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -82,7 +82,13 @@ def main() -> None:
                 row = {"features": features, "views": views, "mean": float(cosines.mean()), "negative": negative}
                 print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
                 rows.append({**row, "edges": edges.tolist(), "shares": (counts / counts.sum()).tolist()})
-    report = {"recipe": RECIPE.name, "steps": STEPS, "images": IMAGES, "environment": environment(), "rows": rows}
+    report = {
+        "recipe": RECIPE.name,
+        "steps": STEPS,
+        "images": IMAGES,
+        "environment": {key: value for key, value in environment().items() if key != "command"},
+        "rows": rows,
+    }
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw(rows)
 

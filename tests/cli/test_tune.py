@@ -16,7 +16,7 @@ def test_tune_says_what_it_chose_and_how_to_train_with_it(command: Command) -> N
         "trial 1: ",
         "* has the best",
         "rank correlation with kNN",
-        "it found 7 % of what labels would have gained, in four searches",
+        "such a choice found 7 % of what labels would have gained, in four searches",
         "tuned/tuned.yaml",
     ):
         assert words in outcome.out
