@@ -5,7 +5,7 @@
 SSOLE as published, and with `low_rank_features="raw"`, are each trained for 300 steps of the small recipe on 10,000
 images, with two views and with four. Then the cosines of all pairs of views of 1,280 images are counted. The nuclear
 norm of the views themselves is the same for z and -z, so nothing asks a pair to agree in sign; that of their deviations
-from their mean is smallest where they are equal. Writes docs/img/signs.png as well; ten minutes on one core.
+from their mean is smallest where they are equal. Writes docs/img/experiments-signs.png as well; ten minutes on one core.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ssole.runtime import environment
 from theory import BLUE, ORANGE, STYLE
 
 RECIPE = Path(__file__).parent / "recipes" / "small.yaml"
-PICTURE = Path(__file__).parent.parent / "docs" / "img" / "signs.png"
+PICTURE = Path(__file__).parent.parent / "docs" / "img" / "experiments-signs.png"
 IMAGES, STEPS, BINS = 10_000, 300, 40
 FEATURES = {"deviations": BLUE, "raw": ORANGE}
 
@@ -61,7 +61,12 @@ def draw(rows: list[dict[str, Any]]) -> None:
                 axes.stairs(
                     row["shares"], row["edges"], color=FEATURES[row["features"]], label=label, fill=False, lw=1.6
                 )
-            axes.set(title=f"{views} views", xlabel="cosine of two views of an image", xlim=(-1, 1))
+            axes.set(
+                title=f"{views} views",
+                xlabel="cosine of two views of an image",
+                xlim=(-1, 1),
+                xticks=(-1, -0.5, 0, 0.5, 1),
+            )
         panels[0].set_ylabel("share of pairs")
         panels[0].legend(loc="upper left")
         figure.savefig(PICTURE, dpi=110)

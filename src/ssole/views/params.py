@@ -111,24 +111,32 @@ def _boxes(crop: Crop, u: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
 
     The computation is in float64, so that no two devices round a side of the crop to different pixels.
     """
-    u, sizes = u.double(), sizes.double()
-    height, width = sizes[:, :1], sizes[:, 1:]
-    area = height * width * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * u[:, :_CROP_TRIES])
-    log_low, log_high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
-    ratio = torch.exp(log_low + (log_high - log_low) * u[:, _CROP_TRIES : 2 * _CROP_TRIES])
-    w, h = torch.sqrt(area * ratio).round(), torch.sqrt(area / ratio).round()
-    fits = (w >= 1) & (w <= width) & (h >= 1) & (h <= height)
-    first = fits.to(torch.uint8).argmax(dim=-1, keepdim=True)  # the first of equal maxima
+    u, (height, width) = u.double(), sizes.double().unbind(1)
+    w, h, found = _sides(crop, u[:, : 2 * _CROP_TRIES], height, width)
+    left, top = _start(width - w, u[:, -2], found), _start(height - h, u[:, -1], found)
+    return torch.stack([left, top, w, h], dim=-1).to(torch.float32)
 
-    height, width = height[:, 0], width[:, 0]
+
+def _sides(
+    crop: Crop, u: torch.Tensor, height: torch.Tensor, width: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Width and height (N,) of each box, and whether a try fitted."""
+    area_u, ratio_u = u.chunk(2, dim=1)
+    area = (height * width)[:, None] * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * area_u)
+    log_low, log_high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
+    ratio = torch.exp(log_low + (log_high - log_low) * ratio_u)
+    w, h = torch.sqrt(area * ratio).round(), torch.sqrt(area / ratio).round()
+    fits = (w >= 1) & (w <= width[:, None]) & (h >= 1) & (h <= height[:, None])
+    first = fits.to(torch.uint8).argmax(dim=-1, keepdim=True)  # the first of equal maxima
     found = fits.any(dim=-1)
     # an image of a pixel or two has no crop of an extreme ratio: the clamp leaves a pixel of it
     widest, highest = (height * crop.ratio[1]).round().clamp(min=1), (width / crop.ratio[0]).round().clamp(min=1)
     w = torch.where(found, w.gather(-1, first)[:, 0], torch.minimum(width, widest))
     h = torch.where(found, h.gather(-1, first)[:, 0], torch.minimum(height, highest))
+    return w, h, found
+
+
+def _start(room: torch.Tensor, u: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
+    """First pixel (N,) of each box along one side, of which `room` pixels are left over: random, or central."""
     # The + 1 makes both ends possible. The minimum guards against u * (n + 1) rounding up to n + 1.
-    left = torch.minimum((u[:, -2] * (width - w + 1)).floor(), width - w)
-    top = torch.minimum((u[:, -1] * (height - h + 1)).floor(), height - h)
-    left = torch.where(found, left, ((width - w) / 2).round())
-    top = torch.where(found, top, ((height - h) / 2).round())
-    return torch.stack([left, top, w, h], dim=-1).to(torch.float32)
+    return torch.where(found, torch.minimum((u * (room + 1)).floor(), room), (room / 2).round())
