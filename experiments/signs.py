@@ -5,7 +5,7 @@
 SSOLE as published, and with `low_rank_features="raw"`, are each trained for 300 steps of the small recipe on 10,000
 images, with two views and with four. Then the cosines of all pairs of views of 1,280 images are counted. The nuclear
 norm of the views themselves is the same for z and -z, so nothing asks a pair to agree in sign; that of their deviations
-from their mean is smallest where they are equal. Writes docs/img/experiments-signs.png as well; ten minutes on one core.
+from their mean is smallest where they are equal. Also writes docs/img/experiments-signs.png. Ten minutes on one core.
 """
 
 from __future__ import annotations
