@@ -66,8 +66,6 @@ def evaluate(argv: Sequence[str]) -> int:
     With labels: accuracy of weighted kNN and of a linear probe on the frozen features.
     Without labels, or with --protocols label-free: effective rank and other figures of the features, and a verdict.
     """
-    from rich.console import Console
-
     from ssole.evaluation.evaluate import evaluate as measure
     from ssole.evaluation.label_free import VIEWS
     from ssole.evaluation.transfer import transfer as measure_transfer
@@ -95,14 +93,21 @@ def evaluate(argv: Sequence[str]) -> int:
             **how,
         )
     if not distributed.rank():
-        try:
-            saved = _save(result, args, run if alone else None)  # first: printing fails where a pipe was closed
-        finally:
-            Console().print(result.table())
-            _print_verdicts(result, {"trained": args.run[0]} if alone else models)
-        if saved is not None:
-            show(f"saved: {saved}")
+        _save_and_print(result, args, {"trained": args.run[0]} if alone else models, run if alone else None)
     return 0
+
+
+def _save_and_print(result: EvaluationResult, args: EvalArgs, models: Mapping[str, str], run: Path | None) -> None:
+    """Save a result, and print its table and verdicts."""
+    from rich.console import Console
+
+    try:
+        saved = _save(result, args, run)  # first: printing fails where a pipe was closed
+    finally:
+        Console().print(result.table())
+        _print_verdicts(result, models)
+    if saved is not None:
+        show(f"saved: {saved}")
 
 
 def _named(texts: Sequence[str]) -> dict[str, str]:

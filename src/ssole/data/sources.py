@@ -201,7 +201,8 @@ def _shards_below(root: Path) -> list[str]:
     )
 
 
-def _open_files(files: list[str], root: str | None, split: Split) -> Source:
+def _require_files(files: list[str]) -> None:
+    """Raise a DataError unless these are regular files, or URLs."""
     if not files:
         raise DataError("No file was given.")
     for file in files:
@@ -209,6 +210,11 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
             together = "a folder, and only files can be given together: name one folder that holds all of them"
             kind = together if os.path.isdir(file) else "not a regular file but a pipe, socket or device"
             raise DataError(f"{file} is {kind}." if os.path.exists(file) else f"There is no file {file}.")
+
+
+def _open_files(files: list[str], root: str | None, split: Split) -> Source:
+    """Source of files that are all of one kind."""
+    _require_files(files)
     kinds = {_kind(file) for file in files}
     if kinds <= image_suffixes() and len(files) > 1:
         if split == "test":
