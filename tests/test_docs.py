@@ -158,7 +158,7 @@ def check_ssole(arguments: list[str], snippet: Snippet) -> None:
 
 
 def check_make(arguments: list[str], snippet: Snippet | None = None) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert {word for word in arguments if "=" not in word} <= targets, snippet
 
 
