@@ -32,12 +32,12 @@ class Scheduled(ssole.SSOLELoss):
 
     def __init__(self, name: str, first: float, last: float) -> None:
         super().__init__(**SHIPPED)
-        self._argument, self._ends = name, (first, last)
+        self.name, self.first, self.last = name, first, last  # which the repr shows
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))  # a checkpoint has it
 
     def terms(self, z: Tensor) -> Any:
-        first, last = self._ends
-        setattr(self, self._argument, first + (last - first) * min(1.0, int(self.calls) / (STEPS - 1)))
+        done = min(1.0, int(self.calls) / (STEPS - 1))
+        setattr(self, self.name, self.first + (self.last - self.first) * done)
         self.calls += 1
         return super().terms(z)
 

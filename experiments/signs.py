@@ -51,6 +51,7 @@ def cosines_of(features: str, views: int, store: ImageStore) -> Tensor:
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
+    """Write the picture."""
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):

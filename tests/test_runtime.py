@@ -26,6 +26,7 @@ from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import (
     available_memory,
     decoding_threads,
+    exact_convolutions,
     forget_peak_memory,
     keep_freed_memory,
     total_memory,
@@ -162,7 +163,7 @@ def test_several_smaller_blocks_that_are_reused_take_pages_once() -> None:
 
 
 def convolution_precision() -> Any:
-    """What rounds float32 convolutions on a GPU; "ieee" or False for nothing."""
+    """Precision of float32 convolutions on a GPU, by torch's flags; "ieee", "none" or False for all of it."""
     cudnn: Any = torch.backends.cudnn
     return cudnn.conv.fp32_precision if hasattr(cudnn, "conv") else cudnn.allow_tf32
 
@@ -220,8 +221,14 @@ def test_float32_convolutions_are_exact_wherever_a_network_is_used(use: Callable
         with ImageStore(ArraySource(tiny.images(8), np.arange(8) % 2)) as store:
             images = Subset(store=store, positions=torch.arange(8), labels=torch.arange(8) % 2)
             use(model, images, Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.2,) * 3))
-        assert model.seen in ({"ieee"}, {False})
+        assert model.seen in ({"ieee"}, {"none"}, {False})
         assert convolution_precision() == kept
     finally:
         if before != "default":
             cudnn.conv.fp32_precision = "tf32"
+
+
+def test_torchs_own_context_works_in_that_of_exact_convolutions() -> None:
+    with exact_convolutions(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32

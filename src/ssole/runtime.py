@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -122,10 +123,15 @@ def reuse_freed_blocks() -> None:
 def exact_convolutions() -> Iterator[None]:
     """Context of full float32 convolutions on a GPU, where cuDNN rounds to TF32 (10 bits) by default."""
     cudnn: Any = torch.backends.cudnn
-    conv = getattr(cudnn, "conv", None)  # torch 2.9, which warns of the old flag
-    flag, name, exact = (cudnn, "allow_tf32", False) if conv is None else (conv, "fp32_precision", "ieee")
-    before = getattr(flag, name)
-    setattr(flag, name, exact)
+    flag, name, exact = cudnn, "allow_tf32", False  # which torch's own code reads
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.9 warns of it
+        try:
+            before = getattr(flag, name)
+        except RuntimeError:  # the caller has set the newer flags, by kind of operation
+            flag, name, exact = cudnn.conv, "fp32_precision", "ieee"
+            before = getattr(flag, name)
+        setattr(flag, name, exact)
     try:
         yield
     finally:

@@ -102,7 +102,7 @@ def test_splits_hold_out_a_share_of_every_class() -> None:
         stratified_split(labels, 1.0, seed=1)
 
 
-def test_a_spread_of_more_images_than_float32_counts_stays_within_them() -> None:
+def test_a_sample_of_more_images_than_float32_counts_stays_within_them() -> None:
     count = 2**24 + 4
     everything = torch.zeros(1, dtype=torch.int64).expand(count)
     images = Subset(store=None, positions=everything, labels=everything)  # type: ignore[arg-type]

@@ -194,7 +194,7 @@ def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Copies
 def copies(tensors: Mapping[str, torch.Tensor]) -> Copies:
     """Contiguous copies of tensors. On a GPU they stay there as one piece, which travels when they are asked for.
 
-    If they would fill a quarter of its free memory or more, which training may need, they travel at once. safetensors
+    If that piece is a quarter of what is then free or more, which training may need, it travels at once. safetensors
     stores neither channels_last nor two names for the same memory.
     """
     here = {name: tensor.detach() for name, tensor in tensors.items() if tensor.device.type == "cpu"}

@@ -97,8 +97,10 @@ class StepGraph(Generic[_Result]):
             self._replay = captured(lambda: self._take(self._images, self._ids, epoch), images.device)
         except RuntimeError as error:
             cause = error.__context__ or error  # ending a capture that has failed is a second error
-            if self._required or not isinstance(cause, Exception):  # such as Ctrl-C
+            if not isinstance(cause, Exception):  # such as Ctrl-C
                 raise cause from None
+            if self._required:
+                raise
             self._failed = True
             reason = " ".join(str(cause).split())[:300]
             warnings.warn(f"the step could not be captured as a CUDA graph, and is launched: {reason}", stacklevel=4)
