@@ -123,19 +123,18 @@ def reuse_freed_blocks() -> None:
 def exact_convolutions() -> Iterator[None]:
     """Context of full float32 convolutions on a GPU, where cuDNN rounds to TF32 (10 bits) by default."""
     cudnn: Any = torch.backends.cudnn
-    flag, name, exact = cudnn, "allow_tf32", False  # which torch's own code reads
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch 2.9 warns of it
+        warnings.simplefilter("ignore")  # torch 2.9 warns of the old flag, which torch's own code reads
         try:
-            before = getattr(flag, name)
+            before, cudnn.allow_tf32 = cudnn.allow_tf32, False
+            flags, name = cudnn, "allow_tf32"
         except RuntimeError:  # the caller has set the newer flags, by kind of operation
-            flag, name, exact = cudnn.conv, "fp32_precision", "ieee"
-            before = getattr(flag, name)
-        setattr(flag, name, exact)
+            before, cudnn.conv.fp32_precision = cudnn.conv.fp32_precision, "ieee"
+            flags, name = cudnn.conv, "fp32_precision"
     try:
         yield
     finally:
-        setattr(flag, name, before)
+        setattr(flags, name, before)
 
 
 @contextmanager
