@@ -58,6 +58,7 @@ def test_the_roofline_can_train_on_its_noise(step: ModuleType) -> None:
     assert min(parts.values()) > 0
 
 
+@pytest.mark.slow
 def test_time_of_the_others_is_not_counted_as_training(step: ModuleType) -> None:
     asked = []
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from commands import Command
 
 
+@pytest.mark.slow
 def test_tune_says_what_it_chose_and_how_to_train_with_it(command: Command) -> None:
     given = ("--recipe", "tiny.yaml", "--data", "photos", "--budget", "4steps", "--trials", "2", "--out", "tuned")
     outcome = command("tune", *given)

@@ -203,6 +203,7 @@ def stopped_in_its_second_arm(monkeypatch: pytest.MonkeyPatch) -> None:
             compare(seeds=1, checkpoint_every=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_it_goes_on_with_touched_images_only_if_told(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped_in_its_second_arm(monkeypatch)
@@ -218,6 +219,7 @@ def test_it_goes_on_with_touched_images_only_if_told(part: str, monkeypatch: pyt
     assert resume_comparison("out", progress=False).arms.keys() == again.arms.keys()  # a finished one is only read
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("between_trials", [True, False])
 def test_another_version_ends_the_comparison_and_is_no_failure_of_a_method(
     monkeypatch: pytest.MonkeyPatch, between_trials: bool

@@ -118,6 +118,7 @@ def test_a_trial_on_relative_paths_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert tune("photos/*/*.png", **how, progress=False).trials[1].error is None
 
 
+@pytest.mark.slow
 def test_it_goes_on_with_touched_images_only_if_told(tmp_path: Path) -> None:
     photos = tiny.write_folder(tmp_path / "photos", 22)
     how: dict[str, Any] = {"recipe": tiny.recipe(tmp_path), "budget": "2steps", "trials": 2, "out": tmp_path / "out"}

@@ -112,6 +112,7 @@ def all_cases(rank: int) -> dict[str, torch.Tensor]:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The high-rank term has")
 def test_loss_and_gradient_under_ddp_equal_one_process(tmp_path):
     ranks = run(all_cases, tmp_path)

@@ -146,6 +146,7 @@ def test_the_same_on_two_machines_that_find_each_other(undisturbed: Path, tmp_pa
     assert weights(tmp_path / "run") == weights(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_start_of_the_same_job_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "1")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "this")

@@ -260,6 +260,7 @@ def photographs(root: Path, n: int = 24) -> str:
     return str(root)
 
 
+@pytest.mark.slow
 def test_knn_of_photographs_while_training_is_that_of_the_evaluation(tmp_path: Path) -> None:
     """Training decodes photographs at another size, for its views."""
     data = photographs(tmp_path / "photos")

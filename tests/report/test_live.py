@@ -178,6 +178,7 @@ def test_refused_input(finished: Run, tmp_path: Path) -> None:
         serve(finished, print, port=taken.server_address[1])
 
 
+@pytest.mark.slow
 def test_a_browser_follows_the_run(browser: Any, server: LiveServer, training: Run) -> None:
     errors: list[str] = []
     requests: list[str] = []

@@ -64,6 +64,7 @@ def test_no_mutated_file_does_harm(tmp_path: Path) -> None:
         assert tally["refused"] > 0, name
 
 
+@pytest.mark.slow
 def test_every_kind_of_harm_is_found() -> None:
     done = run("-c", FAULTY)
     assert done.returncode == 0, done.stderr

@@ -184,6 +184,7 @@ def assert_it_goes_on_to_the_same_end(photos: Path, out: str) -> None:
     assert [row["step"] for row in run.metrics] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_kill_9(photos: Path) -> None:
     code, _, _ = caught(photos, "killed", signal.SIGKILL)
     assert code == -signal.SIGKILL
