@@ -8,8 +8,8 @@ all views is A Z with a symmetric A, whose entry is the push (above 0) or pull (
 which no loss sees, tell how much of the push is between images of one class.
 
 Columns: the share of the push that is between images of one class (0.1 if it were blind), the share on the closest
-hundredth of all pairs, how far the lengths of images' gradients lie apart (standard deviation over mean), and the
-correlation between that length and the share of other classes among an image's five nearest neighbours in the batch.
+hundredth of all pairs, and the correlation between the length of an image's gradient and the share of other classes
+among its five nearest neighbours in the batch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from ssole.training.step import Learner
 BATCH, BATCHES, NEIGHBOURS = 64, 20, 5
 LOSSES: dict[str, nn.Module] = {
     "SSOLE, lambda 1.5": SSOLELoss(1.5),
-    "SSOLE, lambda 4, temperature 0.5, Frobenius norm": SSOLELoss(4.0, temperature=0.5, low_rank_norm="frobenius"),
     "SSOLE, lambda 10, temperature 0.5": SSOLELoss(10.0, temperature=0.5),
     "SSOLE, lambda 10, temperature 0.2": SSOLELoss(10.0, temperature=0.2),
     "SSOLE, lambda 10, temperature 0.1": SSOLELoss(10.0, temperature=0.1),
@@ -60,15 +59,10 @@ def main() -> None:
         learner = trained(config, store)
         batches = list(embeddings(config, learner, store))
     rows = {name: figures(loss, batches) for name, loss in LOSSES.items()}
-    report = {
-        "steps": args.steps,
-        "recipe": args.recipe,
-        "environment": {key: value for key, value in environment().items() if key != "command"},
-        "losses": rows,
-    }
+    report = {"steps": args.steps, "recipe": args.recipe, "environment": environment(), "losses": rows}
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for name, row in rows.items():
-        print(f"{name:50}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+        print(f"{name:36}" + "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
 
 
 def trained(config: PretrainConfig, store: ImageStore) -> Learner:
@@ -91,7 +85,7 @@ def embeddings(config: PretrainConfig, learner: Learner, store: ImageStore) -> I
 
 
 def figures(loss: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """Means over batches of the figures."""
+    """Means over batches of the three figures."""
     rows: list[dict[str, float]] = []
     for z_BVD, labels_B in batches:
         leaf = z_BVD.clone().requires_grad_()
@@ -122,7 +116,6 @@ def one_batch(push_BB: Tensor, lengths_B: Tensor, centre_BD: Tensor, labels_B: T
     return {
         "push within a class": float((push_BB * same_BB).sum() / push_BB.sum()),
         "push on the closest 1 %": float(push_BB.flatten()[closest].sum() / push_BB.sum()),
-        "spread of lengths": float(lengths_B.std() / lengths_B.mean()),
         "length and wrong neighbours": float(torch.corrcoef(torch.stack([lengths_B, wrong_B]))[0, 1]),
     }
 
