@@ -18,7 +18,6 @@ wait for kernels to be launched. It comes last, because launches may stay slower
 from __future__ import annotations
 
 import argparse
-import gc
 import math
 import os
 import shutil
@@ -264,6 +263,8 @@ def steps_of(
 
 def step_rows(suite: Suite) -> Iterator[Row]:
     """A training step of ResNet-18 at 32 px, views included; the goals are `GOALS_MS`, and 58 k views/s at the best."""
+    from ssole.runtime import forget_peak_memory
+
     for form, (batch, views) in forms_and_shapes(suite):
         config = step_config(suite, form, batch, views)
         about = {"batch_size": config.batch_size, "views": views, "form": form}
@@ -271,20 +272,13 @@ def step_rows(suite: Suite) -> Iterator[Row]:
             yield about | step_row(suite, config)
         except Exception as error:  # noqa: BLE001 - such as no compiler, or too little memory: the others shall run
             yield about | {"failed": f"{type(error).__name__}: {error}"[:300]}
-        free_memory(suite)
+        forget_peak_memory(suite.device)  # frees that of the learner and its graph, which hold each other
 
 
 def step_config(suite: Suite, form: str, batch: int, views: int) -> Any:
     """Config of a step of ResNet-18 at 32 px."""
     crops = [{"count": views, "size": 8 if suite.tiny else 32}]
     return suite.config("cifar10", **{"batch_size": batch, "augment.crops": crops, **FORMS[form]})
-
-
-def free_memory(suite: Suite) -> None:
-    """Give back the memory of learners and their graphs, which hold each other."""
-    gc.collect()
-    if suite.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def step_row(suite: Suite, config: Any, images: Tensor | None = None, *, n: int = 30, early: bool = False) -> Row:
@@ -343,6 +337,7 @@ def profile_rows(suite: Suite) -> Iterator[Row]:
 def busy_rows(suite: Suite) -> Iterator[Row]:
     """Share of time in which the GPU works: in steps, the loss and the views."""
     from ssole.losses import SSOLELoss
+    from ssole.runtime import forget_peak_memory
 
     for form, (batch, views) in forms_and_shapes(suite):
         if (batch, views) in SHAPES[:2] and FORMS[form]["compile"] == "never":
@@ -350,7 +345,7 @@ def busy_rows(suite: Suite) -> Iterator[Row]:
             about = {"what": "step", "batch_size": batch, "views": views, "form": form}
             yield about | {"busy_share": busy_share(lambda steps=steps: steps(5), suite.device)}
             del steps
-            free_memory(suite)
+            forget_peak_memory(suite.device)
     shape = (8, 2, 16) if suite.tiny else (256, 8, 4096)
     ours = loss_call(suite, shape, SSOLELoss(check_input=False))
     ours()
@@ -413,6 +408,8 @@ def speedrun_config(suite: Suite, seed: int) -> Any:
 
 def projection_rows(suite: Suite, config: Any, train: Any) -> Iterator[Row]:
     """An epoch of the speedrun in each part of the run, and what follows for ten minutes: known before it has ended."""
+    from ssole.runtime import forget_peak_memory
+
     images = torch.from_numpy(train.images).permute(0, 3, 1, 2).contiguous().to(suite.device)
     epoch = max(1, len(images) // config.batch_size)
     later = step_row(suite, config, images, n=epoch)
@@ -421,7 +418,7 @@ def projection_rows(suite: Suite, config: Any, train: Any) -> Iterator[Row]:
     if config.augment.early is not None:
         share, early = config.augment.early_share, step_row(suite, config, images, n=epoch, early=True)
         yield {"part": "early", **early}
-    free_memory(suite)
+    forget_peak_memory(suite.device)
     ms, gflops = (share * early[name] + (1 - share) * later[name] for name in ("ms", "encoder_gflops"))
     views = config.batch_size * config.augment.views
     yield {
@@ -489,7 +486,7 @@ def about(suite: Suite) -> dict[str, Any]:
     from ssole.runtime import environment
 
     gpu = torch.cuda.get_device_name(suite.device) if suite.device.type == "cuda" else None
-    return {"gpu": gpu, "tiny": suite.tiny, "environment": {k: v for k, v in environment().items() if k != "command"}}
+    return {"gpu": gpu, "tiny": suite.tiny, "environment": environment(command=False)}
 
 
 def main() -> None:

@@ -143,7 +143,7 @@ def save(path: Path, figures: dict[str, Any], *, packages: Iterable[str]) -> Non
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         **figures,
         "environment": {
-            **{key: value for key, value in environment().items() if key != "command"},
+            **environment(command=False),
             **{name: version(name) for name in packages},
             "cores": os.cpu_count(),
             "load_average": os.getloadavg()[0],

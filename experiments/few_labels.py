@@ -82,7 +82,7 @@ def main() -> None:
     report = {
         "data": Path(args.data).name,
         "methods": settings,
-        "environment": {key: value for key, value in environment().items() if key != "command"},
+        "environment": environment(command=False),
         "rows": rows,
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

@@ -9,10 +9,12 @@ compare` draws by itself. Needs matplotlib: pip install 'ssole[plot]'.
 from __future__ import annotations
 
 import json
-import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssole.comparison.plots import draw_arm
+from ssole.comparison.result import ArmResult
+from ssole.comparison.trial import Trial
 from theory import BLUE, FAINT, GREEN, IMAGES, ORANGE, STYLE
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+SEEN = "thousands of images seen"
 COLOURS = {"ssole": BLUE, "simclr": ORANGE, "ole": ORANGE, "barlow-twins": GREEN, "vicreg": FAINT}
 
 
@@ -27,6 +30,11 @@ def arms_of(name: str) -> dict[str, Any]:
     """Arms of a comparison by name."""
     arms: dict[str, Any] = json.loads((RESULTS / f"compare-{name}.json").read_text(encoding="utf-8"))["arms"]
     return {arm: found for arm, found in arms.items() if found["runs"]}
+
+
+def result_of(arm: dict[str, Any]) -> ArmResult:
+    """Runs of an arm as `ssole compare` draws them."""
+    return ArmResult(steps=arm["steps"], runs=[Trial(**run) for run in arm["runs"]])
 
 
 def draw_settings() -> Figure:
@@ -76,10 +84,10 @@ def draw_ole() -> Figure:
 
     figure, (rank, accuracy) = plt.subplots(1, 2, figsize=(8.5, 3.2))
     for name, arm in arms_of("ole").items():
-        draw_curve(rank, arm, "effective_rank", 1.0, COLOURS[name], name)
-        draw_curve(accuracy, arm, "knn20", 100.0, COLOURS[name], name)
-    rank.set_ylabel("effective rank of the embeddings")
-    accuracy.set(ylabel="kNN accuracy, %", ylim=(0, None))
+        draw_arm(rank, name, result_of(arm), "images", "effective_rank", COLOURS[name], "-")
+        draw_arm(accuracy, name, result_of(arm), "images", "knn20", COLOURS[name], "-")
+    rank.set(ylabel="effective rank of the embeddings", xlabel=SEEN)
+    accuracy.set(ylabel="kNN accuracy, %", xlabel=SEEN, ylim=(0, None))
     accuracy.axhline(10, color=FAINT, linestyle=":", label="chance")
     for axes in (rank, accuracy):
         axes.legend(loc="center right")
@@ -93,20 +101,11 @@ def draw_shipped() -> Figure:
     figure, panels = plt.subplots(1, 2, figsize=(8.5, 3.2))
     for axes, steps in zip(panels, (600, 4000), strict=True):
         for name, arm in arms_of(f"cifar10-{steps}-shipped").items():
-            draw_curve(axes, arm, "knn20", 100.0, COLOURS[name], f"{name}, {len(arm['runs'])} runs")
-        axes.set(title=f"{steps:,} steps", ylabel="kNN accuracy, %")
+            label = f"{name}, {len(arm['runs'])} runs"
+            draw_arm(axes, label, result_of(arm), "images", "knn20", COLOURS[name], "-")
+        axes.set(title=f"{steps:,} steps", ylabel="kNN accuracy, %", xlabel=SEEN)
         axes.legend(loc="lower right")
     return figure
-
-
-def draw_curve(axes: Axes, arm: dict[str, Any], key: str, factor: float, colour: str, label: str) -> None:
-    """Mean over runs against images seen, and each run faintly."""
-    curves = [[(point["images"] / 1000, factor * point[key]) for point in run["curve"]] for run in arm["runs"]]
-    for curve in curves:
-        axes.plot(*zip(*curve, strict=True), color=colour, alpha=0.25, linewidth=1)
-    mean = [[statistics.fmean(values) for values in zip(*points, strict=True)] for points in zip(*curves, strict=False)]
-    axes.plot(*zip(*mean, strict=True), color=colour, linewidth=2, label=label)
-    axes.set_xlabel("thousands of images seen")
 
 
 PICTURES = {"settings": draw_settings, "ole": draw_ole, "shipped": draw_shipped}

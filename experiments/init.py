@@ -100,7 +100,7 @@ def main() -> None:
                 found.setdefault(str(steps), {})[arm] = figures([accuracy(ssole.load(r), train, test) for r in runs])
                 print(steps, arm, found[str(steps)][arm], flush=True)
     facts = {
-        "environment": {name: value for name, value in environment().items() if name != "command"},
+        "environment": environment(command=False),
         "minutes": round((time.monotonic() - begin) / 60, 1),
         "first_steps": args.first_steps,
         "settings": {**SETTINGS, "recipe": "small-images", "optim": load("small-images").optim.name},

@@ -92,7 +92,7 @@ def main() -> None:
         "recipe": RECIPE.name,
         "steps": STEPS,
         "images": IMAGES,
-        "environment": {key: value for key, value in environment().items() if key != "command"},
+        "environment": environment(command=False),
         "rows": rows,
     }
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

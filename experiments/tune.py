@@ -51,7 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     report: dict[str, Any] = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {"searches": []}
     report["command"] = "python experiments/tune.py " + " ".join(f"--data {one.split('=')[0]}=..." for one in args.data)
-    report["environment"] = {key: value for key, value in environment().items() if key != "command"}
+    report["environment"] = environment(command=False)
     report["settings"] = {"base": BASE, "digits-m": DIGITS, "steps": args.steps, "images": args.images}
     sets = [two_parts(*item.split("=", 1), args.images, args.images) for item in args.data]
     for seed, (train, test) in product(args.seeds, sets):

@@ -97,7 +97,7 @@ def main() -> None:
     sets = {name: two_parts(name, data) for name, data in (item.split("=", 1) for item in args.data)}
     report = json.loads(args.out.read_text(encoding="utf-8")) if args.out.is_file() else {"runs": []}
     report["command"] = "python experiments/verdict.py " + " ".join(f"--data {name}=..." for name in sets)
-    report["environment"] = {key: value for key, value in environment().items() if key != "command"}
+    report["environment"] = environment(command=False)
     report["settings"] = {"base": BASE, "arms": ARMS, "train": TRAIN, "test": TEST}
     done = {(run["data"], run["arm"], run["steps"]) for run in report["runs"]}
     wanted = [(arm, steps) for steps in STEPS for arm in ARMS] + [("base", LONGER), ("simclr", LONGER)]

@@ -1,4 +1,4 @@
-"""Memory and processors that this process may use, and freed memory that it keeps for later steps."""
+"""Memory and processors that this process may use, freed memory that it keeps, and the precision of convolutions."""
 
 from __future__ import annotations
 

@@ -61,3 +61,8 @@ class DataError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(without_secrets(message))
+
+
+def change_refused(words: str, change: str) -> ConfigError:
+    """Error for a change since the start that `--allow-changes` does not name; `words` say what changed."""
+    return ConfigError(f"{words}. Undo the change, or accept it by --allow-changes {change}")

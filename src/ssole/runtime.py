@@ -271,8 +271,8 @@ def decoding_threads() -> int:
     return min(16, usable_cpus())
 
 
-def environment() -> dict[str, Any]:
-    """Versions and hardware of this process, for the record."""
+def environment(*, command: bool = True) -> dict[str, Any]:
+    """Versions and hardware of this process, for the record, and by default its command line."""
     import timm
 
     from ssole import __version__
@@ -286,7 +286,7 @@ def environment() -> dict[str, Any]:
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": [without_secrets(word) for word in sys.argv],
+        **({"command": [without_secrets(word) for word in sys.argv]} if command else {}),
     }
 
 

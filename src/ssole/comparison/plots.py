@@ -48,7 +48,7 @@ def draw(comparison: Comparison) -> list[Path]:
         drawn = 0
         for name, arm in comparison.arms.items():
             colour, dashes = _COLOURS[drawn % len(_COLOURS)], _DASHES[drawn // len(_COLOURS) % len(_DASHES)]
-            drawn += _draw_arm(axes, name, arm, x, y, colour, dashes)
+            drawn += draw_arm(axes, name, arm, x, y, colour, dashes)
         axes.set_xlabel(_AXES[x][0])
         axes.set_ylabel(_AXES[y][0])
         axes.grid(color="#eaeef2")
@@ -63,7 +63,7 @@ def draw(comparison: Comparison) -> list[Path]:
     return paths
 
 
-def _draw_arm(axes: Axes, name: str, arm: ArmResult, x: str, y: str, colour: str, dashes: str) -> bool:
+def draw_arm(axes: Axes, name: str, arm: ArmResult, x: str, y: str, colour: str, dashes: str) -> bool:
     """Draw an arm; False if no run of it has such a curve."""
     found = (
         [(point[x] / _AXES[x][1], point[y] / _AXES[y][1]) for point in run.curve if y in point] for run in arm.runs

@@ -16,9 +16,10 @@ from ssole.comparison.request import Arm, Request
 from ssole.comparison.result import RANKED_BY, RESULT_FILE, ArmResult, Comparison, SearchTrial
 from ssole.comparison.search import best, draw_settings, rungs, words
 from ssole.comparison.trial import Trial, run_trial
-from ssole.config import ConfigError, PretrainConfig, apply_overrides
+from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.base import Source, Spec
 from ssole.data.store import ImageStore
+from ssole.errors import change_refused
 from ssole.evaluation.evaluate import evaluate
 from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
@@ -175,10 +176,8 @@ class Runner:
             return
         if __version__ not in self._versions:
             if "version" not in self.allow_changes:
-                raise ConfigError(
-                    f"{self.folder} was begun with ssole {self._versions[0]}, and this is {__version__}. Undo this, or "
-                    "go on with it by --allow-changes version"
-                )
+                begun = f"{self.folder} was begun with ssole {self._versions[0]}"
+                raise change_refused(f"{begun}, and this is {__version__}", "version")
             self._versions.append(__version__)
         for name, source in (("images.json", self.images.train), ("test-images.json", self.images.test)):
             keep_or_compare_images(Run(self.folder), source, name=name, allowed="images" in self.allow_changes)
@@ -206,8 +205,7 @@ class Runner:
             path=self.folder,
             arms=self._results,
             request=self.request.to_dict(),
-            environment={name: value for name, value in environment().items() if name != "command"}
-            | {"ssole": versions},
+            environment=environment(command=False) | {"ssole": versions},
             data={name: f"{source.name}, {len(source):,} images" for name, source in parts.items()},
             notes=self._notes + ([f"Runs of ssole {versions} are compared."] if " and " in versions else []),
         )

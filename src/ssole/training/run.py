@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
+from ssole.errors import change_refused
 from ssole.files import is_leftover, parse_json, read_json, remove_leftovers, write_text_atomically
 from ssole.runtime import environment
 
@@ -242,7 +243,7 @@ def require_same_recipe(run: Run, *, allowed: Collection[Change] = ()) -> None:
         found["version"] = f"{run.path} was started with ssole {facts['ssole']}, and this is {__version__}"
     for change, words in found.items():
         if change not in allowed:
-            raise ConfigError(f"{words}. Undo the change, or accept it by --allow-changes {change}")
+            raise change_refused(words, change)
         warnings.warn(f"{words}; the run goes on with that", stacklevel=2)
 
 
