@@ -122,7 +122,7 @@ def test_an_image_is_decoded_by_one_process_for_all(folder: Path) -> None:
         [int(word) for word in (folder / name).read_text().split()]
         for name in ("one/decoded-0.txt", "two/decoded-0.txt", "two/decoded-1.txt")
     )
-    assert sum(decoded for decoded, _ in both) < 1.2 * IMAGES
+    assert sum(decoded for decoded, _ in both) < 1.2 * IMAGES  # more than once only those that all begin with
     assert max(decoded for decoded, _ in both) < IMAGES
     assert max(read for _, read in both) < 0.7 * all_read  # of raw pixels too
 

@@ -29,11 +29,12 @@ def store_options(progress: bool) -> dict[str, Any]:
 
 
 def own_parts(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Parts that this process computes, one a round; in the last round some processes repeat the last part."""
+    """Parts that this process computes, one a round. If the last round has none for it, it computes a single image."""
     if not distributed.shares_work():
         return list(parts)
     world, rank = distributed.world_size(), distributed.rank()
-    return [parts[min(first + rank, len(parts) - 1)] for first in range(0, len(parts), world)]
+    own = list(parts[rank::world])
+    return own if rank <= (len(parts) - 1) % world else [*own, parts[-1][:1]]
 
 
 def parts_of_all(turn: int, rows: Tensor, parts: Sequence[Tensor], images: Any) -> Iterator[tuple[int, Tensor]]:
@@ -53,6 +54,8 @@ def parts_of_all(turn: int, rows: Tensor, parts: Sequence[Tensor], images: Any) 
     if isinstance(store, ImageStore) and distributed.agree(len(store.unreadable)):
         store.take_unreadable(one for found in distributed.collect(store.unreadable) for one in found)
     world = distributed.world_size()
+    if turn * world + distributed.rank() >= len(parts):
+        rows = rows[:0]
     everything = distributed.gather(rows.contiguous(), equal=False)
     for part in parts[turn * world : (turn + 1) * world]:
         yield int(part[0]), everything[: len(part)]
