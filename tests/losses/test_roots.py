@@ -119,6 +119,13 @@ def test_nan_stays_nan(size, root, monkeypatch):
     assert norms.isnan().all()
 
 
+def test_large_batches_have_a_loss_in_inference_mode():
+    z = torch.randn(130, 2, 150)
+    expected = SSOLELoss()(z)
+    with torch.inference_mode():
+        assert SSOLELoss()(z) == expected
+
+
 def test_threads_are_as_before_after_an_error_in_one(monkeypatch):
     def fail(*_):
         raise torch.linalg.LinAlgError("no convergence")

@@ -364,6 +364,23 @@ def test_degenerate_input_stays_finite(kind, shape, dtype):
         assert gradient(loss, z).isfinite().all()
 
 
+@too_many_rows
+@pytest.mark.parametrize("norm", ["nuclear", "frobenius"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("v", [2, 3, 4, 5])
+def test_views_that_point_the_same_way_stay_finite(v, dtype, norm):
+    """Rounding leaves their deviations a Gram matrix whose trace may be negative."""
+    one_hot = torch.zeros(16, v, 8).scatter(2, torch.arange(16).remainder(8)[:, None, None].expand(-1, v, 1), 1)
+    one_of_many = torch.randn(8, v, 1024)
+    for factor in torch.rand(20, 1, v, 1) + 0.1:
+        one_of_many[:1] = one_of_many[:1, :1] * factor
+        for z in (one_hot * factor, one_of_many):
+            terms = SSOLELoss(low_rank_norm=norm).terms(z.to(dtype))
+            assert terms.low_rank.isfinite()
+            assert gradient(SSOLELoss(low_rank_norm=norm), z.to(dtype)).isfinite().all()
+        assert SSOLELoss(low_rank_norm=norm).terms((one_hot * factor).to(dtype)).low_rank < 1e-3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_duplicated_rows_get_the_minimum_norm_gradient(dtype):
     z = embeddings(6, 2, 16).to(dtype)

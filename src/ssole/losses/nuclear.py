@@ -197,7 +197,9 @@ class _Wide:
         if self.contrasts is None:
             norms_N, a_Nmm = self.root(c_Nmm)
         else:
-            norms_N, w_NCC = self.root(self.contrasts @ c_Nmm @ self.contrasts.T)
+            g_NCC = self.contrasts @ c_Nmm @ self.contrasts.T
+            g_NCC.diagonal(dim1=1, dim2=2).clamp_(min=0)  # rounding, where all rows are equal; NaN stays NaN
+            norms_N, w_NCC = self.root(g_NCC)
             a_Nmm = self.contrasts.T @ w_NCC @ self.contrasts
         unit_Nmm = None if self.root is inverse_root else c_Nmm.clone()
         d_Nm = torch.zeros_like(s_Nm)

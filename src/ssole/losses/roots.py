@@ -170,10 +170,16 @@ def _root_eigh(g_Nkk: Tensor) -> tuple[Tensor, Tensor]:
     threads = torch.get_num_threads()
     workers = min(threads, len(g_Nkk))
     root_Nkk = torch.empty_like(g_Nkk)
+    is_inference = torch.is_inference_mode_enabled()  # a new thread is not in it
+
+    def part(g_Nkk: Tensor, out_Nkk: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(is_inference):
+            return _root_eigh_in_this_thread(g_Nkk, out_Nkk)
+
     try:
         # A new pool for each call: a kept one would not survive a fork, and threads start within 0.1 ms.
         with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads // workers,)) as pool:
-            parts = list(pool.map(_root_eigh_in_this_thread, g_Nkk.chunk(workers), root_Nkk.chunk(workers)))
+            parts = list(pool.map(part, g_Nkk.chunk(workers), root_Nkk.chunk(workers)))
     finally:
         torch.set_num_threads(threads)  # the workers' setting also applies to threads that start later
     return torch.cat([trace for trace, _ in parts]), root_Nkk
