@@ -223,7 +223,7 @@ def continue_run(
 ) -> Run:
     """Training of an unfinished run from its newest checkpoint, as :func:`resume` describes it.
 
-    `prepare` is called with the number of steps of an epoch, after all checks and while the run is locked.
+    `prepare` is called with the number of steps of an epoch, after these checks and while the run is locked.
     """
     config = found.config
     if data is None and (reason := why_not_reopened(config.data)) is not None:
@@ -246,11 +246,11 @@ def continue_run(
             distributed.on_rank_0(lambda: _check_images(found, store.source, allowed=changed))
             evaluators = _agreed(evaluators, measured, images, store, progress)
             plan = make_plan(config, len(store))
-            distributed.on_rank_0(lambda: prepare(plan.steps_per_epoch))
             # A kill may have come before the initial weights were written.
             begun = distributed.on_rank_0(lambda: bool(checkpoint_steps(found)))
             initial = None if begun else first_initial(config, backbone, progress=progress)
             options: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+            options["prepare"] = partial(prepare, plan.steps_per_epoch)
             return train(found, store, plan, device, initial=initial, **options)
 
 

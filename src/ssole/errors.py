@@ -53,6 +53,10 @@ class ConfigError(ValueError):
         super().__init__(without_secrets(message))
 
 
+class DiskError(ConfigError):
+    """Error for a disk or folder that cannot take what is to be written there."""
+
+
 class DataError(ValueError):
     """Error for images or labels that cannot be used. The message quotes what arrived and says what to do.
 

@@ -36,8 +36,8 @@ class Images:
 def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Images:
     """Images of a comparison. Test images are those given, else the test split, else a stratified fifth of the data.
 
-    With `most`, the training images are an evenly spaced sample of at most so many labelled ones. Data without labels,
-    which methods are scored by, are a DataError.
+    With `most`, the training images are a :func:`sample` of at most so many labelled ones. Data without labels, which
+    methods are scored by, are a DataError.
     """
     source = open_source(data)
     labels = _known_labels(source)
@@ -65,9 +65,13 @@ def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Im
 
 
 def sample(source: Source, most: int) -> Source:
-    """Evenly spaced sample of at most so many labelled images of a source."""
-    labelled = np.flatnonzero(_known_labels(source).numpy() >= 0)
-    return _part(source, torch.from_numpy(labelled[evenly_spaced(len(labelled), most)]), "sample")
+    """Evenly spaced sample of at most so many labelled images of a source, and one of each class that it lacks."""
+    labels = _known_labels(source).numpy()
+    labelled = np.flatnonzero(labels >= 0)
+    spaced = labelled[evenly_spaced(len(labelled), most)]
+    classes, first = np.unique(labels[labelled], return_index=True)
+    rare = labelled[first[~np.isin(classes, labels[spaced])]]
+    return _part(source, torch.from_numpy(np.union1d(spaced, rare)), "sample")
 
 
 def _known_labels(source: Source) -> torch.Tensor:

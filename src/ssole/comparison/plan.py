@@ -10,6 +10,7 @@ from typing import Any
 from ssole.comparison.request import PLAN_FILE, Arm, Request
 from ssole.comparison.search import rungs
 from ssole.comparison.trial import FAILURES, describe_failure, read_record
+from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.store import ImageStore
 from ssole.files import write_json_atomically
 from ssole.progress import duration
@@ -37,6 +38,12 @@ class ArmPlan:
     def search_steps(self, trials: int) -> int:
         """Steps of the whole search."""
         return sum(rung.trials * share_of(self.steps, rung.share) for rung in rungs(trials))
+
+
+def shortened(config: PretrainConfig, steps: int, whole: int) -> PretrainConfig:
+    """Config of a run of so many steps in place of `whole`: its warmup is as large a share of it."""
+    warmup = round(config.optim.warmup_steps * min(1.0, steps / whole))
+    return apply_overrides(config, {"steps": steps, "optim.warmup_steps": warmup})
 
 
 def share_of(steps: int, share: float) -> int:

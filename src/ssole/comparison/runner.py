@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssole import __version__
 from ssole.comparison.images import Images, sample
-from ssole.comparison.plan import ArmPlan, cost_lines, share_of, short_epochs
+from ssole.comparison.plan import ArmPlan, cost_lines, share_of, short_epochs, shortened
 from ssole.comparison.plots import draw
 from ssole.comparison.request import Arm, Request
 from ssole.comparison.result import RANKED_BY, RESULT_FILE, ArmResult, Comparison, SearchTrial
@@ -152,7 +152,8 @@ class Runner:
         curve: Callable[[PretrainConfig], Mapping[int, Evaluator]] = lambda config: {},
     ) -> Trial:
         """Record of a trial of an arm, in a folder of this name."""
-        config = apply_overrides(arm.config, {**settings, "steps": steps, "seed": seed})
+        whole = self._results[arm.name].steps
+        config = apply_overrides(shortened(arm.config, steps, whole), {**settings, "seed": seed})
         self._say(f"{arm.name}, {name}, {steps} steps: {words(settings)}")
         record = run_trial(
             self.folder / arm.name / name,

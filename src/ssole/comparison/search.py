@@ -44,7 +44,10 @@ def rungs(trials: int) -> tuple[Rung, ...]:
 
 
 def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
-    """Settings of a trial by dotted name, as overrides of the arm's; none for trial 0."""
+    """Settings of a trial by dotted name, as overrides of the arm's; none for trial 0.
+
+    A learning rate below the arm's final one lowers that too.
+    """
     if trial == 0:
         return {}
     loss = {f"loss.{name}": ends for name, ends in arm.config.loss.search.items()}
@@ -54,11 +57,13 @@ def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
         "optim.weight_decay": (arm.config.optim.weight_decay, WEIGHT_DECAY_FACTORS),
     }
     ranges = {name: (value * low, value * high) for name, (value, (low, high)) in optim.items()} | loss
-    return {
+    drawn = {
         name: float(f"{low * (high / low) ** share:.3g}")  # on a logarithmic scale
         for (name, (low, high)), share in zip(ranges.items(), shares, strict=False)
         if name not in arm.pinned and low > 0
     }
+    lr = drawn.get("optim.lr", math.inf)
+    return drawn | ({"optim.final_lr": lr} if lr < arm.config.optim.final_lr else {})
 
 
 def words(settings: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch import nn
 from ssole import api
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Spec
-from ssole.errors import DataError
+from ssole.errors import DataError, DiskError
 from ssole.files import read_json, write_json_atomically
 from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
 from ssole.training.run import Change, Run, lock_run, making
@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 _FILE = "trial.json"
 FAILURES = (ArithmeticError, ImportError, MemoryError, RuntimeError, ValueError)
-"""What a method may fail with. A full disk or Ctrl-C is no failure of a method: it ends the comparison."""
+"""What a method may fail with. A full disk, unusable images or Ctrl-C is no failure of a method: it ends the
+comparison."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +109,9 @@ def run_trial(
     called before training, and `allow_changes` is for a trial that goes on, as in :func:`ssole.resume`.
 
     Raises:
-        ConfigError, DataError: the trial has begun and cannot go on here, such as with a changed image. That is no
-            failure of its method, so nothing is recorded.
+        DataError, DiskError: images or disk cannot be used.
+        ConfigError: the trial has begun and cannot go on here, such as with another version of ssole.
+        None of these is a failure of its method, so nothing is recorded.
     """
     if (done := read_trial(folder)) is not None:
         return done
@@ -130,7 +132,7 @@ def run_trial(
         memory = peak_memory(device) if measured else None
         record = _finished(record, run, measure(run), memory)
     except FAILURES as error:
-        if has_begun and isinstance(error, (ConfigError, DataError)):
+        if isinstance(error, (DataError, DiskError)) or (has_begun and isinstance(error, ConfigError)):
             raise
         record = replace(record, error=describe_failure(error))
         folder.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ssole import api
-from ssole.comparison.plan import measure_plan
+from ssole.comparison.plan import measure_plan, shortened
 from ssole.comparison.request import PLAN_FILE, Arm, Request, save_request
 from ssole.comparison.search import best, draw_settings, words
 from ssole.comparison.trial import Trial, resumable, run_trial
@@ -33,6 +33,7 @@ from ssole.evaluation.results import METRICS
 from ssole.evaluation.verdict import CORRELATION
 from ssole.files import write_text_atomically
 from ssole.progress import say
+from ssole.training.feed import make_plan
 from ssole.training.images import keep_or_compare_images
 from ssole.training.run import Change, Run
 from ssole.training.settings import measured, say_reasons
@@ -96,13 +97,14 @@ def tune(
     say_reasons(config, enabled=progress)
     base = replace(config, knn_every=None, eval_data=None, budget=None)
     data = by_name(base.data if data is None else data)  # by the names that a trial that goes on will have
-    request = _request(base, data, Budget.parse(budget))
+    request = _request(base, data, Budget.parse(budget), trials)
     folder = api.new_folder(out, f"tune-{name}")
     with resumable(folder, f"the same command and --out {folder}"):
         save_request(folder, request, what="tuning")
         with api.open_store(base, data, progress) as store:
             config = measured(base, store)
-            config = replace(config, steps=_steps(folder, request, config, store, trials), reasons=())
+            steps = _steps(folder, request, config, store)
+            config = replace(shortened(config, steps, make_plan(config, len(store)).total), reasons=())
             images = store.source
         measure = partial(_figures, source=_scored(images), recipe=config.augment, seed=config.seed)
         check = partial(keep_or_compare_images, Run(folder), images, allowed="images" in allow_changes)
@@ -111,10 +113,10 @@ def tune(
     return _outcome(folder, base, records)
 
 
-def _request(base: PretrainConfig, data: Spec, budget: Budget) -> Request:
+def _request(base: PretrainConfig, data: Spec, budget: Budget, trials: int) -> Request:
     """Settings that all trials in a folder share."""
     arm = Arm(name=_ARM, config=replace(base, reasons=()))  # without reasons, which may name the memory that was free
-    return Request(arms=(arm,), data=describe(data), test=None, budget=budget, seeds=1, search=0)
+    return Request(arms=(arm,), data=describe(data), test=None, budget=budget, seeds=1, search=trials)
 
 
 def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning:
@@ -165,9 +167,9 @@ def _strength(trial: int) -> float:
     return float(STRENGTHS[0] * (STRENGTHS[1] / STRENGTHS[0]) ** share)
 
 
-def _steps(folder: Path, request: Request, config: PretrainConfig, store: ImageStore, trials: int) -> int:
+def _steps(folder: Path, request: Request, config: PretrainConfig, store: ImageStore) -> int:
     """Steps of a trial, decided once for a folder."""
-    budget = replace(request.budget, amount=request.budget.amount / trials)
+    budget = replace(request.budget, amount=request.budget.amount / request.search)
     if budget.unit == "seconds":
         budget = replace(budget, amount=_TRAINING * budget.amount)
     one = replace(request, budget=budget, arms=(replace(request.arms[0], config=config),))
@@ -175,7 +177,7 @@ def _steps(folder: Path, request: Request, config: PretrainConfig, store: ImageS
     if budget.unit == "seconds" and plan.step_seconds > budget.amount:
         (folder / PLAN_FILE).unlink()  # so that the folder is free for a larger budget
         raise ConfigError(
-            f"a budget of {request.budget.amount:g} s is too small for {trials} trials of steps that take "
+            f"a budget of {request.budget.amount:g} s is too small for {request.search} trials of steps that take "
             f"{plan.step_seconds:.2g} s each"
         )
     return plan.steps

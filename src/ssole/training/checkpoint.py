@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ssole import distributed
-from ssole.config import ConfigError
+from ssole.errors import ConfigError, DiskError
 from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
 from ssole.models.custom import CustomBackbone
 from ssole.progress import data_size
@@ -80,10 +80,10 @@ def write_checkpoint(
 
 
 def require_space(run: Run, modules: nn.ModuleDict) -> None:
-    """Raise a ConfigError if the disk has no room for the checkpoints and final weights still to be written."""
+    """Raise a DiskError if the disk has no room for the checkpoints and final weights still to be written."""
     needed = checkpoint_bytes(modules, MOST_CHECKPOINTS - len(checkpoint_steps(run)))
     if (free := shutil.disk_usage(run.path).free) < needed:
-        raise ConfigError(
+        raise DiskError(
             f"the checkpoints in {run.path} need at least {data_size(needed)} more, and the disk has {data_size(free)} "
             "free: make room, or choose a folder on another disk (--out)"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -54,12 +54,14 @@ def train(
     progress: bool = True,
     spent: float = 0.0,
     initial: Initial | None = None,
+    prepare: Callable[[], None] = lambda: None,
 ) -> Run:
     """Train a run to its end, from its newest checkpoint if it has one.
 
     `loss` and `backbone` are custom modules. `evaluators` is {steps: f}: every so many steps, and at the end,
     all processes call f(backbone), which gives figures for metrics.jsonl. `spent` is the time in seconds that a new run
-    has taken before, `initial` the weights that it starts from, in place of random ones.
+    has taken before, `initial` the weights that it starts from, in place of random ones. `prepare` is called by the
+    first process when nothing is left to check but the checkpoint.
     Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
     distributed.collect(None)  # all have arrived
@@ -68,6 +70,7 @@ def train(
         raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
     learner = Learner(config, device, loss=loss, backbone=backbone, labels=store.labels, images=plan.images)
     distributed.on_rank_0(lambda: _begin(run, learner, initial, Progress(0, plan.images, spent)))
+    distributed.on_rank_0(prepare)
     pace = Pace(run, plan, config)
     done = _resume(run, learner, plan, pace)
     guardian = Guardian(run, learner, pace)
@@ -121,6 +124,8 @@ class _Loop:
         batches = self.feed.batches(pace.plan, learner.steps_done)
         while (batch := self.stop.at_once(lambda: next(batches, None))) is not None:
             step, epoch, ids, images = batch
+            if learner.labels is not None and not self.store.uniform:  # of a uniform store they are right already
+                learner.labels[[i for i, _, _ in self.store.unreadable]] = -1  # other images take their places
             lr = self.guardian.rate * pace.learning_rate(step)
             terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr, early=pace.is_early(step))
             last = pace.ends(step)

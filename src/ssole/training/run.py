@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
-from ssole.errors import change_refused
+from ssole.errors import DiskError, change_refused
 from ssole.files import is_leftover, parse_json, read_json, remove_leftovers, write_text_atomically
 from ssole.runtime import environment
 
@@ -134,11 +134,11 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
 
 @contextmanager
 def making(path: Path, what: str = "run folder") -> Iterator[None]:
-    """Context for making a folder: an `OSError` is a ConfigError."""
+    """Context for making a folder: an `OSError` is a DiskError."""
     try:
         yield
     except OSError as error:
-        raise ConfigError(f"cannot make the {what} {path}: {error}") from None
+        raise DiskError(f"cannot make the {what} {path}: {error}") from None
 
 
 def _require_no_files(path: Path) -> None:

@@ -82,6 +82,12 @@ def completed(
         make_plan(full, len(store))  # raises an error for too few images
         if full.budget is not None:
             full = _with_steps(full, len(store), time.monotonic() - begin, step_seconds)
+        if (total := make_plan(full, len(store)).total) <= full.optim.warmup_steps:
+            warnings.warn(
+                f"the run has {total} steps, and its learning rate rises for {full.optim.warmup_steps} (warmup_steps): "
+                "it never gets to its peak, nor falls",
+                stacklevel=4,
+            )
         return to_dict(full)
 
     return from_dict(distributed.on_rank_0(measure))
