@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from measure import save, take_turns
 from search import options, show, timed, unit, write_index
-from ssole.search.cells import divide
+from ssole.search.cells import make_cells
 from ssole.search.index import CELLS, FEATURES, Index
 
 GROUP = 100
@@ -38,7 +38,7 @@ def main() -> None:
         write_index(Path(folder) / "index", rows, "float32")
         del rows
         started = time.perf_counter()
-        cells = divide(np.load(Path(folder) / "index" / FEATURES, mmap_mode="r"))
+        cells = make_cells(np.load(Path(folder) / "index" / FEATURES, mmap_mode="r"))
         dividing = time.perf_counter() - started
         cells.save(Path(folder) / "index" / CELLS)
         index = Index(Path(folder) / "index")

@@ -3,19 +3,20 @@
     python benchmarks/peers.py --data cifar10-train.parquet --test cifar10-test.parquet --minutes 10 \\
         --out benchmarks/results/peers.json
 
-All train the network of the recipe `cifar10-cpu` from scratch on the same images, processors and time, and are evaluated alike.
+All train the network of the recipe `cifar10-cpu` from scratch, on the same images and processors and for the same time,
+and are evaluated alike.
 
 - ssole: the recipe `cifar10-cpu` with `--budget`. Reading the images and planning take part of its time.
 - lightly: SimCLR with the views, head, batch, temperature and SGD of lightly's benchmark on CIFAR-10.
 - stable-pretraining: SimCLR with the views, head, batch, temperature and LARS of its complete example on CIFAR-10.
 
 The others get a plain loop around their own data sets, transforms, loss, head and optimizer, which costs less than
-Lightning's trainer. Their learning rates follow a cosine to zero at the end of the time, after a short warm-up, and their
-images are decoded before the clock starts. Their settings were made for longer runs and other machines; those of the recipe
-were chosen in short runs on train images of this data set. Evaluation is not part of the time.
+Lightning's trainer. Their learning rates follow a cosine to zero at the end of the time, after a short warm-up, and
+their images are decoded before the clock starts. Their settings were made for longer runs and other machines; those of
+the recipe were chosen in short runs on train images of this data set. Evaluation is not part of the time.
 
-A run that is finished is kept in `--runs` and not trained again. Needs lightly and stable-pretraining (pip install 'ssole[bench]'
-stable-pretraining); one that is not installed is left out. solo-learn 1.0.2, the newest in the registry, needs torch 1.9.
+A run that is finished is kept in `--runs` and not trained again. Needs lightly (pip install 'ssole[bench]') and
+stable-pretraining; one that is not installed is left out. solo-learn 1.0.2, the newest in the registry, needs torch 1.9.
 """
 
 from __future__ import annotations

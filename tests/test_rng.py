@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 import torch
 
-from ssole.rng import Use, bits, epoch_order, number, uniforms_of_uses
+from ssole.rng import Use, bits, epoch_order, scalar_bits, uniforms_of_uses
 
 IDS, VIEWS = torch.arange(5000), torch.arange(4)
 
@@ -57,7 +57,7 @@ def test_the_format_is_pinned() -> None:
     drawn = bits(123, 45, torch.tensor([678]), torch.tensor([3]), {Use.GREY: 3})[0, 0, 2]
     assert int(drawn) & mask == key
     zero = torch.zeros(1, dtype=torch.int64)
-    assert number(-3, 45, Use.LAYERS) == int(bits(-3, 45, zero, zero, {Use.LAYERS: 1}))
+    assert scalar_bits(-3, 45, Use.LAYERS) == int(bits(-3, 45, zero, zero, {Use.LAYERS: 1}))
 
 
 def test_uniform_and_never_one() -> None:

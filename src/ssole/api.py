@@ -15,7 +15,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig
-from ssole.data.describe import by_name, describe, is_in_memory, why_not_reopened
+from ssole.data.describe import canonical, describe, is_in_memory, why_not_reopened
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
@@ -133,7 +133,7 @@ def start(
         eval_data = config.eval_data
         measured_on = None if eval_data is None else describe(eval_data)
         config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
-        data = by_name(data)  # by the names that resuming will have: ids of files are their paths
+        data = canonical(data)
         with open_store(config, data, progress) as store, ExitStack() as stack:
             trial = partial(step_seconds, store=store, device=device, loss=loss, backbone=backbone)
             config = completed(config, store, begin, trial)

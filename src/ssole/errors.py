@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 SECRET = "REMOVED"
 """Text in place of the password and the query of a URL."""
@@ -18,7 +18,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e
 
 
 def without_secrets(text: str) -> str:
-    """Text whose URLs have lost passwords and queries, which may be signatures: ``https://host/a.tar?REMOVED``."""
+    """Text with passwords and queries, which may be signatures, removed from URLs: ``https://host/a.tar?REMOVED``."""
 
     def plain(url: re.Match[str]) -> str:
         user = f"{SECRET}@" if url["user"] else ""
@@ -37,6 +37,12 @@ def valid_text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """The first of some names, and how many more there are: ``a, b and 3 more``."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 1) -> str:
     """Hint that ends a sentence about an unknown name, `` Did you mean 'x'?``; empty if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=most)
@@ -46,7 +52,7 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 1) -> str:
 class ConfigError(ValueError):
     """Error for a setting that is unknown, of the wrong type or out of range. The message names it.
 
-    For an unknown setting, the message also names the closest known one. URLs in it lose passwords and queries.
+    For an unknown setting, it also names the closest known one. Passwords and queries are removed from its URLs.
     """
 
     def __init__(self, message: str) -> None:
@@ -60,7 +66,7 @@ class DiskError(ConfigError):
 class DataError(ValueError):
     """Error for images or labels that cannot be used. The message quotes what arrived and says what to do.
 
-    URLs in it lose passwords and queries.
+    Passwords and queries are removed from its URLs.
     """
 
     def __init__(self, message: str) -> None:

@@ -6,9 +6,10 @@ import dataclasses
 import math
 import os
 from collections.abc import Collection, Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
@@ -61,17 +62,28 @@ def extend(
     found = run if isinstance(run, Run) else Run(Path(run))
     _check(found, epochs, steps, factor)  # before anything is changed
 
-    def lengthen(steps_per_epoch: int) -> None:
-        more = steps or (epochs or 0) * steps_per_epoch
-        last = extensions(found)[-1:]
-        if found.finished:
-            add_extension(found, steps=more, factor=factor)
-        elif [(one.total - one.step, one.factor) for one in last] != [(more, factor)]:
-            raise _unfinished(found)
+    return continue_run(
+        found,
+        data=data,
+        eval_data=eval_data,
+        loss=loss,
+        backbone=backbone,
+        evaluators=evaluators,
+        progress=progress,
+        allow_changes=allow_changes,
+        prepare=partial(_lengthen, found, epochs=epochs, steps=steps, factor=factor),
+    )
 
-    images: Any = {"data": data, "eval_data": eval_data, "allow_changes": allow_changes}
-    given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-    return continue_run(found, prepare=lengthen, **images, **given)
+
+def _lengthen(run: Run, steps_per_epoch: int, *, epochs: int | None, steps: int | None, factor: float) -> None:
+    """Extend a finished run. An unfinished one must be in this very extension, which a restart goes on with."""
+    added = steps or (epochs or 0) * steps_per_epoch
+    if run.finished:
+        add_extension(run, steps=added, factor=factor)
+        return
+    begun = [(one.total - one.step, one.factor) for one in extensions(run)]
+    if begun[-1:] != [(added, factor)]:
+        raise _unfinished(run)
 
 
 def _check(run: Run, epochs: int | None, steps: int | None, factor: float) -> None:
@@ -96,7 +108,7 @@ def _check(run: Run, epochs: int | None, steps: int | None, factor: float) -> No
 
 
 def _unfinished(run: Run) -> ConfigError:
-    """Error for a run that has other steps before it."""
+    """Error for a run that must be finished before it can be extended."""
     return ConfigError(f"{run.path} has not finished: go on with it first, ssole pretrain --resume {run.path}")
 
 

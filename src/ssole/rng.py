@@ -72,7 +72,7 @@ def bits(seed: int, epoch: int, ids: torch.Tensor, views: torch.Tensor, draws: M
     return _mix(_mix(keys[..., None] ^ uses) ^ numbers)
 
 
-def number(seed: int, epoch: int, use: int) -> int:
+def scalar_bits(seed: int, epoch: int, use: int) -> int:
     """The first of :func:`bits` for image 0, view 0 and a use, as a plain number and without a tensor."""
     key = 0
     for word in (seed, epoch, 0, 0, use, 0):

@@ -875,7 +875,7 @@ def test_a_file_system_without_locks_is_told_once(opened: Open, monkeypatch: pyt
         raise NotImplementedError("no flock here")  # as filelock does
 
     kept = opened()
-    monkeypatch.setattr(kept._lock, "acquire", refuse)
+    monkeypatch.setattr(kept._process_lock, "acquire", refuse)
     with pytest.warns(UserWarning, match="no flock here"):
         kept.keep(0, image(0))
     kept.keep(1, image(1))  # and warns no more

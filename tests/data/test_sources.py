@@ -10,7 +10,7 @@ from image_files import ids, png, special_files, tar, tree, value
 
 from ssole.data.arrays import ArraySource, open_npy, open_npz
 from ssole.data.base import Source
-from ssole.data.describe import by_name, describe, is_in_memory
+from ssole.data.describe import canonical, describe, is_in_memory
 from ssole.data.folder import ListSource
 from ssole.data.parquet import ParquetSource
 from ssole.data.sources import open_source, open_test_images
@@ -161,11 +161,11 @@ def test_what_a_config_keeps_of_data(tmp_path, monkeypatch):
     assert describe("{0..9}.tar") == str(tmp_path / "{0..9}.tar")
     for images in (np.zeros((2, 4, 4), np.uint8), ArraySource(np.zeros((2, 4, 4), np.uint8), name="mine")):
         assert is_in_memory(describe(images))
-        assert by_name(images) is images
-    assert by_name(["photos", "s3://b/x.tar"]) == (str(tmp_path / "photos"), "s3://b/x.tar")
-    assert by_name("https://me:word@host/x.tar") == "https://me:word@host/x.tar"  # its description lacks the password
+        assert canonical(images) is images
+    assert canonical(["photos", "s3://b/x.tar"]) == (str(tmp_path / "photos"), "s3://b/x.tar")
+    assert canonical("https://me:word@host/x.tar") == "https://me:word@host/x.tar"  # its description lacks the password
     (tmp_path / "REMOVED").mkdir()
-    assert by_name("REMOVED") == str(tmp_path / "REMOVED")  # which stands for secrets in URLs alone
+    assert canonical("REMOVED") == str(tmp_path / "REMOVED")  # which stands for secrets in URLs alone
     assert describe(images) == "in memory: mine"
 
 

@@ -14,8 +14,8 @@ from PIL import Image, ImageEnhance
 
 from ssole.data.arrays import ArraySource
 from ssole.doctor.duplicates import (
-    LEAST_CORRELATION,
-    MOST_BITS,
+    MAX_BITS,
+    MIN_CORRELATION,
     Copies,
     Leak,
     NearCopySearch,
@@ -112,9 +112,9 @@ def made_up(count: int, seed: int = 0) -> list[Readable]:
 
 def near(a: Readable, b: Readable) -> bool:
     """Definition of near copies, with Python's integers and NumPy's own correlation."""
-    if (a.hash ^ b.hash).bit_count() > MOST_BITS:
+    if (a.hash ^ b.hash).bit_count() > MAX_BITS:
         return False
-    return bool(np.corrcoef(a.thumbnail.ravel(), b.thumbnail.ravel())[0, 1] >= LEAST_CORRELATION)
+    return bool(np.corrcoef(a.thumbnail.ravel(), b.thumbnail.ravel())[0, 1] >= MIN_CORRELATION)
 
 
 def test_near_agrees_with_its_definition() -> None:

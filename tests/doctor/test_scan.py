@@ -22,7 +22,7 @@ from ssole.data.base import evenly_spaced
 from ssole.data.folder import FolderSource
 from ssole.doctor.scan import (
     KEPT,
-    MOST_IMAGES,
+    SAMPLE_IMAGES,
     Readable,
     Sample,
     Scan,
@@ -226,7 +226,7 @@ def test_each_image_has_the_same_weight_whatever_its_size(tmp_path: Path) -> Non
 def test_the_sample_is_evenly_spaced_and_bounded() -> None:
     images = np.arange(1000, dtype=np.int64).repeat(16).reshape(1000, 4, 4)
     sample = sample_of(ArraySource((images // 4).astype(np.uint8)))
-    assert sample.statistics.images == sample.decode.images == MOST_IMAGES
+    assert sample.statistics.images == sample.decode.images == SAMPLE_IMAGES
     assert len(sample.images) == len(sample.ids) == KEPT
     for image, index in zip(sample.images, sample.ids.tolist(), strict=True):
         assert (image == index // 4).all()

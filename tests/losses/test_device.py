@@ -8,7 +8,7 @@ from oracle import embeddings, gradient, oracle_terms, polar_factor, relative
 
 from ssole.losses import SSOLELoss, nuclear
 from ssole.losses.checks import EmbeddingError
-from ssole.losses.device import ImagesAndViews, Rows
+from ssole.losses.device import ImagesAndViews, Wide
 from ssole.losses.nuclear import _NuclearNorms
 from ssole.losses.ssole import helmert
 
@@ -18,7 +18,7 @@ def as_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss takes the route of accelerators."""
 
     def route(z, contrasts, *, normalize, root, view_root):
-        return _NuclearNorms.apply(z, ImagesAndViews(Rows(normalize, contrasts, root), view_root))
+        return _NuclearNorms.apply(z, ImagesAndViews(Wide(normalize, contrasts, root), view_root))
 
     monkeypatch.setattr("ssole.losses.ssole.image_and_view_norms", route)
 
@@ -86,7 +86,7 @@ def test_one_matrix_route(normalize: bool, contrasts: bool):
         return (polar_factor(u.detach()) * u).sum()
 
     def by_rows(x: torch.Tensor) -> torch.Tensor:
-        return _NuclearNorms.apply(x, Rows(normalize, h)).sum()
+        return _NuclearNorms.apply(x, Wide(normalize, h)).sum()
 
     torch.testing.assert_close(by_rows(x), expected(x))
     assert relative(gradient(by_rows, x), gradient(expected, x)) < 1e-10

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import tiny
 from ssole.report.live import LivePage, LiveServer, serve
 from ssole.report.page import Facts
 from ssole.report.record import Record
-from ssole.report.report import facts_of, settings_of
+from ssole.report.report import facts_of
 from ssole.training.run import Run
 
 pytest.importorskip("bokeh", reason="the extra report is not installed")
@@ -40,8 +41,7 @@ def training(finished: Run, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def server(training: Run) -> Iterator[LiveServer]:
-    how = settings_of(20, "cpu", progress=False)
-    make = partial(facts_of, data=None, columns=None, how=how)
+    make = partial(facts_of, data=None, columns=None, limit=20, device=torch.device("cpu"), progress=False)
     with LiveServer(LivePage([training.path], make, every=0.2)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
@@ -123,11 +123,10 @@ def test_a_damaged_file_is_shown_and_the_server_goes_on(server: LiveServer, trai
 def counted_page(run: Run) -> tuple[LivePage, list[Record]]:
     """Page of a run, and a list that grows by each time that its images are read."""
     made: list[Record] = []
-    how = settings_of(20, "cpu", progress=False)
 
     def make(record: Record) -> Any:
         made.append(record)
-        return facts_of(record, data=None, columns=None, how=how)
+        return facts_of(record, None, None, limit=20, device=torch.device("cpu"), progress=False)
 
     return LivePage([run.path], make, every=1), made
 
@@ -145,12 +144,11 @@ def test_features_of_a_finished_run_are_computed_once(finished: Run, tmp_path: P
 
 def test_a_run_that_ends_while_another_is_computed(finished: Run, training: Run) -> None:
     """Its weights are news for the next page, and not those of the page that says it is not finished."""
-    how = settings_of(20, "cpu", progress=False)
 
     def make(record: Record) -> Facts:
         if record.path == finished.path:
             shutil.copy(finished.backbone_path, training.backbone_path)
-        return facts_of(record, data=None, columns=None, how=how)
+        return facts_of(record, None, None, limit=20, device=torch.device("cpu"), progress=False)
 
     page = LivePage([finished.path, training.path], make, every=1)
     assert "The run is not finished" in page.html()

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from ssole.report import points
-from ssole.report.page import LARGEST_PAGE, Facts, _digest, _map
+from ssole.report.page import MAX_PAGE_BYTES, Facts, _digest, _map
 from ssole.report.record import Record
 from ssole.training.run import Run
 
@@ -208,7 +208,7 @@ def test_fifty_thousand_points_fit(page: Path, hostile_run: Run, monkeypatch: py
     found = _map(Facts(record=Record.read(hostile_run.path), sample=sample, reason=""), sample, 1)
     assert found["shown"] >= 2000
     assert len(found["data"]["ids"]) == len(found["data"]["where"]) == 50_000
-    assert len(json.dumps(found)) + page.stat().st_size < LARGEST_PAGE
+    assert len(json.dumps(found)) + page.stat().st_size < MAX_PAGE_BYTES
 
 
 def test_it_can_be_printed(browser: Any, page: Path) -> None:

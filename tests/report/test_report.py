@@ -17,7 +17,7 @@ import tiny
 from ssole.config import ConfigError
 from ssole.errors import DataError
 from ssole.report import report as module
-from ssole.report.page import LARGEST_PAGE
+from ssole.report.page import MAX_PAGE_BYTES
 from ssole.training.run import Run
 
 pytest.importorskip("bokeh", reason="the extra report is not installed")
@@ -52,7 +52,7 @@ class Outline(HTMLParser):
 def test_the_page_has_all_sections_and_fits(page: Path, sections: frozenset[str]) -> None:
     outline = Outline(page)
     assert outline.ids >= sections
-    assert page.stat().st_size < LARGEST_PAGE
+    assert page.stat().st_size < MAX_PAGE_BYTES
     for words in ("views matched", "kNN k=20", "untrained", "taken for", "Wh, if the machine draws", "config.yaml"):
         assert words in outline.text, words
 

@@ -14,7 +14,7 @@ import ssole
 from ssole.config import ConfigError
 from ssole.errors import DataError
 from ssole.search import build, cells
-from ssole.search.cells import Cells, divide, nearest_in_cells
+from ssole.search.cells import Cells, make_cells, nearest_in_cells
 from ssole.search.index import CELLS, Index
 from ssole.search.nearest import Rows, nearest_rows, unit_rows
 from ssole.training.run import Run
@@ -35,7 +35,7 @@ def rows() -> Rows:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_with_all_cells_the_result_is_that_of_brute_force(rows: Rows, dtype: Any) -> None:
     given = rows.astype(dtype)
-    made = divide(given)
+    made = make_cells(given)
     assert len(made.centres) == 98  # about 4 roots of 600
     np.testing.assert_allclose(np.linalg.norm(made.centres, axis=1), 1, atol=1e-5)
     queries = np.concatenate([unit_rows(torch.randn(5, 12)), rows[[7, 300]]])
@@ -50,7 +50,7 @@ def test_with_all_cells_the_result_is_that_of_brute_force(rows: Rows, dtype: Any
 
 
 def test_each_row_is_in_the_cell_of_its_nearest_centre(rows: Rows) -> None:
-    made = divide(rows)
+    made = make_cells(rows)
     nearest = (rows @ made.centres.T).max(axis=1)
     for cell in range(len(made.centres)):
         members = made.rows[made.starts[cell] : made.starts[cell + 1]]
@@ -59,8 +59,8 @@ def test_each_row_is_in_the_cell_of_its_nearest_centre(rows: Rows) -> None:
 
 
 def test_a_few_cells_find_neighbours_that_lie_together(rows: Rows) -> None:
-    made = divide(rows)
-    assert len(made.of(rows[0], 1, 8)) < 150
+    made = make_cells(rows)
+    assert len(made.near(rows[0], 1, 8)) < 150
     found, expected = nearest_in_cells(rows, made, rows[::20], 10, probed=8)[1], nearest_rows(rows, rows[::20], 10)[1]
     shares = [len({*a} & {*b}) / 10 for a, b in zip(found.tolist(), expected.tolist(), strict=True)]
     assert np.mean(shares) > 0.95
@@ -83,7 +83,7 @@ def test_an_index_with_cells(index: Index, run: Run, photos: Path, tmp_path: Pat
 def test_large_indices_have_cells_where_faiss_is_installed(
     run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "MANY", 20)
+    monkeypatch.setattr(build, "CELLS_ABOVE", 20)
     assert ssole.index(run, photos, tmp_path / "a", progress=False).cells is not None
     assert ssole.index(run, photos, tmp_path / "b", cells="never", progress=False).cells is None
     monkeypatch.setattr(cells, "find_spec", lambda _: None)

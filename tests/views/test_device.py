@@ -85,9 +85,9 @@ def test_batches_draw_their_own_rows_where_an_epoch_has_none() -> None:
     )
     known = device.EpochRows(FULL, 50_000, 3, seed=0)
     known._epoch, known._size = 0, torch.Size([8, 8])
-    assert known.of(images, ids, 0) == []  # looked up in no tables
-    assert known.of(images[..., 1:], ids, 0) is None  # another size
-    assert known.of(list(images), ids, 0) is None
-    assert known.of(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), 0) is None
-    assert device.EpochRows(FULL, None, 3, seed=0).of(images, ids, 0) is None
-    assert device.EpochRows(FULL, 10_000_000, 3, seed=0).of(images, ids, 0) is None  # does not fit
+    assert known.lookup(images, ids, 0) == []  # looked up in no tables
+    assert known.lookup(images[..., 1:], ids, 0) is None  # another size
+    assert known.lookup(list(images), ids, 0) is None
+    assert known.lookup(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.arange(4), 0) is None
+    assert device.EpochRows(FULL, None, 3, seed=0).lookup(images, ids, 0) is None
+    assert device.EpochRows(FULL, 10_000_000, 3, seed=0).lookup(images, ids, 0) is None  # does not fit

@@ -12,8 +12,8 @@ import tyro
 
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.describe import why_not_reopened
-from ssole.data.storage import first_and_more, has_pattern
-from ssole.errors import printable
+from ssole.data.storage import has_pattern
+from ssole.errors import listed, printable
 from ssole.models.load import weights_path
 from ssole.training.run import Change, Run
 
@@ -64,11 +64,11 @@ def run_data(config: PretrainConfig | None, run: Path | str) -> Any:
     paths = [config.data] if isinstance(config.data, str) else config.data
     gone = [one for one in paths if os.path.isabs(one) and not has_pattern(one) and not os.path.exists(one)]
     if gone:
-        raise ConfigError(f"the images of {run} are no longer there ({first_and_more(gone)}): pass --data")
+        raise ConfigError(f"the images of {run} are no longer there ({listed(gone, 1)}): pass --data")
     return config.data
 
 
-def picture_form(out: Path) -> str:
+def picture_format(out: Path) -> str:
     """Pillow's name of the format of a picture to write.
 
     Raises:
@@ -76,9 +76,9 @@ def picture_form(out: Path) -> str:
     """
     from PIL import Image
 
-    form = Image.registered_extensions().get(out.suffix.lower())
-    if form not in Image.SAVE:
+    file_format = Image.registered_extensions().get(out.suffix.lower())
+    if file_format not in Image.SAVE:
         raise ConfigError(f"--out names the picture to write, such as picture.png; got {out}")
     if not out.parent.is_dir():
         raise ConfigError(f"there is no folder {out.parent} to write {out.name} to")
-    return form
+    return file_format

@@ -37,7 +37,7 @@ from ssole.runtime import out_of_memory_reason, usable_cpus
 from ssole.training.guardian import CollapseError
 
 _SIGNAL = 128  # added to the number of a signal, it is the exit code after it
-_NARROWEST = 40  # columns of a help page; in a terminal of one column, its layout would never end
+_MIN_COLUMNS = 40  # columns of a help page; in a terminal of one column, its layout would never end
 Command = Callable[[Sequence[str]], int]
 
 COMMANDS: dict[str, Command] = {
@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _prepare_output() -> None:
     """Set up output: enough columns, `?` for characters that it lacks, and silence of libraries that name no image."""
-    if shutil.get_terminal_size().columns < _NARROWEST:
-        os.environ["COLUMNS"] = str(_NARROWEST)
+    if shutil.get_terminal_size().columns < _MIN_COLUMNS:
+        os.environ["COLUMNS"] = str(_MIN_COLUMNS)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")

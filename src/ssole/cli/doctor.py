@@ -11,6 +11,7 @@ import tyro
 
 from ssole.cli.common import OptionalFile, OptionalName, OptionalNumber, data_spec, parse, show
 from ssole.config import ConfigError
+from ssole.doctor.examine import LIMIT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,7 @@ class DoctorArgs:
     """Write a picture (.png) of some images and their views by the recipe."""
     json: OptionalFile = None
     """Also write everything as JSON. With -, JSON goes to standard output, and the page to standard error."""
-    limit: Annotated[int, tyro.conf.arg(metavar="INT")] = 100_000
+    limit: Annotated[int, tyro.conf.arg(metavar="INT")] = LIMIT
     """Most images to examine, evenly spaced over DATA (and over TEST)."""
     estimate: bool = True
     """Run a few training steps (about 20 s) to estimate time and memory."""

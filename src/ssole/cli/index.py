@@ -42,7 +42,7 @@ def index(argv: Sequence[str]) -> int:
     """
     from ssole.evaluation.models import is_run
     from ssole.search.build import build_index
-    from ssole.search.cells import MANY, PROBED
+    from ssole.search.cells import CELLS_ABOVE, PROBED
 
     args = parse(index, IndexArgs, argv)
     data = data_spec(args.data)
@@ -51,7 +51,7 @@ def index(argv: Sequence[str]) -> int:
     made = build_index(args.model, data, args.out, half=args.half, cells=args.cells, device=args.device)
     if made.cells is not None:
         show(f"{len(made.cells.centres):,} cells: a search looks into the nearest {PROBED}, with --exact into all")
-    elif len(made) > MANY and args.cells == "auto":
+    elif len(made) > CELLS_ABOVE and args.cells == "auto":
         print(
             "searches look at all images: after pip install 'ssole[search]', an index in another folder has cells, and "
             "is quicker"

@@ -88,7 +88,7 @@ def _settings(args: PretrainArgs, given: set[str]) -> dict[str, Any]:
         node = config
         for group in groups:
             node = node[int(group) if isinstance(node, list) else group]
-        name = name if name in node else name.removeprefix("no_")
+        name = name if name in node else name.removeprefix("no_")  # tyro's --no-FLAG
         if name in node:
             settings[".".join([*groups, name])] = node[name]
     others = {"views": args.views, "knn_every": args.eval_every, "preset": args.preset}
@@ -105,9 +105,9 @@ def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
     first.add_argument("--data", nargs="*")
     known = vars(first.parse_known_args(argv)[0])
     recipe, preset, channels = known["recipe"] or DEFAULT_RECIPE, known["preset"], known["channels"] or ""
-    # These decide which options there are.
+    # The defaults decide which options there are, and must accept all that suits the recipe chosen later from the data:
+    # other channels than those of digits-m, and settings for larger views than its own.
     shaping: dict[str, Any] = {"preset": preset, "loss.name": known["loss.name"]}
-    # else the views of digits-m, which are of small photographs, refuse what suits the recipe that will be chosen
     if not given & {"--recipe", "--preset"} and channels.isascii() and channels.isdecimal():
         shaping |= channel_overrides(int(channels))
     if "--recipe" not in given and known["data"] not in (None, [DEFAULT_RECIPE]) and not {"-h", "--help"} & {*argv}:

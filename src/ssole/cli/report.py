@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from ssole.cli.common import DataWords, Device, OptionalFile, data_spec, parse, show
 from ssole.config import ConfigError
+from ssole.report.report import IMAGES
 from ssole.report.report import report as write
 
 
@@ -26,7 +27,7 @@ class ReportArgs:
     """Images, in any form that pretraining takes. By default, the data of each run."""
     out: OptionalFile = None
     """File to write. By default, RUN/report.html of the first run."""
-    images: int = 4000
+    images: int = IMAGES
     """Largest number of images to look at, drawn at random; at most 50,000."""
     columns: OptionalFile = None
     """CSV file whose first column names images: its other columns can colour the map."""
@@ -50,16 +51,21 @@ def report(argv: Sequence[str]) -> int:
     The page holds everything it needs: open it from the disk, or send it to someone.
     """
     args = parse(report, ReportArgs, argv)
-    how: dict[str, Any] = {"data": data_spec(args.data), "images": args.images}
-    how |= {"columns": args.columns, "device": args.device}
     if args.live:
-        return _serve(args, how)
-    path = write(list(args.runs), out=args.out, **how)
+        return _serve(args)
+    path = write(
+        list(args.runs),
+        data=data_spec(args.data),
+        out=args.out,
+        images=args.images,
+        columns=args.columns,
+        device=args.device,
+    )
     show(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
 
 
-def _serve(args: ReportArgs, how: dict[str, Any]) -> int:
+def _serve(args: ReportArgs) -> int:
     from ssole.report.live import serve
 
     if args.out is not None:
@@ -68,6 +74,15 @@ def _serve(args: ReportArgs, how: dict[str, Any]) -> int:
     def announce(url: str) -> None:
         print(f"{url}\nopen it in a browser on this machine; Ctrl-C ends it", flush=True)
 
-    serve(list(args.runs), announce, port=args.port, every=args.every, **how)
+    serve(
+        list(args.runs),
+        announce,
+        port=args.port,
+        every=args.every,
+        data=data_spec(args.data),
+        images=args.images,
+        columns=args.columns,
+        device=args.device,
+    )
     print("\nended")
     return 0

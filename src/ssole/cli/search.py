@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ssole.cli.common import DataWords, Device, FilePath, data_spec, parse, picture_form, show
+from ssole.cli.common import DataWords, Device, FilePath, data_spec, parse, picture_format, show
 from ssole.config import ConfigError
 from ssole.data.describe import why_not_reopened
 from ssole.errors import printable
 from ssole.files import write_atomically
+from ssole.search.groups import NEAR_DUPLICATE
 
 if TYPE_CHECKING:
     from ssole.search.index import Index
@@ -34,7 +35,7 @@ class SearchArgs:
     """Number of images to find."""
     duplicates: bool = False
     """Find groups of near duplicates instead: images that the model can hardly tell apart."""
-    least: float = 0.98
+    least: float = NEAR_DUPLICATE
     """With --duplicates: least cosine similarity of duplicates."""
     outliers: bool = False
     """Find images that are similar to no other instead."""
@@ -65,17 +66,19 @@ def search(argv: Sequence[str]) -> int:
     args = parse(search, SearchArgs, argv)
     if (args.query is not None) + args.duplicates + args.outliers != 1:
         raise ConfigError("give one of: an image to look for (QUERY), --duplicates, --outliers")
-    form = picture_form(args.out)
+    file_format = picture_format(args.out)
     index = open_index(args.index, data=data_spec(args.data), device=args.device)
-    how: dict[str, Any] = {"model": args.model, "device": args.device, "exact": args.exact}
     if args.duplicates:
         groups = index.duplicates(args.least)
         _print_groups(groups, index)
+    elif args.outliers:
+        groups = [index.outliers(args.k)]
+        _print_table(groups[0], "mean similarity to 10 neighbours")
     else:
-        groups = [index.outliers(args.k) if args.outliers else index.search(args.query, args.k, **how)]
-        _print_table(groups[0], "mean similarity to 10 neighbours" if args.outliers else "similarity")
+        groups = [index.search(args.query, args.k, model=args.model, device=args.device, exact=args.exact)]
+        _print_table(groups[0], "similarity")
     if groups:
-        _draw(args, index, groups, form)
+        _draw(args, index, groups, file_format)
     return 0
 
 
@@ -104,7 +107,7 @@ def _print_groups(groups: list[Matches], index: Index) -> None:
             show(f"  {value:.4f}  {name}")
 
 
-def _draw(args: SearchArgs, index: Index, groups: list[Matches], form: str) -> None:
+def _draw(args: SearchArgs, index: Index, groups: list[Matches], file_format: str) -> None:
     """Draw the picture, or say why there is none: the images may be gone, and the table needs none."""
     from ssole.search.sheet import contact_sheet
 
@@ -118,7 +121,7 @@ def _draw(args: SearchArgs, index: Index, groups: list[Matches], form: str) -> N
     except ValueError as error:
         show(f"no picture: {error} (--data says where the images are)")
         return
-    write_atomically(args.out, lambda path: sheet.save(path, format=form))
+    write_atomically(args.out, lambda path: sheet.save(path, format=file_format))
     show(f"picture: {args.out}")
     if missing:
         show(f"{len(missing)} images are gone or cannot be read, such as {missing[0]}: they are grey")

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 import tyro
 
-from ssole.cli.common import FilePath, data_spec, parse, picture_form, show
+from ssole.cli.common import FilePath, data_spec, parse, picture_format, show
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, ViewRecipe, load, view_preset
 from ssole.data.base import evenly_spaced
 from ssole.data.decode import decode
@@ -25,7 +25,7 @@ class ViewsArgs:
     """Options of `ssole views`."""
 
     data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ("digits-m",)
-    """One image file or several, or data in any form that pretraining takes."""
+    """One image file or several, or data in any file_format that pretraining takes."""
     recipe: str = DEFAULT_RECIPE
     """A recipe's name, the path of a YAML file, or a preset: natural, small, digits, aerial, grey, channels."""
     out: FilePath = Path("views.png")
@@ -51,10 +51,10 @@ def views(argv: Sequence[str]) -> int:
 
     args = parse(views, ViewsArgs, argv)
     recipe = view_preset(args.recipe) if args.recipe in PRESETS else load(args.recipe).augment
-    form = picture_form(args.out)
+    file_format = picture_format(args.out)
     images, indices = _some_images(args, recipe)
     sheet = picture(images, indices, recipe=recipe, seed=args.seed, epoch=args.epoch)
-    write_atomically(args.out, lambda path: sheet.save(path, format=form))
+    write_atomically(args.out, lambda path: sheet.save(path, format=file_format))
     show(f"{len(images)} image{'s' * (len(images) > 1)} and their views by {args.recipe}: {args.out}")
     return 0
 
@@ -67,5 +67,6 @@ def _some_images(args: ViewsArgs, recipe: ViewRecipe) -> tuple[list[torch.Tensor
     are_images = all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths)
     source = ObjectSource(args.data) if are_images else open_source(data_spec(args.data))
     chosen = evenly_spaced(len(source), args.images)
-    how = {"channels": args.channels, "shrink_to": recipe.useful_size}  # as in training
-    return [decode(source.read(i), where=source.id(i), **how) for i in chosen], torch.tensor(chosen)
+    size = recipe.useful_size  # as in training
+    images = [decode(source.read(i), where=source.id(i), shrink_to=size, channels=args.channels) for i in chosen]
+    return images, torch.tensor(chosen)

@@ -18,7 +18,7 @@ from ssole.comparison.trial import resumable
 from ssole.config import ConfigError, PretrainConfig
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
-from ssole.data.describe import by_name, describe, why_not_reopened
+from ssole.data.describe import canonical, describe, why_not_reopened
 from ssole.training.feed import make_plan
 from ssole.training.run import Change
 from ssole.training.settings import measured, say_reasons
@@ -68,8 +68,8 @@ def compare(
     name, base = _shared(data, recipe, overrides, progress)
     arms = make_arms(methods, replace(base, budget=None), projector=projector)
     limit = None if budget is None else Budget.parse(budget)
-    data = by_name(base.data if data is None else data)
-    opened = open_images(data, test if test is None else by_name(test), most=images)
+    data = canonical(base.data if data is None else data)
+    opened = open_images(data, test if test is None else canonical(test), most=images)
     request = Request(
         arms=arms,
         data=describe(data),

@@ -24,7 +24,7 @@ from ssole.comparison.trial import Trial, resumable, run_trial
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, to_dict
 from ssole.config.budget import Budget
 from ssole.data.base import Source, Spec, evenly_spaced
-from ssole.data.describe import by_name, describe
+from ssole.data.describe import canonical, describe
 from ssole.data.store import ImageStore
 from ssole.data.subset import SubsetSource
 from ssole.evaluation.evaluate import evaluate
@@ -96,7 +96,7 @@ def tune(
     name, config = choose(data, recipe, overrides)
     say_reasons(config, enabled=progress)
     base = replace(config, knn_every=None, eval_data=None, budget=None)
-    data = by_name(base.data if data is None else data)  # by the names that a trial that goes on will have
+    data = canonical(base.data if data is None else data)
     request = _request(base, data, Budget.parse(budget), trials)
     folder = api.new_folder(out, f"tune-{name}")
     with resumable(folder, f"the same command and --out {folder}"):

@@ -23,7 +23,7 @@ def check(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def check_weight(name: str, value: float) -> None:
+def check_non_negative(name: str, value: float) -> None:
     """Raise a ConfigError unless a setting is at least 0 and finite."""
     check(0 <= value < math.inf, f"{name} must be at least 0 and finite, got {value}")
 
@@ -69,7 +69,7 @@ class SSOLEConfig:
     """Ablation: `reference` repeats the published code's error in the gradient of the low-rank term."""
 
     def __post_init__(self) -> None:
-        check_weight("high_rank_weight", self.high_rank_weight)
+        check_non_negative("high_rank_weight", self.high_rank_weight)
         check(0 <= self.gamma <= 1, f"gamma must be in [0, 1], got {self.gamma}")
         positive = self.temperature is None or 0 < self.temperature < math.inf
         check(positive, f"temperature must be above 0 and finite, or null, got {self.temperature}")
@@ -87,7 +87,7 @@ class OLEConfig:
     """Norm below which a class is not pushed down further."""
 
     def __post_init__(self) -> None:
-        check_weight("margin", self.margin)
+        check_non_negative("margin", self.margin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class BarlowTwinsConfig:
     """Weight of the correlations between different dimensions."""
 
     def __post_init__(self) -> None:
-        check_weight("redundancy_weight", self.redundancy_weight)
+        check_non_negative("redundancy_weight", self.redundancy_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class VICRegConfig:
 
     def __post_init__(self) -> None:
         for name in ("invariance_weight", "variance_weight", "covariance_weight"):
-            check_weight(name, getattr(self, name))
+            check_non_negative(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class FroSSLConfig:
     """Weight of the distance between views and their mean."""
 
     def __post_init__(self) -> None:
-        check_weight("invariance_weight", self.invariance_weight)
+        check_non_negative("invariance_weight", self.invariance_weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class MMCRConfig:
     """Weight of the nuclear norm of each image's views."""
 
     def __post_init__(self) -> None:
-        check_weight("local_weight", self.local_weight)
+        check_non_negative("local_weight", self.local_weight)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,8 +62,8 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in _RECIPES.glob("*.yaml"))
 
 
-# Bytes, values and levels of a file of settings. Recipes have a thousand, fifty and four, but `data` may list files.
-_LONGEST, _MOST, _DEEPEST = 1 << 26, 500_000, 20
+# A recipe has about 1,000 bytes, 50 values and 4 levels. The limits are far above that, as `data` may list many files.
+_MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 1 << 26, 500_000, 20
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
@@ -78,11 +78,11 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
     try:
         with open(path, "rb") as file:
-            data = file.read(_LONGEST + 1)
-        if len(data) > _LONGEST:
-            raise ValueError(f"it has more than {_LONGEST} bytes")
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         text = data.decode("utf-8")
-        _check_nesting(text)
+        _check_limits(text)
         values = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # the last two from odd numbers and dates
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
@@ -91,7 +91,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_nesting(text: str) -> None:
+def _check_limits(text: str) -> None:
     """Raise a `ValueError` for aliases, deep nesting and very many values, before any of them is made."""
     import yaml
 
@@ -102,10 +102,10 @@ def _check_nesting(text: str) -> None:
             line = event.start_mark.line + 1 if event.start_mark else "?"
             raise ValueError(f"line {line} has an alias (*{event.anchor}): write the value out")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
-        if number > _MOST:
-            raise ValueError(f"it has more than {_MOST} values")
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
+        if number > _MAX_VALUES:
+            raise ValueError(f"it has more than {_MAX_VALUES} values")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

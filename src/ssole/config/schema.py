@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ssole.config.budget import budget_seconds
-from ssole.config.losses import LossConfig, Projector, SSOLEConfig, check, check_weight
+from ssole.config.losses import LossConfig, Projector, SSOLEConfig, check, check_non_negative
 from ssole.config.view_recipe import ViewRecipe
 
 
@@ -73,7 +73,7 @@ class OptimConfig:
         check(0 < self.lr < math.inf, f"lr must be positive and finite, got {self.lr}")
         check(0 <= self.final_lr <= self.lr, f"final_lr must be in [0, lr = {self.lr}], got {self.final_lr}")
         check(self.warmup_steps >= 0, f"warmup_steps must be at least 0, got {self.warmup_steps}")
-        check_weight("weight_decay", self.weight_decay)
+        check_non_negative("weight_decay", self.weight_decay)
         check(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
         check(all(0 <= beta < 1 for beta in self.betas), f"betas must be in [0, 1), got {self.betas}")
         decay = self.layer_decay
@@ -170,9 +170,9 @@ class PretrainConfig:
             f"{' and '.join(self.augment.colour_operations)} need red, green and blue, and channels is {wanted}: "
             "set them to 0, or use the preset 'channels'",
         )
-        check_weight("checkpoint_seconds", self.checkpoint_seconds)
+        check_non_negative("checkpoint_seconds", self.checkpoint_seconds)
         check(0 <= self.max_unreadable <= 1, f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
-        check_weight("cache_gb", self.cache_gb or 0.0)
+        check_non_negative("cache_gb", self.cache_gb or 0.0)
         check(
             0 < self.process_timeout < math.inf, f"process_timeout must be positive seconds, got {self.process_timeout}"
         )

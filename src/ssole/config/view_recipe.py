@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from ssole.config.losses import check, check_weight
+from ssole.config.losses import check, check_non_negative
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -88,7 +88,7 @@ class ViewRecipe:
         for name in ("hflip", "vflip", "turn", "jitter", "grey", "blur", "solarize"):
             check(0 <= getattr(self, name) <= 1, f"{name} is a probability in [0, 1], got {getattr(self, name)}")
         for name in ("brightness", "contrast", "saturation"):
-            check_weight(name, getattr(self, name))
+            check_non_negative(name, getattr(self, name))
         check(0 <= self.hue <= 0.5, f"hue must be in [0, 0.5], got {self.hue}")
         low, high = self.blur_sigma
         check(0 < low <= high < math.inf, f"blur_sigma must satisfy 0 < min <= max, both finite, got {self.blur_sigma}")

@@ -82,7 +82,7 @@ def open_npy(location: str) -> ArraySource:
     name = name_of(location)
     with data_errors(_UNREADABLE.format(location)), np.errstate(over="ignore"):  # the header may claim any shape
         if is_remote(location):
-            data = read_bytes(location, where=name, most=int(0.4 * total_memory()))  # and as much for the array
+            data = read_bytes(location, where=name, most=int(0.4 * total_memory()))  # twice: the file, and its array
             images = np.load(io.BytesIO(data), allow_pickle=False)
         else:
             require_regular(location)
@@ -111,17 +111,17 @@ def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
         archive: Any = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise DataError(f"{location} holds one array, not an archive of them: name it .npy.")
-        images, labels = _keys(archive, split, whole, location)
-        wanted = [key for key in (images, labels) if key is not None]
+        images_key, labels_key = _keys(archive, split, whole, location)
+        wanted = [key for key in (images_key, labels_key) if key is not None]
         members = [member for member in archive.zip.infolist() if member.filename.removesuffix(".npy") in wanted]
         size = sum(member.file_size for member in members)  # zipfile unpacks no more than that
         hint = "Save the images as .npy, which is read image by image."
         check_memory(size, f"The arrays {wanted} of {location}", hint)
-        numbers = None if labels is None else archive[labels]
-        pixels = archive[images]
-    if numbers is not None and numbers.ndim == 2 and numbers.shape[1] == 1:
-        numbers = numbers[:, 0]
-    return ArraySource(pixels, numbers, name=f"{name}/{images}")
+        labels = None if labels_key is None else archive[labels_key]
+        images = archive[images_key]
+    if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    return ArraySource(images, labels, name=f"{name}/{images_key}")
 
 
 def _keys(archive: Any, split: Split, whole: bool, location: str) -> tuple[str, str | None]:

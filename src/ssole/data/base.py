@@ -23,7 +23,7 @@ Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
 Split = Literal["train", "test"]
 
-MOST_FILES = 100_000
+MAX_FILES = 100_000
 """Largest number of files for a fingerprint, which then takes about a second."""
 
 
@@ -213,7 +213,7 @@ def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArr
 
 
 def _named(source: Source, names: list[str] | None) -> tuple[NDArray[np.int64], list[str] | None]:
-    """Labels and class names of a source beside another one with these names; integers become names if one is."""
+    """Labels and class names of a source; without names, its integers become names if one is among `names`."""
     assert source.labels is not None
     if source.classes is None and names is not None:
         values = np.unique(source.labels[source.labels >= 0])

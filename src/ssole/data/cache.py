@@ -125,12 +125,12 @@ class ImageCache:
         """Whether no more images are kept: the limit is reached, or the disk refused."""
         self._warned = False
         self._checked = np.zeros(images, dtype=bool)
-        self._mutex = threading.Lock()  # between the threads of this process; the file lock is between processes
-        self._position = threading.Lock()  # of pixels.bin: writing moves it, and so does mapping
-        self._lock = FileLock(folder / ".lock", thread_local=False)
+        self._thread_lock = threading.Lock()  # held to append and to close
+        self._seek_lock = threading.Lock()  # writing and mapping move the position in pixels.bin
+        self._process_lock = FileLock(folder / ".lock", thread_local=False)
         self._pixels, self._index = _open(folder / "pixels.bin"), _open(folder / "index.bin")
         with suppress(OSError):  # the file system has no locks, or another process is removing this cache
-            _lock(self._pixels, shared=True)
+            _flock(self._pixels, shared=True)
         self._index.truncate(images * _RECORD.itemsize)  # fills it with zeros, which take no space, if it was shorter
         self._records = np.asarray(np.memmap(self._index, dtype=_RECORD, mode="r"))  # shows what other processes write
         self._map: NDArray[np.uint8] = np.empty(0, np.uint8)
@@ -144,7 +144,7 @@ class ImageCache:
 
         The tensor's memory belongs to this process: writing to it does not change the file.
         """
-        checked = self._checked[i]  # before the record, which another thread may be writing and then set this
+        checked = self._checked[i]  # before the record: `_append` sets it only when the record is complete
         offset, shape, itemsize, checksum = self._records[i].item()
         if itemsize not in _DTYPES:
             return None
@@ -160,13 +160,13 @@ class ImageCache:
         """Append image i, (C, H, W) uint8 or uint16, unless it is kept already or the cache is full."""
         if self.full or image.numel() == 0:
             return
-        with self._mutex:
+        with self._thread_lock:
             if self._pixels.closed:
                 return
             try:
                 if os.fstat(self._pixels.fileno()).st_nlink == 0:  # writing on would fill the disk with a nameless file
                     raise OSError("it was deleted")
-                with self._lock.acquire(timeout=_PATIENCE, poll_interval=0.002):
+                with self._process_lock.acquire(timeout=_PATIENCE, poll_interval=0.002):
                     if self.get(i) is None:  # no other process was faster
                         self._append(i, image)
             except (OSError, NotImplementedError) as error:  # of filelock: a timeout, or a file system without locks
@@ -184,7 +184,7 @@ class ImageCache:
 
     def close(self) -> None:
         """Close the files. Images that were handed out stay valid; no more are found or kept."""
-        with self._mutex:
+        with self._thread_lock:
             self._pixels.close()
             self._index.close()
             self._records, self._map = np.zeros_like(self._records), np.empty(0, np.uint8)
@@ -196,7 +196,7 @@ class ImageCache:
         offset = math.ceil(os.fstat(self._pixels.fileno()).st_size / _ALIGN) * _ALIGN
         if offset + len(data) > self.limit:
             raise OSError("it has reached its limit")
-        with self._position:
+        with self._seek_lock:
             _write(self._pixels, offset, data)
         record = np.array([(offset, tuple(image.shape), image.element_size(), zlib.crc32(data))], _RECORD)
         # not through the memory map, where a full disk would kill the process
@@ -205,10 +205,10 @@ class ImageCache:
 
     def _bytes(self, start: int, length: int) -> NDArray[np.uint8]:
         """Bytes of pixels.bin; fewer than asked for where the record is damaged."""
-        pixels = self._map  # another thread may put a shorter map in its place meanwhile
+        pixels = self._map  # another thread may replace it, even by a shorter map
         if len(pixels) < start + length <= os.fstat(self._pixels.fileno()).st_size:
-            with self._position:
-                pixels = self._map = _map(self._pixels)  # tensors over the shorter map keep that one alive
+            with self._seek_lock:
+                pixels = self._map = _memory_map(self._pixels)  # tensors over the shorter map keep that one alive
         part = pixels[start : start + length]
         return part if part.flags.writeable else part.copy()
 
@@ -219,7 +219,7 @@ def remove_unless_open(folder: Path) -> bool:
     try:
         with nullcontext() if os.name == "nt" else open(pixels, "r+b") as file:
             if file is not None:
-                _lock(file, shared=False)
+                _flock(file, shared=False)
             pixels.unlink()  # Windows refuses while a process has it open, and so needs no lock
             shutil.rmtree(folder)
     except OSError:
@@ -275,7 +275,7 @@ def _open(path: Path) -> IO[bytes]:
     return open(path, "r+b", buffering=0)
 
 
-def _lock(file: IO[bytes], *, shared: bool) -> None:
+def _flock(file: IO[bytes], *, shared: bool) -> None:
     """Lock a file, shared or alone, until it is closed; `OSError` if that is not possible at once."""
     if os.name != "nt":
         import fcntl
@@ -289,7 +289,7 @@ def _write(file: IO[bytes], offset: int, data: memoryview) -> None:
         data = data[file.write(data) :]  # one call may write only a part
 
 
-def _map(file: IO[bytes]) -> NDArray[np.uint8]:
+def _memory_map(file: IO[bytes]) -> NDArray[np.uint8]:
     """Memory map of the whole file, copied on write."""
     try:
         return np.asarray(np.memmap(file, mode="c"))

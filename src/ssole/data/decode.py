@@ -216,7 +216,7 @@ def _pixels(image: Image.Image, where: str, *, rgb: bool, shrink_to: int | None 
         image = image.convert("L")
     elif image.mode not in (("RGB",) if rgb else ("L", "LA", "RGB", "RGBA")):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    # with an alpha channel, Pillow would mix it into the colours
+    # not with alpha, which Pillow would mix into the colours: `decode` shrinks such an array
     return np.asarray(_shrunk(image, shrink_to) if image.mode in ("L", "RGB") else image)
 
 

@@ -32,10 +32,10 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
     return _IN_MEMORY + str(getattr(spec, "name", f"{type(spec).__name__} {getattr(spec, 'shape', '')}".strip()))
 
 
-def by_name(spec: Spec) -> Spec:
-    """Data by their name from :func:`describe`, so that a resumed run finds the same ids.
+def canonical(spec: Spec) -> Spec:
+    """Data as a resumed run will open them, by the text of :func:`describe`: ids of files are their paths.
 
-    Data that this name cannot open stay as they are: those in memory, or behind a URL that lost its secrets.
+    Data that this text cannot open stay as they are: those in memory, or behind a URL that lost its secrets.
     """
     described = describe(spec)
     parts = [described] if isinstance(described, str) else described

@@ -16,7 +16,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import MOST_FILES, Source, evenly_spaced, number_texts
+from ssole.data.base import MAX_FILES, Source, evenly_spaced, number_texts
 from ssole.data.storage import data_errors, folder_of, is_remote, name_of, read_bytes, suffix_of
 from ssole.errors import DataError, without_secrets
 
@@ -58,7 +58,7 @@ class FileSource(Source):
     def files_of(self, positions: Sequence[int] | NDArray[np.int64]) -> list[str] | None:
         if is_remote(self.root):  # one request for each image would take too long
             return None
-        chosen = (positions[k] for k in evenly_spaced(len(positions), MOST_FILES))
+        chosen = (positions[k] for k in evenly_spaced(len(positions), MAX_FILES))
         return [os.path.join(self.root, self._paths[i]) for i in chosen]
 
 
@@ -91,7 +91,7 @@ class FolderSource(FileSource):
                 raise DataError(f"The folder {folder} is empty: it holds no files that are visible{hidden}.")
             raise DataError(
                 f"The folder {folder} holds no images (known by suffixes such as .jpg), only other files: "
-                f"{kinds(self.ignored)}{hidden}."
+                f"{suffix_counts(self.ignored)}{hidden}."
             )
         self.labels, self.classes = _folder_labels(paths)
         self._paths = [f"{inside}/{path}" for path in paths] if inside else paths
@@ -150,7 +150,7 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in registered.items() if kind in Image.OPEN and kind not in _NOT_PHOTOS)
 
 
-def kinds(ignored: Mapping[str, int]) -> str:
+def suffix_counts(ignored: Mapping[str, int]) -> str:
     """Most frequent suffixes in words, with the number of files of each."""
     return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in Counter(ignored).most_common(8))
 
@@ -224,11 +224,13 @@ def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[
                 f"{location} begins with {header}; its header must name a column of paths: {', '.join(_PATH_COLUMNS)}."
             )
         for row in rows:
-            if row:
-                entries.append(row[path].strip())
-                labels.append(row[label or 0].strip())
-                if not entries[-1]:
-                    raise DataError(f"{location}, line {rows.line_num}: the row {row} has no path.")
+            if not row:
+                continue
+            entries.append(row[path].strip())
+            if label is not None:
+                labels.append(row[label].strip())
+            if not entries[-1]:
+                raise DataError(f"{location}, line {rows.line_num}: the row {row} has no path.")
     except csv.Error as error:
         raise DataError(f"{location}, line {rows.line_num}: {error}.") from error
     except IndexError as error:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import MOST_FILES, Indexable, Pixels, Source, evenly_spaced, number_integers
+from ssole.data.base import MAX_FILES, Indexable, Pixels, Source, evenly_spaced, number_integers
 from ssole.data.decode import pillow_pixels
 from ssole.data.storage import data_errors, is_remote, read_bytes
 from ssole.errors import DataError, without_secrets
@@ -84,7 +84,7 @@ class ObjectSource(Source):
     def files(self) -> list[str] | None:
         if not self._holds_paths:
             return None
-        files = [os.fspath(self._items[i]) for i in evenly_spaced(len(self), MOST_FILES)]
+        files = [os.fspath(self._items[i]) for i in evenly_spaced(len(self), MAX_FILES)]
         return None if any(map(is_remote, files)) else files
 
     def _item(self, i: int) -> Any:
@@ -115,7 +115,7 @@ def _ids(paths: Any) -> list[str]:
     names = [without_secrets(path) if is_remote(path := os.fspath(item)) else path for item in paths]
     if len(set(names)) == len(names):
         return names
-    return [f"{name}:{i}" if is_remote(name) else name for i, name in enumerate(names)]  # the queries told them apart
+    return [f"{name}:{i}" if is_remote(name) else name for i, name in enumerate(names)]  # only their queries differed
 
 
 def _is_pillow(item: Any) -> bool:

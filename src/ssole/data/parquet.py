@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from ssole.data.base import Source, is_text, number_labels
-from ssole.data.storage import absolute, data_errors, first_and_more, is_remote, name_of, open_binary, relative_to
-from ssole.errors import DataError, without_secrets
+from ssole.data.storage import absolute, data_errors, is_remote, name_of, open_binary, relative_to
+from ssole.errors import DataError, listed, without_secrets
 from ssole.files import parse_json, require_regular
 from ssole.runtime import check_memory
 
@@ -51,23 +51,23 @@ class ParquetSource(Source):
         if not paths:
             raise DataError("No parquet file was given.")
         self._files = paths
-        column = [] if image_column is None else [image_column]  # of several, each has a cache of its own
-        self.identity = without_secrets("\n".join(sorted(map(absolute, paths)) + column))
+        chosen = [] if image_column is None else [image_column]  # two image columns of one file need two caches
+        self.identity = without_secrets("\n".join(sorted(map(absolute, paths)) + chosen))
         schema = _open(paths[0]).schema_arrow
         features = _features(schema)
         image = _image_column(schema, features, image_column, paths[0])
         label = _label_column(schema, features, label_column, paths[0])
         stem = os.path.splitext(name_of(paths[0]))[0]
-        self.name = first_and_more([stem, *paths[1:]])
+        self.name = listed([stem, *paths[1:]], 1)
         self._names = [name_of(path) if root is None else relative_to(path, os.fspath(root)) for path in paths]
         _check_memory(paths, image)
         parts = [_read(path, image, label) for path in paths]
         self._images = pa.chunked_array([chunk for images, _ in parts for chunk in images], pa.large_binary())
         self._starts = np.cumsum([0] + [sum(map(len, images)) for images, _ in parts])
         if len(self._images) == 0:
-            raise DataError(f"{first_and_more(paths)} holds no rows.")
+            raise DataError(f"{listed(paths, 1)} holds no rows.")
         if label is not None:
-            with data_errors(f"{first_and_more(paths)}: the labels are damaged, or of different types"):
+            with data_errors(f"{listed(paths, 1)}: the labels are damaged, or of different types"):
                 # integers of several widths become those of the widest
                 tables = [pa.table({label: chunk}) for _, labels in parts for chunk in labels]
                 table = pa.concat_tables(tables, promote_options="permissive")
@@ -114,16 +114,17 @@ def _open(path: str) -> Any:
 
 def _check_memory(paths: list[str], image: str) -> None:
     """Raise a DataError if the encoded images would not fit into memory."""
-    what = f"The encoded images of {first_and_more(paths)}"
+    what = f"The encoded images of {listed(paths, 1)}"
     hint = "Give fewer files, or unpack them into a folder of images, which is read file by file."
     files = [_open(path).metadata for path in paths]
     groups = [metadata.row_group(group) for metadata in files for group in range(metadata.num_row_groups)]
-    # A look at a single column ends the process if its statistics are damaged, so that comes last.
+    # The size of all columns first, an upper bound: metadata of a single one crash the process if they are damaged.
     with suppress(DataError):
-        return check_memory(sum(group.total_byte_size for group in groups), what, hint)
+        check_memory(sum(group.total_byte_size for group in groups), what, hint)
+        return
     columns = [group.column(column) for group in groups for column in range(group.num_columns)]
     size = sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == image)
-    return check_memory(size, what, hint)
+    check_memory(size, what, hint)
 
 
 def _read(path: str, image: str, label: str | None) -> tuple[list[Any], list[Any]]:

@@ -15,7 +15,7 @@ from ssole.errors import DataError, without_secrets
 from ssole.files import require_regular
 
 _TIMEOUT = 30.0  # seconds; the default of SSOLE_TIMEOUT
-_LEAST_RATE = 10_000  # bytes per second; a server that drips could keep a run waiting for ever
+_MIN_RATE = 10_000  # bytes per second; a server that drips could keep a run waiting for ever
 _BLOCK = 1 << 18  # bytes fetched at once while seeking through a file
 _PAUSES = (0.5, 2.0)  # seconds before a read is tried again: most failures of a network pass
 # Errors after which a second try would not help.
@@ -169,8 +169,8 @@ def _read_http(fs: Any, url: str, start: int, end: int | None, most: int) -> byt
                 data += piece
                 if len(data) > most:
                     break
-                if time.monotonic() - begin > seconds + len(data) / _LEAST_RATE:
-                    raise ConnectionAbortedError(f"it sends less than {_LEAST_RATE} bytes per second")
+                if time.monotonic() - begin > seconds + len(data) / _MIN_RATE:
+                    raise ConnectionAbortedError(f"it sends less than {_MIN_RATE} bytes per second")
         return bytes(data[: most + 1])
 
     try:

@@ -23,7 +23,6 @@ from ssole.data.storage import (
     data_errors,
     expand,
     files_below,
-    first_and_more,
     has_pattern,
     is_remote,
     name_of,
@@ -31,14 +30,14 @@ from ssole.data.storage import (
     suffix_of,
 )
 from ssole.data.tars import TarSource
-from ssole.errors import DataError
+from ssole.errors import DataError, listed
 
 _ONE_FILE = (*LIST_SUFFIXES, ".npy", ".npz")  # kinds where one file is a whole data set
 _FILES = (".parquet", ".tar", *_ONE_FILE)
 _TEST_NAMES = ("test", "val", "valid", "validation")  # the first that exists is the test split
 _COMPRESSED_TAR = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz)$")
 _SHARD_SUFFIXES = frozenset({".parquet", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst"})
-_MOST_SIBLINGS = 10_000  # names that a mistyped one is compared with, which takes a third of a second
+_MAX_SIBLINGS = 10_000  # names that a mistyped one is compared with, which takes a third of a second
 
 
 def open_source(spec: Spec, *, split: Split = "train") -> Source:
@@ -111,7 +110,7 @@ def _open_path(text: str, split: Split) -> Source:
         return _open_files(expand(text), None, split)
     siblings: list[str] = []
     with suppress(OSError, ValueError):  # there is no such folder, or it cannot be listed
-        siblings = os.listdir(path.parent)[:_MOST_SIBLINGS]
+        siblings = os.listdir(path.parent)[:_MAX_SIBLINGS]
     close = [str(path.parent / name) for name in difflib.get_close_matches(path.name, siblings)]
     close += difflib.get_close_matches(text.lower(), ["digits-m", *TORCHVISION])
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
@@ -206,10 +205,15 @@ def _require_files(files: list[str]) -> None:
     if not files:
         raise DataError("No file was given.")
     for file in files:
-        if not is_remote(file) and not os.path.isfile(file):
-            together = "a folder, and only files can be given together: name one folder that holds all of them"
-            kind = together if os.path.isdir(file) else "not a regular file but a pipe, socket or device"
-            raise DataError(f"{file} is {kind}." if os.path.exists(file) else f"There is no file {file}.")
+        if is_remote(file) or os.path.isfile(file):
+            continue
+        if os.path.isdir(file):
+            raise DataError(
+                f"{file} is a folder, and only files can be given together: name one folder that holds all of them."
+            )
+        if os.path.exists(file):
+            raise DataError(f"{file} is not a regular file but a pipe, socket or device.")
+        raise DataError(f"There is no file {file}.")
 
 
 def _open_files(files: list[str], root: str | None, split: Split) -> Source:
@@ -219,13 +223,13 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
     if kinds <= image_suffixes() and len(files) > 1:
         if split == "test":
             raise NoTestImages(
-                f"{first_and_more(files)} image files have no test split: they are all training images. "
+                f"{listed(files, 1)} image files have no test split: they are all training images. "
                 "Name the test images on their own."
             )
         return ObjectSource(files, name=f"{len(files)} files")
     if len(kinds) > 1 or not kinds <= set(_FILES):
         raise DataError(
-            f"{first_and_more(files)} cannot be opened as one data set: "
+            f"{listed(files, 1)} cannot be opened as one data set: "
             f"expected a folder of images, several image files, or files of one kind among {', '.join(_FILES)}; "
             f"got {sorted(kinds)}."
         )
@@ -236,7 +240,7 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
     files = _files_of_split(files, root, split)
     if kind in _ONE_FILE:
         if len(files) > 1:
-            raise DataError(f"Name one {kind} file; {first_and_more(files)} were given.")
+            raise DataError(f"Name one {kind} file; {listed(files, 1)} were given.")
         return open_npy(files[0]) if kind == ".npy" else ListSource(files[0])
     return ParquetSource(files, root=root) if kind == ".parquet" else TarSource(files, root=root)
 

@@ -22,7 +22,7 @@ from ssole.errors import DataError
 from ssole.files import require_regular
 from ssole.progress import data_size
 
-MOST_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
 """Largest file that is read whole, unless its reader says otherwise: no image has more."""
 
 CONNECTIONS = 8
@@ -32,7 +32,7 @@ _URL = re.compile(r"[A-Za-z][\w+.:-]+://")  # two letters at least: C:// is a dr
 # Names that file systems give to a property that changes when a file does.
 _VERSIONS = {"etag", "last-modified", "lastmodified", "mtime", "updated", "created", "content-md5", "commit_hash"}
 _BRACES = re.compile(r"\{[^{}]*(?:,|\.\.)[^{}]*\}")
-_MOST = 100_000  # files that braces may stand for: more are probably a mistake
+_MAX_BRACE_FILES = 100_000  # files that braces may stand for: more are probably a mistake
 
 
 def is_remote(location: str) -> bool:
@@ -53,11 +53,6 @@ def suffix_of(location: str) -> str:
 def folder_of(location: str) -> str:
     """Folder of a file."""
     return location.partition("?")[0].rpartition("/")[0] if is_remote(location) else str(Path(location).parent)
-
-
-def first_and_more(names: Sequence[str]) -> str:
-    """The first of some names, and how many more there are: ``a.tar and 3 more``."""
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def absolute(location: str) -> str:
@@ -111,7 +106,7 @@ def read_bytes(
     where: str,
     start: int = 0,
     end: int | None = None,
-    most: int = MOST_BYTES,
+    most: int = MAX_BYTES,
     inside: str | None = None,
 ) -> bytes:
     """Bytes of a file; safe to call from several threads.
@@ -218,9 +213,9 @@ def expand(pattern: str) -> list[str]:
 
     try:
         # a backslash would escape a brace, also on Windows
-        names = dict.fromkeys(bracex.iexpand(pattern.replace(os.sep, "/"), keep_escapes=True, limit=_MOST))
+        names = dict.fromkeys(bracex.iexpand(pattern.replace(os.sep, "/"), keep_escapes=True, limit=_MAX_BRACE_FILES))
     except bracex.ExpansionLimitException as error:
-        raise DataError(f"The braces of {pattern!r} stand for more than {_MOST} files.") from error
+        raise DataError(f"The braces of {pattern!r} stand for more than {_MAX_BRACE_FILES} files.") from error
     found: list[str] = []
     for name in map(os.path.expanduser, names):
         found += _matches(name) if _has_wildcard(name) else [name]

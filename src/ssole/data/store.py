@@ -183,19 +183,19 @@ class ImageStore:
 
     def hint(self) -> str | None:
         """One line on how to get images sooner; None in memory, or while the cache, which will help, is filling."""
-        cache, readable = self.cache, len(self) - len(self._reader.reasons)
-        if self.uniform or (cache is not None and not cache.full and len(cache) < readable):
+        if self.uniform:
             return None
-        if cache is not None and not cache.full:
-            return (
-                f"decoded images are read from {cache.folder}: more memory, or SSOLE_CACHE on a faster disk, would help"
-            )
-        if cache is not None:
+        cache, readable = self.cache, len(self) - len(self._reader.reasons)
+        if cache is None:
+            return "images are decoded anew in every epoch: keep them in a cache, store them smaller, or add processors"
+        if cache.full:
             return (
                 f"only {len(cache):,} of {readable:,} decoded images are kept in {cache.folder}: make room on the "
                 "disk, or name a folder on a larger one by SSOLE_CACHE"
             )
-        return "images are decoded anew in every epoch: keep them in a cache, store them smaller, or add processors"
+        if len(cache) < readable:
+            return None
+        return f"decoded images are read from {cache.folder}: more memory, or SSOLE_CACHE on a faster disk, would help"
 
     def _check(self, indices: torch.Tensor | Sequence[int]) -> list[int]:
         array = np.asarray(indices, dtype=np.int64 if len(indices) == 0 else None)  # NumPy takes [] for floats
@@ -216,7 +216,7 @@ class ImageStore:
             return None
         images, stop = torch.empty((n, *first.shape), dtype=first.dtype), threading.Event()
         chunks = [range(start, min(start + _CHUNK, n)) for start in range(0, n, _CHUNK)]
-        with progress_bar("decoding images", n, enabled=progress) as advance:  # before there are tasks to stop
+        with progress_bar("decoding images", n, enabled=progress) as advance:  # first: if it fails, no task runs
             tasks = [self._pool.submit(self._reader.fill, images, chunk, stop) for chunk in chunks]
             try:
                 for chunk, task in zip(chunks, tasks, strict=True):

@@ -32,34 +32,33 @@ class SubsetSource(Source):
         self.labels = None if whole.labels is None else whole.labels[positions]
         self.classes = whole.classes
         self.whole, self._positions = whole, positions
-        self.root = whole
-        """What the images are read from: `whole`, or that of which it is a part itself."""
+        self._base = whole  # never a subset itself
         if isinstance(whole, SubsetSource):
-            self.root, self._positions = whole.root, whole._positions[positions]
+            self._base, self._positions = whole._base, whole._positions[positions]
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def id(self, i: int) -> str:
-        return self.root.id(int(self._positions[i]))
+        return self._base.id(int(self._positions[i]))
 
     def read(self, i: int) -> bytes | Pixels:
-        return self.root.read(int(self._positions[i]))
+        return self._base.read(int(self._positions[i]))
 
     @cached_property
     def identity(self) -> str:
         return f"{self.whole.identity}\n{self.ids_fingerprint}"
 
     def files(self) -> list[str] | None:
-        return self.root.files_of(self._positions)
+        return self._base.files_of(self._positions)
 
     def fingerprint(self) -> str | None:
-        if type(self.root).fingerprint is Source.fingerprint:
+        if type(self._base).fingerprint is Source.fingerprint:
             return super().fingerprint()
-        whole = self.root.fingerprint()
+        whole = self._base.fingerprint()
         return None if whole is None else hashlib.sha256(f"{self.ids_fingerprint} {whole}".encode()).hexdigest()
 
 
 def is_array(source: Source) -> bool:
     """Whether the images are an array in memory, or a part of one."""
-    return isinstance(source.root if isinstance(source, SubsetSource) else source, ArraySource)
+    return isinstance(source._base if isinstance(source, SubsetSource) else source, ArraySource)

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from ssole.data.base import Source, number_texts
-from ssole.data.folder import image_suffixes, kinds
+from ssole.data.folder import image_suffixes, suffix_counts
 from ssole.data.storage import (
     CONNECTIONS,
     absolute,
@@ -25,7 +25,6 @@ from ssole.data.storage import (
     common_folder,
     data_errors,
     file_fingerprint,
-    first_and_more,
     folder_of,
     is_remote,
     name_of,
@@ -33,7 +32,7 @@ from ssole.data.storage import (
     read_bytes,
     relative_to,
 )
-from ssole.errors import DataError, without_secrets
+from ssole.errors import DataError, listed, without_secrets
 from ssole.files import write_atomically
 
 _VERSION = 2  # of the index
@@ -79,7 +78,7 @@ class TarSource(Source):
         self.identity = without_secrets("\n".join(sorted(map(absolute, self._files))))
         folder = common_folder(self._files) if root is None else os.fspath(root)
         self._names = [relative_to(file, folder) for file in self._files]
-        self.name = first_and_more([name_of(file) for file in self._files])
+        self.name = listed([name_of(file) for file in self._files], 1)
         with ThreadPoolExecutor(CONNECTIONS if is_remote(self._files[0]) else 1) as pool:
             indices = list(pool.map(tar_index, self._files))
         self.ignored = sum((index.ignored for index in indices), Counter[str]())
@@ -90,7 +89,7 @@ class TarSource(Source):
         self._starts = np.cumsum([0] + [len(index.table) for index in indices])
         table = pa.concat_tables([index.table for index in indices]).combine_chunks()
         if len(table) == 0:
-            others = kinds(self.ignored) or "nothing"
+            others = suffix_counts(self.ignored) or "nothing"
             raise DataError(f"{self.name} holds no images (known by suffixes such as .jpg), only {others}.")
         self._members = table.column("name").combine_chunks()
         self._offsets, self._sizes = (table.column(name).to_numpy() for name in ("offset", "size"))
@@ -250,7 +249,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         here = tar.offset
         try:
             member = tar.next()
-        except (tarfile.TarError, ValueError, OverflowError, RecursionError):  # some versions do not catch their own
+        except (tarfile.TarError, ValueError, OverflowError, RecursionError):  # some Python versions let these escape
             return
         # some versions of tarfile follow a negative size backwards, and never end
         if member is None or member.size < 0 or tar.offset < here:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def to_picture(image: torch.Tensor, side: int) -> Image.Image:
+def thumbnail(image: torch.Tensor, side: int) -> Image.Image:
     """Picture of a decoded image (C, h, w), uint8 or uint16, that fits into a square of `side` pixels.
 
     Three channels are shown, or one if there are fewer. Images smaller than the square stay as they are.

@@ -23,7 +23,7 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = range(4)  # values of the tag P
 _PLAIN, _LZW, _DEFLATE = 1, 5, (8, 32946)  # compressions
 # Compressions that imagecodecs unpacks to no more than a given size; tifffile's own substitutes have no such limit.
 _LIMITED = (_LZW, 32773, 34925, 34926, 50000)
-LONGEST_SIDE = 65_535
+MAX_SIDE = 65_535
 """Largest side of an image, in pixels; a JPEG cannot have more. A longer one is no photograph, and costs gigabytes."""
 BIG_TIFF = (b"II+\0", b"MM\0+")  # Pillow misreads the big-endian one
 
@@ -166,9 +166,9 @@ def check_size(sides: Sequence[int], size: int, where: str) -> None:
         raise DataError(f"{where}: the image has no pixels.")
     if Image.MAX_IMAGE_PIXELS is None:
         return
-    if max(sides, default=0) > LONGEST_SIDE:
+    if max(sides, default=0) > MAX_SIDE:
         raise Image.DecompressionBombError(
-            f"The image has a side of {max(sides)} pixels, more than {LONGEST_SIDE}, which could be a decompression "
+            f"The image has a side of {max(sides)} pixels, more than {MAX_SIDE}, which could be a decompression "
             "bomb. Cut it into tiles."
         )
     if size > 4 * 2 * Image.MAX_IMAGE_PIXELS:

@@ -20,7 +20,7 @@ from ssole.data.base import Spec, evenly_spaced
 from ssole.data.sources import open_source
 from ssole.doctor.contents import contents
 from ssole.doctor.examine import with_normalisation
-from ssole.doctor.scan import MOST_IMAGES, Sample, draw_sample, scan
+from ssole.doctor.scan import SAMPLE_IMAGES, Sample, draw_sample, scan
 from ssole.doctor.suggest import ANY_VIEWS, Budgeted, Suggestion, channel_overrides, suggest
 from ssole.errors import DataError
 from ssole.runtime import free_memory, resolve_device, torch_state
@@ -51,7 +51,7 @@ def suggest_for(data: Spec, given: Mapping[str, Any], *, spent: float = 0.0) -> 
     begin, on = time.monotonic() - spent, resolve_device(given.get("device", "auto"))
     seconds = math.inf if budget is None else budget_seconds(budget)
     source = open_source(data, split="train")
-    found = scan(source, evenly_spaced(len(source), MOST_IMAGES), progress=False, channels=channels)
+    found = scan(source, evenly_spaced(len(source), SAMPLE_IMAGES), progress=False, channels=channels)
     if not found.readable:
         reason = f": {found.unreadable[0].id}: {found.unreadable[0].reason}" if found.unreadable else ""
         raise DataError(f"{source.name} holds no image that can be read{reason}")
@@ -83,7 +83,7 @@ def choose(
         require_named(config, {*overrides, *(["data"] if data is not None else [])})
         return Path(recipe).stem, config
     assert data is not None
-    # mistyped names are errors before anything is read; values need to suit any of the recipes, not just this one
+    # raises for mistyped names before any image is read; ANY_VIEWS, as the values may suit another recipe
     load(DEFAULT_RECIPE, **{**channel_overrides(overrides.get("channels")), **ANY_VIEWS, **overrides})
     choice = suggest_for(data, overrides, spent=spent)
     return choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons, **overrides})

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from ssole.doctor.scan import THUMBNAIL, Readable
 from ssole.progress import progress_bar
 
-MOST_BITS = 8
-LEAST_CORRELATION = 0.9
+MAX_BITS = 8
+MIN_CORRELATION = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +106,9 @@ class NearCopySearch:
     def near(self, image: Readable, *, start: int = 0) -> NDArray[np.int64]:
         """Positions, from `start` on, of the images that are near to this one; the most similar first."""
         bits = np.bitwise_count(self._hashes[start:] ^ np.uint64(image.hash))
-        candidates = start + np.flatnonzero(bits <= MOST_BITS)
+        candidates = start + np.flatnonzero(bits <= MAX_BITS)
         correlation = _correlation(self._thumbnails[candidates], image.thumbnail.ravel())
-        near = correlation >= LEAST_CORRELATION
+        near = correlation >= MIN_CORRELATION
         return candidates[near][np.argsort(-correlation[near], kind="stable")]
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SCAN_SIZE = 64  # pixels of the shorter side: more than the perceptual hash needs, and quick to decode from a JPEG
 THUMBNAIL = 16  # pixels of the side
-MOST_IMAGES = 256  # of a sample
+SAMPLE_IMAGES = 256  # of a sample
 KEPT = 32  # decoded images of a sample that stay in memory; more large photographs could fill it
 SAMPLE_SECONDS = 4.0  # time for decoding a sample
 _TASK = 32  # images a thread takes at a time: enough to hide the pool's own cost, few enough to stop at once
@@ -212,7 +212,7 @@ def draw_sample(source: Source, readable: Sequence[Readable], *, shrink_to: int,
 
     Images that cannot be read this time, as over a network, are left out; a DataError if none can.
     """
-    spaced = [readable[k].index for k in evenly_spaced(len(readable), MOST_IMAGES)]
+    spaced = [readable[k].index for k in evenly_spaced(len(readable), SAMPLE_IMAGES)]
     indices = [i for first in range(8) for i in spaced[first::8]]  # so that a first part covers the whole set too
     reasons: list[DataError] = []
 

@@ -180,22 +180,23 @@ def _views_overrides(
     config: PretrainConfig, device: torch.device, memory: float, reasons: list[str], *, long: bool = False
 ) -> Overrides:
     """Views of each image: the recipe's in a long run, else VIEWS; if memory lacks, fewer, then smaller batches."""
-    wanted, batch = config.augment.views if long else VIEWS, config.batch_size
+    wanted = config.augment.views if long else VIEWS
     if wanted == VIEWS:
         reasons.append(f"{VIEWS} views of each image: 3 or 4 gave better features of small images than 2 or 8")
     else:
         reasons.append(f"{wanted} views of each image, as published for so many images and epochs")
-    sizes = [(wanted, batch), *((views, batch) for views in range(min(wanted, VIEWS + 1) - 1, 1, -1))]
-    while sizes[-1][1] >= 2 * _SMALLEST_BATCH:
-        sizes.append((2, sizes[-1][1] // 2))
-    for views, images in sizes if memory < math.inf else sizes[:1]:
-        needed = step_bytes(apply_overrides(config, {_COUNT: views, "batch_size": images}), device)
+    choices = [(wanted, config.batch_size)]
+    choices += [(views, config.batch_size) for views in range(min(wanted, VIEWS + 1) - 1, 1, -1)]
+    while choices[-1][1] >= 2 * _SMALLEST_BATCH:
+        choices.append((2, choices[-1][1] // 2))
+    for views, batch in choices:  # if none fits, the last and smallest is taken
+        needed = step_bytes(apply_overrides(config, {_COUNT: views, "batch_size": batch}), device)
         if needed is None or needed <= _FILLED * memory:
             break
-    if (views, images) != sizes[0]:
-        reasons.append(f"{views} views of {images} images instead, because {data_size(memory)} of memory are free")
+    if (views, batch) != choices[0]:
+        reasons.append(f"{views} views of {batch} images instead, because {data_size(memory)} of memory are free")
     overrides: Overrides = {} if views == config.augment.views else {_COUNT: views}
-    return overrides | ({} if images == batch else {"batch_size": images})
+    return overrides | ({} if batch == config.batch_size else {"batch_size": batch})
 
 
 def _short_overrides(config: PretrainConfig, budget: Budgeted, seconds: float, reasons: list[str]) -> Overrides:
@@ -243,7 +244,7 @@ def _command(data: Spec, recipe: str, overrides: Overrides) -> str:
     if isinstance(data, (str, os.PathLike)):
         data = [data]
     given = [without_secrets(os.fspath(path)) for path in data] if are_paths(data) else ["DATA"]
-    # of a pattern or .., no name of a folder may be left
+    # a pattern or .. may leave no name
     name = "" if given == ["DATA"] else re.sub(r"[^\w.]+", "-", PurePath(given[0]).stem).strip(".-")
     words = ["ssole", "pretrain", "--data", *given, "--recipe", recipe, "--out", f"runs/{name or recipe}"]
     for setting, value in overrides.items():

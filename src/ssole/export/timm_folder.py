@@ -22,7 +22,8 @@ def write_timm(model: LoadedBackbone, folder: Path) -> Written:
     """Write config.json and model.safetensors, and read them with timm."""
     import timm
 
-    small = _write(model, folder)
+    _write(model, folder)
+    small = small_stem_kernel(model.backbone) is not None
     if small:
         register_with_timm()
     backbone = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
@@ -56,8 +57,8 @@ def write_hf(model: LoadedBackbone, folder: Path) -> Written:
     )
 
 
-def _write(model: LoadedBackbone, folder: Path) -> bool:
-    """Write both files; whether the backbone has a small-image stem.
+def _write(model: LoadedBackbone, folder: Path) -> None:
+    """Write both files.
 
     timm's own `save_for_hf` would copy tag, licence and papers of timm's pretrained weights into the config.
     """
@@ -79,7 +80,6 @@ def _write(model: LoadedBackbone, folder: Path) -> bool:
         "pretrained_cfg": _pretrained_cfg(model),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    return kernel is not None
 
 
 def _pretrained_cfg(model: LoadedBackbone) -> dict[str, Any]:
@@ -88,7 +88,7 @@ def _pretrained_cfg(model: LoadedBackbone) -> dict[str, Any]:
     assert isinstance(stock, Mapping)
     kept = {name: stock[name] for name in _LIKE_STOCK if name in stock}
     if len(model.mean) != 3:
-        kept["first_conv"] = None  # by this name timm 1.0.30 and earlier would draw it anew: it is not of 3 channels
+        kept["first_conv"] = None  # else timm <= 1.0.30 would leave the layer so named random, as it has not 3 channels
     return {
         "tag": "ssole",
         "input_size": [len(model.mean), model.image_size, model.image_size],

@@ -1,4 +1,4 @@
-"""Nuclear norms on an accelerator, by few kernels: what a small batch costs there is their launch.
+"""Nuclear norms on an accelerator, in few kernels: their launches take most of the time of a small batch.
 
 Unit rows are formed in float64 and kept, where :mod:`ssole.losses.nuclear` saves the memory on a CPU. Both classes are
 routes of its autograd function.
@@ -17,8 +17,8 @@ from ssole.losses.roots import Root, inverse_root
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Route of wide matrices with unit rows, or with rows as they are. See :func:`ssole.losses.nuclear.unit_norms`."""
+class Wide:
+    """Route for wide matrices, as :class:`ssole.losses.nuclear._Wide` is on a CPU."""
 
     normalize: bool
     contrasts: Tensor | None = None
@@ -74,7 +74,7 @@ class Rows:
 class ImagesAndViews:
     """Route of images and views at once. See :func:`ssole.losses.nuclear.image_and_view_norms`."""
 
-    images: Rows
+    images: Wide
     """The contrasts and the root are of images only."""
     view_root: Root = inverse_root
 

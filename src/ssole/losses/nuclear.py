@@ -76,7 +76,7 @@ def unit_norms(x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: boo
     another `root` than that of the nuclear norm need m <= n. The root is of the Gram matrices of the scaled rows, or of
     their contrasts.
     """
-    wide = _Wide if x_Nmn.device.type == "cpu" else device.Rows
+    wide = _Wide if x_Nmn.device.type == "cpu" else device.Wide
     route = wide(normalize, contrasts, root) if x_Nmn.shape[1] <= x_Nmn.shape[2] else _Tall(normalize)
     return _NuclearNorms.apply(x_Nmn, route)  # type: ignore[no-any-return]
 
@@ -93,7 +93,7 @@ def image_and_view_norms(
         images = _Wide(normalize, contrasts, root)
         route = _ImagesAndViews(images, _Wide(normalize, root=view_root))
     else:
-        route = device.ImagesAndViews(device.Rows(normalize, contrasts, root), view_root)
+        route = device.ImagesAndViews(device.Wide(normalize, contrasts, root), view_root)
     return _NuclearNorms.apply(z_BVD, route)  # type: ignore[no-any-return]
 
 
@@ -278,4 +278,4 @@ class _Tall:
         return p_Nmn.mul_(s_Nm1 * grad_N[:, None, None].to(dtype)).to(x_Nmn.dtype)
 
 
-_Route: TypeAlias = _Svd | _Gram | _Wide | _Tall | _ImagesAndViews | device.Rows | device.ImagesAndViews
+_Route: TypeAlias = _Svd | _Gram | _Wide | _Tall | _ImagesAndViews | device.Wide | device.ImagesAndViews

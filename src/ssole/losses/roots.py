@@ -20,7 +20,7 @@ from ssole.losses.kernels import constant, similarity_kernel, symmetric_product
 # values: 3e-8 sqrt(k).
 RANK_TOLERANCE = 4 * torch.finfo(torch.float64).eps
 
-_ZERO = 1e-200  # of Gram matrices; roots of it and their reciprocals are still finite
+_ZERO = 1e-200  # least norm of a Gram matrix to divide by: its reciprocal and inverse root are finite
 _EYE = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 _SPREAD = ((0.5**0.5, 0.0, 0.0), (0.0, 0.0, 0.0), (0.0, 0.0, -(0.5**0.5)))
 _INFINITY = ((math.inf,),)
@@ -113,7 +113,7 @@ def _root_3x3(g_N33: Tensor) -> tuple[Tensor, Tensor]:
 
     That is G^(-1/2) = v v^T / sqrt(value) + ((t + s) P - R) / (s sqrt(t + 2 s)), with P = I - v v^T the plane,
     R = P G P, t = tr R and s the root of its determinant within the plane, as in `_root_2x2`. Here and in
-    `_eigenvector_3x3` constants are where they cost no launch of a kernel.
+    `_eigenvector_3x3` constant factors are arguments of other operations (alpha, value), which saves kernels.
     """
     eye_33, infinity_11 = constant(_EYE, g_N33.device), constant(_INFINITY, g_N33.device)
     mean_N11 = g_N33.diagonal(dim1=1, dim2=2).mean(-1)[:, None, None]
@@ -126,7 +126,7 @@ def _root_3x3(g_N33: Tensor) -> tuple[Tensor, Tensor]:
     length_N11 = torch.linalg.vector_norm(rest_N33, dim=(1, 2), keepdim=True)
     square_N11 = torch.addcmul(t_N11.square(), length_N11, length_N11, value=-1)  # 2 s^2
     full_rank_N11 = square_N11 > zero_N11 * t_N11
-    s_N11 = (square_N11 * full_rank_N11).sqrt()  # sqrt(2) s, so that both sides of the fraction are sqrt(2) times it
+    s_N11 = (square_N11 * full_rank_N11).sqrt()  # sqrt(2) s; `root_N33` has the factor above and below
     # Rank one: R / t^(3/2), as there. Rank zero: 0.
     scale_N11 = torch.add(t_N11, s_N11, alpha=2**0.5).sqrt() * torch.where(full_rank_N11, s_N11, -(2**0.5) * t_N11)
     scale_N11 = torch.where(t_N11 > zero_N11, scale_N11, infinity_11)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -139,13 +139,13 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         check_embeddings(z)
         with torch.autocast(z.device.type, enabled=False):
             z_BVD = z if z.dtype == torch.float64 else z.float()
-            terms = self._of(z_BVD, self._global_batch(z_BVD))
+            terms = self._compute(z_BVD, self._global_batch(z_BVD))
         return SSOLETerms(*(term.to(z_BVD.dtype) for term in terms))
 
     def _zero_is_error(self) -> bool:
         return self.normalize
 
-    def _of(self, z_BVD: Tensor, batch_BVD: Tensor) -> SSOLETerms:
+    def _compute(self, z_BVD: Tensor, batch_BVD: Tensor) -> SSOLETerms:
         """Terms of the embeddings of this process and of all processes."""
         images, views, dims = batch_BVD.shape
         rows = images * views if self.coupled else images
@@ -153,7 +153,9 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             self._warn_if_too_many_rows(rows, dims)
         contrasts = helmert(z_BVD) if self.low_rank_features == "deviations" else None
         if self._by_gram(z_BVD) and not self.coupled and max(images, views) <= dims and distributed.world_size() == 1:
-            n_B, r_V = image_and_view_norms(z_BVD, contrasts, view_root=self._view_root, **self._unit)
+            n_B, r_V = image_and_view_norms(
+                z_BVD, contrasts, normalize=self.normalize, root=self._image_root, view_root=self._view_root
+            )
         else:
             n_B, r_V = self._image_norms(z_BVD, contrasts), self._view_norms(batch_BVD)
 
@@ -161,9 +163,10 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             low, high_V = distributed.all_reduce(n_B.sum()) / images, -r_V
         else:
             squares = distributed.all_reduce(n_B.square().sum())
-            low = squares / (images * (views - 1) ** (2 if self.low_rank_norm == "nuclear" else 1))
             if contrasts is None:
                 low = (squares / images - views) / (views**2 - views)
+            else:
+                low = squares / (images * (views - 1) ** (2 if self.low_rank_norm == "nuclear" else 1))
             high_V = collapse(r_V, rows, self.gamma)
         high = high_V.mean()
         with torch.no_grad():
@@ -171,10 +174,9 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         return SSOLETerms(torch.add(low, high, alpha=self.high_rank_weight), low, high, mean_n, r_V.mean())
 
     @property
-    def _unit(self) -> dict[str, Any]:
-        """Arguments that the routes by Gram matrices take for the norms of images."""
-        root = inverse_root if self.low_rank_norm == "nuclear" else frobenius_root
-        return {"normalize": self.normalize, "root": root}
+    def _image_root(self) -> Root:
+        """Root function by which the routes by Gram matrices compute the norms of images."""
+        return inverse_root if self.low_rank_norm == "nuclear" else frobenius_root
 
     @property
     def _view_root(self) -> Root:
@@ -184,7 +186,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
     def _image_norms(self, z_BVD: Tensor, contrasts: Tensor | None) -> Tensor:
         """n_i of this process's images, (B,)."""
         if self._by_gram(z_BVD) and z_BVD.shape[1] <= z_BVD.shape[2]:
-            return unit_norms(z_BVD, contrasts, **self._unit)
+            return unit_norms(z_BVD, contrasts, normalize=self.normalize, root=self._image_root)
         if self.low_rank_norm == "nuclear":
             return self._norms_as_written(z_BVD, contrasts)
         n_B: Tensor = torch.linalg.vector_norm(self._rows(z_BVD, contrasts), dim=(1, 2))

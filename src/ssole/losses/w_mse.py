@@ -22,7 +22,7 @@ from ssole.losses.base import EmbeddingLoss, check_count
 _SHORTEST = 1e-12
 # Share of a dimension's variance that those before it must leave. Where it depends on them, rounding to float32 leaves
 # about 1e-14, and up to 1e-13 where its mean is ten times its spread.
-_LEAST_SHARE = 1e-12
+_MIN_SHARE = 1e-12
 
 
 class WMSETerms(NamedTuple):
@@ -103,8 +103,8 @@ class WMSELoss(EmbeddingLoss[WMSETerms]):
         factor_VDD, failures_V = torch.linalg.cholesky_ex(covariance_VDD)
         left_VD = factor_VDD.detach().diagonal(dim1=1, dim2=2).square()
         shares_VD = left_VD / covariance_VDD.detach().diagonal(dim1=1, dim2=2)
-        singular_V = (failures_V > 0) | ~(shares_VD > _LEAST_SHARE).all(-1)  # negated, so that NaN counts
-        factor_VDD = factor_VDD.masked_fill(singular_V[:, None, None], math.nan)  # so is the loss where nobody looks
+        singular_V = (failures_V > 0) | ~(shares_VD > _MIN_SHARE).all(-1)  # negated, so that NaN counts
+        factor_VDD = factor_VDD.masked_fill(singular_V[:, None, None], math.nan)  # unchecked, the loss is then NaN
         if self.check_input and not torch.compiler.is_compiling() and bool(singular_V.any()):
             raise ValueError(
                 f"the covariance of {dims} dimensions over {images} images is singular: some dimensions are constant "

@@ -28,7 +28,7 @@ _ARGUMENTS = frozenset(
     window_size window_sizes zero_init_last
     """.split()  # noqa: SIM905 - a hundred names are easier to read as text
 )
-_LARGEST, _DEEPEST = 65_536, 1_000  # number in an argument, and blocks of a network; timm's have far less
+_MAX_NUMBER, _MAX_BLOCKS = 65_536, 1_000  # number in an argument, and blocks of a network; timm's have far less
 _SIZES: dict[str, int] = {}  # of weights, by name and arguments: a process may make a network many times
 _DEPTHS = ("depth", "depths", "layers", "num_blocks", "block_config")
 
@@ -42,10 +42,10 @@ def checked_arguments(config: ModelConfig) -> dict[str, Any]:
             reason = f"{name!r} is not allowed.{did_you_mean(name, known)} {allowed}"
             raise ConfigError(misfit(config.backbone, reason))
         numbers = list(_numbers(value))
-        if any(abs(number) > _LARGEST or number != number for number in numbers):
-            raise ConfigError(misfit(config.backbone, f"{name} has a number above {_LARGEST}"))
-        if name in _DEPTHS and sum(numbers) > _DEEPEST:
-            raise ConfigError(misfit(config.backbone, f"{name} asks for more than {_DEEPEST} blocks"))
+        if any(abs(number) > _MAX_NUMBER or number != number for number in numbers):
+            raise ConfigError(misfit(config.backbone, f"{name} has a number above {_MAX_NUMBER}"))
+        if name in _DEPTHS and sum(numbers) > _MAX_BLOCKS:
+            raise ConfigError(misfit(config.backbone, f"{name} asks for more than {_MAX_BLOCKS} blocks"))
     return dict(config.backbone_args)
 
 
@@ -83,6 +83,6 @@ def _weight_bytes(name: str, arguments: dict[str, Any]) -> int:
     with torch.random.fork_rng(devices=[]), torch.device("meta"):  # which has sizes, and no memory
         try:
             model = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-        except Exception:  # noqa: BLE001 - the same error comes from making it, or the network needs real numbers
+        except Exception:  # noqa: BLE001 - making it for real raises the same, or it cannot be made without numbers
             return 0
     return sum(weight.nbytes for weight in model.state_dict().values())

@@ -105,7 +105,7 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
         model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
         if feature_dim(model) < 1:  # odd arguments, such as nested lists, may first be felt here
             raise ValueError("it would have no features")
-    except Exception as error:  # timm passes the arguments on, and the network says in its own way
+    except Exception as error:  # timm passes them on; networks reject them by exceptions of any type
         if out_of_memory_reason(error):
             raise
         raise ConfigError(misfit(config.backbone, error)) from None
@@ -119,7 +119,7 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
 
 @torch.no_grad()
 def checked_encoder(config: PretrainConfig, module: nn.Module | None = None) -> Encoder:
-    """Encoder as :func:`create_encoder` makes it, whose backbone takes one image of each crop size.
+    """Encoder of :func:`create_encoder`, after a trial of its backbone on one image of each crop size.
 
     Raises:
         ConfigError: as :func:`create_backbone`; also arguments or image sizes that the model does not take.
@@ -129,7 +129,7 @@ def checked_encoder(config: PretrainConfig, module: nn.Module | None = None) -> 
         for size in dict.fromkeys(crop.size for recipe in config.augment.parts for crop in recipe.crops):
             try:
                 encoder.backbone(torch.zeros(1, channels, size, size))
-            except Exception as error:  # the network says in its own way what it does not take
+            except Exception as error:  # networks reject a size by exceptions of any type
                 if out_of_memory_reason(error):
                     raise
                 raise ConfigError(
@@ -190,7 +190,7 @@ def create_projector(shape: Projector, features: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-_LEAST_VARIANCE = 0.01  # added to variances of normalised pixels, so that noise is not amplified
+_EPS = 0.01  # added to variances of normalised pixels, so that noise is not amplified
 
 
 @torch.no_grad()
@@ -225,6 +225,6 @@ def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
     covariance, count = distributed.all_reduce(covariance), distributed.world_size() * count
     variance, directions = torch.linalg.eigh(covariance / count)  # ascending
     chosen = min(conv.out_channels // 2, len(variance))
-    filters = (directions / (variance.clamp(min=0) + _LEAST_VARIANCE).sqrt()).T.flip(0)[:chosen]
+    filters = (directions / (variance.clamp(min=0) + _EPS).sqrt()).T.flip(0)[:chosen]
     filters = torch.cat([filters, -filters]).view(-1, *conv.weight.shape[1:])
     conv.weight[: len(filters)] = filters.to(conv.weight)  # any further output channels stay random

@@ -80,7 +80,7 @@ class CustomBackbone(nn.Module):
                 features = self.eval()(images)
         except ConfigError:
             raise
-        except Exception as error:  # the module says in its own way what it does not take
+        except Exception as error:  # modules reject images by exceptions of any type
             if out_of_memory_reason(error):
                 raise
             raise ConfigError(
@@ -96,13 +96,11 @@ class CustomBackbone(nn.Module):
 
 def _features(output: Any, images: int) -> torch.Tensor:
     """Features (B, F) in what a module returned."""
-    found = output
-    if not isinstance(output, torch.Tensor):
-        found = getattr(output, "pooler_output", None)
-        if found is None:
-            found = getattr(output, "last_hidden_state", None)
-            if isinstance(found, torch.Tensor) and found.ndim == 3:
-                found = found[:, 0]
+    if isinstance(output, torch.Tensor):
+        found: Any = output
+    elif (found := getattr(output, "pooler_output", None)) is None:
+        tokens = getattr(output, "last_hidden_state", None)
+        found = tokens[:, 0] if isinstance(tokens, torch.Tensor) and tokens.ndim == 3 else tokens
     if isinstance(found, torch.Tensor) and found.ndim == 4:
         found = found.mean(dim=(2, 3))
     if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != images or not found.is_floating_point():

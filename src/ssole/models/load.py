@@ -15,7 +15,7 @@ from ssole.files import parse_json
 from ssole.models.backbone import create_backbone, feature_dim, seeded_weights
 from ssole.models.custom import CustomBackbone, is_custom
 
-_LARGEST_SIDE, _MOST_CHANNELS = 8192, 1024  # of the images that a weight file may ask for
+_MAX_SIDE, _MAX_CHANNELS = 8192, 1024  # of the images that a weight file may ask for
 _KEY = "ssole"  # entry of the weight file's metadata that describes the network
 
 
@@ -157,8 +157,8 @@ def _check_description(description: dict[str, Any]) -> None:
     channels, mean, std = (description.get(name) for name in ("channels", "mean", "std"))
     right = {
         "model": isinstance(description.get("model"), dict),
-        "image_size": _is_integer(description.get("image_size"), 1, _LARGEST_SIDE),
-        "channels": channels is None or _is_integer(channels, 1, _MOST_CHANNELS),
+        "image_size": _is_integer(description.get("image_size"), 1, _MAX_SIDE),
+        "channels": channels is None or _is_integer(channels, 1, _MAX_CHANNELS),
         "mean": _are_numbers(mean) and len(mean) == (channels or 3),
         "std": _are_numbers(std) and len(std) == (channels or 3) and min(std) > 0,
         "seed": _is_integer(description.get("seed"), -(2**63), 2**64 - 1),  # what torch takes

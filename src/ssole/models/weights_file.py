@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError
+from ssole.errors import listed
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """Endings of the names of weight files."""
@@ -37,11 +38,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix.lower() == ".safetensors":
             found: Any = load_file(path)
         else:
-            # the one place where files of others are read so: weights_only runs no code of theirs
+            # the only torch.load of the package: with weights_only, no code from the file runs
             found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     except SafetensorError as error:
         raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
-    except Exception as error:  # of torch.load: each kind of damage has a kind of its own, and none a clear text
+    except Exception as error:  # torch.load raises another type, with an unclear text, for each kind of damage
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
             f"{path} is no file of weights that can be read safely ({reason}): save model.state_dict(), best with "
@@ -96,12 +97,6 @@ def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
     return [name for name, tensor in weights.items() if not tensor.isfinite().all()]
 
 
-def listed(names: Sequence[str], most: int = _SHOWN) -> str:
-    """The first names in a line, and how many more there are."""
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
 def load_whole(
     model: nn.Module,
     weights: Mapping[str, torch.Tensor],
@@ -131,7 +126,7 @@ def load_whole(
         ],
     }
     if any(wrong.values()):
-        parts = [f"{kind}: {listed(keys)}" for kind, keys in wrong.items() if keys]
+        parts = [f"{kind}: {listed(keys, _SHOWN)}" for kind, keys in wrong.items() if keys]
         raise ConfigError(
             f"the weights in {source} are not those of {network} ({'; '.join(parts)}): name the architecture that they "
             "were trained with"

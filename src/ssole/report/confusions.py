@@ -27,8 +27,8 @@ def confusions(sample: Sample, most: int) -> dict[str, Any] | None:
     votes = knn_classify(sample.train.after, sample.train.labels, sample.test.after, k=(k,))[k]
     true, predicted = sample.test.labels, votes.argmax(1).cpu()
     labels = torch.cat([true, predicted]).unique()
-    place = torch.searchsorted(labels, true), torch.searchsorted(labels, predicted)
-    matrix = confusion_matrix(place[1], place[0], len(labels))
+    true_row, predicted_row = torch.searchsorted(labels, true), torch.searchsorted(labels, predicted)
+    matrix = confusion_matrix(predicted_row, true_row, len(labels))
     names, counts, totals = [sample.name_of(label) for label in labels.tolist()], matrix.tolist(), matrix.sum(1)
     rows = [
         {"name": names[i], "share": counts[i][i] / total, "count": total}
@@ -41,7 +41,7 @@ def confusions(sample: Sample, most: int) -> dict[str, Any] | None:
         i, j = divmod(cell, len(labels))
         if not wrong[i, j]:
             break
-        images = ((place[0] == i) & (place[1] == j)).nonzero()[:_EXAMPLES, 0].tolist()
+        images = ((true_row == i) & (predicted_row == j)).nonzero()[:_EXAMPLES, 0].tolist()
         mistakes.append({"true": names[i], "predicted": names[j], "count": int(wrong[i, j]), "images": images})
     shown = {"names": names, "rows": list(zip(names, counts, totals.clamp(min=1).tolist(), strict=True))}
     return {

@@ -26,7 +26,8 @@ import torch
 from ssole.config import ConfigError
 from ssole.report.page import Facts, render
 from ssole.report.record import Record
-from ssole.report.report import facts_of, read_records, settings_of
+from ssole.report.report import IMAGES, check_request, facts_of, read_records
+from ssole.runtime import resolve_device
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
@@ -45,7 +46,7 @@ def serve(
     port: int = 0,
     every: float = EVERY,
     data: Spec | None = None,
-    images: int = 4000,
+    images: int = IMAGES,
     columns: str | PathLike[str] | None = None,
     device: torch.device | str = "auto",
 ) -> None:
@@ -62,7 +63,8 @@ def serve(
     """
     if not 0.1 <= every <= 3600:
         raise ConfigError(f"the browser may look for news every 0.1 to 3600 seconds, got {every}")
-    make = partial(facts_of, data=data, columns=columns, how=settings_of(images, device, progress=False))
+    check_request(images)
+    make = partial(facts_of, data=data, columns=columns, limit=images, device=resolve_device(device), progress=False)
     page = LivePage([record.path for record in read_records(run)], make, every)
     try:
         server = LiveServer(page, port)

@@ -23,7 +23,7 @@ from ssole.report.record import Record
 from ssole.report.sample import Part, Sample
 from ssole.report.verdict import assess
 
-LARGEST_PAGE = 8_000_000
+MAX_PAGE_BYTES = 8_000_000
 """Bytes that a page should not exceed."""
 _MAP_BYTES, _SHEET_BYTES = 5_500_000, 3_500_000  # of the maps of all runs, and of their thumbnails alone
 _SHEET_SIDES = {5000: 40, 50_000: 24}  # pixels of a thumbnail on the map, by the largest number of images
@@ -63,7 +63,7 @@ def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # in Bokeh's JSON, a model comes before its references
+    # sorted keys would put references in Bokeh's JSON before the models that they refer to
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     template = environment.get_template("page.html.j2")
     records = [fact.record for fact in facts]

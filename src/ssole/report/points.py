@@ -21,7 +21,7 @@ from ssole.report.sample import Sample
 
 LANDMARKS = 2000
 """Points that t-SNE places; others lie between the three landmarks that they are most similar to."""
-MOST_NAMES = 19
+MAX_NAMES = 19
 """Values of a column with a colour of their own; the rarer ones share one."""
 _BINS = 8  # of a column of numbers
 _CLUSTERS = 10  # where there are no labels
@@ -87,7 +87,7 @@ def _clusters(sample: Sample) -> Colouring:
 
     features = F.normalize(sample.train.after.float(), dim=1).numpy()
     classes = len(sample.train.labels.unique()) if sample.labelled else _CLUSTERS
-    count = min(classes, MOST_NAMES, len(features))
+    count = min(classes, MAX_NAMES, len(features))
     codes = MiniBatchKMeans(count, n_init=3, random_state=0).fit_predict(features)
     return _by_value("cluster", [f"cluster {code + 1:02}" for code in codes])
 
@@ -116,7 +116,7 @@ def _read_columns(path: Path, ids: list[str]) -> list[Colouring]:
 def _by_value(name: str, values: Sequence[str]) -> Colouring:
     """Colouring by text: the most frequent values in alphabetical order, then the others together."""
     counts = Counter(values)
-    kept = sorted(value for value, _ in counts.most_common(MOST_NAMES))
+    kept = sorted(value for value, _ in counts.most_common(MAX_NAMES))
     others = len(counts) - len(kept)
     number = {value: code for code, value in enumerate(kept)}
     codes = np.array([number.get(value, len(kept)) for value in values], dtype=np.uint8)
@@ -130,7 +130,7 @@ def _by_number(name: str, values: Sequence[str]) -> Colouring | None:
     except ValueError:
         return None
     finite = numbers[np.isfinite(numbers)]
-    if len(np.unique(finite)) <= MOST_NAMES:
+    if len(np.unique(finite)) <= MAX_NAMES:
         return None
     edges = np.unique(np.quantile(finite, np.linspace(0, 1, _BINS + 1)))
     codes = np.clip(np.searchsorted(edges, numbers, side="right") - 1, 0, len(edges) - 2)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssole.config import ConfigError
+from ssole.errors import listed
 from ssole.files import write_bytes_atomically
 from ssole.runtime import resolve_device
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from ssole.report.record import Record
 
 _PACKAGES = ("bokeh", "jinja2")
-_MOST_POINTS = 50_000
+IMAGES = 4000
+"""Images of a run that a report looks at by default."""
+_MAX_IMAGES = 50_000
 _EXAMPLES = 4  # images of which the views are shown
 
 
@@ -30,7 +33,7 @@ def report(
     *,
     data: Spec | None = None,
     out: str | PathLike[str] | None = None,
-    images: int = 4000,
+    images: int = IMAGES,
     columns: str | PathLike[str] | None = None,
     device: torch.device | str = "auto",
     progress: bool = True,
@@ -56,29 +59,30 @@ def report(
         DataError: the CSV file cannot be read, or names no image.
         ValueError: a damaged evaluation.json.
     """
-    how = settings_of(images, device, progress=progress)
-    from ssole.report.page import LARGEST_PAGE, render  # here, because `import ssole` is to be quick
+    check_request(images)
+    chosen = resolve_device(device)
+    from ssole.report.page import MAX_PAGE_BYTES, render  # here, because `import ssole` is to be quick
 
     records = read_records(run)
     path = Path(out) if out is not None else records[0].path / "report.html"
     if path.is_dir() or not path.parent.is_dir():
         wrong = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ConfigError(f"{wrong}: the report is one file, such as report.html")
-    text = render([facts_of(record, data=data, columns=columns, how=how) for record in records])
-    if len(text) > LARGEST_PAGE:
+    facts = [facts_of(one, data, columns, limit=images, device=chosen, progress=progress) for one in records]
+    text = render(facts)
+    if len(text) > MAX_PAGE_BYTES:
         warnings.warn(f"{path} has {len(text) / 1e6:.1f} MB, more than intended: use fewer images", stacklevel=2)
     write_bytes_atomically(path, text.encode("utf-8", "backslashreplace"))  # file names need not be valid text
     return path
 
 
-def settings_of(images: int, device: torch.device | str, *, progress: bool) -> dict[str, Any]:
-    """Options for looking at the images of a run; a ConfigError if they are out of range or a package is missing."""
+def check_request(images: int) -> None:
+    """Raise a ConfigError if a package is missing, or for a number of images out of range."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'ssole[report]'")
-    if not 20 <= images <= _MOST_POINTS:
-        raise ConfigError(f"a report looks at 20 to {_MOST_POINTS:,} images, got {images:,}")
-    return {"limit": images, "device": resolve_device(device), "progress": progress}
+    if not 20 <= images <= _MAX_IMAGES:
+        raise ConfigError(f"a report looks at 20 to {_MAX_IMAGES:,} images, got {images:,}")
 
 
 def read_records(run: Any) -> list[Record]:
@@ -91,8 +95,16 @@ def read_records(run: Any) -> list[Record]:
     return unique_names([Record.read(Path(getattr(one, "path", one))) for one in given])
 
 
-def facts_of(record: Record, *, data: Spec | None, columns: str | PathLike[str] | None, how: dict[str, Any]) -> Facts:
-    """Facts of a run that the page shows: its record, and its images where they are there. Arguments as `report`."""
+def facts_of(
+    record: Record,
+    data: Spec | None,
+    columns: str | PathLike[str] | None,
+    *,
+    limit: int,
+    device: torch.device,
+    progress: bool,
+) -> Facts:
+    """Facts of a run that the page shows: its record and, where there are any, at most `limit` of its images."""
     from ssole.evaluation.checks import NotFiniteError
     from ssole.report.page import Facts
     from ssole.report.sample import open_examples, open_sample
@@ -101,7 +113,7 @@ def facts_of(record: Record, *, data: Spec | None, columns: str | PathLike[str] 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on single images: they are left out, as the section on the run says
         try:
-            sample, reason = open_sample(record, data, **how)
+            sample, reason = open_sample(record, data, limit=limit, device=device, progress=progress)
         except NotFiniteError as error:
             sample, reason, broken = None, "There are no pictures: the network gives no finite features.", str(error)
         if record.finished and sample is None and not broken:
@@ -113,10 +125,10 @@ def facts_of(record: Record, *, data: Spec | None, columns: str | PathLike[str] 
 
 def _broken_weights(record: Record) -> str:
     """Message that names weights of a run that are not finite; empty if all are finite, or cannot be read."""
-    from ssole.models.weights_file import listed, not_finite, read_weights
+    from ssole.models.weights_file import not_finite, read_weights
 
     try:
         bad = not_finite(read_weights(record.path / "backbone.safetensors"))
     except ConfigError:
         return ""  # the reason for no pictures says so
-    return f"the weights hold NaN or infinity: {listed(bad)}" if bad else ""
+    return f"the weights hold NaN or infinity: {listed(bad, 4)}" if bad else ""

@@ -15,7 +15,7 @@ from ssole.data.decode import decode
 from ssole.data.describe import why_not_reopened
 from ssole.data.sources import open_source
 from ssole.data.subset import SubsetSource
-from ssole.data.thumbnail import to_picture
+from ssole.data.thumbnail import thumbnail
 from ssole.errors import DataError
 from ssole.evaluation.checks import NotFiniteError
 from ssole.evaluation.datasets import EvaluationData, Subset, find_test_images, open_data
@@ -63,7 +63,7 @@ class Part:
 
     def picture(self, row: int, side: int = 96) -> Image.Image:
         """Image as a picture that fits into a square."""
-        return to_picture(self.image(row), side)
+        return thumbnail(self.image(row), side)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +115,12 @@ def open_examples(record: Record, data: Spec | None, *, limit: int) -> tuple[lis
     if data is None and why_not_reopened(record.config.data) is not None:
         return None
     config, images, indices = record.config, [], []
+    size = config.augment.useful_size
     try:
         source = open_source(config.data if data is None else data, split="train")
         for i in evenly_spaced(len(source), limit):
             with suppress(DataError):  # one that cannot be read is left out, as in training
-                decoding = {"channels": config.channels, "shrink_to": config.augment.useful_size}
-                images.append(decode(source.read(i), where=source.id(i), **decoding))
+                images.append(decode(source.read(i), where=source.id(i), shrink_to=size, channels=config.channels))
                 indices.append(i)
     except (ValueError, OSError):  # once the run is finished, the page says why there are no pictures
         return None

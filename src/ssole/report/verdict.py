@@ -49,7 +49,8 @@ def assess(record: Record, sample: Sample | None, broken: str = "") -> Verdict:
     """
     measured = {} if sample is None else label_free_figures(sample.train.after)
     rank = measured.get(_RANK)
-    figures = _figures(record, sample, rank)
+    compared = _compare(record)
+    figures = _figures(compared, record, sample, rank)
     if not record.finished:
         text = f"Not finished: {record.steps:,} steps so far. Wait for its end; if it was interrupted, resume it."
         return Verdict("look", text, figures)
@@ -59,7 +60,6 @@ def assess(record: Record, sample: Sample | None, broken: str = "") -> Verdict:
     if sample is not None:
         state = unlabelled.assess(measured, sample.train.after.shape[1], rise)
     said = "" if state is None else state.sentence
-    compared = _compare(record)
     if state is not None and state.state == "collapsed" and (compared is None or state.figure == _RANK):
         return Verdict("bad", f"{said[0].upper()}{said[1:]}", figures)
     if compared is None:
@@ -101,9 +101,10 @@ def _without_labels(sample: Sample | None) -> str:
     return f"Doubtful: {seen}. Training taught the network nothing about which views belong together."
 
 
-def _figures(record: Record, sample: Sample | None, rank: float | None) -> list[Figure]:
+def _figures(
+    compared: tuple[str, Score, str, Score] | None, record: Record, sample: Sample | None, rank: float | None
+) -> list[Figure]:
     found = []
-    compared = _compare(record)
     if compared is not None:
         metric, trained, name, baseline = compared
         gap = 100 * (trained.value - baseline.value)

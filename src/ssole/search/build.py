@@ -12,7 +12,7 @@ import torch
 
 from ssole.config import ConfigError
 from ssole.data.base import Spec
-from ssole.data.describe import by_name, describe
+from ssole.data.describe import canonical, describe
 from ssole.data.sources import open_source
 from ssole.evaluation.evaluate import ModelOrRun
 from ssole.evaluation.models import OnnxModel, is_run, name_of, open_model
@@ -21,7 +21,7 @@ from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import folder_atomically, require_new_folder, write_json_atomically
 from ssole.models.load import weights_path
 from ssole.runtime import Precision
-from ssole.search.cells import MANY, divide, installed, require_faiss
+from ssole.search.cells import CELLS_ABOVE, faiss_installed, make_cells, require_faiss
 from ssole.search.index import BACKBONE, CELLS, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
 from ssole.search.nearest import unit_rows
 
@@ -56,7 +56,7 @@ def build_index(
         DataError: data that cannot be opened, or too many unreadable images.
         ValueError: unknown preprocessing, or features that are not finite.
     """
-    data = by_name(data)
+    data = canonical(data)
     weights = weights_path(model_or_run) if is_run(model_or_run) else None
     folder = _folder(out, weights, cells)
     model = open_model(model_or_run)
@@ -69,8 +69,8 @@ def build_index(
         "channels": preprocessing.channels,
         "data": describe(data),
     }
-    work, how = folder.with_name(folder.name + ".parts"), {"device": device, "precision": precision}
-    parts = embed_parts(model, preprocessing, open_source(data), work, progress=progress, **how)  # type: ignore[arg-type]
+    source, work = open_source(data), folder.with_name(folder.name + ".parts")
+    parts = embed_parts(model, preprocessing, source, work, device=device, precision=precision, progress=progress)
     with folder_atomically(folder) as place:
         _write(parts, place, "float16" if half else "float32", description, weights)
         _divide(place, cells, progress)
@@ -81,8 +81,8 @@ def build_index(
 def _divide(folder: Path, cells: str, progress: bool) -> None:
     """Write the cells of an index, if they are wanted."""
     rows = np.load(folder / FEATURES, mmap_mode="c")
-    if cells == "always" or (cells == "auto" and len(rows) > MANY and installed()):
-        divide(rows, progress=progress).save(folder / CELLS)
+    if cells == "always" or (cells == "auto" and len(rows) > CELLS_ABOVE and faiss_installed()):
+        make_cells(rows, progress=progress).save(folder / CELLS)
 
 
 def index_path(weights: Path) -> Path:

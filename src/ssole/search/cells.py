@@ -24,7 +24,7 @@ from ssole.files import write_atomically
 from ssole.progress import progress_bar
 from ssole.search.nearest import Rows, nearest_rows, scores
 
-MANY = 1_000_000
+CELLS_ABOVE = 1_000_000
 """Images above which an index gets cells: an exact query among so many takes a quarter of a second on two cores."""
 PROBED = 128
 """Cells that a query looks into."""
@@ -43,7 +43,7 @@ class Cells:
     starts: NDArray[np.int64]
     """(C + 1,) where each cell begins in `rows`, and the end."""
 
-    def of(self, query_F: Rows, least: int, probed: int) -> NDArray[np.int64]:
+    def near(self, query_F: Rows, least: int, probed: int) -> NDArray[np.int64]:
         """Rows, in order, of the `probed` cells nearest to a query, and of more until there are at least so many."""
         order = scores(self.centres, query_F[None])[0].sort(descending=True, stable=True).indices.numpy()
         counts = np.diff(self.starts)[order].cumsum()
@@ -80,18 +80,18 @@ class Cells:
         return cls(centres=centres, rows=rows, starts=starts)
 
 
-def installed() -> bool:
+def faiss_installed() -> bool:
     """Whether faiss is there, which cells are made with."""
     return find_spec("faiss") is not None
 
 
 def require_faiss() -> None:
     """Raise a `ConfigError` without faiss."""
-    if not installed():
+    if not faiss_installed():
         raise ConfigError("cells are made by faiss: pip install 'ssole[search]'")
 
 
-def divide(rows_NF: Rows, *, progress: bool = False) -> Cells:
+def make_cells(rows_NF: Rows, *, progress: bool = False) -> Cells:
     """Cells of unit rows, about four times the root of their number.
 
     Raises:
@@ -130,7 +130,7 @@ def nearest_in_cells(
     similarity = np.empty((len(queries_QF), k))
     index = np.empty((len(queries_QF), k), dtype=np.int64)
     for number, query_F in enumerate(queries_QF):
-        near = cells.of(query_F, k + 1, probed)
+        near = cells.near(query_F, k + 1, probed)
         if leave_out is not None:
             near = near[near != leave_out[number]]
         similarity[number], order = nearest_rows(rows_NF[near], query_F[None], k)

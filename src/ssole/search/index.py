@@ -162,10 +162,12 @@ class Index:
         self._check_k(k, len(self))
         return self._nearest(unit_rows(torch.from_numpy(np.array(features, dtype=np.float32))), k, exact)
 
-    def _nearest(self, queries: Rows, k: int, exact: bool, **how: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def _nearest(
+        self, queries: Rows, k: int, exact: bool, *, leave_out: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         if exact or self.cells is None:
-            return nearest_rows(self.features, queries, k, **how)
-        return nearest_in_cells(self.features, self.cells, queries, k, **how)
+            return nearest_rows(self.features, queries, k, leave_out=leave_out)
+        return nearest_in_cells(self.features, self.cells, queries, k, leave_out=leave_out)
 
     def duplicates(self, least: float = NEAR_DUPLICATE, *, progress: bool = True) -> list[Matches]:
         """Groups of near duplicates: an image, and those whose cosine similarity to it is at least `least`.
@@ -234,8 +236,7 @@ class Index:
         if given is None and not weights.is_file():
             name = self._description.get("model")
             raise ConfigError(f"{self.path} was made with {name}, which it does not hold: pass it, model=... (--model)")
-        model = weights if given is None else given
-        backbone, preprocessing = model_and_preprocessing(model)
+        backbone, preprocessing = model_and_preprocessing(weights if given is None else given)
         self.require_model(backbone_digest(backbone, preprocessing), name_of(given) if given is not None else weights)
         return backbone, preprocessing
 

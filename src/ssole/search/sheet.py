@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from ssole.data.base import Spec
 from ssole.data.decode import decode
 from ssole.data.sources import open_source
-from ssole.data.thumbnail import to_picture
+from ssole.data.thumbnail import thumbnail
 from ssole.errors import DataError, valid_text
 from ssole.search.matches import Matches
 from ssole.search.query import open_image
@@ -75,7 +76,7 @@ def contact_sheet(
     room = SHOWN
     for group in groups:
         most = min(room, _COLUMNS * (_ROWS - len(rows)))
-        found = [cell for _, cell in zip(range(most), cells(group), strict=False)]
+        found = list(islice(cells(group), most))
         rows += [found[start : start + _COLUMNS] for start in range(0, len(found), _COLUMNS)]
         room -= len(found)
     return _draw(rows), missing
@@ -93,7 +94,7 @@ def _draw(rows: Sequence[Sequence[_Cell]]) -> Image.Image:
             left, top = _GAP + x * across, _GAP + y * down
             draw.rectangle((left, top, left + _SIDE - 1, top + _SIDE - 1), fill=_MISSING)
             if image is not None:
-                picture = to_picture(image, _SIDE)
+                picture = thumbnail(image, _SIDE)
                 factor = max(1, _SIDE // max(picture.size))  # a whole one, so that the pixels of small ones stay sharp
                 picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
                 sheet.paste(picture, (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2))

@@ -26,7 +26,7 @@ from ssole.config import PretrainConfig
 from ssole.models.backbone import create_encoder
 from ssole.models.batch_norm import kept_buffers, synchronize_batch_norms
 from ssole.models.cpu import speed_up_convolutions
-from ssole.rng import Use, number
+from ssole.rng import Use, scalar_bits
 from ssole.runtime import resolve_precision
 
 
@@ -88,7 +88,7 @@ class Embedder:
 
         To be called before the views of a step are embedded.
         """
-        torch.manual_seed(number(self._seed, step, Use.LAYERS) + distributed.rank() * self._accumulate + part)
+        torch.manual_seed(scalar_bits(self._seed, step, Use.LAYERS) + distributed.rank() * self._accumulate + part)
 
     def embed(self, views: list[torch.Tensor], step: int) -> torch.Tensor:
         """Embeddings of the views of a step, for a loss whose gradient :meth:`finish_backward` completes.
@@ -106,7 +106,7 @@ class Embedder:
             self._again = [list(part) for part in parts], z_BVD, step
         if len(parts) > 1 or distributed.world_size() > 1:
             # what the loss draws must be the same on all processes, and whatever the number of parts
-            torch.manual_seed(number(self._seed, step, Use.LAYERS))
+            torch.manual_seed(scalar_bits(self._seed, step, Use.LAYERS))
         return z_BVD
 
     def finish_backward(self) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
-from ssole.errors import printable
+from ssole.errors import listed, printable
 from ssole.files import write_json_atomically
 from ssole.models.backbone import Encoder, checked_encoder
 from ssole.models.custom import is_custom
@@ -26,7 +26,6 @@ from ssole.models.weights_file import (
     classifier_prefixes,
     differences,
     is_count,
-    listed,
     not_finite,
     read_weights,
 )

@@ -20,13 +20,12 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig, ViewRecipe
-from ssole.errors import DataError
+from ssole.errors import DataError, listed
 from ssole.losses import LOSSES
 from ssole.losses.checks import EmbeddingError
 from ssole.losses.terms import named_terms
 from ssole.models.backbone import Encoder, feature_dim, seeded_weights, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
-from ssole.models.weights_file import listed
 from ssole.runtime import copy_to, keep_freed_memory
 from ssole.training.embedder import Embedder
 from ssole.training.graph import StepGraph, wants_graph
@@ -165,7 +164,7 @@ class Learner:
         return usual and self._rows.ready(images, epoch)
 
     def _take(self, images: ImageBatch, ids: torch.Tensor, epoch: int) -> StepResult:
-        rows = self._rows.of(images, ids, epoch)
+        rows = self._rows.lookup(images, ids, epoch)
         views = make_views(images, ids, recipe=self._recipe, seed=self.config.seed, epoch=epoch, rows=rows)
         if self.steps_done == 0 and self.config.init is None and self.config.model.stem_init == "whitening":
             whiten_stem(self.encoder.backbone, views[0].flatten(0, 1))

@@ -118,11 +118,11 @@ def _make_many(images: ImageBatch, params: ViewParams, recipe: ViewRecipe, out: 
     sources = images.to(torch.float32) if whole and isinstance(images, torch.Tensor) else images
     for views, hue_at in chunks:
         some = params[views]
-        x_NCSS = geometry.crop_many(sources, image_of_N[views], some.box, rows.of(views), columns.of(views))
+        x_NCSS = geometry.crop_many(sources, image_of_N[views], some.box, rows.select(views), columns.select(views))
         if recipe.turn > 0:
             x_NCSS = geometry.on_chosen(x_NCSS, some.turns % 2 == 1, lambda y, _: y.mT)
         normalisation = (matrix[views], offset)
-        y_NCSS = photometric.photometric_many(x_NCSS, some, jitter.of(views), normalisation, recipe, hue_at)
+        y_NCSS = photometric.photometric_many(x_NCSS, some, jitter.select(views), normalisation, recipe, hue_at)
         out.index_copy_(0, order[views], y_NCSS)
 
 
@@ -132,7 +132,7 @@ def _make_one_by_one(images: ImageBatch, params: ViewParams, recipe: ViewRecipe,
     rows, columns = geometry.crop_taps(images, params, size)
     blurs, luma = photometric.blur_taps(params.sigma, size, recipe), photometric.luma_weights(channels, out.device)
     mean, std = (torch.tensor(values)[:, None, None] for values in (recipe.mean, recipe.std))
-    for n, view in enumerate(params.numbers()):
+    for n, view in enumerate(params.per_view()):
         x_CSS = geometry.crop_one(images[n * len(images) // n_views], view.box, rows, columns, n)
         transposed = view.turns % 2 == 0  # crops come transposed, as an odd number of quarter turns needs them
         if view.jitter:

@@ -1,7 +1,7 @@
 """Views on an accelerator: all views of a batch at once, by few kernels and without waiting for the host.
 
-To start a kernel takes longer than to change small views, so that arithmetic on parameters would take most of the time.
-Here each view has a row of numbers, computed beforehand: all that its pixels are multiplied by. Where images have one
+Launching a kernel takes longer than processing small views, so arithmetic on the parameters of views would take most of
+the time. It is done beforehand: each view has a row with the numbers that its pixels need. Where images have one
 size, :class:`EpochRows` has the rows of a whole epoch, and a step only looks up its own. Every view goes through every
 operation of the recipe. Crops and blurs are products with dense matrices.
 
@@ -23,11 +23,11 @@ from ssole.views.geometry import ImageBatch
 from ssole.views.params import ViewParams, sample_params
 
 _VIEWS_AT_ONCE = 1 << 16  # of which rows are computed together; temporaries take about 4 kB a view
-_LARGEST_TABLE = 1 << 30  # bytes of the rows of an epoch; with more, each batch computes its own
+_MAX_TABLE_BYTES = 1 << 30  # bytes of the rows of an epoch; with more, each batch computes its own
 
 
-class Numbers(NamedTuple):
-    """Rows of N views, in parts. Rows and columns of an image come as pairs, in pixels of the image."""
+class RowParts(NamedTuple):
+    """Rows of N views, split into their parts. Pairs are of the image's rows and columns, in pixels of the image."""
 
     start: torch.Tensor
     """(N, 2): where the crop begins, or where it ends if it is mirrored."""
@@ -67,7 +67,7 @@ class Numbers(NamedTuple):
         return [*pairs, (), (6, *square), (6, channels), (), (), square, (), square, (channels,)]
 
     @classmethod
-    def of(cls, rows_NF: torch.Tensor, channels: int) -> Numbers:
+    def from_rows(cls, rows_NF: torch.Tensor, channels: int) -> RowParts:
         """Parts of rows, without a copy."""
         shapes = cls.shapes(channels)
         parts = rows_NF.split([math.prod(shape) for shape in shapes], dim=1)
@@ -84,7 +84,7 @@ def rows_of(params: ViewParams, recipe: ViewRecipe, size: int, channels: int) ->
     corner, length = params.box[:, :2].flip(1), params.box[:, 2:].flip(1)
     mirrored = torch.stack(geometry.mirrors_of(params), dim=1)
     step = length / size
-    numbers = Numbers(
+    parts = RowParts(
         start=torch.where(mirrored, corner + length, corner),
         slope=torch.where(mirrored, -step, step),
         reach=-1 / step.clamp(min=1),
@@ -100,7 +100,7 @@ def rows_of(params: ViewParams, recipe: ViewRecipe, size: int, channels: int) ->
         matrix=matrix,
         offset=offset[:, 0].expand(len(params.box), -1),
     )
-    return torch.cat([part.to(torch.float32).reshape(len(params.box), -1) for part in numbers], dim=1)
+    return torch.cat([part.to(torch.float32).reshape(len(params.box), -1) for part in parts], dim=1)
 
 
 class EpochRows:
@@ -118,10 +118,10 @@ class EpochRows:
         self._recipe, self._images, self._channels, self._seed, self._epoch = recipe, images, channels, seed, -1
         self._size: torch.Size | None = None
         self._tables: list[torch.Tensor] = []
-        if images is not None and 4 * images * recipe.views * row_length(channels) > _LARGEST_TABLE:
+        if images is not None and 4 * images * recipe.views * row_length(channels) > _MAX_TABLE_BYTES:
             self._images = None
 
-    def of(self, images: ImageBatch, ids: torch.Tensor, epoch: int) -> list[torch.Tensor] | None:
+    def lookup(self, images: ImageBatch, ids: torch.Tensor, epoch: int) -> list[torch.Tensor] | None:
         """Rows (B, V, F) of a batch on an accelerator, for each crop group; None if it is to draw its own."""
         return [table.index_select(0, ids) for table in self._tables] if self.ready(images, epoch) else None
 
@@ -153,7 +153,7 @@ class EpochRows:
 
 def row_length(channels: int) -> int:
     """Number F of numbers in a row."""
-    return sum(math.prod(shape) for shape in Numbers.shapes(channels))
+    return sum(math.prod(shape) for shape in RowParts.shapes(channels))
 
 
 def batch_rows(
@@ -172,7 +172,7 @@ def batch_rows(
 def fill_views(images_BCHW: torch.Tensor, rows_BVF: torch.Tensor, recipe: ViewRecipe, out_NCSS: torch.Tensor) -> None:
     """Fill out with the views of a crop group of images uint8 or uint16."""
     channels, size = out_NCSS.shape[1:3]
-    n = Numbers.of(rows_BVF.flatten(0, 1), channels)
+    n = RowParts.from_rows(rows_BVF.flatten(0, 1), channels)
     x = _crops(images_BCHW, n, size)
     if recipe.turn > 0:
         x = torch.where(n.transposed[:, None, None, None] > 0, x.mT, x)
@@ -189,7 +189,7 @@ def fill_views(images_BCHW: torch.Tensor, rows_BVF: torch.Tensor, recipe: ViewRe
     torch.baddbmm(n.offset[..., None], n.matrix, x, out=out_NCSS.flatten(2))
 
 
-def _crops(images_BCHW: torch.Tensor, n: Numbers, size: int) -> torch.Tensor:
+def _crops(images_BCHW: torch.Tensor, n: RowParts, size: int) -> torch.Tensor:
     """Crops (N, C, S, S) in [0, 1], before the transposition of quarter turns; the filter of `geometry.resize_taps`."""
     images, channels, height, width = images_BCHW.shape
     device, views = images_BCHW.device, len(n.start) // images

@@ -40,7 +40,7 @@ class Taps(NamedTuple):
     weight: torch.Tensor
     """float32 (N, S, K)."""
 
-    def of(self, views: slice, taps: slice = slice(None)) -> Taps:
+    def select(self, views: slice, taps: slice = slice(None)) -> Taps:
         """The same for some of the views, with some of the K taps."""
         return Taps(self.source[views, :, taps], self.weight[views, :, taps])
 
@@ -72,7 +72,7 @@ def crop_taps(images: ImageBatch, params: ViewParams, size: int) -> tuple[Taps, 
     # Both dimensions in one go: for small views, the calls cost more than the arithmetic.
     lengths, mirrored = params.box[:, 2:].flip(1).T.flatten(), torch.cat(mirrors_of(params))
     both = resize_taps(lengths, mirrored, size, longest_side(images))
-    rows, columns = both.of(slice(0, len(params.box))), both.of(slice(len(params.box), None))
+    rows, columns = both.select(slice(0, len(params.box))), both.select(slice(len(params.box), None))
     columns.weight.mul_(1 / torch.iinfo(images[0].dtype).max)
     return rows, columns
 
@@ -128,7 +128,8 @@ def crop_one(image_CHW: torch.Tensor, box: Sequence[int], rows: Taps, columns: T
     left, top, width, height = box
     part, size, view = image_CHW[:, top : top + height, left : left + width], rows.weight.shape[1], slice(n, n + 1)
     # without the taps that only larger crops need
-    rows, columns = rows.of(view, slice(_most_taps(height, size))), columns.of(view, slice(_most_taps(width, size)))
+    rows = rows.select(view, slice(_most_taps(height, size)))
+    columns = columns.select(view, slice(_most_taps(width, size)))
     return filter_one(part, rows, columns)
 
 

@@ -53,7 +53,7 @@ class ViewParams:
         """Parameters of some of the views."""
         return ViewParams(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
 
-    def numbers(self) -> list[SimpleNamespace]:
+    def per_view(self) -> list[SimpleNamespace]:
         """Parameters of each view as plain numbers and lists, in fields of the same names; boxes as integers."""
         values = {field.name: getattr(self, field.name).tolist() for field in fields(self)}
         values["box"] = self.box.long().tolist()
@@ -129,7 +129,7 @@ def _sides(
     fits = (w >= 1) & (w <= width[:, None]) & (h >= 1) & (h <= height[:, None])
     first = fits.to(torch.uint8).argmax(dim=-1, keepdim=True)  # the first of equal maxima
     found = fits.any(dim=-1)
-    # an image of a pixel or two has no crop of an extreme ratio: the clamp leaves a pixel of it
+    # in an image of a pixel or two, the side of a crop of an extreme ratio would round to 0
     widest, highest = (height * crop.ratio[1]).round().clamp(min=1), (width / crop.ratio[0]).round().clamp(min=1)
     w = torch.where(found, w.gather(-1, first)[:, 0], torch.minimum(width, widest))
     h = torch.where(found, h.gather(-1, first)[:, 0], torch.minimum(height, highest))

@@ -68,7 +68,7 @@ class Jitter(NamedTuple):
     shift: torch.Tensor
     """float32 (N,), of hue, in turns."""
 
-    def of(self, views: slice) -> Jitter:
+    def select(self, views: slice) -> Jitter:
         """The same for some of the views."""
         return Jitter(self.matrix[views], self.contrast[views], self.shift[views])
 
@@ -189,7 +189,7 @@ def blur_many(x_NCSS: torch.Tensor, sigma_N: torch.Tensor, recipe: ViewRecipe) -
 def blur_one(x_CSS: torch.Tensor, taps: Taps, n: int, sigma: float, recipe: ViewRecipe) -> torch.Tensor:
     """Transpose of a single view after Gaussian blur by view n in `taps`, without taps that have no weight."""
     middle, radius = taps.weight.shape[2] // 2, blur_radius(sigma, x_CSS.shape[-1], recipe)
-    taps = taps.of(slice(n, n + 1), slice(middle - radius, middle + radius + 1))
+    taps = taps.select(slice(n, n + 1), slice(middle - radius, middle + radius + 1))
     return filter_one(x_CSS, taps, taps)
 
 

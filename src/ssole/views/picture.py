@@ -43,11 +43,10 @@ def picture(
     side = max(_SMALLEST, max(crop.size for crop in recipe.crops))
     columns = [torch.stack([_fit_image(image, side) for image in images])]
     names = ["image"]
-    for crop, views in zip(recipe.crops, groups, strict=True):
-        columns += [
-            torch.stack([_enlarge_view(view, side) for view in of_one_number]) for of_one_number in views.unbind(1)
-        ]
-        names += [f"{crop.size} px, view {number + 1}" for number in range(len(names) - 1, len(names) - 1 + crop.count)]
+    for crop, views_BVCSS in zip(recipe.crops, groups, strict=True):
+        for view_BCSS in views_BVCSS.unbind(1):
+            columns.append(torch.stack([_enlarge_view(view, side) for view in view_BCSS]))
+            names.append(f"{crop.size} px, view {len(names)}")
     return _draw_sheet(columns, names, side)
 
 
