@@ -16,7 +16,7 @@ their images are decoded before the clock starts. Their settings were made for l
 the recipe were chosen in short runs on train images of this data set. Evaluation is not part of the time.
 
 A run that is finished is kept in `--runs` and not trained again. Needs lightly (pip install 'ssole[bench]') and
-stable-pretraining; one that is not installed is left out. solo-learn 1.0.2, the newest in the registry, needs torch 1.9.
+stable-pretraining; one that is not installed is left out. solo-learn's newest release, 1.0.2, needs torch 1.9.
 """
 
 from __future__ import annotations

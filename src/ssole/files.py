@@ -15,7 +15,8 @@ from typing import Any
 
 from ssole.errors import ConfigError
 
-_SUFFIX = ".ssole-tmp"
+LEFTOVER = ".ssole-tmp"
+"""Suffix of what a writer leaves behind if it is killed; such names also begin with a dot."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
@@ -24,19 +25,25 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     A reader, or whoever comes after a crash or a power cut, sees the old file or the new one and never a part of
     either. The file has the permissions that the umask gives.
     """
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}"
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{LEFTOVER}"
     open(temporary, "xb").close()
     permissions = stat.S_IMODE(temporary.stat().st_mode)
     try:
         write(temporary)
         temporary.chmod(permissions)  # the writer may have made another file in its place
-        with open(temporary, "r+b") as file:  # Windows flushes only files that may be written to
-            os.fsync(file.fileno())
+        _flush(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
+
+
+def _flush(path: Path) -> None:
+    """Flush a file to the disk."""
+    if path.is_file():
+        with open(path, "r+b") as file:  # Windows flushes only files that may be written to
+            os.fsync(file.fileno())
 
 
 def write_bytes_atomically(path: Path, data: bytes) -> None:
@@ -58,29 +65,40 @@ def write_json_atomically(path: Path, values: Any, *, indent: int | None = 1) ->
 def folder_atomically(folder: Path) -> Iterator[Path]:
     """Context with a new, empty folder to fill, which then takes its place as `folder`: whole, or not at all.
 
-    `folder` is new or empty (:func:`require_new_folder`). Its parents are made.
+    `folder` is new or empty (:func:`require_new_folder`). Its parents are made. One that exists may be a link, a mount
+    or the working directory, so it stays, and the entries are moved into it.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+    folder = Path(os.path.realpath(folder))
+    home = folder if folder.exists() else folder.parent
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix=f".{folder.name}.", suffix=LEFTOVER) as temporary:
         place = Path(temporary) / folder.name
         place.mkdir()
         yield place
-        if folder.exists():  # empty, and Windows would not replace it
-            folder.rmdir()
-        os.replace(place, folder)
+        for path in place.rglob("*"):
+            _flush(path)
+        if home == folder:
+            for entry in sorted(place.iterdir()):
+                os.replace(entry, folder / entry.name)
+        else:
+            os.replace(place, folder)
+    _flush_folder(home)
 
 
 def require_new_folder(folder: Path) -> None:
-    """Raise a `ConfigError` unless a folder is new or empty."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    """Raise a `ConfigError` unless a folder is new, or empty but for leftovers, and can be written to."""
+    if folder.exists() and (not folder.is_dir() or not all(map(is_leftover, folder.iterdir()))):
         raise ConfigError(
             f"{folder} is not an empty folder, and nothing is overwritten: remove it, or choose another (--out)"
         )
+    there = next(path for path in (folder, *Path(os.path.abspath(folder)).parents) if path.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{there} may not be written to: choose another folder (--out)")
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a file has the name of a writer's temporary file, which stays if the writer is killed."""
-    return path.name.startswith(".") and path.name.endswith(_SUFFIX)
+    """Whether a path has the name of a writer's temporary file or folder, which stays if the writer is killed."""
+    return path.name.startswith(".") and path.name.endswith(LEFTOVER)
 
 
 def remove_leftovers(folder: Path) -> None:

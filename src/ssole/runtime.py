@@ -231,13 +231,15 @@ def check_memory(size: int, what: str, hint: str) -> None:
     """Raise a `DataError` for more than 80 % of the memory, before the system kills the process that loads it.
 
     Args:
-        size: Bytes to be loaded.
+        size: Bytes to be loaded, by each of the processes that torchrun started on this machine.
         what: What they are; begins the message.
         hint: What to do instead, in whole sentences.
     """
-    if size > (limit := int(0.8 * total_memory())):
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if size * processes > (limit := int(0.8 * total_memory())):
+        each = f" in each of {processes} processes" if processes > 1 else ""
         raise DataError(
-            f"{what}: {size / 2**30:.1f} GiB, more than 80 % of the memory ({limit / 2**30:.1f} GiB). {hint}"
+            f"{what}: {size / 2**30:.1f} GiB{each}, more than 80 % of the memory ({limit / 2**30:.1f} GiB). {hint}"
         )
 
 

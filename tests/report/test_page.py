@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -194,9 +194,9 @@ class Many(SimpleNamespace):
     def id(self, row: int) -> str:
         return f"photographs/of some class/2026-11-29 {row:012d}.jpeg"
 
-    def picture(self, row: int, side: int = 96) -> Image.Image:
-        noise = np.random.default_rng(row % 997).integers(0, 256, (side, side, 3), dtype=np.uint8)
-        return Image.fromarray(noise)
+    def pictures(self, rows: Sequence[int], side: int) -> list[Image.Image]:
+        randoms = [np.random.default_rng(row % 997) for row in rows]
+        return [Image.fromarray(random.integers(0, 256, (side, side, 3), dtype=np.uint8)) for random in randoms]
 
 
 def test_fifty_thousand_points_fit(page: Path, hostile_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

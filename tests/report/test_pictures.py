@@ -19,7 +19,7 @@ def decoded(uri: str) -> Image.Image:
 
 def test_a_thumbnail_lies_where_the_script_looks_for_it() -> None:
     colours = [(10 * (i % 25), 10 * (i // 25 % 25), 0) for i in range(530)]
-    made = sheets(lambda i: Image.new("RGB", (8, 8), colours[i]), range(530), 8, 10**9)
+    made = sheets(lambda rows: [Image.new("RGB", (8, 8), colours[i]) for i in rows], range(530), 8, 10**9)
     assert len(made) == 2
     first, second = map(decoded, made)
     assert (first.size, second.size) == ((200, 160), (200, 16))
@@ -31,10 +31,10 @@ def test_a_thumbnail_lies_where_the_script_looks_for_it() -> None:
 
 def test_the_budget_is_kept() -> None:
     noise = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (8, 8, 3), dtype=np.uint8)) for i in range(1100)]
-    whole = sheets(lambda i: noise[i], range(1100), 8, 10**9)
+    whole = sheets(lambda rows: [noise[i] for i in rows], range(1100), 8, 10**9)
     assert len(whole) == 3
-    assert sheets(lambda i: noise[i], range(1100), 8, len(whole[0]) + len(whole[1])) == whole[:2]
-    assert sheets(lambda i: noise[i], range(1100), 8, 10) == []
+    assert sheets(lambda rows: [noise[i] for i in rows], range(1100), 8, len(whole[0]) + len(whole[1])) == whole[:2]
+    assert sheets(lambda rows: [noise[i] for i in rows], range(1100), 8, 10) == []
 
 
 def test_a_data_uri_holds_the_picture() -> None:

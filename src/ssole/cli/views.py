@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ssole.data.decode import decode
 from ssole.data.folder import image_suffixes
 from ssole.data.objects import ObjectSource
 from ssole.data.sources import open_source
+from ssole.errors import DataError
 from ssole.files import write_atomically
 
 
@@ -25,7 +27,7 @@ class ViewsArgs:
     """Options of `ssole views`."""
 
     data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ("digits-m",)
-    """One image file or several, or data in any file_format that pretraining takes."""
+    """One image file or several, or data in any form that pretraining takes."""
     recipe: str = DEFAULT_RECIPE
     """A recipe's name, the path of a YAML file, or a preset: natural, small, digits, aerial, grey, channels."""
     out: FilePath = Path("views.png")
@@ -50,23 +52,34 @@ def views(argv: Sequence[str]) -> int:
     from ssole.views.picture import picture
 
     args = parse(views, ViewsArgs, argv)
-    recipe = view_preset(args.recipe) if args.recipe in PRESETS else load(args.recipe).augment
+    config = None if args.recipe in PRESETS else load(args.recipe)
+    recipe = view_preset(args.recipe) if config is None else config.augment
+    channels = config.channels if config is not None and args.channels is None else args.channels
     file_format = picture_format(args.out)
-    images, indices = _some_images(args, recipe)
+    images, indices = _some_images(args, recipe, channels)
     sheet = picture(images, indices, recipe=recipe, seed=args.seed, epoch=args.epoch)
     write_atomically(args.out, lambda path: sheet.save(path, format=file_format))
     show(f"{len(images)} image{'s' * (len(images) > 1)} and their views by {args.recipe}: {args.out}")
     return 0
 
 
-def _some_images(args: ViewsArgs, recipe: ViewRecipe) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Images to draw, and their indices in the data."""
+def _some_images(args: ViewsArgs, recipe: ViewRecipe, channels: int | None) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Images to draw, and their indices in the data. Those that cannot be read are left out, unless all of them are."""
     if args.images < 1:
         raise ConfigError(f"--images must be at least 1, got {args.images}")
     paths = [Path(word) for word in args.data]
     are_images = all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths)
     source = ObjectSource(args.data) if are_images else open_source(data_spec(args.data))
-    chosen = evenly_spaced(len(source), args.images)
-    size = recipe.useful_size  # as in training
-    images = [decode(source.read(i), where=source.id(i), shrink_to=size, channels=args.channels) for i in chosen]
-    return images, torch.tensor(chosen)
+    images, indices, errors = [], [], []
+    for i in evenly_spaced(len(source), args.images):
+        try:
+            image = decode(source.read(i), where=source.id(i), shrink_to=recipe.useful_size, channels=channels)
+        except DataError as error:
+            errors.append(error)
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        images.append(image)
+        indices.append(i)
+    if not images:
+        raise errors[0]
+    return images, torch.tensor(indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any, TypeGuard
 from ssole.data.arrays import TORCHVISION
 from ssole.data.base import Spec
 from ssole.data.storage import has_pattern, is_remote
-from ssole.errors import SECRET, without_secrets
+from ssole.errors import SECRET, DataError, without_secrets
 
+MAX_PATHS = 100_000
+"""Most paths given one by one, which a run folder's config then lists."""
 _IN_MEMORY = "in memory: "
 
 
@@ -19,16 +22,25 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
     """Text that names the data in a config: names as they are, URLs without passwords and queries, absolute paths.
 
     So the data are found again from another working directory. Data in memory cannot be opened again from their text;
-    see :func:`is_in_memory`.
+    see :func:`is_in_memory`. More than :data:`MAX_PATHS` paths are a DataError.
     """
     if are_paths(spec):
+        if len(spec) > MAX_PATHS:
+            raise DataError(
+                f"{len(spec):,} paths are too many to be written into a run folder one by one (at most {MAX_PATHS:,}): "
+                "write them to a text file, one a line, and give that"
+            )
         return tuple(str(describe(part)) for part in spec)
     if isinstance(spec, (str, os.PathLike)):
         text, path = str(spec), os.path.expanduser(spec)
         if is_remote(text):
             return without_secrets(text)
-        is_name = text == "digits-m" or text.lower() in TORCHVISION
-        return str(Path(path).absolute()) if not is_name and (os.path.exists(path) or has_pattern(text)) else text
+        if text == "digits-m" or text.lower() in TORCHVISION:
+            return text
+        if os.path.exists(path):
+            return str(Path(path).absolute())
+        # brackets in the name of the working directory are no pattern
+        return os.path.join(glob.escape(os.getcwd()), path) if has_pattern(text) else text
     return _IN_MEMORY + str(getattr(spec, "name", f"{type(spec).__name__} {getattr(spec, 'shape', '')}".strip()))
 
 

@@ -82,7 +82,7 @@ class FolderSource(FileSource):
     def __init__(self, root: str | os.PathLike[str], *, inside: str = "") -> None:
         folder = Path(root) / inside
         self.name = folder.name or str(folder)
-        self.identity = str(folder.resolve())
+        self.identity = f"{Path(root).resolve()}\n{inside}" if inside else str(folder.resolve())  # ids differ
         self.root = os.fspath(root)
         paths, self.ignored, self.hidden = find_files(folder, image_suffixes())
         if not paths:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ssole import distributed
 from ssole.data.base import Source, Spec, shared_labels
+from ssole.data.folder import FileSource
 from ssole.data.sources import open_source, open_test_images
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
@@ -236,4 +238,8 @@ def _are_equal(one: Source, other: Source) -> bool:
     """Whether two sources are sure to have the same images, because they read the same unchanged files."""
     if one is other:
         return True
+    if isinstance(one, FileSource) and isinstance(other, FileSource) and len(one) == len(other):
+        files, others = one.files(), other.files()  # by other names perhaps: `train/a.png` of a folder, and `a.png`
+        if files and others and list(map(os.path.realpath, files)) == list(map(os.path.realpath, others)):
+            return True
     return one.identity == other.identity and one.fingerprint() == other.fingerprint() is not None

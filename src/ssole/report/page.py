@@ -185,6 +185,6 @@ def _map(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
     chart = charts.scatter(place(part.after), fact.record.name)
     left = _MAP_BYTES // runs - len(json.dumps([chart, data]))  # names of many images may take megabytes
     side = next(side for most, side in _SHEET_SIDES.items() if len(part) <= most)
-    made = sheets(lambda row: part.picture(row, side), order, side, min(_SHEET_BYTES // runs, left))
+    made = sheets(lambda rows: part.pictures(rows, side), order, side, min(_SHEET_BYTES // runs, left))
     data["sheets"], shown = made, min(len(part), len(made) * 500)
     return {"chart": chart, "data": data, "columns": [one.name for one in columns], "shown": shown}

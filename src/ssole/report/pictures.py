@@ -20,10 +20,13 @@ def data_uri(picture: Image.Image, quality: int = 85) -> str:
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def sheets(get: Callable[[int], Image.Image], order: Sequence[int], side: int, most_bytes: int) -> list[str]:
+def sheets(
+    get: Callable[[Sequence[int]], list[Image.Image]], order: Sequence[int], side: int, most_bytes: int
+) -> list[str]:
     """Sheets of square thumbnails in the given order, as many whole sheets as fit into `most_bytes`.
 
-    Thumbnail number n is on sheet n // 500, in row (n % 500) // 25 and column n % 25.
+    `get` gives the pictures of some images. Thumbnail number n is on sheet n // 500, in row (n % 500) // 25 and column
+    n % 25.
     """
     from PIL import Image
 
@@ -33,8 +36,7 @@ def sheets(get: Callable[[int], Image.Image], order: Sequence[int], side: int, m
         part = order[start : start + _COLUMNS * _ROWS]
         rows = -(-len(part) // _COLUMNS)
         sheet = Image.new("RGB", (_COLUMNS * side, rows * side), (128, 128, 128))
-        for number, index in enumerate(part):
-            picture = get(index).convert("RGB")
+        for number, picture in enumerate(picture.convert("RGB") for picture in get(part)):
             place = (number % _COLUMNS * side, number // _COLUMNS * side)
             scale = side / max(picture.size)
             shape = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))

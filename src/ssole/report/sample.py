@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.decode import decode
@@ -64,6 +65,10 @@ class Part:
     def picture(self, row: int, side: int = 96) -> Image.Image:
         """Image as a picture that fits into a square."""
         return thumbnail(self.image(row), side)
+
+    def pictures(self, rows: Sequence[int], side: int) -> list[Image.Image]:
+        """Images as pictures that fit into a square, decoded by all threads at once."""
+        return [thumbnail(image, side) for image in self.subset.get(torch.tensor(rows))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,9 +178,17 @@ def _part(
     device: torch.device,
     progress: bool,
 ) -> Part:
-    after, before = (extract(model, subset, preprocessing, device=device, progress=progress) for model in models)
-    after, before = (subset.readable_rows(features)[0] for features in (after, before))
-    return Part(subset=subset.readable_part(), after=after, before=before)
+    both = _SideBySide(models)  # so that images are decoded once
+    features = extract(both, subset, preprocessing, device=device, progress=progress)
+    after, before = subset.readable_rows(features)[0].chunk(2, dim=1)
+    return Part(subset=subset.readable_part(), after=after.contiguous(), before=before.contiguous())
+
+
+class _SideBySide(nn.ModuleList):
+    """Networks of one shape as one: their features (B, F) beside each other, (B, M F)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.cat([model(images) for model in self], dim=1)
 
 
 def _agreement(record: Record, model: LoadedBackbone, part: Part, device: torch.device) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +21,7 @@ from ssole.evaluation.evaluate import ModelOrRun
 from ssole.evaluation.models import OnnxModel, is_run, name_of, open_model
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.files import folder_atomically, require_new_folder, write_json_atomically
+from ssole.files import LEFTOVER, folder_atomically, require_new_folder, write_json_atomically
 from ssole.models.load import weights_path
 from ssole.runtime import Precision
 from ssole.search.cells import CELLS_ABOVE, faiss_installed, make_cells, require_faiss
@@ -69,13 +72,36 @@ def build_index(
         "channels": preprocessing.channels,
         "data": describe(data),
     }
-    source, work = open_source(data), folder.with_name(folder.name + ".parts")
-    parts = embed_parts(model, preprocessing, source, work, device=device, precision=precision, progress=progress)
-    with folder_atomically(folder) as place:
-        _write(parts, place, "float16" if half else "float32", description, weights)
-        _divide(place, cells, progress)
-    parts.remove()
+    source = open_source(data)
+    with _work_folder(folder) as work:
+        parts = embed_parts(model, preprocessing, source, work, device=device, precision=precision, progress=progress)
+        with folder_atomically(folder) as place:
+            _write(parts, place, "float16" if half else "float32", description, weights)
+            _divide(place, cells, progress)
+        parts.remove()
     return Index(folder)
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """Folder for the features of an index until they are complete: beside its own, or in that if it exists.
+
+    It is this process's alone; if another one is writing this index, a ConfigError.
+    """
+    from filelock import FileLock, Timeout
+
+    place = Path(os.path.realpath(folder))
+    work = place / f".parts{LEFTOVER}" if place.exists() else place.with_name(f"{place.name}.parts")
+    work.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(work.with_name(f".{place.name}.lock{LEFTOVER}"))
+    try:
+        held = lock.acquire(blocking=False)
+    except Timeout:
+        raise ConfigError(f"another process is writing the index {folder}: wait for it") from None
+    with held:
+        require_new_folder(folder)  # another process may have written it meanwhile
+        yield work
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _divide(folder: Path, cells: str, progress: bool) -> None:
@@ -110,18 +136,17 @@ def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any], 
     """Write the features, scaled to unit length, the table of images, the description, and the weights of a run."""
     from pyarrow import parquet
 
-    shape = (parts.images, parts.features)
-    rows = np.lib.format.open_memmap(folder / FEATURES, mode="w+", dtype=dtype, shape=shape)
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
+    header["shape"] = (parts.images, parts.features)
     schema = parquet.read_schema(parts.files[0])
     schema = schema.remove(schema.get_field_index("embedding"))
-    start = 0
-    with parquet.ParquetWriter(folder / IMAGES, schema) as writer:
+    # not through a memory map, where a full disk would kill the process
+    with open(folder / FEATURES, "wb") as file, parquet.ParquetWriter(folder / IMAGES, schema) as writer:
+        np.lib.format.write_array_header_1_0(file, header)
         for table in parts.read():
             writer.write_table(table.drop_columns(["embedding"]))
             flat = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, parts.features)
-            rows[start : start + len(flat)] = unit_rows(torch.from_numpy(np.array(flat)))
-            start += len(flat)
-    rows.flush()
+            file.write(np.asarray(unit_rows(torch.from_numpy(np.array(flat))), dtype=dtype).tobytes())
     if weights is not None:
         shutil.copyfile(weights, folder / BACKBONE)
     whole = {"format": FORMAT, "images": parts.images, "features": parts.features, **description}

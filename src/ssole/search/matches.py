@@ -18,9 +18,13 @@ from ssole.files import write_text_atomically
 
 
 def require_new(path: Path) -> None:
-    """Raise a `ConfigError` if a list is there already."""
+    """Raise a `ConfigError` if a list is there already, or its folder is not."""
     if path.exists():
         raise ConfigError(f"{path} exists, and labels that were filled in would be lost: choose another name (--out)")
+    if not path.absolute().parent.is_dir():
+        raise ConfigError(
+            f"there is no folder {path.parent} to write {path.name} to: make it, or choose another (--out)"
+        )
 
 
 def saved_ids(path: str | PathLike[str]) -> list[str]:
