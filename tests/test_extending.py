@@ -86,8 +86,8 @@ def test_after_a_budget_of_time_an_extension_has_its_own_steps(tmp_path: Path) -
     assert pace.learning_rate(29) == pytest.approx(0.0)
     assert pace.learning_rate(30) == pytest.approx(0.05)
     pace.start(30, 1e9)  # the budget is long gone, and does not count
-    assert [pace.ends(step) for step in (30, 38, 39)] == [False, False, True]
-    assert [step for step in range(1, 41) if pace.is_end(step)] == [30, 40]
+    assert [pace.advance(step) for step in (30, 38, 39)] == [False, False, True]
+    assert [step for step in range(1, 41) if pace.is_last(step)] == [30, 40]
 
 
 def test_epochs_and_a_second_extension(tmp_path: Path) -> None:

@@ -25,12 +25,12 @@ from ssole.runtime import environment, resolve_device
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import check_shares, make_plan
 from ssole.training.images import IMAGES_FILE, keep_or_compare_images
-from ssole.training.initial import first_initial
-from ssole.training.loop import train
+from ssole.training.initial import initial_weights
+from ssole.training.loop import Given, train
 from ssole.training.monitor import Evaluator, figures_of
 from ssole.training.needs import require_memory
 from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
-from ssole.training.settings import agreed_config, completed, with_eval_data
+from ssole.training.settings import agreed_config, eval_data_to_open, with_measurements
 from ssole.training.trial import step_seconds
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def pretrain(
     name, config = choose(data, recipe, overrides)
     folder = new_folder(out, name)
     spent = time.monotonic() - begin
-    given: Any = {"loss": module, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+    given: Given = {"loss": module, "backbone": backbone, "evaluators": evaluators, "progress": progress}
     return start(config, folder, data=data, spent=spent, **given)
 
 
@@ -117,8 +117,8 @@ def start(
     `spent` is how many seconds of a budget of time have passed already.
     """
     begin = time.monotonic() - spent
-    if _began(out):
-        given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+    if _is_restart(out):
+        given: Given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
         if data is None and why_not_reopened(config.data) is not None:
             data = config.data  # which the command names
         return resume(Run(out), data=data, eval_data=config.eval_data, **given)
@@ -128,18 +128,17 @@ def start(
         world = distributed.world_size()  # 1 in what the first process does by itself
         distributed.on_rank_0(lambda: check_shares(config, world))
         distributed.on_rank_0(lambda: require_memory(config, device))
-        initial = first_initial(config, backbone, progress=progress)
+        initial = initial_weights(config, backbone, progress=progress)
         data = config.data if data is None else data
         eval_data = config.eval_data
-        measured_on = None if eval_data is None else describe(eval_data)
-        config = dataclasses.replace(config, data=describe(data), eval_data=measured_on)
+        described = None if eval_data is None else describe(eval_data)
+        config = dataclasses.replace(config, data=describe(data), eval_data=described)
         data = canonical(data)
         with open_store(config, data, progress) as store, ExitStack() as stack:
             trial = partial(step_seconds, store=store, device=device, loss=loss, backbone=backbone)
-            config = completed(config, store, begin, trial)
+            config = with_measurements(config, store, begin, trial)
             plan = make_plan(config, len(store))
-            measured = dataclasses.replace(config, eval_data=eval_data)
-            evaluators = _agreed(evaluators, measured, data, store, progress)
+            evaluators = _evaluators_of_all(evaluators, config, data, eval_data, store, progress)
 
             def make() -> str:
                 run = stack.enter_context(new_run(out, config))
@@ -151,7 +150,7 @@ def start(
             return train(run, store, plan, device, spent=time.monotonic() - begin, initial=initial, **given)
 
 
-def _began(out: Path) -> bool:
+def _is_restart(out: Path) -> bool:
     """Whether a folder holds a run of this command, which torchrun has started again.
 
     torchrun's job name tells. Without a name, the restart count does; it is 0 on a machine where no process failed.
@@ -164,15 +163,20 @@ def _began(out: Path) -> bool:
     return again and before.get("command") == environment()["command"]
 
 
-def _agreed(
-    evaluators: Mapping[int, Evaluator] | None, config: PretrainConfig, data: Spec, store: ImageStore, progress: bool
+def _evaluators_of_all(
+    evaluators: Mapping[int, Evaluator] | None,
+    config: PretrainConfig,
+    data: Spec,
+    eval_data: Spec | None,
+    store: ImageStore,
+    progress: bool,
 ) -> Mapping[int, Evaluator]:
     """Evaluators that all processes call: those given, which run in the first process only, or the default ones."""
     if evaluators is not None:
         return {every: partial(figures_of, evaluator) for every, evaluator in evaluators.items()}
     options = _store_options(config, progress and not distributed.rank())
     with distributed.first_on_each_node():
-        return default_evaluators(config, data, store, **options)
+        return default_evaluators(config, data, eval_data, store, **options)
 
 
 def resume(
@@ -205,7 +209,7 @@ def resume(
     _ = found.config  # an error for a folder that is no run
     if found.finished:
         return found
-    given: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+    given: Given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
     return continue_run(found, data=data, eval_data=eval_data, allow_changes=allow_changes, **given)
 
 
@@ -229,12 +233,12 @@ def continue_run(
     if data is None and (reason := why_not_reopened(config.data)) is not None:
         how = "pass them," if is_in_memory(config.data) else "pass them again, --data URL, or"
         raise DataError(f"{found.path} was started on {reason}: {how} ssole.resume(run, data=images)")
-    measured = with_eval_data(config, found.path, eval_data) if evaluators is None else config
+    eval_data = eval_data_to_open(config, found.path, eval_data) if evaluators is None else None
     if is_custom(config.model) and backbone is None:
         raise missing_module_error(config.model)
     if loss is not None and config.loss != CustomConfig(module=type(loss).__qualname__):
-        before, given = getattr(config.loss, "module", config.loss.name), type(loss).__qualname__
-        raise ConfigError(f"{found.path} began with the loss {before!r}, and the one given is {given!r}")
+        before, now = getattr(config.loss, "module", config.loss.name), type(loss).__qualname__
+        raise ConfigError(f"{found.path} began with the loss {before!r}, and the one given is {now!r}")
     with distributed.processes(config.process_timeout):
         distributed.on_rank_0(lambda: require_same_recipe(found, allowed=allow_changes))
         device = distributed.own_device(resolve_device(config.device))
@@ -244,14 +248,14 @@ def continue_run(
             changed = "images" in allow_changes
             distributed.on_rank_0(lambda: stack.enter_context(lock_run(found)))
             distributed.on_rank_0(lambda: _check_images(found, store.source, allowed=changed))
-            evaluators = _agreed(evaluators, measured, images, store, progress)
+            evaluators = _evaluators_of_all(evaluators, config, images, eval_data, store, progress)
             plan = make_plan(config, len(store))
             # A kill may have come before the initial weights were written.
             begun = distributed.on_rank_0(lambda: bool(checkpoint_steps(found)))
-            initial = None if begun else first_initial(config, backbone, progress=progress)
-            options: Any = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-            options["prepare"] = partial(prepare, plan.steps_per_epoch)
-            return train(found, store, plan, device, initial=initial, **options)
+            initial = None if begun else initial_weights(config, backbone, progress=progress)
+            given: Given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+            prepared = partial(prepare, plan.steps_per_epoch)
+            return train(found, store, plan, device, initial=initial, prepare=prepared, **given)
 
 
 def _check_images(run: Run, source: Source, *, allowed: bool) -> None:

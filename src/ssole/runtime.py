@@ -123,14 +123,14 @@ def reuse_freed_blocks() -> None:
 def exact_convolutions() -> Iterator[None]:
     """Context of full float32 convolutions on a GPU, where cuDNN rounds to TF32 (10 bits) by default."""
     cudnn: Any = torch.backends.cudnn
+    exact: Any
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch 2.9 warns of the old flag, which torch's own code reads
         try:
-            before, cudnn.allow_tf32 = cudnn.allow_tf32, False
-            flags, name = cudnn, "allow_tf32"
+            flags, name, before, exact = cudnn, "allow_tf32", cudnn.allow_tf32, False
         except RuntimeError:  # the caller has set the newer flags, by kind of operation
-            before, cudnn.conv.fp32_precision = cudnn.conv.fp32_precision, "ieee"
-            flags, name = cudnn.conv, "fp32_precision"
+            flags, name, before, exact = cudnn.conv, "fp32_precision", cudnn.conv.fp32_precision, "ieee"
+        setattr(flags, name, exact)
     try:
         yield
     finally:
@@ -244,10 +244,7 @@ def check_memory(size: int, what: str, hint: str) -> None:
 
 
 def out_of_memory_reason(error: BaseException) -> str:
-    """Reason, in one sentence, why an error is one of too little memory, or of threads that cannot start.
-
-    "" for any other error.
-    """
+    """What an error says about memory that ran out, or threads that cannot start, in one sentence; "" for others."""
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):

@@ -10,7 +10,7 @@ import pytest
 
 import tiny
 from ssole.comparison.request import Arm, make_arms
-from ssole.comparison.search import best, draw_settings, rungs
+from ssole.comparison.search import draw_settings, ranked, rungs
 from ssole.config import LOSS_CONFIGS, SSOLEConfig
 
 
@@ -62,4 +62,4 @@ def test_the_ends_of_every_range_are_settings_of_the_loss(name: str) -> None:
 
 
 def test_the_earlier_trial_wins_a_tie() -> None:
-    assert best({0: 0.5, 1: 0.7, 2: 0.7, 3: 0.1}, 3) == [1, 2, 0]
+    assert ranked({0: 0.5, 1: 0.7, 2: 0.7, 3: 0.1}) == [1, 2, 0, 3]

@@ -22,7 +22,7 @@ def work(folder: Path) -> None:
         sizes = distributed.on_rank_0(lambda: [distributed.world_size(), (folder / f"by {rank}").write_text("x")])
         assert sizes == [1, 1]
         assert distributed.collect({"rank": rank}) == [{"rank": 0}, {"rank": 1}]
-        assert distributed.agree(rank * 15) == 15
+        assert distributed.maximum(rank * 15) == 15
         with pytest.raises(ValueError if rank == 0 else distributed.ElsewhereError, match="no more"):
             distributed.on_rank_0(fail)
         tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7), "c": torch.ones(2, dtype=torch.bool)}
@@ -50,7 +50,7 @@ def test_one_process_agrees_with_itself() -> None:
     tensors = {"a": torch.ones(2)}
     assert agreement.on_rank_0(lambda: (1, 2)) == (1, 2)
     assert agreement.collect("x") == ["x"]
-    assert agreement.agree(3) == 3
+    assert agreement.maximum(3) == 3
     assert agreement.broadcast(tensors) == tensors
     with agreement.first_on_each_node():
         assert agreement.collect(None) == [None]

@@ -19,7 +19,7 @@ from ssole.doctor.scan import Sample, draw_sample, scan
 from ssole.errors import DataError
 from ssole.training import trial
 from ssole.training.step import Learner
-from ssole.training.trial import Trial
+from ssole.training.trial import DryRun
 
 CPU = torch.device("cpu")
 
@@ -50,8 +50,8 @@ def test_a_small_recipe_is_measured_whole(measured: tuple[Sample, Contents], mon
     assert 50 << 20 < found.memory_bytes < found.memory_available
 
 
-class Known(Trial):
-    """Trial with steps of known cost: 10 ms an image and 1 s for the optimizer, 1 MB an image beside 100 MB."""
+class Known(DryRun):
+    """Dry run with steps of known cost: 10 ms an image and 1 s for the optimizer, 1 MB an image beside 100 MB."""
 
     def __init__(self, config: PretrainConfig, *_: Any, **__: Any) -> None:
         self._saved, self._used, self._batch_size, self._augment = {}, {}, config.batch_size, config.augment
@@ -77,7 +77,7 @@ def test_the_generator_stays_as_it_was(measured: tuple[Sample, Contents]) -> Non
 def test_time_of_a_whole_step_is_scaled_without_the_optimizer(
     measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "Trial", Known)
+    monkeypatch.setattr(module, "DryRun", Known)
     monkeypatch.setattr(module, "total_memory", lambda: 10**9)
     found = estimate(tiny.config(batch_size=1000, steps=10), *measured, 5000, CPU)
     assert found.batch_measured == 4  # for half a second of time

@@ -28,14 +28,14 @@ def hidden(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_it_finds_the_position_that_tells() -> None:
     (train, labels), (test, test_labels) = hidden(600, 0), hidden(200, 1)
     before = torch.get_rng_state()
-    scores = attentive_probe(train.half(), labels, classes=2, epochs=400)(test)
+    scores = attentive_probe(train.half(), labels, classes=2, epochs=400).scores(test)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.allclose(scores.sum(1), torch.ones(200), atol=1e-5)
     accuracy = float((scores.argmax(1) == test_labels).float().mean())
     by_mean = test.mean(1)[:, 1] > 0
     assert accuracy > 0.95
     assert float((by_mean == test_labels.bool()).float().mean()) < 0.85
-    one, two = (attentive_probe(train[:40], labels[:40], classes=2)(test[:9]) for _ in range(2))
+    one, two = (attentive_probe(train[:40], labels[:40], classes=2).scores(test[:9]) for _ in range(2))
     assert torch.equal(one, two)
 
 

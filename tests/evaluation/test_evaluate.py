@@ -329,7 +329,7 @@ def test_models_of_different_images_are_no_row() -> None:
         (MeanColour(), Preprocessing(image_size=8, mean=(0.5,) * count, std=(0.5,) * count, channels=channels))
         for count, channels in ((5, 5), (3, None))
     ]
-    scoring = Scoring(lambda _: pytest.fail("no images are opened"), "knn", None, 0, {})
+    scoring = Scoring(lambda _: pytest.fail("no images are opened"), "knn", None, 0, torch.device("cpu"), "auto", False)
     with pytest.raises(ValueError, match="take different images: RGB, 5 channels; evaluate them separately"):
         scoring.add_models("trained", models)
 

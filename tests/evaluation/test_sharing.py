@@ -20,7 +20,7 @@ import tiny
 from ssole import distributed, evaluate
 from ssole.data import reader
 from ssole.data.store import ImageStore
-from ssole.evaluation.sharing import own_parts
+from ssole.evaluation.sharing import own_batches
 from ssole.training.run import Run
 
 pytestmark = pytest.mark.slow
@@ -154,5 +154,5 @@ def test_accuracy_while_training_is_that_of_a_later_evaluation(folder: Path) -> 
 
 def test_one_process_has_all_parts() -> None:
     parts = list(torch.arange(10).split(4))
-    assert own_parts(parts) == parts
+    assert own_batches(parts) == parts
     assert not distributed.shares_work()

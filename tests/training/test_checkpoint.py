@@ -17,8 +17,8 @@ import tiny
 from ssole.config import ConfigError, OptimConfig
 from ssole.training import checkpoint
 from ssole.training.checkpoint import (
-    Copies,
     Progress,
+    Snapshot,
     checkpoint_steps,
     copies,
     flat_copies,
@@ -332,7 +332,7 @@ def test_copies_stay_on_a_gpu_only_if_there_is_much_room(
 ) -> None:
     travelled: list[str] = []
 
-    def flat(tensors: Mapping[str, torch.Tensor]) -> Copies:
+    def flat(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
         def on_host() -> dict[str, torch.Tensor]:
             travelled.extend(tensors)
             return {name: torch.zeros(20) for name in tensors}

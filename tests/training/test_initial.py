@@ -19,7 +19,7 @@ from ssole import api
 from ssole.config import ConfigError, PretrainConfig
 from ssole.models.backbone import create_encoder
 from ssole.training.checkpoint import checkpoint_steps, newest_weights
-from ssole.training.initial import Initial, read_initial
+from ssole.training.initial import InitialWeights, read_initial_weights
 from ssole.training.run import Run
 from tiny import Crash, crash
 
@@ -30,9 +30,9 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return tiny.start(tmp_path_factory.mktemp("before") / "run", seed=5)
 
 
-def initial(init: Path | str, **overrides: Any) -> Initial:
+def initial(init: Path | str, **overrides: Any) -> InitialWeights:
     config = tiny.config(init=str(init), **overrides)
-    found = read_initial(config, create_encoder(config))
+    found = read_initial_weights(config, create_encoder(config))
     assert found is not None
     return found
 
@@ -40,7 +40,7 @@ def initial(init: Path | str, **overrides: Any) -> Initial:
 def loaded(config: PretrainConfig) -> dict[str, torch.Tensor]:
     """Weights of the encoder of a config that starts from others."""
     encoder = create_encoder(config)
-    found = read_initial(config, encoder)
+    found = read_initial_weights(config, encoder)
     assert found is not None
     encoder.load_state_dict(found.weights, strict=False)
     return encoder.state_dict()

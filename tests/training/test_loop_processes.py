@@ -105,7 +105,7 @@ def keep_pace(folder: Path) -> None:
             clock = pace.Pace(run, make_plan(config, tiny.IMAGES), config)
             clock.start(0, 0.0)
             step = 0
-            while not clock.ends(step):
+            while not clock.advance(step):
                 step += 1
         ends = distributed.collect((step, clock.total))
     assert ends[0] == ends[1] != [49, 50]

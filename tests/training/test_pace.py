@@ -33,7 +33,7 @@ class Clock:
         while True:
             self.now += seconds(self.now - 1000)
             step += 1
-            if pace.ends(step - 1):
+            if pace.advance(step - 1):
                 return step
 
 
@@ -52,7 +52,7 @@ def test_without_a_budget_steps_are_as_planned(tmp_path: Path) -> None:
     pace = Pace(run, plan(50))
     pace.start(10, 0.0)
     assert [pace.position(step) for step in range(50)] == list(range(50))
-    assert [step for step in range(10, 50) if pace.ends(step)] == [49]
+    assert [step for step in range(10, 50) if pace.advance(step)] == [49]
     assert pace.plan.total == 50
     assert not (run.path / "schedule.jsonl").exists()
 
@@ -102,7 +102,7 @@ def test_corrections_leave_earlier_steps_as_they_were(tmp_path: Path, monkeypatc
     for step in range(300):
         before[step] = pace.position(step)
         clock.now += 0.2
-        assert not pace.ends(step)
+        assert not pace.advance(step)
     assert {step: pace.position(step) for step in before} == before
     assert pace.total < 520
 
@@ -112,7 +112,7 @@ def test_a_resumed_run_follows_its_corrections_again(tmp_path: Path, monkeypatch
     pace = budgeted(tmp_path, 100)
     for step in range(40):
         clock.now += 2.0
-        pace.ends(step)
+        pace.advance(step)
     again = Pace(Run(tmp_path / "run"), plan(100))
     again.start(20, spent=40.0)
     assert again.total == pace.total < 60
@@ -127,7 +127,7 @@ def test_the_clock_goes_on_when_the_guardian_goes_back(tmp_path: Path, monkeypat
     pace = budgeted(tmp_path, 100)
     for step in range(30):
         clock.now += 1.0
-        pace.ends(step)
+        pace.advance(step)
     clock.now += 20.0  # of evaluation, which counts too
     pace.start(10)
     clock.drive(pace, lambda _: 1.0, step=10)
@@ -172,14 +172,14 @@ def trained(folder: Path, clock: Clock, seconds: float) -> Run:
     config = api.dataclasses.replace(config, steps=12, data="in memory: ndarray (22, 12, 12, 3)")
     store = api.ImageStore(api.open_source(tiny.images()))
     run = create_run(folder, config) if not folder.exists() else Run(folder)
-    ends = Pace.ends
+    advance = Pace.advance
 
     def slow(pace: Pace, step: int) -> bool:
         clock.now += seconds
-        return ends(pace, step)
+        return advance(pace, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Pace, "ends", slow)
+        patch.setattr(Pace, "advance", slow)
         return api.train(run, store, make_plan(config, 22), api.resolve_device("cpu"), progress=False)
 
 
@@ -223,7 +223,7 @@ def test_a_budget_counts_with_slower_steps_to_come(
     for step in itertools.count():
         early += pace.is_early(step)
         clock.now += early_seconds if pace.is_early(step) else 1.0
-        if pace.ends(step):
+        if pace.advance(step):
             break
     assert clock.now - 1000 == pytest.approx(1000, abs=25)
     assert pace.position(step) == pytest.approx(expected - 1, rel=0.01)

@@ -13,7 +13,7 @@ from ssole.data.arrays import ArraySource
 from ssole.data.store import ImageStore
 from ssole.runtime import forget_peak_memory, peak_memory
 from ssole.training.needs import saved_bytes
-from ssole.training.trial import Trial, step_seconds
+from ssole.training.trial import DryRun, step_seconds
 
 CPU = torch.device("cpu")
 
@@ -32,7 +32,7 @@ def test_bytes_for_the_backward_pass_are_counted_once_each() -> None:
 
 
 def test_a_trial_leaves_the_weights_as_they_were() -> None:
-    trial = Trial(tiny.config(optim__lr=5.0), draw, CPU)
+    trial = DryRun(tiny.config(optim__lr=5.0), draw, CPU)
     before = [p.clone() for p in trial.learner.encoder.parameters()]
     trial.repeat(4)
     assert all(torch.equal(p, q) for p, q in zip(trial.learner.encoder.parameters(), before, strict=True))
@@ -43,14 +43,14 @@ def test_memory_that_was_freed_before_a_trial_is_not_counted() -> None:
         pytest.skip("the system does not tell the peak")
     torch.ones(1 << 30, dtype=torch.uint8)
     before = peak_memory(CPU)
-    trial = Trial(tiny.config(), draw, CPU)
+    trial = DryRun(tiny.config(), draw, CPU)
     trial.step(4)
     assert before is not None
     assert 0 < trial.memory(4) < before - (800 << 20)
 
 
 def test_the_optimizer_is_timed_apart_from_the_rest_of_the_step() -> None:
-    trial = Trial(tiny.config(), draw, CPU)
+    trial = DryRun(tiny.config(), draw, CPU)
     trial.learner.optimizer.register_step_post_hook(lambda *_: time.sleep(0.3))
     begin = time.perf_counter()
     compute, update = trial.step(4)
@@ -59,8 +59,8 @@ def test_the_optimizer_is_timed_apart_from_the_rest_of_the_step() -> None:
     assert trial.learner.steps_done == 1
 
 
-class Known(Trial):
-    """Trial with steps of known cost: 10 ms an image and 1 s for the optimizer, 1 MB an image beside 100 MB."""
+class Known(DryRun):
+    """Dry run with steps of known cost: 10 ms an image and 1 s for the optimizer, 1 MB an image beside 100 MB."""
 
     batches: list[int]
 
@@ -100,13 +100,13 @@ def test_a_batch_stops_growing_for_memory() -> None:
 
 
 def test_the_mean_step_of_a_run_whose_first_part_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    trial = Trial(tiny.config(augment__early_size=4, augment__early_share=0.25), draw, CPU, seconds=0)
+    trial = DryRun(tiny.config(augment__early_size=4, augment__early_share=0.25), draw, CPU, seconds=0)
     monkeypatch.setattr(trial, "step", lambda batch, early=False: (0.1 * batch, 2.0) if early else (0.5 * batch, 2.0))
     assert trial.repeat(2) == pytest.approx([0.4 * 4 + 2.0] * 3)
 
 
 def test_an_early_step_is_taken_and_its_memory_left_out() -> None:
-    trial = Trial(tiny.config(augment__early_size=4), draw, CPU)
+    trial = DryRun(tiny.config(augment__early_size=4), draw, CPU)
     trial.step(4)
     before = dict(trial._saved)
     trial.step(4, early=True)
@@ -117,7 +117,7 @@ def test_an_early_step_is_taken_and_its_memory_left_out() -> None:
 
 def test_the_median_step_of_a_store(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = iter([9.0, 1.0, 3.0, 2.0])  # the first one warms up
-    monkeypatch.setattr(Trial, "step", lambda self, batch: (next(taken), 0.5))
+    monkeypatch.setattr(DryRun, "step", lambda self, batch: (next(taken), 0.5))
     store = ImageStore(ArraySource(tiny.images(3)))  # fewer than a batch
     state = torch.get_rng_state()
     assert step_seconds(tiny.config(), store, CPU, limit=0) == 2.5

@@ -40,7 +40,7 @@ def tune(argv: Sequence[str]) -> int:
       ssole tune --data photos/ --budget 30m --out runs/tuned
       ssole pretrain --data photos/ --recipe runs/tuned/tuned.yaml
     """
-    from ssole.comparison.search import words
+    from ssole.comparison.search import settings_text
     from ssole.comparison.tune import FIGURE
     from ssole.comparison.tune import tune as run
     from ssole.evaluation.results import METRICS
@@ -51,7 +51,7 @@ def tune(argv: Sequence[str]) -> int:
     found = run(data_spec(args.data), **given)
     for number, trial in enumerate(found.trials):
         outcome = f"failed: {trial.error}" if trial.error is not None else f"{trial.scores[FIGURE]:.4g}"
-        show(f"{'*' if number == found.chosen else ' '} trial {number}: {outcome}  {words(trial.settings)}")
+        show(f"{'*' if number == found.chosen else ' '} trial {number}: {outcome}  {settings_text(trial.settings)}")
     trust = f"rank correlation with kNN was {CORRELATION[FIGURE]:+.2f} in {COMPARED} small runs"
     show(f"* has the best {METRICS[FIGURE]}, whose {trust}")
     show("such a choice found 7 % of what labels would have gained, in four searches (docs/compare.md)")

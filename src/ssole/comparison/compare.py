@@ -21,7 +21,7 @@ from ssole.data.base import Spec
 from ssole.data.describe import canonical, describe, why_not_reopened
 from ssole.training.feed import make_plan
 from ssole.training.run import Change
-from ssole.training.settings import measured, say_reasons
+from ssole.training.settings import say_reasons, with_statistics
 
 
 def compare(
@@ -63,8 +63,7 @@ def compare(
     Raises:
         ConfigError, DataError: unusable settings or data, a folder of another comparison, or images that changed.
     """
-    numbers: dict[str, Any] = {"seeds": seeds, "search": search, "images": images}
-    check_numbers(**numbers)
+    check_numbers(seeds=seeds, search=search, images=images)  # before the data are opened
     name, base = _shared(data, recipe, overrides, progress)
     arms = make_arms(methods, replace(base, budget=None), projector=projector)
     limit = None if budget is None else Budget.parse(budget)
@@ -75,7 +74,9 @@ def compare(
         data=describe(data),
         test=test if test is None else describe(test),
         budget=limit or _recipe_budget(base, len(opened.train)),
-        **numbers,
+        seeds=seeds,
+        search=search,
+        images=images,
     )
     return _run(request, api.new_folder(out, f"compare-{name}"), data, opened, progress, allow_changes)
 
@@ -118,8 +119,16 @@ def _run(
     with resumable(folder, f"ssole compare --resume {folder}"):
         save_request(folder, request)
         with api.open_store(request.arms[0].config, images.train, progress) as store:
-            arms = [replace(arm, config=measured(arm.config, store)) for arm in request.arms]
+            arms = [replace(arm, config=with_statistics(arm.config, store)) for arm in request.arms]
             fewest = len(images.search_train if request.search else images.train)
             plan = measure_plan(folder, replace(request, arms=tuple(arms)), store, fewest)
-        given: dict[str, Any] = {"request": request, "folder": folder, "data": data, "images": images}
-        return Runner(arms=arms, plan=plan, progress=progress, allow_changes=allow_changes, **given).run()
+        return Runner(
+            request=request,
+            arms=arms,
+            plan=plan,
+            folder=folder,
+            data=data,
+            images=images,
+            progress=progress,
+            allow_changes=allow_changes,
+        ).run()

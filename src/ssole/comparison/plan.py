@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from ssole.comparison.request import PLAN_FILE, Arm, Request
 from ssole.comparison.search import rungs
@@ -15,13 +14,13 @@ from ssole.data.store import ImageStore
 from ssole.files import write_json_atomically
 from ssole.progress import duration
 from ssole.runtime import resolve_device
-from ssole.training import feed
+from ssole.training.feed import make_plan
 from ssole.training.trial import TRIAL_SECONDS, step_seconds
 
 _GUESS = 0.1
 """Assumed seconds of a step until it is measured, to tell whether a run in a budget is long enough to compile."""
-_MEASURED = 5
-"""Measuring a step may take at most one part in this many of a budget of time."""
+_MEASURING_SHARE = 0.2
+"""Share of a budget of time that measuring a step may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +61,15 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, fewest: int)
     if path.is_file():
         names, hint = [arm.name for arm in request.arms], "start the comparison anew in another folder"
         return read_record(path, lambda saved: {name: ArmPlan(**saved[name]) for name in names}, hint=hint)
-    limit = request.budget.amount / _MEASURED if request.budget.unit == "seconds" else TRIAL_SECONDS
+    limit = TRIAL_SECONDS
+    if request.budget.unit == "seconds":
+        limit = min(limit, _MEASURING_SHARE * request.budget.amount)
     plan, failures = {}, []
     for arm in request.arms:
         try:
-            feed.make_plan(arm.config, fewest)  # raises an error for too few images
-            device = resolve_device(arm.config.device)
-            steps = _steps(request, arm, _GUESS)
-            how: dict[str, Any] = {"steps": steps, "limit": min(TRIAL_SECONDS, limit)}
-            seconds = step_seconds(arm.config, store, device, loss=arm.module, **how)
+            make_plan(arm.config, fewest)  # raises an error for too few images
+            device, steps = resolve_device(arm.config.device), _steps(request, arm, _GUESS)
+            seconds = step_seconds(arm.config, store, device, loss=arm.module, steps=steps, limit=limit)
         except FAILURES as error:
             failures.append(error)
             plan[arm.name] = ArmPlan(steps=0, step_seconds=0.0, error=describe_failure(error))

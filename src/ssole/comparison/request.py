@@ -178,9 +178,8 @@ def load_request(folder: Path) -> Request:
             Arm(name=name, config=from_dict(arm["config"]), pinned=tuple(arm["pinned"]))
             for name, arm in saved.pop("arms").items()
         )
-        names = {name: saved.pop(name) for name in ("data", "test")}
-        texts: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in names.items()}
-        return Request(arms=arms, budget=Budget(**saved.pop("budget")), **texts, **saved)
+        data, test = (tuple(one) if isinstance(one, list) else one for one in (saved.pop("data"), saved.pop("test")))
+        return Request(arms=arms, budget=Budget(**saved.pop("budget")), data=data, test=test, **saved)
     except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is damaged ({error!r}): start the comparison anew in another folder") from None
 

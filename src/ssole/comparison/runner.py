@@ -14,7 +14,7 @@ from ssole.comparison.plan import ArmPlan, cost_lines, share_of, short_epochs, s
 from ssole.comparison.plots import draw
 from ssole.comparison.request import Arm, Request
 from ssole.comparison.result import RANKED_BY, RESULT_FILE, ArmResult, Comparison, SearchTrial
-from ssole.comparison.search import best, draw_settings, rungs, words
+from ssole.comparison.search import Rung, draw_settings, ranked, rungs, settings_text
 from ssole.comparison.trial import Trial, run_trial
 from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.base import Source, Spec
@@ -85,47 +85,47 @@ class Runner:
 
     def _search(self, arm: Arm) -> None:
         """Choose the settings of an arm by its search."""
-        result, images = self._results[arm.name], self.images
-        measure = partial(_scores, train=images.search_train, test=images.validation, protocol="knn", progress=False)
-        going_on = list(range(self.request.search))
+        result = self._results[arm.name]
+        candidates = list(range(self.request.search))  # best first, from the second rung on
         for number, rung in enumerate(rungs(self.request.search)):
             scores: dict[int, float] = {}
-            for trial in going_on:  # best first; the next best takes the place of one that fails
+            for trial in candidates:  # the next best takes the place of one that fails
                 if len(scores) == rung.trials:
                     break
-                record = self._trial(
-                    arm,
-                    f"search-{number}-trial-{trial}",
-                    draw_settings(arm, trial),
-                    steps=share_of(result.steps, rung.share),
-                    seed=self.request.seeds,  # which no run of the result has
-                    data=images.search_train,
-                    measure=measure,
-                )
-                score = None if record.error is not None else record.scores[RANKED_BY]
-                result.search.append(
-                    SearchTrial(
-                        trial=trial, steps=record.steps, settings=record.settings, score=score, error=record.error
-                    )
-                )
-                if score is not None:
-                    scores[trial] = score
+                found = self._search_trial(arm, trial, number, rung)
+                result.search.append(found)
+                if found.score is not None:
+                    scores[trial] = found.score
                 self._saved()
-            going_on = best(scores, len(going_on))
-            if not going_on:
-                reason = (
-                    f"all trials in round {number + 1} of its search failed, the last one by {result.search[-1].error}"
-                )
+            if not scores:
+                last = result.search[-1].error
+                reason = f"all trials in round {number + 1} of its search failed, the last one by {last}"
                 self._results[arm.name] = replace(result, error=reason)
                 return
-        if going_on:
-            result.chosen.update(draw_settings(arm, going_on[0]))
-            self._say(f"{arm.name}: chosen {words(result.chosen)}")
+            candidates = ranked(scores)
+        if candidates:
+            result.chosen.update(draw_settings(arm, candidates[0]))
+            self._say(f"{arm.name}: chosen {settings_text(result.chosen)}")
+
+    def _search_trial(self, arm: Arm, trial: int, number: int, rung: Rung) -> SearchTrial:
+        """Train a trial in a rung of this number, and score it on the validation images."""
+        train, test = self.images.search_train, self.images.validation
+        record = self._trial(
+            arm,
+            f"search-{number}-trial-{trial}",
+            draw_settings(arm, trial),
+            steps=share_of(self._results[arm.name].steps, rung.share),
+            seed=self.request.seeds,  # which no run of the result has
+            data=train,
+            measure=partial(_scores, train=train, test=test, protocol="knn", progress=False),
+        )
+        score = None if record.error is not None else record.scores[RANKED_BY]
+        return SearchTrial(trial=trial, steps=record.steps, settings=record.settings, score=score, error=record.error)
 
     def _run_seed(self, arm: Arm, seed: int) -> None:
         """Train the run of an arm that has a seed, on all images, and evaluate it on the test images."""
         result, images = self._results[arm.name], self.images
-        how: dict[str, Any] = {"protocol": ("knn", "linear", "label_free"), "progress": self.progress}
+        protocol = ("knn", "linear", "label-free")
         record = self._trial(
             arm,
             f"seed-{seed}",
@@ -133,8 +133,8 @@ class Runner:
             steps=result.steps,
             seed=seed,
             data=self._train,
-            measure=partial(_scores, train=images.train, test=images.test, **how),
-            curve=self._curve,
+            measure=partial(_scores, train=images.train, test=images.test, protocol=protocol, progress=self.progress),
+            with_curve=True,
         )
         result.runs.append(record)
         self._saved()
@@ -149,12 +149,12 @@ class Runner:
         seed: int,
         data: Spec,
         measure: Callable[[Run], dict[str, float]],
-        curve: Callable[[PretrainConfig], Mapping[int, Evaluator]] = lambda config: {},
+        with_curve: bool = False,
     ) -> Trial:
         """Record of a trial of an arm, in a folder of this name."""
         whole = self._results[arm.name].steps
         config = apply_overrides(shortened(arm.config, steps, whole), {**settings, "seed": seed})
-        self._say(f"{arm.name}, {name}, {steps} steps: {words(settings)}")
+        self._say(f"{arm.name}, {name}, {steps} steps: {settings_text(settings)}")
         record = run_trial(
             self.folder / arm.name / name,
             config,
@@ -162,7 +162,7 @@ class Runner:
             measure,
             settings=settings,
             loss=arm.module,
-            evaluators=partial(curve, config),
+            evaluators=partial(self._curve, config) if with_curve else dict,
             progress=self.progress,
             check=self._check_unchanged,
             allow_changes=self.allow_changes,
@@ -227,6 +227,9 @@ def _versions(folder: Path) -> list[str]:
     return str(found["ssole"]).split(" and ") if isinstance(found, dict) and "ssole" in found else []
 
 
-def _scores(run: Run, train: Source, test: Source, **how: Any) -> dict[str, float]:
-    result = evaluate(run, train, test=test, baselines=False, device=run.config.device, **how)
+def _scores(
+    run: Run, *, train: Source, test: Source, protocol: str | Sequence[str], progress: bool
+) -> dict[str, float]:
+    device = run.config.device
+    result = evaluate(run, train, test=test, protocol=protocol, baselines=False, device=device, progress=progress)
     return {name: score.value for name, score in result.rows["trained"].items()}

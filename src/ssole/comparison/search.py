@@ -66,7 +66,7 @@ def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
     return drawn | ({"optim.final_lr": lr} if lr < arm.config.optim.final_lr else {})
 
 
-def words(settings: Mapping[str, Any]) -> str:
+def settings_text(settings: Mapping[str, Any]) -> str:
     """Settings of a trial in a line."""
     return ", ".join(f"{name} {value}" for name, value in settings.items()) or "its own settings"
 
@@ -79,6 +79,6 @@ def _points(count: int) -> list[list[float]]:
     return points
 
 
-def best(scores: Mapping[int, float], count: int) -> list[int]:
-    """Trials with the highest scores, best first; the earlier trial wins a tie."""
-    return sorted(scores, key=lambda trial: (-scores[trial], trial))[:count]
+def ranked(scores: Mapping[int, float]) -> list[int]:
+    """Trials by their scores, best first; the earlier trial wins a tie."""
+    return sorted(scores, key=lambda trial: (-scores[trial], trial))

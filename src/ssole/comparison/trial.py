@@ -120,16 +120,17 @@ def run_trial(
     record = Trial(steps=config.steps, seed=config.seed, settings=dict(settings))
     device = resolve_device(config.device)
     loss = copy.deepcopy(loss)
-    measured = forget_peak_memory(device) and not folder.exists()
+    measures_memory = forget_peak_memory(device) and not folder.exists()
     has_begun = (folder / "config.yaml").is_file()
     try:
-        how: dict[str, Any] = {"data": data, "loss": loss, "evaluators": evaluators(), "progress": progress}
         if has_begun:
-            run = api.resume(folder, allow_changes=allow_changes, **how)
+            run = api.resume(
+                folder, data=data, loss=loss, evaluators=evaluators(), progress=progress, allow_changes=allow_changes
+            )
         else:
             shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before it began
-            run = api.start(config, folder, **how)
-        memory = peak_memory(device) if measured else None
+            run = api.start(config, folder, data=data, loss=loss, evaluators=evaluators(), progress=progress)
+        memory = peak_memory(device) if measures_memory else None
         record = _finished(record, run, measure(run), memory)
     except FAILURES as error:
         if isinstance(error, (DataError, DiskError)) or (has_begun and isinstance(error, ConfigError)):

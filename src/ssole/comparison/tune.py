@@ -7,7 +7,7 @@ same views for all: those of the recipe. Labels are never read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -19,7 +19,7 @@ import numpy as np
 from ssole import api
 from ssole.comparison.plan import measure_plan, shortened
 from ssole.comparison.request import PLAN_FILE, Arm, Request, save_request
-from ssole.comparison.search import best, draw_settings, words
+from ssole.comparison.search import draw_settings, ranked, settings_text
 from ssole.comparison.trial import Trial, resumable, run_trial
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, to_dict
 from ssole.config.budget import Budget
@@ -36,7 +36,7 @@ from ssole.progress import say
 from ssole.training.feed import make_plan
 from ssole.training.images import keep_or_compare_images
 from ssole.training.run import Change, Run
-from ssole.training.settings import measured, say_reasons
+from ssole.training.settings import say_reasons, with_statistics
 from ssole.views import make_views
 
 FIGURE = max(CORRELATION, key=lambda name: abs(CORRELATION[name]))
@@ -102,14 +102,11 @@ def tune(
     with resumable(folder, f"the same command and --out {folder}"):
         save_request(folder, request, what="tuning")
         with api.open_store(base, data, progress) as store:
-            config = measured(base, store)
+            config = with_statistics(base, store)
             steps = _steps(folder, request, config, store)
             config = replace(shortened(config, steps, make_plan(config, len(store)).total), reasons=())
             images = store.source
-        measure = partial(_figures, source=_scored(images), recipe=config.augment, seed=config.seed)
-        check = partial(keep_or_compare_images, Run(folder), images, allowed="images" in allow_changes)
-        train = partial(run_trial, check=check, allow_changes=allow_changes, progress=progress)
-        records = _run_trials(folder, config, partial(train, data=data, measure=measure), trials, progress)
+        records = _run_trials(folder, config, data, images, trials, progress, allow_changes)
     return _outcome(folder, base, records)
 
 
@@ -130,16 +127,34 @@ def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning
 
 
 def _run_trials(
-    folder: Path, config: PretrainConfig, train: Callable[..., Trial], trials: int, progress: bool
+    folder: Path,
+    config: PretrainConfig,
+    data: Spec,
+    images: Source,
+    trials: int,
+    progress: bool,
+    allow_changes: Collection[Change],
 ) -> list[Trial]:
+    """Records of all trials; those that have finished are only read."""
     arm, records = Arm(name=_ARM, config=config), []
+    measure = partial(_figures, source=_scored(images), recipe=config.augment, seed=config.seed)
+    check = partial(keep_or_compare_images, Run(folder), images, allowed="images" in allow_changes)
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
-        say(f"trial {trial} of {trials}, {config.steps} steps: {words(settings)}", enabled=progress)
-        records.append(train(folder / f"trial-{trial}", apply_overrides(config, settings), settings=settings))
-        error = records[-1].error
-        outcome = error or f"{METRICS[FIGURE]} {records[-1].scores[FIGURE]:.4g}"
+        say(f"trial {trial} of {trials}, {config.steps} steps: {settings_text(settings)}", enabled=progress)
+        record = run_trial(
+            folder / f"trial-{trial}",
+            apply_overrides(config, settings),
+            data,
+            measure,
+            settings=settings,
+            progress=progress,
+            check=check,
+            allow_changes=allow_changes,
+        )
+        outcome = record.error or f"{METRICS[FIGURE]} {record.scores[FIGURE]:.4g}"
         say(f"trial {trial}: {outcome}", enabled=progress)
+        records.append(record)
     return records
 
 
@@ -193,9 +208,9 @@ def _scored(images: Source) -> SubsetSource:
 def _figures(run: Run, *, source: SubsetSource, recipe: ViewRecipe, seed: int) -> dict[str, float]:
     """Label-free figures of a run on some images and the views of one recipe."""
     views = partial(make_views, recipe=recipe.main_views(VIEWS), seed=seed, epoch=0)
-    how: dict[str, Any] = {"device": run.config.device, "progress": False, "baselines": False}
-    rows = evaluate(run, source, protocol="label-free", views=views, **how).rows
-    return {name: score.value for name, score in rows["trained"].items()}
+    device = run.config.device
+    result = evaluate(run, source, protocol="label-free", views=views, baselines=False, device=device, progress=False)
+    return {name: score.value for name, score in result.rows["trained"].items()}
 
 
 def _chosen(records: list[Trial]) -> int:
@@ -203,7 +218,7 @@ def _chosen(records: list[Trial]) -> int:
     scores = {trial: sign * one.scores[FIGURE] for trial, one in enumerate(records) if FIGURE in one.scores}
     if not scores:
         raise ConfigError(f"all trials failed, the last one by {records[-1].error}")
-    return best(scores, 1)[0]
+    return ranked(scores)[0]
 
 
 def _digits(value: float) -> float:

@@ -1,5 +1,6 @@
-"""Many processes: their group, differentiable collectives, and work of the first process. Only here is
-`torch.distributed` used.
+"""Processes: their group, differentiable collectives, and work that the first one does for all.
+
+This is the only user of `torch.distributed`.
 
 `collectives.py` has sums and concatenations over processes; `group.py` joins the processes that torchrun started, and
 watches them; `agreement.py` lets the first process decide for all. Without a process group there is one process, and
@@ -12,10 +13,10 @@ from __future__ import annotations
 from ssole.distributed.agreement import (
     ElsewhereError,
     Stopping,
-    agree,
     broadcast,
     collect,
     first_on_each_node,
+    maximum,
     on_rank_0,
     shares_work,
     stopping_point,
@@ -28,7 +29,6 @@ __all__ = [
     "ElsewhereError",
     "ProcessError",
     "Stopping",
-    "agree",
     "all_reduce",
     "alone",
     "average_gradients",
@@ -38,6 +38,7 @@ __all__ = [
     "gather",
     "is_torchrun",
     "launch",
+    "maximum",
     "mean",
     "on_rank_0",
     "own_device",

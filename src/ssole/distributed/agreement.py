@@ -88,8 +88,8 @@ def collect(value: T) -> list[T]:
     return [json.loads(_wait_for(f"call {number} of {other}")) for other in range(world_size())]
 
 
-def agree(number: int) -> int:
-    """Largest of the numbers that the processes give. All of them must take part, so that all know the same."""
+def maximum(number: int) -> int:
+    """Largest of the numbers that the processes give. It is a collective: all of them must call it."""
     if world_size() == 1:
         return number
     STATE.agreements += 1
@@ -114,7 +114,7 @@ def stopping_points(asked: Callable[[], int]) -> Iterator[None]:
 
 def stopping_point() -> None:
     """Raise Stopping on all processes if one of them was asked to stop. All of them must come here."""
-    if STATE.asked is not None and (number := agree(STATE.asked())):
+    if STATE.asked is not None and (number := maximum(STATE.asked())):
         raise Stopping(number)
 
 

@@ -106,8 +106,9 @@ def processes(timeout: float) -> Iterator[None]:
     place = launch()
     if place.world_size == 1:
         if world_size() > 1:
-            words = "leave that to ssole, and start the processes by torchrun"
-            raise ConfigError(f"torch.distributed is initialised already: {words}")
+            raise ConfigError(
+                "torch.distributed is initialised already: leave that to ssole, and start the processes by torchrun"
+            )
         yield
         return
     if dist.is_initialized():
@@ -143,8 +144,9 @@ def _store() -> Any:
 def _meet(store: Any, place: Launch) -> PrefixStore:
     """Part of the store for one start of the processes, under a random name that the first process chooses.
 
-    torchrun keeps the store when it restarts the processes, with what they wrote before. So the others take a name only
-    when a word of theirs comes back, which is when all are there: starting takes longer on some.
+    torchrun keeps the store when it restarts the processes, so the name in it may be an old one. Each other process
+    writes a random word under the name that it finds, and accepts the name once the first process has returned the
+    word. It returns them when all processes have written one.
 
     Raises:
         ProcessError, RuntimeError: some did not come in time.
@@ -213,8 +215,10 @@ class _Watch(threading.Thread):
             return self._words(dead)
         done = {rank: int(words.split()[1]) for rank, words in self._heard.items()}
         behind = [rank for rank, calls in done.items() if calls == min(done.values())]
-        waited = f"one let the others wait for {self._timeout:g} s"
-        return f"the processes lost contact, or {waited}; furthest behind: {self._named(behind)}"
+        return (
+            f"the processes lost contact, or one let the others wait for {self._timeout:g} s; furthest behind: "
+            f"{self._named(behind)}"
+        )
 
     def _listen(self) -> None:
         others = [rank for rank in self._missed if rank != self._place.rank]
@@ -235,8 +239,10 @@ class _Watch(threading.Thread):
         return ", ".join(f"process {rank} ({place})" for rank, place in where.items())
 
     def _words(self, dead: list[int]) -> str:
-        silent = f"died or hangs: no sign of life for up to {self._timeout:g} s"
-        return f"{self._named(dead)} of {self._place.world_size} {silent}"
+        return (
+            f"{self._named(dead)} of {self._place.world_size} died or hangs: no sign of life for up to "
+            f"{self._timeout:g} s"
+        )
 
     def _give_up(self, reason: str) -> None:
         """End this process at once: its main thread may wait in a collective, where nothing reaches it."""

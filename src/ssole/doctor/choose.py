@@ -25,7 +25,7 @@ from ssole.doctor.suggest import ANY_VIEWS, Budgeted, Suggestion, channel_overri
 from ssole.errors import DataError
 from ssole.runtime import free_memory, resolve_device, torch_state
 from ssole.training.settings import require_named
-from ssole.training.trial import Trial
+from ssole.training.trial import DryRun
 
 _LARGEST_CROP = 512  # pixels; photographs are decoded no larger than the largest views can use
 _TRIAL_BATCH = 32  # images of the steps that are measured; their time grows with the batch
@@ -92,7 +92,7 @@ def choose(
 def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.device, limit: float) -> float:
     """Time of a step of a config on whole batches, from a few steps on smaller ones."""
     with torch_state(deterministic=config.deterministic):
-        trial = Trial(
+        trial = DryRun(
             with_normalisation(config, sample), lambda size: sample.batch(size, device), device, seconds=limit
         )
         batch = trial.grow(min(_TRIAL_BATCH, config.batch_size), most_bytes=_SPARE * free_memory(device))

@@ -17,7 +17,7 @@ from ssole.runtime import resolve_precision, torch_state, total_memory
 from ssole.training.checkpoint import MOST_CHECKPOINTS
 from ssole.training.feed import make_plan
 from ssole.training.needs import checkpoint_bytes
-from ssole.training.trial import TRIAL_SECONDS, Trial
+from ssole.training.trial import TRIAL_SECONDS, DryRun
 
 _SPARE = 0.5  # share of the available memory that a step of the trial may take
 
@@ -77,7 +77,7 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
     try:
         with torch_state(deterministic=config.deterministic):
-            trial = Trial(config, lambda size: sample.batch(size, device), device, seconds=TRIAL_SECONDS)
+            trial = DryRun(config, lambda size: sample.batch(size, device), device, seconds=TRIAL_SECONDS)
             batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
             if batch == config.batch_size and trial.learner.wants_compiling(plan.total):
                 trial.compile()

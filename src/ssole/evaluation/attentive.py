@@ -16,7 +16,6 @@ Shape suffixes: N images, B images of a batch, T tokens, F features, H heads, C 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -86,6 +85,12 @@ class AttentiveProbe(nn.Module):
         logits: Tensor = self.last(torch.einsum("bhf,hfo->bho", pooled_BHF, self.values_HFO).flatten(1))
         return logits
 
+    @torch.no_grad()
+    def scores(self, tokens: Tensor) -> Tensor:
+        """Class probabilities (N, C) of tokens (N, T, F), on the CPU."""
+        device = self.queries_HF.device
+        return torch.cat([self(part.to(device).float()).softmax(1).cpu() for part in tokens.split(BATCH)])
+
 
 def attentive_probe(
     tokens: Tensor,
@@ -96,8 +101,8 @@ def attentive_probe(
     seed: int = 0,
     device: torch.device | str = "cpu",
     progress: bool = False,
-) -> Callable[[Tensor], Tensor]:
-    """Attentive probe, trained on the tokens of images: a function from tokens to class probabilities (N, C).
+) -> AttentiveProbe:
+    """Attentive probe, trained on the tokens of images.
 
     Args:
         tokens: (N, T, F), floating point, of any precision.
@@ -126,10 +131,4 @@ def attentive_probe(
 
     batches = shuffled_batches(len(tokens), batch, steps, generator)
     descend(optimizer, loss_of, batches, steps, what="attentive probe", progress=progress)
-    probe.eval()
-
-    def scores(others: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([probe(part.to(device).float()).softmax(1).cpu() for part in others.split(BATCH)])
-
-    return scores
+    return probe.eval()

@@ -108,18 +108,19 @@ def _contrast(images: Tensor, c: float, _: Draws) -> Tensor:
 def _elastic(images: Tensor, c: tuple[float, float, float], draws: Draws) -> Tensor:
     """Image on a rubber sheet that is pulled: first as a whole, then from place to place. All lengths in sides.
 
-    As a whole: three points, a third of the side right, left and above of the middle, move by up to c[2] in both
-    directions. From place to place: by c[0] times uniform noise in [-1, 1] that a Gaussian of width c[1] smooths.
+    As a whole: three corners of a square in the middle, whose side is two thirds of the image's, move by up to c[2] in
+    both directions. From place to place: by c[0] times uniform noise in [-1, 1] that a Gaussian of width c[1] smooths.
     """
-    side = images.shape[-1]
+    (reach, width, pull), side = c, images.shape[-1]
     points = torch.tensor([[2 / 3, 2 / 3], [2 / 3, -2 / 3], [-2 / 3, -2 / 3]])  # x, y; the side is 2, its middle 0
-    moved = points + 2 * c[2] * draws.uniform(3, 2, low=-1, high=1)
+    moved = points + 2 * pull * draws.uniform(3, 2, low=-1, high=1)
     ones = torch.ones(len(images), 3, 1)
     back = torch.linalg.solve(torch.cat([moved, ones], 2), points.expand_as(moved))  # (B, 3, 2): from moved to points
     line = torch.linspace(-1, 1, side)
     place = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).expand(len(images), -1, -1, -1)
-    if c[0] > 0:
-        place = place + 2 * c[0] * smoothed(draws.uniform(2, side, side, low=-1, high=1), c[1] * side).movedim(1, -1)
+    if reach > 0:
+        noise = smoothed(draws.uniform(2, side, side, low=-1, high=1), width * side)
+        place = place + 2 * reach * noise.movedim(1, -1)
     grid = place @ back[:, None, :2] + back[:, None, None, 2]
     return F.grid_sample(images, grid.to(images), padding_mode="reflection", align_corners=True)
 

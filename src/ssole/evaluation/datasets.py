@@ -184,6 +184,7 @@ def shuffled_classes(labels: Tensor, generator: torch.Generator) -> tuple[Tensor
 
 
 def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[str]) -> EvaluationData:
+    """Evaluation data, after a check that classifiers can learn from train and be scored on test."""
     in_train, in_test = set(train.labels.tolist()), set(test.labels.tolist())
 
     def quoted(labels: set[int]) -> str:
@@ -200,13 +201,19 @@ def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[s
         raise DataError(f"all labels of {train} are {quoted(in_train)}: an accuracy needs at least two classes")
     if in_train - in_test:
         notes = [*notes, f"No test image is of {quoted(in_train - in_test)}."]
-    if max(in_train) >= max(1000, SPARSE * len(in_train)):  # figures of each class would not fit into the memory
-        known = sorted(in_train)
-        names = [str(label) if names is None else names[label] for label in known]
-        numbers = torch.tensor(known)
-        train, test = (replace(part, labels=torch.searchsorted(numbers, part.labels)) for part in (train, test))
-        notes = [*notes, f"Labels go up to {known[-1]}: the {len(known)} classes are numbered in their order."]
-    return EvaluationData(train=train, test=test, classes=int(train.labels.max()) + 1, names=names, notes=notes)
+    data = EvaluationData(train=train, test=test, classes=max(in_train) + 1, names=names, notes=notes)
+    is_sparse = max(in_train) >= max(1000, SPARSE * len(in_train))
+    return _renumbered(data, sorted(in_train)) if is_sparse else data
+
+
+def _renumbered(data: EvaluationData, known: list[int]) -> EvaluationData:
+    """Data whose labels `known` become 0, 1, ...; otherwise, figures of each class would not fit into memory."""
+    assert data.test is not None
+    numbers = torch.tensor(known)
+    train, test = (replace(part, labels=torch.searchsorted(numbers, part.labels)) for part in (data.train, data.test))
+    names = [str(label) if data.names is None else data.names[label] for label in known]
+    note = f"Labels go up to {known[-1]}: the {len(known)} classes are numbered in their order."
+    return EvaluationData(train=train, test=test, classes=len(known), names=names, notes=[*data.notes, note])
 
 
 def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:

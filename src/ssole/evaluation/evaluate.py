@@ -19,7 +19,7 @@ from ssole.evaluation.models import UnavailableError, is_run, open_model
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
-from ssole.evaluation.sharing import own_device, store_options
+from ssole.evaluation.sharing import evaluation_device, store_options
 from ssole.models.load import untrained
 from ssole.runtime import Precision
 
@@ -71,15 +71,15 @@ def evaluate(
         ValueError: unknown preprocessing, features that are not finite, or fewer training images than k.
     """
     overrides = {"image_size": image_size, "mean": mean, "std": std}
-    of_runs = {} if isinstance(model_or_run, Mapping) else overrides
-    how = {"device": own_device(device), "precision": precision, "progress": progress}
-    scoring = Scoring(partial(open_data, data, test, seed=seed, **store_options(progress)), protocol, views, seed, how)
+    run_overrides = {} if isinstance(model_or_run, Mapping) else overrides
+    open_images = partial(open_data, data, test, seed=seed, **store_options(progress))
+    scoring = Scoring(open_images, protocol, views, seed, evaluation_device(device), precision, progress)
     rows = _rows(model_or_run)
-    opened = _open_all(rows, overrides, of_runs, scoring)
+    opened = _open_all(rows, overrides, run_overrides, scoring)
     for name, models in opened.items():
         scoring.add_models(name, models)
     if baselines:
-        _add_baselines(scoring, {name: rows[name] for name in opened}, next(iter(opened.values()))[0][1], of_runs)
+        _add_baselines(scoring, {name: rows[name] for name in opened}, next(iter(opened.values()))[0][1], run_overrides)
     return scoring.result()
 
 
@@ -100,13 +100,15 @@ def _rows(given: Any) -> dict[str, list[ModelOrRun]]:
 
 
 def _open_all(
-    rows: Mapping[str, Sequence[ModelOrRun]], overrides: dict[str, Any], of_runs: dict[str, Any], scoring: Scoring
+    rows: Mapping[str, Sequence[ModelOrRun]], overrides: dict[str, Any], run_overrides: dict[str, Any], scoring: Scoring
 ) -> dict[str, Opened]:
-    """Models by row, without rows whose weights cannot be had. ``of_runs`` are the overrides of runs."""
+    """Models by row, without rows whose weights cannot be had. ``run_overrides`` replace ``overrides`` for runs."""
     opened: dict[str, Opened] = {}
     for name, row in rows.items():
         try:
-            opened[name] = [model_and_preprocessing(one, **(of_runs if is_run(one) else overrides)) for one in row]
+            opened[name] = [
+                model_and_preprocessing(one, **(run_overrides if is_run(one) else overrides)) for one in row
+            ]
         except UnavailableError as error:
             if len(rows) == 1:
                 raise
@@ -117,24 +119,24 @@ def _open_all(
 
 
 def _add_baselines(
-    scoring: Scoring, rows: Mapping[str, Sequence[ModelOrRun]], first: Preprocessing, of_runs: dict[str, Any]
+    scoring: Scoring, rows: Mapping[str, Sequence[ModelOrRun]], first: Preprocessing, run_overrides: dict[str, Any]
 ) -> None:
     """Add raw pixels, and the untrained networks of runs: one row for all runs that began with equal networks."""
     side = min(first.image_size, RAW_PIXEL_SIZE)
     scoring.add_models(f"raw pixels ({side}x{side})", [(None, first)])
-    found: dict[str, Opened] = {}
-    known: list[Any] = []
+    different: dict[str, Opened] = {}
+    seen: list[Any] = []
     for name, row in rows.items():
-        of_row = map(untrained, filter(is_run, row))
-        models: Opened = [(model, Preprocessing.from_model(model, **of_runs)) for model in of_row]
+        networks = [untrained(one) for one in row if is_run(one)]
+        models: Opened = [(model, Preprocessing.from_model(model, **run_overrides)) for model in networks]
         # what decides the features of an untrained model: its description, which has the seed, and the preprocessing
-        beginnings = [(getattr(model, "config", None), preprocessing) for model, preprocessing in models]
-        if models and beginnings not in known:
-            known.append(beginnings)
-            found[name] = models
-    for name, models in found.items():
-        scoring.add_models("untrained" if len(found) == 1 else f"untrained, as {name}", models)
-    if not found:
+        identity = [(getattr(model, "config", None), preprocessing) for model, preprocessing in models]
+        if models and identity not in seen:
+            seen.append(identity)
+            different[name] = models
+    for name, models in different.items():
+        scoring.add_models("untrained" if len(different) == 1 else f"untrained, as {name}", models)
+    if not different:
         scoring.note("No untrained row: the initial weights of a module are unknown; give its run.")
 
 
@@ -161,7 +163,7 @@ def embed(
         DataError: data that cannot be opened, or too many unreadable images.
         ValueError: unknown preprocessing, or features that are not finite.
     """
-    device = own_device(device)
+    device = evaluation_device(device)
     model, preprocessing = model_and_preprocessing(model_or_run, image_size=image_size, mean=mean, std=std)
     store = preprocessing.open_store(open_source(data), progress=progress)
     array = extract(model, store, preprocessing, device=device, precision=precision, progress=progress).numpy()

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ssole.errors import valid_text
 from ssole.evaluation.checks import check_features
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.evaluation.sharing import own_parts, parts_of_all
+from ssole.evaluation.sharing import batches_of_all, own_batches
 from ssole.files import write_atomically
 from ssole.progress import progress_bar
 from ssole.runtime import Precision, exact_convolutions, resolve_precision
@@ -82,15 +82,16 @@ def extract(
                 features = torch.empty(len(images), rows.shape[1])
         features[start : start + len(rows)] = rows
 
-    how: dict[str, Any] = {"batch_size": batch_size, "device": device, "precision": precision, "progress": progress}
-    for_each_batch(model, images, preprocessing, keep, **how)
+    for_each_batch(
+        model, images, preprocessing, keep, batch_size=batch_size, device=device, precision=precision, progress=progress
+    )
     check_features(features, "features")
     return features
 
 
 def for_each_batch(
     model: nn.Module,
-    store: DecodedImages,
+    images: DecodedImages,
     preprocessing: Preprocessing,
     use: Callable[[int, Tensor], None],
     *,
@@ -101,17 +102,17 @@ def for_each_batch(
 ) -> None:
     """Call ``use`` with the features (B, F) float32 of each batch, in order, and the position of its first image.
 
-    Arguments as for :func:`extract`. ``use`` runs in inference mode: what it keeps, it should copy. Processes that work
-    together share the batches, and ``use`` is called with all of them in each.
+    Arguments as for :func:`extract`. ``use`` runs in inference mode: what it keeps, it should copy. (A generator would
+    leave its caller in that mode.) Processes that work together share the batches, and each calls ``use`` with all.
     """
     device = torch.device(device) if device is not None else _device_of(model)
-    dtype, parts = resolve_precision(precision, device), torch.split(torch.arange(len(store)), batch_size)
+    dtype, batches = resolve_precision(precision, device), torch.split(torch.arange(len(images)), batch_size)
     with frozen(model, device), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        for turn, batch in enumerate(_batches(store, own_parts(parts), progress=progress)):
-            inputs = preprocessing(batch, device=device)
-            rows = _as_rows(model(inputs.contiguous(memory_format=torch.channels_last)))
-            for start, some in parts_of_all(turn, rows, parts, store):
-                use(start, some)
+        for number, pixels in enumerate(_decoded(images, own_batches(batches), progress=progress)):
+            inputs = preprocessing(pixels, device=device)
+            own = _as_rows(model(inputs.contiguous(memory_format=torch.channels_last)))
+            for start, rows in batches_of_all(number, own, batches, images):
+                use(start, rows)
 
 
 def extract_views(
@@ -185,18 +186,18 @@ def frozen(model: nn.Module, device: torch.device) -> Iterator[None]:
             module.training = training
 
 
-def _batches(store: DecodedImages, parts: Sequence[Tensor], *, progress: bool) -> Iterator[Tensor | list[Tensor]]:
-    """Images of each part; the next part is read while one is in use."""
-    total, reader = sum(map(len, parts)), ThreadPoolExecutor(1)
+def _decoded(images: DecodedImages, batches: Sequence[Tensor], *, progress: bool) -> Iterator[Tensor | list[Tensor]]:
+    """Decoded images of each batch of positions; the next batch is read while one is in use."""
+    total, reader = sum(map(len, batches)), ThreadPoolExecutor(1)
     try:
         with progress_bar("features", total, enabled=progress) as advance:
-            ahead = reader.submit(store.get, parts[0])
-            for number, part in enumerate(parts):
-                batch = ahead.result()
-                if number + 1 < len(parts):
-                    ahead = reader.submit(store.get, parts[number + 1])
-                yield batch
-                advance(len(part))
+            ahead = reader.submit(images.get, batches[0])
+            for number, batch in enumerate(batches):
+                pixels = ahead.result()
+                if number + 1 < len(batches):
+                    ahead = reader.submit(images.get, batches[number + 1])
+                yield pixels
+                advance(len(batch))
     finally:
         reader.shutdown(wait=False)  # a signal must not have to wait for a disk that is silent
 

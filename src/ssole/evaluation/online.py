@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ssole import distributed
 from ssole.config import PretrainConfig
@@ -19,7 +18,7 @@ from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation.accuracy import accuracy
-from ssole.evaluation.datasets import EvaluationData, match, open_data
+from ssole.evaluation.datasets import EvaluationData, Subset, match, open_data
 from ssole.evaluation.features import extract
 from ssole.evaluation.knn import knn_classify
 from ssole.evaluation.label_free import label_free_figures
@@ -35,7 +34,7 @@ NEIGHBOURS = 20
 
 
 def default_evaluators(
-    config: PretrainConfig, data: Spec, store: ImageStore, **options: Any
+    config: PretrainConfig, data: Spec, eval_data: Spec | None, store: ImageStore, *, progress: bool, **options: Any
 ) -> Mapping[int, Evaluator]:
     """Evaluators of a run that was given none, by the number of steps between measurements.
 
@@ -45,32 +44,34 @@ def default_evaluators(
 
     Args:
         config: of the run, with mean and std.
-        data: the training images, and the store of them.
+        data: the training images.
+        eval_data: the images to measure on in their place, as they are opened.
         store: the training images as decoded for training.
-        options: of stores; ``progress=False`` also silences the line.
+        progress: show bars, and print that line.
+        options: of stores.
 
     Raises:
         DataError: ``eval_data`` cannot be opened.
         ValueError: ``eval_data`` has fewer training images than neighbours.
     """
     preprocessing = Preprocessing.from_config(config)
-    if config.eval_data is not None:
+    if eval_data is not None:
         every = config.knn_every or max(1, len(store) // config.batch_size)
-        other = open_data(config.eval_data, None, preprocessing, seed=config.seed, **options)
+        other = open_data(eval_data, None, preprocessing, seed=config.seed, progress=progress, **options)
         return {every: _evaluator(other, preprocessing, config.precision)}
     if config.knn_every is None:
         return {}
     try:
         if is_in_memory(config.data):
             raise DataError("images in memory have no test split")
-        test = preprocessing.open_store(open_source(data, split="test"), **options)
+        test = preprocessing.open_store(open_source(data, split="test"), progress=progress, **options)
         if test.ids == store.ids:  # a folder that is itself called test
             raise DataError("the test images are those of training")
         if not preprocessing.suits(store):  # training decodes larger images than `ssole eval` does
-            store = preprocessing.open_store(store.source, **options)
+            store = preprocessing.open_store(store.source, progress=progress, **options)
         return {config.knn_every: knn_evaluator(store, test, preprocessing, precision=config.precision)}
     except ValueError as error:
-        say(f"no kNN accuracy while training: {error}", enabled=options["progress"])
+        say(f"no kNN accuracy while training: {error}", enabled=progress)
         return {}
 
 
@@ -108,21 +109,22 @@ def _evaluator(data: EvaluationData, preprocessing: Preprocessing, precision: Pr
         )
 
     def evaluate(backbone: nn.Module) -> dict[str, float]:
-        features_of = partial(extract, backbone, preprocessing=preprocessing, precision=precision, progress=False)
-        subsets = [data.train] if data.test is None else [data.train, data.test]
-        (train, labels), *tests = (subset.readable_rows(features_of(subset)) for subset in subsets)
+        def features_of(subset: Subset) -> tuple[Tensor, Tensor]:
+            features = extract(backbone, subset, preprocessing, precision=precision, progress=False)
+            return subset.readable_rows(features)
+
+        train, labels = features_of(data.train)
+        test, truth = (None, None) if data.test is None else features_of(data.test)
 
         def figures() -> dict[str, float]:
-            if not tests:
+            if test is None or truth is None:
                 return label_free_figures(train)
             if len(train) < NEIGHBOURS:  # only now is it known how many can be read
                 warnings.warn(f"no kNN accuracy: only {len(train)} training images can be read", stacklevel=2)
                 return {}
-            ((test, truth),), device = tests, next(backbone.parameters()).device
-            votes = knn_classify(train.to(device), labels, test.to(device), k=(NEIGHBOURS,), num_classes=data.classes)[
-                NEIGHBOURS
-            ]
-            return {f"knn{NEIGHBOURS}": accuracy(votes, truth)}
+            device, k = next(backbone.parameters()).device, [NEIGHBOURS]
+            votes = knn_classify(train.to(device), labels, test.to(device), k=k, num_classes=data.classes)
+            return {f"knn{NEIGHBOURS}": accuracy(votes[NEIGHBOURS], truth)}
 
         return distributed.on_rank_0(figures)
 

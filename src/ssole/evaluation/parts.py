@@ -29,7 +29,7 @@ from ssole.evaluation.datasets import Subset
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.features import Embeddings, for_each_batch
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.evaluation.sharing import own_device
+from ssole.evaluation.sharing import evaluation_device
 from ssole.files import read_json, remove_leftovers, write_atomically, write_json_atomically
 from ssole.runtime import Precision, resolve_precision
 
@@ -100,9 +100,9 @@ def embed_to_file(
 
     def finish() -> None:
         if out.suffix == ".parquet":
-            write_atomically(out, lambda path: _join(parts, path))
+            write_atomically(out, lambda path: _write_joined(parts, path))
         else:
-            _together(parts, source).save(out)
+            _in_memory(parts, source).save(out)
         parts.remove()
 
     distributed.on_rank_0(finish)
@@ -123,11 +123,11 @@ def embed_parts(
 
     Many processes share the features, and the first one writes them.
     """
-    device = own_device(device)
+    device = evaluation_device(device)
     files = [folder / f"{start:010}.parquet" for start in range(0, len(source), PART)]
 
     def begin() -> int:
-        _require_same_work(folder, _work(model, preprocessing, source, device, precision))
+        _open_folder(folder, _depends_on(model, preprocessing, source, device, precision))
         remove_leftovers(folder)
         return next((number for number, file in enumerate(files) if not file.exists()), len(files))
 
@@ -137,8 +137,16 @@ def embed_parts(
         with preprocessing.open_store(source, memory_limit=0, progress=progress) as store:
             writer = _PartWriter(Subset(store=store, positions=positions, labels=positions), files[done:])
             try:
-                how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
-                for_each_batch(model, writer.images, preprocessing, writer.add, batch_size=_BATCH, **how)
+                for_each_batch(
+                    model,
+                    writer.images,
+                    preprocessing,
+                    writer.add,
+                    batch_size=_BATCH,
+                    device=device,
+                    precision=precision,
+                    progress=progress,
+                )
             except KeyboardInterrupt:
                 kept = min((done + writer.written) * PART, len(source))
                 raise KeyboardInterrupt(
@@ -188,7 +196,7 @@ def backbone_digest(model: nn.Module, preprocessing: Preprocessing) -> str:
     return digest.hexdigest()
 
 
-def _work(
+def _depends_on(
     model: nn.Module, preprocessing: Preprocessing, source: Source, device: torch.device, precision: Precision
 ) -> dict[str, Any]:
     """All that the features depend on."""
@@ -207,7 +215,7 @@ def _contents(source: Source) -> str:
     return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
 
-def _require_same_work(folder: Path, work: dict[str, Any]) -> None:
+def _open_folder(folder: Path, work: dict[str, Any]) -> None:
     """Make the folder of the parts, or check that its parts, if there are any, are those of this work.
 
     Parts of work that is not known are removed.
@@ -248,7 +256,7 @@ def _counted(files: list[Path], source: Source) -> tuple[int, int]:
     return sum(counts), width
 
 
-def _join(parts: Parts, path: Path) -> None:
+def _write_joined(parts: Parts, path: Path) -> None:
     from pyarrow import parquet
 
     with parquet.ParquetWriter(path, parquet.read_schema(parts.files[0])) as writer:
@@ -256,7 +264,7 @@ def _join(parts: Parts, path: Path) -> None:
             writer.write_table(table)
 
 
-def _together(parts: Parts, source: Source) -> Embeddings:
+def _in_memory(parts: Parts, source: Source) -> Embeddings:
     """All parts in memory."""
     array = np.empty((parts.images, parts.features), dtype=np.float32)
     ids: list[str] = []

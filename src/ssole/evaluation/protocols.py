@@ -120,9 +120,10 @@ def _attentive(case: Case) -> Outcome:
     except NoTokensError as error:
         case.note(f"no attentive probe: {error}.")
         return Outcome()
-    how: dict[str, Any] = {"seed": case.seed, "device": case.device, "progress": case.progress}
-    scores = attentive_probe(train, labels, classes=case.classes, **how)(test)
-    return classified("attentive", scores, test_labels)
+    probe = attentive_probe(
+        train, labels, classes=case.classes, seed=case.seed, device=case.device, progress=case.progress
+    )
+    return classified("attentive", probe.scores(test), test_labels)
 
 
 def _tokens(case: Case, tokens: Tokens, subset: Subset) -> tuple[Tensor, Tensor]:
@@ -153,10 +154,18 @@ def _semi(case: Case) -> Outcome:
     train, outcomes = case.data.train.readable_part(), []
     for share, epochs in EPOCHS.items():
         chosen = balanced_split(train.labels, share, seed=case.seed)
-        how: dict[str, Any] = {"seed": case.seed, "device": case.device, "progress": case.progress}
-        how |= {"features": features.shape[1], "classes": case.classes, "epochs": epochs}
         try:
-            model = fine_tune(case.model, train.select(chosen), case.preprocessing, **how)
+            model = fine_tune(
+                case.model,
+                train.select(chosen),
+                case.preprocessing,
+                features=features.shape[1],
+                classes=case.classes,
+                epochs=epochs,
+                seed=case.seed,
+                device=case.device,
+                progress=case.progress,
+            )
         except ValueError as error:
             case.note(f"no fine-tuning: {error}.")
             return Outcome()

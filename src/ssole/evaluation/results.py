@@ -110,8 +110,8 @@ METRICS = {
     **{f"{name}_top5": f"{heading}, top 5" for name, heading in _CLASSIFIERS.items()},
     **_LABEL_FREE,
 }
-"""Headings of the metrics, in the order to show them. They are shares, shown in per cent, but for `NUMBERS`."""
-NUMBERS = {
+"""Headings of the metrics, in the order to show them. All but those in `DECIMALS` are shares, shown in per cent."""
+DECIMALS = {
     "centred_effective_rank": 1,
     "rankme": 1,
     "lidar": 1,
@@ -121,7 +121,7 @@ NUMBERS = {
     "cluster_nmi": 3,
     "cluster_ari": 3,
 }
-"""Metrics that are shown as they are, with their decimal places."""
+"""Decimal places of the metrics that are no shares, and are shown as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ def _cell(name: str, score: Score | None) -> str:
     if score is None:
         return "-"
     spread = score.interval if score.interval is not None else score.std
-    if name in NUMBERS:
-        digits = NUMBERS[name]
+    if name in DECIMALS:
+        digits = DECIMALS[name]
         return f"{score.value:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
     return f"{100 * score.value:.1f} %" + (f" ± {100 * spread:.1f}" if spread is not None else "")

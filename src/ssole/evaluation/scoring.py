@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from ssole.evaluation.case import Case
@@ -15,6 +16,7 @@ from ssole.evaluation.features import Views, adapted_views, extract, raw_pixels
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.protocols import PROTOCOLS, chosen_protocols
 from ssole.evaluation.results import METRICS, EvaluationResult, Outcome, Score
+from ssole.runtime import Precision
 
 T = TypeVar("T")
 
@@ -28,8 +30,9 @@ class Scoring:
     views: Views | None
     """Function that makes views for the first model."""
     seed: int
-    how: dict[str, Any]
-    """Device, precision and progress, for :func:`~ssole.evaluation.features.extract`."""
+    device: torch.device
+    precision: Precision
+    progress: bool
 
     def __post_init__(self) -> None:
         self._protocols = chosen_protocols(self.protocol)
@@ -67,8 +70,9 @@ class Scoring:
 
     def _measured(self, row: str, model: nn.Module | None, preprocessing: Preprocessing) -> Outcome:
         """Figures of all protocols for one model or baseline."""
-        pixels: Callable[..., Tensor] = partial(raw_pixels, progress=self.how["progress"])
-        features_of = pixels if model is None else partial(extract, model, **self.how)
+        features_of: Callable[..., Tensor] = partial(raw_pixels, progress=self.progress)
+        if model is not None:
+            features_of = partial(extract, model, device=self.device, precision=self.precision, progress=self.progress)
         data = self._data(preprocessing)
         self._first = self._first or preprocessing
         views = None if self.views is None else adapted_views(self.views, self._first, preprocessing)
@@ -80,8 +84,8 @@ class Scoring:
             model=model,
             views=views,
             seed=self.seed,
-            device=self.how["device"],
-            progress=self.how["progress"],
+            device=self.device,
+            progress=self.progress,
         )
         outcome = Outcome.joined([PROTOCOLS[name].measure(case) for name in self._able(data)])
         for note in case.notes:

@@ -16,8 +16,8 @@ from ssole.data.store import ImageStore
 from ssole.runtime import resolve_device
 
 
-def own_device(device: torch.device | str) -> torch.device:
-    """Device of a name, which is that of this process if processes share the work."""
+def evaluation_device(device: torch.device | str) -> torch.device:
+    """Device of a setting; if processes share the work, that of this process."""
     found = resolve_device(device)
     return distributed.own_device(found) if distributed.shares_work() else found
 
@@ -28,35 +28,35 @@ def store_options(progress: bool) -> dict[str, Any]:
     return {"progress": progress, "processes": processes, "cache": processes > 1}
 
 
-def own_parts(parts: Sequence[Tensor]) -> list[Tensor]:
-    """Parts that this process computes, one a round. If the last round has none for it, it computes a single image."""
+def own_batches(batches: Sequence[Tensor]) -> list[Tensor]:
+    """Batches that this process computes, one in each round. If the last round has none for it, a single image."""
     if not distributed.shares_work():
-        return list(parts)
+        return list(batches)
     world, rank = distributed.world_size(), distributed.rank()
-    own = list(parts[rank::world])
-    return own if rank <= (len(parts) - 1) % world else [*own, parts[-1][:1]]
+    own = list(batches[rank::world])
+    return own if rank <= (len(batches) - 1) % world else [*own, batches[-1][:1]]
 
 
-def parts_of_all(turn: int, rows: Tensor, parts: Sequence[Tensor], images: Any) -> Iterator[tuple[int, Tensor]]:
-    """Position of the first image and features of each part of a round, in order.
+def batches_of_all(number: int, rows: Tensor, batches: Sequence[Tensor], images: Any) -> Iterator[tuple[int, Tensor]]:
+    """Position of the first image, and the features, of each batch of a round, in order.
 
     Args:
-        turn: number of the round.
-        rows: features (B, F) of this process's own part.
-        parts: positions of the images of all parts.
-        images: store of the images, or a part of it. It takes note of images that others could not read.
+        number: of the round.
+        rows: features (B, F) of this process's own batch.
+        batches: positions of the images of all batches.
+        images: store of the images, or a subset of one. It is told which images other processes could not read.
     """
     if not distributed.shares_work():
-        yield int(parts[turn][0]), rows
+        yield int(batches[number][0]), rows
         return
     distributed.stopping_point()
     store = getattr(images, "store", images)
-    if isinstance(store, ImageStore) and distributed.agree(len(store.unreadable)):
+    if isinstance(store, ImageStore) and distributed.maximum(len(store.unreadable)):
         store.take_unreadable(one for found in distributed.collect(store.unreadable) for one in found)
     world = distributed.world_size()
-    if turn * world + distributed.rank() >= len(parts):
+    if number * world + distributed.rank() >= len(batches):
         rows = rows[:0]
-    everything = distributed.gather(rows.contiguous(), equal=False)
-    for part in parts[turn * world : (turn + 1) * world]:
-        yield int(part[0]), everything[: len(part)]
-        everything = everything[len(part) :]
+    gathered = distributed.gather(rows.contiguous(), equal=False)
+    for batch in batches[number * world : (number + 1) * world]:
+        yield int(batch[0]), gathered[: len(batch)]
+        gathered = gathered[len(batch) :]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ssole.evaluation.results import METRICS, NUMBERS
+from ssole.evaluation.results import DECIMALS, METRICS
 
 State = Literal["collapsed", "dimension-starved", "still improving", "healthy"]
 
@@ -110,4 +110,4 @@ def last_rise(metrics: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _shown(name: str, value: float) -> str:
-    return f"{METRICS[name]} is {value:.{NUMBERS[name]}f}"
+    return f"{METRICS[name]} is {value:.{DECIMALS[name]}f}"

@@ -31,11 +31,10 @@ from ssole.runtime import free_memory
 from ssole.training.needs import checkpoint_bytes
 from ssole.training.run import Run, writing
 
-_KEEP = 2  # the newest checkpoint, and one more in case a disk lost part of it
-MOST_CHECKPOINTS = _KEEP + 1
-"""Checkpoints on the disk at once: the oldest is removed when the newest is complete."""
-Copies = Callable[[], dict[str, torch.Tensor]]
-"""Copies of tensors, made already; calling it gives them by name, in the host's memory."""
+MOST_CHECKPOINTS = 3
+"""Checkpoints on the disk at once: the newest, one more in case a disk lost part of it, and one being written."""
+Snapshot = Callable[[], dict[str, torch.Tensor]]
+"""Function that brings copies of tensors to the host's memory, by name. The copies were made before it is called."""
 _NAME = re.compile(r"step-(\d{8,18})\.(?:json|safetensors)")  # other files in the folder are someone else's
 
 
@@ -76,7 +75,8 @@ def write_checkpoint(
         write_atomically(tensors, lambda path: save_file(dict(tensors_by_name), path))
         write_text_atomically(stem.with_suffix(".json"), _description(asdict(progress) | {"tensors": _digest(tensors)}))
         earlier = [step for step in checkpoint_steps(run) if step < progress.step]
-        _remove_all_but([*sorted(earlier, key=lambda step: (is_regular(step), step))[1 - _KEEP :], progress.step], run)
+        before = max(earlier, key=lambda step: (is_regular(step), step), default=progress.step)
+        _remove_all_but([before, progress.step], run)
 
 
 def require_space(run: Run, modules: nn.ModuleDict) -> None:
@@ -177,12 +177,12 @@ def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) ->
 
 
 def state_tensors(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Copies of weights, buffers and optimizer state by name, in the host's memory, as a checkpoint has them."""
+    """Snapshot of weights, buffers and optimizer state by name, in the host's memory, as a checkpoint has them."""
     return snapshot(modules, optimizer)()
 
 
-def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Copies:
-    """Copies of weights, buffers and optimizer state as they are now."""
+def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Snapshot:
+    """Snapshot of weights, buffers and optimizer state as they are now."""
     tensors = dict(modules.state_dict())
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -191,7 +191,7 @@ def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Copies
     return copies(tensors)
 
 
-def copies(tensors: Mapping[str, torch.Tensor]) -> Copies:
+def copies(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
     """Contiguous copies of tensors. On a GPU they stay there as one piece, which travels when they are asked for.
 
     If that piece is a quarter of what is then free or more, which training may need, it travels at once. safetensors
@@ -210,7 +210,7 @@ def copies(tensors: Mapping[str, torch.Tensor]) -> Copies:
     return lambda: on_host
 
 
-def flat_copies(tensors: Mapping[str, torch.Tensor]) -> Copies:
+def flat_copies(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
     """Contiguous copies as one tensor of bytes.
 
     The longest numbers come first, so that each tensor begins at a multiple of their length.

@@ -54,7 +54,7 @@ class Embedder:
         self._forward: nn.Module = _Forward(self.encoder, resolve_precision(config.precision, device))
         if shared:
             self._forward = self._on_all_processes(self._forward, config)
-        self._again: tuple[list[list[torch.Tensor]], torch.Tensor, int] | None = None
+        self._second_pass: tuple[list[list[torch.Tensor]], torch.Tensor, int] | None = None
 
     def _on_all_processes(self, forward: nn.Module, config: PretrainConfig) -> nn.Module:
         shapes = [(2, 1, config.input_channels, crop.size, crop.size) for crop in config.augment.crops]
@@ -103,7 +103,7 @@ class Embedder:
         else:
             with torch.no_grad(), kept_buffers(self.encoder):
                 z_BVD = torch.cat([self._part(list(part), step, k) for k, part in enumerate(parts)]).requires_grad_()
-            self._again = [list(part) for part in parts], z_BVD, step
+            self._second_pass = [list(part) for part in parts], z_BVD, step
         if len(parts) > 1 or distributed.world_size() > 1:
             # what the loss draws must be the same on all processes, and whatever the number of parts
             torch.manual_seed(scalar_bits(self._seed, step, Use.LAYERS))
@@ -111,13 +111,14 @@ class Embedder:
 
     def finish_backward(self) -> None:
         """Second pass, after the backward pass of the loss: the gradients of the weights, averaged over processes."""
-        if self._again is None:
+        if self._second_pass is None:
             return
-        (parts, z_BVD, step), self._again = self._again, None
+        parts, z_BVD, step = self._second_pass
+        self._second_pass = None
         assert z_BVD.grad is not None
+        ddp = self._forward if isinstance(self._forward, DistributedDataParallel) else None
         for k, (part, grad_bVD) in enumerate(zip(parts, z_BVD.grad.chunk(len(parts)), strict=True)):
-            last = k == len(parts) - 1
-            ddp = self._forward if isinstance(self._forward, DistributedDataParallel) else None
+            last = k == len(parts) - 1  # whose backward averages the gradients of all parts
             with nullcontext() if last or ddp is None else ddp.no_sync():
                 self._part(part, step, k).backward(grad_bVD)
 

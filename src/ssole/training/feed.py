@@ -107,8 +107,8 @@ class Feed:
         ahead: deque[tuple[int, int, torch.Tensor, Callable[[], ImageBatch]]] = deque()
         for step, epoch, batch in plan.batches(start):
             ids = batch.chunk(distributed.world_size())[distributed.rank()]
-            here = copy_to(ids, self._device)
-            ahead.append((step, epoch, here, self._begin(ids, here)))
+            device_ids = copy_to(ids, self._device)
+            ahead.append((step, epoch, device_ids, self._begin(ids, device_ids)))
             if len(ahead) > AHEAD:
                 yield self._finish(*ahead.popleft())
         while ahead:
@@ -118,10 +118,10 @@ class Feed:
         """Advice in one line on how to wait less for images; None if the waiting ends by itself."""
         return self._store.hint()
 
-    def _begin(self, ids: torch.Tensor, here: torch.Tensor) -> Callable[[], ImageBatch]:
-        """Start to prepare a batch; the returned function waits for it. `here` are the ids on the device."""
+    def _begin(self, ids: torch.Tensor, device_ids: torch.Tensor) -> Callable[[], ImageBatch]:
+        """Start to prepare a batch; the returned function waits for it. `device_ids` are the ids on the device."""
         if (resident := self._images) is not None:
-            return lambda: resident.index_select(0, here)
+            return lambda: resident.index_select(0, device_ids)
         self._store.prefetch(ids)
         if self._upload is not None:
             return self._upload.begin(lambda: self._store.get(ids))

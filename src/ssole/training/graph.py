@@ -21,7 +21,8 @@ from ssole.training.watch import LossWatch
 WARM_UP = 3
 """Steps that are taken as they are before one is captured: libraries set themselves up in the first."""
 
-_ROOM = 16  # values that a step adds to the loss watch at most; a look at them makes the host wait, as no capture may
+# Most values that a step adds to the loss watch. Emptying the watch makes the host wait, which a capture forbids.
+_ROOM = 16
 
 _Result = TypeVar("_Result")
 _Body = Callable[[], _Result]
@@ -87,7 +88,7 @@ class StepGraph(Generic[_Result]):
         self._images.copy_(images)
         self._ids.copy_(ids)
         result = self._replay()
-        self._watch.note(done + 1, self._names)
+        self._watch.record(done + 1, self._names)
         return result
 
     def _record(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> None:
@@ -105,7 +106,7 @@ class StepGraph(Generic[_Result]):
             reason = " ".join(str(cause).split())[:300]
             warnings.warn(f"the step could not be captured as a CUDA graph, and is launched: {reason}", stacklevel=4)
         finally:
-            self._names = self._watch.take_back(self._watch.count - before)
+            self._names = self._watch.drop(self._watch.count - before)
 
 
 @lru_cache
@@ -115,7 +116,7 @@ def _side_stream(device: torch.device) -> torch.cuda.Stream:
 
 
 def on_side_stream(body: _Body[_Result], device: torch.device) -> _Result:
-    """Result of a step on a side stream: autograd remembers its stream, and no capture may wait for the usual one."""
+    """Result of a step on the side stream. Autograd remembers the stream, and a capture must not wait for another."""
     stream, current = _side_stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
@@ -130,7 +131,7 @@ def captured(body: _Body[_Result], device: torch.device) -> _Body[_Result]:
     Other threads, such as one that copies images to pinned memory, may call the driver meanwhile.
     """
     graph, stream, current = torch.cuda.CUDAGraph(), _side_stream(device), torch.cuda.current_stream(device)
-    # torch waits for the current device first, and only then goes to the stream, where a capture that fails leaves it
+    # `torch.cuda.graph` synchronises the current device, and if the capture fails it does not restore the stream
     with (
         torch.cuda.device(device),
         torch.cuda.stream(current),

@@ -1,8 +1,8 @@
 """Guardian: what a run does about a loss that is not finite, and about embeddings that collapse.
 
-After such a loss it goes back to the newest regular checkpoint and on at half the learning rate, three times at most. A
-collapse is warned of, and stops the run when it lasts. What the guardian did stands in metrics.jsonl, and it remembers
-nothing else. So an interrupted run goes on as it would have without the interruption.
+After such a loss, the run goes back to its newest regular checkpoint and continues at half the learning rate, at most
+three times. A collapse gives a warning, and stops the run if it lasts. The guardian's only memory is what it wrote to
+metrics.jsonl, so an interrupted run continues as it would have without the interruption.
 """
 
 from __future__ import annotations
@@ -90,19 +90,19 @@ class Guardian:
         """
         if not self._is_on:
             return
-        since, lasting = self._collapsed_since, self._follow(row)
-        limit = patience(self._learner.config, self._pace.total)
-        if 2 * lasting < limit or (self._warned and lasting < limit):
+        lasting, limit = self._follow(row), patience(self._learner.config, self._pace.total)
+        is_over = lasting >= limit
+        if not is_over and (self._warned or 2 * lasting < limit):
             return
         reason = (
             f"the embeddings have collapsed: all images look nearly alike to the network, with an effective rank of "
-            f"{row['effective_rank']:.2f} since step {since}. {_advice(self._learner.config)}"
+            f"{row['effective_rank']:.2f} since step {self._collapsed_since}. {_advice(self._learner.config)}"
         )
-        note(row["step"], {"guardian": "stop" if lasting >= limit else "warning", "reason": reason})
-        if lasting >= limit:
-            how = f"ssole pretrain --resume {self._run.path} --allow-changes settings"
+        note(row["step"], {"guardian": "stop" if is_over else "warning", "reason": reason})
+        if is_over:
             raise CollapseError(
-                f"step {row['step']}: {reason}. To go on regardless, set guardian: off in config.yaml, and {how}"
+                f"step {row['step']}: {reason}. To go on regardless, set guardian: off in config.yaml, and "
+                f"ssole pretrain --resume {self._run.path} --allow-changes settings"
             )
         self._warned = True
 
@@ -116,13 +116,13 @@ class Guardian:
         return int(row["step"]) - self._collapsed_since
 
     def recover(self, error: NonFiniteLossError, note: Note) -> tuple[Progress, dict[str, Any]]:
-        """Put the learner back to the last good state: where training goes on, and the intervention for metrics.jsonl.
+        """Restore the last good state. Returns where training continues, and the intervention for metrics.jsonl.
 
-        If the run ends here, `note` writes a row of the step that failed. All checkpoints are of earlier steps, so
+        If the run ends here, `note` writes a row for the step that failed. All checkpoints are of earlier steps, so
         resuming removes that row again.
 
-        On an accelerator, failures are found some steps late. Then the steps are taken again, and each is looked at:
-        only so does the replay bundle hold the weights from before the failure.
+        On an accelerator, a failure is found some steps late. The first time, the steps are repeated and each is
+        checked at once, so that the replay bundle holds the weights from before the failure.
 
         Raises:
             NonFiniteLossError: the guardian is off, or lower rates have not helped.
@@ -169,8 +169,11 @@ class Guardian:
 
 def _explanation(bundle: Path | None) -> str:
     rates = ", ".join(f"{FACTOR**n:g}" for n in range(1, TRIES + 1))
-    hint = f"It failed at {rates} times the learning rate too: lower optim.lr by more, or set optim.warmup_steps or "
-    return f"{hint}optim.clip_grad_norm" + (f". To look at the step: ssole replay {bundle}" if bundle else "")
+    look = "" if bundle is None else f". To look at the step: ssole replay {bundle}"
+    return (
+        f"It failed at {rates} times the learning rate too: lower optim.lr by more, or set optim.warmup_steps or "
+        f"optim.clip_grad_norm{look}"
+    )
 
 
 def rank_share(row: Mapping[str, Any], config: PretrainConfig) -> float:

@@ -27,14 +27,14 @@ def keep_or_compare_images(run: Run, source: Source, *, name: str = IMAGES_FILE,
 
     A run has no record yet if it is new, or was killed before it could write one.
 
-    Replaced images are noticed by the sizes and times of their files, and by the contents of 32 of them; in an array by
-    these alone; and not at all in an object or source that does not name its files. Some files of the same size and
-    time of modification are noticed by the time at which the system last changed them, which nobody can set. It says
-    nothing if it is new for all files, as after copying. With `allowed`, replaced images are a warning, and the record
-    is written anew.
+    Replaced images are recognised by the sizes and modification times of their files and by the contents of 32 images:
+    of an array by the contents alone, and not at all if an object or source names no files. A file that keeps its size
+    and modification time is recognised by its ctime, which no program can set; but if the ctimes of all files are new,
+    they were probably copied, and that is no change. With `allowed`, replaced images give a warning, and the record is
+    written anew.
     """
-    path, changes = run.path / name, _changes(source)
-    now = _record(source, changes)
+    path, ctimes = run.path / name, _ctimes(source)
+    now = _record(source, ctimes)
     if not path.is_file():
         _write(run, name, now)
         return
@@ -51,7 +51,7 @@ def keep_or_compare_images(run: Run, source: Source, *, name: str = IMAGES_FILE,
             f"{path}: started on as many images ({now['images']}) by other names or in another order: resuming needs "
             "the same, since the views of an image depend on its index"
         )
-    if (change := _change(before, now) or _touched(before, changes)) is None:
+    if (change := _content_change(before, now) or _ctime_change(before, ctimes)) is None:
         return
     if not allowed:
         raise DataError(f"{path}: {change}. Put those of the start back, or go on with these by --allow-changes images")
@@ -64,18 +64,18 @@ def _write(run: Run, name: str, record: dict[str, Any]) -> None:
         write_json_atomically(run.path / name, record, indent=None)
 
 
-def _record(source: Source, changes: dict[str, int]) -> dict[str, Any]:
+def _record(source: Source, ctimes: dict[str, int]) -> dict[str, Any]:
     has_contents = source.files() is not None or is_array(source)  # others may be slow or random
     return {
         "images": len(source),
         "ids": source.ids_fingerprint,
         "fingerprint": source.fingerprint(),
         "contents": content_digests(source, _SAMPLE) if has_contents else {},
-        "latest_change": max(changes.values(), default=None),
+        "latest_change": max(ctimes.values(), default=None),
     }
 
 
-def _changes(source: Source) -> dict[str, int]:
+def _ctimes(source: Source) -> dict[str, int]:
     """Times in nanoseconds at which the system last changed the local files of a source, or their names."""
     found = {}
     for location in source.files() or ():
@@ -85,19 +85,19 @@ def _changes(source: Source) -> dict[str, int]:
     return found
 
 
-def _touched(before: dict[str, Any], changes: dict[str, int]) -> str | None:
+def _ctime_change(before: dict[str, Any], ctimes: dict[str, int]) -> str | None:
     """Sentence about files that changed since a record of the same images; None if none did, or all."""
     latest = before.get("latest_change")
-    later = [location for location, time in changes.items() if isinstance(latest, int) and time > latest]
-    if not later or len(later) == len(changes):
+    later = [location for location, time in ctimes.items() if isinstance(latest, int) and time > latest]
+    if not later or len(later) == len(ctimes):
         return None
     return (
-        f"{len(later)} of {len(changes)} files were replaced or changed since the run was started, such as "
+        f"{len(later)} of {len(ctimes)} files were replaced or changed since the run was started, such as "
         f"{later[0]}, though sizes and times of modification are the same"
     )
 
 
-def _change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+def _content_change(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """Sentence about a change between two records of images of the same names; None if none is known."""
     earlier = before.get("contents")
     earlier = earlier if isinstance(earlier, dict) else {}  # runs of the first version have none

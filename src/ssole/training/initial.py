@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +42,7 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Initial:
+class InitialWeights:
     """Weights to start from, and how they fit the encoder."""
 
     source: str
@@ -62,15 +61,15 @@ class Initial:
         parts += [f"left out: {listed(self.unused, _LISTED)}"] if self.unused else []
         return printable("; ".join(parts))
 
-    def give(self, run: Run, learner: Learner) -> None:
-        """Give these weights to the learner of a new run, and write its init.json."""
-        learner.encoder.load_state_dict(self.weights, strict=False)  # `read_initial` has compared the names
+    def load_into(self, learner: Learner, run: Run) -> None:
+        """Load these weights into the learner of a new run, and write its init.json."""
+        learner.encoder.load_state_dict(self.weights, strict=False)  # `read_initial_weights` has compared the names
         facts = {"init": self.source, "loaded": sorted(self.weights), "new": self.new, "unused": self.unused}
         with writing(run, "init.json"):
             write_json_atomically(run.path / "init.json", facts)
 
 
-def read_initial(config: PretrainConfig, encoder: Encoder, *, progress: bool = False) -> Initial | None:
+def read_initial_weights(config: PretrainConfig, encoder: Encoder, *, progress: bool = False) -> InitialWeights | None:
     """Initial weights that a config asks for by `init`, or that its encoder has from a custom module; else None.
 
     With `progress`, what was loaded by `init` is printed.
@@ -86,7 +85,7 @@ def read_initial(config: PretrainConfig, encoder: Encoder, *, progress: bool = F
         return _of_module(config, encoder)
     if config.init is None:
         return None
-    backbone, projector, unused = _sorted(_read(config.init, config))
+    backbone, projector, unused = _split(_read(config.init, config))
     own, heads = encoder.backbone.state_dict(), classifier_prefixes(encoder.backbone)
     found = differences(backbone, own)
     problems = _problems(found, backbone, own, [name for name in sorted(found.unknown) if not name.startswith(heads)])
@@ -106,27 +105,32 @@ def read_initial(config: PretrainConfig, encoder: Encoder, *, progress: bool = F
         raise ConfigError(f"{config.init} has weights that are not finite: {listed(bad, _LISTED)}")
     new = [name for name in encoder.state_dict() if name not in weights and not is_count(name)]
     left = sorted([*misfits, *(f"projector.{name}" for name in projector), *unused])
-    initial = Initial(source=config.init, weights=weights, new=new, unused=left)
+    initial = InitialWeights(source=config.init, weights=weights, new=new, unused=left)
     say(initial.summary(), enabled=progress)
     return initial
 
 
-def _of_module(config: PretrainConfig, encoder: Encoder) -> Initial:
+def _of_module(config: PretrainConfig, encoder: Encoder) -> InitialWeights:
     if config.init is not None:
         raise ConfigError("a module of your own starts from the weights that it has: load them first, without init")
     weights = {f"backbone.{name}": tensor for name, tensor in encoder.backbone.state_dict().items()}
     new = [name for name in encoder.state_dict() if name not in weights]
-    return Initial(source=config.model.backbone, weights=weights, new=new, unused=[])
+    return InitialWeights(source=config.model.backbone, weights=weights, new=new, unused=[])
 
 
-def first_initial(config: PretrainConfig, module: nn.Module | None = None, *, progress: bool = False) -> Initial | None:
-    """:func:`read_initial` in the first of many processes, with an encoder that it makes and checks.
+def initial_weights(
+    config: PretrainConfig, module: nn.Module | None = None, *, progress: bool = False
+) -> InitialWeights | None:
+    """:func:`read_initial_weights` in the first of many processes, with an encoder that it makes and checks.
 
     It is None in the others, which get the weights from there.
     """
-    found: list[Initial | None] = []
-    how: Any = {"progress": progress}
-    distributed.on_rank_0(lambda: found.append(read_initial(config, checked_encoder(config, module), **how)))
+    found: list[InitialWeights | None] = []
+
+    def read() -> None:
+        found.append(read_initial_weights(config, checked_encoder(config, module), progress=progress))
+
+    distributed.on_rank_0(read)  # which returns nothing, because weights are no JSON
     return found[0] if found else None
 
 
@@ -174,7 +178,7 @@ def _pretrained(model: ModelConfig, channels: int) -> dict[str, torch.Tensor]:
     return network.state_dict()
 
 
-def _sorted(tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
+def _split(tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
     """Weights of the backbone and of the projector under their own names, and the names of all others."""
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
     for prefix in ("encoder.", ""):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from typing import TypedDict
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ from ssole.training.checkpoint import (
 )
 from ssole.training.feed import Feed, Plan
 from ssole.training.guardian import Guardian
-from ssole.training.initial import Initial
+from ssole.training.initial import InitialWeights
 from ssole.training.monitor import Evaluator, Monitor
 from ssole.training.needs import checkpoint_bytes
 from ssole.training.pace import Pace
@@ -40,6 +41,15 @@ from ssole.training.saving import Saver
 from ssole.training.step import Learner
 from ssole.training.stopping import Interrupted, Stop, stop_signal
 from ssole.training.watch import NonFiniteLossError
+
+
+class Given(TypedDict):
+    """Keyword arguments that the functions of `ssole.api` pass on to :func:`train`."""
+
+    loss: nn.Module | None
+    backbone: nn.Module | None
+    evaluators: Mapping[int, Evaluator] | None
+    progress: bool
 
 
 def train(
@@ -53,7 +63,7 @@ def train(
     evaluators: Mapping[int, Evaluator] | None = None,
     progress: bool = True,
     spent: float = 0.0,
-    initial: Initial | None = None,
+    initial: InitialWeights | None = None,
     prepare: Callable[[], None] = lambda: None,
 ) -> Run:
     """Train a run to its end, from its newest checkpoint if it has one.
@@ -64,17 +74,17 @@ def train(
     first process when nothing is left to check but the checkpoint.
     Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
-    distributed.collect(None)  # all have arrived
+    distributed.collect(None)  # a barrier that waits however long it takes; later collectives have a timeout
     config, evaluators = from_dict(distributed.on_rank_0(lambda: to_dict(run.config))), evaluators or {}
     if any(every < 1 for every in evaluators):
         raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
     learner = Learner(config, device, loss=loss, backbone=backbone, labels=store.labels, images=plan.images)
-    distributed.on_rank_0(lambda: _begin(run, learner, initial, Progress(0, plan.images, spent)))
+    distributed.on_rank_0(lambda: _write_first_checkpoint(run, learner, initial, Progress(0, plan.images, spent)))
     distributed.on_rank_0(prepare)
     pace = Pace(run, plan, config)
-    done = _resume(run, learner, plan, pace)
+    done = _restore(run, learner, plan, pace)
     guardian = Guardian(run, learner, pace)
-    feed, title = Feed(store, device), _title(learner, replace(plan, total=pace.total))
+    feed, title = Feed(store, device), _title(learner, plan, pace.total)
     monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
     saver = Saver(run, learner, pace, monitor.flush)
     stopping = stop_signal(monitor.screen.show_stopping)
@@ -107,7 +117,9 @@ class _Loop:
         with self._saved_when_stopped():
             if compiles:
                 with self.monitor.preparing("compiling the encoder: up to half a minute"):
-                    self.stop.together(lambda: self.learner.compile(stopping=lambda: bool(self.stop.requested)))
+                    self.stop.interruptible_by_any(
+                        lambda: self.learner.compile(stopping=lambda: bool(self.stop.requested))
+                    )
             self._evaluate_missed()
         while self.learner.steps_done < self.pace.total:
             try:
@@ -115,20 +127,21 @@ class _Loop:
                     self._take_steps()
             except NonFiniteLossError as error:
                 self.saver.write_kept()
-                self.monitor.go_back(*self.guardian.recover(error, self.monitor.note))
+                done, intervention = self.guardian.recover(error, self.monitor.note)
+                self.monitor.go_back(done, intervention)
                 self.guardian.read_metrics()
                 self.pace.start(self.learner.steps_done)
 
     def _take_steps(self) -> None:
         learner, pace, config = self.learner, self.pace, self.learner.config
         batches = self.feed.batches(pace.plan, learner.steps_done)
-        while (batch := self.stop.at_once(lambda: next(batches, None))) is not None:
+        while (batch := self.stop.interruptible(lambda: next(batches, None))) is not None:
             step, epoch, ids, images = batch
             if learner.labels is not None and not self.store.uniform:  # of a uniform store they are right already
                 learner.labels[[i for i, _, _ in self.store.unreadable]] = -1  # other images take their places
             lr = self.guardian.rate * pace.learning_rate(step)
             terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr, early=pace.is_early(step))
-            last = pace.ends(step)
+            last = pace.advance(step)
             self.monitor.advance(config.batch_size, pace.total)
 
             if last or _due(step, config.log_every):
@@ -136,8 +149,9 @@ class _Loop:
                 z_BD = distributed.gather(z_BVD[:, 0].detach())
                 distributed.on_rank_0(partial(self._log, epoch, lr, terms, z_BD))
 
-            for evaluator in (f for every, f in self.evaluators.items() if last or _due(step, every)):
-                self._evaluate(evaluator)
+            for every, evaluator in self.evaluators.items():
+                if last or _due(step, every):
+                    self._evaluate(evaluator)
 
             if pace.is_regular(step + 1):
                 self._save(must=last or _due(step, config.checkpoint_every))
@@ -150,20 +164,20 @@ class _Loop:
         self.guardian.look(self.monitor.log(epoch, lr, terms, z_BD), self.monitor.note)
 
     def _evaluate(self, evaluator: Evaluator) -> None:
-        self.stop.together(lambda: self.monitor.evaluate(evaluator, self.learner.encoder.backbone))
+        self.stop.interruptible_by_any(lambda: self.monitor.evaluate(evaluator, self.learner.encoder.backbone))
         self.learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
 
     def _evaluate_missed(self) -> None:
         """Make up for evaluations of the restored step that a signal interrupted; an undisturbed run has them."""
         done = self.learner.steps_done
 
-        def count() -> int:
-            here = (row for row in self.run.metrics if row["step"] == done)
-            return sum(not {"loss", "guardian"} & row.keys() for row in here)
+        def written() -> int:
+            rows = (row for row in self.run.metrics if row["step"] == done)
+            return sum(not {"loss", "guardian"} & row.keys() for row in rows)
 
-        found, is_end = distributed.on_rank_0(count), self.pace.is_end(done)
-        due = [f for every, f in self.evaluators.items() if done and (is_end or _due(done - 1, every))]
-        for evaluator in due[found:]:
+        last = self.pace.is_last(done)
+        due = [f for every, f in self.evaluators.items() if done > 0 and (last or _due(done - 1, every))]
+        for evaluator in due[distributed.on_rank_0(written) :]:
             self._evaluate(evaluator)
 
     def _save(self, *, must: bool) -> None:
@@ -183,12 +197,12 @@ class _Loop:
             if not done:
                 raise Interrupted("stopped before the first step, and nothing was saved", request.number) from None
             self._save(must=True)
-            distributed.agree(0)  # the first process may serve the store, which the others still need
+            distributed.maximum(0)  # a barrier: the first process may serve the store, which the others still need
             how = f"go on with: ssole pretrain --resume {self.run.path}"
             raise Interrupted(f"stopped after step {done}; {how}", request.number) from None
 
 
-def _begin(run: Run, learner: Learner, initial: Initial | None, start: Progress) -> None:
+def _write_first_checkpoint(run: Run, learner: Learner, initial: InitialWeights | None, start: Progress) -> None:
     """Write the checkpoint of step 0 of a run that has none yet. Failures go back to it until there is a later one."""
     require_space(run, learner.modules)
     if checkpoint_steps(run):
@@ -200,7 +214,7 @@ def _begin(run: Run, learner: Learner, initial: Initial | None, start: Progress)
             "copy the checkpoints back, or start anew in another folder (--out)"
         )
     if initial is not None:
-        initial.give(run, learner)
+        initial.load_into(learner, run)
     write_checkpoint(run, state_tensors(learner.modules, learner.optimizer), start)
 
 
@@ -208,16 +222,16 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and (step + 1) % every == 0
 
 
-def _resume(run: Run, learner: Learner, plan: Plan, pace: Pace) -> Progress:
+def _restore(run: Run, learner: Learner, plan: Plan, pace: Pace) -> Progress:
     """Restore learner and run folder to the newest checkpoint."""
     done = load_checkpoint(run, learner.modules, learner.optimizer, last_step=pace.total)
-    distributed.on_rank_0(lambda: _check_progress(run, learner, plan, done))
+    distributed.on_rank_0(lambda: _check_and_rewind(run, learner, plan, done))
     learner.go_on_from(done.step)
     pace.start(done.step, done.seconds + done.evaluating)
     return done
 
 
-def _check_progress(run: Run, learner: Learner, plan: Plan, done: Progress) -> None:
+def _check_and_rewind(run: Run, learner: Learner, plan: Plan, done: Progress) -> None:
     """Check that a run can continue from its checkpoint, then rewind the folder to that step."""
     if done.images != plan.images:
         raise DataError(
@@ -234,13 +248,20 @@ def _check_progress(run: Run, learner: Learner, plan: Plan, done: Progress) -> N
     rewind(run, done.step)
 
 
-def _title(learner: Learner, plan: Plan) -> str:
+def _title(learner: Learner, plan: Plan, total: int) -> str:
+    """Line that is shown at the start: images, steps, device, number format and disk."""
     config, device, world = learner.config, learner.device, distributed.world_size()
-    number, native = (resolve_precision(precision, device) for precision in (config.precision, "auto"))
-    form = "float32" if number is None else "bfloat16" if native else "bfloat16, emulated here and slower than float32"
-    steps = f"{plan.total} steps" if config.budget is None else f"{config.budget}, about {plan.total} steps"
-    title = f"{plan.images:,} images, {steps} of {plan.batch_size} x {config.augment.views} views"
-    done = learner.steps_done
+    steps = f"{total} steps" if config.budget is None else f"{config.budget}, about {total} steps"
     where = str(device) if world == 1 else f"{world} processes ({device.type})"
+    if resolve_precision(config.precision, device) is None:
+        form = "float32"
+    elif resolve_precision("auto", device) is None:
+        form = "bfloat16, emulated here and slower than float32"
+    else:
+        form = "bfloat16"
+    resumed = f", going on after step {learner.steps_done}" if learner.steps_done else ""
     disk = data_size(checkpoint_bytes(learner.modules, MOST_CHECKPOINTS))
-    return f"{title}, on {where} in {form}{f', going on after step {done}' if done else ''}; it needs {disk} of disk"
+    return (
+        f"{plan.images:,} images, {steps} of {plan.batch_size} x {config.augment.views} views, on {where} in {form}"
+        f"{resumed}; it needs {disk} of disk"
+    )

@@ -30,8 +30,8 @@ Evaluator = Callable[[nn.Module], dict[str, float]]
 _LONG_WAIT = 0.2  # share of the time; above it, waiting for images is worth a hint
 _WINDOW = 60.0  # seconds that this share is taken over
 _PATIENCE = 30.0  # seconds before a long wait is believed to last: the first batches are always waited for
-_TAKEN = RESERVED | {"loss", "guardian"}  # names of the other figures in metrics.jsonl
-_SHOWN = 2  # terms of the loss beside it; metrics.jsonl has all
+_RESERVED_NAMES = RESERVED | {"loss", "guardian"}  # names of the other figures in metrics.jsonl
+_SHOWN_TERMS = 2  # terms of the loss beside it; metrics.jsonl has all
 
 
 class Monitor:
@@ -51,7 +51,7 @@ class Monitor:
 
     def __init__(self, run: Run, title: str, *, total: int, done: Progress, feed: Feed, progress: bool) -> None:
         self._run, self._title, self._done, self._feed = run, title, done, feed
-        self._step, self._images, self._paused, self._prepared = done.step, 0, 0.0, 0.0
+        self._step, self._images, self._evaluated, self._prepared = done.step, 0, 0.0, 0.0
         self._waiting, self._hinted = WaitShare(), False
         self._file: TextIO | None = None  # made by the first step: until then, a failed start leaves nothing
         self._writes = distributed.rank() == 0
@@ -80,12 +80,12 @@ class Monitor:
     @property
     def evaluating(self) -> float:
         """Seconds of evaluation of the whole run so far."""
-        return self._done.evaluating + self._paused
+        return self._done.evaluating + self._evaluated
 
     @property
     def _trained(self) -> float:
         """Training time in this process."""
-        return time.perf_counter() - self._start - self._paused
+        return time.perf_counter() - self._start - self._evaluated
 
     @property
     def _stepped(self) -> float:
@@ -105,7 +105,7 @@ class Monitor:
         self._step += 1
         self._images += images
         if self._writes:
-            self._opened()
+            self._open_file()
         self._waiting.add(self._stepped, self._feed.waited)
         self.screen.advance(self._step, total)
 
@@ -126,7 +126,7 @@ class Monitor:
         }
         self._write(row)
         total, *parts = (f"{name.replace('_', ' ')} {value:.3f}" for name, value in values.items())
-        figures = total + (f" ({', '.join(parts[:_SHOWN])})" if parts else "")
+        figures = total + (f" ({', '.join(parts[:_SHOWN_TERMS])})" if parts else "")
         self.screen.note("loss", f"{rate:,.0f} images/s  {figures}  effective rank {row['effective_rank']:.0f}")
         self._show_waiting()
         return row
@@ -137,7 +137,7 @@ class Monitor:
         try:
             figures = evaluator(backbone)
         finally:  # a signal may leave it
-            self._paused += time.perf_counter() - begin
+            self._evaluated += time.perf_counter() - begin
         if not self._writes:
             return
         self._write({"step": self._step, "seconds": round(self.seconds, 3), **figures})
@@ -182,7 +182,7 @@ class Monitor:
             self._hinted = True
             self.screen.print_line(f"{share:.0%} of the time is spent waiting for data: {hint}")
 
-    def _opened(self) -> TextIO:
+    def _open_file(self) -> TextIO:
         """metrics.jsonl, open for writing at its end."""
         if self._file is None:
             with writing(self._run, "metrics.jsonl"):
@@ -190,7 +190,7 @@ class Monitor:
         return self._file
 
     def _write(self, row: dict[str, Any]) -> None:
-        file = self._opened()
+        file = self._open_file()
         with writing(self._run, "metrics.jsonl"):
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -201,16 +201,16 @@ class Monitor:
 
 
 def figures_of(evaluator: Evaluator, backbone: nn.Module) -> dict[str, float]:
-    """Figures of an evaluator of one's own, called by the first process, as plain numbers on every process.
+    """Figures of a custom evaluator, called by the first process alone, as plain numbers on every process.
 
     Raises:
-        ValueError: it gives anything but numbers by name, or a name that lines of metrics.jsonl have already.
+        ValueError: it returns anything but numbers by name, or a name that lines of metrics.jsonl already use.
     """
 
     def evaluate() -> dict[str, float]:
         figures: object = evaluator(backbone)
-        if not isinstance(figures, Mapping) or _TAKEN & figures.keys():
-            names = ", ".join(sorted(_TAKEN))
+        if not isinstance(figures, Mapping) or _RESERVED_NAMES & figures.keys():
+            names = ", ".join(sorted(_RESERVED_NAMES))
             raise ValueError(f"an evaluator gives figures by name, and none as {names}; got {figures}")
         return {name: float(figure) for name, figure in figures.items()}  # they may be NumPy's or tensors
 

@@ -79,14 +79,14 @@ class Muon(torch.optim.Optimizer):
         batches: dict[Any, list[int]] = {}
         for i, p in enumerate(weights):
             batches.setdefault(p.shape if self._batched else i, []).append(i)
-        polars = [polar(_batch([_rows(momenta[i]) for i in batch]), self._dtype) for batch in batches.values()]
+        polars = [polar(_batch([_as_matrix(momenta[i]) for i in batch]), self._dtype) for batch in batches.values()]
         # The layout of weights, without which the sums below would take a kernel for each weight.
         polars = [x.to(torch.float32, memory_format=torch.contiguous_format) for x in polars]
         torch._foreach_mul_(polars, [0.2 * math.sqrt(max(x.shape[-2:])) for x in polars])
         torch._foreach_mul_(polars, -group["lr"])
         moved = [weights[i] for batch in batches.values() for i in batch]
-        rows = [one for x in polars for one in (x if x.ndim == 3 else [x])]
-        torch._foreach_add_(moved, [_unrows(x, like) for x, like in zip(rows, moved, strict=True)])
+        matrices = [matrix for x in polars for matrix in (x if x.ndim == 3 else [x])]
+        torch._foreach_add_(moved, [_as_weight(matrix, p) for matrix, p in zip(matrices, moved, strict=True)])
 
     def _update_others(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
@@ -168,12 +168,12 @@ def _batch(matrices: list[Tensor]) -> Tensor:
     return torch.stack(matrices) if len(matrices) > 1 else matrices[0]
 
 
-def _rows(weight: Tensor) -> Tensor:
+def _as_matrix(weight: Tensor) -> Tensor:
     """A weight as a matrix (outputs, inputs). Without a copy if a convolution is channels_last: channels come last."""
     return weight if weight.ndim == 2 else weight.movedim(1, -1).flatten(1)
 
 
-def _unrows(rows: Tensor, like: Tensor) -> Tensor:
-    """The matrix (outputs, inputs) in the shape of a weight."""
+def _as_weight(matrix: Tensor, like: Tensor) -> Tensor:
+    """A matrix (outputs, inputs) in the shape of a weight: the inverse of `_as_matrix`."""
     inputs, *positions = like.shape[1:]
-    return rows if like.ndim == 2 else rows.unflatten(1, (*positions, inputs)).movedim(-1, 1)
+    return matrix if like.ndim == 2 else matrix.unflatten(1, (*positions, inputs)).movedim(-1, 1)

@@ -36,8 +36,8 @@ def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     """Muon, in bfloat16 where the hardware multiplies it natively, else in float32: emulation is 100 times slower."""
     device = groups[0]["params"][0].device
     dtype = resolve_precision("auto", device) or torch.float32
-    how: dict[str, Any] = {"momentum": config.momentum, "betas": config.betas}
-    return Muon(groups, lr=config.lr, dtype=dtype, batched=device.type != "cpu", **how)
+    batched = device.type != "cpu"
+    return Muon(groups, lr=config.lr, momentum=config.momentum, betas=config.betas, dtype=dtype, batched=batched)
 
 
 OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = {

@@ -1,11 +1,11 @@
 """Pace: how long a run is, and where each of its steps stands in the learning-rate schedule.
 
-A run without a budget has a fixed number of steps. With a budget of time it has as many as fit, and other work on the
-machine changes how many these are. So they are counted anew at every fiftieth of them, from the speed of the last
-tenth; steps on smaller crops count by their pixels. Steps already taken keep their learning rate; the rest of the
-schedule is stretched or compressed to end with the budget. Each correction is a line of `schedule.jsonl`, and with
-these lines a run is as deterministic as one without a budget: one that is resumed follows them again, before it makes
-new ones. An extension has a fixed number of steps.
+A run without a budget has a fixed number of steps. With a budget of time, it has as many as fit, which depends on what
+else the machine does. So their number is corrected fifty times in a run, from the speed over the last tenth of it;
+steps on smaller crops count by their pixels. Steps already taken keep their learning rate, and the rest of the schedule
+is stretched or compressed to end with the budget. Each correction is a line of `schedule.jsonl`. A resumed run repeats
+these corrections before it makes new ones, so it is as deterministic as a run without a budget. An extension has a
+fixed number of steps.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Pace:
         return [(row["step"], row["total"]) for row in rows]
 
     def start(self, step: int, spent: float | None = None) -> None:
-        """Start before a step, when so many seconds of the budget are spent; None lets the clock go on from before."""
+        """Start, or go back to, a step. `spent` are the seconds of the budget so far; None keeps the clock running."""
         endless = self._budget is not None and step < self.total
         self.plan = dataclasses.replace(self.plan, total=sys.maxsize if endless else self.total)
         if spent is not None:
@@ -144,17 +144,17 @@ class Pace:
         share = self._config.augment.early_share
         return self._early is not None and self.position(step) < share * self._planned
 
-    def is_end(self, step: int) -> bool:
-        """Whether a step, counted from 1, is the last one of the run or of what was extended later."""
-        return step == self.total or any(step == extension.step for extension in self._extensions)
+    def is_last(self, done: int) -> bool:
+        """Whether the run ends after `done` steps, or ended there before it was extended."""
+        return done == self.total or any(done == extension.step for extension in self._extensions)
 
-    def is_regular(self, step: int) -> bool:
-        """Whether a step, counted from 1, ends with a checkpoint in an undisturbed run."""
+    def is_regular(self, done: int) -> bool:
+        """Whether an undisturbed run writes a checkpoint after `done` steps."""
         every = self._config.checkpoint_every
-        return self.is_end(step) or (every is not None and step % every == 0) or self.plan.ends_epoch(step - 1)
+        return self.is_last(done) or (every is not None and done % every == 0) or self.plan.ends_epoch(done - 1)
 
-    def ends(self, step: int) -> bool:
-        """Whether a step is the last one. Called after each step; with a budget, it corrects the number of steps."""
+    def advance(self, step: int) -> bool:
+        """Count a step as taken, and return whether it was the last. With a budget, correct the number of steps."""
         done = step + 1
         self._work += self._early_work if self.is_early(step) else 1.0
         if self._budget is not None and done >= self._next and done < self.total:

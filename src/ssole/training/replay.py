@@ -6,7 +6,7 @@ failures/step-00000012/  tensors.safetensors   weights before the step, its imag
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,9 +55,9 @@ def whole_batch(batch: Batch | None) -> Batch:
     assert batch is not None
     if distributed.world_size() == 1:
         return batch
-    kinds = [(list(image.shape), str(image.dtype).removeprefix("torch.")) for image in batch.images]
-    everywhere = [kind for kinds_of_one in distributed.collect(kinds) for kind in kinds_of_one]
-    like = [torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for shape, dtype in everywhere]
+    own = [(list(image.shape), str(image.dtype).removeprefix("torch.")) for image in batch.images]
+    kinds = [kind for share in distributed.collect(own) for kind in share]
+    like = [torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for shape, dtype in kinds]
     flat, _ = pack(list(batch.images), pin_memory=False)
     *starts, _ = pack_starts(like)
     images = unpack(distributed.gather(flat, equal=False), starts, like)
@@ -190,9 +190,10 @@ def _take(learner: Learner, batch: Batch) -> None:
     learner.step(batch.images, batch.ids, epoch=batch.epoch, lr=batch.lr, early=batch.early)
 
 
-def _failure(act: Any) -> str | None:
+def _failure(work: Callable[[], None]) -> str | None:
+    """What was not finite in some work, or None."""
     try:
-        act()
+        work()
     except NonFiniteLossError as error:
         return error.what
     return None

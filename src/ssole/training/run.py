@@ -112,10 +112,11 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
     Raises:
         ConfigError: the folder holds a run or anything else already, or cannot be made; or as :func:`lock_run`.
     """
-    missing, ours = [folder for folder in (path, *path.parents) if not folder.exists()], False
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    is_ours = False  # until then, what is in the folder is someone else's
     with making(path):
         if not _is_killed_start(path):
-            _require_no_files(path)
+            _require_no_files(path)  # before anything is made; the same check under the lock decides
         path.mkdir(parents=True, exist_ok=True)
     try:
         with lock_run(Run(path)):
@@ -123,11 +124,11 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
                 if _is_killed_start(path):  # still so, now that no other process can be at it
                     _empty(path)
                 _require_no_files(path)
-                ours = True
+                is_ours = True
                 run = create_run(path, config)
             yield run
     except BaseException:
-        if ours and not (path / "metrics.jsonl").exists():  # the first step makes it
+        if is_ours and not (path / "metrics.jsonl").exists():  # the first step makes it
             _remove(path, missing)
         raise
 
@@ -256,13 +257,13 @@ def _leaves(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str,
             yield group + name, value
 
 
-def rewind(run: Run, step: int, *more: dict[str, Any]) -> None:
-    """Remove leftovers and the metrics after `step`, which will be written again. `more` rows are added."""
+def rewind(run: Run, step: int, row: dict[str, Any] | None = None) -> None:
+    """Remove leftovers and the metrics after `step`, which will be written again. A `row` is added in their place."""
     for folder in (run.path, run.checkpoints, *run.path.glob("failures/*/")):
         remove_leftovers(folder)
-    path, rows = run.path / "metrics.jsonl", run.metrics
-    if path.exists() or more:
-        write_lines(path, [*(row for row in rows if row["step"] <= step), *more])
+    path, added = run.path / "metrics.jsonl", [] if row is None else [row]
+    if path.exists() or added:
+        write_lines(path, [*(kept for kept in run.metrics if kept["step"] <= step), *added])
 
 
 def record_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:

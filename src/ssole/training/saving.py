@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from ssole import distributed
-from ssole.training.checkpoint import Copies, Progress, checkpoint_steps, snapshot, write_checkpoint
+from ssole.training.checkpoint import Progress, Snapshot, checkpoint_steps, snapshot, write_checkpoint
 from ssole.training.pace import Pace
 from ssole.training.run import Run
 from ssole.training.step import Learner
@@ -30,13 +30,13 @@ class Saver:
 
     Args:
         run, learner, pace: of the training loop.
-        flush: called before a checkpoint is written; it has the metrics up to there on the disk.
+        flush: puts the metrics so far on the disk; called before each checkpoint is written.
     """
 
     def __init__(self, run: Run, learner: Learner, pace: Pace, flush: Callable[[], None]) -> None:
         self._run, self._learner, self._pace, self._flush = run, learner, pace, flush
-        self._kept: tuple[Progress, Copies] | None = None
-        self._last = -math.inf
+        self._kept: tuple[Progress, Snapshot] | None = None
+        self._written_at = -math.inf
         threaded = learner.device.type != "cpu"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="ssole-checkpoint") if threaded else None
         self._writing: Future[None] | None = None
@@ -63,11 +63,11 @@ class Saver:
         if not self._pace.is_regular(done.step):
             self.write_kept()
         self._kept = None  # its memory serves the next
-        state = done, snapshot(self._learner.modules, self._learner.optimizer)
-        if must or time.monotonic() - self._last >= self._learner.config.checkpoint_seconds:
-            self._write(*state)
+        state = snapshot(self._learner.modules, self._learner.optimizer)
+        if must or time.monotonic() - self._written_at >= self._learner.config.checkpoint_seconds:
+            self._write(done, state)
         else:
-            self._kept = state
+            self._kept = done, state
 
     def write_kept(self) -> None:
         """Write the state that is kept and was not written, if there is one, and wait until it is on the disk."""
@@ -85,11 +85,11 @@ class Saver:
         if writing is not None:
             writing.result()
 
-    def _write(self, done: Progress, copies: Copies) -> None:
+    def _write(self, done: Progress, state: Snapshot) -> None:
         self.wait()
-        tensors = copies()
+        tensors = state()
         self._flush()
-        self._last = time.monotonic()
+        self._written_at = time.monotonic()
         regular = {step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)}
 
         def write() -> None:

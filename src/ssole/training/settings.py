@@ -45,21 +45,21 @@ def require_named(config: PretrainConfig, given: Collection[str]) -> None:
             raise ConfigError(f"{name} of the recipe is {reason}: give --{name.replace('_', '-')} beside the recipe")
 
 
-def with_eval_data(config: PretrainConfig, run: Path, eval_data: Spec | None) -> PretrainConfig:
-    """Config of a run, with the `eval_data` to open: those given, which must match the config's own, or else its own.
+def eval_data_to_open(config: PretrainConfig, run: Path, given: Spec | None) -> Spec | None:
+    """The `eval_data` that a run is measured on: those given, which must match the config's own, or else its own.
 
     Raises:
         ConfigError: other images are given, or none although those of the config are behind a URL.
     """
-    if eval_data is None:
+    if given is None:
         if (reason := why_not_reopened(config.eval_data)) is not None:
-            again = "them again (--eval-data, or ssole.resume(run, eval_data=URL))"
-            raise ConfigError(f"{run} is measured on {reason}: pass {again}")
-        return config
-    if describe(eval_data) != config.eval_data:
-        raise ConfigError(f"{run} is measured on {config.eval_data}, and other images are given: {describe(eval_data)}")
-    given: Any = eval_data
-    return dataclasses.replace(config, eval_data=given)
+            raise ConfigError(
+                f"{run} is measured on {reason}: pass them again (--eval-data, or ssole.resume(run, eval_data=URL))"
+            )
+        return config.eval_data
+    if describe(given) != config.eval_data:
+        raise ConfigError(f"{run} is measured on {config.eval_data}, and other images are given: {describe(given)}")
+    return given
 
 
 def say_reasons(config: PretrainConfig, *, enabled: bool) -> None:
@@ -69,7 +69,7 @@ def say_reasons(config: PretrainConfig, *, enabled: bool) -> None:
         say("\n- ".join(lines), enabled=enabled)
 
 
-def completed(
+def with_measurements(
     config: PretrainConfig, store: ImageStore, begin: float, step_seconds: Callable[..., float]
 ) -> PretrainConfig:
     """Config with what is measured on images and machine, the same for all processes.
@@ -78,7 +78,7 @@ def completed(
     """
 
     def measure() -> dict[str, Any]:
-        full = measured(config, store)
+        full = with_statistics(config, store)
         make_plan(full, len(store))  # raises an error for too few images
         if full.budget is not None:
             full = _with_steps(full, len(store), time.monotonic() - begin, step_seconds)
@@ -93,7 +93,7 @@ def completed(
     return from_dict(distributed.on_rank_0(measure))
 
 
-def measured(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
+def with_statistics(config: PretrainConfig, store: ImageStore) -> PretrainConfig:
     """Config with mean and std measured on the images if it leaves them open."""
     if config.augment.mean is not None:
         return config

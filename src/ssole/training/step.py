@@ -113,7 +113,6 @@ class Learner:
         self._recipes = {True: config.augment.parts[0], False: config.augment}  # by whether a step is early
         self._use_recipe(config.augment)
         self.batch: Batch | None = None
-        self._reason = ""
         self.is_compiled = False
 
     def _use_recipe(self, recipe: ViewRecipe) -> None:
@@ -180,12 +179,16 @@ class Learner:
         return result
 
     def _learn(self, views: list[torch.Tensor], *labels: torch.Tensor) -> StepResult:
-        z_BVD = self.embedder.embed(views, self.steps_done)
-        self._reason = ""
-        terms = self.loss_terms(z_BVD, *labels)
-        # A loss of one's own may differ between processes, and be finite on some: all of them must see the same.
+        z_BVD, name = self.embedder.embed(views, self.steps_done), "the loss"
+        try:
+            terms = self.loss_terms(z_BVD, *labels)
+        except NonFiniteLossError as error:
+            if distributed.world_size() == 1:
+                raise
+            terms, name = {"loss": z_BVD.sum() * math.nan}, f"the loss ({error.what})"  # the mean tells the others
+        # A custom loss may differ between processes, and be finite on some: all of them must see the same.
         mean_terms = terms | {"loss": distributed.mean(terms["loss"])}
-        self.watch.add(self.steps_done + 1, mean_terms["loss"], f"the loss{self._reason}")
+        self.watch.add(self.steps_done + 1, mean_terms["loss"], name)
         self.descend(terms["loss"])
         return StepResult({name: value.detach() for name, value in mean_terms.items()}, z_BVD.detach())
 
@@ -196,9 +199,7 @@ class Learner:
         except (EmbeddingError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             if distributed.world_size() == 1:
                 self.watch.check()  # on an accelerator, an earlier step may have failed
-                raise NonFiniteLossError(self.steps_done + 1, str(error)) from error
-            self._reason = f" ({error})"
-            return {"loss": z_BVD.sum() * math.nan}  # the others may go on: the mean over processes tells them
+            raise NonFiniteLossError(self.steps_done + 1, str(error)) from error
 
     def descend(self, loss: torch.Tensor) -> None:
         """Gradient of the loss, clipped if the config says so, and the optimizer's update."""

@@ -29,50 +29,49 @@ class Stop:
 
     Attributes:
         requested: number of the signal, or 0.
-        interrupts: function that tells whether a signal may interrupt the work now.
+        may_interrupt: function that tells whether a signal may interrupt the work now.
     """
 
     def __init__(self) -> None:
         self.requested = 0
-        self.interrupts: Callable[[], bool] = lambda: False
+        self.may_interrupt: Callable[[], bool] = lambda: False
 
-    def agree(self) -> None:
+    def raise_if_requested(self) -> None:
         """Raise Stopping on all processes if one of them has a request. All of them must call it."""
-        if number := distributed.agree(self.requested):
+        if number := distributed.maximum(self.requested):
             raise Stopping(number)
 
-    def at_once(self, work: Callable[[], T], *, interrupts: Callable[[], bool] = lambda: True) -> T | None:
+    def interruptible(self, work: Callable[[], T], *, may_interrupt: Callable[[], bool] = lambda: True) -> T | None:
         """Run work that a signal to this process interrupts at once; returns its result.
 
-        Afterwards all processes agree whether any of them was asked to stop. In the work, no process may wait for
-        another, which may have left.
+        Afterwards, all processes find out whether any of them was asked to stop. The work must not wait for other
+        processes, since they may have been interrupted.
 
         Raises:
             Stopping: a signal has arrived at one of the processes, before or meanwhile.
         """
         result = None
-        try:
+        try:  # two of them, because a signal may also arrive in `finally`, before interrupting is over
             try:
-                self.interrupts = interrupts
-                if self.requested and interrupts():
+                self.may_interrupt = may_interrupt
+                if self.requested and may_interrupt():
                     raise Stopping
                 result = work()
             finally:
-                self.interrupts = lambda: False
+                self.may_interrupt = lambda: False
         except Stopping:
             pass  # the line below raises it, on all processes
-        self.agree()
+        self.raise_if_requested()
         return result
 
-    def together(self, work: Callable[[], T]) -> T | None:
-        """As :meth:`at_once`, for work that processes share.
+    def interruptible_by_any(self, work: Callable[[], T]) -> T | None:
+        """As :meth:`interruptible`, for work in which processes wait for each other.
 
-        A single process leaves it at once. Several leave it together, at the next `distributed.stopping_point`, or at
-        once where the first one works for all.
+        A single process is interrupted at once. Several stop together at the next `distributed.stopping_point`.
         """
-        self.agree()
+        self.raise_if_requested()
         with distributed.stopping_points(lambda: self.requested):
-            return self.at_once(work, interrupts=lambda: distributed.world_size() == 1)
+            return self.interruptible(work, may_interrupt=lambda: distributed.world_size() == 1)
 
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # of Ctrl-C, of `kill` and schedulers, and of a terminal that was closed
@@ -99,7 +98,7 @@ def stop_signal(notify: Callable[[], None]) -> Iterator[Stop]:
         if not stop.requested:
             stop.requested, first = number, time.monotonic()
             notify()
-            if stop.interrupts():
+            if stop.may_interrupt():
                 raise Stopping
         elif time.monotonic() - first >= (repeats if number == stop.requested else _AT_ONCE):
             # in place of restoring all handlers on the first signal: Python reports one that was on its way as an error

@@ -1,4 +1,4 @@
-"""Trial of a config: a few training steps at a learning rate of 0, with their time and memory.
+"""Dry run of a config: a few training steps at a learning rate of 0, with their time and memory.
 
 The doctor's estimate, the plan of a comparison and runs with a budget of time all measure by it.
 """
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -36,8 +36,8 @@ DrawBatch: TypeAlias = "Callable[[int], tuple[ImageBatch, torch.Tensor]]"
 """Function from a batch size to images on the training device and their ids."""
 
 
-class Trial:
-    """Trial of a config. Its steps are those of a run, by the same :class:`~ssole.training.step.Learner`.
+class DryRun:
+    """Dry run of a config. Its steps are those of a run, by the same :class:`~ssole.training.step.Learner`.
 
     The learning rate is 0 because the loss might overflow at the recipe's own rate without its warmup.
 
@@ -181,8 +181,15 @@ def step_seconds(
     images = store.get(ids)
     batch = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
     with torch_state(deterministic=config.deterministic):
-        given: Any = {"loss": copy.deepcopy(loss), "backbone": backbone, "labels": store.labels, "seconds": limit}
-        trial = Trial(config, lambda _: (batch, ids), device, **given)
+        trial = DryRun(
+            config,
+            lambda _: (batch, ids),
+            device,
+            loss=copy.deepcopy(loss),
+            backbone=backbone,
+            labels=store.labels,
+            seconds=limit,
+        )
         if steps is not None and trial.learner.wants_compiling(steps):
             trial.compile()
         return statistics.median(trial.repeat(config.batch_size))

@@ -7,7 +7,7 @@ import math
 import torch
 
 _HINT = "Training has diverged: lower optim.lr, or set optim.warmup_steps or optim.clip_grad_norm"
-_RING = 4096  # values that fit between two looks; a look comes early when it is full
+_RING = 4096  # values that the buffer holds; when it is full, they are checked early
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -24,9 +24,10 @@ class NonFiniteLossError(FloatingPointError):
 class LossWatch:
     """Check that raises NonFiniteLossError at the first value, such as a loss, that is NaN or infinite.
 
-    On a CPU it looks at once. Looking makes an accelerator wait, so there values go to a ring in its memory, and are
-    looked at when :meth:`check` is called, which must be before anything is logged or saved. It still names the first
-    such step. The place in the ring is a number on the device too, so that a CUDA graph can replay :meth:`add`.
+    On a CPU, each value is checked at once. On an accelerator that would make the host wait, so values are collected in
+    a buffer on the device. :meth:`check` reads them, and still names the first bad step; it must be called before
+    anything is logged or saved. The position in the buffer is on the device too, so that a CUDA graph can replay
+    :meth:`add`.
 
     Attributes:
         at_once_until: step up to which it looks at once on an accelerator too.
@@ -57,14 +58,14 @@ class LossWatch:
         self._place += 1
         self._added.append((step, name))
 
-    def take_back(self, count: int) -> list[str]:
+    def drop(self, count: int) -> list[str]:
         """Forget the newest `count` values, which a capture recorded but did not compute; returns their names."""
         names = [name for _, name in self._added[len(self._added) - count :]]
         del self._added[len(self._added) - count :]
         return names
 
-    def note(self, step: int, names: list[str]) -> None:
-        """Take note that a graph has added values of a step."""
+    def record(self, step: int, names: list[str]) -> None:
+        """Record the names of the values that a replayed graph has added in a step."""
         self._added += [(step, name) for name in names]
 
     @property
