@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -151,6 +152,21 @@ def test_wrong_numbers_change_nothing(tmp_path: Path, given: dict[str, Any], wor
     with pytest.raises(ConfigError, match=words):
         extend(run, **given)
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize("reason", ["disk", "evaluators"])
+def test_a_refusal_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    run = tiny.start(tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    if reason == "disk":
+        monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
+        with pytest.raises(ConfigError, match="make room, or choose a folder on another disk"):
+            extend(run, steps=3)
+    else:
+        with pytest.raises(ConfigError, match=r"at least 1; got \[0\]"):
+            extend(run, {0: figures}, steps=3)
+    assert run.finished
+    assert {path.name: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
 
 
 def test_runs_that_cannot_be_extended(tmp_path: Path) -> None:

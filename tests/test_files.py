@@ -71,6 +71,38 @@ def test_a_new_folder_appears_when_it_is_whole(tmp_path: Path, is_there: bool) -
             require_new_folder(path)
 
 
+@pytest.mark.parametrize("kind", ["link", "working directory", "killed before"])
+def test_a_folder_that_exists_stays_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """It may be a mount or a link, which cannot be replaced, or the directory that a shell is in."""
+    folder = there = tmp_path / "there"
+    there.mkdir()
+    if kind == "link":
+        folder = tmp_path / "link"
+        folder.symlink_to(there)
+    elif kind == "working directory":
+        monkeypatch.chdir(there)
+        folder = Path()
+    else:
+        (there / ".there.x7.ssole-tmp").mkdir()
+    before = there.stat().st_ino
+    require_new_folder(folder)
+    with folder_atomically(folder) as place:
+        (place / "a").mkdir()
+        (place / "a" / "b.txt").write_text("text")
+    assert there.stat().st_ino == before
+    assert (folder / "a" / "b.txt").read_text() == "text"
+    assert folder.is_symlink() == (kind == "link")
+    assert [entry.name for entry in there.iterdir() if not entry.name.startswith(".")] == ["a"]
+
+
+def test_a_folder_that_may_not_be_written_to_is_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
+    with pytest.raises(ConfigError, match="may not be written to: choose another folder"):
+        require_new_folder(tmp_path / "of" / "models")
+
+
 def test_what_a_killed_writer_left_is_removed_and_no_other_file(tmp_path: Path) -> None:
     left: list[Path] = []
     write_atomically(tmp_path / "a.txt", lambda temporary: left.append(temporary))

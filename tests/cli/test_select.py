@@ -29,6 +29,7 @@ def test_select(trained: Command) -> None:
         (["select", "run", "--count", "61"], "count is 61, and run/index has 60 images"),
         (["select", "run", "--given", "nowhere.csv"], "nowhere.csv"),
         (["select", "run", "--out", "tiny.yaml"], "tiny.yaml exists, and labels that were filled in would be lost"),
+        (["select", "run", "--out", "nowhere/list.csv"], "there is no folder nowhere to write list.csv to"),
         (["select", "photos"], "neither an index nor a run folder"),
     ],
 )

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import yaml
 from commands import Command
+
+import tiny
+from ssole.config import to_dict
+from ssole.doctor.suggest import channel_overrides
 
 
 def test_views_draws_a_row_for_each_image(command: Command) -> None:
@@ -20,6 +26,32 @@ def test_views_draws_a_row_for_each_image(command: Command) -> None:
     assert command("views", str(single), "--recipe", "aerial", "--out", "one.jpg").code == 0
     with Image.open("one.jpg") as sheet:
         assert sheet.size == (3 * 228 - 4, 18 + 224)
+
+
+def test_channels_are_those_of_the_recipe(command: Command) -> None:
+    """Else the fourth channel would be taken for transparency, and training makes other views."""
+    tifffile = pytest.importorskip("tifffile")
+    Path("bands").mkdir()
+    for number in range(3):
+        pixels = np.full((16, 16, 5), 50 * number, np.uint8)
+        tifffile.imwrite(f"bands/{number}.tif", pixels, photometric="minisblack", planarconfig="contig")
+    recipe = tiny.config(**channel_overrides(5), augment__mean=[0.5] * 5, augment__std=[0.2] * 5)
+    Path("five.yaml").write_text(yaml.safe_dump(to_dict(recipe)))
+    outcome = command("views", "bands", "--recipe", "five.yaml", "--images", "2", "--out", "some.png")
+    assert outcome.code == 0, outcome.err
+
+
+def test_unreadable_images_are_left_out(command: Command) -> None:
+    first, *others = sorted(Path("photos").rglob("*.png"))
+    first.write_bytes(b"no image")
+    outcome = command("views", "photos", "--recipe", "tiny.yaml", "--images", "3", "--out", "some.png")
+    assert outcome.code == 0
+    assert "2 images and their views" in outcome.out
+    assert f"left out: {first.relative_to('photos').as_posix()}" in outcome.err
+    for path in others:
+        path.unlink()
+    assert command("views", "photos", "--recipe", "tiny.yaml", "--out", "other.png").code == 2
+    assert not Path("other.png").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from ssole.comparison.request import Arm, make_arms
 from ssole.comparison.search import draw_settings, ranked, rungs
-from ssole.config import LOSS_CONFIGS, SSOLEConfig
+from ssole.config import LOSS_CONFIGS, SSOLEConfig, apply_overrides
 
 
 def arms(*methods: str) -> tuple[Arm, ...]:
@@ -49,6 +49,19 @@ def test_pinned_settings_and_a_weight_decay_of_zero_are_left_alone() -> None:
     assert draw_settings(pinned, 3).keys() == {"optim.lr", "loss.temperature"}
     assert draw_settings(free, 3).keys() == {"optim.lr", "loss.high_rank_weight", "loss.temperature"}
     assert draw_settings(free, 0) == {}
+
+
+def test_a_learning_rate_below_the_final_one_lowers_that_too() -> None:
+    base = tiny.config(**{"optim.final_lr": 0.09})  # the learning rate is 0.1
+    arm, other = make_arms(["ssole", "simclr"], base, projector="recipe")
+    draws = [draw_settings(arm, trial) for trial in range(40)]
+    low = [drawn for drawn in draws if drawn.get("optim.lr", 1) < 0.09]
+    assert 5 < len(low) < 35
+    for drawn in draws:
+        assert ("optim.final_lr" in drawn) == (drawn in low)
+        optim = apply_overrides(arm.config, drawn).optim  # which is an error for a final rate above the first
+        assert optim.final_lr == min(optim.lr, 0.09)
+    assert draw_settings(other, 5)["optim.lr"] == draws[5]["optim.lr"]
 
 
 @pytest.mark.parametrize("name", sorted(LOSS_CONFIGS))

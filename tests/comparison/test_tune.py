@@ -93,6 +93,8 @@ def test_a_folder_is_for_one_tuning(tmp_path: Path) -> None:
         tuned(tmp_path, budget="2steps", trials=2, seed=1)
     with pytest.raises(ConfigError, match=r"holds another tuning.*budget\.amount: 2\.0 before, 90\.0 now"):
         tuned(tmp_path, budget="90steps", trials=2)
+    with pytest.raises(ConfigError, match=r"holds another tuning.*search: 2 before, 3 now"):
+        tuned(tmp_path, budget="2steps", trials=3)
     other = tmp_path / "mine" / "trial-0"
     other.mkdir(parents=True)
     (other / "photo.png").write_bytes(b"mine")

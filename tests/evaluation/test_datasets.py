@@ -47,6 +47,11 @@ def test_test_images_that_are_the_training_images_are_refused(tmp_path: Path) ->
     for data, test in ((source, source), (photos, str(photos))):
         with pytest.raises(DataError, match=r"the test images are the training images .* a fifth is held out"):
             evaluate_quietly(MeanColour(), data, test=test)
+    (tmp_path / "both").mkdir()
+    photos.rename(tmp_path / "both" / "train")  # other names, and the same files
+    with pytest.raises(DataError, match="the test images are the training images"):
+        evaluate_quietly(MeanColour(), tmp_path / "both", test=tmp_path / "both" / "train")
+    (tmp_path / "both" / "train").rename(photos)
     for data, test in ((source, coloured(60, seed=1)), (photos, other)):
         result = evaluate_quietly(MeanColour(), data, test=test, protocol=["knn"], baselines=False)
         assert result.rows["trained"]["knn20"].n == 60

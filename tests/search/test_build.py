@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import ssole
 import tiny
+from ssole.config import ConfigError
 from ssole.data.sources import open_source
 from ssole.evaluation import parts
 from ssole.search import build
@@ -59,6 +61,58 @@ def test_it_goes_on_after_an_interruption(
     again = ssole.index(run, photos, tmp_path / "index", precision="float32", progress=False)
     assert np.array_equal(again.features, whole.features)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index", "whole"]
+
+
+def test_a_disk_that_fills_up_is_an_error_and_leaves_nothing(
+    run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Features are written to a plain file: through a memory map, a full disk would kill the process."""
+    resource = pytest.importorskip("resource", reason="Windows has no limits of file sizes")
+    plain = build._write
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def on_a_small_disk(*given: object) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (256, before[1]))
+        try:
+            plain(*given)  # type: ignore[arg-type]
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(build, "_write", on_a_small_disk)
+    with pytest.raises(OSError, match="File too large"):
+        ssole.index(run, photos, tmp_path / "out" / "index", progress=False)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.parts"]
+
+
+def test_an_empty_folder_that_exists_is_filled(run: Run, photos: Path, tmp_path: Path) -> None:
+    """It may be a volume of a container, so its parts are kept within it."""
+    seen = []
+    plain = build._write
+
+    def write(*given: Any) -> None:
+        seen.extend(path.name for path in tmp_path.iterdir())
+        plain(*given)
+
+    (tmp_path / "volume").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "_write", write)
+        index = ssole.index(run, photos, tmp_path / "volume", progress=False)
+    assert seen == ["volume"]
+    assert {path.name for path in index.path.iterdir()} == {
+        "index.json",
+        "features.npy",
+        "images.parquet",
+        "backbone.safetensors",
+    }
+
+
+def test_two_processes_do_not_write_one_index(run: Run, photos: Path, tmp_path: Path) -> None:
+    with (
+        build._work_folder(tmp_path / "index"),
+        pytest.raises(ConfigError, match="another process is writing"),
+    ):
+        ssole.index(run, photos, tmp_path / "index", progress=False)
+    assert len(ssole.index(run, photos, tmp_path / "index", progress=False)) > 0
 
 
 def test_files_are_found_again_from_another_folder(

@@ -99,9 +99,11 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     except Timeout:
         raise ConfigError(f"another process is writing the index {folder}: wait for it") from None
     with held:
-        require_new_folder(folder)  # another process may have written it meanwhile
-        yield work
-        Path(lock.lock_file).unlink(missing_ok=True)
+        try:
+            require_new_folder(folder)  # another process may have written it meanwhile
+            yield work
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _divide(folder: Path, cells: str, progress: bool) -> None:
@@ -136,13 +138,12 @@ def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any], 
     """Write the features, scaled to unit length, the table of images, the description, and the weights of a run."""
     from pyarrow import parquet
 
-    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False}
-    header["shape"] = (parts.images, parts.features)
+    descr, shape = np.lib.format.dtype_to_descr(np.dtype(dtype)), (parts.images, parts.features)
     schema = parquet.read_schema(parts.files[0])
     schema = schema.remove(schema.get_field_index("embedding"))
     # not through a memory map, where a full disk would kill the process
     with open(folder / FEATURES, "wb") as file, parquet.ParquetWriter(folder / IMAGES, schema) as writer:
-        np.lib.format.write_array_header_1_0(file, header)
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
         for table in parts.read():
             writer.write_table(table.drop_columns(["embedding"]))
             flat = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, parts.features)
