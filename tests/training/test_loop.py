@@ -15,6 +15,7 @@ import pytest
 import timm
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
@@ -24,11 +25,13 @@ from ssole import api
 from ssole.config import ConfigError, from_dict
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source
+from ssole.data.sources import open_source
 from ssole.models.backbone import small_stem
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
 from ssole.training.optim import learning_rate
 from ssole.training.run import Run
+from ssole.training.step import Learner
 from ssole.training.watch import NonFiniteLossError
 from ssole.views import make_views
 
@@ -152,6 +155,31 @@ class Unlabeled(Source):
 @pytest.mark.parametrize("labels", [np.arange(22) % 3, np.zeros(22, np.int64)])
 def test_labels_make_no_difference(plain: Run, tmp_path: Path, labels: np.ndarray[Any, Any]) -> None:
     assert weights(tiny.start(tmp_path / "labels", data=ArraySource(tiny.images(), labels))) == weights(plain)
+
+
+def test_unreadable_images_have_no_label_in_supervised_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pixels in such a place are those of the next image, which may be of another class."""
+    photos = tiny.write_folder(tmp_path / "photos", 22)
+    sizes = iter(range(12, 100))
+    for path in photos.rglob("*.png"):  # of several sizes, so that images are decoded when they are asked for
+        Image.new("RGB", (next(sizes), 12)).save(path)
+    source = open_source(photos)
+    bad = 7
+    (photos / source.id(bad)).write_bytes(b"no image")
+    seen: dict[int, int] = {}
+    step = Learner._take
+
+    def take(self: Learner, images: Any, ids: torch.Tensor, epoch: int) -> Any:
+        assert self.labels is not None
+        seen.update(zip(ids.tolist(), self.labels[ids].tolist(), strict=True))
+        return step(self, images, ids, epoch)
+
+    monkeypatch.setattr(Learner, "_take", take)
+    tiny.start(tmp_path / "run", data=photos, loss__name="supervised", max_unreadable=0.1)
+    assert source.labels is not None
+    assert seen == {i: -1 if i == bad else label for i, label in enumerate(source.labels.tolist())}
 
 
 def test_without_labels_training_is_the_same(plain: Run, tmp_path: Path) -> None:

@@ -130,3 +130,9 @@ def test_what_torchrun_starts_again_has_its_urls_from_the_command(
     with pytest.raises(tiny.Crash):
         api.start(config, tmp_path / "run", evaluators={7: tiny.crash}, progress=False)
     assert api.start(config, tmp_path / "run", progress=False).finished
+
+
+def test_a_warmup_that_never_ends_is_a_warning(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"12 steps, and its learning rate rises for 12 \(warmup_steps\): it never"):
+        tiny.start(tmp_path / "long", optim__warmup_steps=12)
+    tiny.start(tmp_path / "short", optim__warmup_steps=11)
