@@ -10,8 +10,11 @@ import torch
 from torch import nn
 
 import ssole
+import tiny
+from ssole.comparison.request import Request, make_arms
 from ssole.comparison.result import ArmResult, Comparison
 from ssole.comparison.trial import Trial
+from ssole.config.budget import Budget
 from ssole.losses import SimCLRLoss
 from ssole.training.stopping import Interrupted
 
@@ -82,3 +85,9 @@ def three(folder: Path) -> Comparison:
         broken=ArmResult(steps=9, error="RuntimeError: [red]no such \x1bthing"),
         partly=ArmResult(steps=9, runs=[trial(0, 0.90), Trial(steps=9, seed=1, settings={}, error="diverged")]),
     )
+
+
+def request(*, budget: str = "6steps", seeds: int = 1, search: int = 0, **arms: Any) -> Request:
+    """Request of arms by name, each with its changes of the tiny settings, or with a loss."""
+    made = make_arms(arms, tiny.config(), projector="recipe")
+    return Request(arms=made, data="photos", test=None, budget=Budget.parse(budget), seeds=seeds, search=search)

@@ -5,25 +5,34 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from comparing import METHODS, Broken, Diverging, compare, stopped_in_its_second_arm
+from comparing import METHODS, Broken, Diverging, compare, request, stopped_in_its_second_arm
 
 import ssole
+import tiny
 from ssole.comparison import runner
 from ssole.comparison.compare import resume_comparison
+from ssole.comparison.images import open_images
+from ssole.comparison.plan import ArmPlan
+from ssole.comparison.result import Comparison
+from ssole.comparison.runner import Runner
+from ssole.comparison.trial import Trial
 from ssole.config import ConfigError
+from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
 from ssole.training import trial
 from ssole.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("in_a_folder")
 
-
+@pytest.mark.usefixtures("in_a_folder")
 def test_every_run_has_the_same_images_budget_and_seeds() -> None:
     result = compare()
     assert list(result.arms) == METHODS
@@ -47,6 +56,7 @@ def test_every_run_has_the_same_images_budget_and_seeds() -> None:
     assert result.difference(result.best) is None
 
 
+@pytest.mark.usefixtures("in_a_folder")
 def test_the_search_is_equal_and_never_sees_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[tuple[str, str]] = []
     evaluate = runner.evaluate
@@ -74,6 +84,7 @@ def test_the_search_is_equal_and_never_sees_test_images(monkeypatch: pytest.Monk
         assert theirs.keys() <= ours.keys()
 
 
+@pytest.mark.usefixtures("in_a_folder")
 @pytest.mark.slow
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_it_goes_on_with_touched_images_only_if_told(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +101,7 @@ def test_it_goes_on_with_touched_images_only_if_told(part: str, monkeypatch: pyt
     assert resume_comparison("out", progress=False).arms.keys() == again.arms.keys()  # a finished one is only read
 
 
+@pytest.mark.usefixtures("in_a_folder")
 @pytest.mark.slow
 @pytest.mark.parametrize("between_trials", [True, False])
 def test_another_version_ends_the_comparison_and_is_no_failure_of_a_method(
@@ -112,6 +124,7 @@ def test_another_version_ends_the_comparison_and_is_no_failure_of_a_method(
     assert again.notes == [f"Runs of ssole {version} and 9.9 are compared."]
 
 
+@pytest.mark.usefixtures("in_a_folder")
 def test_a_method_that_fails_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 20)  # in which the second one fails
     result = compare({"ssole": {"loss.name": "ssole"}, "broken": Broken(), "diverging": Diverging()})
@@ -123,6 +136,7 @@ def test_a_method_that_fails_is_a_row_with_its_reason(monkeypatch: pytest.Monkey
     assert saved["arms"]["broken"]["difference_to_best"] is None
 
 
+@pytest.mark.usefixtures("in_a_folder")
 @pytest.mark.slow
 def test_a_search_whose_trials_all_fail_ends_the_arm(monkeypatch: pytest.MonkeyPatch) -> None:
     class Late(Diverging):
@@ -137,3 +151,115 @@ def test_a_search_whose_trials_all_fail_ends_the_arm(monkeypatch: pytest.MonkeyP
     reason = result.arms["late"].reason
     assert reason is not None
     assert reason.startswith("all trials in round 1 of its search failed, the last one by NonFiniteLossError: step")
+
+
+# The order of trials, with runs that take no time
+
+
+class Trials:
+    """Trials that are not trained: their scores are given by arm and name, and those without one fail."""
+
+    def __init__(self, scores: dict[str, float]) -> None:
+        self.scores, self.calls = scores, list[tuple[str, int, int, str]]()
+        self.settings: dict[str, Any] = {}
+
+    def __call__(self, folder: Path, config: Any, data: Any, measure: Any, **given: Any) -> Trial:
+        name = f"{folder.parent.name} {folder.name}"
+        self.calls.append((name, config.steps, config.seed, data if isinstance(data, str) else data.name))
+        self.settings[name] = given["settings"]
+        one = Trial(steps=config.steps, seed=config.seed, settings=dict(given["settings"]))
+        score = self.scores.get(name)
+        if score is None:
+            return replace(one, error="RuntimeError: no")
+        return replace(one, scores={"knn20": score}, seconds=1.0, images_per_second=1.0)
+
+
+def run(
+    folder: Path, trials: Trials, monkeypatch: pytest.MonkeyPatch, *, plots: bool = False, **given: Any
+) -> Comparison:
+    monkeypatch.setattr(runner, "run_trial", trials)
+    if not plots:
+        monkeypatch.setattr(runner, "draw", lambda result: None)
+    asked = request(**{"seeds": 2, "a": {}, "b": {}, **given})
+    plan = {
+        arm.name: ArmPlan(steps=90, step_seconds=1.0)
+        if arm.name != "unable"
+        else ArmPlan(steps=0, step_seconds=0.0, error="RuntimeError: never")
+        for arm in asked.arms
+    }
+    labels = np.arange(40) % 2
+    data, test = (ArraySource(tiny.images(40), labels, name=name) for name in ("mine", "other"))
+    how: dict[str, Any] = {"data": "photos", "images": open_images(data, test), "progress": False}
+    return Runner(request=asked, arms=asked.arms, plan=plan, folder=folder, **how).run()
+
+
+def test_the_runs_of_a_seed_stand_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = Trials({f"{arm} seed-{seed}": 0.5 + 0.1 * seed for arm in "ab" for seed in (0, 1)})
+    result = run(tmp_path, trials, monkeypatch, unable={})
+    assert trials.calls == [
+        ("a seed-0", 90, 0, "photos"),
+        ("b seed-0", 90, 0, "photos"),
+        ("a seed-1", 90, 1, "photos"),
+        ("b seed-1", 90, 1, "photos"),
+    ]
+    assert [trial.scores["knn20"] for trial in result.arms["b"].runs] == [0.5, 0.6]
+    assert (result.arms["unable"].runs, result.arms["unable"].error) == ([], "RuntimeError: never")
+    assert result.data == {"train": "mine, 40 images", "test": "other, 40 images"}
+    assert json.loads((tmp_path / "comparison.json").read_text())["arms"]["b"]["steps"] == 90
+
+
+def test_the_next_best_trial_takes_the_place_of_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 6 trials at 10 steps the best are 4, 1, 5, then 0 and 3 alike; 2 failed. At 30 steps, 1 fails as well."""
+    first = {4: 0.9, 1: 0.8, 5: 0.7, 0: 0.6, 3: 0.6}
+    scores = {f"a search-0-trial-{trial}": score for trial, score in first.items()}
+    scores |= {"a search-1-trial-4": 0.5, "a search-1-trial-5": 0.55}
+    trials = Trials(scores | {"a seed-0": 0.9, "b seed-0": 0.8, "b search-0-trial-0": 0.1})
+    result = run(tmp_path, trials, monkeypatch, seeds=1, search=6)
+    of_a = [call for call in trials.calls if call[0].startswith("a ")]
+    searched = [(f"a search-0-trial-{trial}", 10, 1, "mine (for the search)") for trial in range(6)]
+    assert of_a[:6] == searched  # with the seed after those of the result
+    assert [name for name, *_ in of_a[6:]] == [
+        "a search-1-trial-4", "a search-1-trial-1", "a search-1-trial-5", "a seed-0"
+    ]  # fmt: skip
+    assert {steps for name, steps, *_ in of_a[6:9]} == {30}
+    assert result.arms["a"].chosen == trials.settings["a search-0-trial-5"] == trials.settings["a seed-0"] != {}
+    tried = [(one.trial, one.steps, one.score) for one in result.arms["a"].search]
+    assert tried[6:] == [(4, 30, 0.5), (1, 30, None), (5, 30, 0.55)]
+    assert tried[2] == (2, 10, None)
+    # Of b, trial 0 alone has a score, and fails in the second round.
+    reason = "all trials in round 2 of its search failed, the last one by RuntimeError: no"
+    assert (result.arms["b"].error, result.arms["b"].runs) == (reason, [])
+    assert "b seed-0" not in [name for name, *_ in trials.calls]
+    assert result.data["validation"] == "mine (validation), 4 images"
+
+
+def test_a_failed_run_does_not_end_its_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = Trials({"a seed-0": 0.5, "b seed-0": 0.4, "b seed-1": 0.4})
+    result = run(tmp_path, trials, monkeypatch)
+    assert [trial.error for trial in result.arms["a"].runs] == [None, "RuntimeError: no"]
+    assert len(trials.calls) == 4
+
+
+def test_without_matplotlib_a_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = Trials({f"{arm} seed-{seed}": 0.5 for arm in "ab" for seed in (0, 1)})
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = run(tmp_path, trials, monkeypatch, plots=True)
+    note = "No plots: they need matplotlib, pip install 'ssole[plot]'."
+    assert note in result.notes
+    assert note in json.loads((tmp_path / "comparison.json").read_text())["notes"]
+
+
+@pytest.mark.parametrize(
+    ("text", "versions"),
+    [
+        (None, []),
+        ("{}", []),
+        ('{"environment": []}', []),
+        ('{"environment": {"ssole": "0.9"}}', ["0.9"]),
+        ('{"environment": {"ssole": "0.9 and 1.0"}}', ["0.9", "1.0"]),
+    ],
+)
+def test_versions_of_what_a_folder_holds(tmp_path: Path, text: str | None, versions: list[str]) -> None:
+    if text is not None:
+        (tmp_path / "comparison.json").write_text(text)
+    assert runner._versions(tmp_path) == versions
