@@ -293,7 +293,7 @@ def _parts_named(learner: Learner, counter: Launches) -> Iterator[None]:
             backward(root, note)
 
     with (
-        mock.patch.object(learner._rows, "of", named("views", learner._rows.of)),
+        mock.patch.object(learner._rows, "lookup", named("views", learner._rows.lookup)),
         mock.patch.object(training_step, "make_views", named("views", make_views)),
         mock.patch.object(learner.embedder, "embed", embed_and_note),
         mock.patch.object(learner, "loss_terms", named("loss", terms)),

@@ -16,7 +16,6 @@ import tiny
 from ssole import api, distributed
 from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
-from ssole.data.describe import describe
 from ssole.errors import DataError
 from ssole.training.run import Run
 
@@ -194,18 +193,9 @@ def test_resuming_what_is_no_run() -> None:
         ssole.resume(".")
 
 
-def test_names_stay_and_paths_become_absolute() -> None:
+def test_paths_become_absolute() -> None:
     tiny.write_folder(Path("photos"))
     assert pretrain("photos", steps=1).config.data == str(Path("photos").absolute())
-    assert describe("digits-m") == "digits-m"
-    assert describe("CIFAR10") == "CIFAR10"
-    assert describe(["photos", Path("photos/cat")]) == (
-        str(Path("photos").absolute()),
-        str(Path("photos/cat").absolute()),
-    )
-    assert describe("shard-{00..09}.tar") == str(Path("shard-{00..09}.tar").absolute())
-    assert describe("s3://bucket/*.tar") == "s3://bucket/*.tar"
-    assert describe([b"an encoded image", b"another"]) == "in memory: list"
 
 
 def test_files_named_from_the_working_directory_are_the_same_from_another(

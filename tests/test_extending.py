@@ -190,16 +190,3 @@ def test_runs_that_cannot_be_extended(tmp_path: Path) -> None:
         extend(run, steps=1)
     assert checkpoint_steps(run) == [10]
     assert run.finished
-
-
-def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(tmp_path)
-    photos = tiny.write_folder(tmp_path / "photos")
-    assert tiny.main("pretrain", "--recipe", tiny.recipe(tmp_path), "--data", str(photos), "--out", "run") == 0
-    assert tiny.main("extend", "run", "--steps", "2", "--factor", "0.25") == 0
-    told = capsys.readouterr()
-    assert "14 steps in" in told.out
-    assert "14 steps of 4 x 2 views, on cpu in float32, going on after step 12" in told.err
-    assert extensions(Run(Path("run"))) == [Extension(step=12, total=14, factor=0.25)]
-    assert tiny.main("extend", "photos", "--steps", "2") == 2
-    assert "is not a run folder" in capsys.readouterr().err

@@ -19,12 +19,14 @@ import torch
 import tiny
 from ssole.data.arrays import ArraySource
 from ssole.data.store import ImageStore
+from ssole.errors import DataError
 from ssole.evaluation.datasets import Subset
 from ssole.evaluation.features import extract, extract_views
 from ssole.evaluation.fine_tune import fine_tune
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import (
     available_memory,
+    check_memory,
     decoding_threads,
     exact_convolutions,
     forget_peak_memory,
@@ -86,6 +88,15 @@ def test_memory_of_files_that_were_read_is_available(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("ssole.runtime.Path", lambda path: tmp_path / path.lstrip("/"))
     monkeypatch.setattr("ssole.runtime.total_memory", lambda: 1000)
     assert available_memory() == 800
+
+
+def test_what_is_loaded_by_all_processes_of_a_machine_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssole.runtime.total_memory", lambda: 10 * 2**30)
+    check_memory(3 * 2**30, "The images", "Give fewer.")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    check_memory(2 * 2**30, "The images", "Give fewer.")
+    with pytest.raises(DataError, match=r"The images: 3\.0 GiB in each of 4 processes, .*\(8\.0 GiB\)\. Give fewer\."):
+        check_memory(3 * 2**30, "The images", "Give fewer.")
 
 
 def test_decoding_threads_are_at_most_16(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Means, paired differences and ranks; the table and the plots."""
+"""Means, paired differences and ranks; the table and the file."""
 
 from __future__ import annotations
 
@@ -9,37 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from comparing import comparison, three
 from rich.console import Console
 
-from ssole.comparison.plots import draw
-from ssole.comparison.result import ArmResult, Comparison, Summary
-from ssole.comparison.trial import Trial
-
-
-def trial(seed: int, knn: float, **changes: object) -> Trial:
-    scores = {"knn20": knn, "linear": knn + 0.02, "centred_effective_rank": 31.5}
-    curve = [
-        {"images": 100.0 * i, "seconds": 60.0 * i, "knn20": knn * i / 3, "effective_rank": 9.0 * i} for i in (1, 2, 3)
-    ]
-    values = {"scores": scores, "seconds": 180.0, "images_per_second": 250.0, "peak_memory": 3 << 30, "curve": curve}
-    return Trial(steps=9, seed=seed, settings={}, **{**values, **changes})  # type: ignore[arg-type]
-
-
-def comparison(folder: Path, **arms: ArmResult) -> Comparison:
-    data = {"train": "photos, 90 images", "test": "photos, 10 images"}
-    return Comparison(path=folder, arms=arms, request={"seeds": 3}, environment={}, data=data, notes=["A note."])
-
-
-def three(folder: Path) -> Comparison:
-    return comparison(
-        folder,
-        clear=ArmResult(steps=9, runs=[trial(0, 0.50), trial(1, 0.52), trial(2, 0.54)]),
-        best=ArmResult(steps=9, runs=[trial(0, 0.60), trial(1, 0.63), trial(2, 0.63)]),
-        near=ArmResult(steps=9, runs=[trial(0, 0.65), trial(1, 0.60), trial(2, 0.58)]),
-        broken=ArmResult(steps=9, error="RuntimeError: [red]no such \x1bthing"),
-        partly=ArmResult(steps=9, runs=[trial(0, 0.90), Trial(steps=9, seed=1, settings={}, error="diverged")]),
-    )
+from ssole.comparison.result import Summary
 
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
@@ -88,11 +61,3 @@ def test_the_table_names_the_best_and_every_failure(tmp_path: Path) -> None:
     assert r"broken failed: RuntimeError: [red]no such \x1bthing" in text
     assert "A note." in text
     console.print(comparison(tmp_path).table())  # before anything has finished
-
-
-def test_plots_show_every_arm_with_a_curve(tmp_path: Path) -> None:
-    paths = draw(three(tmp_path))
-    assert [path.name for path in paths] == ["accuracy-by-seconds.png", "accuracy-by-images.png", "rank-by-images.png"]
-    for path in paths:
-        assert np.asarray(Image.open(path).convert("L")).std() > 5
-    draw(comparison(tmp_path))  # without any curve

@@ -1,4 +1,4 @@
-"""Images and archives that the tests of sources share."""
+"""Images and archives that the tests of this folder share."""
 
 from __future__ import annotations
 
@@ -9,18 +9,55 @@ import struct
 import tarfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import tifffile
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from ssole.data.base import Source
 from ssole.data.decode import decode
+
+RGB: NDArray[np.uint8] = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+DEEP: NDArray[np.uint16] = np.random.default_rng(3).integers(0, 65536, (5, 7, 6), dtype=np.uint16)
 
 
 def png(value: int = 0, size: tuple[int, int] = (4, 4)) -> bytes:
     out = io.BytesIO()
     Image.new("RGB", size, (value, value, value)).save(out, "PNG")
     return out.getvalue()
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def tiff(pixels: NDArray[Any], **options: Any) -> bytes:
+    tifffile.imwrite(out := io.BytesIO(), pixels, **options)
+    return out.getvalue()
+
+
+def decoded(data: Any) -> NDArray[Any]:
+    """Back to (H, W, 3), after checking what decode promises of every result."""
+    tensor = decode(data, where="here")
+    assert tensor.dtype == torch.uint8
+    assert tensor.shape[0] == 3
+    assert tensor.is_contiguous()
+    return tensor.permute(1, 2, 0).numpy()
+
+
+def own(data: Any, channels: int, **options: Any) -> NDArray[Any]:
+    """Back to (H, W, C), after checking what decode promises of every result."""
+    tensor = decode(data, where="here", channels=channels, **options)
+    assert tensor.dtype in (torch.uint8, torch.uint16)
+    assert tensor.shape[0] == channels
+    assert tensor.is_contiguous()
+    return tensor.permute(1, 2, 0).numpy()
 
 
 def value(source: Source, i: int) -> int:

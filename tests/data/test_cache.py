@@ -171,6 +171,20 @@ def test_an_image_that_changed_is_noticed(tmp_path: Path) -> None:
         assert_same(store.get(range(N)), images(changed))
 
 
+def test_a_folder_and_its_split_have_caches_side_by_side(tmp_path: Path) -> None:
+    """They have one folder of images, whose ids differ."""
+    for i in range(6):
+        path = tmp_path / "photos" / ("train" if i < 4 else "test") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(4 + i, 4, i))
+    sources = [open_source(tmp_path / "photos"), open_source(tmp_path / "photos" / "train")]
+    for source in (*sources, *sources):
+        with warnings.catch_warnings(), ImageStore(source, cache=tmp_path / "cache") as store:
+            warnings.simplefilter("error")
+            store.get(list(range(4)))
+    assert len(caches(tmp_path / "cache")) == 2
+
+
 def test_every_image_counts_where_a_source_cannot_tell_that_it_changed(tmp_path: Path) -> None:
     """Nothing but reading all of them would notice: so they are kept for one run only."""
     items = list(ITEMS)

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 from image_files import ids, png, special_files, tar, tree, value
 
-from ssole.data.arrays import ArraySource, open_npy, open_npz
+from ssole.data.arrays import open_npy, open_npz
 from ssole.data.base import Source
-from ssole.data.describe import canonical, describe, is_in_memory
 from ssole.data.folder import ListSource
 from ssole.data.parquet import ParquetSource
 from ssole.data.sources import open_source, open_test_images
@@ -109,7 +105,6 @@ def test_what_does_not_exist(tmp_path, monkeypatch):
     for text in ("", "~nobody/photos", "a" * 5000, "a\0b"):  # an empty text is not the working directory
         with pytest.raises(DataError, match="There is no dataset, folder or file named"):
             open_source(text)
-        assert describe(text) == text
 
 
 def test_specs_of_a_wrong_kind(tmp_path):
@@ -148,25 +143,6 @@ def test_files_in_the_home_folder(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(png(0))
     source = open_source(["~/a.png", "~/b.png"])
     assert [source.id(i) for i in range(2)] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
-
-
-def test_what_a_config_keeps_of_data(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "photos").mkdir()
-    assert describe("photos") == describe(Path("photos")) == str(tmp_path / "photos")
-    assert describe(["photos", "s3://b/x.tar"]) == (str(tmp_path / "photos"), "s3://b/x.tar")
-    for name in ("digits-m", "CIFAR10", "s3://b/{0..9}.tar", "neither-name-nor-file"):
-        assert describe(name) == name
-        assert not is_in_memory(describe(name))
-    assert describe("{0..9}.tar") == str(tmp_path / "{0..9}.tar")
-    for images in (np.zeros((2, 4, 4), np.uint8), ArraySource(np.zeros((2, 4, 4), np.uint8), name="mine")):
-        assert is_in_memory(describe(images))
-        assert canonical(images) is images
-    assert canonical(["photos", "s3://b/x.tar"]) == (str(tmp_path / "photos"), "s3://b/x.tar")
-    assert canonical("https://me:word@host/x.tar") == "https://me:word@host/x.tar"  # its description lacks the password
-    (tmp_path / "REMOVED").mkdir()
-    assert canonical("REMOVED") == str(tmp_path / "REMOVED")  # which stands for secrets in URLs alone
-    assert describe(images) == "in memory: mine"
 
 
 class Own(Source):

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+
+from ssole.doctor import estimate as estimating
 
 Picture = NDArray[np.uint8]
 
@@ -34,3 +37,12 @@ def folder(tmp_path: Path, pictures: list[Picture]) -> Path:
     for number, picture in enumerate(pictures):
         Image.fromarray(picture).save(root / f"{number:02}.png")
     return root
+
+
+@pytest.fixture
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes time is measured for a moment, and nothing is compiled."""
+    torch.set_num_threads(1)
+    monkeypatch.setattr(estimating, "TRIAL_SECONDS", 0.5)
+    monkeypatch.setattr("ssole.doctor.scan.SAMPLE_SECONDS", 0.4)
+    monkeypatch.setattr("ssole.models.compile.can_compile", lambda: False)  # test_estimate.py compiles

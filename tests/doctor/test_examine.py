@@ -1,9 +1,7 @@
-"""The report of a whole examination, its JSON, its page, its preview and the command."""
+"""Whole examinations: what is found, measured and suggested, the preview, and wrong input."""
 
 from __future__ import annotations
 
-import inspect
-import io
 import json
 import shutil
 from pathlib import Path
@@ -12,69 +10,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from examined import KEYS, damage, page, report_on
 from numpy.typing import NDArray
 from PIL import Image
-from rich.console import Console
 
 import tiny
-from ssole.cli.doctor import DoctorArgs
 from ssole.config import ConfigError, Crop, ViewRecipe, recipe_names
 from ssole.data.arrays import ArraySource
 from ssole.data.folder import FolderSource
 from ssole.doctor import Report, examine
-from ssole.doctor import estimate as estimating
 from ssole.doctor.examine import _save_preview
-from ssole.doctor.page import print_page
 from ssole.doctor.scan import draw_sample, scan
 from ssole.errors import DataError
 
-KEYS = {
-    "ssole", "format", "verdict", "name", "images", "examined", "seconds", "unreadable", "ignored", "hidden", "classes",
-    "contents", "exact_copies", "near_copies", "against", "findings", "statistics", "decode", "views", "suggestion",
-    "recipe", "estimate", "preview",
-}  # fmt: skip
-CONTENTS_KEYS = {
-    "formats", "modes", "width", "height", "shorter_side", "bytes", "total_bytes", "aspects", "one_size", "blank",
-    "misnamed",
-}  # fmt: skip
-ESTIMATE_KEYS = {
-    "device", "precision", "steps", "batch_size", "views", "step_seconds", "decode_seconds", "compile_seconds",
-    "seconds", "steps_measured", "batch_measured", "memory_bytes", "memory_available", "disk_bytes",
-    "disk_available",
-}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(estimating, "TRIAL_SECONDS", 0.5)
-    monkeypatch.setattr("ssole.doctor.scan.SAMPLE_SECONDS", 0.4)
-    monkeypatch.setattr("ssole.models.compile.can_compile", lambda: False)  # test_estimate.py compiles
-
-
-def report_on(data: Any, **options: Any) -> Report:
-    return examine(data, device="cpu", progress=False, **({"measure": False} | options))
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 def levels(report: Report) -> dict[str, str]:
     return {finding.topic: finding.level for finding in report.findings}
-
-
-def page(report: Report, width: int = 100) -> str:
-    text = io.StringIO()
-    print_page(report, Console(file=text, width=width))
-    return text.getvalue()
-
-
-def damage(folder: Path) -> Path:
-    """The folder of pictures, with copies, a broken file and a blank image added."""
-    shutil.copy(folder / "00.png", folder / "copy of 00.png")
-    Image.open(folder / "01.png").save(folder / "01 again.jpg", quality=60)
-    Image.new("RGB", (30, 20), "white").save(folder / "blank.png")
-    (folder / "[bold]empty.jpg").write_bytes(b"")
-    (folder / "notes.txt").write_text("not an image")
-    (folder / ".thumbnails").write_bytes(b"")
-    return folder
 
 
 def test_a_damaged_folder(folder: Path) -> None:
@@ -92,54 +45,6 @@ def test_a_damaged_folder(folder: Path) -> None:
     assert report.verdict == "look"
     assert report.suggestion is not None
     assert report.suggestion.recipe in recipe_names()
-
-
-def test_what_the_page_says(folder: Path) -> None:
-    text = " ".join(page(report_on(damage(folder), measure=True)).split())
-    for words in (
-        "photos: 16 images",
-        "PNG 14, JPEG 1",
-        "landscape, about 4:3",
-        "1 .txt, 1 hidden: ignored",
-        "look at this cannot be read: 1 of 16 images (6.2 %)",
-        "[bold]empty.jpg: the image is empty (0 bytes).",
-        "00.png: copy of 00.png",
-        "verdict training would work",
-        "Estimated cost on this machine",
-        "Suggested recipe: photos-fast",
-        f" ssole pretrain --data {folder} --recipe photos-fast",
-    ):
-        assert words in text
-    assert "Traceback" not in text
-
-
-def test_the_command_is_not_wrapped(folder: Path) -> None:
-    report = report_on(folder)
-    assert report.suggestion is not None
-    assert report.suggestion.command in page(report, width=40).splitlines()[-1]
-
-
-def test_keys_of_the_json(folder: Path, tmp_path: Path) -> None:
-    report = report_on(damage(folder), measure=True, against=folder)
-    path = tmp_path / "report.json"
-    report.save(path)
-    found = json.loads(path.read_text(encoding="ascii"))
-    assert found.keys() == KEYS
-    assert found["contents"].keys() == CONTENTS_KEYS
-    assert found["estimate"].keys() == ESTIMATE_KEYS
-    assert found["format"] == 1
-    assert found["against"].keys() == {"name", "images", "examined", "unreadable", "leaked"}
-    assert found["against"]["leaked"][0].keys() == {"id", "twin", "exact"}
-    assert found["unreadable"][0].keys() == {"index", "id", "reason"}
-    assert found["suggestion"].keys() == {"recipe", "reasons", "overrides", "command"}
-    assert found["statistics"].keys() == {"mean", "std", "images"}
-    assert found["decode"].keys() == found["views"].keys() == {"value", "threads", "images"}
-    assert all(finding.keys() == {"level", "topic", "text", "advice"} for finding in found["findings"])
-
-
-def test_every_key_is_described() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text(encoding="utf-8")
-    assert [key for key in sorted(KEYS | CONTENTS_KEYS | ESTIMATE_KEYS) if f"`{key}`" not in text] == []
 
 
 def test_leakage(folder: Path, tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> None:
@@ -180,14 +85,6 @@ def test_nothing_but_broken_files(tmp_path: Path) -> None:
     assert report.estimate is None
     assert "cannot be read: 3 of 3 images (100 %)" in page(report)
     assert json.loads(report.to_json()).keys() == KEYS
-
-
-def test_the_page_names_the_limit(folder: Path) -> None:
-    report = report_on(folder, limit=5)
-    assert (report.images, report.examined) == (12, 5)
-    text = " ".join(page(report).split())
-    assert "12 images; an evenly spaced sample of 5 was examined" in text
-    assert "all 5 images examined can be read" in text
 
 
 def test_arrays_and_sources_are_examined(pictures: list[NDArray[np.uint8]]) -> None:
@@ -269,37 +166,7 @@ def test_the_picture_is_the_same_for_the_same_seed(folder: Path, tmp_path: Path)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# The command
-
-
-def test_the_command_and_its_exit_codes(
-    folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    fine = ("doctor", "photos", "--no-estimate", "--device", "cpu")
-    assert tiny.main(*fine, "--json", "report.json", "--preview", "views.png") == 0
-    assert "saved: report.json" in capsys.readouterr().out
-    assert json.loads(Path("report.json").read_text())["preview"] == "views.png"
-    with Image.open("views.png") as image:
-        assert image.format == "PNG"
-    assert tiny.main(*fine, "--against", "photos") == 1
-    assert tiny.main(*fine, "--json", "no/report.json") == 2
-    assert "there is no folder" in capsys.readouterr().err
-    assert tiny.main("doctor", "photo") == 2
-    assert "Did you mean photos?" in capsys.readouterr().err
-    assert tiny.main("doctor") == 2
-    assert "which images? For example: ssole doctor photos/" in capsys.readouterr().err
-
-
-def test_json_on_standard_output_is_alone_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert tiny.main("doctor", str(folder), "--no-estimate", "--device", "cpu", "--json", "-") == 0
-    said = capsys.readouterr()
-    assert json.loads(said.out).keys() == KEYS
-    assert "photos: 12 images" in said.err
-
-
-def test_the_command_has_the_limit_of_the_function() -> None:
-    assert DoctorArgs().limit == inspect.signature(examine).parameters["limit"].default
+# Progress
 
 
 def test_progress_is_shown_on_a_terminal_and_on_standard_error_only(
@@ -314,14 +181,6 @@ def test_progress_is_shown_on_a_terminal_and_on_standard_error_only(
         assert words in said.err
     examine(folder, device="cpu", measure=False, progress=False)
     assert capsys.readouterr().err == ""
-
-
-def test_the_help_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
-    assert tiny.main("doctor", "--help") == 0
-    text = capsys.readouterr().out
-    for option in ("DATA", "--against TEST", "--recipe NAME", "--device", "--preview FILE", "--json FILE", "--limit"):
-        assert option in text
-    assert "ssole doctor photos/" in text
 
 
 def test_many_channels_at_full_depth(tmp_path: Path) -> None:

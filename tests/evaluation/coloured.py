@@ -10,9 +10,15 @@ import torch
 from torch import nn
 
 from ssole.data.arrays import ArraySource
+from ssole.evaluation.case import Case
+from ssole.evaluation.datasets import open_data
 from ssole.evaluation.evaluate import evaluate
+from ssole.evaluation.preprocessing import Preprocessing
 
 evaluate_quietly = partial(evaluate, progress=False, device="cpu", precision="float32")
+
+
+PREPROCESSING = Preprocessing(image_size=8, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 class MeanColour(nn.Module):
@@ -35,3 +41,17 @@ def coloured(n: int, *, seed: int, noise: int = 60, names: tuple[str, ...] | Non
     images = rng.integers(0, 256 - noise, size=(n, 8, 8, 3), dtype=np.uint8)
     images[np.arange(n), :, :, labels] += np.uint8(noise)
     return ArraySource(images, labels, classes=names, name=f"coloured-{seed}")
+
+
+def case_of(features_of: Any, train: Any, test: Any = None, model: nn.Module | None = None) -> Case:
+    """Case of a function from decoded images to features, without a bar."""
+    data = open_data(train, test, PREPROCESSING, seed=0, progress=False)
+    how: dict[str, Any] = {"views": None, "seed": 0, "device": torch.device("cpu"), "progress": False}
+    return Case(row="mine", data=data, features_of=features_of, preprocessing=PREPROCESSING, model=model, **how)
+
+
+class Damaged(ArraySource):
+    """Images of which one cannot be read."""
+
+    def read(self, i: int) -> Any:
+        return b"not an image" if i == 7 else super().read(i)

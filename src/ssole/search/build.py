@@ -66,12 +66,8 @@ def build_index(
     if isinstance(model, OnnxModel):
         raise ConfigError(f"an index cannot know {model_or_run} again: give the run that it was exported from")
     preprocessing = Preprocessing.from_model(model)
-    description = {
-        "model": name_of(model_or_run),
-        "backbone": backbone_digest(model, preprocessing),
-        "channels": preprocessing.channels,
-        "data": describe(data),
-    }
+    description: dict[str, Any] = {"model": name_of(model_or_run), "backbone": backbone_digest(model, preprocessing)}
+    description |= {"channels": preprocessing.channels, "data": describe(data)}
     source = open_source(data)
     with _work_folder(folder) as work:
         parts = embed_parts(model, preprocessing, source, work, device=device, precision=precision, progress=progress)

@@ -1,0 +1,171 @@
+"""Plan of a comparison: steps by arm, measured once, and what is said of their cost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparing import Broken, compare, request
+
+import tiny
+from ssole.comparison import plan
+from ssole.comparison.compare import resume_comparison
+from ssole.comparison.plan import ArmPlan, cost_lines, measure_plan, share_of, short_epochs, shortened
+from ssole.config import ConfigError
+from ssole.data.arrays import ArraySource
+from ssole.data.store import ImageStore
+from ssole.errors import DataError
+from ssole.training.trial import TRIAL_SECONDS
+
+
+@pytest.mark.usefixtures("in_a_folder")
+def test_times_become_steps_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "step_seconds", lambda config, *_, **__: 0.5 if config.loss.name == "ssole" else 0.25)
+    result = compare(budget="2s", seeds=1)
+    assert {name: arm.steps for name, arm in result.arms.items()} == {"ssole": 4, "simclr": 8}
+    Path("timed.yaml").write_text(Path("tiny.yaml").read_text() + "budget: 2s\n")
+    timed = compare(recipe="timed.yaml", budget=None, out="timed", seeds=1)  # the recipe's own budget
+    assert {name: arm.steps for name, arm in timed.arms.items()} == {"ssole": 4, "simclr": 8}
+    monkeypatch.setattr(plan, "step_seconds", lambda *_, **__: 9.0)
+    assert resume_comparison("out", progress=False).arms["ssole"].steps == 4
+
+
+@pytest.mark.usefixtures("in_a_folder")
+def test_it_says_what_it_will_cost_before_it_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    compare(progress=True, search=2, seeds=1)
+    said = capsys.readouterr().err
+    cost = said.index("ssole: 4 steps of search, 1 run of 6 steps")
+    assert cost < said.index("ssole, search-0-trial-0")
+    assert "in all about" in said
+    assert "less than one epoch" in said
+
+
+# The functions themselves
+
+
+@pytest.fixture
+def store() -> ImageStore:
+    return ImageStore(ArraySource(tiny.images()), progress=False)
+
+
+def measured(monkeypatch: pytest.MonkeyPatch, *seconds: float | Exception) -> list[dict[str, Any]]:
+    """Arguments of the measurements of a step to come; each takes so long, or fails."""
+    calls: list[dict[str, Any]] = []
+
+    def measure(config: Any, store: Any, device: Any, **given: Any) -> float:
+        calls.append(given | {"config": config})
+        found = seconds[len(calls) - 1]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(plan, "step_seconds", measure)
+    return calls
+
+
+def test_a_share_of_the_steps_is_rounded_and_at_least_one() -> None:
+    assert [share_of(steps, 1 / 9) for steps in (1, 4, 9, 14, 100)] == [1, 1, 1, 2, 11]
+    assert share_of(100, 1.0) == 100
+
+
+@pytest.mark.parametrize(("trials", "steps"), [(0, 0), (2, 2 * 30), (3, 3 * 30), (6, 6 * 10 + 2 * 30)])
+def test_steps_of_the_whole_search(trials: int, steps: int) -> None:
+    assert ArmPlan(steps=90, step_seconds=1.0).search_steps(trials) == steps
+
+
+def test_a_plan_is_measured_once_and_read_from_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ImageStore
+) -> None:
+    timed = request(budget="60s", one={}, two={"batch_size": 8})
+    calls = measured(monkeypatch, 0.5, 0.25)
+    found = measure_plan(tmp_path, timed, store, fewest=20)
+    expected = {"one": ArmPlan(steps=120, step_seconds=0.5), "two": ArmPlan(steps=240, step_seconds=0.25)}
+    assert found == expected
+    assert [call["config"].batch_size for call in calls] == [4, 8]
+    assert {call["steps"] for call in calls} == {600}  # at a guess of 0.1 s, which tells whether to compile
+    assert json.loads((tmp_path / "plan.json").read_text())["two"] == {
+        "steps": 240, "step_seconds": 0.25, "error": None
+    }  # fmt: skip
+    assert measure_plan(tmp_path, timed, store, fewest=1) == expected
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("budget", "limit"), [("10s", 2.0), ("1h", TRIAL_SECONDS), ("9steps", TRIAL_SECONDS), ("40images", TRIAL_SECONDS)]
+)
+def test_measuring_takes_a_fifth_of_a_budget_of_time_at_most(
+    budget: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ImageStore
+) -> None:
+    calls = measured(monkeypatch, 1.0, 1.0)
+    measure_plan(tmp_path, request(budget=budget, one={}, two={}), store, fewest=20)
+    assert [call["limit"] for call in calls] == [limit, limit]
+
+
+def test_an_arm_that_fails_is_planned_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ImageStore
+) -> None:
+    measured(monkeypatch, RuntimeError("no such thing\nas this"), 1.0)
+    found = measure_plan(tmp_path, request(one=Broken(), two={}, three={"batch_size": 21}), store, fewest=20)
+    assert found["one"] == ArmPlan(steps=0, step_seconds=0.0, error="RuntimeError: no such thing")
+    assert found["two"] == ArmPlan(steps=6, step_seconds=1.0)
+    error = found["three"].error
+    assert error is not None
+    assert error.startswith("DataError: a batch of 21 images was asked for and the data hold 20")
+    assert measure_plan(tmp_path, request(one={}, two={}, three={}), store, fewest=20) == found
+
+
+def test_what_all_arms_fail_with_is_an_error_and_leaves_no_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ImageStore
+) -> None:
+    measured(monkeypatch, ConfigError("the first"), ConfigError("the second"))
+    with pytest.raises(ConfigError, match="the first"):
+        measure_plan(tmp_path, request(one={}, two={}), store, fewest=20)
+    with pytest.raises(DataError, match="hold 3"):
+        measure_plan(tmp_path, request(one={}, two={}), store, fewest=3)
+    measured(monkeypatch, OSError("the disk is full"))  # which is no failure of a method
+    with pytest.raises(OSError, match="the disk is full"):
+        measure_plan(tmp_path, request(one={}, two={}), store, fewest=20)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cost_in_words() -> None:
+    plans = {
+        "one": ArmPlan(steps=90, step_seconds=2.0),
+        "two": ArmPlan(steps=0, step_seconds=0.0, error="RuntimeError: no"),
+        "three": ArmPlan(steps=1800, step_seconds=0.5),
+    }
+    arms: dict[str, Any] = {"one": {}, "two": {}, "three": {}}
+    assert list(cost_lines(request(seeds=3, search=0, **arms), plans)) == [
+        "one: 3 runs of 90 steps, 9.0 min",
+        "two: left out, RuntimeError: no",
+        "three: 3 runs of 1800 steps, 45.0 min",
+        "in all about 54.0 min of training, and the time for evaluating each run",
+    ]
+    assert list(cost_lines(request(seeds=1, search=6, **arms), plans))[0::2] == [
+        "one: 120 steps of search, 1 run of 90 steps, 7.0 min",  # 6 at a ninth, and 2 at a third
+        "three: 2400 steps of search, 1 run of 1800 steps, 35.0 min",
+    ]
+
+
+def test_a_search_that_sees_less_than_an_epoch_is_told() -> None:
+    arms: dict[str, Any] = {"small": {}, "large": {"batch_size": 400}, "failed": {}}
+    plans = {name: ArmPlan(steps=90, step_seconds=1.0) for name in arms}
+    plans["failed"] = ArmPlan(steps=0, step_seconds=0.0, error="RuntimeError: no")
+    searched = request(search=6, **arms)
+    (note,) = short_epochs(searched, plans, images=2000)
+    assert note.startswith("small: the search begins with runs of 10 steps, 40 of 2,000 images, less than one epoch.")
+    assert len(list(short_epochs(searched, plans, images=4001))) == 2
+    assert list(short_epochs(searched, plans, images=40)) == []
+    assert list(short_epochs(request(search=0, **arms), plans, images=2000)) == []
+
+
+def test_a_short_run_has_a_short_warmup() -> None:
+    config = tiny.config(optim__warmup_steps=100)
+    short = shortened(config, 90, whole=900)
+    assert (short.steps, short.optim.warmup_steps) == (90, 10)
+    assert shortened(config, 900, whole=900).optim == config.optim
+    assert shortened(config, 2000, whole=900).optim == config.optim
+    assert replace(short, steps=config.steps, optim=config.optim) == config
