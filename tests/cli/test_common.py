@@ -17,7 +17,7 @@ from ssole.cli.common import (
     RunPath,
     data_spec,
     parse,
-    picture_form,
+    picture_format,
     run_config,
     run_data,
     show,
@@ -124,8 +124,8 @@ def test_data_that_a_run_cannot_give_have_to_be_named(data: Any, words: str) -> 
 )
 def test_the_form_of_a_picture_is_known_by_its_suffix(tmp_path: Path, name: str, form: str) -> None:
     path = tmp_path / name
-    assert picture_form(path) == form
-    Image.new("RGB", (2, 2)).save(path, picture_form(path))
+    assert picture_format(path) == form
+    Image.new("RGB", (2, 2)).save(path, picture_format(path))
     with Image.open(path) as image:
         assert image.format == form
 
@@ -135,14 +135,14 @@ def test_the_form_of_a_picture_is_known_by_its_suffix(tmp_path: Path, name: str,
 )  # Pillow reads the last, and does not write it
 def test_what_no_picture_has_as_its_suffix_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError) as raised:
-        picture_form(tmp_path / name)
+        picture_format(tmp_path / name)
     assert str(raised.value) == f"--out names the picture to write, such as picture.png; got {tmp_path / name}"
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
-        picture_form(tmp_path / "no" / "a.png")
+        picture_format(tmp_path / "no" / "a.png")
     assert str(raised.value) == f"there is no folder {tmp_path / 'no'} to write a.png to"
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match="there is no folder"):
-        picture_form(tmp_path / "file" / "a.png")
+        picture_format(tmp_path / "file" / "a.png")

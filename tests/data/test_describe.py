@@ -112,5 +112,5 @@ def test_brackets_in_the_working_directory_are_no_pattern(tmp_path: Path, monkey
 def test_very_many_paths_belong_into_a_list() -> None:
     paths = ["a.png"] * (MAX_PATHS + 1)
     assert len(describe(paths[1:])) == MAX_PATHS
-    with pytest.raises(DataError, match="100,001 paths are too many .*: write them to a text file, one a line"):
+    with pytest.raises(DataError, match=r"100,001 paths are too many .*: write them to a text file, one a line"):
         canonical(paths)

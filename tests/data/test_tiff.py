@@ -18,7 +18,7 @@ from image_files import DEEP, GREY, RGB, decoded, encode, own, tiff
 from PIL import Image
 
 from ssole.data.decode import decode
-from ssole.data.tiff import LONGEST_SIDE, check_size, is_tiff, read_tiff, silence_tiff_libraries, tiff_header
+from ssole.data.tiff import MAX_SIDE, check_size, is_tiff, read_tiff, silence_tiff_libraries, tiff_header
 from ssole.errors import DataError
 
 
@@ -237,11 +237,11 @@ def test_the_limit_of_bytes_is_that_of_the_largest_rgba_image(monkeypatch: pytes
     check_size((5, 1), 8000, "here")
     with pytest.raises(Image.DecompressionBombError, match=r"^The image has 8001 bytes of values"):
         check_size((5, 1), 8001, "here")
-    check_size((LONGEST_SIDE, 1), 1, "here")
+    check_size((MAX_SIDE, 1), 1, "here")
     with pytest.raises(Image.DecompressionBombError, match=r"a side of 65536 pixels, more than 65535"):
-        check_size((1, LONGEST_SIDE + 1), 1, "here")
+        check_size((1, MAX_SIDE + 1), 1, "here")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)  # trusts all ...
-    check_size((LONGEST_SIDE + 1, 1), 10**12, "here")
+    check_size((MAX_SIDE + 1, 1), 10**12, "here")
     with pytest.raises(DataError, match=r"^here: the image has no pixels\.$"):  # ... but nothing is no image
         check_size((0, 5), 0, "here")
 
