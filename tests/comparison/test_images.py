@@ -35,7 +35,7 @@ def ids(source: Source) -> list[str]:
 def counts(source: Source) -> list[int]:
     """Images of classes 0, 1, ..., without those of no known class."""
     assert source.labels is not None
-    return np.bincount(source.labels[source.labels >= 0]).tolist()
+    return [int(count) for count in np.bincount(source.labels[source.labels >= 0])]
 
 
 def test_given_test_images_leave_the_training_images_whole() -> None:

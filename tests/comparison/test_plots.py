@@ -36,12 +36,12 @@ def points(*accuracies: float, **more: float) -> list[dict[str, float]]:
     ]
 
 
-def drawn(result: ArmResult, x: str = "seconds", y: str = "knn20") -> list[tuple[list[float], list[float]]]:
-    """Lines that an arm is drawn by: each run, then their mean."""
+def drawn(result: ArmResult, x: str = "seconds", y: str = "knn20") -> list[Any]:
+    """Lines that an arm is drawn by, as (x, y): each run, then their mean."""
     axes = Figure().add_subplot()
     assert draw_arm(axes, "mine", result, x, y, "#000000", "-") is bool(axes.lines)
     assert [line.get_label() for line in axes.lines][-1:] == ["mine"] * bool(axes.lines)
-    return [tuple(np.asarray(data).tolist() for data in line.get_data()) for line in axes.lines]  # type: ignore[misc]
+    return [tuple(np.asarray(data).tolist() for data in line.get_data()) for line in axes.lines]
 
 
 def test_a_line_for_each_run_and_one_for_their_mean() -> None:

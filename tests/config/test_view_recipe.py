@@ -104,7 +104,9 @@ def test_wrong_crops_are_quoted(settings: dict[str, Any], message: str) -> None:
 def test_the_ends_of_all_ranges_are_allowed() -> None:
     crop = Crop(count=1, size=4, scale=(1.0, 1.0), ratio=(1.0, 1.0))
     for p in (0, 1):
-        probabilities = dict.fromkeys(("hflip", "vflip", "turn", "jitter", "grey", "blur", "solarize"), p)
+        probabilities: dict[str, Any] = dict.fromkeys(
+            ("hflip", "vflip", "turn", "jitter", "grey", "blur", "solarize"), p
+        )
         recipe = ViewRecipe(crops=(crop,), early_size=4, hue=p / 2, brightness=p, blur_sigma=(1, 1), **probabilities)
         assert recipe.views == 1
 
@@ -128,7 +130,7 @@ def test_the_parts_of_a_run() -> None:
         ({"jitter": 0.0, "grey": 0.0}, ()),
     ],
 )
-def test_only_what_can_happen_needs_colours(settings: dict[str, float], expected: tuple[str, ...]) -> None:
+def test_only_what_can_happen_needs_colours(settings: dict[str, Any], expected: tuple[str, ...]) -> None:
     assert ViewRecipe(**settings).colour_operations == expected
 
 

@@ -80,7 +80,7 @@ def deep_png(pixels: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def tar(path: Path, members: dict[str, bytes], **options) -> Path:
+def tar(path: Path, members: dict[str, bytes], **options: Any) -> Path:
     """A tar with these members in this order; a name that ends in a slash is a folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", **options) as archive:

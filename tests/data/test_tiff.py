@@ -9,6 +9,7 @@ import lzma
 import struct
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from ssole.data.tiff import MAX_SIDE, check_size, is_tiff, read_tiff, silence_ti
 from ssole.errors import DataError
 
 
-def test_for_rgb_a_later_page_of_a_tiff_may_be_damaged():
+def test_for_rgb_a_later_page_of_a_tiff_may_be_damaged() -> None:
     image = Image.fromarray(RGB)
     data = bytearray(encode(image, "TIFF", save_all=True, append_images=[image]))
     with tifffile.TiffFile(io.BytesIO(data)) as file:
@@ -33,14 +34,14 @@ def test_for_rgb_a_later_page_of_a_tiff_may_be_damaged():
     assert np.array_equal(decoded(bytes(data)), RGB)
 
 
-def test_pages_are_frames_where_each_has_the_channels():
+def test_pages_are_frames_where_each_has_the_channels() -> None:
     frames = np.random.default_rng(0).integers(0, 256, (4, 5, 7, 3), dtype=np.uint8)
     assert np.array_equal(own(tiff(frames, photometric="rgb"), 3), frames[0])
     assert np.array_equal(own(tiff(frames[..., 0], photometric="minisblack"), 1), frames[0, ..., :1])
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_orientation_of_a_deep_tiff_is_that_of_a_common_one(orientation):
+def test_orientation_of_a_deep_tiff_is_that_of_a_common_one(orientation: int) -> None:
     """The oracle is Pillow's turning of the upper bits of the first three channels."""
     tag = [(274, "H", 1, orientation, True)]
     common = decoded(tiff((DEEP[..., :3] >> 8).astype(np.uint8), photometric="rgb", extratags=tag))
@@ -49,12 +50,12 @@ def test_orientation_of_a_deep_tiff_is_that_of_a_common_one(orientation):
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int16, np.uint32])
-def test_deep_pixels_without_an_agreed_range(kind):
+def test_deep_pixels_without_an_agreed_range(kind: type[np.generic]) -> None:
     with pytest.raises(DataError, match=rf"^here: {np.dtype(kind)} pixels have no agreed range"):
         decode(tiff(DEEP.astype(kind), photometric="minisblack", planarconfig="contig"), where="here", channels=6)
 
 
-def test_a_tiff_whose_pages_differ_in_size_is_no_stack():
+def test_a_tiff_whose_pages_differ_in_size_is_no_stack() -> None:
     out = io.BytesIO()
     with tifffile.TiffWriter(out) as writer:
         writer.write(DEEP[..., 0])
@@ -63,7 +64,7 @@ def test_a_tiff_whose_pages_differ_in_size_is_no_stack():
         decode(out.getvalue(), where="here", channels=2)
 
 
-def test_a_compression_that_needs_a_package_names_it():
+def test_a_compression_that_needs_a_package_names_it() -> None:
     if importlib.util.find_spec("imagecodecs") is not None:
         pytest.skip("imagecodecs is installed")
     pages = [Image.fromarray(GREY)] * 5
@@ -72,7 +73,7 @@ def test_a_compression_that_needs_a_package_names_it():
         decode(data, where="here", channels=5)
 
 
-def test_ome_tiff_reads_no_other_file(tmp_path, monkeypatch):
+def test_ome_tiff_reads_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The description of an OME-TIFF may say that planes lie in other files, which is not followed."""
     monkeypatch.chdir(tmp_path)
     tifffile.imwrite("other.tif", np.full((5, 7), 9, np.uint16))
@@ -110,7 +111,7 @@ def tiff_of_segment(segment: bytes, compression: int) -> bytes:
 
 
 @pytest.mark.parametrize("compression", [8, 32946])
-def test_a_deflated_tiff_that_unpacks_to_more_than_its_size(compression):
+def test_a_deflated_tiff_that_unpacks_to_more_than_its_size(compression: int) -> None:
     """Memory is what matters: not a hundredth of the 100 MB that are packed here may be taken."""
     whole = decode(tiff_of_segment(zlib.compress(bytes(range(100))), compression), where="here", channels=1)
     assert whole.flatten().tolist() == list(range(100))
@@ -125,7 +126,7 @@ def test_a_deflated_tiff_that_unpacks_to_more_than_its_size(compression):
         tracemalloc.stop()
 
 
-def test_a_tile_too_large_to_be_trusted():
+def test_a_tile_too_large_to_be_trusted() -> None:
     """The image is small, and is cut from one tile of 64 Gpixels."""
     data = tiff(np.zeros((16, 16), np.uint8), bigtiff=True, photometric="minisblack", tile=(16, 16), compression="zlib")
     for tag in (322, 323):
@@ -143,7 +144,7 @@ def test_a_tile_too_large_to_be_trusted():
         (50001, "WEBP is not read"),
     ],
 )
-def test_compressions_that_cannot_be_limited(compression, said):
+def test_compressions_that_cannot_be_limited(compression: int, said: str) -> None:
     if importlib.util.find_spec("imagecodecs") is not None and "imagecodecs" in said:
         pytest.skip("imagecodecs is installed")
     with pytest.raises(DataError, match=rf"^here: .*{said}"):
@@ -152,7 +153,7 @@ def test_compressions_that_cannot_be_limited(compression, said):
 
 @pytest.mark.parametrize("byteorder", ["<", ">"])
 @pytest.mark.parametrize("channels", [None, 3])
-def test_palette_of_a_big_tiff(byteorder, channels):
+def test_palette_of_a_big_tiff(byteorder: str, channels: int | None) -> None:
     numbers = np.arange(35, dtype=np.uint8).reshape(5, 7)
     colours = np.random.default_rng(4).integers(0, 256, (3, 256), dtype=np.uint16)
     data = tiff(numbers, bigtiff=True, byteorder=byteorder, photometric="palette", colormap=colours * 257)
@@ -165,7 +166,7 @@ def test_palette_of_a_big_tiff(byteorder, channels):
 
 @pytest.mark.parametrize("bigtiff", [False, True])
 @pytest.mark.parametrize("kind", [bool, np.uint8, np.uint16])
-def test_white_at_zero(kind, bigtiff):
+def test_white_at_zero(kind: type[np.generic], bigtiff: bool) -> None:
     grey = DEEP[..., 0] > 30_000 if kind is bool else DEEP[..., 0].astype(kind)
     data = tiff(~grey, bigtiff=bigtiff, photometric="miniswhite")  # of integers the largest minus the value
     pixels = grey * np.uint8(255) if kind is bool else grey
@@ -174,14 +175,14 @@ def test_white_at_zero(kind, bigtiff):
 
 
 @pytest.mark.parametrize(("number", "name"), [(5, "SEPARATED"), (6, "YCBCR"), (8, "CIELAB"), (999, "999")])
-def test_colour_spaces_that_only_pillow_knows(number, name):
+def test_colour_spaces_that_only_pillow_knows(number: int, name: str) -> None:
     data = tiff(DEEP[..., :4], photometric="separated")
     for bytes_of_tiff in (data, tiff(DEEP[..., :4], photometric="separated", bigtiff=True)):
         with pytest.raises(DataError, match=rf"^here: a TIFF of the kind {name} .*convert the image to RGB"):
             decode(with_tag(bytes_of_tiff, 262, number), where="here", channels=4)
 
 
-def test_few_bits_of_a_big_tiff_are_not_taken_for_eight():
+def test_few_bits_of_a_big_tiff_are_not_taken_for_eight() -> None:
     data = with_tag(tiff(np.zeros((4, 8), np.uint8), bigtiff=True, photometric="minisblack"), 258, 4)
     with pytest.raises(DataError, match=r"^here: 4-bit pixels are not read"):
         decode(data, where="here")
