@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Protocol
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Protocol
 
 from ssole.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 PATIENCE = 2.0
 """Seconds of work before a bar appears."""
@@ -20,13 +23,25 @@ class Advance(Protocol):
     def __call__(self, amount: int = 1) -> None: ...
 
 
+def error_console() -> Console:
+    """Console on standard error. If that is a closed pipe, as after ``2>&1 | head``, nothing more is printed."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+
+    def on_broken_pipe() -> None:
+        console.quiet = True
+
+    console.on_broken_pipe = on_broken_pipe  # type: ignore[method-assign]  # rich's own ends the process
+    return console
+
+
 @contextmanager
 def progress_bar(what: str, total: int, *, enabled: bool) -> Iterator[Advance]:
     """Progress bar with ETA, which disappears when the work is done; the block calls what it yields to advance it."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    console = error_console()
     left = (TimeRemainingColumn(), TextColumn("left"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *left)
     bar = Progress(*columns, console=console, transient=True, disable=not (enabled and console.is_terminal))
@@ -48,9 +63,7 @@ def progress_bar(what: str, total: int, *, enabled: bool) -> Iterator[Advance]:
 @contextmanager
 def spinner(what: str, *, enabled: bool) -> Iterator[None]:
     """Spinner for work whose length is not known."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
+    console = error_console()
     if not (enabled and console.is_terminal):
         yield
         return
@@ -61,7 +74,8 @@ def spinner(what: str, *, enabled: bool) -> Iterator[None]:
 def say(line: str, *, enabled: bool = True) -> None:
     """Print a line on what is going on to standard error, without characters of file names that steer a terminal."""
     if enabled:
-        print(printable(line), file=sys.stderr, flush=True)
+        with suppress(OSError):  # a pipe that is closed, or a terminal that has gone, ends no work
+            print(printable(line), file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -187,3 +191,19 @@ def test_a_terminal_that_has_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) 
     screen.advance(1, 1)
     screen.note("training", "loss 1")
     screen.stop()
+
+
+def test_a_pipe_that_is_closed_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `ssole pretrain ... 2>&1 | head`; rich would end the process."""
+    monkeypatch.chdir(tmp_path)
+    code = (
+        "from ssole.progress import say; from ssole.training.screen import Screen\n"
+        "screen = Screen(3, 0, True); screen.start('title')\n"
+        "for _ in range(3): screen.print_line('line'); say('word')\n"
+        "screen.stop(); open('done', 'w').close()"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=writing, check=False)
+    os.close(writing)
+    assert Path("done").exists()

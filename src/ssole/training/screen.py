@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ssole.errors import printable
-from ssole.progress import duration
+from ssole.progress import duration, error_console
 
 _PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
 
@@ -23,13 +23,13 @@ class Screen:
     """
 
     def __init__(self, total: int, done: int, show: bool) -> None:
-        from rich.console import Console, Group
+        from rich.console import Group
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as ProgressBar
         from rich.text import Text
 
-        console = Console(stderr=True)
+        console = error_console()
         self._console, self._total, self._first, self._step = console, total, done, done
         self._show, self._live = show, show and console.is_terminal
         left = (TimeRemainingColumn(), TextColumn("left"))
