@@ -126,8 +126,8 @@ def test_what_is_no_failure_of_a_method_is_not_recorded(tmp_path: Path, error: B
     assert train(tmp_path / "trial").scores == {"steps": 3.0}  # the run is finished, and only measured
 
 
-def test_a_begun_trial_that_cannot_go_on_is_an_error(tmp_path: Path) -> None:
-    """Other images are no failure of the method."""
+def test_images_that_cannot_be_used_are_no_failure_of_the_method(tmp_path: Path) -> None:
+    """Be they others than a trial has begun on, or too few to begin with."""
 
     def stop(run: Run) -> dict[str, float]:
         raise KeyboardInterrupt
@@ -138,9 +138,9 @@ def test_a_begun_trial_that_cannot_go_on_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         train(tmp_path / "trial", tiny.images(30))
     assert read_trial(tmp_path / "trial") is None
-    new = train(tmp_path / "other", np.zeros((2, 12, 12, 3), np.uint8))  # a trial that has not begun
-    assert new.error is not None
-    assert new.error.startswith("DataError: ")
+    with pytest.raises(DataError, match="a batch of 4 images was asked for and the data hold 2"):
+        train(tmp_path / "other", np.zeros((2, 12, 12, 3), np.uint8))
+    assert read_trial(tmp_path / "other") is None
 
 
 def test_what_a_killed_process_left_before_it_began_is_removed(tmp_path: Path) -> None:
@@ -226,6 +226,6 @@ def test_what_is_no_fault_of_the_method_is_not_recorded(
 
 def test_a_full_disk_is_no_fault_of_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=0))
-    with pytest.raises(DiskError, match="the disk has 0 bytes free: make room"):
+    with pytest.raises(DiskError, match="the disk has 0 B free: make room"):
         run_trial(tmp_path / "trial", tiny.config(), tiny.images(), lambda run: {}, settings={}, progress=False)
     assert read_trial(tmp_path / "trial") is None
