@@ -61,7 +61,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
     the deviation, where that of the nuclear norm is equal along all. For V = 2 both are the same.
 
     Views at one common cosine c give low_rank = 1 - c. The two terms are decoupled: low rank within an image only, high
-    rank within a view only. Source: SSOLE (Self-Supervised Orthogonal Low-rank Embedding), after OLE (Lezama et al.
+    rank within a view only. Source: Huang, Qiu and Sapiro, "SSOLE" (ICLR 2025), after OLE (Lezama et al.
     2018).
 
     In a process group B is the global batch, and local batches may differ in size. The value is the same on every
