@@ -59,7 +59,8 @@ def search(argv: Sequence[str]) -> int:
       ssole search photos-index --duplicates --least 0.95
       ssole search photos-index --outliers -k 50
 
-    Similarity is the cosine of features, 1 for equal ones. The search is exact; in an index with cells, only with --exact.
+    Similarity is the cosine of features, 1 for equal ones. The search is exact; in an index with
+    cells, only with --exact.
     """
     from ssole.search.search import open_index
 

@@ -135,7 +135,7 @@ class PretrainConfig:
     reasons: tuple[str, ...] = ()
     """Why these settings were chosen: written by runs without a recipe."""
     eval_data: str | tuple[str, ...] | None = None
-    """Images to measure on while training, instead of `data`, by default once an epoch: kNN, or label-free figures without labels."""
+    """Images to measure on while training, by default once an epoch: kNN, or label-free figures without labels."""
     augment: ViewRecipe = field(default_factory=ViewRecipe)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=SSOLEConfig)

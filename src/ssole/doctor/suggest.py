@@ -80,8 +80,8 @@ def suggest(
     """Suggestion by the shorter side of the images, their number, the device and, if there is one, the budget.
 
     Without a budget, the device decides on the recipe. With one, recipes and sizes of views are tried from the cheapest
-    to the dearest, while 2,000 steps fit. Where fewer than 1,000 steps of the choice fit, batches become smaller. Each image has four
-    views. Where memory lacks it has fewer, and then batches are smaller.
+    to the dearest, while 2,000 steps fit. Where fewer than 1,000 steps of the choice fit, batches become smaller. Each
+    image has four views. Where memory lacks it has fewer, and then batches are smaller.
 
     Args:
         data: data as the user gave it, for the command.
