@@ -126,7 +126,7 @@ def installed(package: str) -> bool:
     """Whether a contestant can run; says so when it cannot."""
     found = importlib.util.find_spec(package) is not None
     if not found:
-        print(f"{package} is not installed and left out: pip install 'ssole[bench]'")
+        print(f"{package} is not installed and left out")
     return found
 
 

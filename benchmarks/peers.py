@@ -25,7 +25,7 @@ import argparse
 import itertools
 import json
 import math
-import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -44,6 +44,7 @@ import ssole
 from measure import installed, save, uniform_images
 from ssole.config import load
 from ssole.models.backbone import create_backbone, feature_dim
+from ssole.runtime import usable_cpus
 
 RECIPE = "cifar10-cpu"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -154,7 +155,7 @@ def stable_pretraining(backbone: nn.Module, images: NDArray[np.uint8]) -> Peer:
 
 
 def _loader(data: Any, batch_size: int) -> DataLoader[Any]:
-    workers = len(os.sched_getaffinity(0))
+    workers = usable_cpus()
     return DataLoader(
         data, batch_size=batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True
     )
@@ -168,6 +169,7 @@ def train(name: str, seed: int, args: argparse.Namespace) -> Path:
     folder = args.runs / f"{name}-{seed}"
     if (folder / "record.json").is_file():
         return Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
     print(f"{name}, seed {seed}: {args.minutes:g} minutes", flush=True)
     if name == "ssole":
         begun = time.perf_counter()
@@ -211,7 +213,7 @@ def main() -> None:
     parser.add_argument("--test", required=True, help="test images")
     parser.add_argument("--minutes", type=float, default=10, help="of training, for each run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=usable_cpus())
     parser.add_argument("--runs", type=Path, default=Path("runs/peers"), help="where finished runs are kept")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()

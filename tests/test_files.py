@@ -95,6 +95,41 @@ def test_a_folder_that_exists_stays_the_same_folder(tmp_path: Path, monkeypatch:
     assert [entry.name for entry in there.iterdir() if not entry.name.startswith(".")] == ["a"]
 
 
+def test_an_interrupt_while_entries_are_moved_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace = os.replace
+
+    def interrupted(old: Path, new: Path) -> None:
+        replace(old, new)
+        if Path(old).name == "b.txt" and Path(new).parent == tmp_path:
+            raise KeyboardInterrupt
+
+    def fill(text: str) -> None:
+        with folder_atomically(tmp_path) as place:
+            for name in ("a.txt", "b.txt", "c.txt"):
+                (place / name).write_text(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            fill("first")
+    assert list(tmp_path.iterdir()) == []
+    fill("second")
+    with pytest.raises(ConfigError, match="is not an empty folder"):
+        fill("third")  # as a second process would
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == dict.fromkeys(
+        ("a.txt", "b.txt", "c.txt"), "second"
+    )
+
+
+def test_folders_being_written_are_no_leftovers_to_remove(tmp_path: Path) -> None:
+    """A run is extended while its index is written in its folder."""
+    with folder_atomically(tmp_path / "index") as place:
+        (place / "a.txt").touch()
+        remove_leftovers(tmp_path)
+        (place / "b.txt").touch()
+    assert {path.name for path in (tmp_path / "index").iterdir()} == {"a.txt", "b.txt"}
+
+
 def test_a_folder_that_may_not_be_written_to_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,8 @@ def test_what_is_loaded_by_all_processes_of_a_machine_must_fit(monkeypatch: pyte
     monkeypatch.setattr("ssole.runtime.total_memory", lambda: 10 * 2**30)
     check_memory(3 * 2**30, "The images", "Give fewer.")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    check_memory(3 * 2**30, "The images", "Give fewer.")  # the first process works alone
+    monkeypatch.setenv("WORLD_SIZE", "4")
     check_memory(2 * 2**30, "The images", "Give fewer.")
     with pytest.raises(DataError, match=r"The images: 3\.0 GiB in each of 4 processes, .*\(8\.0 GiB\)\. Give fewer\."):
         check_memory(3 * 2**30, "The images", "Give fewer.")

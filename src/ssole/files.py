@@ -66,23 +66,39 @@ def folder_atomically(folder: Path) -> Iterator[Path]:
     """Context with a new, empty folder to fill, which then takes its place as `folder`: whole, or not at all.
 
     `folder` is new or empty (:func:`require_new_folder`). Its parents are made. One that exists may be a link, a mount
-    or the working directory, so it stays, and the entries are moved into it.
+    or the working directory, so it stays, and the entries are moved into it; only a kill during these renames leaves a
+    part of them.
     """
     folder = Path(os.path.realpath(folder))
-    home = folder if folder.exists() else folder.parent
+    is_there = folder.exists()
+    home, suffix = (folder, LEFTOVER) if is_there else (folder.parent, "")
     home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home, prefix=f".{folder.name}.", suffix=LEFTOVER) as temporary:
+    with tempfile.TemporaryDirectory(dir=home, prefix=f".{folder.name}.", suffix=suffix) as temporary:
         place = Path(temporary) / folder.name
         place.mkdir()
         yield place
         for path in place.rglob("*"):
             _flush(path)
-        if home == folder:
-            for entry in sorted(place.iterdir()):
-                os.replace(entry, folder / entry.name)
+        if is_there:
+            _move_entries(place, folder)
         else:
             os.replace(place, folder)
     _flush_folder(home)
+
+
+def _move_entries(place: Path, folder: Path) -> None:
+    """Move all entries into a folder that exists, or none if that fails or is interrupted."""
+    require_new_folder(folder)  # another process may have filled it meanwhile
+    begun: list[str] = []
+    try:
+        for entry in sorted(place.iterdir()):
+            begun.append(entry.name)
+            os.replace(entry, folder / entry.name)
+    except BaseException:
+        for name in begun:
+            if not (place / name).exists():
+                os.replace(folder / name, place / name)
+        raise
 
 
 def require_new_folder(folder: Path) -> None:
@@ -91,9 +107,9 @@ def require_new_folder(folder: Path) -> None:
         raise ConfigError(
             f"{folder} is not an empty folder, and nothing is overwritten: remove it, or choose another (--out)"
         )
-    there = next(path for path in (folder, *Path(os.path.abspath(folder)).parents) if path.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{there} may not be written to: choose another folder (--out)")
+    there = next((path for path in (folder, *Path(os.path.abspath(folder)).parents) if path.exists()), None)
+    if there is None or not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{there or folder} may not be written to: choose another folder (--out)")
 
 
 def is_leftover(path: Path) -> bool:
@@ -104,7 +120,8 @@ def is_leftover(path: Path) -> bool:
 def remove_leftovers(folder: Path) -> None:
     """Remove the temporary files of writers that were killed. Nobody may be writing to the folder meanwhile."""
     for path in filter(is_leftover, folder.iterdir()):
-        path.unlink()
+        if path.is_file():
+            path.unlink()
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:

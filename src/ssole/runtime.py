@@ -235,7 +235,8 @@ def check_memory(size: int, what: str, hint: str) -> None:
         what: What they are; begins the message.
         hint: What to do instead, in whole sentences.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # else one process works for all
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if several else 1
     if size * processes > (limit := int(0.8 * total_memory())):
         each = f" in each of {processes} processes" if processes > 1 else ""
         raise DataError(

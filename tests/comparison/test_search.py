@@ -62,6 +62,10 @@ def test_a_learning_rate_below_the_final_one_lowers_that_too() -> None:
         optim = apply_overrides(arm.config, drawn).optim  # which is an error for a final rate above the first
         assert optim.final_lr == min(optim.lr, 0.09)
     assert draw_settings(other, 5)["optim.lr"] == draws[5]["optim.lr"]
+    pinned = make_arms({"a": {"optim.final_lr": 0.09}, "b": {}}, base, projector="recipe")[0]
+    rates = [draw_settings(pinned, trial)["optim.lr"] for trial in range(1, 40)]
+    assert min(rates) == 0.09
+    assert not any("optim.final_lr" in draw_settings(pinned, trial) for trial in range(40))
 
 
 @pytest.mark.parametrize("name", sorted(LOSS_CONFIGS))

@@ -166,6 +166,7 @@ def test_unreadable_images_have_no_label_in_supervised_training(
     for path in photos.rglob("*.png"):  # of several sizes, so that images are decoded when they are asked for
         Image.new("RGB", (next(sizes), 12)).save(path)
     source = open_source(photos)
+    labels = source.labels.copy()
     bad = 7
     (photos / source.id(bad)).write_bytes(b"no image")
     seen: dict[int, int] = {}
@@ -177,9 +178,9 @@ def test_unreadable_images_have_no_label_in_supervised_training(
         return step(self, images, ids, epoch)
 
     monkeypatch.setattr(Learner, "_take", take)
-    tiny.start(tmp_path / "run", data=photos, loss__name="supervised", max_unreadable=0.1)
-    assert source.labels is not None
-    assert seen == {i: -1 if i == bad else label for i, label in enumerate(source.labels.tolist())}
+    tiny.start(tmp_path / "run", data=source, loss__name="supervised", max_unreadable=0.1)
+    assert seen == {i: -1 if i == bad else label for i, label in enumerate(labels.tolist())}
+    assert source.labels.tolist() == labels.tolist()  # which are the caller's
 
 
 def test_without_labels_training_is_the_same(plain: Run, tmp_path: Path) -> None:

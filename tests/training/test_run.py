@@ -225,3 +225,12 @@ def test_links_that_lead_out_of_a_run_are_refused(crashed: Run, tmp_path: Path, 
     with pytest.raises(ConfigError, match=f"{name} is a link to .*outside, and a run only writes to its own folder"):
         tiny.resume(crashed)
     assert contents(tmp_path) == before
+
+
+def test_a_folder_in_which_an_index_is_being_made_is_not_taken(tmp_path: Path) -> None:
+    features = tmp_path / ".parts.ssole-tmp" / "0.parquet"
+    features.parent.mkdir()
+    features.write_bytes(b"hours of work")
+    with pytest.raises(ConfigError, match="is not empty, and nothing is overwritten"):
+        tiny.start(tmp_path)
+    assert features.read_bytes() == b"hours of work"

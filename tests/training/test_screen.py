@@ -204,6 +204,7 @@ def test_a_pipe_that_is_closed_ends_no_run(tmp_path: Path, monkeypatch: pytest.M
     )
     reading, writing = os.pipe()
     os.close(reading)
-    subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=writing, check=False)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=writing, check=False)
     os.close(writing)
+    assert done.returncode == 0
     assert Path("done").exists()

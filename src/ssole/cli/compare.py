@@ -45,7 +45,7 @@ class CompareArgs:
     search: OptionalNumber = None
     """Settings that are tried for each method on a part of the training images; 0 for none. By default 6."""
     images: OptionalNumber = None
-    """Most training images to use, an evenly spaced sample. By default, all."""
+    """Training images to use, an evenly spaced sample, and one more of each class it lacks. By default, all."""
     projector: Literal["recipe", "published"] | None = None
     """`recipe`: all methods have the recipe's projector (the default). `published`: each has that of its paper."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SETTING=VALUE", help_behavior_hint="")] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from ssole.data.objects import ObjectSource
 from ssole.data.sources import open_source
 from ssole.errors import DataError
 from ssole.files import write_atomically
+from ssole.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ def _some_images(args: ViewsArgs, recipe: ViewRecipe, channels: int | None) -> t
             image = decode(source.read(i), where=source.id(i), shrink_to=recipe.useful_size, channels=channels)
         except DataError as error:
             errors.append(error)
-            print(f"left out: {error}", file=sys.stderr)
+            say(f"left out: {error}")
             continue
         images.append(image)
         indices.append(i)

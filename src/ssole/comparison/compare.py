@@ -54,7 +54,7 @@ def compare(
         data, recipe, overrides: labelled images and the settings that all arms share, as for :func:`ssole.pretrain`.
         budget: what each run may take: a time (`10m`), `2000steps`, `300kimages`, `1.2Mviews`; default the recipe's.
         seeds, search: runs of each arm; and settings that its search tries, its own among them (0: no search).
-        images: use an evenly spaced sample of at most so many of the training images; by default all.
+        images: use an evenly spaced sample of so many training images, and one of each class it lacks; default all.
         test: test images; by default the test split of the data, else a stratified fifth that is held out.
         projector: `recipe` gives all arms the recipe's projector, `published` each the one published for its loss.
         out: folder for the result, its plots and the run folders; by default a new one, `runs/compare-RECIPE`.

@@ -36,7 +36,7 @@ class Images:
 def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Images:
     """Images of a comparison. Test images are those given, else the test split, else a stratified fifth of the data.
 
-    With `most`, the training images are a :func:`sample` of at most so many labelled ones. Data without labels, which
+    With `most`, the training images are a :func:`sample` of so many labelled ones. Data without labels, which
     methods are scored by, are a DataError.
     """
     source = open_source(data)
@@ -65,7 +65,7 @@ def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Im
 
 
 def sample(source: Source, most: int) -> Source:
-    """Evenly spaced sample of at most so many labelled images of a source, and one of each class that it lacks."""
+    """Evenly spaced sample of so many labelled images of a source, and one more of each class that it lacks."""
     labels = _known_labels(source).numpy()
     labelled = np.flatnonzero(labels >= 0)
     spaced = labelled[evenly_spaced(len(labelled), most)]

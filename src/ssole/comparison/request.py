@@ -52,7 +52,7 @@ class Request:
     search: int
     """Number of settings tried for each arm; 0 for no search."""
     images: int | None = None
-    """Most training images to use; None for all."""
+    """Training images to use, but for one more of each class that they lack; None for all."""
 
     def __post_init__(self) -> None:
         check_numbers(seeds=self.seeds, search=self.search, images=self.images)

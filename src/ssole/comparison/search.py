@@ -46,7 +46,7 @@ def rungs(trials: int) -> tuple[Rung, ...]:
 def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
     """Settings of a trial by dotted name, as overrides of the arm's; none for trial 0.
 
-    A learning rate below the arm's final one lowers that too.
+    A learning rate below the arm's final one lowers that too, or is that if it is pinned.
     """
     if trial == 0:
         return {}
@@ -62,8 +62,10 @@ def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
         for (name, (low, high)), share in zip(ranges.items(), shares, strict=False)
         if name not in arm.pinned and low > 0
     }
-    lr = drawn.get("optim.lr", math.inf)
-    return drawn | ({"optim.final_lr": lr} if lr < arm.config.optim.final_lr else {})
+    final = arm.config.optim.final_lr
+    if drawn.get("optim.lr", math.inf) < final:
+        drawn |= {"optim.lr": final} if "optim.final_lr" in arm.pinned else {"optim.final_lr": drawn["optim.lr"]}
+    return drawn
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
     if are_paths(spec):
         if len(spec) > MAX_PATHS:
             raise DataError(
-                f"{len(spec):,} paths are too many to be written into a run folder one by one (at most {MAX_PATHS:,}): "
+                f"{len(spec):,} paths are too many to be written down one by one (at most {MAX_PATHS:,}): "
                 "write them to a text file, one a line, and give that"
             )
         return tuple(str(describe(part)) for part in spec)
@@ -40,7 +40,7 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
         if os.path.exists(path):
             return str(Path(path).absolute())
         # brackets in the name of the working directory are no pattern
-        return os.path.join(glob.escape(os.getcwd()), path) if has_pattern(text) else text
+        return str(Path(glob.escape(os.getcwd())) / path) if has_pattern(text) else text
     return _IN_MEMORY + str(getattr(spec, "name", f"{type(spec).__name__} {getattr(spec, 'shape', '')}".strip()))
 
 

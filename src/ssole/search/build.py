@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -87,19 +87,24 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     from filelock import FileLock, Timeout
 
     place = Path(os.path.realpath(folder))
-    work = place / f".parts{LEFTOVER}" if place.exists() else place.with_name(f"{place.name}.parts")
+    work, lock_path = place.with_name(f"{place.name}.parts"), place.with_name(f".{place.name}.lock")
+    if place.exists():  # with names that do not make it a folder in use
+        work, lock_path = place / f".parts{LEFTOVER}", place / f".parts-lock{LEFTOVER}"
     work.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(work.with_name(f".{place.name}.lock{LEFTOVER}"))
+    lock = FileLock(lock_path)
     try:
         held = lock.acquire(blocking=False)
     except Timeout:
         raise ConfigError(f"another process is writing the index {folder}: wait for it") from None
+    except NotImplementedError as error:
+        raise ConfigError(f"{work.parent} is on a file system without locks ({error}): choose another folder") from None
     with held:
         try:
             require_new_folder(folder)  # another process may have written it meanwhile
             yield work
         finally:
-            Path(lock.lock_file).unlink(missing_ok=True)
+            with suppress(OSError):  # Windows removes no open file
+                lock_path.unlink()
 
 
 def _divide(folder: Path, cells: str, progress: bool) -> None:

@@ -163,7 +163,7 @@ def _is_killed_start(path: Path) -> bool:
         first = {"step-00000000.safetensors", "step-00000000.json"}
     strange = [entry for entry in found if entry.name not in written]
     strange += [entry for entry in (path / "checkpoints").glob("*") if entry.name not in first]
-    return bool(found) and all(is_leftover(entry) for entry in strange)
+    return bool(found) and all(entry.is_file() and is_leftover(entry) for entry in strange)
 
 
 def _empty(path: Path) -> None:

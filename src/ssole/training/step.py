@@ -100,7 +100,7 @@ class Learner:
         self.encoder = self.embedder.encoder
         self.loss = (create_loss(config, self.encoder, labels) if loss is None else loss).to(device).train()
         needs_labels = bool(getattr(self.loss, "needs_labels", False))
-        self.labels = torch.from_numpy(labels).to(device) if needs_labels and labels is not None else None
+        self.labels = torch.tensor(labels, device=device) if needs_labels and labels is not None else None
         self.modules = nn.ModuleDict({"encoder": self.encoder, "loss": self.loss})
         self.optimizer = create_optimizer(self.modules, config.optim)
         self.steps_done = 0
