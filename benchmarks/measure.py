@@ -122,6 +122,22 @@ def uniform_images(data: str | None, n: int) -> NDArray[np.uint8]:
     return np.ascontiguousarray(images.permute(0, 2, 3, 1).numpy())
 
 
+class Pictures:
+    """Pillow images made of an array when asked for, as torchvision's CIFAR-10 has them."""
+
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self.images = images
+        self.transform: Callable[[Any], Any] = lambda image: image
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        from PIL import Image
+
+        return self.transform(Image.fromarray(self.images[i])), 0
+
+
 def installed(package: str) -> bool:
     """Whether a contestant can run; says so when it cannot."""
     found = importlib.util.find_spec(package) is not None

@@ -38,10 +38,10 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import ssole
-from measure import installed, save, uniform_images
+from measure import Pictures, installed, save, uniform_images
 from ssole.config import load
 from ssole.models.backbone import create_backbone, feature_dim
 from ssole.runtime import usable_cpus
@@ -49,22 +49,6 @@ from ssole.runtime import usable_cpus
 RECIPE = "cifar10-cpu"
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 WARM_UP = 0.02  # of the time
-
-
-class Pictures(Dataset):  # type: ignore[type-arg]
-    """Pillow images of an array, with the label 0, as torchvision's CIFAR-10 gives them."""
-
-    def __init__(self, images: NDArray[np.uint8]) -> None:
-        self.images = images
-        self.transform: Callable[[Any], Any] = lambda image: image
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        return self.transform(Image.fromarray(self.images[i])), 0
 
 
 @dataclass

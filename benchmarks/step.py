@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from measure import Rates, UntilStopped, draw_bars, in_full_swing, installed, ratio, save, uniform_images
+from measure import Pictures, Rates, UntilStopped, draw_bars, in_full_swing, installed, ratio, save, uniform_images
 from parts import Clock, parts_timed, train, where_time_goes
 from ssole.config import PretrainConfig, apply_overrides, load
 from ssole.models.backbone import create_backbone, feature_dim
@@ -80,22 +80,6 @@ def random_views(config: PretrainConfig, seed: int, device: torch.device) -> lis
 
     crops = config.augment.crops
     return [(0.8 * noise(1, crop.size) + 0.6 * noise(crop.count, crop.size)).to(device) for crop in crops]
-
-
-class Pictures(Dataset):  # type: ignore[type-arg]
-    """Pillow images made of an array when asked for, as torchvision's CIFAR-10 has them."""
-
-    def __init__(self, images: NDArray[np.uint8]) -> None:
-        self.images = images
-        self.transform: Callable[[Any], Any] = lambda image: image
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        return self.transform(Image.fromarray(self.images[i])), 0
 
 
 class Lightly:

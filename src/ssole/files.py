@@ -124,6 +124,25 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink()
 
 
+@contextmanager
+def locked(path: Path, taken: str) -> Iterator[None]:
+    """Context with a lock file that this process holds. The operating system releases it however the process ends.
+
+    Raises:
+        ConfigError: another process holds it (the message is `taken`), or the file system has no locks.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        held = FileLock(path).acquire(blocking=False)
+    except Timeout:
+        raise ConfigError(taken) from None
+    except NotImplementedError as error:
+        raise ConfigError(f"{path.parent} is on a file system without locks ({error}): choose another folder") from None
+    with held:
+        yield
+
+
 def require_regular(path: str | os.PathLike[str]) -> None:
     """Raise `OSError` for a pipe, socket or device, because reading one may wait for ever."""
     mode = os.stat(path).st_mode

@@ -21,7 +21,7 @@ from ssole.evaluation.evaluate import ModelOrRun
 from ssole.evaluation.models import OnnxModel, is_run, name_of, open_model
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.files import LEFTOVER, folder_atomically, require_new_folder, write_json_atomically
+from ssole.files import LEFTOVER, folder_atomically, locked, require_new_folder, write_json_atomically
 from ssole.models.load import weights_path
 from ssole.runtime import Precision
 from ssole.search.cells import CELLS_ABOVE, faiss_installed, make_cells, require_faiss
@@ -84,21 +84,12 @@ def _work_folder(folder: Path) -> Iterator[Path]:
 
     It is this process's alone; if another one is writing this index, a ConfigError.
     """
-    from filelock import FileLock, Timeout
-
     place = Path(os.path.realpath(folder))
     work, lock_path = place.with_name(f"{place.name}.parts"), place.with_name(f".{place.name}.lock")
     if place.exists():  # with names that do not make it a folder in use
         work, lock_path = place / f".parts{LEFTOVER}", place / f".parts-lock{LEFTOVER}"
     work.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(lock_path)
-    try:
-        held = lock.acquire(blocking=False)
-    except Timeout:
-        raise ConfigError(f"another process is writing the index {folder}: wait for it") from None
-    except NotImplementedError as error:
-        raise ConfigError(f"{work.parent} is on a file system without locks ({error}): choose another folder") from None
-    with held:
+    with locked(lock_path, f"another process is writing the index {folder}: wait for it"):
         try:
             require_new_folder(folder)  # another process may have written it meanwhile
             yield work

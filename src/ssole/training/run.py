@@ -28,7 +28,14 @@ from typing import Any, Literal
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
 from ssole.errors import DiskError, change_refused
-from ssole.files import is_leftover, parse_json, read_json, remove_leftovers, write_text_atomically
+from ssole.files import (
+    is_leftover,
+    locked,
+    parse_json,
+    read_json,
+    remove_leftovers,
+    write_text_atomically,
+)
 from ssole.runtime import environment
 
 Change = Literal["images", "settings", "version"]
@@ -202,27 +209,17 @@ def writing(run: Run, what: str) -> Iterator[None]:
 
 @contextmanager
 def lock_run(run: Run) -> Iterator[None]:
-    """Lock of a run folder for this process. The operating system releases it however the process ends.
+    """Lock of a run folder for this process.
 
     Raises:
-        ConfigError: another process is training there, the file system has no locks, or something in the folder is a
-            link that leads out of it.
+        ConfigError: as :func:`ssole.files.locked`; or something in the folder is a link that leads out of it.
     """
-    from filelock import FileLock, Timeout
-
     for entry in run.path.rglob("*"):
         if not entry.resolve().is_relative_to(run.path.resolve()):  # in an untrusted folder, it could lead anywhere
             raise ConfigError(
                 f"{entry} is a link to {entry.resolve()}, and a run only writes to its own folder: move it"
             )
-    lock = FileLock(run.path / ".lock")
-    try:
-        held = lock.acquire(blocking=False)
-    except Timeout:
-        raise ConfigError(f"another process is training in {run.path}: wait for it, or stop it first") from None
-    except NotImplementedError as error:
-        raise ConfigError(f"{run.path} is on a file system without locks ({error}): choose another folder") from None
-    with held:
+    with locked(run.path / ".lock", f"another process is training in {run.path}: wait for it, or stop it first"):
         yield
 
 
