@@ -57,6 +57,7 @@ def test_every_run_has_the_same_images_budget_and_seeds() -> None:
 
 
 @pytest.mark.usefixtures("in_a_folder")
+@pytest.mark.slow
 def test_the_search_is_equal_and_never_sees_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[tuple[str, str]] = []
     evaluate = runner.evaluate

@@ -193,6 +193,7 @@ def test_a_terminal_that_has_gone_ends_nothing(monkeypatch: pytest.MonkeyPatch) 
     screen.stop()
 
 
+@pytest.mark.slow
 def test_a_pipe_that_is_closed_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after `ssole pretrain ... 2>&1 | head`; rich would end the process."""
     monkeypatch.chdir(tmp_path)
