@@ -12,11 +12,10 @@ import tyro
 
 from ssole.cli.common import FilePath, data_spec, parse, picture_format, show
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, ViewRecipe, load, view_preset
-from ssole.data.base import evenly_spaced
-from ssole.data.decode import decode
 from ssole.data.folder import image_suffixes
 from ssole.data.objects import ObjectSource
 from ssole.data.sources import open_source
+from ssole.data.thumbnail import images_to_show
 from ssole.errors import DataError
 from ssole.files import write_atomically
 from ssole.progress import say
@@ -70,16 +69,12 @@ def _some_images(args: ViewsArgs, recipe: ViewRecipe, channels: int | None) -> t
     paths = [Path(word) for word in args.data]
     are_images = all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths)
     source = ObjectSource(args.data) if are_images else open_source(data_spec(args.data))
-    images, indices, errors = [], [], []
-    for i in evenly_spaced(len(source), args.images):
-        try:
-            image = decode(source.read(i), where=source.id(i), shrink_to=recipe.useful_size, channels=channels)
-        except DataError as error:
-            errors.append(error)
-            say(f"left out: {error}")
-            continue
-        images.append(image)
-        indices.append(i)
+    errors: list[DataError] = []
+    images, indices = images_to_show(
+        source, args.images, shrink_to=recipe.useful_size, channels=channels, unreadable=errors.append
+    )
+    for error in errors:
+        say(f"left out: {error}")
     if not images:
         raise errors[0]
-    return images, torch.tensor(indices)
+    return images, indices

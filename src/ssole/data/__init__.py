@@ -6,7 +6,7 @@ folder, tars, parquet, arrays, objects, digits_m, subset     one kind of source 
 storage, remote     local files and files behind URLs; how the latter are read
 decode, tiff, cache     pixels from bytes; decoded images on disk
 store, reader     `ImageStore`, images by index; what its threads do
-thumbnail     pictures of decoded images, for people
+thumbnail     images and pictures of them, for people
 
 `ssole.api`, the doctor and the evaluation call `open_source` and `ImageStore`. Never change ids, `ids_fingerprint`,
 `content_digest`, the order of images, decoded pixels and digits-m, because existing runs rely on them. Everything else

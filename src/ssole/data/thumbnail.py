@@ -1,13 +1,35 @@
-"""Thumbnails of decoded images, for people to look at."""
+"""Images for people to look at, and their thumbnails."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
+from ssole.data.base import Source, evenly_spaced
+from ssole.data.decode import decode
+from ssole.errors import DataError
+
 if TYPE_CHECKING:
     from PIL import Image
+
+
+def images_to_show(
+    source: Source, count: int, *, shrink_to: int, channels: int | None, unreadable: Callable[[DataError], object]
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """At most `count` evenly spaced images (C, h, w) of a source, decoded as in training, and their indices (K,).
+
+    Those that cannot be read are left out, and `unreadable` is called with each error.
+    """
+    images, indices = [], []
+    for i in evenly_spaced(len(source), count):
+        try:
+            images.append(decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels))
+            indices.append(i)
+        except DataError as error:
+            unreadable(error)
+    return images, torch.tensor(indices)
 
 
 def thumbnail(image: torch.Tensor, side: int) -> Image.Image:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssole.data.base import Source, evenly_spaced
-from ssole.data.decode import decode
+from ssole.data.base import Source
 from ssole.data.describe import why_not_reopened
 from ssole.data.sources import open_source
 from ssole.data.subset import SubsetSource
-from ssole.data.thumbnail import thumbnail
+from ssole.data.thumbnail import images_to_show, thumbnail
 from ssole.errors import DataError
 from ssole.evaluation.checks import NotFiniteError
 from ssole.evaluation.datasets import EvaluationData, Subset, find_test_images, open_data
@@ -119,17 +117,15 @@ def open_examples(record: Record, data: Spec | None, *, limit: int) -> tuple[lis
     """At most `limit` evenly spaced images (C, h, w) of a run's data, and their indices; None if there are none."""
     if data is None and why_not_reopened(record.config.data) is not None:
         return None
-    config, images, indices = record.config, [], []
-    size = config.augment.useful_size
+    config, size = record.config, record.config.augment.useful_size
     try:
         source = open_source(config.data if data is None else data, split="train")
-        for i in evenly_spaced(len(source), limit):
-            with suppress(DataError):  # one that cannot be read is left out, as in training
-                images.append(decode(source.read(i), where=source.id(i), shrink_to=size, channels=config.channels))
-                indices.append(i)
+        images, indices = images_to_show(
+            source, limit, shrink_to=size, channels=config.channels, unreadable=lambda error: None
+        )
     except (ValueError, OSError):  # once the run is finished, the page says why there are no pictures
         return None
-    return (images, torch.tensor(indices)) if images else None
+    return (images, indices) if images else None
 
 
 def _open(record: Record, data: Any, limit: int, device: torch.device, progress: bool) -> Sample:

@@ -28,14 +28,7 @@ from typing import Any, Literal
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
 from ssole.errors import DiskError, change_refused
-from ssole.files import (
-    is_leftover,
-    locked,
-    parse_json,
-    read_json,
-    remove_leftovers,
-    write_text_atomically,
-)
+from ssole.files import is_leftover, locked, parse_json, read_json, remove_leftovers, write_text_atomically
 from ssole.runtime import environment
 
 Change = Literal["images", "settings", "version"]

@@ -79,10 +79,11 @@ def with_measurements(
 
     def measure() -> dict[str, Any]:
         full = with_statistics(config, store)
-        make_plan(full, len(store))  # raises an error for too few images
+        total = make_plan(full, len(store)).total  # raises an error for too few images
         if full.budget is not None:
             full = _with_steps(full, len(store), time.monotonic() - begin, step_seconds)
-        if (total := make_plan(full, len(store)).total) <= full.optim.warmup_steps:
+            total = full.steps or total
+        if total <= full.optim.warmup_steps:
             warnings.warn(
                 f"the run has {total} steps, and its learning rate rises for {full.optim.warmup_steps} (warmup_steps): "
                 "it never gets to its peak, nor falls",
