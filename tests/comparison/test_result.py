@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from comparing import comparison, three
 from rich.console import Console
+from scipy import stats
 
-from ssole.comparison.result import Summary
+from ssole.comparison.result import Difference, Summary
 
 
 def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
@@ -32,6 +33,21 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     partly = result.difference("partly")
     assert partly is not None
     assert (partly.n, partly.standard_error, partly.clear) == (1, None, False)
+
+
+@pytest.mark.parametrize("pairs", [[0.10, 0.11, 0.09], [0.3, -0.1], [0.01, 0.02, 0.015, 0.001, 0.03]])
+def test_the_p_value_is_that_of_a_t_test_of_the_pairs(pairs: list[float]) -> None:
+    error = np.std(pairs, ddof=1) / math.sqrt(len(pairs))
+    difference = Difference(best="a", mean=float(np.mean(pairs)), standard_error=float(error), n=len(pairs))
+    assert difference.p_value == pytest.approx(stats.ttest_1samp(pairs, 0).pvalue)
+    assert difference.clear == (difference.p_value < 0.05)
+
+
+def test_three_pairs_need_more_than_twice_the_error() -> None:
+    assert not Difference(best="a", mean=4.2, standard_error=1, n=3).clear
+    assert Difference(best="a", mean=4.4, standard_error=1, n=3).clear
+    assert Difference(best="a", mean=1.0, standard_error=0, n=3).p_value == 0
+    assert Difference(best="a", mean=0, standard_error=0, n=3).p_value is None
 
 
 def test_summaries_have_mean_std_and_n(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sklearn.metrics import (
@@ -11,6 +12,7 @@ from sklearn.metrics import (
     recall_score,
     top_k_accuracy_score,
 )
+from torch.nn import functional as F
 
 from ssole.evaluation import accuracy as module
 from ssole.evaluation.accuracy import accuracy, classified
@@ -63,3 +65,25 @@ def test_accuracy_is_that_of_scikit_learn() -> None:
     for top in (1, 5):
         expected = top_k_accuracy_score(labels.numpy(), scores.numpy(), k=top, labels=range(9))
         assert accuracy(scores, labels, top=top) == pytest.approx(expected)
+
+
+def test_the_error_of_the_macro_accuracy_is_unbiased_for_classes_of_few_images() -> None:
+    """The mean of the estimated variances is the variance of the accuracies, over many results of classes of two."""
+    share, variances, means = 0.7, [], []
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat_interleave(2)
+    for _ in range(4000):
+        right = torch.rand(8, generator=generator) < share
+        predicted = torch.where(right, labels, (labels + 1) % 4)
+        score = classified("it", F.one_hot(predicted, 4).double(), labels).scores["it_macro"]
+        means.append(score.value)
+        variances.append(score.std**2)  # type: ignore[operator]
+    assert np.mean(variances) == pytest.approx(share * (1 - share) / 8, rel=0.03)
+    assert np.var(means) == pytest.approx(np.mean(variances), rel=0.1)
+
+
+def test_a_class_of_one_image_has_the_variance_of_the_mean() -> None:
+    labels = torch.tensor([0, 1, 2, 3])
+    score = classified("it", F.one_hot(torch.tensor([0, 1, 2, 0]), 4).double(), labels).scores["it_macro"]
+    assert score.value == 0.75
+    assert score.std == pytest.approx((0.75 * 0.25 / 4) ** 0.5)

@@ -30,7 +30,7 @@ def test_it_finds_the_position_that_tells() -> None:
     before = torch.get_rng_state()
     scores = attentive_probe(train.half(), labels, classes=2, epochs=400).scores(test)
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.allclose(scores.sum(1), torch.ones(200), atol=1e-5)
+    assert torch.allclose(scores.sum(1), torch.ones(200).double(), atol=1e-5)
     accuracy = float((scores.argmax(1) == test_labels).float().mean())
     by_mean = test.mean(1)[:, 1] > 0
     assert accuracy > 0.95

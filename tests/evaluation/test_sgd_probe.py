@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ def test_it_takes_the_steps_of_torch(count: int) -> None:
             F.cross_entropy(layer(inputs[rows]), labels[rows]).backward()
             optimizer.step()
             step += 1
-    assert torch.allclose(probe.scores(features), layer(inputs).softmax(1), atol=1e-5)
+    assert torch.allclose(probe.scores(features), layer(inputs).double().softmax(1), atol=1e-5)
     assert (probe.rate, probe.validation) == (0.3, {})
 
 
@@ -75,3 +76,11 @@ def test_wrong_input() -> None:
         sgd_probe(features, labels, rates=(0.0, 1.0))
     with pytest.raises(ValueError, match="hold NaN or infinity in 20 of 20"):
         sgd_probe(features * torch.nan, labels)
+
+
+def test_the_scores_of_large_logits_keep_their_order() -> None:
+    """In float32 all classes but one would have probability 0, and the top 5 be undecided."""
+    probe = sgd_probe(torch.randn(60, 4), torch.arange(60) % 6, rates=[1.0], epochs=1)
+    probe = replace(probe, weight=torch.zeros(6, 4), bias=torch.arange(6.0) * 120)
+    assert probe.scores(torch.zeros(1, 4)).argsort(1).tolist() == [[0, 1, 2, 3, 4, 5]]
+    assert (probe.scores(torch.zeros(1, 4)) > 0).all()

@@ -89,3 +89,19 @@ def test_muon_emulates_no_bfloat16(native: bool, dtype: torch.dtype, monkeypatch
     layer(torch.ones(1, 8)).sum().backward()
     optimizer.step()
     assert asked == [dtype]
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-6])
+def test_lars_adapts_matrices_to_their_norm_with_and_without_weight_decay(weight_decay: float) -> None:
+    steps = []
+    for scale in (1.0, 100.0):  # of the gradient, which the adapted rate divides out
+        layer = nn.Linear(3, 4)
+        nn.init.ones_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        optimizer = create_optimizer(layer, OptimConfig(name="lars", lr=0.1, momentum=0.0, weight_decay=weight_decay))
+        layer.weight.grad, layer.bias.grad = torch.full((4, 3), scale), torch.full((4,), scale)
+        optimizer.step()
+        steps.append((1 - layer.weight[0, 0].item(), -layer.bias[0].item()))
+    (small, small_bias), (large, large_bias) = steps
+    assert large == pytest.approx(small, rel=1e-3)
+    assert large_bias == pytest.approx(100 * small_bias, rel=1e-3)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 RESULT_FILE = "comparison.json"
 RANKED_BY = "knn20"
 """Metric that arms are ranked by, in the search and in the result."""
+ALPHA = 0.05
+"""Level of significance: a difference with a lower p-value is clear."""
 _HEADINGS = {"knn20": "kNN, %", "linear": "linear, %", "centred_effective_rank": "rank"}
 
 
@@ -51,9 +53,22 @@ class Difference:
     n: int
 
     @property
+    def p_value(self) -> float | None:
+        """Two-sided p-value of Student's t-test of the pairs; None for one pair, or if no run differs from its pair."""
+        from scipy.stats import t  # here, because scipy would make `import ssole` slower
+
+        if self.standard_error is None or self.mean == self.standard_error == 0:
+            return None
+        return float(2 * t.sf(abs(self.mean) / self.standard_error, self.n - 1)) if self.standard_error else 0.0
+
+    @property
     def clear(self) -> bool:
-        """Whether the difference exceeds twice its standard error."""
-        return self.standard_error is not None and abs(self.mean) > 2 * self.standard_error
+        """Whether p is below 5 %. With three pairs the mean then exceeds 4.3 times its standard error."""
+        return self.p_value is not None and self.p_value < ALPHA
+
+    def to_dict(self) -> dict[str, Any]:
+        """The figures as a plain dict, ready for JSON."""
+        return asdict(self) | {"p_value": self.p_value, "clear": self.clear}
 
     def __str__(self) -> str:
         if self.standard_error is None:
@@ -169,7 +184,7 @@ class Comparison:
             difference = self.difference(name)
             arms[name] = {
                 "summary": {key: asdict(value) for key, value in arm.summary().items()},
-                "difference_to_best": None if difference is None else asdict(difference) | {"clear": difference.clear},
+                "difference_to_best": None if difference is None else difference.to_dict(),
                 **asdict(arm),
             }
         return {

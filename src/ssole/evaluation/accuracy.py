@@ -39,20 +39,24 @@ def classified(name: str, scores: Tensor, labels: Tensor) -> Outcome:
     """Outcome of a classifier: its accuracies under ``name``, and the accuracy and confusions of each class.
 
     The macro accuracy is the mean of the accuracies of the classes that have test images. Its error is that of
-    independent binomial counts.
+    independent binomial counts, without bias: p (1 - p) / (n - 1) for a class of n images with accuracy p. A class with
+    one image has the variance of the mean accuracy.
 
     Args:
         name: name of the metric.
-        scores: (Q, C), none below 0; see :func:`accuracy`.
+        scores: (Q, C), none below 0; see :func:`accuracy`. Probabilities in float64, where few become 0.
         labels: (Q,) integers in [0, C).
     """
     classes, predicted, labels = scores.shape[1], scores.argmax(1).cpu(), labels.cpu().long()
     counts = labels.bincount(minlength=classes)
     right = labels[predicted == labels].bincount(minlength=classes)
-    share_C = right[counts > 0] / counts[counts > 0]
-    error = math.sqrt(float((share_C * (1 - share_C) / counts[counts > 0]).sum())) / len(share_C)
+    images_C = counts[counts > 0]
+    share_C = right[counts > 0] / images_C
+    mean = float(share_C.mean())
+    variance_C = torch.where(images_C > 1, share_C * (1 - share_C) / (images_C - 1).clamp(min=1), mean * (1 - mean))
+    error = math.sqrt(float(variance_C.sum())) / len(share_C)
     found = {name: Score.accuracy(accuracy(scores, labels), len(labels))}
-    found[f"{name}_macro"] = Score(value=float(share_C.mean()), std=error, n=len(labels))
+    found[f"{name}_macro"] = Score(value=mean, std=error, n=len(labels))
     if classes > 5:
         found[f"{name}_top5"] = Score.accuracy(accuracy(scores, labels, top=5), len(labels))
     per_class = [int(r) / int(n) if n else None for r, n in zip(right, counts, strict=True)]

@@ -87,9 +87,9 @@ class AttentiveProbe(nn.Module):
 
     @torch.no_grad()
     def scores(self, tokens: Tensor) -> Tensor:
-        """Class probabilities (N, C) of tokens (N, T, F), on the CPU."""
-        device = self.queries_HF.device
-        return torch.cat([self(part.to(device).float()).softmax(1).cpu() for part in tokens.split(BATCH)])
+        """Class probabilities (N, C) float64 of tokens (N, T, F), on the CPU."""
+        logits = [self(part.to(self.queries_HF.device).float()).cpu() for part in tokens.split(BATCH)]
+        return torch.cat(logits).softmax(1, dtype=torch.float64)
 
 
 def attentive_probe(

@@ -173,7 +173,7 @@ def _semi(case: Case) -> Outcome:
             logits = extract(model, case.data.test, case.preprocessing, device=case.device, progress=case.progress)
         logits, labels = case.data.test.readable_rows(logits)
         name = f"semi{round(100 * share)}"
-        outcome = classified(name, logits.softmax(1), labels)
+        outcome = classified(name, logits.softmax(1, dtype=torch.float64), labels)
         outcome.details[name] |= {"images": len(chosen), "split": split_digest(train.positions[chosen])}
         outcomes.append(outcome)
     return Outcome.joined(outcomes)

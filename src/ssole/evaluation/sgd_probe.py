@@ -43,10 +43,10 @@ class SgdProbe:
     """Accuracy on the held-out part of train by learning rate; empty when only one was given."""
 
     def scores(self, features: Tensor) -> Tensor:
-        """Class probabilities (N, C) of features (N, F)."""
+        """Class probabilities (N, C) float64 of features (N, F)."""
         check_features(features, "features")
         with exact_float32(features.device):
-            return F.linear(features.float(), self.weight, self.bias).softmax(1)
+            return F.linear(features.float(), self.weight, self.bias).softmax(1, dtype=torch.float64)
 
 
 def sgd_probe(

@@ -22,8 +22,10 @@ def _sgd(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
+    """LARS, with the rate of each matrix adapted to its norm, also without weight decay; vectors as in SGD."""
     from timm.optim.lars import Lars
 
+    groups = [group | {"always_adapt": group["params"][0].ndim >= 2} for group in groups]
     optimizer: torch.optim.Optimizer = Lars(groups, lr=config.lr, momentum=config.momentum)
     return optimizer
 
@@ -49,7 +51,7 @@ OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = 
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """Optimizer of a model. Biases and norm scales (1-d parameters) get no weight decay.
+    """Optimizer of a model. Biases and norm scales (1-d parameters) get no weight decay; position embeddings do.
 
     With `config.layer_decay`, the model is that of a learner, which has an encoder with a backbone. Raises a
     ConfigError if that does not say what its layers are, or if nothing is left to train.
