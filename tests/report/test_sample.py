@@ -44,7 +44,7 @@ def test_features_and_pictures_belong_to_their_images(run: Run) -> None:
             np.testing.assert_allclose(part.after[row], whole.array[index], atol=1e-5)
             assert whole.labels is not None
             assert part.labels[row] == whole.labels[index]
-            assert part.image(row).shape == (3, 12, 12)
+            assert part.pictures([row], 96)[0].size == (12, 12)
     assert not torch.allclose(sample.train.after, sample.train.before)
     assert sample.name_of(0) == "cat"
     assert sample.name_of(-1) == "no label"

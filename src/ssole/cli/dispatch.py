@@ -96,7 +96,8 @@ def _main(argv: list[str]) -> int:
         if place.rank:  # the first process does all the work, with the threads of those on its machine
             return 0
         os.environ["WORLD_SIZE"] = "1"
-        _use_threads_of(place.local_world_size)
+        # as many threads as all processes of this machine have together, at most one for each usable processor
+        torch.set_num_threads(max(1, min(usable_cpus(), place.local_world_size * torch.get_num_threads())))
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _run(command, argv[1:])
@@ -166,11 +167,3 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
     """
     if "PIL" not in Path(filename).parts and not distributed.launch().rank:
         print(f"warning: {printable(without_secrets(str(message)))}", file=sys.stderr)
-
-
-def _use_threads_of(processes: int) -> None:
-    """Compute with as many threads as `processes` processes like this one have together.
-
-    At most one for each usable processor.
-    """
-    torch.set_num_threads(max(1, min(usable_cpus(), processes * torch.get_num_threads())))

@@ -33,7 +33,7 @@ def replay(argv: Sequence[str]) -> int:
     args = parse(replay, ReplayArgs, argv)
     found = take_again(args.bundle)
     show(f"step {found.step} failed in the run: {found.recorded}")
-    for note in found.notes:
+    for note in found.notes:  # such as "torch: 2.8 in the run, 2.9 here"
         show(f"  another {note}")
     show(f"here: {found.found or 'everything is finite'}")
     parts = {"weights before the step": found.weights, "first layers": found.layers, "gradients": found.gradients}

@@ -28,7 +28,10 @@ class Images:
     search_train: Source
     validation: Source
     is_part: bool
-    """Whether `train` is a part of the data that were given, since images were held out or a sample was asked for."""
+    """Whether `train` is a part of the data that were given, since images were held out or a sample was asked for.
+
+    If not, run folders name the data themselves, so that they can be opened again.
+    """
     notes: list[str]
     """What a reader of the result must know about the data."""
 

@@ -15,7 +15,7 @@ _NO_COLOUR: dict[str, Any] = {"saturation": 0.0, "hue": 0.0, "grey": 0.0, "mean"
 PRESETS: dict[str, ViewRecipe] = {
     # SimCLR's augmentation (Chen et al. 2020), at the strength that most later methods use
     "natural": ViewRecipe(crops=_LARGE, saturation=0.2, blur=0.5),
-    # no blur: at 32 to 64 px it leaves little to see
+    # the defaults, which have no blur: at 32 to 64 px it leaves little to see
     "small": ViewRecipe(crops=_SMALL),
     # no flips: a mirrored character is another one. Strong colours, or views would be matched by their background
     "digits": ViewRecipe(crops=_DIGITS, hflip=0.0, brightness=0.8, contrast=0.8, saturation=0.8, hue=0.5, grey=0.4),

@@ -36,7 +36,7 @@ class NoTokensError(ValueError):
 
 
 class Tokens(nn.Module):
-    """Spatial features of a timm model, or a run's: images to (B, T, F), flattened to rows (B, T F).
+    """Spatial features (B, T, F) of a timm model, or a run's, as rows (B, T F), which :func:`extract` takes.
 
     Raises:
         NoTokensError: the model has no ``forward_features`` that gives a map (B, F, h, w) or (B, h, w, F), or

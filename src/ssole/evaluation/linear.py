@@ -168,13 +168,13 @@ class _Logistic:
             [point_GC],
             max_iter=max_iterations,
             max_eval=2 * max_iterations,
-            tolerance_grad=1.0,
+            tolerance_grad=1.0,  # the objective is in units of the tolerance
             tolerance_change=0.0,
             history_size=20,
             line_search_fn="strong_wolfe",
         )
 
-        # In units of the tolerance: torch's solver ignores a step when the inner product of its changes of gradient and
+        # torch's solver ignores a step when the inner product of its changes of gradient and
         # point is below 1e-10, and would crawl towards a tight tolerance.
         def objective() -> float:
             weight_GC = point_GC.detach() * scale_GC

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError
-from ssole.models.load import load
+from ssole.models.load import described, load
 from ssole.models.small_stem import register_with_timm
 from ssole.models.weights_file import SUFFIXES, classifier_prefixes, load_whole, read_weights
 
@@ -59,7 +59,8 @@ def open_model(given: nn.Module | str | PathLike[str] | Any) -> nn.Module:
     path = Path(text)
     if path.suffix == ".onnx":
         return OnnxModel(path)
-    if path.suffix in SUFFIXES and path.is_file() and not _is_of_ssole(path):
+    is_weights = path.suffix in SUFFIXES and path.is_file()
+    if is_weights and (path.suffix != ".safetensors" or described(path) is None):
         raise ConfigError(f"{path} does not say which network its weights belong to: give timm:NAME={path}")
     if not path.exists():
         raise ConfigError(f"there is no {path}: {_NO_PLACE}")
@@ -211,16 +212,3 @@ def _unknown(library: str, name: str, known: list[str]) -> ConfigError:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {library}:{close[0]}?" if close else f"{library} lists the names of its models"
     return ConfigError(f"{library} has no model {name!r}: {hint}")
-
-
-def _is_of_ssole(path: Path) -> bool:
-    """Whether a weight file has the header that `ssole pretrain` writes; damaged ones are for `load` to explain."""
-    from safetensors import SafetensorError, safe_open
-
-    if path.suffix != ".safetensors":
-        return False
-    try:
-        with safe_open(path, framework="pt") as file:
-            return "ssole" in (file.metadata() or {})
-    except SafetensorError:
-        return True

@@ -134,18 +134,27 @@ def weights_path(run: str | PathLike[str] | Any) -> Path:
     raise ConfigError(f"{path} is not a run folder: it has neither config.yaml nor backbone.safetensors")
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def described(path: Path) -> str | None:
+    """Description of the network in the header of a safetensors file; None if `ssole pretrain` did not write it.
+
+    Raises:
+        ConfigError: no whole safetensors file.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            return (file.metadata() or {}).get(_KEY)
     except SafetensorError as error:
         raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
-    if _KEY not in metadata:
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    text = described(path)
+    if text is None:
         raise ConfigError(f"{path} was not written by ssole pretrain: its header does not describe the network")
     try:
-        description = parse_json(metadata[_KEY])
+        description = parse_json(text)
         _check_description(description)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"the header of {path} does not describe a network: {error}") from None

@@ -28,6 +28,7 @@ MAX_PAGE_BYTES = 8_000_000
 _MAP_BYTES, _SHEET_BYTES = 5_500_000, 3_500_000  # of the maps of all runs, and of their thumbnails alone
 _SHEET_SIDES = {5000: 40, 50_000: 24}  # pixels of a thumbnail on the map, by the largest number of images
 _QUERIES, _OUTLIERS, _PAIRS, _MISTAKES = 6, 12, 6, 6
+_SIDE = 96  # most pixels of an image beside the others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +141,7 @@ def _pictures(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
 def _seen(sample: Sample, part: Part, row: int) -> dict[str, Any]:
     """An image as the template shows it."""
     label = sample.name_of(int(part.labels[row])) if sample.labelled else None
-    return {"src": data_uri(part.picture(row)), "id": part.id(row), "label": label}
+    return {"src": data_uri(part.pictures([row], _SIDE)[0]), "id": part.id(row), "label": label}
 
 
 def _neighbours(sample: Sample, query: int, after: list[int], before: list[int]) -> dict[str, Any]:

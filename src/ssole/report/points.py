@@ -124,7 +124,10 @@ def _by_value(name: str, values: Sequence[str]) -> Colouring:
 
 
 def _by_number(name: str, values: Sequence[str]) -> Colouring | None:
-    """Colouring by number, in ranges of equally many images; None unless all are numbers, of more than 19 values."""
+    """Colouring by number, in ranges of equally many images.
+
+    None if a value is no number, or if there are 19 different ones or fewer, each of which gets a colour of its own.
+    """
     try:
         numbers = np.array([float(value) if value else np.nan for value in values])
     except ValueError:

@@ -56,14 +56,6 @@ class Part:
         """Name of an image."""
         return self.subset.store.source.id(int(self.subset.positions[row]))
 
-    def image(self, row: int) -> Tensor:
-        """Decoded image (C, h, w)."""
-        return self.subset.get(torch.tensor([row]))[0]
-
-    def picture(self, row: int, side: int = 96) -> Image.Image:
-        """Image as a picture that fits into a square."""
-        return thumbnail(self.image(row), side)
-
     def pictures(self, rows: Sequence[int], side: int) -> list[Image.Image]:
         """Images as pictures that fit into a square, decoded by all threads at once."""
         return [thumbnail(image, side) for image in self.subset.get(torch.tensor(rows))]

@@ -49,7 +49,7 @@ class Screen:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Context that shows what is waited for. The time that is left is counted from its end on."""
+        """Context that shows what is waited for. The remaining time is estimated from the steps after it."""
         self._text.plain = what
         if not self._live:
             self.print_line(what)

@@ -27,7 +27,7 @@ _MAX_TABLE_BYTES = 1 << 30  # bytes of the rows of an epoch; with more, each bat
 
 
 class RowParts(NamedTuple):
-    """Rows of N views, split into their parts. Pairs are of the image's rows and columns, in pixels of the image."""
+    """Numbers that N views need, by part. Pairs are (vertical, horizontal), in pixels of the image."""
 
     start: torch.Tensor
     """(N, 2): where the crop begins, or where it ends if it is mirrored."""
