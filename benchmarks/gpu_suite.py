@@ -183,18 +183,18 @@ def graph_milliseconds(run: Callable[[], None], suite: Suite) -> float | None:
     it cannot be captured."""
     if suite.device.type != "cuda":
         return None
-    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(suite.device)
+    from ssole.training.graph import captured, on_side_stream
+
     try:
-        with torch.cuda.stream(side):
-            run()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=side):
-            run()
+        on_side_stream(run, suite.device)
+        if (reason := waits(run, suite.device)) is not None:  # a capture that fails would spoil later ones
+            raise RuntimeError(reason)
+        replay = captured(run, suite.device)
     except RuntimeError as error:
         print(f"  not captured: {error}", flush=True)
         return None
-    graph.replay()
-    return 1e3 * seconds_of(lambda: [graph.replay() for _ in range(20)], suite.device) / 20
+    replay()
+    return 1e3 * seconds_of(lambda: [replay() for _ in range(20)], suite.device) / 20
 
 
 def views_rows(suite: Suite) -> Iterator[Row]:
@@ -415,6 +415,7 @@ def projection_rows(suite: Suite, config: Any, train: Any) -> Iterator[Row]:
     later = step_row(suite, config, images, n=epoch)
     yield {"part": "later", **later}
     share, early = 0.0, later
+    forget_peak_memory(suite.device)  # frees the first learner and its graph before the second has its own
     if config.augment.early is not None:
         share, early = config.augment.early_share, step_row(suite, config, images, n=epoch, early=True)
         yield {"part": "early", **early}

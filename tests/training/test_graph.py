@@ -6,6 +6,8 @@ What a step takes from Python's variables is then as it was when it was recorded
 from __future__ import annotations
 
 import copy
+import dataclasses
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -58,12 +60,15 @@ class Captured:
         self.learner = Learner(tiny.config(**MUON), CPU)
         self.learner.watch = LossWatch(CUDA)  # which does not look at once
         use_tensor_rates(self.learner.optimizer, CPU)
-        self.captures, self.capture = 0, capture or self.record
+        self.captures, self.capture, self.waits = 0, capture or self.record, list[str]()
         self.graph: StepGraph[StepResult] = StepGraph(self.take, self.learner.watch, required=required)
         self.learner._graph = self.graph
 
     def take(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> StepResult:
         return self.learner._learn([images])
+
+    def with_waits(self, body: Callable[[], StepResult]) -> tuple[StepResult, list[str]]:
+        return body(), self.waits
 
     def record(self, body: Callable[[], StepResult], device: torch.device) -> Callable[[], StepResult]:
         self.captures += 1
@@ -86,7 +91,8 @@ class Captured:
 
     def step(self, views: torch.Tensor, lr: float) -> StepResult:
         set_learning_rate(self.learner.optimizer, lr)
-        with mock.patch.multiple(graph_module, on_side_stream=lambda body, _: body(), captured=self.capture):
+        stand_ins = {"on_side_stream": lambda body, _: body(), "captured": self.capture, "with_waits": self.with_waits}
+        with mock.patch.multiple(graph_module, **stand_ins):
             result = self.graph.step(self.learner.steps_done, views, IDS, 0)
         self.learner.steps_done += 1
         return result
@@ -261,6 +267,50 @@ def test_a_capture_that_fails_leaves_steps_as_they_were() -> None:
         required.step(views_of(WARM_UP), 0.01)
 
 
+def test_a_step_that_waits_for_the_gpu_is_never_captured() -> None:
+    """A capture that fails would leave torch's memory and generators as if it went on."""
+    torch.set_num_threads(1)
+    launched, captured = plain(), Captured()
+    captured.waits = ["mine.py:7"]
+    for step in range(WARM_UP + 3):
+        launched.step_on_views([views_of(step)], lr=0.01)
+        if step == WARM_UP - 1:
+            with pytest.warns(UserWarning, match=r"is launched: the host waits for the GPU, at mine.py:7"):
+                captured.step(views_of(step), 0.01)
+        else:
+            captured.step(views_of(step), 0.01)
+    assert captured.captures == 0
+    require_equal(launched, captured.learner)
+    required = Captured(required=True)
+    required.waits = ["mine.py:7"]
+    for step in range(WARM_UP - 1):
+        required.step(views_of(step), 0.01)
+    with pytest.raises(RuntimeError, match=r"cannot be captured as a CUDA graph: the host waits for the GPU"):
+        required.step(views_of(WARM_UP - 1), 0.01)
+
+
+def test_waits_are_found_by_torchs_debug_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[object] = []
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+
+    def body() -> int:
+        assert modes == ["warn"]
+        warnings.warn("called a synchronizing CUDA operation (Triggered internally at f.cpp:1.)", stacklevel=1)
+        warnings.warn("another matter", stacklevel=1)
+        return 5
+
+    with pytest.warns(UserWarning, match="another matter") as others:
+        result, waits = graph_module.with_waits(body)
+    assert len(others) == 1
+    assert result == 5
+    assert [wait.partition(":")[0] for wait in waits] == ["test_graph.py"]
+    assert modes == ["warn", 0]
+    with pytest.raises(KeyError):
+        graph_module.with_waits(lambda: {}["missing"])
+    assert modes[-1] == 0
+
+
 def test_ctrl_c_in_a_capture_is_no_failure_of_it() -> None:
     def stop(body: Callable[[], StepResult], device: torch.device) -> Callable[[], StepResult]:
         try:
@@ -281,5 +331,17 @@ def test_graphs_are_wanted_on_cuda_with_muon() -> None:
     assert not wants_graph(tiny.config(), CUDA, sgd)
     assert not wants_graph(tiny.config(), CPU, muon)
     assert not wants_graph(tiny.config(cuda_graph="never"), CUDA, muon)
+    assert not wants_graph(tiny.config(), CUDA, muon, own_code=True)  # which may change with Python's variables
+    assert wants_graph(tiny.config(cuda_graph="always"), CUDA, muon, own_code=True)
     with pytest.raises(ConfigError, match=r"cuda_graph = always needs .* got 1 processes, cpu and muon: use auto"):
         wants_graph(tiny.config(cuda_graph="always", **MUON), CPU, muon)
+
+
+def test_a_graph_that_is_required_needs_images_of_one_size_in_a_table() -> None:
+    learner = Captured().learner
+    learner.config = dataclasses.replace(learner.config, cuda_graph="always")
+    learner.steps_done = 1
+    with pytest.raises(
+        ConfigError, match=r"cuda_graph = always needs images of one size, .* at most 1 GiB\): use auto"
+    ):
+        learner._may_replay([torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)], 0)

@@ -16,6 +16,7 @@ import torch
 
 import tiny
 from ssole.config import load
+from ssole.losses import SSOLELoss
 from ssole.training.feed import Feed, make_plan
 from ssole.training.step import Learner
 
@@ -44,17 +45,18 @@ def test_a_step_launches_few_kernels(launches: ModuleType, name: str) -> None:
     assert {part: counted.totals[part] for part in ceilings if counted.totals[part] > ceilings[part]} == {}
 
 
-@pytest.mark.parametrize("name", ["ssole", "supervised"])
+@pytest.mark.parametrize("name", ["ssole", "supervised", "a module"])
 def test_from_images_to_the_update_nothing_waits(
     launches: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 1 << 30))
-    config = tiny.config(**{"loss.name": name, "augment.early_size": 6})
+    loss = SSOLELoss() if name == "a module" else None  # which would look at values
+    config = tiny.config(**{"loss.name": "ssole" if loss else name, "augment.early_size": 6})
     images = torch.from_numpy(tiny.images()).permute(0, 3, 1, 2)
     labels = np.arange(tiny.IMAGES) % 2
     with launches.fake_cuda():
         store = SimpleNamespace(images=torch.zeros(images.shape, dtype=torch.uint8), hint=lambda: None)
-        learner = Learner(config, launches.DEVICE, labels=labels, images=tiny.IMAGES)
+        learner = Learner(config, launches.DEVICE, loss=loss, labels=labels, images=tiny.IMAGES)
         learner.go_on_from(1)
         with launches.Launches() as counter:
             for step, epoch, ids, batch in Feed(store, launches.DEVICE).batches(make_plan(config, tiny.IMAGES), 0):

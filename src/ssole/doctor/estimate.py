@@ -77,7 +77,9 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
     try:
         with torch_state(deterministic=config.deterministic):
-            trial = DryRun(config, lambda size: sample.batch(size, device), device, seconds=TRIAL_SECONDS)
+            trial = DryRun(
+                config, lambda size: sample.batch(size, device), device, images=images, seconds=TRIAL_SECONDS
+            )
             batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
             if batch == config.batch_size and trial.learner.wants_compiling(plan.total):
                 trial.compile()

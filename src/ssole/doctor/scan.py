@@ -204,7 +204,7 @@ class Sample:
     def batch(self, size: int, device: torch.device) -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor]:
         """Batch of `size` images and their ids; images repeat if the sample has fewer. One tensor if sizes agree."""
         images = [self.images[i % len(self.images)].to(device) for i in range(size)]
-        return as_batch(images), torch.arange(size)
+        return as_batch(images), torch.arange(size, device=device)
 
 
 def draw_sample(source: Source, readable: Sequence[Readable], *, shrink_to: int, channels: int | None = None) -> Sample:

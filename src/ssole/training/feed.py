@@ -152,7 +152,10 @@ class _Upload:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="ssole-upload")
+        # with this device as its current one, or the thread would set up GPU 0 as well
+        self._thread = ThreadPoolExecutor(
+            1, thread_name_prefix="ssole-upload", initializer=torch.cuda.set_device, initargs=(self._stream.device,)
+        )
 
     def begin(self, load: Callable[[], ImageBatch]) -> Callable[[], ImageBatch]:
         """Start to load and copy a batch; the returned function makes thread and current stream wait for the copy."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -28,8 +29,13 @@ _Result = TypeVar("_Result")
 _Body = Callable[[], _Result]
 
 
-def wants_graph(config: PretrainConfig, device: torch.device, optimizer: torch.optim.Optimizer) -> bool:
+def wants_graph(
+    config: PretrainConfig, device: torch.device, optimizer: torch.optim.Optimizer, *, own_code: bool = False
+) -> bool:
     """Whether steps are captured: on CUDA, with Muon, in one process and one part, unless the config says never.
+
+    With `own_code`, a loss or backbone that the caller wrote, only if the config says always: a graph would repeat for
+    ever what such code took from Python's variables in the captured step, such as a temperature that changes.
 
     Raises:
         ConfigError: the config says always, and it is not possible.
@@ -41,7 +47,7 @@ def wants_graph(config: PretrainConfig, device: torch.device, optimizer: torch.o
             "cuda_graph = always needs one process, a CUDA device, Muon and accumulate = 1, got "
             f"{distributed.world_size()} processes, {device} and {config.optim.name}: use auto"
         )
-    return possible and config.cuda_graph != "never"
+    return possible and config.cuda_graph != "never" and (config.cuda_graph == "always" or not own_code)
 
 
 class StepGraph(Generic[_Result]):
@@ -50,7 +56,7 @@ class StepGraph(Generic[_Result]):
     Args:
         take: function that takes a step on images (B, C, H, W), ids (B,) and the number of an epoch.
         watch: the loss watch that `take` adds to.
-        required: whether a capture that fails is an error. Otherwise steps go on as before, with a warning.
+        required: whether a step that cannot be captured is an error. Otherwise steps go on as before, with a warning.
     """
 
     def __init__(
@@ -83,13 +89,33 @@ class StepGraph(Generic[_Result]):
         if self._replay is None and self._taken >= WARM_UP and not self._failed:
             self._record(images, ids, epoch)
         if self._replay is None:
-            self._taken += 1
-            return on_side_stream(lambda: self._take(images, ids, epoch), images.device)
+            return self._launch(images, ids, epoch)
         self._images.copy_(images)
         self._ids.copy_(ids)
         result = self._replay()
         self._watch.record(done + 1, self._names)
         return result
+
+    def _launch(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> _Result:
+        """Take the step as it is. In the last one before a capture, nothing may make the host wait.
+
+        A capture would fail then, after which torch (up to 2.11 at least) takes its memory and generators for captured.
+        """
+        self._taken += 1
+        take: _Body[_Result] = lambda: on_side_stream(lambda: self._take(images, ids, epoch), images.device)  # noqa: E731
+        if self._taken != WARM_UP or self._failed:
+            return take()
+        result, waits = with_waits(take)
+        if waits:
+            self._give_up(f"the host waits for the GPU, at {', '.join(waits[:3])}")
+        return result
+
+    def _give_up(self, reason: str) -> None:
+        """Launch all further steps."""
+        if self._required:
+            raise RuntimeError(f"the step cannot be captured as a CUDA graph: {reason}")
+        self._failed = True
+        warnings.warn(f"the step could not be captured as a CUDA graph, and is launched: {reason}", stacklevel=5)
 
     def _record(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> None:
         self._images, self._ids = images.clone(), ids.clone()
@@ -102,9 +128,7 @@ class StepGraph(Generic[_Result]):
                 raise cause from None
             if self._required:
                 raise
-            self._failed = True
-            reason = " ".join(str(cause).split())[:300]
-            warnings.warn(f"the step could not be captured as a CUDA graph, and is launched: {reason}", stacklevel=4)
+            self._give_up(" ".join(str(cause).split())[:300])
         finally:
             self._names = self._watch.drop(self._watch.count - before)
 
@@ -123,6 +147,23 @@ def on_side_stream(body: _Body[_Result], device: torch.device) -> _Result:
         result = body()
     current.wait_stream(stream)
     return result
+
+
+def with_waits(body: _Body[_Result]) -> tuple[_Result, list[str]]:
+    """Result of a call, and the lines of Python at which it makes the host wait for a GPU."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            result = body()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    waits = [one for one in caught if "synchronizing CUDA operation" in str(one.message)]
+    for one in caught:
+        if one not in waits:
+            warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    return result, [f"{Path(one.filename).name}:{one.lineno}" for one in waits]
 
 
 def captured(body: _Body[_Result], device: torch.device) -> _Body[_Result]:

@@ -78,7 +78,8 @@ def train(
     config, evaluators = from_dict(distributed.on_rank_0(lambda: to_dict(run.config))), evaluators or {}
     if any(every < 1 for every in evaluators):
         raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
-    learner = Learner(config, device, loss=loss, backbone=backbone, labels=store.labels, images=plan.images)
+    with torch_state(deterministic=config.deterministic):  # with many processes, it takes a first pass
+        learner = Learner(config, device, loss=loss, backbone=backbone, labels=store.labels, images=plan.images)
     distributed.on_rank_0(lambda: _write_first_checkpoint(run, learner, initial, Progress(0, plan.images, spent)))
     distributed.on_rank_0(prepare)
     pace = Pace(run, plan, config)
@@ -92,6 +93,7 @@ def train(
     with torch_state(deterministic=config.deterministic), monitor, stopping as stop, saver:
         loop = _Loop(run, store, learner, pace, guardian, feed, monitor, saver, evaluators, stop)
         loop.train(compiles=learner.wants_compiling(plan.total))
+    learner.forget_graph()  # now, and not in the midst of another run: they share a stream and its workspace
 
     distributed.on_rank_0(lambda: save_backbone(run, learner.encoder.backbone, backbone_metadata(config)))
     return run

@@ -22,17 +22,19 @@ from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig, ViewRecipe
 from ssole.errors import DataError, listed
 from ssole.losses import LOSSES
+from ssole.losses.base import EmbeddingLoss
 from ssole.losses.checks import EmbeddingError
 from ssole.losses.terms import named_terms
 from ssole.models.backbone import Encoder, feature_dim, seeded_weights, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
+from ssole.progress import data_size
 from ssole.runtime import copy_to, keep_freed_memory
 from ssole.training.embedder import Embedder
 from ssole.training.graph import StepGraph, wants_graph
 from ssole.training.optim import create_optimizer, set_learning_rate, use_tensor_rates
 from ssole.training.watch import LossWatch, NonFiniteLossError
 from ssole.views import make_views
-from ssole.views.device import EpochRows
+from ssole.views.device import MAX_TABLE_BYTES, EpochRows
 from ssole.views.geometry import ImageBatch
 
 
@@ -99,6 +101,8 @@ class Learner:
         self.embedder = Embedder(config, device, backbone)
         self.encoder = self.embedder.encoder
         self.loss = (create_loss(config, self.encoder, labels) if loss is None else loss).to(device).train()
+        if device.type != "cpu" and isinstance(self.loss, EmbeddingLoss):
+            self.loss.check_input = False  # looking at values makes an accelerator wait; the watch finds them later
         needs_labels = bool(getattr(self.loss, "needs_labels", False))
         self.labels = torch.tensor(labels, device=device) if needs_labels and labels is not None else None
         self.modules = nn.ModuleDict({"encoder": self.encoder, "loss": self.loss})
@@ -107,7 +111,8 @@ class Learner:
         self.watch = LossWatch(device)
         self._images = images
         self._graph: StepGraph[StepResult] | None = None
-        if wants_graph(config, device, self.optimizer):
+        own_code = backbone is not None or not (loss is None or type(loss) in LOSSES.values())
+        if wants_graph(config, device, self.optimizer, own_code=own_code):
             use_tensor_rates(self.optimizer, device)
             self._graph = StepGraph(self._take, self.watch, required=config.cuda_graph == "always")
         self._recipes = {True: config.augment.parts[0], False: config.augment}  # by whether a step is early
@@ -119,14 +124,12 @@ class Learner:
         """Make the views of the steps to come by this recipe."""
         self._recipe = recipe
         self._rows = EpochRows(recipe, self._images, self.config.input_channels, self.config.seed)
-        if self._graph is not None:
-            self._graph.reset()
+        self.forget_graph()
 
     def go_on_from(self, step: int) -> None:
         """Go on after so many steps, once other weights and optimizer state were put in place."""
         self.steps_done = step
-        if self._graph is not None:  # the optimizer's state may be elsewhere in memory now
-            self._graph.reset()
+        self.forget_graph()  # the optimizer's state may be elsewhere in memory now
 
     def step(self, images: ImageBatch, ids: torch.Tensor, *, epoch: int, lr: float, early: bool = False) -> StepResult:
         """Take one training step on a batch of images.
@@ -159,8 +162,15 @@ class Learner:
         """Whether this step may be captured or replayed: it is not the first, which may whiten the stem; none of its
         values is looked at at once; and the rows of its views are drawn.
         """
-        usual = self.steps_done > 0 and not self.watch.looks_at_once(self.steps_done + 1)
-        return usual and self._rows.ready(images, epoch)
+        if self.steps_done == 0 or self.watch.looks_at_once(self.steps_done + 1):
+            return False
+        ready = self._rows.ready(images, epoch)
+        if not ready and self.config.cuda_graph == "always":
+            raise ConfigError(
+                "cuda_graph = always needs images of one size, and few enough that the views of an epoch are drawn at "
+                f"once (a table of at most {data_size(MAX_TABLE_BYTES)}): use auto"
+            )
+        return ready
 
     def _take(self, images: ImageBatch, ids: torch.Tensor, epoch: int) -> StepResult:
         rows = self._rows.lookup(images, ids, epoch)
@@ -212,6 +222,11 @@ class Learner:
         if self.config.optim.clip_grad_norm is not None:
             nn.utils.clip_grads_with_norm_(self.modules.parameters(), self.config.optim.clip_grad_norm, norm)
         self.optimizer.step()
+
+    def forget_graph(self) -> None:
+        """Free what a captured step holds. The next steps are launched, and then captured anew."""
+        if self._graph is not None:
+            self._graph.reset()
 
     @property
     def is_captured(self) -> bool:
@@ -278,6 +293,5 @@ def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int
             raise DataError("the loss 'supervised' needs labels of at least two classes, and the images have none")
         dims = config.projector.dim if config.projector.layers else feature_dim(encoder.backbone)
         fields |= {"classes": int(labels.max()) + 1, "dims": dims}
-    # Looking at values makes an accelerator wait. There, the loss watch finds NaN and infinity later.
     with seeded_weights(config.seed):  # of losses that have some
-        return LOSSES[name](**fields, check_input=next(encoder.parameters()).device.type == "cpu")
+        return LOSSES[name](**fields)

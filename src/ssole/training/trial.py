@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -39,12 +40,13 @@ DrawBatch: TypeAlias = "Callable[[int], tuple[ImageBatch, torch.Tensor]]"
 class DryRun:
     """Dry run of a config. Its steps are those of a run, by the same :class:`~ssole.training.step.Learner`.
 
-    The learning rate is 0 because the loss might overflow at the recipe's own rate without its warmup.
+    The learning rate is 0 because the loss might overflow at the recipe's own rate without its warmup. On a GPU, steps
+    are launched: parts of them are timed, which a CUDA graph forbids. Small steps of a run may be faster.
 
     Args:
         config: the settings.
         draw: where batches come from.
-        device, loss, backbone, labels: as for a learner.
+        device, loss, backbone, labels, images: as for a learner.
         seconds: limit for the whole trial, approximately.
     """
 
@@ -57,6 +59,7 @@ class DryRun:
         loss: nn.Module | None = None,
         backbone: nn.Module | None = None,
         labels: NDArray[np.int64] | None = None,
+        images: int | None = None,
         seconds: float = TRIAL_SECONDS,
     ) -> None:
         self._draw, self._device, self._batch_size = draw, device, config.batch_size
@@ -64,7 +67,8 @@ class DryRun:
         self._limit = seconds
         self._measures_peak = forget_peak_memory(device)  # it may be that of an earlier trial
         self._view_bytes = 4 * config.input_channels * config.augment.pixels  # of an image's views, in float32
-        self.learner = Learner(config, device, loss=loss, backbone=backbone, labels=labels)
+        config = replace(config, cuda_graph="never")
+        self.learner = Learner(config, device, loss=loss, backbone=backbone, labels=labels, images=images)
         self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
         self.compile_seconds = 0.0
         self._saved: dict[int, int] = {}  # by batch size: bytes kept for the backward pass
@@ -178,7 +182,7 @@ def step_seconds(
         limit: seconds after which no further step is taken; the first three are taken in any case.
     """
     ids = torch.arange(config.batch_size) % len(store)
-    images = store.get(ids)
+    images, ids = store.get(ids), ids.to(device)
     batch = images.to(device) if isinstance(images, torch.Tensor) else [image.to(device) for image in images]
     with torch_state(deterministic=config.deterministic):
         trial = DryRun(
@@ -188,6 +192,7 @@ def step_seconds(
             loss=copy.deepcopy(loss),
             backbone=backbone,
             labels=store.labels,
+            images=len(store),
             seconds=limit,
         )
         if steps is not None and trial.learner.wants_compiling(steps):

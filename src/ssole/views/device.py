@@ -23,7 +23,7 @@ from ssole.views.geometry import ImageBatch
 from ssole.views.params import ViewParams, sample_params
 
 _VIEWS_AT_ONCE = 1 << 16  # of which rows are computed together; temporaries take about 4 kB a view
-_MAX_TABLE_BYTES = 1 << 30  # bytes of the rows of an epoch; with more, each batch computes its own
+MAX_TABLE_BYTES = 1 << 30  # bytes of the rows of an epoch; with more, each batch computes its own
 
 
 class RowParts(NamedTuple):
@@ -118,7 +118,7 @@ class EpochRows:
         self._recipe, self._images, self._channels, self._seed, self._epoch = recipe, images, channels, seed, -1
         self._size: torch.Size | None = None
         self._tables: list[torch.Tensor] = []
-        if images is not None and 4 * images * recipe.views * row_length(channels) > _MAX_TABLE_BYTES:
+        if images is not None and 4 * images * recipe.views * row_length(channels) > MAX_TABLE_BYTES:
             self._images = None
 
     def lookup(self, images: ImageBatch, ids: torch.Tensor, epoch: int) -> list[torch.Tensor] | None:
