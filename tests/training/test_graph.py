@@ -342,6 +342,6 @@ def test_a_graph_that_is_required_needs_images_of_one_size_in_a_table() -> None:
     learner.config = dataclasses.replace(learner.config, cuda_graph="always")
     learner.steps_done = 1
     with pytest.raises(
-        ConfigError, match=r"cuda_graph = always needs images of one size, .* at most 1 GiB\): use auto"
+        ConfigError, match=r"cuda_graph = always needs images of one size, .* at most 1.0 GiB\): use auto"
     ):
         learner._may_replay([torch.zeros(3, 8, 8), torch.zeros(3, 9, 8)], 0)
