@@ -48,7 +48,7 @@ from ssole.models.load import load as load_backbone
 from ssole.report.record import Record
 from ssole.runtime import environment
 from ssole.search.index import DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
-from ssole.search.nearest import unit_rows
+from ssole.search.rows import unit_rows
 from ssole.training.checkpoint import Progress, load_checkpoint, state_tensors, write_checkpoint
 from ssole.training.replay import replay, save_bundle
 from ssole.training.run import Run, create_run, require_same_recipe, rewind

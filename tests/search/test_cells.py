@@ -16,7 +16,7 @@ from ssole.errors import DataError
 from ssole.search import build, cells
 from ssole.search.cells import Cells, make_cells, nearest_in_cells
 from ssole.search.index import CELLS, Index
-from ssole.search.nearest import Rows, nearest_rows, unit_rows
+from ssole.search.rows import Rows, nearest_rows, unit_rows
 from ssole.training.run import Run
 
 faiss = pytest.importorskip("faiss", reason="the extra search is not installed")

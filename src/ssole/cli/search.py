@@ -14,7 +14,7 @@ from ssole.config import ConfigError
 from ssole.data.describe import why_not_reopened
 from ssole.errors import printable
 from ssole.files import write_atomically
-from ssole.search.groups import NEAR_DUPLICATE
+from ssole.search.rows import NEAR_DUPLICATE
 
 if TYPE_CHECKING:
     from ssole.search.index import Index

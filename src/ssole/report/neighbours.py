@@ -6,8 +6,7 @@ import torch
 
 from ssole.evaluation.knn import nearest_others
 from ssole.report.sample import Part
-from ssole.search import groups
-from ssole.search.nearest import unit_rows
+from ssole.search import rows
 
 SHOWN = 6
 """Neighbours shown of an image."""
@@ -22,7 +21,7 @@ def sample_neighbours(part: Part, count: int) -> list[tuple[int, list[int], list
 
 def outliers(part: Part, count: int) -> list[tuple[int, float]]:
     """Images that are least similar to their ten nearest others, with that mean cosine similarity, lowest first."""
-    chosen, mean = groups.outliers(unit_rows(part.after), count)
+    chosen, mean = rows.outliers(rows.unit_rows(part.after), count)
     return list(zip(chosen.tolist(), mean.tolist(), strict=True))
 
 
@@ -35,7 +34,7 @@ def similar_pairs(part: Part, count: int) -> list[tuple[int, int, float]]:
     found: list[tuple[int, int, float]] = []
     for row in similarity[:, 0].argsort(descending=True, stable=True).tolist():
         value, twin = float(similarity[row, 0]), int(index[row, 0])
-        if value < groups.NEAR_DUPLICATE or len(found) == count:
+        if value < rows.NEAR_DUPLICATE or len(found) == count:
             break
         if row not in used and twin not in used:
             used |= {row, twin}

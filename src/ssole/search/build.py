@@ -26,7 +26,7 @@ from ssole.models.load import weights_path
 from ssole.runtime import Precision
 from ssole.search.cells import CELLS_ABOVE, faiss_installed, make_cells, require_faiss
 from ssole.search.index import BACKBONE, CELLS, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
-from ssole.search.nearest import unit_rows
+from ssole.search.rows import unit_rows
 
 
 def build_index(

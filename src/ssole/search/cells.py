@@ -2,7 +2,7 @@
 
 k-means by faiss divides the rows, as for its inverted lists (Douze et al. 2024, arXiv:2401.08281). A query looks into
 the cells whose centres are most similar to it, and compares itself there exactly, as
-:func:`ssole.search.nearest.nearest_rows` does. Rows of other cells are missed; with all cells, nothing is.
+:func:`ssole.search.rows.nearest_rows` does. Rows of other cells are missed; with all cells, nothing is.
 
 Shape suffixes: N rows, Q queries, F features, K neighbours, C cells.
 """
@@ -22,7 +22,7 @@ from ssole.data.base import evenly_spaced
 from ssole.errors import ConfigError
 from ssole.files import write_atomically
 from ssole.progress import progress_bar
-from ssole.search.nearest import Rows, nearest_rows, scores
+from ssole.search.rows import Rows, nearest_rows, scores
 
 CELLS_ABOVE = 1_000_000
 """Images above which an index gets cells: an exact query among so many takes a quarter of a second on two cores."""

@@ -32,11 +32,9 @@ from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import read_json
 from ssole.search.cells import Cells, nearest_in_cells
-from ssole.search.coreset import k_center
-from ssole.search.groups import NEAR_DUPLICATE, near_duplicates, outliers
 from ssole.search.matches import Matches
-from ssole.search.nearest import Rows, nearest_rows, unit_rows
 from ssole.search.query import image_features
+from ssole.search.rows import NEAR_DUPLICATE, Rows, k_center, near_duplicates, nearest_rows, outliers, unit_rows
 
 FORMAT = 1
 """Number of the folder's format."""
