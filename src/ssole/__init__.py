@@ -19,9 +19,9 @@ from ssole.extending import extend
 from ssole.losses import OLELoss, SSOLELoss, nuclear_norm
 from ssole.models.load import load, untrained
 from ssole.report.report import report
-from ssole.search.build import build_index as index
 from ssole.search.index import Index
 from ssole.search.matches import Matches
+from ssole.search.search import build_index as index
 from ssole.search.search import search
 from ssole.training.run import Run
 from ssole.views import make_views

@@ -13,7 +13,7 @@ import torch
 import ssole
 from ssole.config import ConfigError
 from ssole.errors import DataError
-from ssole.search import build, cells
+from ssole.search import cells, search
 from ssole.search.cells import Cells, make_cells, nearest_in_cells
 from ssole.search.index import CELLS, Index
 from ssole.search.rows import Rows, nearest_rows, unit_rows
@@ -83,7 +83,7 @@ def test_an_index_with_cells(index: Index, run: Run, photos: Path, tmp_path: Pat
 def test_large_indices_have_cells_where_faiss_is_installed(
     run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "CELLS_ABOVE", 20)
+    monkeypatch.setattr(search, "CELLS_ABOVE", 20)
     assert ssole.index(run, photos, tmp_path / "a", progress=False).cells is not None
     assert ssole.index(run, photos, tmp_path / "b", cells="never", progress=False).cells is None
     monkeypatch.setattr(cells, "find_spec", lambda _: None)

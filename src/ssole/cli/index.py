@@ -41,8 +41,8 @@ def index(argv: Sequence[str]) -> int:
     When it is interrupted, the same command goes on from there.
     """
     from ssole.evaluation.models import is_run
-    from ssole.search.build import build_index
     from ssole.search.cells import CELLS_ABOVE, PROBED
+    from ssole.search.search import build_index
 
     args = parse(index, IndexArgs, argv)
     data = data_spec(args.data)

@@ -1,22 +1,33 @@
-"""Search by index folder or run folder."""
+"""Functions that make, open and search an index, in a folder of its own or in that of a run."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ssole.config import ConfigError
 from ssole.data.base import Spec
-from ssole.data.describe import why_not_reopened
-from ssole.evaluation.evaluate import model_and_preprocessing
-from ssole.evaluation.parts import backbone_digest
+from ssole.data.describe import canonical, describe, why_not_reopened
+from ssole.data.sources import open_source
+from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
+from ssole.evaluation.models import OnnxModel, is_run, name_of, open_model
+from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
+from ssole.evaluation.preprocessing import Preprocessing
+from ssole.files import LEFTOVER, folder_atomically, locked, require_new_folder, write_json_atomically
 from ssole.models.load import weights_path
-from ssole.search.build import build_index, index_path
-from ssole.search.index import DESCRIPTION, Index
+from ssole.runtime import Precision
+from ssole.search.cells import CELLS_ABOVE, faiss_installed, make_cells, require_faiss
+from ssole.search.index import BACKBONE, CELLS, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
 from ssole.search.matches import Matches
+from ssole.search.rows import unit_rows
 from ssole.training.run import Run
 
 
@@ -85,3 +96,120 @@ def open_index(
         if (reason := why_not_reopened(data)) is not None:
             raise ConfigError(f"{path} was trained on {reason}: make an index with ssole index, or pass --data")
     return build_index(path, data, own, device=device, progress=progress)
+
+
+def build_index(
+    model_or_run: ModelOrRun,
+    data: Spec,
+    out: str | PathLike[str] | None = None,
+    *,
+    half: bool = False,
+    cells: Literal["auto", "always", "never"] = "auto",
+    device: torch.device | str = "auto",
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> Index:
+    """Write an index of the readable images of ``data``, to search among them. It is called :func:`ssole.index`.
+
+        index = ssole.index("runs/mine", "photos/", "photos-index")
+
+    The work can be interrupted: the same call goes on from there. Memory grows with the images' names only.
+
+    Args:
+        model_or_run: a run, or what else :func:`ssole.evaluation.models.open_model` opens (``timm:resnet18``).
+        data: images, as for pretraining.
+        out: folder to write; by default `index` in the run folder. It must not exist or be empty.
+        half: store features in float16, which halves the disk space and changes cosine similarities by up to 0.001.
+        cells: divide the images into cells (:class:`Index`); "auto": more than a million, where faiss is installed.
+        device, precision, progress: as for :func:`ssole.embed`.
+
+    Raises:
+        ConfigError: the folder is not empty, another model than a run has no folder, or faiss is missing for cells.
+        DataError: data that cannot be opened, or too many unreadable images.
+        ValueError: unknown preprocessing, or features that are not finite.
+    """
+    data = canonical(data)
+    weights = weights_path(model_or_run) if is_run(model_or_run) else None
+    folder = _folder(out, weights, cells)
+    model = open_model(model_or_run)
+    if isinstance(model, OnnxModel):
+        raise ConfigError(f"an index cannot know {model_or_run} again: give the run that it was exported from")
+    preprocessing = Preprocessing.from_model(model)
+    description: dict[str, Any] = {"model": name_of(model_or_run), "backbone": backbone_digest(model, preprocessing)}
+    description |= {"channels": preprocessing.channels, "data": describe(data)}
+    source = open_source(data)
+    with _work_folder(folder) as work:
+        parts = embed_parts(model, preprocessing, source, work, device=device, precision=precision, progress=progress)
+        with folder_atomically(folder) as place:
+            _write(parts, place, "float16" if half else "float32", description, weights)
+            _divide(place, cells, progress)
+        parts.remove()
+    return Index(folder)
+
+
+def index_path(weights: Path) -> Path:
+    """Folder of a run's own index, beside its weights."""
+    return weights.parent / "index"
+
+
+def _folder(out: str | PathLike[str] | None, weights: Path | None, cells: str) -> Path:
+    """Folder to write, which is new or empty; an error if what it is to hold cannot be made."""
+    if cells == "always":
+        require_faiss()
+    if out is not None:
+        folder = Path(out)
+    elif weights is not None:
+        folder = index_path(weights)
+    else:
+        raise ConfigError(
+            "an index made with another model than a run needs a folder to be written to: pass out (--out)"
+        )
+    require_new_folder(folder)
+    return folder
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """Folder for the features of an index until they are complete: beside its own, or in that if it exists.
+
+    It is this process's alone; if another one is writing this index, a ConfigError.
+    """
+    place = Path(os.path.realpath(folder))
+    work, lock_path = place.with_name(f"{place.name}.parts"), place.with_name(f".{place.name}.lock")
+    if place.exists():  # with names that do not make it a folder in use
+        work, lock_path = place / f".parts{LEFTOVER}", place / f".parts-lock{LEFTOVER}"
+    work.parent.mkdir(parents=True, exist_ok=True)
+    with locked(lock_path, f"another process is writing the index {folder}: wait for it"):
+        try:
+            require_new_folder(folder)  # another process may have written it meanwhile
+            yield work
+        finally:
+            with suppress(OSError):  # Windows removes no open file
+                lock_path.unlink()
+
+
+def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any], weights: Path | None) -> None:
+    """Write the features, scaled to unit length, the table of images, the description, and the weights of a run."""
+    from pyarrow import parquet
+
+    descr, shape = np.lib.format.dtype_to_descr(np.dtype(dtype)), (parts.images, parts.features)
+    schema = parquet.read_schema(parts.files[0])
+    schema = schema.remove(schema.get_field_index("embedding"))
+    # not through a memory map, where a full disk would kill the process
+    with open(folder / FEATURES, "wb") as file, parquet.ParquetWriter(folder / IMAGES, schema) as writer:
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+        for table in parts.read():
+            writer.write_table(table.drop_columns(["embedding"]))
+            flat = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, parts.features)
+            file.write(np.asarray(unit_rows(torch.from_numpy(np.array(flat))), dtype=dtype).tobytes())
+    if weights is not None:
+        shutil.copyfile(weights, folder / BACKBONE)
+    whole = {"format": FORMAT, "images": parts.images, "features": parts.features, **description}
+    write_json_atomically(folder / DESCRIPTION, whole)
+
+
+def _divide(folder: Path, cells: str, progress: bool) -> None:
+    """Write the cells of an index, if they are wanted."""
+    rows = np.load(folder / FEATURES, mmap_mode="c")
+    if cells == "always" or (cells == "auto" and len(rows) > CELLS_ABOVE and faiss_installed()):
+        make_cells(rows, progress=progress).save(folder / CELLS)
