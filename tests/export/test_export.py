@@ -19,7 +19,7 @@ import tiny
 from ssole.config import ConfigError
 from ssole.export import export as module
 from ssole.export.export import FORMATS
-from ssole.export.written import NormalisedBackbone, Written
+from ssole.export.weights import NormalisedBackbone, Written
 
 STOCK: dict[str, Any] = {"model.stem": "timm", "augment.crops.0.size": 40}
 SMALL: dict[str, Any] = {"model.stem": "4x4"}

@@ -10,7 +10,7 @@ import torch
 from ssole import __version__
 from ssole.config import ConfigError
 from ssole.evaluation.results import EvaluationResult
-from ssole.export.written import Written
+from ssole.export.weights import Written
 from ssole.models.load import LoadedBackbone
 from ssole.training.run import Run
 

@@ -14,9 +14,7 @@ from ssole.errors import did_you_mean
 from ssole.evaluation.checks import check_features
 from ssole.export.card import largest_difference, model_card
 from ssole.export.graphs import write_onnx, write_torch_export
-from ssole.export.timm_folder import write_hf, write_timm
-from ssole.export.torchvision_weights import write_torchvision
-from ssole.export.written import NormalisedBackbone, Written
+from ssole.export.weights import NormalisedBackbone, Written, write_hf, write_timm, write_torchvision
 from ssole.files import folder_atomically, require_new_folder
 from ssole.models.load import LoadedBackbone, load, weights_path
 

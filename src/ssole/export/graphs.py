@@ -12,7 +12,7 @@ import torch
 
 from ssole.config import ConfigError
 from ssole.evaluation.models import OnnxModel
-from ssole.export.written import NormalisedBackbone, Written, preprocessing_of
+from ssole.export.weights import NormalisedBackbone, Written, preprocessing_of
 from ssole.models.load import LoadedBackbone
 
 _KEY = "preprocessing"  # of the metadata of both formats

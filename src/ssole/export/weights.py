@@ -1,0 +1,236 @@
+"""Weights for timm, Hugging Face transformers and torchvision, and the parts that all writers share.
+
+timm loads a folder by `local-dir:PATH`, transformers the same one by `AutoModel`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssole.config import ConfigError
+from ssole.models.load import LoadedBackbone
+from ssole.models.small_stem import NAME, register_with_timm, small_stem_kernel
+
+_REASON = "timm itself has no ResNet with this first layer"
+_LIKE_STOCK = ("fixed_input_size", "first_conv", "classifier")
+
+
+class NormalisedBackbone(nn.Module):
+    """Backbone that normalises its input itself: images (B, C, S, S) in [0, 1] to features (B, F)."""
+
+    mean_C11: torch.Tensor
+    std_C11: torch.Tensor
+
+    def __init__(self, backbone: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.register_buffer("mean_C11", torch.tensor(list(mean)).view(-1, 1, 1))
+        self.register_buffer("std_C11", torch.tensor(list(std)).view(-1, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features: torch.Tensor = self.backbone((images - self.mean_C11) / self.std_C11)
+        return features
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """Result of a writer: files, and how to read them."""
+
+    features: Callable[[torch.Tensor], torch.Tensor]
+    """The result as read back from the disk: images (B, C, S, S) in [0, 1] to features (B, F)."""
+    snippet: str
+    """Python code that reads the result, run in its folder."""
+    needs: str
+    """What must be installed to read it."""
+    input: str = "normalised images"
+    """What the result takes."""
+    library: str | None = None
+    """Name of the library in the card's header, by the Hugging Face Hub's list."""
+    unchecked: str | None = None
+    """Why the comparison did not read the result in the way of the snippet; None if it did."""
+
+
+def preprocessing_of(model: LoadedBackbone) -> dict[str, Any]:
+    """Preprocessing of a backbone as plain values, for files beside or within the weights."""
+    return {
+        "image_size": model.image_size,
+        "channels": len(model.mean),
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "resize": "shorter side to image_size, bilinear with antialiasing, then the central square",
+    }
+
+
+def write_timm(model: LoadedBackbone, folder: Path) -> Written:
+    """Write config.json and model.safetensors, and read them with timm."""
+    import timm
+
+    _write_folder(model, folder)
+    small = small_stem_kernel(model.backbone) is not None
+    if small:
+        register_with_timm()
+    backbone = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    lines = ["import timm", 'model = timm.create_model("local-dir:.", pretrained=True).eval()']
+    return Written(
+        features=NormalisedBackbone(backbone, model.mean, model.std),
+        snippet=_snippet(lines, small),
+        needs=_needs("timm", small),
+        library="timm",
+    )
+
+
+def write_hf(model: LoadedBackbone, folder: Path) -> Written:
+    """Write the same files, and read them with transformers if it is installed, else with timm.
+
+    transformers recognises timm's config.json and wraps the timm model.
+    """
+    written = write_timm(model, folder)
+    lines = [
+        "from transformers import AutoModel",
+        'model = AutoModel.from_pretrained(".").eval()  # features: model(images).pooler_output',
+    ]
+    small = small_stem_kernel(model.backbone) is not None
+    installed = find_spec("transformers") is not None
+    return Written(
+        features=_with_transformers(model, folder) if installed else written.features,
+        snippet=_snippet(lines, small),
+        needs=_needs("transformers and timm", small),
+        library="timm",
+        unchecked=None if installed else "transformers is not installed, so it was read with timm",
+    )
+
+
+def _write_folder(model: LoadedBackbone, folder: Path) -> None:
+    """Write config.json and model.safetensors.
+
+    timm's own `save_for_hf` would copy tag, licence and papers of timm's pretrained weights into the config.
+    """
+    _save_weights(model, folder)
+    kernel, settings = small_stem_kernel(model.backbone), model.config["model"]
+    name, arguments = settings["backbone"].partition(".")[0], dict(settings["backbone_args"])
+    if len(model.mean) != 3:
+        arguments["in_chans"] = len(model.mean)
+    if kernel is not None:
+        name, arguments = NAME, {"backbone": name, "stem": kernel, **arguments}
+    config = {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": model.num_features,
+        "model_args": arguments,
+        "pretrained_cfg": _pretrained_cfg(model),
+    }
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _pretrained_cfg(model: LoadedBackbone) -> dict[str, Any]:
+    """Settings by which timm makes its data transforms and loads weights."""
+    stock = model.backbone.pretrained_cfg
+    assert isinstance(stock, Mapping)
+    kept = {name: stock[name] for name in _LIKE_STOCK if name in stock}
+    if len(model.mean) != 3:
+        kept["first_conv"] = None  # else timm <= 1.0.30 would leave the layer so named random, as it has not 3 channels
+    return {
+        "tag": "ssole",
+        "input_size": [len(model.mean), model.image_size, model.image_size],
+        "interpolation": "bilinear",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+        "mean": list(model.mean),
+        "std": list(model.std),
+        "num_classes": 0,
+        "pool_size": None,
+        **kept,
+    }
+
+
+def _with_transformers(model: LoadedBackbone, folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    from transformers import AutoModel
+
+    loaded: Any = NormalisedBackbone(AutoModel.from_pretrained(folder).eval(), model.mean, model.std)
+    return lambda images: loaded(images).pooler_output
+
+
+def _snippet(lines: list[str], small: bool) -> str:
+    head, rest = lines[:1], lines[1:]
+    if small:
+        head.append("from ssole.export import register_with_timm")
+        rest = [f"register_with_timm()  # {_REASON}", *rest]
+    return "\n".join([*head, "", *rest])
+
+
+def _needs(libraries: str, small: bool) -> str:
+    return f"{libraries}, and ssole: {_REASON}" if small else libraries
+
+
+def write_torchvision(model: LoadedBackbone, folder: Path) -> Written:
+    """Write model.safetensors and preprocessing.json, and read them with torchvision.
+
+    torchvision and timm build the ResNets, ResNeXts and some others from the same layers with the same names.
+
+    Raises:
+        ConfigError: torchvision has no model of this name, or one of other layers.
+    """
+    from safetensors.torch import load_file
+    from torchvision import models
+
+    name = model.config["model"]["backbone"].partition(".")[0]
+    head = str(model.backbone.pretrained_cfg.get("classifier"))  # type: ignore[union-attr,operator]
+    if name not in models.list_models(models):
+        raise ConfigError(f"torchvision has no model {name!r}: --to timm exports any backbone")
+    twin = models.get_model(name, weights=None)
+    if not hasattr(twin, head):
+        raise _other_layers(model, name)
+    setattr(twin, head, nn.Identity())
+    lines = [f"model = models.{name}()", f"model.{head} = nn.Identity()", *_adapt_stem(twin, model.backbone)]
+    _save_weights(model, folder)
+    try:
+        twin.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    except RuntimeError:
+        raise _other_layers(model, name) from None
+    text = json.dumps(preprocessing_of(model), indent=2) + "\n"
+    (folder / "preprocessing.json").write_text(text, encoding="utf-8")
+    imports = ["from safetensors.torch import load_file", "from torch import nn", "from torchvision import models"]
+    read = ['model.load_state_dict(load_file("model.safetensors"))', "model.eval()"]
+    return Written(
+        features=NormalisedBackbone(twin.eval(), model.mean, model.std),
+        snippet="\n".join([*imports, "", *lines, *read]),
+        needs="torchvision and safetensors",
+    )
+
+
+def _adapt_stem(twin: nn.Module, backbone: nn.Module) -> list[str]:
+    """Give torchvision's model the first layer of the backbone; the lines of code that do the same."""
+    conv, lines = getattr(backbone, "conv1", None), []
+    if isinstance(conv, nn.Conv2d) and isinstance(getattr(twin, "conv1", None), nn.Conv2d):
+        kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])
+        if (conv.in_channels, kernel) != (3, 7):
+            channels = conv.in_channels, conv.out_channels
+            twin.conv1 = nn.Conv2d(*channels, kernel, stride=stride, padding=padding, bias=False)
+            given = f"{channels[0]}, {channels[1]}, {kernel}, stride={stride}, padding={padding}, bias=False"
+            lines.append(f"model.conv1 = nn.Conv2d({given})")
+    if small_stem_kernel(backbone) is not None:
+        twin.maxpool = nn.Identity()
+        lines.append("model.maxpool = nn.Identity()")
+    return lines
+
+
+def _other_layers(model: LoadedBackbone, name: str) -> ConfigError:
+    given = model.config["model"]["backbone_args"]
+    why = f" with {given}" if given else ""
+    return ConfigError(f"torchvision's {name} has other layers than timm's {name}{why}: --to timm exports any backbone")
+
+
+def _save_weights(model: LoadedBackbone, folder: Path) -> None:
+    """Write model.safetensors, under timm's names of the layers, which are torchvision's too."""
+    from safetensors.torch import save_file
+
+    state = {name: tensor.contiguous() for name, tensor in model.backbone.state_dict().items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,159 @@
+"""Weights of timm and torchvision: stock architectures, preprocessing, what a format cannot hold; and shared parts."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from torch import nn
+from weight_files import Weights
+
+import ssole
+from ssole.config import ConfigError
+from ssole.export.weights import NormalisedBackbone, Written, preprocessing_of
+
+MEAN, STD = (0.1, 0.5, 0.7), (0.5, 0.25, 2.0)
+STOCK = {"model.stem": "timm", "augment.crops.0.size": 40, "model.backbone": "resnet18.a1_in1k"}
+
+
+def test_images_are_normalised_channel_by_channel() -> None:
+    images = torch.rand(2, 3, 4, 5)
+    model = NormalisedBackbone(nn.Flatten(), MEAN, STD)
+    expected = torch.empty(2, 3, 4, 5)
+    for channel in range(3):
+        expected[:, channel] = (images[:, channel] - MEAN[channel]) / STD[channel]
+    torch.testing.assert_close(model(images), expected.flatten(1))
+    middle = torch.tensor(MEAN).view(1, 3, 1, 1).expand(2, 3, 4, 5)
+    assert torch.equal(model(middle), torch.zeros(2, 60))
+
+
+def test_mean_and_std_are_no_weights_but_move_and_are_saved_with_them() -> None:
+    model = NormalisedBackbone(nn.Linear(4, 2), [0.5], [0.25])
+    assert [name for name, _ in model.named_parameters()] == ["backbone.weight", "backbone.bias"]
+    state = model.state_dict()
+    assert (state["mean_C11"].shape, state["std_C11"].tolist()) == ((1, 1, 1), [[[0.25]]])
+    assert model.double().mean_C11.dtype == torch.float64
+    assert not model.eval().backbone.training
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_preprocessing_is_that_of_the_loaded_backbone(weights: Weights, channels: int) -> None:
+    colour = {} if channels == 3 else {"augment.saturation": 0, "augment.hue": 0, "augment.grey": 0}
+    mean, std = (0.4, 0.5, 0.6, 0.7)[:channels], (0.2, 0.3, 0.25, 0.5)[:channels]
+    source = weights(channels=channels, **colour, **{"augment.mean": mean, "augment.std": std})
+    found = preprocessing_of(ssole.load(source))
+    assert found == {
+        "image_size": 8,
+        "channels": channels,
+        "mean": list(mean),
+        "std": list(std),
+        "resize": "shorter side to image_size, bilinear with antialiasing, then the central square",
+    }
+    assert json.loads(json.dumps(found)) == found  # lists, which JSON gives back as they are
+
+
+def test_what_a_writer_leaves_out_is_that_images_are_normalised_before_and_all_was_checked() -> None:
+    written = Written(features=nn.Identity(), snippet="", needs="torch")
+    assert (written.input, written.library, written.unchecked) == ("normalised images", None, None)
+
+
+# Folders for timm
+
+
+def test_a_stock_architecture_needs_timm_alone(weights: Weights) -> None:
+    source = weights(**STOCK, **{"model.backbone_args": {}})
+    folder = ssole.export(source, to="timm")
+    images = torch.randn(2, 3, 40, 40)
+    expected = ssole.load(source)(images)
+    whole = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    checkpoint = folder / "model.safetensors"
+    by_path = timm.create_model("resnet18", num_classes=0, checkpoint_path=checkpoint).eval()
+    for model in (whole, by_path):
+        assert torch.equal(model(images), expected)
+    assert "ssole" not in json.loads((folder / "config.json").read_text())["architecture"]
+    assert "register_with_timm" not in (folder / "README.md").read_text()
+
+
+def test_timm_finds_the_preprocessing(weights: Weights) -> None:
+    folder = ssole.export(weights(**STOCK), to="timm")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    found = timm.data.resolve_model_data_config(model)
+    assert tuple(found["input_size"]) == (3, 40, 40)
+    assert (tuple(found["mean"]), tuple(found["std"])) == ((0.4, 0.5, 0.6), (0.2, 0.3, 0.25))
+    assert (found["interpolation"], found["crop_pct"], found["crop_mode"]) == ("bilinear", 1.0, "center")
+
+
+def test_nothing_is_said_of_weights_that_timm_offers(weights: Weights) -> None:
+    text = (ssole.export(weights(**STOCK), to="timm") / "config.json").read_text()
+    for word in ("a1_in1k", "license", "hf_hub_id", "http"):
+        assert word not in text
+
+
+def test_a_vision_transformer_of_another_size(weights: Weights) -> None:
+    arguments = {"img_size": 32, "depth": 1, "embed_dim": 12}
+    settings = {"model.stem": "timm", "model.backbone": "vit_tiny_patch16_224", "model.backbone_args": arguments}
+    source = weights(**settings, **{"augment.crops.0.size": 32})
+    model = timm.create_model(f"local-dir:{ssole.export(source, to='timm')}", pretrained=True).eval()
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(images), ssole.load(source)(images))
+
+
+def test_a_new_classifier_on_top(weights: Weights) -> None:
+    folder = ssole.export(weights(**STOCK), to="timm")
+    model = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7).eval()
+    assert model(torch.randn(2, 3, 40, 40)).shape == (2, 7)
+    trained = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    assert torch.equal(model.layer4[0].conv1.weight, trained.layer4[0].conv1.weight)
+
+
+@pytest.mark.slow
+def test_a_small_image_resnet_needs_registering(weights: Weights) -> None:
+    folder = ssole.export(weights(), to="timm")
+    code = f"import timm; timm.create_model('local-dir:{folder}', pretrained=True)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "Unknown model (ssole_resnet)" in done.stderr
+    assert "from ssole.export import register_with_timm" in (folder / "README.md").read_text()
+
+
+# Weights for torchvision
+
+
+def test_preprocessing_stands_beside_the_weights(weights: Weights) -> None:
+    folder = ssole.export(weights(**{"model.backbone_args": {}}), to="torchvision")
+    found = json.loads((folder / "preprocessing.json").read_text())
+    assert (found["image_size"], found["mean"], found["std"]) == (8, [0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
+
+
+def test_another_family_of_the_same_layers(weights: Weights) -> None:
+    settings = {"model.backbone": "densenet121", "model.stem": "timm", "model.backbone_args": {}}
+    card = (
+        ssole.export(weights(**settings, **{"augment.crops.0.size": 32}), to="torchvision") / "README.md"
+    ).read_text()
+    assert "model.classifier = nn.Identity()" in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, r"torchvision's resnet18 has other layers than timm's resnet18 with \{'channels': \[8, 8, 8, 16\]"),
+        ({"model.backbone": "resnet26", "model.backbone_args": {}}, "torchvision has no model 'resnet26': --to timm"),
+        (
+            {
+                "model.backbone": "efficientnet_b0",
+                "model.stem": "timm",
+                "model.backbone_args": {},
+                "augment.crops.0.size": 32,
+            },
+            "torchvision's efficientnet_b0 has other layers",
+        ),
+    ],
+)
+def test_other_layers_are_refused(settings: dict[str, object], words: str, weights: Weights) -> None:
+    source = weights(**settings)
+    with pytest.raises(ConfigError, match=words):
+        ssole.export(source, to="torchvision")
+    assert not (source.parent / "export" / "torchvision").exists()
