@@ -7,7 +7,7 @@ import torch
 from oracle import embeddings, gradient, oracle_terms, polar_factor, relative
 
 from ssole.losses import SSOLELoss, nuclear
-from ssole.losses.checks import EmbeddingError
+from ssole.losses.base import EmbeddingError
 from ssole.losses.device import ImagesAndViews, Wide
 from ssole.losses.nuclear import _NuclearNorms
 from ssole.losses.ssole import helmert

@@ -2,10 +2,10 @@
 
 - `ssole`: SSOLELoss and its ablations. `ole`: OLELoss, the ancestor.
 - `simclr`, `barlow_twins`, `vicreg`, `frossl`, `mmcr`, `w_mse`, `lejepa`, `supervised`: other methods, to compare with.
-  `base`: what they share. A new loss is one more file like these, and a line in `LOSSES`.
+  `base`: what they share, and what training needs from any loss. A new loss is one more file like these, and a line in
+  `LOSSES`.
 - `nuclear`: the nuclear norm and its gradient, one autograd function. `kernels`: Gram products; `roots`:
   inverse roots of Gram matrices; `device`: the same norms on accelerators, by few kernels.
-- `checks`: errors for bad embeddings. `terms`: what training needs from any loss.
 
 Called by `training` and by users. Results must stay the same to the last bit on the CPU, so the order of operations in
 `nuclear`, `kernels` and `roots` may change only on purpose. Formulas and their sources are in docs/design.md and

@@ -1,4 +1,4 @@
-"""EmbeddingLoss, the base class of losses, and the arithmetic that several of them share.
+"""Parts that losses share: the base class EmbeddingLoss, checks of what they are given, arithmetic, and named terms.
 
 Shape suffixes: N any batch, B images, V views, D embedding dimensions.
 """
@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ssole import distributed
-from ssole.losses.checks import check_embeddings, check_rows
+
+# Keys of a line of metrics.jsonl that are not terms of the loss.
+RESERVED = {"step", "epoch", "effective_rank", "lr", "images_per_second", "data_wait", "seconds"}
+
+# The gradient with respect to a row grows as 1 / length: below this length it would overflow float32.
+_ZERO_LENGTH = 1e-36
+# Indices that an error lists.
+_LISTED = 3
+
+
+class EmbeddingError(ValueError):
+    """Embeddings that are NaN, infinite, or zero where they must be normalised."""
 
 
 class _HasTotal(Protocol):
@@ -88,19 +100,99 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
         return batch_BVD
 
 
-def unit_rows(z: Tensor) -> Tensor:
-    """Rows (..., D) scaled to unit length."""
-    # The largest entry first, a constant: squares of finite numbers may overflow or vanish.
-    z = z / z.detach().abs().amax(-1, keepdim=True)
-    lengths: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    return z / lengths
+def named_terms(loss: nn.Module, z: Tensor, *arguments: Tensor) -> dict[str, Tensor]:
+    """Terms of a loss by name, the total first, under the name `loss`.
+
+    They come from `loss.terms(z)` if there is such a method, else from `loss(z)`. Either may return a scalar, a mapping
+    of names to scalars, or a NamedTuple of scalars. In the last two, the total is called `total` or `loss`.
+
+    Args:
+        loss: maps embeddings to a scalar or to named terms.
+        z: embeddings (B, V, D).
+        arguments: further arguments of the loss, such as labels.
+
+    Raises:
+        ValueError: anything else came back; the message says what.
+    """
+    method = getattr(loss, "terms", None)
+    compute: Callable[..., object] = method if inspect.ismethod(method) else loss  # it may be a list of modules
+    output = compute(z, *arguments)
+    terms = _by_name(output)
+    totals = {"total", "loss"} & terms.keys()
+    scalars = all(isinstance(term, Tensor) and term.ndim == 0 for term in terms.values())
+    if len(totals) != 1 or not scalars or RESERVED & terms.keys():
+        raise ValueError(
+            f"{type(loss).__name__} must return a scalar tensor, or scalar tensors by name, the total as 'total' or "
+            f"'loss' (not both) and none as {', '.join(sorted(RESERVED))}; got {_described(output)}"
+        )
+    return {"loss": terms.pop(*totals), **terms}
 
 
-def frobenius_squares(z_NBD: Tensor) -> Tensor:
-    """Squared Frobenius norms (N,) of Z^T Z, which are those of Z Z^T; the smaller of the two is formed."""
-    wide = z_NBD.shape[1] <= z_NBD.shape[2]
-    gram = z_NBD @ z_NBD.mT if wide else z_NBD.mT @ z_NBD
-    return gram.square().sum((1, 2))
+def _by_name(output: object) -> dict[str, Any]:
+    if isinstance(output, Tensor):
+        return {"loss": output}
+    if hasattr(output, "_asdict"):  # a NamedTuple
+        return dict(output._asdict())
+    return dict(output) if isinstance(output, Mapping) else {}
+
+
+def _described(output: object) -> str:
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {tuple(output.shape)}"
+    if isinstance(output, Mapping):
+        return "{" + ", ".join(f"{name}: {_described(term)}" for name, term in output.items()) + "}"
+    return f"a {type(output).__name__}"
+
+
+def check_embeddings(z: Tensor) -> None:
+    """ValueError unless `z` is a non-empty floating-point tensor (B, V, D) with V >= 2."""
+    if not isinstance(z, Tensor):
+        raise ValueError(f"embeddings must be a torch.Tensor, got {type(z).__name__}")
+    shape = tuple(z.shape)
+    if z.ndim != 3:
+        raise ValueError(
+            f"embeddings must have shape (B images, V views, D dimensions), got {shape}; "
+            "stack views with torch.stack(..., dim=1)"
+        )
+    if not z.is_floating_point():
+        raise ValueError(f"embeddings must be of a floating-point dtype, got {z.dtype}; convert them with .float()")
+    if z.numel() == 0:
+        raise ValueError(f"embeddings are empty: got shape {shape}")
+    if shape[1] < 2:
+        raise ValueError(f"embeddings need at least 2 views of each image, got {shape[1]} (shape {shape})")
+
+
+def check_rows(z: Tensor, *, zero_is_error: bool) -> None:
+    """EmbeddingError that names rows of `z` (..., D) which are not finite, or zero where that is an error.
+
+    Nothing is checked while torch.compile traces.
+    """
+    if torch.compiler.is_compiling():
+        return
+    with torch.no_grad():
+        sizes = z.abs().amax(-1)  # NaN or infinite where a row is
+        clean = torch.isfinite(sizes) & (sizes > _ZERO_LENGTH) if zero_is_error else torch.isfinite(sizes)
+        if bool(clean.all()):
+            return
+        bad = ~torch.isfinite(z)
+        if bool(bad.any()):
+            what = f"{int(torch.isnan(z).sum())} NaN and {int(torch.isinf(z).sum())} infinite values"
+            raise EmbeddingError(
+                f"embeddings of shape {tuple(z.shape)} hold {what}, at {_where(bad)}; look for the step that made them"
+            )
+        if zero_is_error:
+            zero = torch.linalg.vector_norm(z.double(), dim=-1) <= _ZERO_LENGTH
+            if bool(zero.any()):
+                raise EmbeddingError(
+                    f"{int(zero.sum())} of {zero.numel()} embeddings are zero vectors (shorter than {_ZERO_LENGTH}) "
+                    f"and cannot be scaled to unit length, at {_where(zero)}: look for a dead projector"
+                )
+
+
+def _where(bad: Tensor) -> str:
+    indices = bad.nonzero()
+    listed = ", ".join(str(tuple(index)) for index in indices[:_LISTED].tolist())
+    return f"index {listed}" + (f" and {len(indices) - _LISTED} more" if len(indices) > _LISTED else "")
 
 
 def check_number(name: str, value: float, *, positive: bool = False) -> float:
@@ -115,3 +207,18 @@ def check_count(name: str, value: int, least: int) -> int:
     if not (isinstance(value, int) and value >= least):
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     return value
+
+
+def unit_rows(z: Tensor) -> Tensor:
+    """Rows (..., D) scaled to unit length."""
+    # The largest entry first, a constant: squares of finite numbers may overflow or vanish.
+    z = z / z.detach().abs().amax(-1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    return z / lengths
+
+
+def frobenius_squares(z_NBD: Tensor) -> Tensor:
+    """Squared Frobenius norms (N,) of Z^T Z, which are those of Z Z^T; the smaller of the two is formed."""
+    wide = z_NBD.shape[1] <= z_NBD.shape[2]
+    gram = z_NBD @ z_NBD.mT if wide else z_NBD.mT @ z_NBD
+    return gram.square().sum((1, 2))

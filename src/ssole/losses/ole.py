@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from ssole import distributed
-from ssole.losses.base import EmbeddingLoss, check_number
-from ssole.losses.checks import check_rows
+from ssole.losses.base import EmbeddingLoss, check_number, check_rows
 from ssole.losses.nuclear import nuclear_norm
 
 

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssole import distributed
-from ssole.losses.base import EmbeddingLoss, check_number, unit_rows
-from ssole.losses.checks import check_embeddings
+from ssole.losses.base import EmbeddingLoss, check_embeddings, check_number, unit_rows
 from ssole.losses.kernels import helmert
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, nuclear_norm, unit_norms
 from ssole.losses.roots import Root, frobenius_root, inverse_root, kernel_root

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ssole import distributed
-from ssole.losses.base import EmbeddingLoss, check_count
-from ssole.losses.checks import check_embeddings
+from ssole.losses.base import EmbeddingLoss, check_count, check_embeddings
 
 UNKNOWN = -1
 

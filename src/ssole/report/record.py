@@ -12,7 +12,7 @@ from typing import Any
 from ssole.config import PretrainConfig
 from ssole.evaluation.results import EvaluationResult
 from ssole.files import read_json
-from ssole.losses.terms import RESERVED
+from ssole.losses.base import RESERVED
 from ssole.progress import duration
 from ssole.training.run import Run
 

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssole import distributed
-from ssole.losses.terms import RESERVED
+from ssole.losses.base import RESERVED
 from ssole.spectrum import effective_rank
 from ssole.training.checkpoint import Progress
 from ssole.training.feed import Feed

@@ -22,9 +22,7 @@ from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig, ViewRecipe
 from ssole.errors import DataError, listed
 from ssole.losses import LOSSES
-from ssole.losses.base import EmbeddingLoss
-from ssole.losses.checks import EmbeddingError
-from ssole.losses.terms import named_terms
+from ssole.losses.base import EmbeddingError, EmbeddingLoss, named_terms
 from ssole.models.backbone import Encoder, feature_dim, seeded_weights, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.progress import data_size
@@ -75,7 +73,7 @@ class Learner:
         embedder: the encoder over all processes and parts of a batch.
         encoder: in training mode, in the form that trains fastest on the device; its weights and their names are those
             of :func:`ssole.models.backbone.create_encoder`.
-        loss: the module that maps embeddings (B, V, D) to a scalar or to named terms (`ssole.losses.terms`).
+        loss: the module that maps embeddings (B, V, D) to a scalar or to named terms (`ssole.losses.base.named_terms`).
         modules: encoder and loss by name: all that has weights to be trained and saved.
         optimizer: over all parameters of these modules.
         steps_done: number of steps taken so far; :meth:`go_on_from` sets it.
