@@ -1,15 +1,22 @@
-"""Neighbours in feature space: of sample images before and after training, outliers, and pairs that look the same."""
+"""Nearest neighbours in feature space: of sample images, outliers, pairs that look the same, and kNN's confusions."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from ssole.evaluation.knn import nearest_others
-from ssole.report.sample import Part
-from ssole.search import rows
+from ssole.evaluation.accuracy import confusion_matrix
+from ssole.evaluation.knn import knn_classify, nearest_others
+from ssole.report.sample import Part, Sample
+from ssole.search.rows import NEAR_DUPLICATE, unit_rows
+from ssole.search.rows import outliers as least_similar
 
 SHOWN = 6
 """Neighbours shown of an image."""
+_K = 20  # neighbours that classify a test image
+_EXAMPLES = 4  # test images shown of a mistake
+_MATRIX = 20  # classes of the largest matrix that is shown
 
 
 def sample_neighbours(part: Part, count: int) -> list[tuple[int, list[int], list[int]]]:
@@ -21,7 +28,7 @@ def sample_neighbours(part: Part, count: int) -> list[tuple[int, list[int], list
 
 def outliers(part: Part, count: int) -> list[tuple[int, float]]:
     """Images that are least similar to their ten nearest others, with that mean cosine similarity, lowest first."""
-    chosen, mean = rows.outliers(rows.unit_rows(part.after), count)
+    chosen, mean = least_similar(unit_rows(part.after), count)
     return list(zip(chosen.tolist(), mean.tolist(), strict=True))
 
 
@@ -34,9 +41,48 @@ def similar_pairs(part: Part, count: int) -> list[tuple[int, int, float]]:
     found: list[tuple[int, int, float]] = []
     for row in similarity[:, 0].argsort(descending=True, stable=True).tolist():
         value, twin = float(similarity[row, 0]), int(index[row, 0])
-        if value < rows.NEAR_DUPLICATE or len(found) == count:
+        if value < NEAR_DUPLICATE or len(found) == count:
             break
         if row not in used and twin not in used:
             used |= {row, twin}
             found.append((min(row, twin), max(row, twin), value))
     return found
+
+
+def confusions(sample: Sample, most: int) -> dict[str, Any] | None:
+    """Classes that kNN gives to a sample's test images, as the template shows them; None without labels.
+
+    `rows` are the accuracies of classes, worst first. `matrix` is None if it is too large to read. `mistakes` has at
+    most `most` entries, the most frequent first, each with the rows of a few test images.
+    """
+    if sample.test is None or not len(sample.test) or not len(sample.train):
+        return None
+    k = min(_K, len(sample.train))
+    votes = knn_classify(sample.train.after, sample.train.labels, sample.test.after, k=(k,))[k]
+    true, predicted = sample.test.labels, votes.argmax(1).cpu()
+    labels = torch.cat([true, predicted]).unique()
+    true_row, predicted_row = torch.searchsorted(labels, true), torch.searchsorted(labels, predicted)
+    matrix = confusion_matrix(predicted_row, true_row, len(labels))
+    names, counts, totals = [sample.name_of(label) for label in labels.tolist()], matrix.tolist(), matrix.sum(1)
+    rows = [
+        {"name": names[i], "share": counts[i][i] / total, "count": total}
+        for i, total in enumerate(totals.tolist())
+        if total
+    ]
+    wrong = matrix - torch.diag(matrix.diagonal())
+    mistakes = []
+    for cell in wrong.flatten().argsort(descending=True, stable=True)[:most].tolist():
+        i, j = divmod(cell, len(labels))
+        if not wrong[i, j]:
+            break
+        images = ((true_row == i) & (predicted_row == j)).nonzero()[:_EXAMPLES, 0].tolist()
+        mistakes.append({"true": names[i], "predicted": names[j], "count": int(wrong[i, j]), "images": images})
+    shown = {"names": names, "rows": list(zip(names, counts, totals.clamp(min=1).tolist(), strict=True))}
+    return {
+        "k": k,
+        "accuracy": float((true == predicted).float().mean()),
+        "count": len(true),
+        "rows": sorted(rows, key=lambda row: row["share"]),
+        "matrix": shown if len(labels) <= _MATRIX else None,
+        "mistakes": mistakes,
+    }

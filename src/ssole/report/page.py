@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ssole import __version__
 from ssole.report import charts
-from ssole.report.confusions import confusions
-from ssole.report.neighbours import outliers, sample_neighbours, similar_pairs
+from ssole.report.neighbours import confusions, outliers, sample_neighbours, similar_pairs
 from ssole.report.pictures import data_uri, sheets
 from ssole.report.points import colourings, place
 from ssole.report.record import Record
