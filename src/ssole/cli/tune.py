@@ -40,7 +40,7 @@ def tune(argv: Sequence[str]) -> int:
       ssole tune --data photos/ --budget 30m --out runs/tuned
       ssole pretrain --data photos/ --recipe runs/tuned/tuned.yaml
     """
-    from ssole.comparison.search import settings_text
+    from ssole.comparison.plan import settings_text
     from ssole.comparison.tune import FIGURE
     from ssole.comparison.tune import tune as run
     from ssole.evaluation.results import METRICS

@@ -46,7 +46,7 @@ def compare(
 
         result = ssole.compare(["ssole", "simclr", "vicreg"], budget="600steps", out="runs/losses")
 
-    Each arm's settings are searched on a part of the training images (:mod:`ssole.comparison.search`). Then it is
+    Each arm's settings are searched on a part of the training images (:mod:`ssole.comparison.plan`). Then it is
     trained on all, once a seed, and scored on the test images. Ctrl-C loses nothing: the same call with `out` goes on.
 
     Args:

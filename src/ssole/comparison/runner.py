@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from ssole import __version__
 from ssole.comparison.images import Images, sample
-from ssole.comparison.plan import ArmPlan, cost_lines, share_of, short_epochs, shortened
+from ssole.comparison.plan import (
+    ArmPlan,
+    Rung,
+    cost_lines,
+    draw_settings,
+    ranked,
+    rungs,
+    settings_text,
+    share_of,
+    short_epochs,
+    shortened,
+)
 from ssole.comparison.plots import draw
 from ssole.comparison.request import Arm, Request
 from ssole.comparison.result import RANKED_BY, RESULT_FILE, ArmResult, Comparison, SearchTrial
-from ssole.comparison.search import Rung, draw_settings, ranked, rungs, settings_text
 from ssole.comparison.trial import Trial, run_trial
 from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.base import Source, Spec

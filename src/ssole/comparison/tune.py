@@ -1,6 +1,6 @@
 """`tune`: learning rate, loss weights and strength of the augmentation, chosen without labels.
 
-Trials are short runs with settings from :mod:`ssole.comparison.search`; trial 0 is the recipe itself. Each is scored by
+Trials are short runs with settings from :mod:`ssole.comparison.plan`; trial 0 is the recipe itself. Each is scored by
 the label-free figure that followed accuracy best in the experiment behind :mod:`ssole.evaluation.verdict`, on the
 same views for all: those of the recipe. Labels are never read.
 """
@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 
 from ssole import api
-from ssole.comparison.plan import measure_plan, shortened
+from ssole.comparison.plan import draw_settings, measure_plan, ranked, settings_text, shortened
 from ssole.comparison.request import PLAN_FILE, Arm, Request, save_request
-from ssole.comparison.search import draw_settings, ranked, settings_text
 from ssole.comparison.trial import Trial, resumable, run_trial
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, to_dict
 from ssole.config.budget import Budget
