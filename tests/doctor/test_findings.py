@@ -11,8 +11,7 @@ import pytest
 import tiny
 from ssole.config import PretrainConfig, load
 from ssole.data.store import ImageStore
-from ssole.doctor.contents import ASPECTS, Contents, Range
-from ssole.doctor.duplicates import Copies, Leak
+from ssole.doctor.contents import ASPECTS, Contents, Copies, Leak, Range
 from ssole.doctor.estimate import Estimate, Quantiles
 from ssole.doctor.findings import (
     check_contents,

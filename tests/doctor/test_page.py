@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from examined import damage, made, page, report_on
 
-from ssole.doctor.contents import ASPECTS, Classes, Contents, Range
-from ssole.doctor.duplicates import Copies, Leak
+from ssole.doctor.contents import ASPECTS, Classes, Contents, Copies, Leak, Range
 from ssole.doctor.estimate import Estimate, Quantiles
 from ssole.doctor.report import Finding, Report, SecondSet
 from ssole.doctor.scan import ChannelStatistics, Rate, Unreadable

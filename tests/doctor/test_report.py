@@ -10,7 +10,7 @@ import pytest
 from examined import CONTENTS_KEYS, ESTIMATE_KEYS, KEYS, damage, made, report_on
 
 from ssole import __version__
-from ssole.doctor.duplicates import Copies
+from ssole.doctor.contents import Copies
 from ssole.doctor.report import Finding
 
 

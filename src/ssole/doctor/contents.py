@@ -1,17 +1,24 @@
-"""Contents of a data set: formats, sizes, shapes and classes of its images."""
+"""Contents of a data set: formats, sizes, shapes and classes of its images, and which of them are copies of others.
+
+Exact copies have the same bytes, near copies look the same. Two images are near copies if their perceptual hashes
+differ in at most 8 of 64 bits *and* their 16 x 16 grey thumbnails correlate by at least 0.9. A distance of 8 bits finds
+copies that are re-encoded, resized or slightly cropped. It also pairs different pictures of the same composition, which
+the thumbnails tell apart.
+"""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.base import Source
-from ssole.doctor.scan import Readable
+from ssole.doctor.scan import THUMBNAIL, Readable
+from ssole.progress import progress_bar
 
 ASPECTS = {
     "tall": (0.5, "tall, beyond 1:2"),
@@ -24,6 +31,9 @@ ASPECTS = {
 }
 """Largest width over height of images of a shape, and words for it. The bounds are symmetric about a square."""
 _SAME = {"MPO": "JPEG"}  # MPO is several JPEGs in one file, which cameras write with the suffix .jpg
+
+MAX_BITS = 8
+MIN_CORRELATION = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +121,104 @@ def _misnamed(name: str, found: str) -> bool:
 
     named = Image.registered_extensions().get(os.path.splitext(name)[1].lower())
     return named is not None and _SAME.get(named, named) != _SAME.get(found, found)
+
+
+@dataclass(frozen=True, slots=True)
+class Copies:
+    """Group of duplicates, by id: the first image and its copies."""
+
+    first: str
+    copies: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """Image of the second set that is also in the first set."""
+
+    id: str
+    """Id in the second set."""
+    twin: str
+    """Id of the most similar image of the first set."""
+    exact: bool
+    """Whether both have the same bytes."""
+
+
+def exact_copies(images: Iterable[Readable]) -> list[Copies]:
+    """Groups of images with the same content."""
+    groups: dict[str, Copies] = {}
+    for image in images:
+        if image.digest in groups:
+            groups[image.digest].copies.append(image.id)
+        else:
+            groups[image.digest] = Copies(image.id, [])
+    return [group for group in groups.values() if group.copies]
+
+
+def near_copies(images: Sequence[Readable], *, progress: bool = False) -> list[Copies]:
+    """Groups of images that look the same but differ in their bytes; every copy is near to the first of its group.
+
+    The search is greedy, in the order given: an image is a copy if it is near to an earlier image that is not a copy
+    itself. So no two images are near once the copies are removed. Exact copies are left out, and so are blank images,
+    because they all look the same.
+    """
+    by_digest: dict[str, Readable] = {}
+    for image in images:
+        if not image.blank:
+            by_digest.setdefault(image.digest, image)
+    unique = list(by_digest.values())
+    search = NearCopySearch(unique)
+    is_copy = np.zeros(len(unique), dtype=bool)
+    groups: list[Copies] = []
+    with progress_bar("comparing images", len(unique), enabled=progress) as advance:
+        for i, image in enumerate(unique):
+            advance()
+            if is_copy[i]:
+                continue
+            near = search.near(image, start=i + 1)
+            near = near[~is_copy[near]]
+            if near.size:
+                is_copy[near] = True
+                groups.append(Copies(image.id, [unique[j].id for j in near]))
+    return groups
+
+
+def leaks(first: Sequence[Readable], second: Sequence[Readable], *, progress: bool = False) -> list[Leak]:
+    """Images of the second set that are also in the first set, exactly or nearly."""
+    by_digest = {image.digest: image.id for image in reversed(first)}
+    candidates = [image for image in first if not image.blank]
+    search = NearCopySearch(candidates)
+    found: list[Leak] = []
+    with progress_bar("comparing the two sets", len(second), enabled=progress) as advance:
+        for image in second:
+            advance()
+            if image.digest in by_digest:
+                found.append(Leak(image.id, by_digest[image.digest], exact=True))
+            elif not image.blank and (near := search.near(image)).size:
+                found.append(Leak(image.id, candidates[near[0]].id, exact=False))
+    return found
+
+
+class NearCopySearch:
+    """Search for near copies of one image among many, by their perceptual hashes and thumbnails."""
+
+    def __init__(self, images: Sequence[Readable]) -> None:
+        self._hashes = np.array([image.hash for image in images], dtype=np.uint64)
+        thumbnails = np.array([image.thumbnail for image in images], dtype=np.uint8)
+        self._thumbnails = thumbnails.reshape(len(images), THUMBNAIL**2)
+
+    def near(self, image: Readable, *, start: int = 0) -> NDArray[np.int64]:
+        """Positions, from `start` on, of the images that are near to this one; the most similar first."""
+        bits = np.bitwise_count(self._hashes[start:] ^ np.uint64(image.hash))
+        candidates = start + np.flatnonzero(bits <= MAX_BITS)
+        correlation = _correlation(self._thumbnails[candidates], image.thumbnail.ravel())
+        near = correlation >= MIN_CORRELATION
+        return candidates[near][np.argsort(-correlation[near], kind="stable")]
+
+
+def _correlation(rows: NDArray[np.uint8], row: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Pearson correlation of each of the rows (N, P) with the row (P,); 0 where either is constant."""
+    a = rows.astype(np.float32) - rows.mean(axis=1, dtype=np.float32, keepdims=True)
+    b = row.astype(np.float32) - row.mean(dtype=np.float32)
+    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b)
+    correlation: NDArray[np.float32] = np.divide(a @ b, size, out=np.zeros_like(size), where=size > 0)
+    return correlation

@@ -11,8 +11,7 @@ import torch
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, load
 from ssole.data.base import Source, Spec, evenly_spaced
 from ssole.data.sources import open_source, open_test_images
-from ssole.doctor.contents import classes, contents
-from ssole.doctor.duplicates import exact_copies, leaks, near_copies
+from ssole.doctor.contents import classes, contents, exact_copies, leaks, near_copies
 from ssole.doctor.estimate import estimate
 from ssole.doctor.findings import (
     check_contents,

@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ssole.config import PretrainConfig, ViewRecipe
-from ssole.doctor.contents import Contents
-from ssole.doctor.duplicates import Copies
+from ssole.doctor.contents import Contents, Copies
 from ssole.doctor.estimate import Estimate
 from ssole.doctor.report import Finding, SecondSet
 from ssole.doctor.scan import ChannelStatistics, Rate, Unreadable

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssole.doctor.contents import ASPECTS, Classes, Contents, Range
-from ssole.doctor.duplicates import Copies, Leak
+from ssole.doctor.contents import ASPECTS, Classes, Contents, Copies, Leak, Range
 from ssole.doctor.estimate import Estimate
 from ssole.doctor.report import Finding, Level, Report
 from ssole.doctor.scan import Unreadable

@@ -8,8 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from ssole.doctor.contents import Classes, Contents
-from ssole.doctor.duplicates import Copies, Leak
+from ssole.doctor.contents import Classes, Contents, Copies, Leak
 from ssole.doctor.estimate import Estimate
 from ssole.doctor.scan import ChannelStatistics, Rate, Unreadable
 from ssole.doctor.suggest import Suggestion
