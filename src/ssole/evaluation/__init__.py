@@ -5,7 +5,7 @@ images for a model, `features` runs it, `parts` runs it on very many images, `sh
 `datasets` finds train and test images.
 `knn`, `linear`, `sgd_probe`, `few_shot`, `clustering`, `retrieval` and `label_free` are algorithms on features, with
 shared parts in `checks` and `accuracy`; `attentive` needs feature maps, `fine_tune` trains the network. `corruptions`
-damages images, with `blurs` and `weather`. `protocols` lists what can be measured, each a function from a `case`, which
+damages images, with `corruption_filters`. `protocols` lists what can be measured, each a function from a `case`, which
 is one model or baseline with its features. `scoring` measures all rows, `results` holds the figures, their table and
 their JSON, and `verdict` puts label-free figures into words. `online` measures while training, `transfer` on several
 data sets.

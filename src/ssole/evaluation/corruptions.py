@@ -3,7 +3,7 @@
 These are the 15 corruptions of CIFAR-10-C (Hendrycks and Dietterich 2019, arXiv:1903.12261), by its definitions and
 strengths, which are for 32 px. For images of another side S, lengths in pixels grow by S / 32. Frost is drawn and not
 photographed. The four that the benchmark keeps for validation are not here. An image has the same noise whatever its
-batch. Blurs and weather have modules of their own; noise and what is done to pixels is here.
+batch. Blurs and weather have a module of their own; noise and what is done to pixels is here.
 
 Shape suffixes: B images, C channels, S side.
 """
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ssole.evaluation import blurs, weather
-from ssole.evaluation.blurs import Draws, smoothed
+from ssole.evaluation import corruption_filters as filters
+from ssole.evaluation.corruption_filters import Draws, smoothed
 from ssole.evaluation.datasets import Subset
 from ssole.evaluation.preprocessing import center_crop
 
@@ -153,12 +153,12 @@ CORRUPTIONS: dict[str, Corruption] = {
     "gaussian noise": Corruption(_gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.1)),
     "shot noise": Corruption(_shot_noise, (500, 250, 100, 75, 50)),
     "impulse noise": Corruption(_impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
-    "defocus blur": Corruption(blurs.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))),
-    "glass blur": Corruption(blurs.glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
-    "motion blur": Corruption(blurs.motion_blur, ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))),
-    "zoom blur": Corruption(blurs.zoom_blur, (5, 10, 15, 20, 25)),
+    "defocus blur": Corruption(filters.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))),
+    "glass blur": Corruption(filters.glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
+    "motion blur": Corruption(filters.motion_blur, ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))),
+    "zoom blur": Corruption(filters.zoom_blur, (5, 10, 15, 20, 25)),
     "snow": Corruption(
-        weather.snow,
+        filters.snow,
         (
             (0.1, 0.2, 1.0, 0.6, 8, 3, 0.95),
             (0.1, 0.2, 1.0, 0.5, 10, 4, 0.9),
@@ -168,9 +168,9 @@ CORRUPTIONS: dict[str, Corruption] = {
         ),
         pictures=True,
     ),
-    "frost": Corruption(weather.frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)), pictures=True),
-    "fog": Corruption(weather.fog, ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))),
-    "brightness": Corruption(weather.brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "frost": Corruption(filters.frost, ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)), pictures=True),
+    "fog": Corruption(filters.fog, ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))),
+    "brightness": Corruption(filters.brightness, (0.05, 0.1, 0.15, 0.2, 0.3)),
     "contrast": Corruption(_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
     "elastic": Corruption(
         _elastic, ((0, 0, 0.08), (0.05, 0.2, 0.07), (0.08, 0.06, 0.06), (0.1, 0.04, 0.05), (0.1, 0.03, 0.03))
