@@ -30,9 +30,9 @@ from torch import nn
 
 import ssole
 from ssole.data.arrays import ArraySource
+from ssole.data.base import SubsetSource
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
-from ssole.data.subset import SubsetSource
 from ssole.evaluation.label_free import VIEWS
 from ssole.evaluation.online import Evaluator, knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing

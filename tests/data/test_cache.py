@@ -31,11 +31,11 @@ from listed import Listed, png, pngs, wait_until_still
 from ssole.data import cache, reader
 from ssole.data import store as reading
 from ssole.data.arrays import ArraySource
+from ssole.data.base import SubsetSource
 from ssole.data.cache import DISK_SHARE, ImageCache
 from ssole.data.decode import decode
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
-from ssole.data.subset import SubsetSource
 from ssole.errors import DataError
 
 Open = Callable[..., ImageCache]

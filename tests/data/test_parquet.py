@@ -12,11 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from image_files import ids, png, tree, value
 
-from ssole.data.base import Source
+from ssole.data.base import Source, SubsetSource
 from ssole.data.parquet import ParquetSource
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
-from ssole.data.subset import SubsetSource
 from ssole.errors import DataError
 
 

@@ -19,9 +19,8 @@ import tiny
 from ssole import api
 from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
-from ssole.data.base import Source
+from ssole.data.base import Source, SubsetSource
 from ssole.data.folder import FolderSource
-from ssole.data.subset import SubsetSource
 from ssole.errors import DataError
 from ssole.training.images import keep_or_compare_images
 from ssole.training.run import Run, create_run

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ssole.data.base import Source, Spec, evenly_spaced
+from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced
 from ssole.data.sources import open_source
-from ssole.data.subset import SubsetSource
 from ssole.errors import DataError
 from ssole.evaluation.datasets import HELD_OUT, find_test_images, stratified_split
 

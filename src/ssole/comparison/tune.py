@@ -22,10 +22,9 @@ from ssole.comparison.request import PLAN_FILE, Arm, Request, save_request
 from ssole.comparison.trial import Trial, resumable, run_trial
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, to_dict
 from ssole.config.budget import Budget
-from ssole.data.base import Source, Spec, evenly_spaced
+from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced
 from ssole.data.describe import canonical, describe
 from ssole.data.store import ImageStore
-from ssole.data.subset import SubsetSource
 from ssole.evaluation.evaluate import evaluate
 from ssole.evaluation.label_free import VIEWS
 from ssole.evaluation.results import METRICS

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import NoTestImages, Pixels, Source, Split, number_integers
+from ssole.data.base import NoTestImages, Pixels, Source, Split, SubsetSource, number_integers
 from ssole.data.storage import cache_folder, data_errors, is_remote, name_of, open_binary, read_bytes
 from ssole.errors import DataError
 from ssole.files import require_regular
@@ -71,6 +71,11 @@ class ArraySource(Source):
     def read(self, i: int) -> Pixels:
         image: Pixels = self.images[i]
         return image
+
+
+def is_array(source: Source) -> bool:
+    """Whether the images are an array in memory, or a part of one."""
+    return isinstance(source._base if isinstance(source, SubsetSource) else source, ArraySource)
 
 
 def open_npy(location: str) -> ArraySource:

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 
 from ssole.config import PretrainConfig
+from ssole.data.arrays import is_array
 from ssole.data.base import Source, evenly_spaced
 from ssole.data.cache import ImageCache, open_cache
 from ssole.data.decode import as_batch, mean_and_std, moments
 from ssole.data.reader import Reader
-from ssole.data.subset import is_array
 from ssole.errors import DataError
 from ssole.progress import progress_bar
 from ssole.runtime import decoding_threads, total_memory

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ssole.data.base import Source
+from ssole.data.base import Source, SubsetSource
 from ssole.data.describe import why_not_reopened
 from ssole.data.sources import open_source
-from ssole.data.subset import SubsetSource
 from ssole.data.thumbnail import images_to_show, thumbnail
 from ssole.errors import DataError
 from ssole.evaluation.checks import NotFiniteError

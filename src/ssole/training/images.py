@@ -11,9 +11,9 @@ import warnings
 from contextlib import suppress
 from typing import Any
 
+from ssole.data.arrays import is_array
 from ssole.data.base import Source, content_digests
 from ssole.data.storage import is_remote
-from ssole.data.subset import is_array
 from ssole.errors import ConfigError, DataError
 from ssole.files import read_json, write_json_atomically
 from ssole.training.run import Run, writing
