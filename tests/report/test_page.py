@@ -1,7 +1,12 @@
-"""The page in a real browser: no error, no request, every section visible, hover, search, colours, dark and narrow."""
+"""The page in a real browser: no error, no request, every section visible, hover, search, colours, dark and narrow.
+
+That its pictures are where its script looks for them, and within their budget, needs no browser.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +21,7 @@ import torch
 from PIL import Image
 
 from ssole.report import points
-from ssole.report.page import MAX_PAGE_BYTES, Facts, _digest, _map
+from ssole.report.page import MAX_PAGE_BYTES, Facts, _digest, _map, data_uri, sheets
 from ssole.report.record import Record
 from ssole.training.run import Run
 
@@ -215,3 +220,36 @@ def test_it_can_be_printed(browser: Any, page: Path) -> None:
     found = Opened(browser, page)
     assert found.page.pdf(format="A4")[:5] == b"%PDF-"
     found.page.close()
+
+
+# Pictures
+
+
+def decoded(uri: str) -> Image.Image:
+    head, _, body = uri.partition(",")
+    assert head == "data:image/webp;base64"
+    return Image.open(io.BytesIO(base64.b64decode(body))).convert("RGB")
+
+
+def test_a_thumbnail_lies_where_the_script_looks_for_it() -> None:
+    colours = [(10 * (i % 25), 10 * (i // 25 % 25), 0) for i in range(530)]
+    made = sheets(lambda rows: [Image.new("RGB", (8, 8), colours[i]) for i in rows], range(530), 8, 10**9)
+    assert len(made) == 2
+    first, second = map(decoded, made)
+    assert (first.size, second.size) == ((200, 160), (200, 16))
+    for number in (0, 24, 25, 137, 499):
+        x, y = number % 25 * 8 + 4, number // 25 * 8 + 4
+        assert np.abs(np.subtract(first.getpixel((x, y)), colours[number])).max() < 40
+    assert np.abs(np.subtract(second.getpixel((4 * 8 + 4, 12)), colours[529])).max() < 40
+
+
+def test_the_budget_is_kept() -> None:
+    noise = [Image.fromarray(np.random.default_rng(i).integers(0, 255, (8, 8, 3), dtype=np.uint8)) for i in range(1100)]
+    whole = sheets(lambda rows: [noise[i] for i in rows], range(1100), 8, 10**9)
+    assert len(whole) == 3
+    assert sheets(lambda rows: [noise[i] for i in rows], range(1100), 8, len(whole[0]) + len(whole[1])) == whole[:2]
+    assert sheets(lambda rows: [noise[i] for i in rows], range(1100), 8, 10) == []
+
+
+def test_a_data_uri_holds_the_picture() -> None:
+    assert decoded(data_uri(Image.new("RGB", (5, 7), (200, 10, 10)))).size == (5, 7)

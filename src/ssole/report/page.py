@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,16 +18,19 @@ from torch import Tensor
 from ssole import __version__
 from ssole.report import charts
 from ssole.report.neighbours import confusions, outliers, sample_neighbours, similar_pairs
-from ssole.report.pictures import data_uri, sheets
 from ssole.report.points import colourings, place
 from ssole.report.record import Record
 from ssole.report.sample import Part, Sample
 from ssole.report.verdict import assess
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 MAX_PAGE_BYTES = 8_000_000
 """Bytes that a page should not exceed."""
 _MAP_BYTES, _SHEET_BYTES = 5_500_000, 3_500_000  # of the maps of all runs, and of their thumbnails alone
 _SHEET_SIDES = {5000: 40, 50_000: 24}  # pixels of a thumbnail on the map, by the largest number of images
+_COLUMNS, _ROWS = 25, 20  # thumbnails of a sheet
 _QUERIES, _OUTLIERS, _PAIRS, _MISTAKES = 6, 12, 6, 6
 _SIDE = 96  # most pixels of an image beside the others
 
@@ -186,5 +191,41 @@ def _map(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
     left = _MAP_BYTES // runs - len(json.dumps([chart, data]))  # names of many images may take megabytes
     side = next(side for most, side in _SHEET_SIDES.items() if len(part) <= most)
     made = sheets(lambda rows: part.pictures(rows, side), order, side, min(_SHEET_BYTES // runs, left))
-    data["sheets"], shown = made, min(len(part), len(made) * 500)
+    data["sheets"], shown = made, min(len(part), len(made) * _COLUMNS * _ROWS)
     return {"chart": chart, "data": data, "columns": [one.name for one in columns], "shown": shown}
+
+
+def sheets(
+    get: Callable[[Sequence[int]], list[Image.Image]], order: Sequence[int], side: int, most_bytes: int
+) -> list[str]:
+    """Sheets of square thumbnails in the given order, as many whole sheets as fit into `most_bytes`.
+
+    `get` gives the pictures of some images. Thumbnail number n is on sheet n // 500, in row (n % 500) // 25 and column
+    n % 25.
+    """
+    from PIL import Image
+
+    made: list[str] = []
+    size = 0
+    for start in range(0, len(order), _COLUMNS * _ROWS):
+        part = order[start : start + _COLUMNS * _ROWS]
+        rows = -(-len(part) // _COLUMNS)
+        sheet = Image.new("RGB", (_COLUMNS * side, rows * side), (128, 128, 128))
+        for number, picture in enumerate(picture.convert("RGB") for picture in get(part)):
+            place = (number % _COLUMNS * side, number // _COLUMNS * side)
+            scale = side / max(picture.size)
+            shape = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+            left, top = ((side - length) // 2 for length in shape)
+            sheet.paste(picture.resize(shape), (place[0] + left, place[1] + top))
+        made.append(data_uri(sheet, quality=60))
+        size += len(made[-1])
+        if size > most_bytes:
+            return made[:-1]
+    return made
+
+
+def data_uri(picture: Image.Image, quality: int = 85) -> str:
+    """Picture as a data URI, in WebP."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="WEBP", quality=quality)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
