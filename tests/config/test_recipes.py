@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -180,3 +181,20 @@ def test_a_long_list_of_files_is_read(tmp_path: Path) -> None:
     files = [f"/images/of/one/class/{number:06}.jpg" for number in range(20_000)]
     (tmp_path / "many.yaml").write_text(yaml.safe_dump({"data": files}))
     assert load(tmp_path / "many.yaml").data == tuple(files)
+
+
+def test_text_that_is_not_utf_8_is_quoted() -> None:
+    with pytest.raises(ConfigError, match=r"not text in UTF-8, at .*odd.udcff.*: rename the file or folder"):
+        load("digits-m", data="odd\udcff")
+
+
+@pytest.mark.parametrize("given", [{"model.backbone": "resnet50"}, {"model": {"backbone": "resnet50"}}])
+def test_another_backbone_has_its_own_arguments(given: dict[str, Any]) -> None:
+    model = load("small-images", **given).model
+    assert (model.backbone, model.backbone_args, model.stem, model.stem_init) == ("resnet50", {}, "4x4", "whitening")
+    other = load("small-images", **{"model.backbone": "convnext_atto"}).model
+    assert (other.backbone_args, other.stem, other.stem_init) == ({}, "auto", "timm")
+    own = load("small-images", **{"model.backbone": "convnext_atto", "model.backbone_args": {"drop_path_rate": 0.1}})
+    assert own.model.backbone_args == {"drop_path_rate": 0.1}
+    same = load("small-images", **{"model.backbone": "resnet18"})
+    assert same == load("small-images")

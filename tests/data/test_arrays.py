@@ -299,3 +299,12 @@ def test_labels_beyond_63_bits_are_numbered():
     plain = ArraySource(np.zeros((4, 2, 2), np.uint8), np.array([7, 5, 7, 6], np.uint64))
     assert plain.labels.tolist() == [7, 5, 7, 6]
     assert plain.classes is None
+
+
+@pytest.mark.parametrize("labels", [np.zeros((6, 14), int), np.zeros(6), np.array(["a"] * 6)])
+def test_npz_labels_that_are_no_classes_are_left_out(tmp_path, labels):
+    np.savez(tmp_path / "d.npz", x=IMAGES, y=labels)
+    with pytest.warns(UserWarning, match=r"y is left out, because labels are one integer for each image, and it has "):
+        source = open_source(tmp_path / "d.npz")
+    assert len(source) == 6
+    assert source.labels is None

@@ -443,3 +443,10 @@ def test_members_before_any_damage_are_kept_and_the_loss_is_told(tmp_path, damag
         source = TarSource(path)
     assert ids(source) == ["a.tar:0.png", "a.tar:1.png"]
     assert [value(source, i) for i in range(2)] == [0, 1]
+
+
+def test_images_with_dots_in_their_names_are_not_left_out_in_silence(tmp_path):
+    names = [f"scan 2026.05.{n}.png" for n in range(12)]
+    path = tar(tmp_path / "a.tar", {name: png(n) for n, name in enumerate(names)})
+    with pytest.warns(UserWarning, match=r"of 12 images 11 are left out, .* rename images that have a dot"):
+        assert len(TarSource(path)) == 1

@@ -67,6 +67,9 @@ def test_sizes_are_summarised() -> None:
         ((400, 300), "landscape_4_3"),
         ((300, 200), "landscape_3_2"),
         ((1920, 1080), "landscape_3_2"),
+        ((64, 32), "landscape_3_2"),  # as long as twice the height, and not beyond
+        ((32, 64), "portrait_2_3"),
+        ((65, 32), "wide"),
         ((10_000, 1), "wide"),
     ],
 )

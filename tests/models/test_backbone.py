@@ -147,3 +147,9 @@ def test_too_little_memory_is_not_taken_for_a_wrong_argument(monkeypatch: pytest
     monkeypatch.setattr(timm, "create_model", full)
     with pytest.raises(type(error)):
         checked_encoder(tiny.config(model__backbone_args={}))
+
+
+def test_a_backbone_without_pooling_is_refused() -> None:
+    arguments = {**tiny.config().model.backbone_args, "global_pool": ""}
+    with pytest.raises(ConfigError, match=r"resnet18 gives \(1, .*\) for an image, where \(1, \d+\) is needed"):
+        checked_encoder(tiny.config(model__backbone_args=arguments))

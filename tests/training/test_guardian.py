@@ -290,3 +290,26 @@ def test_a_run_that_turns_out_to_be_longer_has_more_patience(tmp_path: Path) -> 
     pace.total = 12
     with pytest.raises(CollapseError):
         collapsed(guardian.LEAST_STEPS + 1)
+
+
+@pytest.mark.parametrize("every", [2, 4])
+def test_weights_that_are_not_finite_are_found_before_they_are_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    """An update that overflows, as of too large a learning rate, is a failed step and no failed evaluation."""
+    original, spoiled = Learner.descend, list[int]()
+
+    def descend(self: Learner, loss: torch.Tensor) -> None:
+        original(self, loss)
+        if self.steps_done + 1 == 8 and not spoiled:
+            spoiled.append(8)
+            with torch.no_grad():
+                next(self.encoder.parameters()).view(-1)[0] = math.inf
+
+    monkeypatch.setattr(Learner, "descend", descend)
+    photos = str(tiny.write_folder(tmp_path / "photos"))
+    finished = tiny.start(tmp_path / "run", data=photos, knn_every=every, checkpoint_every=3, **CONSTANT)
+    (row,) = interventions(finished)
+    assert (row["failed"], row["rate"]) == (8, 0.5)
+    assert "left weights that are not finite" in row["reason"]
+    assert finished.finished

@@ -234,3 +234,9 @@ def test_a_folder_in_which_an_index_is_being_made_is_not_taken(tmp_path: Path) -
     with pytest.raises(ConfigError, match="is not empty, and nothing is overwritten"):
         tiny.start(tmp_path)
     assert features.read_bytes() == b"hours of work"
+
+
+def test_a_link_to_itself_is_named(crashed: Run) -> None:
+    (crashed.path / "loop").symlink_to("loop")
+    with pytest.raises(ConfigError, match=r"loop is a link that leads nowhere .*: remove it"):
+        tiny.resume(crashed)

@@ -230,3 +230,31 @@ def test_whole_runs_end_with_their_last_state_on_the_disk(
     run = tiny.start(tmp_path / "run", checkpoint_seconds=LONG)
     assert checkpoint_steps(run) == [5, tiny.STEPS]
     assert run.finished
+
+
+def fail(saver: Saver, learner: Learner, step: int) -> None:
+    """States after a step and five more, and then an error, as of an evaluator."""
+    with saver:
+        save(saver, learner, step)
+        save(saver, learner, step + 5)
+        raise ValueError("an evaluator's")
+
+
+def test_an_error_of_any_kind_writes_the_state_that_was_kept(tmp_path: Path) -> None:
+    saver, learner, run = a_saver(tmp_path)
+    with pytest.raises(ValueError, match="an evaluator's"):
+        fail(saver, learner, 5)
+    assert weights_at(run) == (10, 10.0)
+
+
+def test_an_error_is_raised_also_if_the_state_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    saver, learner, run = a_saver(tmp_path)
+    monkeypatch.setattr(saver, "_write_kept", full_disk)
+    with pytest.raises(ValueError, match="an evaluator's"):
+        fail(saver, learner, 5)
+    assert checkpoint_steps(run) == [5]

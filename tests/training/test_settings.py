@@ -20,6 +20,7 @@ from ssole.config import ConfigError
 from ssole.errors import DataError
 from ssole.search.search import search
 from ssole.training.run import Run
+from ssole.training.settings import eval_data_to_open
 
 REASON = "images behind a URL, which are fetched only if you name it"
 
@@ -136,3 +137,13 @@ def test_a_warmup_that_never_ends_is_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"12 steps, and its learning rate rises for 12 \(warmup_steps\): it never"):
         tiny.start(tmp_path / "long", optim__warmup_steps=12)
     tiny.start(tmp_path / "short", optim__warmup_steps=11)
+
+
+def test_images_that_a_run_is_measured_on_may_be_moved(tmp_path: Path) -> None:
+    old, new = tiny.write_folder(tmp_path / "old"), tmp_path / "new"
+    config = tiny.config(eval_data=str(old))
+    with pytest.raises(ConfigError, match="and other images are given"):
+        eval_data_to_open(config, tmp_path / "run", str(new))
+    old.rename(new)
+    with pytest.warns(UserWarning, match=r"old is gone: .*new is taken to hold the same images"):
+        assert eval_data_to_open(config, tmp_path / "run", str(new)) == str(new)

@@ -146,3 +146,13 @@ def test_the_supervised_loss_sees_the_labels_of_its_images() -> None:
 def test_the_supervised_loss_needs_labels(labels: np.ndarray[Any, Any] | None) -> None:
     with pytest.raises(DataError, match="'supervised' needs labels of at least two classes"):
         Learner(tiny.config(loss__name="supervised"), CPU, labels=labels)
+
+
+def test_labels_that_are_ids_are_numbered_in_their_order() -> None:
+    """Their largest plus one would be the size of the classifier."""
+    labels = np.where(np.arange(tiny.IMAGES) % 3 == 0, 2_000_000_000, 5)
+    labels[1] = -1
+    learner = Learner(tiny.config(loss__name="supervised"), CPU, labels=labels)
+    assert learner.labels is not None
+    assert learner.labels.tolist() == [-1 if label < 0 else int(label > 5) for label in labels]
+    assert max(parameter.shape[0] for parameter in learner.loss.parameters()) == 2

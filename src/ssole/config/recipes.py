@@ -167,7 +167,8 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
             (see :func:`~ssole.config.presets.view_preset`).
             ``epochs``, ``steps`` and ``budget`` clear each other, so that the one given holds. A budget with one of the
             others is an error.
-            ``loss.name`` clears the recipe's own settings of loss and projector, which are those of another method.
+            ``loss.name`` clears the recipe's own settings of loss and projector, which are those of another method;
+            ``model.backbone`` its arguments of another network, and its stem unless both are ResNets.
 
     Raises:
         ConfigError: as :func:`from_dict`.
@@ -182,8 +183,12 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
         raise ConfigError(f"a budget decides how long a run is: leave out either budget or {lengths[0]}")
     if lengths:
         values |= {"steps": None, "budget": None}
-    loss = overrides.get("loss")
-    name = overrides.get("loss.name", loss.get("name") if isinstance(loss, Mapping) else None)
+    backbone = _chosen(overrides, "model", "backbone")
+    if backbone not in (None, values["model"]["backbone"]):
+        values["model"]["backbone_args"] = {}
+        if "resne" not in str(backbone):  # as in resnet50, seresnext50 and wide_resnet50_2
+            values["model"] |= {"stem": "auto", "stem_init": "timm"}
+    name = _chosen(overrides, "loss", "name")
     if name not in (None, values["loss"]["name"]):
         values["loss"] = {"name": name}
         if name != "custom":
@@ -192,6 +197,12 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
         path = "augment.crops.0.count" if name == "views" else name
         _merge(values, path.split("."), value, name)
     return from_dict(values)
+
+
+def _chosen(overrides: Mapping[str, Any], group: str, name: str) -> Any:
+    """Override of a setting in a group, given by its dotted name or within the group; None if there is none."""
+    values = overrides.get(group)
+    return overrides.get(f"{group}.{name}", values.get(name) if isinstance(values, Mapping) else None)
 
 
 @lru_cache
@@ -214,9 +225,14 @@ def _to_json(value: Any) -> str:
         raise ConfigError(f"a setting cannot be a {type(part).__name__}, got {part!r}")
 
     try:
-        return json.dumps(value, default=plain)
+        text = json.dumps(value, default=plain, ensure_ascii=False)
+        text.encode()
+    except UnicodeEncodeError as error:
+        near = error.object[max(0, error.start - 40) : error.end + 10]
+        raise ConfigError(f"a setting is not text in UTF-8, at {near!r}: rename the file or folder") from None
     except (TypeError, ValueError, RecursionError) as error:  # keys that are no text, a list that contains itself
         raise ConfigError(f"settings must be plain values with names: {error}") from None
+    return text
 
 
 def _explain(kind: str, location: tuple[int | str, ...], message: str, given: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -100,7 +101,8 @@ def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
 
     Images are called x_train, train_images, images, x, data or arr_0, and their labels y_train, train_labels, labels, y
     or targets. Those of a test split are x_test, test_images, x_val or val_images, with labels y_test, and so on.
-    Labels of shape (N, 1) are taken as (N,).
+    Labels of shape (N, 1) are taken as (N,). Those that are not one integer for each image are left
+    out, with a warning.
 
     Args:
         whole: Open a file without a test split as either split.
@@ -126,6 +128,13 @@ def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
         images = archive[images_key]
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels is not None and len(labels) == len(images) and (labels.ndim > 1 or labels.dtype.kind not in "iu"):
+        warnings.warn(
+            f"{location}: {labels_key} is left out, because labels are one integer for each image, "
+            f"and it has {labels.dtype} {labels.shape}",
+            stacklevel=2,
+        )
+        labels = None
     return ArraySource(images, labels, name=f"{name}/{images_key}")
 
 

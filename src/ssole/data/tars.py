@@ -41,6 +41,7 @@ _LABELS = {"cls": 256, "json": 1 << 20, "txt": 64}
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\x00": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _BLOCK = 512  # bytes; a tar consists of blocks of this size
 _PADDING = 1 << 20  # bytes of zeros after the last member; tar writes 10 KiB or less unless told otherwise
+_FURTHER = 8  # images of a sample beside the first: with more, names were hardly meant to be of one sample
 _FACTS = b"ssole"
 
 
@@ -91,6 +92,13 @@ class TarSource(Source):
         if len(table) == 0:
             others = suffix_counts(self.ignored) or "nothing"
             raise DataError(f"{self.name} holds no images (known by suffixes such as .jpg), only {others}.")
+        left_out = sum(count for suffix, count in self.ignored.items() if suffix in image_suffixes())
+        if left_out > _FURTHER * len(table):
+            warnings.warn(
+                f"{self.name}: of {len(table) + left_out} images {left_out} are left out, as further ones of a sample: "
+                "names of a sample are equal up to the first dot, so rename images that have a dot before their suffix",
+                stacklevel=2,
+            )
         self._members = table.column("name").combine_chunks()
         self._offsets, self._sizes = (table.column(name).to_numpy() for name in ("offset", "size"))
         self.labels, self.classes = number_texts(table.column("label"))

@@ -85,7 +85,10 @@ def contents(images: Sequence[Readable]) -> Contents:
     width = np.array([header.width for header in headers])
     height = np.array([header.height for header in headers])
     size = np.array([header.bytes for header in headers], dtype=np.int64)
-    aspects = np.histogram(width / height, [0.0, *(most for most, _ in ASPECTS.values())])[0].tolist()
+    ratio, bounds = width / height, [most for most, _ in ASPECTS.values()]
+    # 1:2 and 2:1 are not yet beyond these
+    shape = np.where(ratio > 1, np.searchsorted(bounds, ratio), np.searchsorted(bounds, ratio, side="right"))
+    aspects = np.bincount(shape, minlength=len(ASPECTS)).tolist()
     return Contents(
         formats=dict(Counter(header.format for header in headers).most_common()),
         modes=dict(Counter(header.mode for header in headers).most_common()),

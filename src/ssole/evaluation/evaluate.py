@@ -123,7 +123,7 @@ def _add_baselines(
 ) -> None:
     """Add raw pixels, and the untrained networks of runs: one row for all runs that began with equal networks."""
     side = min(first.image_size, RAW_PIXEL_SIZE)
-    scoring.add_models(f"raw pixels ({side}x{side})", [(None, first)])
+    scoring.add_models(scoring.free_name(f"raw pixels ({side}x{side})"), [(None, first)])
     different: dict[str, Opened] = {}
     seen: list[Any] = []
     for name, row in rows.items():
@@ -135,7 +135,8 @@ def _add_baselines(
             seen.append(identity)
             different[name] = models
     for name, models in different.items():
-        scoring.add_models("untrained" if len(different) == 1 else f"untrained, as {name}", models)
+        row_name = "untrained" if len(different) == 1 else f"untrained, as {name}"
+        scoring.add_models(scoring.free_name(row_name), models)
     if not different:
         scoring.note("No untrained row: the initial weights of a module are unknown; give its run.")
 

@@ -37,10 +37,10 @@ class Preprocessing:
     """Channels of images kept at full depth, or None for red, green and blue."""
 
     def __post_init__(self) -> None:
-        if not len(self.mean) == len(self.std) >= 1 or min(self.std) <= 0:
+        if not len(self.mean) == len(self.std) == (self.channels or 3) or min(self.std) <= 0:
             raise ValueError(
-                f"mean is {tuple(self.mean)} and std {tuple(self.std)}; a number for each channel is needed (three for "
-                "red, green and blue), std above 0"
+                f"mean is {tuple(self.mean)} and std {tuple(self.std)}; a number for each of {self.channels or 3} "
+                "channels is needed, std above 0"
             )
 
     @classmethod

@@ -96,6 +96,10 @@ class Scoring:
         """The protocols that the data allow: without labels, the label-free figures."""
         return self._protocols if data.test is not None else ("label-free",)
 
+    def free_name(self, name: str) -> str:
+        """Name for the row of a baseline, which no other row has."""
+        return name if name not in self._rows else self.free_name(f"{name} (baseline)")
+
     def _add(self, row: str, outcomes: Sequence[Outcome]) -> None:
         scores = _in_all([one.scores for one in outcomes])
         self._rows[row] = {name: Score.over_runs(found) for name, found in scores.items()}

@@ -232,5 +232,9 @@ def _save_weights(model: LoadedBackbone, folder: Path) -> None:
     """Write model.safetensors, under timm's names of the layers, which are torchvision's too."""
     from safetensors.torch import save_file
 
-    state = {name: tensor.contiguous() for name, tensor in model.backbone.state_dict().items()}
+    # copies, because some networks have one tensor under two names, which safetensors refuses
+    state = {
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in model.backbone.state_dict().items()
+    }
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

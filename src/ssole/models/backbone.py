@@ -128,7 +128,7 @@ def checked_encoder(config: PretrainConfig, module: nn.Module | None = None) -> 
     with torch.random.fork_rng(devices=[]):
         for size in dict.fromkeys(crop.size for recipe in config.augment.parts for crop in recipe.crops):
             try:
-                encoder.backbone(torch.zeros(1, channels, size, size))
+                features = encoder.backbone(torch.zeros(1, channels, size, size))
             except Exception as error:  # networks reject a size by exceptions of any type
                 if out_of_memory_reason(error):
                     raise
@@ -137,6 +137,11 @@ def checked_encoder(config: PretrainConfig, module: nn.Module | None = None) -> 
                     "augment.crops.N.size or augment.early_size, or what the model needs in model.backbone_args (such "
                     "as img_size)"
                 ) from None
+            if features.shape != (1, feature_dim(encoder.backbone)):
+                raise ConfigError(
+                    f"{name} gives {tuple(features.shape)} for an image, where (1, {feature_dim(encoder.backbone)}) is "
+                    "needed: leave arguments that change its pooling out of model.backbone_args"
+                )
     return encoder.train()
 
 

@@ -151,9 +151,11 @@ class _Loop:
                 z_BD = distributed.gather(z_BVD[:, 0].detach())
                 distributed.on_rank_0(partial(self._log, epoch, lr, terms, z_BD))
 
-            for every, evaluator in self.evaluators.items():
-                if last or _due(step, every):
-                    self._evaluate(evaluator)
+            due = [evaluator for every, evaluator in self.evaluators.items() if last or _due(step, every)]
+            if due:
+                learner.check_weights()  # or the evaluation would fail, where the guardian can go back
+            for evaluator in due:
+                self._evaluate(evaluator)
 
             if pace.is_regular(step + 1):
                 self._save(must=last or _due(step, config.checkpoint_every))
@@ -194,6 +196,10 @@ class _Loop:
         """Context that saves the steps done so far when a signal stops it."""
         try:
             yield
+        except DataError:
+            if distributed.world_size() == 1:  # other processes may not come to tell theirs
+                record_unreadable(self.run, self.store.unreadable)
+            raise
         except Stopping as request:
             done = self.learner.steps_done
             if not done:

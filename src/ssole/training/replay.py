@@ -17,6 +17,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, from_dict, to_dict
+from ssole.data.decode import as_batch
 from ssole.files import read_json, require_regular, write_atomically, write_json_atomically
 from ssole.runtime import environment, resolve_device, torch_state
 from ssole.training.feed import pack, pack_starts, unpack
@@ -61,9 +62,7 @@ def whole_batch(batch: Batch | None) -> Batch:
     flat, _ = pack(list(batch.images), pin_memory=False)
     *starts, _ = pack_starts(like)
     images = unpack(distributed.gather(flat, equal=False), starts, like)
-    same = isinstance(batch.images, torch.Tensor)
-    ids = distributed.gather(batch.ids)
-    return batch._replace(images=torch.stack(images) if same else images, ids=ids)
+    return batch._replace(images=as_batch(images), ids=distributed.gather(batch.ids))
 
 
 def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Batch) -> Path:

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 
 from ssole import distributed
 from ssole.training.checkpoint import Progress, Snapshot, checkpoint_steps, snapshot, write_checkpoint
@@ -44,7 +45,10 @@ class Saver:
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and distributed.rank() == 0:
+            with suppress(OSError):  # such as of a full disk, of which the error at hand may tell
+                self._write_kept()
         if self._pool is not None:
             self._pool.shutdown()
         self.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 import warnings
 from collections.abc import Callable, Collection
@@ -58,6 +59,10 @@ def eval_data_to_open(config: PretrainConfig, run: Path, given: Spec | None) -> 
             )
         return config.eval_data
     if describe(given) != config.eval_data:
+        own = config.eval_data
+        if isinstance(own, str) and os.path.isabs(own) and not os.path.exists(own):  # such as a folder that was moved
+            warnings.warn(f"{own} is gone: {describe(given)} is taken to hold the same images", stacklevel=2)
+            return given
         raise ConfigError(f"{run} is measured on {config.eval_data}, and other images are given: {describe(given)}")
     return given
 

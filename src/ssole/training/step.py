@@ -95,6 +95,7 @@ class Learner:
     ) -> None:
         if device.type == "cpu":
             keep_freed_memory()
+        labels = None if labels is None else _class_numbers(labels)
         self.config, self.device = config, device
         self.embedder = Embedder(config, device, backbone)
         self.encoder = self.embedder.encoder
@@ -270,6 +271,15 @@ class Learner:
             stopping=stopping,
         )
         return self.is_compiled
+
+
+def _class_numbers(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels (N,), -1 where unknown; ids that are larger than the number of images are numbered in their order."""
+    if labels.max(initial=-1) < len(labels):
+        return labels
+    numbers = np.full_like(labels, -1)
+    numbers[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
+    return numbers
 
 
 def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int64] | None = None) -> nn.Module:
