@@ -19,6 +19,7 @@ from sklearn.utils import estimator_checks
 import ssole
 import tiny
 from ssole import SSOLEFeatures
+from ssole.config import ConfigError
 from ssole.training.run import Run
 
 
@@ -177,3 +178,9 @@ def test_models_that_cannot_be_loaded(run: Run, photos: Path, tmp_path: Path, pa
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="its pretrained weights cannot be had here"):
         SSOLEFeatures(tmp_path).fit(paths)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "8"])
+def test_a_batch_size_that_is_none_is_quoted(run: Run, paths: list[str], batch_size: Any) -> None:
+    with pytest.raises(ConfigError, match=f"batch_size must be an integer of at least 1, got {batch_size!r}"):
+        SSOLEFeatures(run, batch_size=batch_size).fit(paths)

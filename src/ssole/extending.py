@@ -123,7 +123,7 @@ def add_extension(run: Run, *, steps: int, factor: float) -> None:
     """
     begin = max(checkpoint_steps(run))
     new = Extension(step=begin, total=begin + steps, factor=factor)
-    with writing(run, EXTENSIONS):
+    with writing(run, EXTENSIONS, command="ssole extend"):
         # the figures first: none may stand beside other weights than its own
         for name in ("evaluation.json", "transfer.json", run.backbone_path.name):
             if (path := run.path / name).exists():

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from torch import nn
 
+from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
 from ssole.data.base import Source
 from ssole.data.objects import ObjectSource
@@ -69,9 +70,11 @@ class SSOLEFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         """Check that the model can be loaded and that X are images; nothing is learned.
 
         Raises:
-            ConfigError: the model cannot be loaded, or the device does not exist.
+            ConfigError: the model cannot be loaded, the device does not exist, or a batch size below 1.
             DataError: X are no images.
         """
+        if not isinstance(self.batch_size, (int, np.integer)) or self.batch_size < 1:
+            raise ConfigError(f"batch_size must be an integer of at least 1, got {self.batch_size!r}")
         self._loaded()
         resolve_device(self.device)
         _source(X)

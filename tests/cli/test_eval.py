@@ -136,3 +136,10 @@ def test_transfer_to_several_data_sets(trained: Command) -> None:
     for words in ("labeled, linear", "untrained", "nowhere is left out", "saved: run/transfer.json"):
         assert words in outcome.out
     assert not Path("run/evaluation.json").exists()
+
+
+def test_figures_of_another_preprocessing_are_not_the_run_s(trained: Command) -> None:
+    outcome = trained("eval", "run", "--protocol", "knn", "--mean", "0", "0", "0", "--std", "1", "1", "1")
+    assert outcome.code == 0
+    assert "saved" not in outcome.err
+    assert not Path("run/evaluation.json").exists()

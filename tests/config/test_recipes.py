@@ -198,3 +198,10 @@ def test_another_backbone_has_its_own_arguments(given: dict[str, Any]) -> None:
     assert own.model.backbone_args == {"drop_path_rate": 0.1}
     same = load("small-images", **{"model.backbone": "resnet18"})
     assert same == load("small-images")
+
+
+def test_dotted_names_in_a_recipe_are_told_how_to_be_written() -> None:
+    with pytest.raises(ConfigError, match=r"unknown setting 'optim.lr'. Write it as optim: \{lr: \.\.\.\}\."):
+        from_dict({"optim.lr": 0.1})
+    with pytest.raises(ConfigError, match="It belongs to the loss ssole or simclr"):
+        load("cifar10", **{"loss.name": "vicreg", "loss.temperature": 0.1})

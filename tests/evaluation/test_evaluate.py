@@ -162,3 +162,11 @@ def test_knn_of_photographs_while_training_is_that_of_the_evaluation(tmp_path: P
         knn_evaluator(of_evaluation[0], of_training[1], preprocessing)
     features = [extract(model, stores[0], preprocessing, progress=False) for stores in (of_training, of_evaluation)]
     assert not torch.allclose(*features, rtol=1e-2)
+
+
+def test_a_model_of_the_name_of_a_baseline_keeps_its_row() -> None:
+    train, test = coloured(60, seed=0), coloured(30, seed=1)
+    models = {"raw pixels (8x8)": MeanColour(scale=0.0), "untrained": MeanColour()}
+    found = evaluate_quietly(models, train, test=test, protocol="knn")
+    assert list(found.rows) == ["raw pixels (8x8)", "untrained", "raw pixels (8x8) (baseline)"]
+    assert found.rows["raw pixels (8x8)"]["knn20"].value == pytest.approx(1 / 3)

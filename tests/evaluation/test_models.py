@@ -148,7 +148,11 @@ def test_an_onnx_file_of_others(tmp_path: Path) -> None:
     images = torch.rand(3, 3, 8, 8)
     for shape in (["n", 3, 8, 8], [1, 3, 8, 8]):
         assert torch.allclose(OnnxModel(write(shape))(images), images.mean((2, 3)), atol=1e-6)
-    model = open_model(write(["n", 3, 8, 8]))
+    with pytest.raises(ConfigError, match=r"model.onnx does not take images of shape \[3, 3, 9, 9\]: "):
+        OnnxModel(write(["n", 3, 8, 8]))(torch.rand(3, 3, 9, 9))
+    with pytest.raises(ValueError, match=r"image_size is \[8, 16\]; the side of a square is needed"):
+        Preprocessing.from_model(open_model(write(["n", 3, 8, 16])), mean=[0.5] * 3, std=[0.5] * 3)
+    model = open_model(write(["n", 3, 8, 8]).rename(tmp_path / "model.ONNX"))
     how = Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
     digests = [backbone_digest(OnnxModel(write([batch, 3, 8, 8])), how) for batch in ("n", "n", "m")]
     assert digests[0] == digests[1] != digests[2]  # parts of an embedding must not be those of another file

@@ -59,3 +59,10 @@ def test_a_weight_file_alone_has_neither(run: Run, tmp_path: Path) -> None:
 def test_difference_is_relative_above_one() -> None:
     assert largest_difference(torch.tensor([100.0]), torch.tensor([99.0])) == pytest.approx(0.01)
     assert largest_difference(torch.tensor([0.1, 0.2]), torch.tensor([0.1, 0.3])) == pytest.approx(0.1)
+
+
+def test_a_run_that_learned_from_labels_is_not_called_self_supervised(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run", data=str(tiny.write_folder(tmp_path / "photos")), loss__name="supervised")
+    card = (ssole.export(run, to="timm", out=tmp_path / "out") / "README.md").read_text()
+    assert "trained with labels" in card
+    assert "- self-supervised" not in card

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from weight_files import Weights
 
 import ssole
 from ssole.config import ConfigError
+from ssole.export import weights as module
 from ssole.export.weights import NormalisedBackbone, Written, preprocessing_of
 
 MEAN, STD = (0.1, 0.5, 0.7), (0.5, 0.25, 2.0)
@@ -157,3 +161,12 @@ def test_other_layers_are_refused(settings: dict[str, object], words: str, weigh
     with pytest.raises(ConfigError, match=words):
         ssole.export(source, to="torchvision")
     assert not (source.parent / "export" / "torchvision").exists()
+
+
+def test_tied_weights_are_written_twice(tmp_path: Path) -> None:
+    """Safetensors refuses one tensor under two names, as CoaT has some."""
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    module._save_weights(SimpleNamespace(backbone=nn.Sequential(first, second)), tmp_path)  # type: ignore[arg-type]
+    saved = load_file(tmp_path / "model.safetensors")
+    assert torch.equal(saved["0.weight"], saved["1.weight"])

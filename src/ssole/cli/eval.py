@@ -93,7 +93,10 @@ def evaluate(argv: Sequence[str]) -> int:
             **how,
         )
     if not distributed.rank():
-        _save_and_print(result, args, {"trained": args.run[0]} if alone else models, run if alone else None)
+        # figures of another preprocessing than the run's own are not what its folder is to say of it
+        changed = any(getattr(args, name) is not None for name in ("image_size", "mean", "std"))
+        folder = run if alone and not changed else None
+        _save_and_print(result, args, {"trained": args.run[0]} if alone else models, folder)
     return 0
 
 

@@ -293,6 +293,9 @@ def _hint_at_setting(name: str) -> str:
         return " timm's pretrained weights are init: timm (--init timm)."
     if name in known:  # known and refused, as it is a field of other losses only
         others = [loss for loss, cls in LOSS_CONFIGS.items() if asked in cls.__dataclass_fields__]
+        group, _, field = name.partition(".")
+        if not others:  # as in a YAML file, which has no dotted names
+            return f" Write it as {group}: {{{field}: ...}}."
         return f" It belongs to the loss {' or '.join(others)}: choose that by loss.name first."
     exact = [path for path in known if last[path] == asked]
     word = [path for path in known if asked in last[path].split("_")]

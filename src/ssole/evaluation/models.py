@@ -21,6 +21,7 @@ from ssole.config import ConfigError
 from ssole.models.load import described, load
 from ssole.models.small_stem import register_with_timm
 from ssole.models.weights_file import SUFFIXES, classifier_prefixes, load_whole, read_weights
+from ssole.runtime import out_of_memory_reason
 
 IMAGENET = {"image_size": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 """Preprocessing that torchvision's weights were trained with, and that is assumed of its networks."""
@@ -57,7 +58,7 @@ def open_model(given: nn.Module | str | PathLike[str] | Any) -> nn.Module:
         library, _, name = text.partition(":")
         return (_timm if library == "timm" else _torchvision)(name).eval()
     path = Path(text)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return OnnxModel(path)
     is_weights = path.suffix in SUFFIXES and path.is_file()
     if is_weights and (path.suffix != ".safetensors" or described(path) is None):
@@ -99,6 +100,7 @@ class OnnxModel(nn.Module):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
+        self._path = path
         if not path.is_file():
             raise ConfigError(f"there is no file {path}: {_NO_PLACE}")
         if find_spec("onnxruntime") is None:
@@ -128,7 +130,13 @@ class OnnxModel(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         batches = images.float().cpu().contiguous().split(1 if self._one_by_one else len(images))
-        rows = [torch.from_numpy(self._session.run(None, {self._input: one.numpy()})[0]) for one in batches]
+        try:
+            rows = [torch.from_numpy(self._session.run(None, {self._input: one.numpy()})[0]) for one in batches]
+        except Exception as error:  # onnxruntime's kinds of errors have no common base
+            if out_of_memory_reason(error):
+                raise
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"{self._path} does not take images of shape {list(images.shape)}: {reason}") from None
         return torch.cat(rows).to(images.device)
 
 
@@ -140,7 +148,9 @@ def _timm(name: str) -> nn.Module:
         if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
             raise ConfigError(f"there is no folder {name.removeprefix('local-dir:')}")
         return _pretrained(name)
-    name, _, file = name.partition("=")
+    name, equals, file = name.partition("=")
+    if equals and not file:
+        raise ConfigError(f"timm:{name}= names no file of weights: give timm:{name}=FILE, or timm:{name} alone")
     if not timm.is_model(name):
         raise _unknown("timm", name, timm.list_models())
     if not file:

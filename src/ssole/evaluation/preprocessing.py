@@ -68,7 +68,8 @@ class Preprocessing:
         timm_config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
         timm_config = timm_config if isinstance(timm_config, Mapping) else vars(timm_config)
         input_size = timm_config.get("input_size") or (None, None, None)
-        fallback = {"image_size": input_size[-1], "mean": timm_config.get("mean"), "std": timm_config.get("std")}
+        sides = {side for side in input_size[-2:] if side is not None}
+        fallback = {"image_size": sorted(sides) or None, "mean": timm_config.get("mean"), "std": timm_config.get("std")}
         given = {"image_size": image_size, "mean": mean, "std": std}
         found: dict[str, Any] = {}
         for name, value in given.items():

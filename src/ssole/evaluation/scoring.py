@@ -75,7 +75,11 @@ class Scoring:
             features_of = partial(extract, model, device=self.device, precision=self.precision, progress=self.progress)
         data = self._data(preprocessing)
         self._first = self._first or preprocessing
-        views = None if self.views is None else adapted_views(self.views, self._first, preprocessing)
+        views = None
+        if self.views is not None and preprocessing.channels == self._first.channels:
+            views = adapted_views(self.views, self._first, preprocessing)
+        elif self.views is not None:
+            self.note(f"{row}: no figures of views, which are made of other channels for the first model.")
         case = Case(
             row=row,
             data=data,

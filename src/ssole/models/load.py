@@ -131,7 +131,8 @@ def weights_path(run: str | PathLike[str] | Any) -> Path:
         )
     if not path.exists():
         raise ConfigError(f"there is no {path}: give a run folder or its backbone.safetensors")
-    raise ConfigError(f"{path} is not a run folder: it has neither config.yaml nor backbone.safetensors")
+    hint = f". For an export, give timm:local-dir:{path}" if (path / "config.json").is_file() else ""
+    raise ConfigError(f"{path} is not a run folder: it has neither config.yaml nor backbone.safetensors{hint}")
 
 
 def described(path: Path) -> str | None:
@@ -142,6 +143,7 @@ def described(path: Path) -> str | None:
     """
     from safetensors import SafetensorError, safe_open
 
+    path.open("rb").close()  # an error that is right: safetensors says of files without permission that there are none
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(_KEY)

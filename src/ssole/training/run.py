@@ -186,8 +186,8 @@ def _remove(path: Path, made: list[Path]) -> None:
 
 
 @contextmanager
-def writing(run: Run, what: str) -> Iterator[None]:
-    """Context for writing a file of a run: an `OSError` says what could not be written, and how to go on."""
+def writing(run: Run, what: str, *, command: str = "ssole pretrain --resume") -> Iterator[None]:
+    """Context for writing a file of a run: an `OSError` says what could not be written, and the command to go on."""
     from safetensors import SafetensorError  # what a full disk raises there
 
     try:
@@ -196,7 +196,7 @@ def writing(run: Run, what: str) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
             f"{what} could not be written to {run.path} ({reason}). Earlier files are untouched. Once this is fixed, "
-            f"go on with: ssole pretrain --resume {run.path}"
+            f"go on with: {command} {run.path}"
         ) from error
 
 
