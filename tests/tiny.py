@@ -56,8 +56,8 @@ def config(**overrides: Any) -> PretrainConfig:
     return apply_overrides(from_dict(SETTINGS), {name.replace("__", "."): value for name, value in overrides.items()})
 
 
-class Crash(Exception):
-    """Error that ends a run in the middle."""
+class Crash(BaseException):
+    """End of a run in the middle, as by a kill: nothing reacts to it, as it would to an `Exception`."""
 
 
 def crash(backbone: nn.Module) -> dict[str, float]:

@@ -448,5 +448,5 @@ def test_members_before_any_damage_are_kept_and_the_loss_is_told(tmp_path, damag
 def test_images_with_dots_in_their_names_are_not_left_out_in_silence(tmp_path):
     names = [f"scan 2026.05.{n}.png" for n in range(12)]
     path = tar(tmp_path / "a.tar", {name: png(n) for n, name in enumerate(names)})
-    with pytest.warns(UserWarning, match=r"of 12 images 11 are left out, .* rename images that have a dot"):
+    with pytest.warns(UserWarning, match=r"11 of 12 images are left out .* rename images with more dots"):
         assert len(TarSource(path)) == 1

@@ -304,11 +304,14 @@ def test_weights_that_are_not_finite_are_found_before_they_are_evaluated(
         if self.steps_done + 1 == 8 and not spoiled:
             spoiled.append(8)
             with torch.no_grad():
-                next(self.encoder.parameters()).view(-1)[0] = math.inf
+                next(self.encoder.parameters()).fill_(math.inf)
+
+    def figure(backbone: torch.nn.Module) -> dict[str, float]:
+        assert all(bool(weight.isfinite().all()) for weight in backbone.parameters())
+        return {"figure": 1.0}
 
     monkeypatch.setattr(Learner, "descend", descend)
-    photos = str(tiny.write_folder(tmp_path / "photos"))
-    finished = tiny.start(tmp_path / "run", data=photos, knn_every=every, checkpoint_every=3, **CONSTANT)
+    finished = tiny.start(tmp_path / "run", evaluators={every: figure}, checkpoint_every=3, **CONSTANT)
     (row,) = interventions(finished)
     assert (row["failed"], row["rate"]) == (8, 0.5)
     assert "left weights that are not finite" in row["reason"]

@@ -46,8 +46,7 @@ def load(name: str | PathLike[str], /, **overrides: Any) -> PretrainConfig:
     if path.suffix not in {".yaml", ".yml"}:
         path = _RECIPES / f"{name}.yaml"
     if not path.is_file():
-        names = recipe_names()
-        hint = did_you_mean(path.stem, names)
+        hint = did_you_mean(path.stem, names := recipe_names())
         raise ConfigError(f"no recipe {str(name)!r}.{hint} Shipped: {', '.join(names)}; or give a .yaml file")
     try:
         config = from_dict(read_mapping(path))
@@ -163,8 +162,7 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     Args:
         overrides: dotted field names to values (``{"optim.lr": 1.0, "augment.crops.0.size": 64, "epochs": 5}``).
             A dict value replaces only the fields it names. ``views`` is short for the count of the first crop group.
-            ``preset`` replaces all of ``augment`` except its crops and early ones
-            (see :func:`~ssole.config.presets.view_preset`).
+            ``preset`` replaces all of ``augment`` but crops and early ones (:func:`~ssole.config.presets.view_preset`).
             ``epochs``, ``steps`` and ``budget`` clear each other, so that the one given holds. A budget with one of the
             others is an error.
             ``loss.name`` clears the recipe's own settings of loss and projector, which are those of another method;
@@ -194,8 +192,7 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
         if name != "custom":
             values["model"] |= {f"projector_{field}": None for field in Projector._fields}
     for name, value in overrides.items():
-        path = "augment.crops.0.count" if name == "views" else name
-        _merge(values, path.split("."), value, name)
+        _merge(values, ("augment.crops.0.count" if name == "views" else name).split("."), value, name)
     return from_dict(values)
 
 
@@ -228,8 +225,7 @@ def _to_json(value: Any) -> str:
         text = json.dumps(value, default=plain, ensure_ascii=False)
         text.encode()
     except UnicodeEncodeError as error:
-        near = error.object[max(0, error.start - 40) : error.end + 10]
-        raise ConfigError(f"a setting is not text in UTF-8, at {near!r}: rename the file or folder") from None
+        raise ConfigError(f"a setting is not text in UTF-8, rename it: {error.object[: error.end][-40:]!r}") from None
     except (TypeError, ValueError, RecursionError) as error:  # keys that are no text, a list that contains itself
         raise ConfigError(f"settings must be plain values with names: {error}") from None
     return text
@@ -293,9 +289,8 @@ def _hint_at_setting(name: str) -> str:
         return " timm's pretrained weights are init: timm (--init timm)."
     if name in known:  # known and refused, as it is a field of other losses only
         others = [loss for loss, cls in LOSS_CONFIGS.items() if asked in cls.__dataclass_fields__]
-        group, _, field = name.partition(".")
         if not others:  # as in a YAML file, which has no dotted names
-            return f" Write it as {group}: {{{field}: ...}}."
+            return f" Write it as {name.replace('.', ': {', 1)}: ...}}."
         return f" It belongs to the loss {' or '.join(others)}: choose that by loss.name first."
     exact = [path for path in known if last[path] == asked]
     word = [path for path in known if asked in last[path].split("_")]

@@ -266,3 +266,12 @@ def _named(source: Source, names: list[str] | None) -> tuple[NDArray[np.int64], 
         if not set(own := [str(value) for value in values]).isdisjoint(names):
             return np.where(source.labels < 0, -1, np.searchsorted(values, source.labels)), own
     return source.labels, source.classes
+
+
+def number_ids(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Labels (N,), -1 where unknown; ids that are larger than the number of images are numbered in their order."""
+    if labels.max(initial=-1) < len(labels):
+        return labels
+    numbers = np.full_like(labels, -1)
+    numbers[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
+    return numbers

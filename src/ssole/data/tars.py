@@ -94,11 +94,8 @@ class TarSource(Source):
             raise DataError(f"{self.name} holds no images (known by suffixes such as .jpg), only {others}.")
         left_out = sum(count for suffix, count in self.ignored.items() if suffix in image_suffixes())
         if left_out > _FURTHER * len(table):
-            warnings.warn(
-                f"{self.name}: of {len(table) + left_out} images {left_out} are left out, as further ones of a sample: "
-                "names of a sample are equal up to the first dot, so rename images that have a dot before their suffix",
-                stacklevel=2,
-            )
+            said = f"{self.name}: {left_out} of {len(table) + left_out} images are left out as further ones of a sample"
+            warnings.warn(f"{said}: its name ends at the first dot, so rename images with more dots", stacklevel=2)
         self._members = table.column("name").combine_chunks()
         self._offsets, self._sizes = (table.column(name).to_numpy() for name in ("offset", "size"))
         self.labels, self.classes = number_texts(table.column("label"))

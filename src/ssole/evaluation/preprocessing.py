@@ -24,7 +24,7 @@ class Preprocessing:
     embedding all use it, so the same weights always give the same accuracy.
 
     Raises:
-        ValueError: where mean and std are not one number for each channel, or a std is not above 0.
+        ValueError: where mean and std are not one number for each channel, or for all, or a std is not above 0.
     """
 
     image_size: int
@@ -37,10 +37,11 @@ class Preprocessing:
     """Channels of images kept at full depth, or None for red, green and blue."""
 
     def __post_init__(self) -> None:
-        if not len(self.mean) == len(self.std) == (self.channels or 3) or min(self.std) <= 0:
+        channels = self.channels or 3
+        if {len(self.mean), len(self.std)} not in ({1}, {channels}) or min(self.std) <= 0:
             raise ValueError(
-                f"mean is {tuple(self.mean)} and std {tuple(self.std)}; a number for each of {self.channels or 3} "
-                "channels is needed, std above 0"
+                f"mean is {tuple(self.mean)} and std {tuple(self.std)}; a number for each of {channels} channels is "
+                "needed, or one for all, std above 0"
             )
 
     @classmethod

@@ -20,6 +20,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig, ViewRecipe
+from ssole.data.base import number_ids
 from ssole.errors import DataError, listed
 from ssole.losses import LOSSES
 from ssole.losses.base import EmbeddingError, EmbeddingLoss, named_terms
@@ -95,7 +96,7 @@ class Learner:
     ) -> None:
         if device.type == "cpu":
             keep_freed_memory()
-        labels = None if labels is None else _class_numbers(labels)
+        labels = None if labels is None else number_ids(labels)
         self.config, self.device = config, device
         self.embedder = Embedder(config, device, backbone)
         self.encoder = self.embedder.encoder
@@ -271,15 +272,6 @@ class Learner:
             stopping=stopping,
         )
         return self.is_compiled
-
-
-def _class_numbers(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels (N,), -1 where unknown; ids that are larger than the number of images are numbered in their order."""
-    if labels.max(initial=-1) < len(labels):
-        return labels
-    numbers = np.full_like(labels, -1)
-    numbers[labels >= 0] = np.unique(labels[labels >= 0], return_inverse=True)[1]
-    return numbers
 
 
 def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int64] | None = None) -> nn.Module:
