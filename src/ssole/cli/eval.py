@@ -44,7 +44,8 @@ class EvalArgs:
     seed: int = 0
     """Seed of the held-out part, where one has to be made, and of the probe's validation split."""
     save: OptionalFile = None
-    """Also write the result as JSON. By default, to RUN/evaluation.json (or transfer.json) for one run folder."""
+    """Also write the result as JSON. By default, to RUN/evaluation.json (or transfer.json) for one run folder, unless
+    its input is changed by the options below."""
     image_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS", help_behavior_hint="")] = None
     """Side of the input of networks that do not say it, such as some ONNX files."""
     mean: Numbers = None

@@ -51,8 +51,7 @@ def load(name: str | PathLike[str], /, **overrides: Any) -> PretrainConfig:
     try:
         config = from_dict(read_mapping(path))
     except ConfigError as error:
-        message = str(error)
-        raise ConfigError(message if str(path) in message else f"{path}: {message}") from None
+        raise ConfigError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     return apply_overrides(config, overrides)
 
 
@@ -163,10 +162,9 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
         overrides: dotted field names to values (``{"optim.lr": 1.0, "augment.crops.0.size": 64, "epochs": 5}``).
             A dict value replaces only the fields it names. ``views`` is short for the count of the first crop group.
             ``preset`` replaces all of ``augment`` but crops and early ones (:func:`~ssole.config.presets.view_preset`).
-            ``epochs``, ``steps`` and ``budget`` clear each other, so that the one given holds. A budget with one of the
-            others is an error.
+            ``epochs``, ``steps`` and ``budget`` clear those of the recipe. A budget beside another is an error.
             ``loss.name`` clears the recipe's own settings of loss and projector, which are those of another method;
-            ``model.backbone`` its arguments of another network, and its stem unless both are ResNets.
+            ``model.backbone`` the arguments of another network, and its stem unless the new one is a ResNet.
 
     Raises:
         ConfigError: as :func:`from_dict`.
@@ -183,9 +181,11 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
         values |= {"steps": None, "budget": None}
     backbone = _chosen(overrides, "model", "backbone")
     if backbone not in (None, values["model"]["backbone"]):
-        values["model"]["backbone_args"] = {}
-        if "resne" not in str(backbone):  # as in resnet50, seresnext50 and wide_resnet50_2
-            values["model"] |= {"stem": "auto", "stem_init": "timm"}
+        arguments = values["model"].pop("backbone_args")
+        if "resne" in str(backbone):  # as in resnet50, seresnext50 and wide_resnet50_2
+            values["model"]["backbone_args"] = {k: v for k, v in arguments.items() if k == "zero_init_last"}
+        else:
+            values["model"] |= {"backbone_args": {}, "stem": "auto", "stem_init": "timm"}
     name = _chosen(overrides, "loss", "name")
     if name not in (None, values["loss"]["name"]):
         values["loss"] = {"name": name}

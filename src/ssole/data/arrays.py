@@ -128,7 +128,11 @@ def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
         images = archive[images_key]
     if labels is not None and labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels is not None and len(labels) == len(images) and (labels.ndim > 1 or labels.dtype.kind not in "iu"):
+    if (
+        labels is not None
+        and labels.shape[:1] == images.shape[:1]
+        and (labels.ndim > 1 or labels.dtype.kind not in "iu")
+    ):
         warnings.warn(
             f"{location}: {labels_key} is left out, because labels are one integer for each image, "
             f"and it has {labels.dtype} {labels.shape}",

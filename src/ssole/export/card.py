@@ -25,15 +25,15 @@ def model_card(model: LoadedBackbone, written: Written, *, weights: Path, differ
         difference: largest difference between features of source and result.
     """
     header = ["---", *([f"library_name: {written.library}"] if written.library else [])]
-    supervised = _is_supervised(weights)
-    tags = ["- ssole", *([] if supervised else ["- self-supervised"])]
+    labels = _labels(weights)
+    tags = ["- ssole", *(["- self-supervised"] if labels == ", trained without labels" else [])]
     header += ["pipeline_tag: image-feature-extraction", "tags:", *tags, "---", ""]
     backbone, size, channels = model.config["model"]["backbone"], model.image_size, len(model.mean)
     same = f"differ from those of the source by at most {difference:.1g}" if difference else "equal those of the source"
     checked = f"Its features {same} on random images"
     checked += f" ({written.unchecked})." if written.unchecked else "."
     parts = [
-        f"# {_code(backbone)}, trained {'with' if supervised else 'without'} labels",
+        f"# {_code(backbone)}{labels}",
         f"Backbone that maps images to {model.num_features} features, exported by ssole {__version__}. {checked}",
         f"## Load it\n\nIn this folder, with {written.needs}:\n\n```python\n{written.snippet}\n```",
         f"## Input\n\n{channels} channels of {size} x {size} pixels, as {written.input}. Resize the shorter side to "
@@ -45,12 +45,13 @@ def model_card(model: LoadedBackbone, written: Written, *, weights: Path, differ
     return "\n".join(header) + "\n\n".join(parts) + "\n"
 
 
-def _is_supervised(weights: Path) -> bool:
-    """Whether the weights are of a run that learned from labels; of a weight file alone this is not known."""
+def _labels(weights: Path) -> str:
+    """What the title says of labels; nothing for a weight file alone or a loss of one's own, of which it is unknown."""
     try:
-        return Run(weights.parent).config.loss.name == "supervised"
+        loss = Run(weights.parent).config.loss.name
     except ConfigError:
-        return False
+        return ""
+    return {"supervised": ", trained with labels", "custom": ""}.get(loss, ", trained without labels")
 
 
 def _training(weights: Path) -> list[str]:

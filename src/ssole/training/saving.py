@@ -47,7 +47,7 @@ class Saver:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and distributed.rank() == 0:
-            with suppress(OSError):  # such as of a full disk, of which the error at hand may tell
+            with suppress(Exception):  # such as of a full disk or a lost GPU, of which the error at hand may tell
                 self._write_kept()
         if self._pool is not None:
             self._pool.shutdown()

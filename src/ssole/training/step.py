@@ -65,7 +65,8 @@ class Learner:
     Args:
         config: the settings of the run; initial weights are a function of `config.seed`.
         device: where encoder and loss are placed.
-        loss: a module of your own, in place of the one that `config.loss` names.
+        loss: a module of your own, in place of the one that `config.loss` names. On an accelerator, an EmbeddingLoss
+            gets `check_input = False`.
         backbone: a module of your own, of which a copy is trained, if the config records one.
         labels: int64 (N,) of all images, -1 where unknown; only losses with `needs_labels` see them.
         images: number of images in the data set, by which an accelerator draws the views of an epoch at once.
@@ -96,7 +97,8 @@ class Learner:
     ) -> None:
         if device.type == "cpu":
             keep_freed_memory()
-        labels = None if labels is None else number_ids(labels)
+        if loss is None and labels is not None:
+            labels = number_ids(labels)
         self.config, self.device = config, device
         self.embedder = Embedder(config, device, backbone)
         self.encoder = self.embedder.encoder

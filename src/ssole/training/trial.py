@@ -23,6 +23,7 @@ from torch import nn
 from ssole.config import PretrainConfig
 from ssole.data.store import ImageStore
 from ssole.runtime import forget_peak_memory, peak_memory, synchronize, torch_state
+from ssole.training.graph import wants_graph
 from ssole.training.needs import saved_bytes
 from ssole.training.step import Learner
 from ssole.views.geometry import ImageBatch
@@ -67,8 +68,9 @@ class DryRun:
         self._limit = seconds
         self._measures_peak = forget_peak_memory(device)  # it may be that of an earlier trial
         self._view_bytes = 4 * config.input_channels * config.augment.pixels  # of an image's views, in float32
-        config = replace(config, cuda_graph="never")
-        self.learner = Learner(config, device, loss=loss, backbone=backbone, labels=labels, images=images)
+        launched = replace(config, cuda_graph="never")
+        self.learner = Learner(launched, device, loss=loss, backbone=backbone, labels=labels, images=images)
+        wants_graph(config, device, self.learner.optimizer)  # an error that the run would have
         self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
         self.compile_seconds = 0.0
         self._saved: dict[int, int] = {}  # by batch size: bytes kept for the backward pass
