@@ -165,17 +165,10 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 
 
 def waits(run: Callable[[], None], device: torch.device) -> str | None:
-    """What makes the host wait in a call; None if nothing does, or without a GPU."""
-    if device.type != "cuda":
-        return None
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        run()
-    except RuntimeError as error:
-        return str(error)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return None
+    """Lines that make the host wait in a call; None if none does, or without a GPU."""
+    from ssole.training.graph import with_waits
+
+    return None if device.type != "cuda" else ", ".join(with_waits(run)[1]) or None
 
 
 def graph_milliseconds(run: Callable[[], None], suite: Suite) -> float | None:
@@ -188,7 +181,7 @@ def graph_milliseconds(run: Callable[[], None], suite: Suite) -> float | None:
     try:
         on_side_stream(run, suite.device)
         if (reason := waits(run, suite.device)) is not None:  # a capture that fails would spoil later ones
-            raise RuntimeError(reason)
+            raise RuntimeError(f"the host waits at {reason}")
         replay = captured(run, suite.device)
     except RuntimeError as error:
         print(f"  not captured: {error}", flush=True)

@@ -255,6 +255,9 @@ def test_an_error_is_raised_also_if_the_state_cannot_be_written(
 
     saver, learner, run = a_saver(tmp_path)
     monkeypatch.setattr(saver, "_write_kept", full_disk)
-    with pytest.raises(ValueError, match="an evaluator's"):
+    with (
+        pytest.raises(ValueError, match="an evaluator's"),
+        pytest.warns(UserWarning, match="could not be written: .* No space left"),
+    ):
         fail(saver, learner, 5)
     assert checkpoint_steps(run) == [5]

@@ -64,7 +64,8 @@ class Difference:
     @property
     def clear(self) -> bool:
         """Whether p is below 5 %. With three pairs the mean then exceeds 4.3 times its standard error."""
-        return self.p_value is not None and self.p_value < ALPHA
+        p = self.p_value
+        return p is not None and p < ALPHA
 
     def to_dict(self) -> dict[str, Any]:
         """The figures as a plain dict, ready for JSON."""

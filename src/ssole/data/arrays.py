@@ -101,8 +101,8 @@ def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
 
     Images are called x_train, train_images, images, x, data or arr_0, and their labels y_train, train_labels, labels, y
     or targets. Those of a test split are x_test, test_images, x_val or val_images, with labels y_test, and so on.
-    Labels of shape (N, 1) are taken as (N,). Those that are not one integer for each image are left
-    out, with a warning.
+    Labels of shape (N, 1) are taken as (N,). Those that are not one integer for each image are left out, with a
+    warning.
 
     Args:
         whole: Open a file without a test split as either split.
@@ -131,7 +131,7 @@ def open_npz(location: str, split: Split, *, whole: bool) -> ArraySource:
     if (
         labels is not None
         and labels.shape[:1] == images.shape[:1]
-        and (labels.ndim > 1 or labels.dtype.kind not in "iu")
+        and (labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer))
     ):
         warnings.warn(
             f"{location}: {labels_key} is left out, because labels are one integer for each image, "

@@ -35,8 +35,8 @@ def few_shot_accuracies(
 ) -> list[float]:
     """Accuracy on all test images in each episode, which draws ``shots`` training images of every class at random.
 
-    Features are (N, F) and (Q, F), floating point and finite; labels are (N,) and (Q,) integers. A test
-    image of a class that train lacks counts as wrong.
+    Features are (N, F) and (Q, F), floating point and finite; labels are (N,) and (Q,) integers. A test image of
+    a class that train lacks counts as wrong.
 
     Raises:
         ValueError: a class has fewer images, or features that are not finite.

@@ -75,10 +75,10 @@ def centred_effective_rank(features: Tensor) -> float:
 def alpha_req(features: Tensor) -> float:
     """alpha-ReQ: exponent alpha of the power law i^(-alpha) that the eigenvalues of the features' covariance follow.
 
-    Near 1 is best in theory; larger means fewer directions, smaller means noise. The fit is unweighted least
-    squares on logarithms over eigenvalues 11 to 100; over all of them where the covariance has fewer than 20 above
-    rounding; with fewer than three it is a ValueError. Source: Agrawal et al. 2022, "alpha-ReQ"
-    (NeurIPS), and the range of Stringer et al. 2019.
+    Near 1 is best in theory; larger means fewer directions, smaller means noise. The fit is unweighted least squares on
+    logarithms over eigenvalues 11 to 100; over all of them where the covariance has fewer than 20 above rounding; with
+    fewer than three it is a ValueError. Source: Agrawal et al. 2022, "alpha-ReQ" (NeurIPS), and the range of Stringer
+    et al. 2019.
     """
     features = _sample(features, SAMPLE).double()
     centred = features - features.mean(0)

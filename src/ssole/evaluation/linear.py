@@ -174,8 +174,8 @@ class _Logistic:
             line_search_fn="strong_wolfe",
         )
 
-        # torch's solver ignores a step when the inner product of its changes of gradient and
-        # point is below 1e-10, and would crawl towards a tight tolerance.
+        # torch's solver ignores a step when the inner product of its changes of gradient and point is below 1e-10, and
+        # would crawl towards a tight tolerance.
         def objective() -> float:
             weight_GC = point_GC.detach() * scale_GC
             loss, gradient_GC = self._loss(weight_GC)

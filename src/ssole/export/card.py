@@ -25,8 +25,9 @@ def model_card(model: LoadedBackbone, written: Written, *, weights: Path, differ
         difference: largest difference between features of source and result.
     """
     header = ["---", *([f"library_name: {written.library}"] if written.library else [])]
-    labels = _labels(weights)
-    tags = ["- ssole", *(["- self-supervised"] if labels == ", trained without labels" else [])]
+    with_labels = _learned_from_labels(weights)
+    labels = "" if with_labels is None else f", trained {'with' if with_labels else 'without'} labels"
+    tags = ["- ssole", *(["- self-supervised"] if with_labels is False else [])]
     header += ["pipeline_tag: image-feature-extraction", "tags:", *tags, "---", ""]
     backbone, size, channels = model.config["model"]["backbone"], model.image_size, len(model.mean)
     same = f"differ from those of the source by at most {difference:.1g}" if difference else "equal those of the source"
@@ -45,13 +46,13 @@ def model_card(model: LoadedBackbone, written: Written, *, weights: Path, differ
     return "\n".join(header) + "\n\n".join(parts) + "\n"
 
 
-def _labels(weights: Path) -> str:
-    """What the title says of labels; nothing for a weight file alone or a loss of one's own, of which it is unknown."""
+def _learned_from_labels(weights: Path) -> bool | None:
+    """Whether weights were trained with labels; None if unknown: of a weight file alone, or with a custom loss."""
     try:
         loss = Run(weights.parent).config.loss.name
     except ConfigError:
-        return ""
-    return {"supervised": ", trained with labels", "custom": ""}.get(loss, ", trained without labels")
+        return None
+    return None if loss == "custom" else loss == "supervised"
 
 
 def _training(weights: Path) -> list[str]:

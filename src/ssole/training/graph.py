@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -102,7 +102,7 @@ class StepGraph(Generic[_Result]):
         A capture would fail then, after which torch (up to 2.11 at least) takes its memory and generators for captured.
         """
         self._taken += 1
-        take: _Body[_Result] = lambda: on_side_stream(lambda: self._take(images, ids, epoch), images.device)  # noqa: E731
+        take = partial(on_side_stream, partial(self._take, images, ids, epoch), images.device)
         if self._taken != WARM_UP or self._failed:
             return take()
         result, waits = with_waits(take)

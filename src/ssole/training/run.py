@@ -207,12 +207,13 @@ def lock_run(run: Run) -> Iterator[None]:
     Raises:
         ConfigError: as :func:`ssole.files.locked`; or something in the folder is a link that leads out of it.
     """
+    root = run.path.resolve()
     for entry in run.path.rglob("*"):
         try:
             target = entry.resolve()
         except (OSError, RuntimeError) as error:  # a link to itself is a RuntimeError before Python 3.13
             raise ConfigError(f"{entry} is a link that leads nowhere ({error}): remove it") from None
-        if not target.is_relative_to(run.path.resolve()):  # in an untrusted folder, it could lead anywhere
+        if not target.is_relative_to(root):  # in an untrusted folder, it could lead anywhere
             raise ConfigError(f"{entry} is a link to {target}, and a run only writes to its own folder: move it")
     with locked(run.path / ".lock", f"another process is training in {run.path}: wait for it, or stop it first"):
         yield

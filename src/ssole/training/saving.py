@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 
 from ssole import distributed
 from ssole.training.checkpoint import Progress, Snapshot, checkpoint_steps, snapshot, write_checkpoint
@@ -47,8 +47,10 @@ class Saver:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, Exception) and distributed.rank() == 0:
-            with suppress(Exception):  # such as of a full disk or a lost GPU, of which the error at hand may tell
+            try:
                 self._write_kept()
+            except Exception as other:  # noqa: BLE001 - of a full disk or a lost GPU; the error at hand is the first
+                warnings.warn(f"the state after the last epoch could not be written: {other}", stacklevel=2)
         if self._pool is not None:
             self._pool.shutdown()
         self.wait()
