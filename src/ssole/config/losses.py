@@ -46,7 +46,7 @@ class SSOLEConfig:
     """SSOLE loss; :class:`ssole.SSOLELoss` explains each field."""
 
     projector: ClassVar[Projector] = Projector(3, 4096, 4096, "none")
-    search: ClassVar[SearchRanges] = {"high_rank_weight": (0.5, 16.0), "temperature": (0.1, 1.0)}
+    search: ClassVar[SearchRanges] = {"high_rank_weight": (0.2, 16.0), "temperature": (0.05, 1.0)}
     name: Literal["ssole"] = "ssole"
     """Loss: ssole, ole, simclr, barlow-twins, vicreg, frossl, mmcr, w-mse, lejepa or supervised. Choose it first."""
     high_rank_weight: float = 0.6
