@@ -18,6 +18,7 @@ from ssole.comparison.trial import Trial, read_trial
 from ssole.config import ConfigError, ViewRecipe, load
 from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
+from ssole.losses import SimCLRLoss
 from ssole.training.run import Run
 from ssole.training.stopping import Interrupted
 
@@ -134,6 +135,10 @@ def test_arrays_and_published_projectors() -> None:
         ({"batchsize": 3}, ConfigError, "Did you mean 'batch_size'?"),
         ({"batch_size": 81}, DataError, "hold 80"),
         ({"model.backbone": "resnet_18"}, ConfigError, "no model 'resnet_18'"),
+        ({"seed": 5}, ConfigError, "seed of the settings would have no effect: runs have the seeds 0, 1"),
+        ({"knn_every": 5}, ConfigError, "knn_every of the settings would have no effect"),
+        ({"init": "nowhere"}, ConfigError, r"init: there is no .*nowhere"),
+        ({"test": "photos/train/cat"}, DataError, "has none"),
     ],
 )
 def test_refused(given: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -176,3 +181,19 @@ def test_two_processes_on_one_folder_are_refused() -> None:
     compare(seeds=1)
     with FileLock("out/.lock"), pytest.raises(ConfigError, match="another process"):
         compare(seeds=1)
+
+
+def test_a_class_that_training_lacks_is_met_before_anything_is_trained() -> None:
+    Path("photos/train/dog").rename("photos/train/cow")
+    with pytest.raises(DataError, match=r"have classes that the training images .* lack: 'dog'"):
+        compare(search=2)
+    assert not Path("out").exists()
+
+
+def test_what_python_alone_knows_is_not_resumed_by_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **__: Any) -> Trial:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_trial", stopped)
+    with pytest.raises(Interrupted, match=r"go on with: the same call of ssole\.compare with out='out'"):
+        compare({"ssole": {"loss.name": "ssole"}, "mine": SimCLRLoss()})

@@ -6,7 +6,9 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch import nn
 
 import tiny
 from ssole.comparison.request import Request, load_request, make_arms, save_request
@@ -65,3 +67,48 @@ def test_a_damaged_file_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "comparison.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"comparison\.yaml is damaged .*another folder"):
         load_request(tmp_path)
+
+
+def test_nested_settings_are_those_with_dots() -> None:
+    nested = {"loss": {"name": "ssole", "high_rank_weight": 1.0}, "model": {"projector_dim": 48}}
+    dotted = {"loss.name": "ssole", "loss.high_rank_weight": 1.0, "model.projector_dim": 48}
+    first, second = make_arms({"first": nested, "second": dotted}, tiny.config(), projector="recipe")
+    assert first.config == second.config
+    assert first.config.projector.dim == 48
+    assert first.pinned == second.pinned == ("loss.high_rank_weight", "loss.name", "model.projector_dim")
+
+
+@pytest.mark.parametrize("name", ["epochs", "steps", "budget", "seed", "data", "eval_data", "knn_every"])
+def test_an_arm_cannot_set_what_all_runs_share(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} of the arm 'mine' would have no effect: "):
+        make_arms({"mine": {name: 1}, "other": {"loss.name": "simclr"}}, tiny.config(), projector="recipe")
+
+
+def test_initial_weights_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = {"loss.name": "simclr", "init": "runs/other"}
+    shared, other = make_arms({"a": {}, "b": own}, tiny.config(init="runs/first"), projector="recipe")
+    assert (shared.config.init, other.config.init) == (str(tmp_path / "runs/first"), str(tmp_path / "runs/other"))
+    pretrained, _ = make_arms({"a": {"init": "timm"}, "b": own}, tiny.config(), projector="recipe")
+    assert pretrained.config.init == "timm"
+
+
+class Mine(nn.Module):
+    """A loss whose settings its `repr` does not show."""
+
+    def __init__(self, weight: float, start: float = 0.0) -> None:
+        super().__init__()
+        self.weight = weight
+        self.register_buffer("centre", torch.full((3,), start))
+
+
+@pytest.mark.parametrize("other", [Mine(8.0), Mine(1.0, start=2.0)], ids=["attribute", "weights"])
+def test_losses_of_ones_own_are_told_apart(other: Mine, tmp_path: Path) -> None:
+    def with_loss(loss: Mine) -> Request:
+        return dataclasses.replace(request(), arms=make_arms({"a": {}, "b": loss}, tiny.config(), projector="recipe"))
+
+    save_request(tmp_path, with_loss(Mine(1.0)))
+    (tmp_path / "plan.json").touch()  # it has begun
+    save_request(tmp_path, with_loss(Mine(1.0)))
+    with pytest.raises(ConfigError, match="holds another comparison"):
+        save_request(tmp_path, with_loss(other))

@@ -239,3 +239,21 @@ def test_what_is_said_of_the_share_is_the_committed_result(monkeypatch: pytest.M
         of_set = report["result"]["8 trials"][name]
         for accuracy in (of_set["figures"][FIGURE]["knn20"], of_set["best"]):
             assert f"{100 * (accuracy - of_set['recipe']):+.1f}" in said, name
+
+
+def test_the_tuned_recipe_names_the_tuned_images(tmp_path: Path) -> None:
+    photos = tiny.write_folder(tmp_path / "photos", 22)
+    how: dict[str, Any] = {"recipe": tiny.recipe(tmp_path), "budget": "2steps", "trials": 2, "out": tmp_path / "out"}
+    found = tune(photos, **how, progress=False)
+    assert load(found.recipe).data == str(photos)
+    assert ssole.pretrain(recipe=found.recipe, steps=1, out=tmp_path / "run", progress=False).finished
+
+
+def test_trials_of_two_versions_are_not_compared_silently(tmp_path: Path) -> None:
+    tuned(tmp_path, budget="2steps", trials=2)
+    record = tmp_path / "out" / "trial-0" / "environment.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"ssole": "0.0.1"}))
+    shutil.rmtree(tmp_path / "out" / "trial-1")
+    with pytest.raises(ConfigError, match=r"was begun with ssole 0\.0\.1, and this is .*allow-changes version"):
+        tuned(tmp_path, budget="2steps", trials=2)
+    assert len(tuned(tmp_path, budget="2steps", trials=2, allow_changes=["version"]).trials) == 2

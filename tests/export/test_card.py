@@ -66,3 +66,11 @@ def test_a_run_that_learned_from_labels_is_not_called_self_supervised(tmp_path: 
     card = (ssole.export(run, to="timm", out=tmp_path / "out") / "README.md").read_text()
     assert "trained with labels" in card
     assert "- self-supervised" not in card
+
+
+def test_a_run_that_began_from_other_weights_is_not_said_to_lack_labels(run: Run, tmp_path: Path) -> None:
+    second = tiny.start(tmp_path / "second", steps=1, init=str(run.path))
+    text = card(second, "out")
+    assert "without labels" not in text
+    assert "- self-supervised" not in text
+    assert f"| began from | `{run.path.name}` |" in text

@@ -125,3 +125,13 @@ def test_examples_are_images_of_the_data_as_training_sees_them(tmp_path: Path) -
     in_memory = tiny.start(tmp_path / "memory", steps=2)
     assert open_examples(Record.read(in_memory.path), None, limit=4) is None
     assert open_examples(Record.read(in_memory.path), tiny.images(), limit=4) is not None
+
+
+def test_test_images_of_classes_that_the_sample_lacks_are_left_out(run: Run, tmp_path: Path) -> None:
+    tiny.write_folder(tmp_path / "train", 40)
+    tiny.write_folder(tmp_path / "test", 40, classes=("cat", "cow"))
+    sample, _ = opened(run, str(tmp_path))
+    assert sample is not None
+    assert sample.labelled
+    assert sample.test is not None
+    assert {sample.name_of(int(label)) for label in sample.test.labels} == {"cat"}

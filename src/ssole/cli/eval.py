@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,7 +68,9 @@ def evaluate(argv: Sequence[str]) -> int:
     Without labels, or with --protocols label-free: effective rank and other figures of the features, and a verdict.
     """
     from ssole.evaluation.evaluate import evaluate as measure
+    from ssole.evaluation.features import Views, adapted_views
     from ssole.evaluation.label_free import VIEWS
+    from ssole.evaluation.preprocessing import Preprocessing
     from ssole.evaluation.transfer import transfer as measure_transfer
     from ssole.views import make_views
 
@@ -78,10 +80,16 @@ def evaluate(argv: Sequence[str]) -> int:
     models, alone = _named(args.run), len(args.run) == 1 and is_run(args.run[0])
     run = next((Path(one) for one in models.values() if is_run(one)), None)
     config = None if run is None else run_config(run)
-    recipe = config.augment.main_views(VIEWS) if config is not None and is_run(args.run[0]) else None
     given: Any = args.run[0] if alone else models
     how: dict[str, Any] = {"progress": not distributed.rank()}
     how |= {name: getattr(args, name) for name in ("seed", "device", "image_size", "mean", "std")}
+    changed = {name: how[name] for name in ("image_size", "mean", "std") if how[name] is not None}
+    views: Views | None = None
+    if config is not None and is_run(args.run[0]):
+        views = partial(make_views, recipe=config.augment.main_views(VIEWS), seed=args.seed, epoch=0)
+        if alone and changed:  # which several models are not
+            own = Preprocessing.from_config(config)
+            views = adapted_views(views, own, replace(own, **changed))
     if args.transfer:
         result = measure_transfer(given, args.transfer, **how)
     else:
@@ -90,12 +98,11 @@ def evaluate(argv: Sequence[str]) -> int:
             data_spec(args.data) or run_data(config, run or args.run[0]),
             test=data_spec(args.test),
             protocol=[name for words in args.protocols for name in words.split(",")],
-            views=None if recipe is None else partial(make_views, recipe=recipe, seed=args.seed, epoch=0),
+            views=views,
             **how,
         )
     if not distributed.rank():
         # figures of another preprocessing than the run's own are not what its folder is to say of it
-        changed = any(getattr(args, name) is not None for name in ("image_size", "mean", "std"))
         folder = run if alone and not changed else None
         _save_and_print(result, args, {"trained": args.run[0]} if alone else models, folder)
     return 0

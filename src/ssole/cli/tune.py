@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -56,5 +57,6 @@ def tune(argv: Sequence[str]) -> int:
     show(f"* has the best {METRICS[FIGURE]}, whose {trust}")
     show("such a choice found 7 % of what labels would have gained, in four searches (docs/compare.md)")
     show(f"recipe: {found.recipe}")
-    show(f"train with it: ssole pretrain --recipe {found.recipe}")
+    words = f"--data {shlex.join(args.data)} " if args.data else ""
+    show(f"train with it: ssole pretrain {words}--recipe {shlex.quote(str(found.recipe))}")
     return 0

@@ -11,7 +11,15 @@ from typing import Any, Literal
 from ssole import api
 from ssole.comparison.images import Images, open_images
 from ssole.comparison.plan import measure_plan
-from ssole.comparison.request import Methods, Request, check_numbers, load_request, make_arms, save_request
+from ssole.comparison.request import (
+    Methods,
+    Request,
+    check_not_of_runs,
+    check_numbers,
+    load_request,
+    make_arms,
+    save_request,
+)
 from ssole.comparison.result import Comparison
 from ssole.comparison.runner import Runner
 from ssole.comparison.trial import resumable
@@ -64,6 +72,7 @@ def compare(
         ConfigError, DataError: unusable settings or data, a folder of another comparison, or images that changed.
     """
     check_numbers(seeds=seeds, search=search, images=images)  # before the data are opened
+    check_not_of_runs(overrides, "the settings", allowed=("epochs", "steps", "budget"))  # of which the budget is made
     name, base = _shared(data, recipe, overrides, progress)
     arms = make_arms(methods, replace(base, budget=None), projector=projector)
     limit = None if budget is None else Budget.parse(budget)
@@ -113,10 +122,18 @@ def resume_comparison(
     return _run(request, folder, request.data, images, progress, allow_changes)
 
 
+def _command_to_go_on(request: Request, folder: Path) -> str:
+    """What continues a comparison that was stopped: the command, unless a part of it is known to Python alone."""
+    in_python = any(arm.module is not None for arm in request.arms)
+    if in_python or why_not_reopened(request.data) or why_not_reopened(request.test):
+        return f"the same call of ssole.compare with out={str(folder)!r}"
+    return f"ssole compare --resume {folder}"
+
+
 def _run(
     request: Request, folder: Path, data: Spec, images: Images, progress: bool, allow_changes: Collection[Change]
 ) -> Comparison:
-    with resumable(folder, f"ssole compare --resume {folder}"):
+    with resumable(folder, _command_to_go_on(request, folder)):
         save_request(folder, request)
         with api.open_store(request.arms[0].config, images.train, progress) as store:
             arms = [replace(arm, config=with_statistics(arm.config, store)) for arm in request.arms]

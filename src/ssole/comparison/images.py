@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced
+from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced, shared_labels
 from ssole.data.sources import open_source
 from ssole.errors import DataError
-from ssole.evaluation.datasets import HELD_OUT, find_test_images, stratified_split
+from ssole.evaluation.datasets import HELD_OUT, find_test_images, require_classes, stratified_split
 
 VALIDATION_SHARE = 0.1
 """Share of each class of the training images on which settings are chosen."""
@@ -51,7 +51,7 @@ def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Im
         source, test_source = _part(source, kept, "train"), _part(source, held, "test")
         notes.append(f"No test split ({why_not}): tested on {len(held)} images held out by seed {SPLIT_SEED}.")
     else:
-        _known_labels(test_source)
+        _require_classes(source, test_source)
     if most is not None and most < len(source):
         source, is_part = sample(source, most), True
     labels = _known_labels(source)
@@ -74,6 +74,14 @@ def sample(source: Source, most: int) -> Source:
     classes, first = np.unique(labels[labelled], return_index=True)
     rare = labelled[first[~np.isin(classes, labels[spaced])]]
     return _part(source, torch.from_numpy(np.union1d(spaced, rare)), "sample")
+
+
+def _require_classes(train: Source, test: Source) -> None:
+    """Raise a DataError, before anything is trained, if runs could not be tested on these images."""
+    _known_labels(test)
+    train_labels, test_labels, names = shared_labels(train, test)
+    in_train, in_test = (set(labels[labels >= 0].tolist()) for labels in (train_labels, test_labels))
+    require_classes(in_train, in_test, names, (train.name, test.name))
 
 
 def _known_labels(source: Source) -> torch.Tensor:

@@ -26,6 +26,7 @@ from ssole.files import write_json_atomically
 from ssole.progress import duration
 from ssole.runtime import resolve_device
 from ssole.training.feed import make_plan
+from ssole.training.initial import initial_weights
 from ssole.training.trial import TRIAL_SECONDS, step_seconds
 
 LR_FACTORS = (0.25, 4.0)
@@ -146,6 +147,7 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, fewest: int)
     for arm in request.arms:
         try:
             make_plan(arm.config, fewest)  # raises an error for too few images
+            initial_weights(arm.config)  # and this for weights that are not there, or do not fit
             device, steps = resolve_device(arm.config.device), _steps(request, arm, _GUESS)
             seconds = step_seconds(arm.config, store, device, loss=arm.module, steps=steps, limit=limit)
         except FAILURES as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -15,6 +15,9 @@ from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
 from ssole.files import is_leftover, write_text_atomically
+from ssole.models.weights_file import weights_digest
+from ssole.training.initial import with_absolute_init
+from ssole.training.run import leaves
 
 Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module]"
 """Names of losses; or arms by name, each with its settings, or with a loss of your own."""
@@ -22,6 +25,14 @@ Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module
 PLAN_FILE = "plan.json"
 """File with the plan, which is written when every setting has been tried in a step."""
 _FILE = "comparison.yaml"
+_OF_RUNS = {
+    **dict.fromkeys(("epochs", "steps", "budget"), "all runs have the length that budget (--budget) gives them"),
+    "seed": "runs have the seeds 0, 1, ..., as many as seeds (--seeds) says",
+    "data": "all runs have the images of the comparison (--data)",
+    "eval_data": "all runs are tested on the images of the comparison (--test)",
+    "knn_every": "every run is measured ten times in its course",
+}
+"""Settings that a comparison gives its runs, each with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,13 +74,24 @@ class Request:
             arm.name: {
                 "config": to_dict(arm.config),
                 "pinned": list(arm.pinned),
-                "code": None if arm.module is None else repr(arm.module),
+                "code": None if arm.module is None else _identity(arm.module),
             }
             for arm in self.arms
         }
         plain = {name: getattr(self, name) for name in ("data", "test", "seeds", "search", "images")}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
         return {**plain, "budget": dataclasses.asdict(self.budget), "arms": arms}
+
+
+def _identity(module: nn.Module) -> str:
+    """Text that tells a module from others: its `repr`, and a digest of its plain attributes and its weights."""
+    attributes = [
+        f"{name}.{key}={value!r}"
+        for name, part in module.named_modules()
+        for key, value in vars(part).items()
+        if isinstance(value, (int, float, str)) and not key.startswith("_") and key != "training"
+    ]
+    return f"{module!r} {weights_digest(module, ' '.join(attributes))[:16]}"
 
 
 def check_numbers(*, seeds: int, search: int, images: int | None) -> None:
@@ -114,17 +136,25 @@ def make_arms(methods: Methods, base: PretrainConfig, *, projector: Literal["rec
 def _make_arm(name: str, given: Mapping[str, Any] | nn.Module, base: PretrainConfig, projector: str) -> Arm:
     if isinstance(given, nn.Module):
         config = apply_overrides(base, {"loss": {"name": "custom", "module": type(given).__qualname__}})
-        return Arm(name=name, config=config, module=given)
+        return Arm(name=name, config=with_absolute_init(config), module=given)
     if not isinstance(given, Mapping):
         raise ConfigError(
             f"the arm {name!r} needs settings, such as loss.name: simclr, or a loss module; got {given!r}"
         )
-    settings = dict(given)
-    config = apply_overrides(base, settings)
+    check_not_of_runs(given, f"the arm {name!r}")
+    settings = dict(leaves(given))
+    config = apply_overrides(base, given)
     if projector == "recipe" and config.loss.projector.layers:  # a loss without a projector stays without
         shape = {f"model.projector_{part}": getattr(base.projector, part) for part in Projector._fields}
         config = apply_overrides(config, {key: value for key, value in shape.items() if key not in settings})
-    return Arm(name=name, config=config, pinned=tuple(sorted(settings)))
+    return Arm(name=name, config=with_absolute_init(config), pinned=tuple(sorted(settings)))
+
+
+def check_not_of_runs(settings: Mapping[str, Any], whose: str, *, allowed: Collection[str] = ()) -> None:
+    """Raise a ConfigError if settings name one that a comparison gives its runs itself, unless it is `allowed`."""
+    for name in settings:
+        if name in _OF_RUNS and name not in allowed:
+            raise ConfigError(f"{name} of {whose} would have no effect: {_OF_RUNS[name]}")
 
 
 def save_request(folder: Path, request: Request, *, what: str = "comparison") -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ssole import api
+from ssole import __version__, api
 from ssole.comparison.plan import draw_settings, measure_plan, ranked, settings_text, shortened
 from ssole.comparison.request import PLAN_FILE, Arm, Request, save_request
 from ssole.comparison.trial import Trial, resumable, run_trial
@@ -25,6 +25,7 @@ from ssole.config.budget import Budget
 from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced
 from ssole.data.describe import canonical, describe
 from ssole.data.store import ImageStore
+from ssole.errors import change_refused
 from ssole.evaluation.evaluate import evaluate
 from ssole.evaluation.label_free import VIEWS
 from ssole.evaluation.results import METRICS
@@ -105,7 +106,7 @@ def tune(
             config = replace(shortened(config, steps, make_plan(config, len(store)).total), reasons=())
             images = store.source
         records = _run_trials(folder, config, data, images, trials, progress, allow_changes)
-    return _outcome(folder, base, records)
+    return _outcome(folder, replace(base, data=describe(data)), records)
 
 
 def _request(base: PretrainConfig, data: Spec, budget: Budget, trials: int) -> Request:
@@ -134,9 +135,10 @@ def _run_trials(
     allow_changes: Collection[Change],
 ) -> list[Trial]:
     """Records of all trials; those that have finished are only read."""
-    arm, records = Arm(name=_ARM, config=config), []
+    records: list[Trial] = []
+    arm = Arm(name=_ARM, config=config)
     measure = partial(_figures, source=_scored(images), recipe=config.augment, seed=config.seed)
-    check = partial(keep_or_compare_images, Run(folder), images, allowed="images" in allow_changes)
+    check = partial(_check_unchanged, folder, images, records, allow_changes)
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
         say(f"trial {trial} of {trials}, {config.steps} steps: {settings_text(settings)}", enabled=progress)
@@ -154,6 +156,15 @@ def _run_trials(
         say(f"trial {trial}: {outcome}", enabled=progress)
         records.append(record)
     return records
+
+
+def _check_unchanged(folder: Path, images: Source, records: list[Trial], allow_changes: Collection[Change]) -> None:
+    """Raise an error unless images and version of ssole are those of the trials before, or may have changed."""
+    keep_or_compare_images(Run(folder), images, allowed="images" in allow_changes)
+    done = [Run(folder / f"trial-{trial}") for trial, record in enumerate(records) if record.error is None]
+    for version in {run.environment["ssole"] for run in done} - {__version__}:
+        if "version" not in allow_changes:
+            raise change_refused(f"{folder} was begun with ssole {version}, and this is {__version__}", "version")
 
 
 def stronger(recipe: ViewRecipe, factor: float) -> dict[str, Any]:

@@ -186,24 +186,32 @@ def shuffled_classes(labels: Tensor, generator: torch.Generator) -> tuple[Tensor
 def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[str]) -> EvaluationData:
     """Evaluation data, after a check that classifiers can learn from train and be scored on test."""
     in_train, in_test = set(train.labels.tolist()), set(test.labels.tolist())
-
-    def quoted(labels: set[int]) -> str:
-        shown = [repr(names[label]) if names is not None else str(label) for label in sorted(labels)[:10]]
-        return ", ".join(shown) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
-
-    if in_test - in_train:
-        raise DataError(
-            f"the test images ({test.store.source.name}) have classes that the training images "
-            f"({train.store.source.name}) lack: {quoted(in_test - in_train)}. Training has {quoted(in_train)}. "
-            "Give a training and a test set of the same classes"
-        )
-    if len(in_train) < 2:
-        raise DataError(f"all labels of {train} are {quoted(in_train)}: an accuracy needs at least two classes")
+    require_classes(in_train, in_test, names, (train.store.source.name, test.store.source.name))
     if in_train - in_test:
-        notes = [*notes, f"No test image is of {quoted(in_train - in_test)}."]
+        notes = [*notes, f"No test image is of {_quoted(in_train - in_test, names)}."]
     data = EvaluationData(train=train, test=test, classes=max(in_train) + 1, names=names, notes=notes)
     is_sparse = max(in_train) >= max(1000, SPARSE * len(in_train))
     return _renumbered(data, sorted(in_train)) if is_sparse else data
+
+
+def require_classes(train: set[int], test: set[int], names: list[str] | None, whose: tuple[str, str]) -> None:
+    """Raise a DataError unless classifiers can learn from some classes and be tested on others.
+
+    `whose` are the names of the train and test images.
+    """
+    if test - train:
+        raise DataError(
+            f"the test images ({whose[1]}) have classes that the training images ({whose[0]}) lack: "
+            f"{_quoted(test - train, names)}. Training has {_quoted(train, names)}. Give a training and a test set of "
+            "the same classes"
+        )
+    if len(train) < 2:
+        raise DataError(f"all labels of {whose[0]} are {_quoted(train, names)}: an accuracy needs at least two classes")
+
+
+def _quoted(labels: set[int], names: list[str] | None) -> str:
+    shown = [repr(names[label]) if names is not None else str(label) for label in sorted(labels)[:10]]
+    return ", ".join(shown) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
 
 
 def _renumbered(data: EvaluationData, known: list[int]) -> EvaluationData:

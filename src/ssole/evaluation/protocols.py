@@ -182,7 +182,7 @@ def _semi(case: Case) -> Outcome:
 def _robustness(case: Case) -> Outcome:
     assert case.data.test is not None
     sample = case.data.test.evenly_spaced(CORRUPTED_IMAGES)
-    size, channels = case.preprocessing.image_size, len(case.preprocessing.mean)
+    size, channels = case.preprocessing.image_size, case.preprocessing.channels or 3
 
     def accuracy_of(images: DecodedImages, *, progress: bool) -> float:
         features, labels = sample.readable_rows(case.features_of(images, progress=progress))

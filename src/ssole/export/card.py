@@ -47,12 +47,17 @@ def model_card(model: LoadedBackbone, written: Written, *, weights: Path, differ
 
 
 def _learned_from_labels(weights: Path) -> bool | None:
-    """Whether weights were trained with labels; None if unknown: of a weight file alone, or with a custom loss."""
+    """Whether weights were trained with labels; None if unknown.
+
+    It is unknown of a weight file alone, with a custom loss, and of a run that began from other weights.
+    """
     try:
-        loss = Run(weights.parent).config.loss.name
+        config = Run(weights.parent).config
     except ConfigError:
         return None
-    return None if loss == "custom" else loss == "supervised"
+    if config.loss.name == "supervised":
+        return True
+    return None if config.loss.name == "custom" or config.init is not None else False
 
 
 def _training(weights: Path) -> list[str]:
@@ -67,6 +72,7 @@ def _training(weights: Path) -> list[str]:
     names = ", ".join(_code(Path(name).name) for name in data[:3]) + (", ..." if len(data) > 3 else "")
     rows = {
         "images": names,  # the last part of paths alone: a card is for others to read
+        **({} if config.init is None else {"began from": _code(Path(config.init).name)}),
         "loss": _code(config.loss.name),
         "views of an image": str(config.augment.views),
         "steps": f"{steps} of {config.batch_size} images" if steps is not None else "unknown",

@@ -16,7 +16,7 @@ from ssole.export.card import largest_difference, model_card
 from ssole.export.graphs import write_onnx, write_torch_export
 from ssole.export.weights import NormalisedBackbone, Written, write_hf, write_timm, write_torchvision
 from ssole.files import folder_atomically, require_new_folder
-from ssole.models.load import LoadedBackbone, load, weights_path
+from ssole.models.load import LoadedBackbone, folder_beside, load, weights_path
 
 Format: TypeAlias = Literal["timm", "torchvision", "onnx", "torch-export", "hf"]
 FORMATS: dict[str, Callable[[LoadedBackbone, Path], Written]] = {
@@ -60,7 +60,7 @@ def export(run: str | PathLike[str] | Any, *, to: Format, out: str | PathLike[st
         hint = did_you_mean(to, FORMATS) or f" Choose from {', '.join(FORMATS)}."
         raise ConfigError(f"there is no format {to!r}.{hint}")
     weights = weights_path(run)
-    folder = Path(out) if out is not None else weights.parent / "export" / to
+    folder = Path(out) if out is not None else folder_beside(weights, "export") / to
     require_new_folder(folder)
     model = load(run)
     with folder_atomically(folder) as place:

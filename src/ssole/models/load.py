@@ -151,6 +151,12 @@ def described(path: Path) -> str | None:
         raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
 
 
+def folder_beside(weights: Path, name: str) -> Path:
+    """Folder for what is made of weights, in their folder; weights that an extension kept have one of their own."""
+    suffix = "" if weights.stem == "backbone" else "-" + weights.stem.removeprefix("backbone-")
+    return weights.parent / f"{name}{suffix}"
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     text = described(path)
     if text is None:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssole.data.base import Source, SubsetSource
+from ssole.data.base import Source, SubsetSource, shared_labels
 from ssole.data.describe import why_not_reopened
 from ssole.data.sources import open_source
 from ssole.data.thumbnail import images_to_show, thumbnail
@@ -143,12 +144,19 @@ def _open_data(whole: Source, data: Any, preprocessing: Preprocessing, limit: in
         tests, _ = find_test_images(whole, data, None)
         tests = None if tests is None else _some(tests, max(1, limit // _TEST_SHARE))
     try:
+        tests = None if tests is None else _of_known_classes(tests, source)
         return open_data(source, tests, preprocessing, seed=0, progress=progress)
     except ValueError:  # one class alone, classes of which the sample has no image, ...: show it without labels
         if source.labels is None:
             raise
         source.labels = None
         return open_data(source, None, preprocessing, seed=0, progress=progress)
+
+
+def _of_known_classes(tests: Source, train: Source) -> SubsetSource:
+    """The test images without those of classes of which the sample of training images has none."""
+    train_labels, test_labels, _ = shared_labels(train, tests)
+    return SubsetSource(tests, np.flatnonzero((test_labels < 0) | np.isin(test_labels, train_labels)))
 
 
 def _some(source: Source, limit: int) -> SubsetSource:

@@ -22,7 +22,7 @@ from ssole.evaluation.models import OnnxModel, is_run, name_of, open_model
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import LEFTOVER, folder_atomically, locked, require_new_folder, write_json_atomically
-from ssole.models.load import weights_path
+from ssole.models.load import folder_beside, weights_path
 from ssole.runtime import Precision
 from ssole.search.cells import CELLS_ABOVE, faiss_installed, make_cells, require_faiss
 from ssole.search.index import BACKBONE, CELLS, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
@@ -149,7 +149,7 @@ def build_index(
 
 def index_path(weights: Path) -> Path:
     """Folder of a run's own index, beside its weights."""
-    return weights.parent / "index"
+    return folder_beside(weights, "index")
 
 
 def _folder(out: str | PathLike[str] | None, weights: Path | None, cells: str) -> Path:

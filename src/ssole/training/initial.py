@@ -6,7 +6,7 @@ They are its checkpoint of step 0, so that resuming needs their source no more. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -116,6 +116,13 @@ def _of_module(config: PretrainConfig, encoder: Encoder) -> InitialWeights:
     weights = {f"backbone.{name}": tensor for name, tensor in encoder.backbone.state_dict().items()}
     new = [name for name in encoder.state_dict() if name not in weights]
     return InitialWeights(source=config.model.backbone, weights=weights, new=new, unused=[])
+
+
+def with_absolute_init(config: PretrainConfig) -> PretrainConfig:
+    """Config whose initial weights are found from any working folder."""
+    if config.init in (None, PRETRAINED):
+        return config
+    return replace(config, init=str(Path(config.init).absolute()))
 
 
 def initial_weights(

@@ -226,8 +226,8 @@ def require_same_recipe(run: Run, *, allowed: Collection[Change] = ()) -> None:
     """
     from ssole import __version__
 
-    facts, now = run.environment, dict(_leaves(to_dict(run.config)))
-    before = dict(_leaves(settings)) if isinstance(settings := facts.get("settings"), dict) else {}
+    facts, now = run.environment, dict(leaves(to_dict(run.config)))
+    before = dict(leaves(settings)) if isinstance(settings := facts.get("settings"), dict) else {}
     others = sorted(name for name in before.keys() & now.keys() if now[name] != before[name])
     changed = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in others]
     found: dict[Change, str] = {}
@@ -241,11 +241,11 @@ def require_same_recipe(run: Run, *, allowed: Collection[Change] = ()) -> None:
         warnings.warn(f"{words}; the run goes on with that", stacklevel=2)
 
 
-def _leaves(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values of nested settings."""
     for name, value in settings.items():
         if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{group}{name}.")
+            yield from leaves(value, f"{group}{name}.")
         else:
             yield group + name, value
 

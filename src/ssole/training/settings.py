@@ -18,7 +18,7 @@ from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.progress import say
 from ssole.training.feed import make_plan
-from ssole.training.initial import PRETRAINED
+from ssole.training.initial import with_absolute_init
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
@@ -31,10 +31,7 @@ def agreed_config(config: PretrainConfig, progress: bool) -> PretrainConfig:
 
     def settings() -> dict[str, Any]:
         say_reasons(config, enabled=progress)
-        chosen = to_dict(config)
-        if chosen["init"] not in (None, PRETRAINED):
-            chosen["init"] = str(Path(chosen["init"]).absolute())  # the same in any working folder
-        return chosen
+        return to_dict(with_absolute_init(config))
 
     return from_dict(distributed.on_rank_0(settings))
 
