@@ -1,18 +1,16 @@
-"""Recipes and overrides: checked configs from YAML and dotted names, with hints for mistyped names."""
+"""Recipes and overrides: checked configs from YAML and dotted names."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import re
-import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ssole.config.hints import explain, hint_at_setting
 from ssole.config.losses import LOSS_CONFIGS, CustomConfig, LossConfig, Projector
 from ssole.config.presets import view_preset
 from ssole.config.schema import ModelConfig, OptimConfig, PretrainConfig
@@ -150,7 +148,7 @@ def _validated(cls: type[Config], values: Mapping[str, Any], *prefix: str) -> Co
         # JSON in strict mode accepts a list for a tuple, but not "3" for 3, nor 1.5 for an integer
         config: Config = _adapter(cls).validate_json(_to_json(values), strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
-        found = {_explain(item["type"], (*prefix, *item["loc"]), item["msg"], item["input"]) for item in error.errors()}
+        found = {explain(item["type"], (*prefix, *item["loc"]), item["msg"], item["input"]) for item in error.errors()}
         raise ConfigError("; ".join(sorted(found))) from None
     return config
 
@@ -231,21 +229,6 @@ def _to_json(value: Any) -> str:
     return text
 
 
-def _explain(kind: str, location: tuple[int | str, ...], message: str, given: Any) -> str:
-    """Error message for one of pydantic's findings."""
-    if location[:1] in (("data",), ("eval_data",)):  # pydantic has one finding for each type that these may have
-        return f"{location[0]} must be a name, a path or a list of paths, got {given!r}"
-    name = ".".join(str(part) for part in location)
-    if kind == "unexpected_keyword_argument":
-        return f"unknown setting {name!r}.{_hint_at_setting(name)}"
-    if kind == "value_error":  # a check in schema.py, whose message is complete
-        text = message.removeprefix("Value error, ")
-        return f"{name}: {text}" if name else text
-    is_number = isinstance(given, str) and re.fullmatch(r"[+-]?\d+e[+-]?\d+", given, re.IGNORECASE)
-    hint = "; YAML takes 1e-4 for text, and 1.0e-4 for a number" if is_number else ""
-    return f"{name}: {message}, got {given!r}{hint}"
-
-
 def _merge(node: Any, path: list[str], value: Any, name: str) -> None:
     """Set `value` at `path` below `node`, which is nested dicts and lists; `name` is the user's name for the path."""
     first, *rest = path
@@ -257,44 +240,10 @@ def _merge(node: Any, path: list[str], value: Any, name: str) -> None:
     inner = node[key] if isinstance(node, list) else node.get(key)
     if rest:
         if not isinstance(inner, (dict, list)):
-            raise ConfigError(f"unknown setting {name!r}: there is no group {first!r}.{_hint_at_setting(name)}")
+            raise ConfigError(f"unknown setting {name!r}: there is no group {first!r}.{hint_at_setting(name)}")
         _merge(inner, rest, value, name)
     elif isinstance(value, Mapping) and isinstance(inner, dict) and key != "backbone_args":
         for part, given in value.items():
             _merge(inner, [str(part)], given, f"{name}.{part}")
     else:
         node[key] = value
-
-
-def _field_paths(cls: type, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings below a config class."""
-    for name, hint in typing.get_type_hints(cls).items():
-        if typing.get_origin(hint) is typing.ClassVar:
-            continue
-        if dataclasses.is_dataclass(hint):
-            yield from _field_paths(typing.cast(type, hint), f"{prefix}{name}.")
-        elif hint is LossConfig:
-            for loss in LOSS_CONFIGS.values():
-                yield from _field_paths(loss, f"{prefix}{name}.")
-        else:
-            yield prefix + name
-
-
-def _hint_at_setting(name: str) -> str:
-    """Hint at the setting that was meant: one with the same last part, a close name, or a last part with that word."""
-    known = list(_field_paths(PretrainConfig))
-    last = {path: path.rsplit(".", 1)[-1] for path in known}
-    asked = name.rsplit(".", 1)[-1]
-    if asked == "pretrained":  # the word of timm and torchvision
-        return " timm's pretrained weights are init: timm (--init timm)."
-    if name in known:  # known and refused, as it is a field of other losses only
-        others = [loss for loss, cls in LOSS_CONFIGS.items() if asked in cls.__dataclass_fields__]
-        if not others:  # as in a YAML file, which has no dotted names
-            return f" Write it as {name.replace('.', ': {', 1)}: ...}}."
-        return f" It belongs to the loss {' or '.join(others)}: choose that by loss.name first."
-    exact = [path for path in known if last[path] == asked]
-    word = [path for path in known if asked in last[path].split("_")]
-    similar = difflib.get_close_matches(asked, list(last.values()), n=1)
-    by_last_part = [path for path in known if last[path] in similar]
-    found = exact or difflib.get_close_matches(name, known, n=1) or word or by_last_part
-    return f" Did you mean {found[0]!r}?" if found else ""
