@@ -190,3 +190,9 @@ def test_runs_that_cannot_be_extended(tmp_path: Path) -> None:
         extend(run, steps=1)
     assert checkpoint_steps(run) == [10]
     assert run.finished
+
+
+def test_an_extension_in_which_the_rate_only_rises_is_a_warning(tmp_path: Path) -> None:
+    run = tiny.start(tmp_path / "run", optim__warmup_steps=2)
+    with pytest.warns(UserWarning, match=r"the extension has 2 steps, and its learning rate rises for 2"):
+        extend(run, steps=2)

@@ -19,6 +19,7 @@ from ssole.errors import ConfigError
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.pace import EXTENSIONS, Extension, extensions
 from ssole.training.run import Change, Run, write_lines, writing
+from ssole.training.settings import warn_of_warmup
 
 if TYPE_CHECKING:
     from ssole.data.base import Spec
@@ -79,6 +80,7 @@ def _lengthen(run: Run, steps_per_epoch: int, *, epochs: int | None, steps: int 
     """Extend a finished run. An unfinished one must be in this very extension, which a restart goes on with."""
     added = steps or (epochs or 0) * steps_per_epoch
     if run.finished:
+        warn_of_warmup(added, run.config.optim.warmup_steps, "the extension")
         add_extension(run, steps=added, factor=factor)
         return
     begun = [(one.total - one.step, one.factor) for one in extensions(run)]

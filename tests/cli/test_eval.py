@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
+import torch
 from commands import Command
+from safetensors.torch import save_file
 
 import ssole
 import tiny
@@ -143,3 +147,25 @@ def test_figures_of_another_preprocessing_are_not_the_run_s(trained: Command) ->
     assert outcome.code == 0
     assert "saved" not in outcome.err
     assert not Path("run/evaluation.json").exists()
+
+
+def test_another_input_size_is_that_of_the_views_too(trained: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = set()
+    conv = timm.models.ResNet.forward
+
+    def watched(self: timm.models.ResNet, images: torch.Tensor) -> Any:
+        sizes.add(tuple(images.shape[-2:]))
+        return conv(self, images)
+
+    monkeypatch.setattr(timm.models.ResNet, "forward", watched)
+    outcome = trained("eval", "run", "--protocols", "label-free", "--image-size", "16")
+    assert outcome.code == 0, outcome.err
+    assert sizes == {(16, 16)}
+
+
+def test_a_size_that_a_network_does_not_take(trained: Command) -> None:
+    save_file(timm.create_model("deit_tiny_patch16_224", num_classes=0).state_dict(), "vit.safetensors")
+    given = ["timm:deit_tiny_patch16_224=vit.safetensors", "--data", "labeled", "--image-size", "64"]
+    outcome = trained("eval", *given)
+    assert outcome.code == 2
+    assert "the network does not take images of 64 x 64 pixels: Input height (64)" in outcome.err

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 import yaml
 
 from ssole.config import (
@@ -206,3 +209,15 @@ def test_dotted_names_in_a_recipe_are_told_how_to_be_written() -> None:
         from_dict({"optim.lr": 0.1})
     with pytest.raises(ConfigError, match="It belongs to the loss ssole or simclr"):
         load("cifar10", **{"loss.name": "vicreg", "loss.temperature": 0.1})
+
+
+def test_arguments_of_resnets_are_kept_only_for_networks_that_take_them() -> None:
+    names: dict[str, str] = {}  # the first of each module of timm
+    for name in timm.list_models("*resne*"):
+        names.setdefault(timm.models.model_entrypoint(name).__module__, name)
+    assert len(names) > 8
+    for name in names.values():
+        kept = "zero_init_last" in load("cifar10", **{"model.backbone": name}).model.backbone_args
+        takes_it = nullcontext() if kept else pytest.raises(TypeError, match="zero_init_last")
+        with torch.device("meta"), takes_it:
+            timm.create_model(name, num_classes=0, zero_init_last=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from ssole.evaluation import features, protocols
 from ssole.evaluation.attentive import Tokens
 from ssole.evaluation.evaluate import evaluate
+from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.protocols import PROTOCOLS, chosen_protocols
 
 HALF = (0.5, 0.5, 0.5)
@@ -198,6 +200,15 @@ def test_nothing_is_kept_of_an_accuracy_of_zero(monkeypatch: pytest.MonkeyPatch)
     mean = sum(half["contrast"]) / 5
     assert found[15].scores["robustness"].value == pytest.approx(mean)
     assert found[15].scores["robustness_kept"].value == pytest.approx(mean / 0.5)
+
+
+def test_corruptions_of_pictures_are_not_for_five_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocols, "CORRUPTIONS", {name: protocols.CORRUPTIONS[name] for name in ("snow", "contrast")})
+    five = Preprocessing(image_size=8, mean=(0.5,), std=(0.5,), channels=5)
+    case = dataclasses.replace(
+        case_of(right_but_for(0), coloured(60, seed=0), coloured(30, seed=1)), preprocessing=five
+    )
+    assert PROTOCOLS["robustness"].measure(case).details["robustness"].keys() == {"clean", "contrast"}
 
 
 def test_the_attentive_probe_sees_as_many_images_as_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,3 +221,16 @@ def test_a_network_of_compiled_norms_keeps_its_names() -> None:
     fast = speed_up_compiled_batch_norms(copy.deepcopy(plain))
     assert sum(isinstance(module, CompiledBatchNorm2d) for module in fast.modules()) == 13  # every one of it
     assert [*fast.state_dict()] == [*plain.state_dict()]
+
+
+def test_layers_with_code_of_their_own_stay() -> None:
+    hooked, norm = nn.Conv2d(3, 3, 3, bias=False), nn.BatchNorm2d(3)
+    hooked.register_forward_hook(lambda module, inputs, output: 3 * output)
+    norm.register_forward_hook(lambda module, inputs, output: 3 * output)
+    computed = nn.utils.spectral_norm(nn.Conv2d(3, 3, 3, bias=False))
+    replaced = nn.Conv2d(3, 3, 3, bias=False)
+    replaced.forward = lambda x: x  # type: ignore[method-assign]
+    model = nn.Sequential(hooked, norm, computed, replaced, nn.Conv2d(3, 3, 3, bias=False))
+    speed_up_compiled_batch_norms(speed_up_convolutions(model))
+    assert [type(layer) is FastConv2d for layer in model] == [False, False, False, False, True]
+    assert type(norm) is type(model[1]) is nn.BatchNorm2d

@@ -15,8 +15,9 @@ from torch import nn
 import ssole
 import tiny
 from ssole import api
-from ssole.config import ConfigError
-from ssole.models.custom import CustomBackbone
+from ssole.config import ConfigError, apply_overrides
+from ssole.models.backbone import create_encoder
+from ssole.models.custom import CustomBackbone, custom_settings
 from ssole.training.run import Run
 
 
@@ -159,3 +160,12 @@ def test_modules_and_settings_that_do_not_go_together(tmp_path: Path) -> None:
     run = tiny.start(tmp_path / "timm")
     with pytest.raises(ConfigError, match=r"timm's resnet18, which ssole makes by itself"):
         ssole.load(run, backbone=Small())
+
+
+def test_the_copy_of_a_module_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    monkeypatch.setattr(Small, "cpu", lambda self: moved.append(self) or self)  # as from a GPU
+    module = Small()
+    encoder = create_encoder(apply_overrides(tiny.config(), custom_settings(module)), module)
+    assert moved == [encoder.backbone.module]
+    assert moved[0] is not module

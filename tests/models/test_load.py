@@ -15,7 +15,7 @@ from torch import nn
 import tiny
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
 from ssole.models.backbone import create_backbone, create_encoder, small_stem
-from ssole.models.load import backbone_metadata, load, untrained
+from ssole.models.load import backbone_metadata, folder_beside, load, untrained
 from ssole.training.checkpoint import save_backbone
 from ssole.training.run import Run, create_run
 
@@ -188,3 +188,9 @@ def test_missing_and_other_weights_are_an_error(saved: tuple[Run, nn.Module], tm
         save_file(change, tmp_path / "x.safetensors", metadata=metadata)
         with pytest.raises(ConfigError, match="are not of the network that its header describes"):
             load(tmp_path / "x.safetensors")
+
+
+def test_what_is_made_of_kept_weights_has_a_folder_of_its_own() -> None:
+    run = Path("runs/mine")
+    assert folder_beside(run / "backbone.safetensors", "index") == run / "index"
+    assert folder_beside(run / "backbone-step-00000100.safetensors", "index") == run / "index-step-00000100"

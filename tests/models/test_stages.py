@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 import tiny
-from ssole.config import ConfigError
+from ssole.config import ConfigError, apply_overrides
 from ssole.models.backbone import Encoder, create_encoder
+from ssole.models.custom import custom_settings
 from ssole.models.stages import layer_factors, stage_numbers
 
 VIT = {
@@ -81,3 +83,14 @@ def test_nothing_is_frozen_unless_asked_for() -> None:
     assert all(p.requires_grad for p in model.parameters())
     assert torch.is_grad_enabled()
     assert model.frozen == ()
+
+
+def test_stages_of_a_timm_network_given_as_a_module() -> None:
+    module = timm.create_model("resnet18", num_classes=0, layers=(1, 1, 1, 1), channels=(8, 8, 8, 16))
+    config = apply_overrides(tiny.config(model__frozen_stages=1), custom_settings(module))
+    given, named = create_encoder(config, module), encoder(1)
+    assert given.frozen == tuple(name.replace("backbone.", "backbone.module.") for name in named.frozen)
+    factors = layer_factors(named.backbone, 0.5)
+    assert layer_factors(given.backbone, 0.5) == {f"module.{name}": factor for name, factor in factors.items()}
+    with pytest.raises(ConfigError, match=r"frozen_stages is 9, and ResNet has 4 stages"):
+        create_encoder(apply_overrides(config, {"model.frozen_stages": 9}), module)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -144,3 +145,33 @@ def test_an_unused_weight_keeps_its_place_in_the_optimizer_on_many_processes(tmp
         ranks.run(world, learn, tmp_path)
     one, two = (json.loads((tmp_path / f"{world}.json").read_text()) for world in (1, 2))
     assert one == two
+
+
+class Volume(nn.Module):
+    """A network with a convolution over channels, whose weight has five dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.plain = nn.Conv3d(1, 4, 3), nn.Conv2d(4, 4, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.plain(self.conv(images[:, None]).squeeze(2))
+
+
+def test_weights_of_five_dimensions() -> None:
+    config = apply_overrides(tiny.config(batch_size=8), custom_settings(Volume()))
+    model = Embedder(config, CPU, Volume())
+    assert model.encoder.backbone.module.plain.weight.is_contiguous(memory_format=torch.channels_last)
+    model.seed(STEP)
+    assert model.embed(views(), STEP).shape == (8, 3, 8)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_loss_alone_learns_on_a_frozen_encoder(parts: int) -> None:
+    frozen = {"model__frozen_stages": 4, "model__projector_layers": 0, "accumulate": parts, "batch_size": 8}
+    learner = Learner(tiny.config(loss__name="supervised", **frozen), CPU, labels=np.arange(22) % 3)
+    images = torch.from_numpy(tiny.images()).permute(0, 3, 1, 2)[:8]
+    before = {name: tensor.clone() for name, tensor in learner.modules.state_dict().items()}
+    learner.step(images, torch.arange(8), epoch=0, lr=0.1)
+    changed = {name for name, tensor in learner.modules.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"loss"}

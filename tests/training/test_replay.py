@@ -166,3 +166,28 @@ def test_what_is_no_bundle_or_a_damaged_one(tmp_path: Path) -> None:
 def load_file_of(data: bytes, folder: Path) -> dict[str, torch.Tensor]:
     (folder / "copy.safetensors").write_bytes(data)
     return load_file(folder / "copy.safetensors")
+
+
+class Overflowing(nn.Module):
+    """A backbone whose features overflow from the third training step on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.steps += 1
+        return self.conv(images) / (self.steps < 3).float()
+
+
+def test_a_run_with_a_backbone_of_ones_own(tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteLossError, match=r"replay\(Path\('.*step-00000003'\), backbone=module\) in Python"):
+        api.pretrain(
+            tiny.images(), recipe=tiny.recipe(tmp_path), out=tmp_path / "run", backbone=Overflowing(), progress=False
+        )
+    bundle = tmp_path / "run" / "failures" / "step-00000003"
+    assert replay(bundle, backbone=Overflowing()).reproduced
+    with pytest.raises(ConfigError, match="the backbone is code from Python"):
+        replay(bundle)

@@ -57,12 +57,15 @@ def test_a_step_is_gradient_descent_on_the_views_of_its_epoch() -> None:
 
 
 def test_weights_of_a_loss_are_trained_clipped_and_checked() -> None:
-    loss = Contrast()
-    learner = Learner(tiny.config(), CPU, loss=loss)
+    given = Contrast()
+    learner = Learner(tiny.config(), CPU, loss=given)
+    loss = learner.loss
+    assert isinstance(loss, Contrast)
     terms, z_BVD = learner.step(IMAGES[:4], IDS, epoch=0, lr=0.1)
     assert list(terms) == ["loss", "align", "spread"]
     assert z_BVD.shape == (4, 2, 8)
     assert float(loss.scale.detach()) == pytest.approx(1 - 0.1 * float(terms["spread"].detach()), rel=1e-4)
+    assert float(given.scale.detach()) == 1  # of which a copy is trained
     with torch.no_grad():
         loss.scale.fill_(math.inf)
     with pytest.raises(NonFiniteLossError, match=r"step 1: it left weights that are not finite \(loss\.scale\)"):
@@ -156,3 +159,29 @@ def test_labels_that_are_ids_are_numbered_in_their_order() -> None:
     assert learner.labels is not None
     assert learner.labels.tolist() == [-1 if label < 0 else int(label > 5) for label in labels]
     assert max(parameter.shape[0] for parameter in learner.loss.parameters()) == 2
+
+
+def test_any_loss_has_embeddings_in_float32() -> None:
+    class Linear(nn.Module):
+        """A loss that multiplies embeddings by weights of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self, z: Tensor) -> Tensor:
+            assert z.dtype == torch.float32
+            return self.layer(z).square().mean()
+
+    Learner(tiny.config(precision="bfloat16"), CPU, loss=Linear()).step(IMAGES[:4], IDS, epoch=0, lr=0.1)
+
+
+def test_a_mask_of_infinities_is_no_failure() -> None:
+    loss = Contrast()
+    loss.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+    loss.register_buffer("count", torch.zeros(2))
+    learner = Learner(tiny.config(), CPU, loss=loss)
+    learner.check_weights()
+    learner.loss.count[0] = math.nan
+    with pytest.raises(NonFiniteLossError, match=r"not finite \(loss\.count\)"):
+        learner.check_weights()

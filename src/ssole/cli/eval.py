@@ -7,17 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ssole import distributed
 from ssole.cli.common import DataWords, Device, OptionalFile, data_spec, parse, run_config, run_data, show
-from ssole.config import ConfigError
+from ssole.config import ConfigError, PretrainConfig
 from ssole.evaluation.models import is_run, name_of
 from ssole.evaluation.results import LABEL_FREE, EvaluationResult
 from ssole.evaluation.verdict import assess, last_rise
 from ssole.training.run import Run
+
+if TYPE_CHECKING:
+    from ssole.evaluation.features import Views
 
 Models = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")]
 Words = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--protocol"], metavar="NAME,NAME")]
@@ -68,11 +71,7 @@ def evaluate(argv: Sequence[str]) -> int:
     Without labels, or with --protocols label-free: effective rank and other figures of the features, and a verdict.
     """
     from ssole.evaluation.evaluate import evaluate as measure
-    from ssole.evaluation.features import Views, adapted_views
-    from ssole.evaluation.label_free import VIEWS
-    from ssole.evaluation.preprocessing import Preprocessing
     from ssole.evaluation.transfer import transfer as measure_transfer
-    from ssole.views import make_views
 
     args = parse(evaluate, EvalArgs, argv, name="eval")
     if not args.run:
@@ -84,12 +83,9 @@ def evaluate(argv: Sequence[str]) -> int:
     how: dict[str, Any] = {"progress": not distributed.rank()}
     how |= {name: getattr(args, name) for name in ("seed", "device", "image_size", "mean", "std")}
     changed = {name: how[name] for name in ("image_size", "mean", "std") if how[name] is not None}
-    views: Views | None = None
+    views = None
     if config is not None and is_run(args.run[0]):
-        views = partial(make_views, recipe=config.augment.main_views(VIEWS), seed=args.seed, epoch=0)
-        if alone and changed:  # which several models are not
-            own = Preprocessing.from_config(config)
-            views = adapted_views(views, own, replace(own, **changed))
+        views = _views(config, args.seed, changed if alone else {})  # several models are not changed
     if args.transfer:
         result = measure_transfer(given, args.transfer, **how)
     else:
@@ -106,6 +102,18 @@ def evaluate(argv: Sequence[str]) -> int:
         folder = run if alone and not changed else None
         _save_and_print(result, args, {"trained": args.run[0]} if alone else models, folder)
     return 0
+
+
+def _views(config: PretrainConfig, seed: int, changed: Mapping[str, Any]) -> Views:
+    """Views of a run's recipe, as input of a preprocessing of which a part is changed."""
+    from ssole.evaluation.features import adapted_views
+    from ssole.evaluation.label_free import VIEWS
+    from ssole.evaluation.preprocessing import Preprocessing
+    from ssole.views import make_views
+
+    own = Preprocessing.from_config(config)
+    views = partial(make_views, recipe=config.augment.main_views(VIEWS), seed=seed, epoch=0)
+    return adapted_views(views, own, replace(own, **changed))
 
 
 def _save_and_print(result: EvaluationResult, args: EvalArgs, models: Mapping[str, str], run: Path | None) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Config = TypeVar("Config")
 DEFAULT_RECIPE = "digits-m"
 """Recipe of a run without a recipe and data."""
+_OTHERS = ("inception_", "legacy_", "nf_", "tresnet", "vit_")
+"""Beginnings of timm's names of networks that are no ResNets, or do not take their arguments."""
 _RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -180,7 +182,7 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     backbone = _chosen(overrides, "model", "backbone")
     if backbone not in (None, values["model"]["backbone"]):
         arguments = values["model"].pop("backbone_args")
-        if "resne" in str(backbone):  # as in resnet50, seresnext50 and wide_resnet50_2
+        if "resne" in str(backbone) and not str(backbone).startswith(_OTHERS):  # also seresnext50, wide_resnet50_2
             values["model"]["backbone_args"] = {k: v for k, v in arguments.items() if k == "zero_init_last"}
         else:
             values["model"] |= {"backbone_args": {}, "stem": "auto", "stem_init": "timm"}

@@ -14,7 +14,7 @@ from torch import nn
 from ssole.config import ConfigError
 from ssole.data.sources import open_source
 from ssole.evaluation.datasets import open_data
-from ssole.evaluation.features import RAW_PIXEL_SIZE, Embeddings, Views, extract
+from ssole.evaluation.features import RAW_PIXEL_SIZE, Embeddings, Views, extract, frozen
 from ssole.evaluation.models import UnavailableError, is_run, open_model
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
@@ -186,4 +186,17 @@ def embed(
 def model_and_preprocessing(given: ModelOrRun, **overrides: Any) -> tuple[nn.Module, Preprocessing]:
     """Model of what a user gave as model or run, and its preprocessing, of which `overrides` change a part."""
     model = open_model(given)
-    return model, Preprocessing.from_model(model, **overrides)
+    preprocessing = Preprocessing.from_model(model, **overrides)
+    if overrides.get("image_size") is not None and not isinstance(given, nn.Module):
+        _require_size(model, preprocessing)
+    return model, preprocessing
+
+
+def _require_size(model: nn.Module, preprocessing: Preprocessing) -> None:
+    """Raise a ConfigError if a network does not take images of a size that it was not made for."""
+    size = preprocessing.image_size
+    try:
+        with frozen(model, torch.device("cpu")):
+            model(torch.zeros(1, preprocessing.channels or 3, size, size))
+    except (AssertionError, RuntimeError) as error:  # what timm and torch raise
+        raise ConfigError(f"the network does not take images of {size} x {size} pixels: {error}") from None

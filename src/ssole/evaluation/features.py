@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssole.errors import ConfigError, valid_text
+from ssole.errors import valid_text
 from ssole.evaluation.checks import check_features
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import batches_of_all, own_batches
 from ssole.files import write_atomically
 from ssole.progress import progress_bar
-from ssole.runtime import Precision, exact_convolutions, out_of_memory_reason, resolve_precision
+from ssole.runtime import Precision, exact_convolutions, resolve_precision
 
 RAW_PIXEL_SIZE = 32
 """Side of the images, in pixels, whose pixels serve as features: larger images only make the baseline worse."""
@@ -110,7 +110,7 @@ def for_each_batch(
     with frozen(model, device), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         for number, pixels in enumerate(_decoded(images, own_batches(batches), progress=progress)):
             inputs = preprocessing(pixels, device=device)
-            own = _features(model, inputs.contiguous(memory_format=torch.channels_last))
+            own = _as_rows(model(inputs.contiguous(memory_format=torch.channels_last)))
             for start, rows in batches_of_all(number, own, batches, images):
                 use(start, rows)
 
@@ -129,22 +129,9 @@ def extract_views(
             views_BVCSS = views(images.get(part), ids[part])[0]
             if views_BVCSS.shape[1] < 2:
                 raise ValueError("the first crop group makes one view of an image; comparing views needs two or more")
-            rows = _features(model, views_BVCSS.flatten(0, 1).to(device)).cpu()
+            rows = _as_rows(model(views_BVCSS.flatten(0, 1).to(device))).cpu()
             batches.append(rows.view(*views_BVCSS.shape[:2], -1))
     return torch.cat(batches)
-
-
-def _features(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Features (B, F) of a batch; a ConfigError if the model does not take such images."""
-    try:
-        return _as_rows(model(inputs))
-    except (AssertionError, RuntimeError) as error:
-        if out_of_memory_reason(error):
-            raise
-        size = " x ".join(map(str, inputs.shape[1:]))
-        raise ConfigError(
-            f"{type(model).__name__} does not take images of {size} (channels x pixels): {error}"
-        ) from error
 
 
 def adapted_views(views: Views, source: Preprocessing, target: Preprocessing) -> Views:

@@ -79,7 +79,7 @@ def _custom_or_timm(config: PretrainConfig, module: nn.Module | None) -> nn.Modu
         return create_backbone(config.model, size, channels=channels)
     if config.model.backbone != (name := custom_name(module)):
         raise ConfigError(f"the settings have the backbone {config.model.backbone!r}, and the module given is {name!r}")
-    return CustomBackbone(copy.deepcopy(module), size, channels)
+    return CustomBackbone(copy.deepcopy(module).cpu(), size, channels)
 
 
 def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) -> nn.Module:

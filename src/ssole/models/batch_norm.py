@@ -33,11 +33,18 @@ def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
         return converted
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) in (*_PLAIN, BatchNormAct2d):
+            if type(child) in (*_PLAIN, BatchNormAct2d) and not has_own_code(child):
                 setattr(module, name, SyncedBatchNorm(child))
             elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-                raise ConfigError(f"{type(child).__name__} cannot be shared among processes: train with one")
+                kind = f"{type(child).__name__} with hooks" if has_own_code(child) else type(child).__name__
+                raise ConfigError(f"{kind} cannot be shared among processes: train with one")
     return model
+
+
+def has_own_code(layer: nn.Module) -> bool:
+    """Whether a layer does more than its class says: by hooks, a `forward` of its own, or a weight that is computed."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(layer, name) for name in hooks) or "forward" in vars(layer) or "weight" in vars(layer)
 
 
 def keep_out_of_graphs(model: nn.Module) -> None:

@@ -79,7 +79,8 @@ def compile_encoder(
         encoder.compile(dynamic=False, fullgraph=not required)
         with kept_buffers(encoder):
             for embed in embeds:
-                embed().sum().backward()
+                if (z := embed()).requires_grad:  # not if the whole encoder is frozen
+                    z.sum().backward()
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # the compiler and its generated code raise many types

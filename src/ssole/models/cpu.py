@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssole.models.batch_norm import share_state, update_statistics
+from ssole.models.batch_norm import has_own_code, share_state, update_statistics
 
 SMALL_MAP = 16  # output positions of an image (4x4); in larger maps, copying patches costs more than it saves
 _LONG = 1 << 15  # rows from which a product is divided among threads
@@ -39,6 +39,7 @@ def _replace_layers(model: nn.Module, which: Callable[[nn.Module], bool], new: C
 def _replaceable_conv(module: nn.Module) -> bool:
     return (
         type(module) is nn.Conv2d  # a subclass may compute something else
+        and not has_own_code(module)
         and module.groups == 1
         and module.dilation == (1, 1)
         and module.bias is None
@@ -150,6 +151,7 @@ def _long_product(a: torch.Tensor, b: torch.Tensor, parts: int) -> torch.Tensor:
 def _replaceable_norm(module: nn.Module) -> bool:
     return (
         type(module) is nn.BatchNorm2d  # a subclass may compute something else
+        and not has_own_code(module)
         and module.affine
         and module.track_running_stats
         and module.momentum is not None

@@ -19,10 +19,11 @@ def stage_numbers(backbone: nn.Module, *, coarse: bool) -> dict[str, int]:
     """
     from timm.models import group_parameters
 
+    if isinstance(backbone, CustomBackbone):
+        return {f"module.{name}": stage for name, stage in stage_numbers(backbone.module, coarse=coarse).items()}
     if not hasattr(backbone, "group_matcher"):
-        network = backbone.module if isinstance(backbone, CustomBackbone) else backbone
         raise ConfigError(
-            f"{type(network).__name__} does not say what its stages are, as timm's models do by their group_matcher: "
+            f"{type(backbone).__name__} does not say what its stages are, as timm's models do by their group_matcher: "
             "leave model.frozen_stages and optim.layer_decay out, and freeze parameters by requires_grad_(False)"
         )
     found: dict[str, int] = group_parameters(backbone, backbone.group_matcher(coarse=coarse), reverse=True)  # type: ignore[operator]
@@ -41,9 +42,9 @@ def freeze_stages(backbone: nn.Module, count: int) -> list[str]:
     """
     stages = stage_numbers(backbone, coarse=True)
     if count > max(stages.values()):
+        network = type(getattr(backbone, "module", backbone)).__name__
         raise ConfigError(
-            f"model.frozen_stages is {count}, and {type(backbone).__name__} has {max(stages.values())} stages after "
-            "its stem"
+            f"model.frozen_stages is {count}, and {network} has {max(stages.values())} stages after its stem"
         )
     frozen = {name for name, number in stages.items() if number <= count}
     for name, parameter in backbone.named_parameters():

@@ -45,14 +45,16 @@ class Embedder:
     def __init__(self, config: PretrainConfig, device: torch.device, backbone: nn.Module | None = None) -> None:
         self._seed, self._accumulate, self._device = config.seed, config.accumulate, device
         self.encoder = create_encoder(config, backbone)
-        self.encoder.to(device=device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.encoder.to(device).train()
+        _use_channels_last(self.encoder)
         if device.type == "cpu":
             speed_up_convolutions(self.encoder)
         shared = distributed.world_size() > 1
         if shared:
             synchronize_batch_norms(self.encoder, device)
         self._forward: nn.Module = _Forward(self.encoder, resolve_precision(config.precision, device))
-        if shared:
+        self._is_trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        if shared and self._is_trained:  # else the loss alone has weights to learn
             self._forward = self._on_all_processes(self._forward, config)
         self._second_pass: tuple[list[list[torch.Tensor]], torch.Tensor, int] | None = None
 
@@ -111,7 +113,7 @@ class Embedder:
 
     def finish_backward(self) -> None:
         """Second pass, after the backward pass of the loss: the gradients of the weights, averaged over processes."""
-        if self._second_pass is None:
+        if self._second_pass is None or not self._is_trained:
             return
         parts, z_BVD, step = self._second_pass
         self._second_pass = None
@@ -127,6 +129,16 @@ class Embedder:
         return self(views)
 
 
+def _use_channels_last(model: nn.Module) -> None:
+    """Put the weights of a model's 2d convolutions, and what else has four dimensions, in the order of channels last.
+
+    `Module.to(memory_format=...)` fails for weights of five dimensions.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+
+
 class _Forward(nn.Module):
     """Encoder on all crop groups, in the precision of the run."""
 
@@ -135,10 +147,11 @@ class _Forward(nn.Module):
         self.encoder, self._dtype = encoder, dtype
 
     def forward(self, *views: torch.Tensor) -> torch.Tensor:
-        """Crop groups (B, V_g, C, S_g, S_g) to embeddings (B, V, D)."""
+        """Crop groups (B, V_g, C, S_g, S_g) to embeddings (B, V, D), float32 or better for any loss."""
         with torch.autocast(views[0].device.type, dtype=self._dtype, enabled=self._dtype is not None):
             groups = [
                 self.encoder(x.flatten(0, 1).contiguous(memory_format=torch.channels_last)).unflatten(0, x.shape[:2])
                 for x in views
             ]
-        return torch.cat(groups, dim=1)
+        z_BVD = torch.cat(groups, dim=1)
+        return z_BVD if z_BVD.dtype == torch.float64 else z_BVD.float()

@@ -14,6 +14,7 @@ from typing import Any
 
 from ssole import distributed
 from ssole.config import PretrainConfig
+from ssole.models.custom import is_custom
 from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint, remove_checkpoints_after
 from ssole.training.pace import Pace
 from ssole.training.replay import save_bundle, whole_batch
@@ -138,7 +139,7 @@ class Guardian:
         if self._lowered == TRIES:
             distributed.on_rank_0(lambda: note(error.step, {"guardian": "stop", **facts, "bundle": kept}))
             bundle = self._run.path / kept if kept else None
-            raise NonFiniteLossError(error.step, error.what, _explanation(bundle)) from error
+            raise NonFiniteLossError(error.step, error.what, _explanation(bundle, self._learner.config)) from error
         rate = FACTOR * self.rate
         return self._go_back(), {"guardian": "lower rate", "rate": rate, **facts, "bundle": kept}
 
@@ -167,9 +168,13 @@ class Guardian:
             remove_checkpoints_after(self._run, max(regular))
 
 
-def _explanation(bundle: Path | None) -> str:
+def _explanation(bundle: Path | None, config: PretrainConfig) -> str:
     rates = ", ".join(f"{FACTOR**n:g}" for n in range(1, TRIES + 1))
-    look = "" if bundle is None else f". To look at the step: ssole replay {bundle}"
+    own = [*(["loss"] if config.loss.name == "custom" else []), *(["backbone"] if is_custom(config.model) else [])]
+    how = f"ssole replay {bundle}"
+    if own:  # which the command does not have
+        how = f"ssole.training.replay.replay(Path('{bundle}'), {', '.join(f'{name}=module' for name in own)}) in Python"
+    look = "" if bundle is None else f". To look at the step: {how}"
     return (
         f"It failed at {rates} times the learning rate too: lower optim.lr by more, or set optim.warmup_steps or "
         f"optim.clip_grad_norm{look}"

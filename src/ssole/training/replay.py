@@ -101,26 +101,26 @@ def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Ba
     return folder
 
 
-def replay(path: Path, *, loss: nn.Module | None = None) -> Replay:
+def replay(path: Path, *, loss: nn.Module | None = None, backbone: nn.Module | None = None) -> Replay:
     """Take the step of a bundle again, from the same weights, images and random numbers.
 
     On the same machine, the same value is not finite. On another, last digits differ, and it may be finite.
 
     Args:
         path: folder of the bundle.
-        loss: the module, if the run was started with one.
+        loss, backbone: the modules, if the run was started with such.
 
     Raises:
         ConfigError: not a bundle, or a damaged one.
     """
     facts, tensors = _read(path)
-    learner, batch = _prepare(path, facts, tensors, loss)
+    learner, batch = _prepare(path, facts, tensors, loss, backbone)
     if facts["compiled"]:
         learner.compile()
     with torch_state(deterministic=learner.config.deterministic):
         before, found = _failure(learner.check_weights), _failure(lambda: _take(learner, batch))
         gradients = {name: parameter.grad for name, parameter in learner.modules.named_parameters()}
-        plain, _ = _prepare(path, facts, tensors, loss)
+        plain, _ = _prepare(path, facts, tensors, loss, backbone)
         with _outputs(plain) as layers:
             _failure(lambda: _take(plain, batch))
     return Replay(
@@ -156,7 +156,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _prepare(
-    path: Path, facts: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], loss: nn.Module | None
+    path: Path,
+    facts: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    loss: nn.Module | None,
+    backbone: nn.Module | None,
 ) -> tuple[Learner, Batch]:
     """Learner as it was before the step, and what the step was given."""
     config = from_dict(facts["settings"])
@@ -165,7 +169,7 @@ def _prepare(
     except ConfigError:
         device = torch.device("cpu")
     labels = tensors["labels"].numpy() if "labels" in tensors else None
-    learner = Learner(config, device, loss=loss, labels=labels)
+    learner = Learner(config, device, loss=loss, backbone=backbone, labels=labels)
     weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
     numbered = [tensors[name] for name in sorted(tensors) if name.startswith("images.")]
     images, ids = tensors.get("images", numbered), tensors.get("ids", torch.empty(0))

@@ -85,15 +85,20 @@ def with_measurements(
         if full.budget is not None:
             full = _with_steps(full, len(store), time.monotonic() - begin, step_seconds)
             total = full.steps or total
-        if total <= full.optim.warmup_steps:
-            warnings.warn(
-                f"the run has {total} steps, and its learning rate rises for {full.optim.warmup_steps} (warmup_steps): "
-                "it never gets to its peak, nor falls",
-                stacklevel=4,
-            )
+        warn_of_warmup(total, full.optim.warmup_steps, "the run")
         return to_dict(full)
 
     return from_dict(distributed.on_rank_0(measure))
+
+
+def warn_of_warmup(steps: int, warmup: int, what: str) -> None:
+    """Warn if steps are so few that the learning rate only rises."""
+    if steps <= warmup:
+        warnings.warn(
+            f"{what} has {steps} steps, and its learning rate rises for {warmup} (warmup_steps): it never gets to its "
+            "peak, nor falls",
+            stacklevel=4,
+        )
 
 
 def with_statistics(config: PretrainConfig, store: ImageStore) -> PretrainConfig:

@@ -7,6 +7,7 @@ Shape suffixes: B images, V views, C channels, S side of a crop, D embedding dim
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -31,7 +32,7 @@ from ssole.runtime import copy_to, keep_freed_memory
 from ssole.training.embedder import Embedder
 from ssole.training.graph import StepGraph, wants_graph
 from ssole.training.optim import create_optimizer, set_learning_rate, use_tensor_rates
-from ssole.training.watch import LossWatch, NonFiniteLossError
+from ssole.training.watch import LossWatch, NonFiniteLossError, infinite_buffers
 from ssole.views import make_views
 from ssole.views.device import MAX_TABLE_BYTES, EpochRows
 from ssole.views.geometry import ImageBatch
@@ -65,8 +66,8 @@ class Learner:
     Args:
         config: the settings of the run; initial weights are a function of `config.seed`.
         device: where encoder and loss are placed.
-        loss: a module of your own, in place of the one that `config.loss` names. On an accelerator, an EmbeddingLoss
-            gets `check_input = False`.
+        loss: a module of your own, of which a copy is used, in place of the one that `config.loss` names. On an
+            accelerator, an EmbeddingLoss gets `check_input = False`.
         backbone: a module of your own, of which a copy is trained, if the config records one.
         labels: int64 (N,) of all images, -1 where unknown; only losses with `needs_labels` see them.
         images: number of images in the data set, by which an accelerator draws the views of an epoch at once.
@@ -102,25 +103,26 @@ class Learner:
         self.config, self.device = config, device
         self.embedder = Embedder(config, device, backbone)
         self.encoder = self.embedder.encoder
-        self.loss = (create_loss(config, self.encoder, labels) if loss is None else loss).to(device).train()
+        given, loss = loss, create_loss(config, self.encoder, labels) if loss is None else copy.deepcopy(loss)
+        self.loss = loss.to(device).train()
         if device.type != "cpu" and isinstance(self.loss, EmbeddingLoss):
             self.loss.check_input = False  # looking at values makes an accelerator wait; the watch finds them later
         needs_labels = bool(getattr(self.loss, "needs_labels", False))
         self.labels = torch.tensor(labels, device=device) if needs_labels and labels is not None else None
         self.modules = nn.ModuleDict({"encoder": self.encoder, "loss": self.loss})
         self.optimizer = create_optimizer(self.modules, config.optim)
-        self.steps_done = 0
+        self.steps_done, self.is_compiled = 0, False
         self.watch = LossWatch(device)
+        self._infinite = infinite_buffers({"encoder.backbone.module": backbone, "loss": given})
         self._images = images
         self._graph: StepGraph[StepResult] | None = None
-        own_code = backbone is not None or not (loss is None or type(loss) in LOSSES.values())
+        own_code = backbone is not None or type(loss) not in LOSSES.values()
         if wants_graph(config, device, self.optimizer, own_code=own_code):
             use_tensor_rates(self.optimizer, device)
             self._graph = StepGraph(self._take, self.watch, required=config.cuda_graph == "always")
         self._recipes = {True: config.augment.parts[0], False: config.augment}  # by whether a step is early
         self._use_recipe(config.augment)
         self.batch: Batch | None = None
-        self.is_compiled = False
 
     def _use_recipe(self, recipe: ViewRecipe) -> None:
         """Make the views of the steps to come by this recipe."""
@@ -236,12 +238,10 @@ class Learner:
         return self._graph is not None and self._graph.is_captured
 
     def check_weights(self) -> None:
-        """Raise NonFiniteLossError if any loss or weight is NaN or infinite. To be called before weights are saved.
-
-        The update itself may have overflowed.
-        """
+        """Raise NonFiniteLossError if a loss or an updated weight is not finite. Call it before weights are saved."""
         self.watch.check()
-        floats = {name: tensor for name, tensor in self.modules.state_dict().items() if tensor.is_floating_point()}
+        state = {name: tensor for name, tensor in self.modules.state_dict().items() if name not in self._infinite}
+        floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
         finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
         if bad := [name for name, good in zip(floats, finite, strict=True) if not good]:
             raise NonFiniteLossError(self.steps_done, f"it left weights that are not finite ({listed(bad, 1)})")
@@ -258,7 +258,7 @@ class Learner:
     def compile(self, stopping: Callable[[], bool] = lambda: False) -> bool:
         """Compile the encoder for the views of the config. Returns whether it is compiled; see `compile_encoder`.
 
-        Views of the first part of a run are compiled too: if they came later, a failure would end the run.
+        So are those of the first part of a run: if they came later, a failure would end it.
         """
         config, channels = self.config, self.config.input_channels
         images = config.batch_size // (distributed.world_size() * config.accumulate)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import nn
 
 _HINT = "Training has diverged: lower optim.lr, or set optim.warmup_steps or optim.clip_grad_norm"
 _RING = 4096  # values that the buffer holds; when it is full, they are checked early
@@ -91,3 +92,10 @@ class LossWatch:
     def _require_finite(self, step: int, name: str, value: float) -> None:
         if not math.isfinite(value):
             raise NonFiniteLossError(step, f"{name} is {value}")
+
+
+def infinite_buffers(given: dict[str, nn.Module | None]) -> set[str]:
+    """Names of buffers of given modules that are infinite by design, such as masks."""
+    modules = {name: module for name, module in given.items() if module is not None}
+    buffers = {f"{name}.{part}": buffer for name, module in modules.items() for part, buffer in module.named_buffers()}
+    return {name for name, buffer in buffers.items() if not buffer.isfinite().all()}
