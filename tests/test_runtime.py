@@ -1,4 +1,4 @@
-"""Memory and processors that this process may use, freed memory that it keeps, and the precision of convolutions."""
+"""Processors that this process may use, freed memory that it keeps, and the precision of convolutions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,26 +18,12 @@ import torch
 import tiny
 from ssole.data.arrays import ArraySource
 from ssole.data.store import ImageStore
-from ssole.errors import DataError
 from ssole.evaluation.datasets import Subset
 from ssole.evaluation.features import extract, extract_views
 from ssole.evaluation.fine_tune import fine_tune
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.runtime import (
-    available_memory,
-    check_memory,
-    decoding_threads,
-    exact_convolutions,
-    forget_peak_memory,
-    keep_freed_memory,
-    total_memory,
-    usable_cpus,
-)
+from ssole.runtime import decoding_threads, exact_convolutions, forget_peak_memory, keep_freed_memory, usable_cpus
 from ssole.training.trial import step_seconds
-
-
-def test_total_memory_is_plausible() -> None:
-    assert 1 << 26 < total_memory() < 1 << 50
 
 
 @pytest.mark.parametrize(
@@ -76,29 +61,6 @@ def test_usable_cpus_are_those_bound_to_and_granted(
     monkeypatch.setattr(os.path, "exists", exists)
     monkeypatch.setattr("builtins.open", opened)
     assert usable_cpus() == expected
-
-
-def test_memory_of_files_that_were_read_is_available(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A container of 1000 bytes, of which the system holds 700 for files, and gives them back when asked."""
-    group = tmp_path / "sys" / "fs" / "cgroup"
-    group.mkdir(parents=True)
-    (group / "memory.max").write_text("1000\n")
-    (group / "memory.current").write_text("900\n")
-    (group / "memory.stat").write_text("anon 150\ninactive_file 700\nactive_file 50\n")
-    monkeypatch.setattr("ssole.runtime.Path", lambda path: tmp_path / path.lstrip("/"))
-    monkeypatch.setattr("ssole.runtime.total_memory", lambda: 1000)
-    assert available_memory() == 800
-
-
-def test_what_is_loaded_by_all_processes_of_a_machine_must_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ssole.runtime.total_memory", lambda: 10 * 2**30)
-    check_memory(3 * 2**30, "The images", "Give fewer.")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    check_memory(3 * 2**30, "The images", "Give fewer.")  # the first process works alone
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    check_memory(2 * 2**30, "The images", "Give fewer.")
-    with pytest.raises(DataError, match=r"The images: 3\.0 GiB in each of 4 processes, .*\(8\.0 GiB\)\. Give fewer\."):
-        check_memory(3 * 2**30, "The images", "Give fewer.")
 
 
 def test_decoding_threads_are_at_most_16(monkeypatch: pytest.MonkeyPatch) -> None:

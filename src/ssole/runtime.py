@@ -1,4 +1,4 @@
-"""The machine a run uses: device, number format, memory, processors, determinism."""
+"""The machine a run uses: device, number format, peak memory, processors, determinism."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 from ssole.config import ConfigError
-from ssole.errors import DataError, without_secrets
+from ssole.errors import without_secrets
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -164,41 +164,6 @@ def torch_state(*, deterministic: bool) -> Iterator[None]:
             os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
-def total_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its container's if that is less."""
-    amounts = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        amounts.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue  # no control group of this version
-        if text.isdigit():
-            amounts.append(int(text))
-    return min(amounts, default=8 << 30)  # a common size, where the system does not tell, as on Windows
-
-
-def available_memory() -> int:
-    """Bytes of memory that nobody uses now, in the machine and in this container."""
-    amounts, meminfo = [total_memory()], Path("/proc/meminfo")
-    if meminfo.exists():  # Linux
-        lines = meminfo.read_text().splitlines()
-        amounts += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    group = Path("/sys/fs/cgroup")
-    if (group / "memory.current").exists() and (limit := (group / "memory.max").read_text().strip()).isdigit():
-        lines = (group / "memory.stat").read_text().splitlines()
-        # of files that were read; the system gives it back when it is needed
-        cache = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
-        amounts.append(int(limit) - int((group / "memory.current").read_text()) + cache)
-    return max(0, min(amounts))
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes of a device's memory that nobody uses now: of a GPU, else of the machine."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-
-
 def forget_peak_memory(device: torch.device) -> bool:
     """Start measuring peak memory anew; freed memory goes back to the system. Returns whether it can be measured."""
     gc.collect()
@@ -225,23 +190,6 @@ def peak_memory(device: torch.device) -> int | None:
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
-
-
-def check_memory(size: int, what: str, hint: str) -> None:
-    """Raise a `DataError` for more than 80 % of the memory, before the system kills the process that loads it.
-
-    Args:
-        size: Bytes to be loaded, by each of the processes that torchrun started on this machine.
-        what: What they are; begins the message.
-        hint: What to do instead, in whole sentences.
-    """
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1  # else one process works for all
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if several else 1
-    if size * processes > (limit := int(0.8 * total_memory())):
-        each = f" in each of {processes} processes" if processes > 1 else ""
-        raise DataError(
-            f"{what}: {size / 2**30:.1f} GiB{each}, more than 80 % of the memory ({limit / 2**30:.1f} GiB). {hint}"
-        )
 
 
 def out_of_memory_reason(error: BaseException) -> str:

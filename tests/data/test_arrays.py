@@ -153,7 +153,7 @@ def test_npz_that_is_wrong(tmp_path, monkeypatch):
 def test_npz_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     """Told from the archive's table, before anything is unpacked."""
     np.savez_compressed(tmp_path / "d.npz", x=np.zeros((1000, 8, 8), np.uint8))
-    monkeypatch.setattr("ssole.runtime.total_memory", lambda: 4000)
+    monkeypatch.setattr("ssole.memory.total_memory", lambda: 4000)
     with pytest.raises(DataError, match=r"\['x'\] of .*d\.npz: .* 80 % of the memory.*\.npy"):
         open_source(tmp_path / "d.npz")
     np.savez_compressed(tmp_path / "d.npz", x=np.zeros((2, 8, 8), np.uint8), y=np.zeros(1000, int))

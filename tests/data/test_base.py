@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from image_files import tree
 
 import tiny
 from ssole.data.arrays import ArraySource
-from ssole.data.base import Source, SubsetSource, evenly_spaced, shared_labels
+from ssole.data.base import Source, SubsetSource, evenly_spaced, number_texts, shared_labels
 from ssole.data.folder import FolderSource, ListSource
 from ssole.data.sources import open_source
 from ssole.errors import DataError
@@ -24,6 +25,16 @@ from ssole.errors import DataError
 )
 def test_evenly_spaced_indices(n: int, count: int, expected: list[int]) -> None:
     assert evenly_spaced(n, count) == expected
+
+
+def test_integers_that_pandas_writes_with_a_point_are_integers() -> None:
+    """As it does with a column of integers of which some are missing."""
+    labels, classes = number_texts(pa.array(["3.0", None, "10.0", "0.0"]))
+    assert labels is not None
+    assert (labels.tolist(), classes) == ([3, -1, 10, 0], None)
+    labels, classes = number_texts(pa.array(["3.5", "3.0"]))
+    assert labels is not None
+    assert (labels.tolist(), classes) == ([1, 0], ["3.0", "3.5"])
 
 
 def test_shared_labels_match_by_name(tmp_path):

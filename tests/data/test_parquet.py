@@ -207,7 +207,7 @@ def test_parquet_that_is_damaged_empty_or_missing(tmp_path):
 
 def test_parquet_that_does_not_fit_into_memory(tmp_path, monkeypatch):
     path = write(tmp_path / "x.parquet", range(100))
-    monkeypatch.setattr("ssole.runtime.total_memory", lambda: 4000)
+    monkeypatch.setattr("ssole.memory.total_memory", lambda: 4000)
     with pytest.raises(DataError, match=r"x\.parquet: .* GiB.*80 % of the memory"):
         open_source(path)
 
@@ -249,3 +249,14 @@ def test_statistics_of_columns_are_not_looked_at_when_there_is_room_for_all(monk
     damaged = SimpleNamespace(metadata=metadata, schema_arrow=file.schema_arrow, iter_batches=file.iter_batches)
     monkeypatch.setattr("ssole.data.parquet._open", lambda _: damaged)
     assert [value(ParquetSource(path), i) for i in range(2)] == [1, 2]
+
+
+def test_a_file_that_is_written_anew_after_it_was_read_is_not_taken_for_the_one_in_memory(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [png(0)]}), path)
+    read = ParquetSource(path)
+    before = read.fingerprint()
+    assert before == ParquetSource(path).fingerprint()
+    pq.write_table(pa.table({"image": [png(1), png(2)]}), path)
+    assert read.fingerprint() == before
+    assert ParquetSource(path).fingerprint() != before

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 
+import ranks
 import tiny
 from ssole import api
-from ssole.config import ConfigError, PretrainConfig, load
+from ssole.config import ConfigError, PretrainConfig, load, to_dict
 from ssole.doctor import choose as module
 from ssole.doctor.choose import choose, suggest_for
 from ssole.errors import DataError
@@ -98,3 +102,24 @@ def test_bad_input(tmp_path: Path) -> None:
         suggest_for(tiny.images(), {"device": "tpu"})
     with pytest.raises(ConfigError, match="leave out either budget or steps"):
         choose(np.zeros((8, 9, 9, 3), np.uint8), None, {"budget": "1s", "steps": 3, "device": "cpu"})
+
+
+def choose_in_a_process(out: Path, seen: Path) -> None:
+    def watched(*arguments: Any, **given: Any) -> Any:
+        (seen / os.environ["RANK"]).touch()
+        return suggest_for(*arguments, **given)
+
+    with mock.patch.object(module, "suggest_for", watched):
+        name, config = choose(tiny.images(), None, {"budget": "1h", "device": "cpu", "seed": 3})
+    (out / os.environ["RANK"]).write_text(json.dumps([name, to_dict(config)]))
+
+
+@pytest.mark.slow
+def test_the_first_of_many_processes_chooses_for_all(tmp_path: Path) -> None:
+    for name in ("out", "seen"):
+        (tmp_path / name).mkdir()
+    ranks.run(2, choose_in_a_process, tmp_path / "out", tmp_path / "seen")
+    first, second = (json.loads((tmp_path / "out" / rank).read_text()) for rank in ("0", "1"))
+    assert first == second
+    assert first[1]["seed"] == 3
+    assert [path.name for path in (tmp_path / "seen").iterdir()] == ["0"]

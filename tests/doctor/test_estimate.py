@@ -139,3 +139,18 @@ def test_recipes_for_a_cpu_can_be_tried(name: str, measured: tuple[Sample, Conte
     torch.set_num_threads(2)
     config = load(name, batch_size=4, device="cpu", compile="never")
     assert np.isfinite(estimate(config, *measured, 22, CPU).seconds.high)
+
+
+def test_a_budget_is_filled(measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "DryRun", Known)
+    found = estimate(tiny.config(batch_size=1000, budget="20m"), *measured, 5000, CPU)
+    assert found.step_seconds.median == pytest.approx(10 + 1)
+    assert 1200 - 11 <= found.seconds.median <= 1200
+    assert found.steps == int((1200 - 5000 / measured[0].decode.value) / 11)
+
+
+def test_a_loss_that_needs_labels(measured: tuple[Sample, Contents]) -> None:
+    config = tiny.config(loss__name="supervised")
+    assert estimate(config, *measured, 22, CPU, labels=np.arange(22) % 3).steps_measured > 0
+    with pytest.raises(DataError, match="needs labels of at least two classes"):
+        estimate(config, *measured, 22, CPU)

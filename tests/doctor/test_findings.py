@@ -69,10 +69,10 @@ def test_the_store_of_images_has_the_same_limit_by_default() -> None:
 
 def test_copies_are_reported() -> None:
     groups = [Copies("a", ["b", "c"]), Copies("d", ["e"])]
-    exact, near = check_duplicates(groups, [], 1000)
+    exact, near = check_duplicates(groups, [], 1000, 1000)
     assert (exact.level, exact.topic, near.level, near.topic) == ("look", "exact_copies", "ok", "near_copies")
     assert "3 of 1,000 images (0.3 %)" in exact.text
-    exact, near = check_duplicates([], groups, 10_000)
+    exact, near = check_duplicates([], groups, 10_000, 10_000)
     assert (exact.level, near.level) == ("ok", "look")
     assert "under 0.1 %" in near.text
 
@@ -86,14 +86,14 @@ def test_copies_are_reported() -> None:
     ],
 )
 def test_exact_leakage_stops(leaked: list[Leak], level: str, words: str) -> None:
-    found = check_leakage(SecondSet(name="test", images=50, examined=50, unreadable=[], leaked=leaked))
+    found = check_leakage(SecondSet(name="test", images=50, examined=50, unreadable=[], leaked=leaked), 90, 90)
     assert found.level == level
     assert words in found.text
 
 
 def test_a_second_set_of_which_images_cannot_be_read_is_not_said_to_be_clean() -> None:
     unreadable = [Unreadable(i, f"{i}", "damaged") for i in range(5)]
-    found = check_leakage(SecondSet(name="test", images=50, examined=50, unreadable=unreadable, leaked=[]))
+    found = check_leakage(SecondSet(name="test", images=50, examined=50, unreadable=unreadable, leaked=[]), 90, 90)
     assert (found.level, found.topic) == ("look", "leakage")
     assert found.text.endswith("of test cannot be read: 5 of 50 images (10 %)")
 
@@ -164,3 +164,12 @@ def test_memory_and_decoding(memory: int, decode: float, levels: dict[str, str])
     full = dataclasses.replace(cost, disk_available=9)
     found = check_estimate(full, Rate(value=decode, threads=2, images=9), "tiny")
     assert {finding.topic: finding.level for finding in found} == levels | {"disk": "look"}
+
+
+def test_a_sample_is_not_said_to_be_all() -> None:
+    exact, near = check_duplicates([], [], 1_280_000, 100_000)
+    assert exact.text == "none of the 100,000 images examined, of 1,280,000, is an exact copy of another"
+    assert near.text == "none of the 100,000 images examined, of 1,280,000, looks the same as a different one"
+    second = SecondSet(name="test", images=50, examined=50, unreadable=[], leaked=[])
+    words = "none of 50 images of test is among 100,000 images examined here"
+    assert check_leakage(second, 1_280_000, 100_000).text == words

@@ -11,8 +11,9 @@ import torch
 
 import tiny
 from ssole.config import ConfigError
+from ssole.memory import available_memory, total_memory
 from ssole.models.backbone import create_encoder
-from ssole.runtime import available_memory, forget_peak_memory, peak_memory, total_memory
+from ssole.runtime import forget_peak_memory, peak_memory
 from ssole.training.needs import checkpoint_bytes, require_memory, step_bytes
 
 CPU = torch.device("cpu")

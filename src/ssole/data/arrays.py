@@ -14,7 +14,7 @@ from ssole.data.base import NoTestImages, Pixels, Source, Split, SubsetSource, n
 from ssole.data.storage import cache_folder, data_errors, is_remote, name_of, open_binary, read_bytes
 from ssole.errors import DataError
 from ssole.files import require_regular
-from ssole.runtime import check_memory, total_memory
+from ssole.memory import check_memory, total_memory
 
 _TRAIN_IMAGES = ("x_train", "train_images", "images", "x", "data", "arr_0")
 _TRAIN_LABELS = ("y_train", "train_labels", "labels", "y", "targets")

@@ -97,7 +97,11 @@ class Source(ABC):
         """
         files = self.files()
         contents = files_fingerprint(files) if files else None
-        return None if contents is None else hashlib.sha256(f"{self.ids_fingerprint} {contents}".encode()).hexdigest()
+        return None if contents is None else self.fingerprint_of(contents)
+
+    def fingerprint_of(self, contents: str) -> str:
+        """Fingerprint of the ids and of the contents, by a hash of these."""
+        return hashlib.sha256(f"{self.ids_fingerprint} {contents}".encode()).hexdigest()
 
 
 class SubsetSource(Source):
@@ -222,13 +226,19 @@ def number_integers(labels: NDArray[np.integer]) -> tuple[NDArray[np.int64], lis
 
 
 def number_texts(column: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Labels of an Arrow column of texts: integers if all are integers, else numbered names; None if all are null."""
+    """Labels of an Arrow column of texts: integers if all are integers, else numbered names; None if all are null.
+
+    `3.0` is an integer: pandas writes a column of integers so if some are missing.
+    """
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     if column.null_count == len(column):
         return None, None
     with suppress(pa.ArrowInvalid):  # some texts are names
-        column = column.cast(pa.int64())
+        return number_labels(column.cast(pa.int64()))
+    if pc.all(pc.match_substring_regex(column, r"^-?[0-9]{1,15}\.0*$")).as_py():
+        column = column.cast(pa.float64()).cast(pa.int64())
     return number_labels(column)
 
 

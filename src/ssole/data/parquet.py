@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from ssole.data.base import Source, is_text, number_labels
-from ssole.data.storage import absolute, data_errors, is_remote, name_of, open_binary, relative_to
+from ssole.data.storage import absolute, data_errors, files_fingerprint, is_remote, name_of, open_binary, relative_to
 from ssole.errors import DataError, listed, without_secrets
 from ssole.files import parse_json, require_regular
-from ssole.runtime import check_memory
+from ssole.memory import check_memory
 
 _IMAGE_NAMES = ("image", "img", "images", "jpg", "jpeg", "png", "webp", "bytes")
 _LABEL_NAMES = ("label", "labels", "fine_label", "class", "target")
@@ -61,6 +61,7 @@ class ParquetSource(Source):
         self.name = listed([stem, *paths[1:]], 1)
         self._names = [name_of(path) if root is None else relative_to(path, os.fspath(root)) for path in paths]
         _check_memory(paths, image)
+        self._contents = files_fingerprint(paths)  # before they are read: what is read is never older than it
         parts = [_read(path, image, label) for path in paths]
         self._images = pa.chunked_array([chunk for images, _ in parts for chunk in images], pa.large_binary())
         self._starts = np.cumsum([0] + [sum(map(len, images)) for images, _ in parts])
@@ -91,6 +92,9 @@ class ParquetSource(Source):
 
     def files(self) -> list[str]:
         return self._files
+
+    def fingerprint(self) -> str | None:
+        return None if self._contents is None else self.fingerprint_of(self._contents)
 
 
 def image_column(file: str) -> str | None:

@@ -23,8 +23,9 @@ from ssole.data.cache import ImageCache, open_cache
 from ssole.data.decode import as_batch, mean_and_std, moments
 from ssole.data.reader import Reader
 from ssole.errors import DataError
+from ssole.memory import total_memory
 from ssole.progress import progress_bar
-from ssole.runtime import decoding_threads, total_memory
+from ssole.runtime import decoding_threads
 
 AHEAD = 2
 """Batches that may be decoded ahead of the one in use."""

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from ssole.config import DEFAULT_RECIPE, PretrainConfig, apply_overrides, load
+from ssole import distributed
+from ssole.config import DEFAULT_RECIPE, PretrainConfig, apply_overrides, from_dict, load, to_dict
 from ssole.config.budget import budget_seconds
 from ssole.data.base import Spec, evenly_spaced
 from ssole.data.sources import open_source
@@ -23,7 +24,8 @@ from ssole.doctor.examine import with_normalisation
 from ssole.doctor.scan import SAMPLE_IMAGES, Sample, draw_sample, scan
 from ssole.doctor.suggest import ANY_VIEWS, Budgeted, Suggestion, channel_overrides, suggest
 from ssole.errors import DataError
-from ssole.runtime import free_memory, resolve_device, torch_state
+from ssole.memory import free_memory
+from ssole.runtime import resolve_device, torch_state
 from ssole.training.settings import require_named
 from ssole.training.trial import DryRun
 
@@ -85,12 +87,19 @@ def choose(
     assert data is not None
     # raises for mistyped names before any image is read; ANY_VIEWS, as the values may suit another recipe
     load(DEFAULT_RECIPE, **{**channel_overrides(overrides.get("channels")), **ANY_VIEWS, **overrides})
-    choice = suggest_for(data, overrides, spent=spent)
-    return choice.recipe, apply_overrides(choice.config, {"reasons": choice.reasons, **overrides})
+
+    def settings() -> dict[str, Any]:
+        choice = suggest_for(data, overrides, spent=spent)
+        return {"recipe": choice.recipe, "config": to_dict(choice.config), "reasons": choice.reasons}
+
+    with distributed.processes(PretrainConfig.process_timeout):
+        chosen = distributed.on_rank_0(settings)  # others would open the images, and measure steps, at the same time
+    return chosen["recipe"], apply_overrides(from_dict(chosen["config"]), {"reasons": chosen["reasons"], **overrides})
 
 
 def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.device, limit: float) -> float:
-    """Time of a step of a config on whole batches, from a few steps on smaller ones."""
+    """Time of a step on whole batches, of which each process has a part, from a few steps on smaller ones."""
+    config = replace(config, batch_size=max(1, config.batch_size // distributed.launch().world_size))
     with torch_state(deterministic=config.deterministic):
         trial = DryRun(
             with_normalisation(config, sample), lambda size: sample.batch(size, device), device, seconds=limit

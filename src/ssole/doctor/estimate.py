@@ -5,15 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ssole.config import ConfigError, PretrainConfig
+from ssole.config.budget import budget_seconds
 from ssole.data.store import default_memory_limit
 from ssole.doctor.contents import Contents
 from ssole.doctor.scan import Sample
-from ssole.runtime import resolve_precision, torch_state, total_memory
+from ssole.memory import total_memory
+from ssole.runtime import resolve_precision, torch_state
 from ssole.training.checkpoint import MOST_CHECKPOINTS
 from ssole.training.feed import make_plan
 from ssole.training.needs import checkpoint_bytes
@@ -66,8 +70,18 @@ class Estimate:
     """Free space of the disk that the working folder is on."""
 
 
-def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images: int, device: torch.device) -> Estimate:
-    """Estimate of a run of `config` over this number of images.
+def estimate(
+    config: PretrainConfig,
+    sample: Sample,
+    contents: Contents,
+    images: int,
+    device: torch.device,
+    *,
+    labels: NDArray[np.int64] | None = None,
+) -> Estimate:
+    """Estimate of a run of `config` over this number of images, with these labels for a loss that needs them.
+
+    A budget of time is filled by as many steps as fit.
 
     Raises:
         ConfigError: the recipe's network cannot be built, or does not accept its images.
@@ -75,40 +89,48 @@ def estimate(config: PretrainConfig, sample: Sample, contents: Contents, images:
     """
     plan = make_plan(config, images)
     available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
+    draw = partial(sample.batch, device=device)
     try:
         with torch_state(deterministic=config.deterministic):
-            trial = DryRun(
-                config, lambda size: sample.batch(size, device), device, images=images, seconds=TRIAL_SECONDS
-            )
-            batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
-            if batch == config.batch_size and trial.learner.wants_compiling(plan.total):
-                trial.compile()
-            times = trial.repeat(batch)
+            trial = DryRun(config, draw, device, labels=labels, images=images, seconds=TRIAL_SECONDS)
+            batch, times = _measured(trial, config, plan.total, _SPARE * available)
     except torch.OutOfMemoryError:
         raise
     except (ConfigError, TypeError, AssertionError, RuntimeError, FloatingPointError) as error:  # of timm, or the loss
         raise ConfigError(f"{config.model.backbone} does not run with the recipe's settings: {error}") from error
     decode_seconds = min(images, plan.total * config.batch_size) / sample.decode.value
-    preparation = decode_seconds + trial.compile_seconds
-    memory = trial.memory(config.batch_size)
-    if device.type == "cpu":  # and decoded images: all if they share a size and fit, else three batches (two are ahead)
-        one = max(image.nbytes for image in sample.images)
-        held = images if contents.one_size and images * one <= default_memory_limit() else 3 * config.batch_size
-        memory += held * one
+    preparation, steps = decode_seconds + trial.compile_seconds, plan.total
+    if config.budget is not None:
+        steps = max(1, int((budget_seconds(config.budget) - preparation) / np.median(times)))
+    held = _held_bytes(sample, contents, images, config.batch_size) if device.type == "cpu" else 0
     return Estimate(
         device=str(device),
         precision=str(resolve_precision(config.precision, device) or torch.float32).removeprefix("torch."),
-        steps=plan.total,
+        steps=steps,
         batch_size=config.batch_size,
         views=config.augment.views,
         step_seconds=Quantiles.of(times),
         decode_seconds=decode_seconds,
         compile_seconds=trial.compile_seconds,
-        seconds=Quantiles.of([plan.total * step + preparation for step in times]),
+        seconds=Quantiles.of([steps * step + preparation for step in times]),
         steps_measured=len(times),
         batch_measured=batch,
-        memory_bytes=int(memory),
+        memory_bytes=int(trial.memory(config.batch_size)) + held,
         memory_available=available,
         disk_bytes=checkpoint_bytes(trial.learner.modules, MOST_CHECKPOINTS),
         disk_available=shutil.disk_usage(".").free,
     )
+
+
+def _measured(trial: DryRun, config: PretrainConfig, steps: int, most_bytes: float) -> tuple[int, list[float]]:
+    """Images in a measured step of a run of so many steps, and the times of whole steps."""
+    batch = trial.grow(config.batch_size, most_bytes=most_bytes)
+    if batch == config.batch_size and trial.learner.wants_compiling(steps):
+        trial.compile()
+    return batch, trial.repeat(batch)
+
+
+def _held_bytes(sample: Sample, contents: Contents, images: int, batch: int) -> int:
+    """Bytes of the decoded images in memory: all if they share a size and fit, else three batches (two are ahead)."""
+    one = max(image.nbytes for image in sample.images)
+    return one * (images if contents.one_size and images * one <= default_memory_limit() else 3 * batch)

@@ -6,7 +6,9 @@ import dataclasses
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, load
 from ssole.data.base import Source, Spec, evenly_spaced
@@ -27,8 +29,9 @@ from ssole.doctor.scan import Readable, Sample, Scan, draw_sample, scan, view_ra
 from ssole.doctor.suggest import suggest
 from ssole.errors import DataError
 from ssole.files import write_atomically
+from ssole.memory import free_memory
 from ssole.progress import spinner
-from ssole.runtime import free_memory, resolve_device
+from ssole.runtime import resolve_device
 
 LIMIT = 100_000
 _ROWS = 6  # images of the preview
@@ -78,7 +81,7 @@ def examine(
         config = config or suggestion.config
         sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
         report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)
-        report = _measure(report, sample, config, device, measure)
+        report = _measure(report, sample, config, device, measure, source.labels)
     if preview is not None:
         _save_preview(preview, sample, config.augment, seed=config.seed)
         report = dataclasses.replace(report, preview=str(preview))
@@ -102,9 +105,9 @@ def _read(
     tolerated = PretrainConfig.max_unreadable if config is None else config.max_unreadable
     findings = [check_readable(len(source), found.examined, found.unreadable, max_unreadable=tolerated)]
     if about is not None:
-        findings += check_duplicates(exact, near, found.examined)
+        findings += check_duplicates(exact, near, len(source), found.examined)
         findings += check_contents(about, found.examined)
-        findings += [] if compared is None else [check_leakage(compared)]
+        findings += [] if compared is None else [check_leakage(compared, len(source), found.examined)]
     report = Report(
         name=source.name,
         images=len(source),
@@ -142,7 +145,14 @@ def with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfig
     return apply_overrides(config, {"augment.mean": sample.statistics.mean, "augment.std": std})
 
 
-def _measure(report: Report, sample: Sample, config: PretrainConfig, device: torch.device, measure: bool) -> Report:
+def _measure(
+    report: Report,
+    sample: Sample,
+    config: PretrainConfig,
+    device: torch.device,
+    measure: bool,
+    labels: NDArray[np.int64] | None,
+) -> Report:
     """Report with the costs of a recipe: speed of decoding and views, and time and memory if `measure` is true."""
     assert report.contents is not None
     assert report.recipe is not None
@@ -151,7 +161,7 @@ def _measure(report: Report, sample: Sample, config: PretrainConfig, device: tor
     config = with_normalisation(config, sample)
     cost = None
     if measure and report.images >= config.batch_size:
-        cost = estimate(config, sample, report.contents, report.images, device)
+        cost = estimate(config, sample, report.contents, report.images, device, labels=labels)
         findings += check_estimate(cost, sample.decode, report.recipe)
     return dataclasses.replace(
         report,

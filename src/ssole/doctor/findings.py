@@ -31,28 +31,31 @@ def check_readable(images: int, examined: int, unreadable: Sequence[Unreadable],
     return Finding("look", "unreadable", text, advice)
 
 
-def check_duplicates(exact: Sequence[Copies], near: Sequence[Copies], examined: int) -> Iterator[Finding]:
-    """Findings on exact and near copies."""
+def check_duplicates(exact: Sequence[Copies], near: Sequence[Copies], images: int, examined: int) -> Iterator[Finding]:
+    """Findings on exact and near copies among the images that were examined."""
+    no_image = "no image" if examined == images else f"none of the {examined:,} images examined, of {images:,},"
     if count := sum(len(group.copies) for group in exact):
         advice = "training pushes copies apart as if they were different images: keep one of each"
         text = f"exact copies of other images: {_share(count, examined)}"
         yield Finding("look", "exact_copies", text, advice)
     else:
-        yield Finding("ok", "exact_copies", "no image is an exact copy of another")
+        yield Finding("ok", "exact_copies", f"{no_image} is an exact copy of another")
     if count := sum(len(group.copies) for group in near):
         advice = "look at a few, and keep all copies of an image in the same split"
         text = f"near copies, which look like other images: {_share(count, examined)}"
         yield Finding("look", "near_copies", text, advice)
     else:
-        yield Finding("ok", "near_copies", "no two different images look the same")
+        yield Finding("ok", "near_copies", f"{no_image} looks the same as a different one")
 
 
-def check_leakage(second: SecondSet) -> Finding:
-    """Finding on images that are in both sets."""
+def check_leakage(second: SecondSet, images: int, examined: int) -> Finding:
+    """Finding on images that are in both sets, of which `examined` of the first and some of the second were read."""
     exact = sum(leak.exact for leak in second.leaked)
     near = len(second.leaked) - exact
     if not second.leaked:
         text = f"no image of {second.name} is also here"
+        if (second.examined, examined) != (second.images, images):
+            text = f"none of {second.examined:,} images of {second.name} is among {examined:,} images examined here"
         if not second.unreadable:
             return Finding("ok", "leakage", text)
         text += f", but of {second.name} cannot be read: {_share(len(second.unreadable), second.examined)}"
@@ -108,7 +111,7 @@ def check_estimate(estimate: Estimate, decode: Rate, recipe: str) -> Iterator[Fi
     """Findings on the memory that a recipe needs, and on the speed of decoding."""
     share = estimate.memory_bytes / estimate.memory_available
     available = data_size(estimate.memory_available)
-    text = f"{recipe} needs about {data_size(estimate.memory_bytes)} of memory, and {available} are available"
+    text = f"{recipe} needs about {data_size(estimate.memory_bytes)} of memory, of {available} in all"
     if share > 1:
         yield Finding("stop", "memory", text, "lower --batch-size, --views or --augment.crops.0.size")
     elif share > _TIGHT:

@@ -9,7 +9,7 @@ import torch
 
 from ssole.config import ConfigError, ModelConfig
 from ssole.errors import did_you_mean
-from ssole.runtime import total_memory
+from ssole.memory import total_memory
 
 # Arguments of `timm.create_model` that shape a network. Not among them are those that name files or addresses
 # (`checkpoint_path`, `pretrained_cfg`, `cache_dir`): settings may come from untrusted files.

@@ -25,9 +25,9 @@ from torch import nn
 from ssole import distributed
 from ssole.errors import ConfigError, DiskError
 from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
+from ssole.memory import free_memory
 from ssole.models.custom import CustomBackbone
 from ssole.progress import data_size
-from ssole.runtime import free_memory
 from ssole.training.needs import checkpoint_bytes
 from ssole.training.run import Run, writing
 

@@ -15,8 +15,9 @@ from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.store import AHEAD, ImageStore
 from ssole.errors import DataError
+from ssole.memory import free_memory
 from ssole.rng import epoch_order
-from ssole.runtime import copy_to, free_memory
+from ssole.runtime import copy_to
 from ssole.views.geometry import ImageBatch
 
 _ALIGN = 64  # bytes; images begin at multiples within a copy, as vector loads and 16-bit values need

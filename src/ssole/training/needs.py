@@ -11,10 +11,11 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
+from ssole.memory import available_memory, total_memory
 from ssole.models.backbone import create_encoder
 from ssole.models.custom import is_custom
 from ssole.progress import data_size
-from ssole.runtime import available_memory, resolve_precision, total_memory
+from ssole.runtime import resolve_precision
 
 _IMAGES = 2  # in the batch whose tensors are counted
 _COUNTED: dict[str, tuple[int, int] | None] = {}  # by settings: a comparison trains one network many times
