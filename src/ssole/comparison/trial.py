@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import signal
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -119,7 +118,6 @@ def run_trial(
     assert config.steps is not None
     record = Trial(steps=config.steps, seed=config.seed, settings=dict(settings))
     device = resolve_device(config.device)
-    loss = copy.deepcopy(loss)
     measures_memory = forget_peak_memory(device) and not folder.exists()
     has_begun = (folder / "config.yaml").is_file()
     try:

@@ -5,7 +5,6 @@ The doctor's estimate, the plan of a comparison and runs with a budget of time a
 
 from __future__ import annotations
 
-import copy
 import os
 import statistics
 import time
@@ -179,7 +178,7 @@ def step_seconds(
     """Median time of a step on a whole batch of a store's images.
 
     Args:
-        config, store, device, loss, backbone: those of a run; a copy of the loss is taken.
+        config, store, device, loss, backbone: those of a run.
         steps: number of its steps: if it is long enough to be compiled, it is measured compiled. None for never.
         limit: seconds after which no further step is taken; the first three are taken in any case.
     """
@@ -191,7 +190,7 @@ def step_seconds(
             config,
             lambda _: (batch, ids),
             device,
-            loss=copy.deepcopy(loss),
+            loss=loss,
             backbone=backbone,
             labels=store.labels,
             images=len(store),
