@@ -49,28 +49,31 @@ def did_you_mean(name: str, known: Iterable[str], *, most: int = 1) -> str:
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
-class ConfigError(ValueError):
-    """Error for a setting that is unknown, of the wrong type or out of range. The message names it.
+def one_line(error: object) -> str:
+    """The first 300 characters of an error's message, in one line."""
+    return " ".join(str(error).split())[:300]
 
-    For an unknown setting, it also names the closest known one. Passwords and queries are removed from its URLs.
-    """
+
+class _UserError(ValueError):
+    """Error that a user can act on. Passwords and queries are removed from the URLs in its message."""
 
     def __init__(self, message: str) -> None:
         super().__init__(without_secrets(message))
+
+
+class ConfigError(_UserError):
+    """Error for a setting that is unknown, of the wrong type or out of range. The message names it.
+
+    For an unknown setting, it also names the closest known one.
+    """
 
 
 class DiskError(ConfigError):
     """Error for a disk or folder that cannot take what is to be written there."""
 
 
-class DataError(ValueError):
-    """Error for images or labels that cannot be used. The message quotes what arrived and says what to do.
-
-    Passwords and queries are removed from its URLs.
-    """
-
-    def __init__(self, message: str) -> None:
-        super().__init__(without_secrets(message))
+class DataError(_UserError):
+    """Error for images or labels that cannot be used. The message quotes what arrived and says what to do."""
 
 
 def change_refused(words: str, change: str) -> ConfigError:

@@ -20,6 +20,7 @@ from ssole.cli.common import (
     show,
 )
 from ssole.config import ConfigError
+from ssole.errors import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,4 +125,4 @@ def _setting(text: str) -> tuple[str, Any]:
     try:
         return name, yaml.safe_load(value)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text}: the value is not valid YAML ({' '.join(str(error).split())})") from None
+        raise ConfigError(f"--set {text}: the value is not valid YAML ({one_line(error)})") from None

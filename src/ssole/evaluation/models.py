@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError
+from ssole.errors import one_line
 from ssole.models.load import described, load
 from ssole.models.small_stem import register_with_timm
 from ssole.models.weights_file import SUFFIXES, classifier_prefixes, load_whole, read_weights
@@ -110,8 +111,7 @@ class OnnxModel(nn.Module):
         try:
             self._session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has a kind of error for each kind of damage
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(f"onnxruntime cannot read {path}: {reason}") from error
+            raise ConfigError(f"onnxruntime cannot read {path}: {one_line(error)}") from error
         inputs = self._session.get_inputs()
         shape = inputs[0].shape
         any_batch = not isinstance(shape[0], int)  # a name or None
@@ -135,8 +135,8 @@ class OnnxModel(nn.Module):
         except Exception as error:  # onnxruntime's kinds of errors have no common base
             if out_of_memory_reason(error):
                 raise
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigError(f"{self._path} does not take images of shape {list(images.shape)}: {reason}") from None
+            shape = list(images.shape)
+            raise ConfigError(f"{self._path} does not take images of shape {shape}: {one_line(error)}") from None
         return torch.cat(rows).to(images.device)
 
 
@@ -211,8 +211,7 @@ def _available(name: str, fetch: Callable[[], Any]) -> Any:
     try:
         return fetch()
     except Exception as error:  # the libraries for downloads have a kind of error for each way to fail
-        reason = " ".join(str(error).split())
-        reason = reason.partition(". ")[0][:160]
+        reason = one_line(error).partition(". ")[0][:160]
         raise UnavailableError(f"{name}: its pretrained weights cannot be had here ({reason})") from error
     finally:
         client.setLevel(level)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
+from ssole.errors import one_line
 from ssole.files import parse_json
 from ssole.models.backbone import create_backbone, feature_dim, seeded_weights
 from ssole.models.custom import CustomBackbone, is_custom
@@ -87,8 +88,8 @@ def load(run: str | PathLike[str] | Any, *, backbone: nn.Module | None = None) -
     try:
         target.load_state_dict(load_file(path), strict=True)
     except (RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"the weights in {path} are not of the network that its header describes: {reason}") from None
+        what = f"the weights in {path} are not of the network that its header describes"
+        raise ConfigError(f"{what}: {one_line(error)}") from None
     return model
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError
-from ssole.errors import listed
+from ssole.errors import listed, one_line
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """Endings of the names of weight files."""
@@ -53,10 +53,9 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     except SafetensorError as error:
         raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
     except Exception as error:  # torch.load raises another type, with an unclear text, for each kind of damage
-        reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"{path} is no file of weights that can be read safely ({reason}): save model.state_dict(), best with "
-            "safetensors.torch.save_file"
+            f"{path} is no file of weights that can be read safely ({one_line(error)}): save "
+            "model.state_dict(), best with safetensors.torch.save_file"
         ) from error
     inner = next((found[key] for key in _WITHIN if isinstance(found, Mapping) and _are_weights(found.get(key))), found)
     if not _are_weights(inner):

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from ssole import distributed
-from ssole.errors import ConfigError, DiskError
+from ssole.errors import ConfigError, DiskError, one_line
 from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
 from ssole.memory import free_memory
 from ssole.models.custom import CustomBackbone
@@ -135,8 +135,7 @@ def _restore_newest(
             done, tensors = _read(run, step)
             _restore(tensors, modules, optimizer)
         except (OSError, ValueError, RuntimeError, LookupError) as error:
-            reason = " ".join(str(error).split())[:300]
-            warnings.warn(f"the checkpoint of step {step} is damaged and left out: {reason}", stacklevel=2)
+            warnings.warn(f"the checkpoint of step {step} is damaged and left out: {one_line(error)}", stacklevel=2)
             continue
         if last_step is not None and step > last_step:
             raise ConfigError(

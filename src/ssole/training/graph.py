@@ -16,6 +16,7 @@ import torch
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
+from ssole.errors import one_line
 from ssole.training.muon import Muon
 from ssole.training.watch import LossWatch
 
@@ -128,7 +129,7 @@ class StepGraph(Generic[_Result]):
                 raise cause from None
             if self._required:
                 raise
-            self._give_up(" ".join(str(cause).split())[:300])
+            self._give_up(one_line(cause))
         finally:
             self._names = self._watch.drop(self._watch.count - before)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
-from ssole.errors import listed, printable
+from ssole.errors import listed, one_line, printable
 from ssole.files import write_json_atomically
 from ssole.models.backbone import Encoder, checked_encoder
 from ssole.models.custom import is_custom
@@ -177,10 +177,9 @@ def _pretrained(model: ModelConfig, channels: int) -> dict[str, torch.Tensor]:
     except Exception as error:  # from the network, the disk, or timm for a model without such weights
         if out_of_memory_reason(error):
             raise
-        reason = " ".join(str(error).split())[:300]
         raise ConfigError(
-            f"init: timm's pretrained weights of {model.backbone} cannot be had: {reason}. Where there is no network, "
-            "download them elsewhere and give the file: --init model.safetensors"
+            f"init: timm's pretrained weights of {model.backbone} cannot be had: {one_line(error)}. Where there is "
+            "no network, download them elsewhere and give the file: --init model.safetensors"
         ) from None
     return network.state_dict()
 
