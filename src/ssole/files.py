@@ -61,6 +61,13 @@ def write_json_atomically(path: Path, values: Any, *, indent: int | None = 1) ->
     write_text_atomically(path, json.dumps(values, indent=indent, allow_nan=False) + "\n")
 
 
+def write_yaml_atomically(path: Path, values: Any) -> None:
+    """:func:`write_atomically` for plain values as YAML, in their own order."""
+    import yaml
+
+    write_text_atomically(path, yaml.safe_dump(values, sort_keys=False))
+
+
 @contextmanager
 def folder_atomically(folder: Path) -> Iterator[Path]:
     """Context with a new, empty folder to fill, which then takes its place as `folder`: whole, or not at all.

@@ -14,7 +14,7 @@ from torch import nn
 from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides, from_dict, to_dict
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
-from ssole.files import is_leftover, write_text_atomically
+from ssole.files import is_leftover, write_yaml_atomically
 from ssole.models.weights_file import weights_digest
 from ssole.training.initial import with_absolute_init
 from ssole.training.run import leaves
@@ -165,13 +165,11 @@ def save_request(folder: Path, request: Request, *, what: str = "comparison") ->
     Raises:
         ConfigError: the folder holds another comparison, or something else; the message names the differences.
     """
-    import yaml
-
     path, new = folder / f"{what}.yaml", request.to_dict()
     if not (path.is_file() and (folder / PLAN_FILE).is_file()):
         if any(entry.name not in (".lock", path.name) and not is_leftover(entry) for entry in folder.iterdir()):
             raise ConfigError(f"{folder} is not empty, and nothing is overwritten: choose another folder (--out)")
-        write_text_atomically(path, yaml.safe_dump(new, sort_keys=False))
+        write_yaml_atomically(path, new)
     elif changes := _differences(_with_new_settings(read_mapping(path)), new):
         more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
         raise ConfigError(

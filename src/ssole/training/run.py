@@ -28,7 +28,15 @@ from typing import Any, Literal
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
 from ssole.errors import DiskError, change_refused
-from ssole.files import is_leftover, locked, parse_json, read_json, remove_leftovers, write_text_atomically
+from ssole.files import (
+    is_leftover,
+    locked,
+    parse_json,
+    read_json,
+    remove_leftovers,
+    write_text_atomically,
+    write_yaml_atomically,
+)
 from ssole.runtime import environment
 
 Change = Literal["images", "settings", "version"]
@@ -91,14 +99,12 @@ class Run:
 
 def create_run(path: Path, config: PretrainConfig) -> Run:
     """New run in a folder without files; `OSError` if it cannot be written."""
-    import yaml
-
     run, settings = Run(path), to_dict(config)
     run.checkpoints.mkdir(parents=True)
     facts = environment() | {"torchrun": distributed.launch().job, "settings": settings}
     write_text_atomically(path / "environment.json", json.dumps(facts, indent=2) + "\n")
     # last, because a folder with a config.yaml counts as a run
-    write_text_atomically(path / "config.yaml", yaml.safe_dump(settings, sort_keys=False))
+    write_yaml_atomically(path / "config.yaml", settings)
     return run
 
 
