@@ -19,6 +19,7 @@ from comparing import METHODS, Broken, Diverging, compare, request, stopped_in_i
 import ssole
 import tiny
 from ssole.comparison import runner
+from ssole.comparison import trial as trial_module
 from ssole.comparison.compare import resume_comparison
 from ssole.comparison.images import open_images
 from ssole.comparison.plan import ArmPlan
@@ -60,7 +61,7 @@ def test_every_run_has_the_same_images_budget_and_seeds() -> None:
 @pytest.mark.slow
 def test_the_search_is_equal_and_never_sees_test_images(monkeypatch: pytest.MonkeyPatch) -> None:
     scored: list[tuple[str, str]] = []
-    evaluate = runner.evaluate
+    evaluate = trial_module.evaluate
 
     def watched(run: Run, data: Any, *, test: Any, **given: Any) -> Any:
         scored.append((run.path.name, test.name))
@@ -68,7 +69,7 @@ def test_the_search_is_equal_and_never_sees_test_images(monkeypatch: pytest.Monk
         assert not train & {test.id(i) for i in range(len(test))}
         return evaluate(run, data, test=test, **given)
 
-    monkeypatch.setattr(runner, "evaluate", watched)
+    monkeypatch.setattr(trial_module, "evaluate", watched)
     result = compare(budget="18steps", seeds=1, search=4)
     searched = [one for one in scored if one[0].startswith("search")]
     assert {test for _, test in searched} == {"train (validation)"}

@@ -152,14 +152,14 @@ def test_when_stopped_it_names_the_folder_to_go_on_in(tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 def test_a_trial_that_fails_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = module._figures
+    figures = module.figures
 
     def some(run: Run, **how: object) -> dict[str, float]:
         if run.path.name in failing:
             raise ValueError("features are not finite")
         return figures(run, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "_figures", some)
+    monkeypatch.setattr(module, "figures", some)
     failing = {"trial-0", "trial-1"}
     found = tuned(tmp_path)
     assert found.chosen == 2

@@ -25,12 +25,11 @@ from ssole.comparison.plan import (
 from ssole.comparison.plots import draw
 from ssole.comparison.request import Arm, Request
 from ssole.comparison.result import RANKED_BY, RESULT_FILE, ArmResult, Comparison, SearchTrial
-from ssole.comparison.trial import Trial, run_trial
+from ssole.comparison.trial import Trial, figures, run_trial
 from ssole.config import PretrainConfig, apply_overrides
-from ssole.data.base import Source, Spec
+from ssole.data.base import Spec
 from ssole.data.store import ImageStore
 from ssole.errors import change_refused
-from ssole.evaluation.evaluate import evaluate
 from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import read_json
@@ -119,15 +118,15 @@ class Runner:
 
     def _search_trial(self, arm: Arm, trial: int, number: int, rung: Rung) -> SearchTrial:
         """Train a trial in a rung of this number, and score it on the validation images."""
-        train, test = self.images.search_train, self.images.validation
+        images = self.images
         record = self._trial(
             arm,
             f"search-{number}-trial-{trial}",
             draw_settings(arm, trial),
             steps=share_of(self._results[arm.name].steps, rung.share),
             seed=self.request.seeds,  # which no run of the result has
-            data=train,
-            measure=partial(_scores, train=train, test=test, protocol="knn", progress=False),
+            data=images.search_train,
+            measure=partial(figures, data=images.search_train, test=images.validation, protocol="knn", progress=False),
         )
         score = None if record.error is not None else record.scores[RANKED_BY]
         return SearchTrial(trial=trial, steps=record.steps, settings=record.settings, score=score, error=record.error)
@@ -143,7 +142,7 @@ class Runner:
             steps=result.steps,
             seed=seed,
             data=self._train,
-            measure=partial(_scores, train=images.train, test=images.test, protocol=protocol, progress=self.progress),
+            measure=partial(figures, data=images.train, test=images.test, protocol=protocol, progress=self.progress),
             with_curve=True,
         )
         result.runs.append(record)
@@ -235,11 +234,3 @@ def _versions(folder: Path) -> list[str]:
     path = folder / RESULT_FILE
     found = read_json(path).get("environment") if path.is_file() else None
     return str(found["ssole"]).split(" and ") if isinstance(found, dict) and "ssole" in found else []
-
-
-def _scores(
-    run: Run, *, train: Source, test: Source, protocol: str | Sequence[str], progress: bool
-) -> dict[str, float]:
-    device = run.config.device
-    result = evaluate(run, train, test=test, protocol=protocol, baselines=False, device=device, progress=progress)
-    return {name: score.value for name, score in result.rows["trained"].items()}

@@ -16,6 +16,7 @@ from ssole import api
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Spec
 from ssole.errors import DataError, DiskError
+from ssole.evaluation.evaluate import evaluate
 from ssole.files import read_json, write_json_atomically
 from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
 from ssole.training.run import Change, Run, lock_run, making
@@ -86,6 +87,12 @@ def read_record(path: Path, make: Callable[[dict[str, Any]], T], *, hint: str) -
         return make(saved)
     except (KeyError, TypeError) as error:
         raise ConfigError(f"{path} is damaged ({error}): {hint}") from None
+
+
+def figures(run: Run, data: Spec, **options: Any) -> dict[str, float]:
+    """Figures of a run's trained backbone by name; `options` are those of :func:`ssole.evaluate`."""
+    result = evaluate(run, data, baselines=False, device=run.config.device, **options)
+    return {name: score.value for name, score in result.rows["trained"].items()}
 
 
 def run_trial(

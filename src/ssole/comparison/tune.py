@@ -19,18 +19,17 @@ import numpy as np
 from ssole import __version__, api
 from ssole.comparison.plan import draw_settings, measure_plan, ranked, settings_text, shortened
 from ssole.comparison.request import PLAN_FILE, Arm, Request, save_request
-from ssole.comparison.trial import Trial, resumable, run_trial
+from ssole.comparison.trial import Trial, figures, resumable, run_trial
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, to_dict
 from ssole.config.budget import Budget
 from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced
 from ssole.data.describe import canonical, describe
 from ssole.data.store import ImageStore
 from ssole.errors import change_refused
-from ssole.evaluation.evaluate import evaluate
 from ssole.evaluation.label_free import VIEWS
 from ssole.evaluation.results import METRICS
 from ssole.evaluation.verdict import CORRELATION
-from ssole.files import write_text_atomically
+from ssole.files import write_yaml_atomically
 from ssole.progress import say
 from ssole.training.feed import make_plan
 from ssole.training.images import keep_or_compare_images
@@ -117,11 +116,8 @@ def _request(base: PretrainConfig, data: Spec, budget: Budget, trials: int) -> R
 
 def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning:
     """Outcome of the trials; the recipe with the settings of the best one is written."""
-    import yaml
-
     chosen, path = _chosen(records), folder / "tuned.yaml"
-    tuned = to_dict(apply_overrides(base, records[chosen].settings))
-    write_text_atomically(path, yaml.safe_dump(tuned, sort_keys=False))
+    write_yaml_atomically(path, to_dict(apply_overrides(base, records[chosen].settings)))
     return Tuning(recipe=path, trials=records, chosen=chosen)
 
 
@@ -137,7 +133,8 @@ def _run_trials(
     """Records of all trials; those that have finished are only read."""
     records: list[Trial] = []
     arm = Arm(name=_ARM, config=config)
-    measure = partial(_figures, source=_scored(images), recipe=config.augment, seed=config.seed)
+    views = partial(make_views, recipe=config.augment.main_views(VIEWS), seed=config.seed, epoch=0)
+    measure = partial(figures, data=_scored(images), protocol="label-free", views=views, progress=False)
     check = partial(_check_unchanged, folder, images, records, allow_changes)
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
@@ -212,14 +209,6 @@ def _scored(images: Source) -> SubsetSource:
     sample = SubsetSource(images, np.asarray(evenly_spaced(len(images), _SCORED_IMAGES)))
     sample.labels = None
     return sample
-
-
-def _figures(run: Run, *, source: SubsetSource, recipe: ViewRecipe, seed: int) -> dict[str, float]:
-    """Label-free figures of a run on some images and the views of one recipe."""
-    views = partial(make_views, recipe=recipe.main_views(VIEWS), seed=seed, epoch=0)
-    device = run.config.device
-    result = evaluate(run, source, protocol="label-free", views=views, baselines=False, device=device, progress=False)
-    return {name: score.value for name, score in result.rows["trained"].items()}
 
 
 def _chosen(records: list[Trial]) -> int:
