@@ -353,6 +353,7 @@ def speedrun_rows(suite: Suite) -> Iterator[Row]:
     """The recipe `cifar10-speedrun` by seed: 90 % kNN in under 10 minutes of wall clock, decoding included."""
     import ssole
     from ssole.api import start
+    from ssole.training.loop import Given
 
     train, test, decoding = suite.decoded
     yield {"seconds_of_decoding": decoding}
@@ -361,7 +362,7 @@ def speedrun_rows(suite: Suite) -> Iterator[Row]:
     for seed in suite.seeds:
         config = speedrun_config(suite, seed)
         begun = time.perf_counter()
-        run = start(config, suite.folder / f"speedrun-{seed}", data=train, progress=False)
+        run = start(config, suite.folder / f"speedrun-{seed}", Given(progress=False), data=train)
         trained = time.perf_counter() - begun
         last = [row for row in run.metrics if "loss" in row][-1]
         done = {

@@ -21,6 +21,7 @@ from ssole.config import PretrainConfig, apply_overrides
 from ssole.training import step
 from ssole.training.embedder import Embedder
 from ssole.training.feed import Feed
+from ssole.training.loop import Given
 from ssole.training.monitor import Evaluator, Monitor
 from ssole.training.saving import Saver
 from ssole.training.step import Learner
@@ -56,7 +57,7 @@ def train(
     """Metrics of a run of so many blocks of so many steps, with the evaluator after each block."""
     config = apply_overrides(config, {"steps": steps * blocks})
     with tempfile.TemporaryDirectory() as folder:
-        run = start(config, Path(folder) / "run", data=images, evaluators={steps: evaluator}, progress=False)
+        run = start(config, Path(folder) / "run", Given(evaluators={steps: evaluator}, progress=False), data=images)
         return run.metrics
 
 

@@ -33,6 +33,7 @@ from ssole import api
 from ssole.config import PretrainConfig, apply_overrides, load, to_dict
 from ssole.training.checkpoint import checkpoint_steps, load_checkpoint
 from ssole.training.guardian import Guardian
+from ssole.training.loop import Given
 from ssole.training.run import Run
 from ssole.training.saving import Saver
 from ssole.training.step import Learner
@@ -83,7 +84,7 @@ def with_clocks(config: PretrainConfig, folder: Path) -> dict[str, Any]:
     """Share of a run's time in the calls for each part, and the size and loading time of its last checkpoint."""
     seconds, calls = Counter[str](), Counter[str]()
     with clocked(seconds, calls):
-        run = api.start(config, folder, progress=False)
+        run = api.start(config, folder, Given(progress=False))
     total = run.metrics[-1]["seconds"]
     weights = next(run.checkpoints.glob(f"*{checkpoint_steps(run)[-1]}.safetensors"))
     learner, loading = Learner(run.config, torch.device("cpu")), []
@@ -136,7 +137,8 @@ def in_pairs(config: PretrainConfig, folder: Path, rounds: int) -> dict[str, Any
         with ExitStack() as stack:
             for owner, name in (place for part in without for place in CALLS[part] if place[0] is not Guardian):
                 stack.enter_context(mock.patch.object(owner, name, return_value=torch.zeros(())))
-            run = api.start(apply_overrides(config, settings), folder / f"pair-{next(number)}", progress=False)
+            pair = folder / f"pair-{next(number)}"
+            run = api.start(apply_overrides(config, settings), pair, Given(progress=False))
         return float(run.metrics[-1]["step"] / run.metrics[-1]["seconds"])
 
     contestants = {"all": rate, **{part: (lambda part=part: rate(part)) for part in CALLS}}

@@ -20,6 +20,7 @@ from ssole import api
 from ssole.config import apply_overrides, load
 from ssole.runtime import environment
 from ssole.training.guardian import RANK_SHARE, patience, rank_share
+from ssole.training.loop import Given
 from ssole.training.watch import NonFiniteLossError
 
 STEPS, BATCH = 300, 64
@@ -75,7 +76,7 @@ def measure(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     for overrides in (SMALL, settings, PROJECTOR | {k: v for k, v in settings.items() if k.startswith("model.")}):
         config = apply_overrides(config, overrides)
     try:
-        run = api.start(config, folder, progress=False)
+        run = api.start(config, folder, Given(progress=False))
     except NonFiniteLossError as error:
         return {"error": str(error)}
     rows = [row for row in run.metrics if "effective_rank" in row]

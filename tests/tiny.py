@@ -20,6 +20,7 @@ from torch import nn
 
 from ssole import api, cli
 from ssole.config import PretrainConfig, apply_overrides, from_dict
+from ssole.training.loop import Given
 from ssole.training.run import Run
 
 IMAGES = 22
@@ -75,7 +76,7 @@ def start(out: Path, *, data: Any = None, evaluators: Mapping[int, Any] | None =
     """Train the tiny settings, on the tiny images."""
     torch.set_num_threads(1)
     data = images() if data is None else data
-    return api.start(config(**overrides), out, data=data, evaluators=evaluators, progress=False)
+    return api.start(config(**overrides), out, Given(evaluators=evaluators, progress=False), data=data)
 
 
 def resume(run: Run | Path, *, data: Any = None, **settings: Any) -> Run:

@@ -36,6 +36,8 @@ from ssole.training.trial import step_seconds
 if TYPE_CHECKING:
     from ssole.data.base import Source, Spec
 
+_NOTHING = Given()
+
 
 def pretrain(
     data: Spec | None = None,
@@ -97,48 +99,39 @@ def pretrain(
     name, config = choose(data, recipe, overrides)
     folder = new_folder(out, name)
     spent = time.monotonic() - begin
-    given: Given = {"loss": module, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-    return start(config, folder, data=data, spent=spent, **given)
+    given = Given(loss=module, backbone=backbone, evaluators=evaluators, progress=progress)
+    return start(config, folder, given, data=data, spent=spent)
 
 
 def start(
-    config: PretrainConfig,
-    out: Path,
-    *,
-    data: Spec | None = None,
-    loss: nn.Module | None = None,
-    backbone: nn.Module | None = None,
-    evaluators: Mapping[int, Evaluator] | None = None,
-    progress: bool = True,
-    spent: float = 0.0,
+    config: PretrainConfig, out: Path, given: Given = _NOTHING, *, data: Spec | None = None, spent: float = 0.0
 ) -> Run:
-    """Pretraining of a complete config in a new run folder; `data`, `loss` and `backbone` replace the config's.
+    """Pretraining of a complete config in a new run folder; `data` and the modules given replace the config's.
 
     `spent` is how many seconds of a budget of time have passed already.
     """
     begin = time.monotonic() - spent
     if _is_restart(out):
-        given: Given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
         if data is None and why_not_reopened(config.data) is not None:
             data = config.data  # which the command names
-        return resume(Run(out), data=data, eval_data=config.eval_data, **given)
+        return resume(Run(out), data=data, eval_data=config.eval_data, **vars(given))
     with distributed.processes(config.process_timeout):
-        config = agreed_config(config, progress)
+        config = agreed_config(config, given.progress)
         device = distributed.own_device(resolve_device(config.device))  # quick checks first: data may take a while
         world = distributed.world_size()  # 1 in what the first process does by itself
         distributed.on_rank_0(lambda: check_shares(config, world))
         distributed.on_rank_0(lambda: require_memory(config, device))
-        initial = initial_weights(config, backbone, progress=progress)
+        initial = initial_weights(config, given.backbone, progress=given.progress)
         data = config.data if data is None else data
         eval_data = config.eval_data
         described = None if eval_data is None else describe(eval_data)
         config = dataclasses.replace(config, data=describe(data), eval_data=described)
         data = canonical(data)
-        with open_store(config, data, progress) as store, ExitStack() as stack:
-            trial = partial(step_seconds, store=store, device=device, loss=loss, backbone=backbone)
+        with open_store(config, data, given.progress) as store, ExitStack() as stack:
+            trial = partial(step_seconds, store=store, device=device, loss=given.loss, backbone=given.backbone)
             config = with_measurements(config, store, begin, trial)
             plan = make_plan(config, len(store))
-            evaluators = _evaluators_of_all(evaluators, config, data, eval_data, store, progress)
+            given = _with_evaluators(given, config, data, eval_data, store)
 
             def make() -> str:
                 run = stack.enter_context(new_run(out, config))
@@ -146,8 +139,7 @@ def start(
                 return str(run.path)
 
             run = Run(Path(distributed.on_rank_0(make)))  # after all checks, so that a refused run leaves no folder
-            given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-            return train(run, store, plan, device, spent=time.monotonic() - begin, initial=initial, **given)
+            return train(run, store, plan, device, given, spent=time.monotonic() - begin, initial=initial)
 
 
 def _is_restart(out: Path) -> bool:
@@ -163,20 +155,18 @@ def _is_restart(out: Path) -> bool:
     return again and before.get("command") == environment()["command"]
 
 
-def _evaluators_of_all(
-    evaluators: Mapping[int, Evaluator] | None,
-    config: PretrainConfig,
-    data: Spec,
-    eval_data: Spec | None,
-    store: ImageStore,
-    progress: bool,
-) -> Mapping[int, Evaluator]:
-    """Evaluators that all processes call: those given, which run in the first process only, or the default ones."""
-    if evaluators is not None:
-        return {every: partial(figures_of, evaluator) for every, evaluator in evaluators.items()}
-    options = _store_options(config, progress and not distributed.rank())
-    with distributed.first_on_each_node():
-        return default_evaluators(config, data, eval_data, store, **options)
+def _with_evaluators(
+    given: Given, config: PretrainConfig, data: Spec, eval_data: Spec | None, store: ImageStore
+) -> Given:
+    """The same with evaluators that all processes call: those given, in the first process only, or the default ones."""
+    evaluators: Mapping[int, Evaluator]
+    if given.evaluators is not None:
+        evaluators = {every: partial(figures_of, evaluator) for every, evaluator in given.evaluators.items()}
+    else:
+        options = _store_options(config, given.progress and not distributed.rank())
+        with distributed.first_on_each_node():
+            evaluators = default_evaluators(config, data, eval_data, store, **options)
+    return dataclasses.replace(given, evaluators=evaluators)
 
 
 def resume(
@@ -209,19 +199,16 @@ def resume(
     _ = found.config  # an error for a folder that is no run
     if found.finished:
         return found
-    given: Given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
-    return continue_run(found, data=data, eval_data=eval_data, allow_changes=allow_changes, **given)
+    given = Given(loss=loss, backbone=backbone, evaluators=evaluators, progress=progress)
+    return continue_run(found, given, data=data, eval_data=eval_data, allow_changes=allow_changes)
 
 
 def continue_run(
     found: Run,
+    given: Given,
     *,
     data: Spec | None,
     eval_data: Spec | None,
-    loss: nn.Module | None,
-    backbone: nn.Module | None,
-    evaluators: Mapping[int, Evaluator] | None,
-    progress: bool,
     allow_changes: Collection[Change],
     prepare: Callable[[int], None] = lambda steps_per_epoch: None,
 ) -> Run:
@@ -233,29 +220,29 @@ def continue_run(
     if data is None and (reason := why_not_reopened(config.data)) is not None:
         how = "pass them," if is_in_memory(config.data) else "pass them again, --data URL, or"
         raise DataError(f"{found.path} was started on {reason}: {how} ssole.resume(run, data=images)")
-    eval_data = eval_data_to_open(config, found.path, eval_data) if evaluators is None else None
-    if is_custom(config.model) and backbone is None:
+    eval_data = eval_data_to_open(config, found.path, eval_data) if given.evaluators is None else None
+    if is_custom(config.model) and given.backbone is None:
         raise missing_module_error(config.model)
-    if loss is not None and config.loss != CustomConfig(module=type(loss).__qualname__):
-        before, now = getattr(config.loss, "module", config.loss.name), type(loss).__qualname__
+    now = type(given.loss).__qualname__
+    if given.loss is not None and config.loss != CustomConfig(module=now):
+        before = getattr(config.loss, "module", config.loss.name)
         raise ConfigError(f"{found.path} began with the loss {before!r}, and the one given is {now!r}")
     with distributed.processes(config.process_timeout):
         distributed.on_rank_0(lambda: require_same_recipe(found, allowed=allow_changes))
         device = distributed.own_device(resolve_device(config.device))
         distributed.on_rank_0(lambda: require_memory(config, device))
         images = config.data if data is None else data
-        with open_store(config, images, progress) as store, ExitStack() as stack:
+        with open_store(config, images, given.progress) as store, ExitStack() as stack:
             changed = "images" in allow_changes
             distributed.on_rank_0(lambda: stack.enter_context(lock_run(found)))
             distributed.on_rank_0(lambda: _check_images(found, store.source, allowed=changed))
-            evaluators = _evaluators_of_all(evaluators, config, images, eval_data, store, progress)
+            given = _with_evaluators(given, config, images, eval_data, store)
             plan = make_plan(config, len(store))
             # A kill may have come before the initial weights were written.
             begun = distributed.on_rank_0(lambda: bool(checkpoint_steps(found)))
-            initial = None if begun else initial_weights(config, backbone, progress=progress)
-            given: Given = {"loss": loss, "backbone": backbone, "evaluators": evaluators, "progress": progress}
+            initial = None if begun else initial_weights(config, given.backbone, progress=given.progress)
             prepared = partial(prepare, plan.steps_per_epoch)
-            return train(found, store, plan, device, initial=initial, prepare=prepared, **given)
+            return train(found, store, plan, device, given, initial=initial, prepare=prepared)
 
 
 def _check_images(run: Run, source: Source, *, allowed: bool) -> None:

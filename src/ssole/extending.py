@@ -17,6 +17,7 @@ from ssole import distributed
 from ssole.api import continue_run
 from ssole.errors import ConfigError
 from ssole.training.checkpoint import checkpoint_steps
+from ssole.training.loop import Given
 from ssole.training.pace import EXTENSIONS, Extension, extensions
 from ssole.training.run import Change, Run, write_lines, writing
 from ssole.training.settings import warn_of_warmup
@@ -62,18 +63,9 @@ def extend(
     """
     found = run if isinstance(run, Run) else Run(Path(run))
     _check(found, epochs, steps, factor)  # before anything is changed
-
-    return continue_run(
-        found,
-        data=data,
-        eval_data=eval_data,
-        loss=loss,
-        backbone=backbone,
-        evaluators=evaluators,
-        progress=progress,
-        allow_changes=allow_changes,
-        prepare=partial(_lengthen, found, epochs=epochs, steps=steps, factor=factor),
-    )
+    given = Given(loss=loss, backbone=backbone, evaluators=evaluators, progress=progress)
+    prepare = partial(_lengthen, found, epochs=epochs, steps=steps, factor=factor)
+    return continue_run(found, given, data=data, eval_data=eval_data, allow_changes=allow_changes, prepare=prepare)
 
 
 def _lengthen(run: Run, steps_per_epoch: int, *, epochs: int | None, steps: int | None, factor: float) -> None:

@@ -19,6 +19,7 @@ from ssole import api, compare, extend
 from ssole.config import ConfigError
 from ssole.errors import DataError
 from ssole.search.search import search
+from ssole.training.loop import Given
 from ssole.training.run import Run
 from ssole.training.settings import eval_data_to_open
 
@@ -129,8 +130,8 @@ def test_what_torchrun_starts_again_has_its_urls_from_the_command(
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job")
     config = tiny.config(data=f"{server.url}?key=abc", eval_data=server.url, knn_every=6)
     with pytest.raises(tiny.Crash):
-        api.start(config, tmp_path / "run", evaluators={7: tiny.crash}, progress=False)
-    assert api.start(config, tmp_path / "run", progress=False).finished
+        api.start(config, tmp_path / "run", Given(evaluators={7: tiny.crash}, progress=False))
+    assert api.start(config, tmp_path / "run", Given(progress=False)).finished
 
 
 def test_a_warmup_that_never_ends_is_a_warning(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from ssole.errors import DataError, DiskError
 from ssole.evaluation.evaluate import evaluate
 from ssole.files import read_json, write_json_atomically
 from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
+from ssole.training.loop import Given
 from ssole.training.run import Change, Run, lock_run, making
 from ssole.training.stopping import Interrupted
 
@@ -128,13 +129,13 @@ def run_trial(
     measures_memory = forget_peak_memory(device) and not folder.exists()
     has_begun = (folder / "config.yaml").is_file()
     try:
-        if has_begun:
-            run = api.resume(
-                folder, data=data, loss=loss, evaluators=evaluators(), progress=progress, allow_changes=allow_changes
-            )
-        else:
+        if not has_begun:
             shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed before it began
-            run = api.start(config, folder, data=data, loss=loss, evaluators=evaluators(), progress=progress)
+        given = Given(loss=loss, evaluators=evaluators(), progress=progress)
+        if has_begun:
+            run = api.resume(folder, data=data, allow_changes=allow_changes, **vars(given))
+        else:
+            run = api.start(config, folder, given, data=data)
         memory = peak_memory(device) if measures_memory else None
         record = _finished(record, run, measure(run), memory)
     except FAILURES as error:

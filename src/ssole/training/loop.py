@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TypedDict
 
 import torch
 from torch import nn
@@ -43,13 +42,17 @@ from ssole.training.stopping import Interrupted, Stop, stop_signal
 from ssole.training.watch import NonFiniteLossError
 
 
-class Given(TypedDict):
-    """Keyword arguments that the functions of `ssole.api` pass on to :func:`train`."""
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a run is given in Python, beside its settings."""
 
-    loss: nn.Module | None
-    backbone: nn.Module | None
-    evaluators: Mapping[int, Evaluator] | None
-    progress: bool
+    loss: nn.Module | None = None
+    backbone: nn.Module | None = None
+    """Custom modules."""
+    evaluators: Mapping[int, Evaluator] | None = None
+    """{steps: f}: every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl."""
+    progress: bool = True
+    """Whether to show what goes on."""
 
 
 def train(
@@ -57,36 +60,34 @@ def train(
     store: ImageStore,
     plan: Plan,
     device: torch.device,
+    given: Given,
     *,
-    loss: nn.Module | None = None,
-    backbone: nn.Module | None = None,
-    evaluators: Mapping[int, Evaluator] | None = None,
-    progress: bool = True,
     spent: float = 0.0,
     initial: InitialWeights | None = None,
     prepare: Callable[[], None] = lambda: None,
 ) -> Run:
     """Train a run to its end, from its newest checkpoint if it has one.
 
-    `loss` and `backbone` are custom modules. `evaluators` is {steps: f}: every so many steps, and at the end,
-    all processes call f(backbone), which gives figures for metrics.jsonl. `spent` is the time in seconds that a new run
-    has taken before, `initial` the weights that it starts from, in place of random ones. `prepare` is called by the
-    first process when nothing is left to check but the checkpoint.
+    All processes call its evaluators. `spent` is the time in seconds that a new run has taken before, `initial` the
+    weights that it starts from, in place of random ones. `prepare` is called by the first process when nothing is left
+    to check but the checkpoint.
     Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
     distributed.collect(None)  # a barrier that waits however long it takes; later collectives have a timeout
-    config, evaluators = from_dict(distributed.on_rank_0(lambda: to_dict(run.config))), evaluators or {}
+    config, evaluators = from_dict(distributed.on_rank_0(lambda: to_dict(run.config))), given.evaluators or {}
     if any(every < 1 for every in evaluators):
         raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
     with torch_state(deterministic=config.deterministic):  # with many processes, it takes a first pass
-        learner = Learner(config, device, loss=loss, backbone=backbone, labels=store.labels, images=plan.images)
+        learner = Learner(
+            config, device, loss=given.loss, backbone=given.backbone, labels=store.labels, images=plan.images
+        )
     distributed.on_rank_0(lambda: _write_first_checkpoint(run, learner, initial, Progress(0, plan.images, spent)))
     distributed.on_rank_0(prepare)
     pace = Pace(run, plan, config)
     done = _restore(run, learner, plan, pace)
     guardian = Guardian(run, learner, pace)
     feed, title = Feed(store, device), _title(learner, plan, pace.total)
-    monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=progress)
+    monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=given.progress)
     saver = Saver(run, learner, pace, monitor.flush)
     stopping = stop_signal(monitor.screen.show_stopping)
     # the saver within the handler of signals: it waits for the last checkpoint, which a second signal must not cut
