@@ -25,7 +25,7 @@ from ssole.config import Crop, ViewRecipe
 from ssole.runtime import copy_to, reuse_freed_blocks
 from ssole.views import device, geometry, photometric
 from ssole.views.geometry import ImageBatch, filters_whole, image_sizes, longest_side
-from ssole.views.params import ViewParams, sample_params
+from ssole.views.params import ViewParams, sample_groups
 
 _CHUNK = 3 << 18  # floats of a chunk at most: 3 MB, mostly within the L2 caches of two cores, while calls cost little
 _BLOCK = 1 << 20  # floats held for the views of a block of images, beside the views
@@ -93,15 +93,12 @@ def _make_on_cpu(
     images: ImageBatch, ids: torch.Tensor, outs: list[torch.Tensor], recipe: ViewRecipe, *, seed: int, epoch: int
 ) -> None:
     """Fill one tensor (N, C, S, S) for each crop group, on a CPU."""
-    sizes, first = torch.tensor(image_sizes(images)), 0
-    for out, crop in zip(outs, recipe.crops, strict=True):
-        numbers = torch.arange(first, first + crop.count)
-        params = sample_params(recipe, crop, ids, numbers, sizes, seed=seed, epoch=epoch)
+    groups = sample_groups(recipe, ids, torch.tensor(image_sizes(images)), seed=seed, epoch=epoch)
+    for out, (crop, params) in zip(outs, groups, strict=True):
         make = _make_one_by_one if out[0].numel() >= _ONE_BY_ONE else _make_many
         for block in _blocks(images, crop):
             views = slice(block.start * crop.count, block.stop * crop.count)
             make(images[block], params[views], recipe, out[views])
-        first += crop.count
 
 
 def _make_many(images: ImageBatch, params: ViewParams, recipe: ViewRecipe, out: torch.Tensor) -> None:

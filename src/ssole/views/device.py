@@ -20,7 +20,7 @@ from ssole.config import ViewRecipe
 from ssole.runtime import copy_to
 from ssole.views import geometry, photometric
 from ssole.views.geometry import ImageBatch
-from ssole.views.params import ViewParams, sample_params
+from ssole.views.params import ViewParams, sample_groups
 
 _VIEWS_AT_ONCE = 1 << 16  # of which rows are computed together; temporaries take about 4 kB a view
 MAX_TABLE_BYTES = 1 << 30  # bytes of the rows of an epoch; with more, each batch computes its own
@@ -160,13 +160,10 @@ def batch_rows(
     recipe: ViewRecipe, ids: torch.Tensor, sizes: torch.Tensor, channels: int, *, seed: int, epoch: int
 ) -> list[torch.Tensor]:
     """Rows (B, V, F) of images, for each crop group. Arguments as of `sample_params`."""
-    groups, first = [], 0
-    for crop in recipe.crops:
-        numbers = torch.arange(first, first + crop.count, device=ids.device)
-        params = sample_params(recipe, crop, ids, numbers, sizes, seed=seed, epoch=epoch)
-        groups.append(rows_of(params, recipe, crop.size, channels).unflatten(0, (len(ids), crop.count)))
-        first += crop.count
-    return groups
+    return [
+        rows_of(params, recipe, crop.size, channels).unflatten(0, (len(ids), crop.count))
+        for crop, params in sample_groups(recipe, ids, sizes, seed=seed, epoch=epoch)
+    ]
 
 
 def fill_views(images_BCHW: torch.Tensor, rows_BVF: torch.Tensor, recipe: ViewRecipe, out_NCSS: torch.Tensor) -> None:

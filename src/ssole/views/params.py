@@ -7,6 +7,7 @@ Shape suffixes: B images, V views of a crop group, N = B V views. The distributi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 
@@ -58,6 +59,17 @@ class ViewParams:
         values = {field.name: getattr(self, field.name).tolist() for field in fields(self)}
         values["box"] = self.box.long().tolist()
         return [SimpleNamespace(**dict(zip(values, view, strict=True))) for view in zip(*values.values(), strict=True)]
+
+
+def sample_groups(
+    recipe: ViewRecipe, ids: torch.Tensor, sizes: torch.Tensor, *, seed: int, epoch: int
+) -> Iterator[tuple[Crop, ViewParams]]:
+    """Crop groups of a recipe, with the parameters of their views. Arguments as of :func:`sample_params`."""
+    first = 0
+    for crop in recipe.crops:
+        views = torch.arange(first, first + crop.count, device=ids.device)
+        yield crop, sample_params(recipe, crop, ids, views, sizes, seed=seed, epoch=epoch)
+        first += crop.count
 
 
 def sample_params(
