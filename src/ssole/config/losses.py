@@ -76,13 +76,21 @@ class SSOLEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OLEConfig:
-    """OLE loss without labels, each image its own class; the failing ancestor of SSOLE."""
+class _LossConfig:
+    """What the settings of all losses have."""
 
     projector: ClassVar[Projector] = SSOLEConfig.projector
+    search: ClassVar[SearchRanges] = {}
+    name: str
+    """Name of the loss, which decides which other settings there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OLEConfig(_LossConfig):
+    """OLE loss without labels, each image its own class; the failing ancestor of SSOLE."""
+
     search: ClassVar[SearchRanges] = {"margin": (0.1, 3.0)}
     name: Literal["ole"] = "ole"
-    """Name of the loss, which decides which other settings there are."""
     margin: float = 1.0
     """Norm below which a class is not pushed down further."""
 
@@ -91,13 +99,12 @@ class OLEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimCLRConfig:
+class SimCLRConfig(_LossConfig):
     """NT-Xent loss of SimCLR (Chen et al. 2020)."""
 
     projector: ClassVar[Projector] = Projector(2, 2048, 128, "batch")
     search: ClassVar[SearchRanges] = {"temperature": (0.05, 1.0)}
     name: Literal["simclr"] = "simclr"
-    """Name of the loss, which decides which other settings there are."""
     temperature: float = 0.1
     """Temperature tau; published: 0.1 on ImageNet with large batches, 0.5 on CIFAR-10."""
 
@@ -106,13 +113,12 @@ class SimCLRConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BarlowTwinsConfig:
+class BarlowTwinsConfig(_LossConfig):
     """Barlow Twins loss (Zbontar et al. 2021)."""
 
     projector: ClassVar[Projector] = Projector(3, 8192, 8192, "batch")
     search: ClassVar[SearchRanges] = {"redundancy_weight": (1e-3, 0.1)}
     name: Literal["barlow-twins"] = "barlow-twins"
-    """Name of the loss, which decides which other settings there are."""
     redundancy_weight: float = 5e-3
     """Weight of the correlations between different dimensions."""
 
@@ -121,13 +127,12 @@ class BarlowTwinsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VICRegConfig:
+class VICRegConfig(_LossConfig):
     """VICReg loss (Bardes et al. 2022)."""
 
     projector: ClassVar[Projector] = Projector(3, 8192, 8192, "batch")
     search: ClassVar[SearchRanges] = {"variance_weight": (5.0, 100.0), "covariance_weight": (0.2, 25.0)}
     name: Literal["vicreg"] = "vicreg"
-    """Name of the loss, which decides which other settings there are."""
     invariance_weight: float = 25.0
     """Weight of the distance between views."""
     variance_weight: float = 25.0
@@ -141,13 +146,12 @@ class VICRegConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FroSSLConfig:
+class FroSSLConfig(_LossConfig):
     """FroSSL loss (Skean et al. 2024)."""
 
     projector: ClassVar[Projector] = Projector(3, 2048, 1024, "batch")
     search: ClassVar[SearchRanges] = {"invariance_weight": (0.3, 10.0)}
     name: Literal["frossl"] = "frossl"
-    """Name of the loss, which decides which other settings there are."""
     invariance_weight: float = 1.0
     """Weight of the distance between views and their mean."""
 
@@ -156,13 +160,12 @@ class FroSSLConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMCRConfig:
+class MMCRConfig(_LossConfig):
     """MMCR loss (Yerxa et al. 2023)."""
 
     projector: ClassVar[Projector] = Projector(3, 8192, 512, "batch")
     search: ClassVar[SearchRanges] = {"local_weight": (0.01, 1.0)}
     name: Literal["mmcr"] = "mmcr"
-    """Name of the loss, which decides which other settings there are."""
     local_weight: float = 0.0
     """Weight of the nuclear norm of each image's views."""
 
@@ -171,13 +174,12 @@ class MMCRConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WMSEConfig:
+class WMSEConfig(_LossConfig):
     """W-MSE loss (Ermolov et al. 2021)."""
 
     projector: ClassVar[Projector] = Projector(2, 1024, 64, "batch")
     search: ClassVar[SearchRanges] = {"shrinkage": (0.003, 0.3)}
     name: Literal["w-mse"] = "w-mse"
-    """Name of the loss, which decides which other settings there are."""
     subset_size: int | None = None
     """Images whitened together. None: twice the embedding dimension."""
     iterations: int = 1
@@ -192,13 +194,12 @@ class WMSEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeJEPAConfig:
+class LeJEPAConfig(_LossConfig):
     """LeJEPA loss, with SIGReg (Balestriero and LeCun 2025)."""
 
     projector: ClassVar[Projector] = Projector(3, 2048, 64, "batch")
     search: ClassVar[SearchRanges] = {"sigreg_weight": (0.01, 0.3)}
     name: Literal["lejepa"] = "lejepa"
-    """Name of the loss, which decides which other settings there are."""
     sigreg_weight: float = 0.05
     """Share of SIGReg against the distance between views, in [0, 1]."""
     slices: int = 1024
@@ -216,23 +217,18 @@ class LeJEPAConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedConfig:
+class SupervisedConfig(_LossConfig):
     """Cross-entropy with the labels, on the same views: the upper bound of the other methods."""
 
     projector: ClassVar[Projector] = Projector(0, 1, 1, "none")
-    search: ClassVar[SearchRanges] = {}
     name: Literal["supervised"] = "supervised"
-    """Name of the loss, which decides which other settings there are."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomConfig:
+class CustomConfig(_LossConfig):
     """Record of a loss that was given as a module, `ssole.pretrain(..., loss=module)`. A recipe cannot name code."""
 
-    projector: ClassVar[Projector] = SSOLEConfig.projector
-    search: ClassVar[SearchRanges] = {}
     name: Literal["custom"] = "custom"
-    """Name of the loss, which decides which other settings there are."""
     module: str = ""
     """Name of the module's class, for the record."""
 
