@@ -43,6 +43,11 @@ def listed(names: Sequence[str], most: int) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def distinct(short: Sequence[str], long: Sequence[str]) -> list[str]:
+    """Short names of things, and long ones for those of which several have the same short name."""
+    return [one if short.count(one) == 1 else other for one, other in zip(short, long, strict=True)]
+
+
 def did_you_mean(name: str, known: Iterable[str], *, most: int = 1) -> str:
     """Hint that ends a sentence about an unknown name, `` Did you mean 'x'?``; empty if no known name is close."""
     close = difflib.get_close_matches(name, list(known), n=most)

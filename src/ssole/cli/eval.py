@@ -14,6 +14,7 @@ import tyro
 from ssole import distributed
 from ssole.cli.common import DataWords, Device, OptionalFile, data_spec, parse, run_config, run_data, show
 from ssole.config import ConfigError, PretrainConfig
+from ssole.errors import distinct
 from ssole.evaluation.models import is_run, name_of
 from ssole.evaluation.results import LABEL_FREE, EvaluationResult
 from ssole.evaluation.verdict import assess, last_rise
@@ -76,7 +77,8 @@ def evaluate(argv: Sequence[str]) -> int:
     args = parse(evaluate, EvalArgs, argv, name="eval")
     if not args.run:
         raise ConfigError("give a RUN to evaluate, such as a run folder or timm:resnet18")
-    models, alone = _named(args.run), len(args.run) == 1 and is_run(args.run[0])
+    models = dict(zip(distinct([name_of(one) for one in args.run], args.run), args.run, strict=True))
+    alone = len(args.run) == 1 and is_run(args.run[0])
     run = next((Path(one) for one in models.values() if is_run(one)), None)
     config = None if run is None else run_config(run)
     given: Any = args.run[0] if alone else models
@@ -127,12 +129,6 @@ def _save_and_print(result: EvaluationResult, args: EvalArgs, models: Mapping[st
         _print_verdicts(result, models)
     if saved is not None:
         show(f"saved: {saved}")
-
-
-def _named(texts: Sequence[str]) -> dict[str, str]:
-    """Models by the names of their rows: short where those differ."""
-    short = [name_of(text) for text in texts]
-    return {name if short.count(name) == 1 else text: text for name, text in zip(short, texts, strict=True)}
 
 
 def _print_verdicts(result: EvaluationResult, models: Mapping[str, str]) -> None:

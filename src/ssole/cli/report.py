@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
@@ -51,21 +51,16 @@ def report(argv: Sequence[str]) -> int:
     The page holds everything it needs: open it from the disk, or send it to someone.
     """
     args = parse(report, ReportArgs, argv)
+    how: dict[str, Any] = {name: getattr(args, name) for name in ("images", "columns", "device")}
+    how["data"] = data_spec(args.data)
     if args.live:
-        return _serve(args)
-    path = write(
-        list(args.runs),
-        data=data_spec(args.data),
-        out=args.out,
-        images=args.images,
-        columns=args.columns,
-        device=args.device,
-    )
+        return _serve(args, how)
+    path = write(list(args.runs), out=args.out, **how)
     show(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
 
 
-def _serve(args: ReportArgs) -> int:
+def _serve(args: ReportArgs, how: dict[str, Any]) -> int:
     from ssole.report.live import serve
 
     if args.out is not None:
@@ -74,15 +69,6 @@ def _serve(args: ReportArgs) -> int:
     def announce(url: str) -> None:
         print(f"{url}\nopen it in a browser on this machine; Ctrl-C ends it", flush=True)
 
-    serve(
-        list(args.runs),
-        announce,
-        port=args.port,
-        every=args.every,
-        data=data_spec(args.data),
-        images=args.images,
-        columns=args.columns,
-        device=args.device,
-    )
+    serve(list(args.runs), announce, port=args.port, every=args.every, **how)
     print("\nended")
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssole.config import ConfigError
-from ssole.errors import DataError, without_secrets
+from ssole.errors import DataError, distinct, without_secrets
 from ssole.evaluation.evaluate import ModelOrRun, evaluate
 from ssole.evaluation.results import METRICS, EvaluationResult, Score
 
@@ -72,5 +72,4 @@ def _by_name(data: str | Sequence[str | PathLike[str]]) -> dict[str, str | PathL
     """Data sets by the last part of their path, or by the whole path where several end alike."""
     given = [data] if isinstance(data, str) else data
     paths = [without_secrets(str(one)) for one in given]
-    names = [Path(path).name or path for path in paths]
-    return {name if names.count(name) == 1 else path: one for name, path, one in zip(names, paths, given, strict=True)}
+    return dict(zip(distinct([Path(path).name or path for path in paths], paths), given, strict=True))
