@@ -87,12 +87,12 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
         """Whether a zero vector is an error, because rows are scaled to unit length."""
         return False
 
-    def _global_batch(self, z: Tensor) -> Tensor:
+    def _global_batch(self, z: Tensor, *, least: int = 2) -> Tensor:
         """Checked embeddings of all processes (B, V, D), not scaled, in the precision of the loss."""
         batch_BVD = distributed.gather(z if z.dtype == torch.float64 else z.float())
-        if len(batch_BVD) < 2:
+        if len(batch_BVD) < least:
             raise ValueError(
-                f"{type(self).__name__} needs at least 2 images in the batch, got {len(batch_BVD)} "
+                f"{type(self).__name__} needs at least {least} images in the batch, got {len(batch_BVD)} "
                 f"(shape {tuple(z.shape)})"
             )
         if self.check_input:  # all rows, so that all processes raise the same error

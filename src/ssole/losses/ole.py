@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssole import distributed
-from ssole.losses.base import EmbeddingLoss, check_number, check_rows
+from ssole.losses.base import EmbeddingLoss, check_number
 from ssole.losses.nuclear import nuclear_norm
 
 
@@ -61,9 +61,7 @@ class OLELoss(EmbeddingLoss[OLETerms]):
         """Named terms of the loss, with the arguments and errors of `forward`."""
         _check(z, labels)
         with torch.autocast(z.device.type, enabled=False):
-            z = distributed.gather(z if z.dtype == torch.float64 else z.float())
-            if self.check_input:  # all rows, so that all processes raise the same error
-                check_rows(z, zero_is_error=False)
+            z = self._global_batch(z, least=1)
             if labels is None:
                 class_norms = nuclear_norm(z)
             else:
