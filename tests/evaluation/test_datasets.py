@@ -111,4 +111,4 @@ def test_a_sample_of_more_images_than_float32_counts_stays_within_them() -> None
     count = 2**24 + 4
     everything = torch.zeros(1, dtype=torch.int64).expand(count)
     images = Subset(store=None, positions=everything, labels=everything)  # type: ignore[arg-type]
-    assert len(images.evenly_spaced(2000)) == 2000
+    assert len(images.thinned(2000)) == 2000

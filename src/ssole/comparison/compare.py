@@ -82,7 +82,7 @@ def compare(
         arms=arms,
         data=describe(data),
         test=test if test is None else describe(test),
-        budget=limit or _recipe_budget(base, len(opened.train)),
+        budget=limit or Budget.parse(base.budget or f"{make_plan(base, len(opened.train)).total}steps"),
         seeds=seeds,
         search=search,
         images=images,
@@ -99,11 +99,6 @@ def _shared(
     name, config = choose(data, recipe, overrides)
     say_reasons(config, enabled=progress)
     return name, replace(config, knn_every=None, eval_data=None, reasons=())
-
-
-def _recipe_budget(config: PretrainConfig, images: int) -> Budget:
-    """Budget of the recipe's own length, on so many images."""
-    return Budget.parse(config.budget or f"{make_plan(config, images).total}steps")
 
 
 def resume_comparison(

@@ -22,8 +22,7 @@ from ssole.models.backbone import SMALL_IMAGE
 from ssole.progress import data_size, duration
 from ssole.training.needs import step_bytes
 
-VIEWS = 4
-"""Views of each image: 3 or 4 gave better features than 2 or 8 at equal computation (docs/experiments.md)."""
+_VIEWS = 4  # of each image: 3 or 4 gave better features than 2 or 8 at equal computation (docs/experiments.md)
 MANY_IMAGES = 500_000  # from here on, a larger network is worth its cost
 LARGE_GPU = 64 << 30  # bytes of memory that a ResNet-50 needs for eight views of 224 px
 MIN_RUN_STEPS = 2000  # in fewer steps, a network hardly begins to learn
@@ -179,14 +178,14 @@ def _by_budget(
 def _views_overrides(
     config: PretrainConfig, device: torch.device, memory: float, reasons: list[str], *, long: bool = False
 ) -> Overrides:
-    """Views of each image: the recipe's in a long run, else VIEWS; if memory lacks, fewer, then smaller batches."""
-    wanted = config.augment.views if long else VIEWS
-    if wanted == VIEWS:
-        reasons.append(f"{VIEWS} views of each image: 3 or 4 gave better features of small images than 2 or 8")
+    """Views of each image: the recipe's in a long run, else four; if memory lacks, fewer, then smaller batches."""
+    wanted = config.augment.views if long else _VIEWS
+    if wanted == _VIEWS:
+        reasons.append(f"{_VIEWS} views of each image: 3 or 4 gave better features of small images than 2 or 8")
     else:
         reasons.append(f"{wanted} views of each image, as published for so many images and epochs")
     choices = [(wanted, config.batch_size)]
-    choices += [(views, config.batch_size) for views in range(min(wanted, VIEWS + 1) - 1, 1, -1)]
+    choices += [(views, config.batch_size) for views in range(min(wanted, _VIEWS + 1) - 1, 1, -1)]
     while choices[-1][1] >= 2 * _SMALLEST_BATCH:
         choices.append((2, choices[-1][1] // 2))
     for views, batch in choices:  # if none fits, the last and smallest is taken

@@ -17,7 +17,7 @@ from ssole.data.base import Source, Spec, shared_labels
 from ssole.data.folder import FileSource
 from ssole.data.sources import open_source, open_test_images
 from ssole.data.store import ImageStore
-from ssole.errors import DataError
+from ssole.errors import DataError, listed
 from ssole.evaluation.preprocessing import Preprocessing
 
 HELD_OUT = 0.2
@@ -67,7 +67,7 @@ class Subset:
         """The images that can be read. Call it after features were extracted."""
         return self.select(self.readable.nonzero()[:, 0])
 
-    def evenly_spaced(self, most: int) -> Subset:
+    def thinned(self, most: int) -> Subset:
         """At most so many images, evenly spaced."""
         last = len(self) - 1
         return self.select(torch.linspace(0, last, min(len(self), most)).long().clamp(max=last))  # float32 rounds up
@@ -210,8 +210,7 @@ def require_classes(train: set[int], test: set[int], names: list[str] | None, wh
 
 
 def _quoted(labels: set[int], names: list[str] | None) -> str:
-    shown = [repr(names[label]) if names is not None else str(label) for label in sorted(labels)[:10]]
-    return ", ".join(shown) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
+    return listed([str(label) if names is None else repr(names[label]) for label in sorted(labels)], 10)
 
 
 def _renumbered(data: EvaluationData, known: list[int]) -> EvaluationData:

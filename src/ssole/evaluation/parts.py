@@ -197,19 +197,15 @@ def _depends_on(
     model: nn.Module, preprocessing: Preprocessing, source: Source, device: torch.device, precision: Precision
 ) -> dict[str, Any]:
     """All that the features depend on."""
+    # ids, the files' sizes and times, and a few images, since not every source has files
+    words = [source.fingerprint() or source.ids_fingerprint, *content_digests(source, 8).values()]
     return {
         "images": len(source),
-        "contents": _contents(source),
+        "contents": hashlib.sha256(" ".join(words).encode()).hexdigest(),
         "backbone": backbone_digest(model, preprocessing),
         "device": device.type,
         "precision": str(resolve_precision(precision, device)),
     }
-
-
-def _contents(source: Source) -> str:
-    """Hash of a source's ids, of its files' sizes and times, and of a few images, since not every source has files."""
-    words = [source.fingerprint() or source.ids_fingerprint, *content_digests(source, 8).values()]
-    return hashlib.sha256(" ".join(words).encode()).hexdigest()
 
 
 def _open_folder(folder: Path, work: dict[str, Any]) -> None:

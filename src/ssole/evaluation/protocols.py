@@ -94,7 +94,7 @@ def _retrieval(case: Case) -> Outcome:
 def _label_free(case: Case) -> Outcome:
     (features, _), views = case.train, None
     if case.model is not None and case.views is not None:
-        sample = case.data.train.readable_part().evenly_spaced(VIEWED_IMAGES)
+        sample = case.data.train.readable_part().thinned(VIEWED_IMAGES)
         views = extract_views(case.model, sample, sample.positions, case.views, device=case.device)
     outcome = Outcome.of(label_free_figures(features, views), len(features))
     outcome.details["rankme"] = {"features": features.shape[1]}
@@ -132,7 +132,7 @@ def _tokens(case: Case, tokens: Tokens, subset: Subset) -> tuple[Tensor, Tensor]
     count = min(len(subset), TOKEN_BYTES // (2 * first.shape[1]))
     if count < len(subset):
         case.note(f"attentive probe: {count} of {len(subset)} images of {subset.store.source.name}, to bound memory.")
-    chosen = subset.evenly_spaced(count)
+    chosen = subset.thinned(count)
     kept = torch.empty(len(chosen), first.shape[1], dtype=torch.float16)
 
     def keep(start: int, rows: Tensor) -> None:
@@ -181,7 +181,7 @@ def _semi(case: Case) -> Outcome:
 
 def _robustness(case: Case) -> Outcome:
     assert case.data.test is not None
-    sample = case.data.test.evenly_spaced(CORRUPTED_IMAGES)
+    sample = case.data.test.thinned(CORRUPTED_IMAGES)
     size, channels = case.preprocessing.image_size, case.preprocessing.channels or 3
 
     def accuracy_of(images: DecodedImages, *, progress: bool) -> float:

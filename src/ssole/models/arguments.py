@@ -65,7 +65,7 @@ def misfit(name: str, reason: object) -> str:
     return f"model.backbone_args do not fit {name}: {reason}"
 
 
-def require_memory(name: str, arguments: dict[str, Any]) -> None:
+def require_room_for_weights(name: str, arguments: dict[str, Any]) -> None:
     """Raise a ConfigError for a network whose weights alone would take more than 80 % of the memory."""
     key, limit = repr((name, arguments)), int(0.8 * total_memory())
     if key not in _SIZES:

@@ -13,7 +13,7 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 from ssole.errors import did_you_mean
-from ssole.models.arguments import checked_arguments, misfit, require_memory
+from ssole.models.arguments import checked_arguments, misfit, require_room_for_weights
 from ssole.models.custom import CustomBackbone, custom_name, is_custom, missing_module_error
 from ssole.models.stages import freeze_stages
 from ssole.runtime import out_of_memory_reason
@@ -100,7 +100,7 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
     if channels != 3:  # passed only when needed, because some models do not take the argument
         arguments = {"in_chans": channels, **arguments}
     if arguments:
-        require_memory(config.backbone, arguments)
+        require_room_for_weights(config.backbone, arguments)
     try:
         model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
         if feature_dim(model) < 1:  # odd arguments, such as nested lists, may first be felt here

@@ -188,7 +188,7 @@ class _SideBySide(nn.ModuleList):
 
 def _agreement(record: Record, model: LoadedBackbone, part: Part, device: torch.device) -> float:
     """Share of images, of some hundred, whose second view is nearest to their own first view."""
-    chosen = part.subset.evenly_spaced(_PAIRS)
+    chosen = part.subset.thinned(_PAIRS)
     views = partial(make_views, recipe=record.config.augment.main_views(2), seed=0, epoch=0)
     first, second = extract_views(model, chosen, chosen.positions, views, device=device).unbind(1)
     _, index = nearest(first, second, 1)

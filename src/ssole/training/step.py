@@ -54,7 +54,6 @@ class StepResult(NamedTuple):
     terms: dict[str, torch.Tensor]
     """Scalar tensors by name; the first, `loss`, is the total."""
     z_BVD: torch.Tensor
-    """Embeddings."""
 
 
 class Learner:
