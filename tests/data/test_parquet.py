@@ -258,5 +258,5 @@ def test_a_file_that_is_written_anew_after_it_was_read_is_not_taken_for_the_one_
     before = read.fingerprint()
     assert before == ParquetSource(path).fingerprint()
     pq.write_table(pa.table({"image": [png(1), png(2)]}), path)
-    assert read.fingerprint() == before
-    assert ParquetSource(path).fingerprint() != before
+    new = ParquetSource(path).fingerprint()
+    assert len({before, read.fingerprint(), new}) == 3

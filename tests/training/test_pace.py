@@ -180,7 +180,7 @@ def trained(folder: Path, clock: Clock, seconds: float) -> Run:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Pace, "advance", slow)
-        return api.train(run, store, make_plan(config, 22), api.resolve_device("cpu"), progress=False)
+        return api.train(run, store, make_plan(config, 22), api.resolve_device("cpu"), api.Given(progress=False))
 
 
 def test_the_same_corrections_give_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

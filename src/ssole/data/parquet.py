@@ -94,7 +94,12 @@ class ParquetSource(Source):
         return self._files
 
     def fingerprint(self) -> str | None:
-        return None if self._contents is None else self.fingerprint_of(self._contents)
+        now = super().fingerprint()
+        if now is None or self._contents is None:
+            return None
+        read = self.fingerprint_of(self._contents)
+        # files that were written anew since then must not pass for those in memory, nor the other way round
+        return now if now == read else self.fingerprint_of(f"{read} {now}")
 
 
 def image_column(file: str) -> str | None:
