@@ -65,7 +65,7 @@ def pretrain(
         out: run folder; by default `runs/RECIPE`, with a number if that exists. Nothing is ever overwritten.
         loss: a module of your own that maps embeddings (B, V, D), V views of B images, to a scalar or to named terms
             (:func:`ssole.losses.base.named_terms`); or settings of the recipe's loss, `loss={"name": "simclr"}`. A
-            copy of the module is used; its weights are trained and saved like the encoder's.
+            copy of the module is used; its weights are trained, and saved in the checkpoints.
         backbone: a module of your own in place of timm's, which returns features (B, F) of normalised images
             (:class:`ssole.models.custom.CustomBackbone`). It keeps its weights: a copy is trained from them, and
             `ssole.load(run, backbone=module)` gives it the trained ones.

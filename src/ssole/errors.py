@@ -67,7 +67,7 @@ class _UserError(ValueError):
 
 
 class ConfigError(_UserError):
-    """Error for a setting that is unknown, of the wrong type or out of range. The message names it.
+    """Error for a setting that is unknown, of the wrong type or out of range. The message names it, without secrets.
 
     For an unknown setting, it also names the closest known one.
     """

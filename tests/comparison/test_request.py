@@ -100,6 +100,7 @@ class Mine(nn.Module):
         super().__init__()
         self.weight = weight
         self.register_buffer("centre", torch.full((3,), start))
+        self.layer = nn.Linear(3, 2)  # with random weights
 
 
 @pytest.mark.parametrize("other", [Mine(8.0), Mine(1.0, start=2.0)], ids=["attribute", "weights"])

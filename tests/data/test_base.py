@@ -32,6 +32,7 @@ def test_integers_that_pandas_writes_with_a_point_are_integers() -> None:
     labels, classes = number_texts(pa.array(["3.0", None, "10.0", "0.0"]))
     assert labels is not None
     assert (labels.tolist(), classes) == ([3, -1, 10, 0], None)
+    assert number_texts(pa.array(["3", "4.0"]))[1] is None
     labels, classes = number_texts(pa.array(["3.5", "3.0"]))
     assert labels is not None
     assert (labels.tolist(), classes) == ([1, 0], ["3.0", "3.5"])

@@ -99,3 +99,11 @@ def test_another_kind_is_an_error() -> None:
 
     with pytest.raises(ConfigError, match="Own cannot be shared"):
         synchronize_batch_norms(nn.Sequential(Own(3)), CPU)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_hooks_are_not_lost(device: str) -> None:
+    model = layer("2d")
+    model[0].register_forward_hook(lambda module, inputs, output: 3 * output)
+    with pytest.raises(ConfigError, match="a BatchNorm2d with hooks, which many processes would lose"):
+        synchronize_batch_norms(model, torch.device(device))

@@ -194,3 +194,4 @@ def test_what_is_made_of_kept_weights_has_a_folder_of_its_own() -> None:
     run = Path("runs/mine")
     assert folder_beside(run / "backbone.safetensors", "index") == run / "index"
     assert folder_beside(run / "backbone-step-00000100.safetensors", "index") == run / "index-step-00000100"
+    assert folder_beside(Path("mine.safetensors"), "index") == Path("index")

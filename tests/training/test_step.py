@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from ssole.errors import DataError
+from ssole.errors import ConfigError, DataError
 from ssole.training import step as step_module
 from ssole.training.step import Learner
 from ssole.training.watch import NonFiniteLossError
@@ -179,9 +179,17 @@ def test_any_loss_has_embeddings_in_float32() -> None:
 def test_a_mask_of_infinities_is_no_failure() -> None:
     loss = Contrast()
     loss.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))
+    loss.register_module("part", nn.Module())
+    loss.part.register_buffer("mask", loss.mask)  # the same once more
     loss.register_buffer("count", torch.zeros(2))
     learner = Learner(tiny.config(), CPU, loss=loss)
     learner.check_weights()
     learner.loss.count[0] = math.nan
     with pytest.raises(NonFiniteLossError, match=r"not finite \(loss\.count\)"):
         learner.check_weights()
+
+
+def test_a_loss_that_cannot_be_copied() -> None:
+    loss = nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 2)))
+    with pytest.raises(ConfigError, match=r"the loss Sequential cannot be copied .*parametrizations"):
+        Learner(tiny.config(), CPU, loss=loss)

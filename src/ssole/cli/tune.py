@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from ssole.cli.common import DataWords, OptionalFolder, OptionalName, TrialChanges, data_spec, parse, show
+from ssole.errors import without_secrets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ def tune(argv: Sequence[str]) -> int:
     from ssole.comparison.plan import settings_text
     from ssole.comparison.tune import FIGURE
     from ssole.comparison.tune import tune as run
+    from ssole.data.describe import why_not_reopened
     from ssole.evaluation.results import METRICS
     from ssole.evaluation.verdict import COMPARED, CORRELATION
 
@@ -57,6 +59,7 @@ def tune(argv: Sequence[str]) -> int:
     show(f"* has the best {METRICS[FIGURE]}, whose {trust}")
     show("such a choice found 7 % of what labels would have gained, in four searches (docs/compare.md)")
     show(f"recipe: {found.recipe}")
-    words = f"--data {shlex.join(args.data)} " if args.data else ""
+    by_name = why_not_reopened(args.data) is not None  # a URL, which the recipe's word is not enough for
+    words = without_secrets(f"--data {shlex.join(args.data)} ") if by_name else ""
     show(f"train with it: ssole pretrain {words}--recipe {shlex.quote(str(found.recipe))}")
     return 0

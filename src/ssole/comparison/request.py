@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
 from ssole.files import is_leftover, write_yaml_atomically
-from ssole.models.weights_file import weights_digest
 from ssole.training.initial import with_absolute_init
 from ssole.training.run import leaves
 
@@ -84,14 +84,18 @@ class Request:
 
 
 def _identity(module: nn.Module) -> str:
-    """Text that tells a module from others: its `repr`, and a digest of its plain attributes and its weights."""
-    attributes = [
-        f"{name}.{key}={value!r}"
-        for name, part in module.named_modules()
-        for key, value in vars(part).items()
-        if isinstance(value, (int, float, str)) and not key.startswith("_") and key != "training"
-    ]
-    return f"{module!r} {weights_digest(module, ' '.join(attributes))[:16]}"
+    """Text that tells a module from others: its `repr`, and a digest of its plain attributes and its buffers.
+
+    Not of its weights, which may be random, and so others each time that it is made.
+    """
+    digest = hashlib.sha256()
+    for name, part in module.named_modules():
+        public = {key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"}
+        plain = {key: value for key, value in public.items() if isinstance(value, (int, float, str))}
+        digest.update(repr((name, plain)).encode())
+    for name, buffer in module.named_buffers():
+        digest.update(repr((name, buffer.tolist())).encode())
+    return f"{module!r} {digest.hexdigest()[:16]}"
 
 
 def check_numbers(*, seeds: int, search: int, images: int | None) -> None:

@@ -33,6 +33,7 @@ from ssole.files import write_yaml_atomically
 from ssole.progress import say
 from ssole.training.feed import make_plan
 from ssole.training.images import keep_or_compare_images
+from ssole.training.initial import with_absolute_init
 from ssole.training.run import Change, Run
 from ssole.training.settings import say_reasons, with_statistics
 from ssole.views import make_views
@@ -93,7 +94,7 @@ def tune(
         raise ConfigError(f"tuning compares 2 trials or more, got {trials}")
     name, config = choose(data, recipe, overrides)
     say_reasons(config, enabled=progress)
-    base = replace(config, knn_every=None, eval_data=None, budget=None)
+    base = with_absolute_init(replace(config, knn_every=None, eval_data=None, budget=None))
     data = canonical(base.data if data is None else data)
     request = _request(base, data, Budget.parse(budget), trials)
     folder = api.new_folder(out, f"tune-{name}")
@@ -159,7 +160,7 @@ def _check_unchanged(folder: Path, images: Source, records: list[Trial], allow_c
     """Raise an error unless images and version of ssole are those of the trials before, or may have changed."""
     keep_or_compare_images(Run(folder), images, allowed="images" in allow_changes)
     done = [Run(folder / f"trial-{trial}") for trial, record in enumerate(records) if record.error is None]
-    for version in {run.environment["ssole"] for run in done} - {__version__}:
+    for version in {run.environment.get("ssole", __version__) for run in done} - {__version__}:
         if "version" not in allow_changes:
             raise change_refused(f"{folder} was begun with ssole {version}, and this is {__version__}", "version")
 

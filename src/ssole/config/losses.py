@@ -42,10 +42,19 @@ class Projector(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SSOLEConfig:
-    """SSOLE loss; :class:`ssole.SSOLELoss` explains each field."""
+class _Settings:
+    """What the settings of every loss have."""
 
     projector: ClassVar[Projector] = Projector(3, 4096, 4096, "none")
+    search: ClassVar[SearchRanges] = {}
+    name: str
+    """Name of the loss, which decides which other settings there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSOLEConfig(_Settings):
+    """SSOLE loss; :class:`ssole.SSOLELoss` explains each field."""
+
     search: ClassVar[SearchRanges] = {"high_rank_weight": (0.2, 16.0), "temperature": (0.05, 1.0)}
     name: Literal["ssole"] = "ssole"
     """Loss: ssole, ole, simclr, barlow-twins, vicreg, frossl, mmcr, w-mse, lejepa or supervised. Choose it first."""
@@ -76,17 +85,7 @@ class SSOLEConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LossConfig:
-    """What the settings of all losses have."""
-
-    projector: ClassVar[Projector] = SSOLEConfig.projector
-    search: ClassVar[SearchRanges] = {}
-    name: str
-    """Name of the loss, which decides which other settings there are."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OLEConfig(_LossConfig):
+class OLEConfig(_Settings):
     """OLE loss without labels, each image its own class; the failing ancestor of SSOLE."""
 
     search: ClassVar[SearchRanges] = {"margin": (0.1, 3.0)}
@@ -99,7 +98,7 @@ class OLEConfig(_LossConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimCLRConfig(_LossConfig):
+class SimCLRConfig(_Settings):
     """NT-Xent loss of SimCLR (Chen et al. 2020)."""
 
     projector: ClassVar[Projector] = Projector(2, 2048, 128, "batch")
@@ -113,7 +112,7 @@ class SimCLRConfig(_LossConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BarlowTwinsConfig(_LossConfig):
+class BarlowTwinsConfig(_Settings):
     """Barlow Twins loss (Zbontar et al. 2021)."""
 
     projector: ClassVar[Projector] = Projector(3, 8192, 8192, "batch")
@@ -127,7 +126,7 @@ class BarlowTwinsConfig(_LossConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VICRegConfig(_LossConfig):
+class VICRegConfig(_Settings):
     """VICReg loss (Bardes et al. 2022)."""
 
     projector: ClassVar[Projector] = Projector(3, 8192, 8192, "batch")
@@ -146,7 +145,7 @@ class VICRegConfig(_LossConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FroSSLConfig(_LossConfig):
+class FroSSLConfig(_Settings):
     """FroSSL loss (Skean et al. 2024)."""
 
     projector: ClassVar[Projector] = Projector(3, 2048, 1024, "batch")
@@ -160,7 +159,7 @@ class FroSSLConfig(_LossConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MMCRConfig(_LossConfig):
+class MMCRConfig(_Settings):
     """MMCR loss (Yerxa et al. 2023)."""
 
     projector: ClassVar[Projector] = Projector(3, 8192, 512, "batch")
@@ -174,7 +173,7 @@ class MMCRConfig(_LossConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class WMSEConfig(_LossConfig):
+class WMSEConfig(_Settings):
     """W-MSE loss (Ermolov et al. 2021)."""
 
     projector: ClassVar[Projector] = Projector(2, 1024, 64, "batch")
@@ -194,7 +193,7 @@ class WMSEConfig(_LossConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeJEPAConfig(_LossConfig):
+class LeJEPAConfig(_Settings):
     """LeJEPA loss, with SIGReg (Balestriero and LeCun 2025)."""
 
     projector: ClassVar[Projector] = Projector(3, 2048, 64, "batch")
@@ -217,7 +216,7 @@ class LeJEPAConfig(_LossConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SupervisedConfig(_LossConfig):
+class SupervisedConfig(_Settings):
     """Cross-entropy with the labels, on the same views: the upper bound of the other methods."""
 
     projector: ClassVar[Projector] = Projector(0, 1, 1, "none")
@@ -225,7 +224,7 @@ class SupervisedConfig(_LossConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomConfig(_LossConfig):
+class CustomConfig(_Settings):
     """Record of a loss that was given as a module, `ssole.pretrain(..., loss=module)`. A recipe cannot name code."""
 
     name: Literal["custom"] = "custom"

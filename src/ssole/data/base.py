@@ -96,12 +96,12 @@ class Source(ABC):
         `ids_fingerprint`.
         """
         files = self.files()
-        contents = files_fingerprint(files) if files else None
-        return None if contents is None else self.fingerprint_of(contents)
+        contents = self.state_of(files) if files else None
+        return None if contents is None else hashlib.sha256(f"{self.ids_fingerprint} {contents}".encode()).hexdigest()
 
-    def fingerprint_of(self, contents: str) -> str:
-        """Fingerprint of the ids and of the contents, by a hash of these."""
-        return hashlib.sha256(f"{self.ids_fingerprint} {contents}".encode()).hexdigest()
+    def state_of(self, files: list[str]) -> str | None:
+        """Hash of the sizes and times of files; None if a server does not tell them."""
+        return files_fingerprint(files)
 
 
 class SubsetSource(Source):
@@ -142,6 +142,9 @@ class SubsetSource(Source):
 
     def files(self) -> list[str] | None:
         return self._base.files_of(self._positions)
+
+    def state_of(self, files: list[str]) -> str | None:
+        return self._base.state_of(files)
 
     def fingerprint(self) -> str | None:
         if type(self._base).fingerprint is Source.fingerprint:
@@ -237,7 +240,7 @@ def number_texts(column: Any) -> tuple[NDArray[np.int64] | None, list[str] | Non
         return None, None
     with suppress(pa.ArrowInvalid):  # some texts are names
         return number_labels(column.cast(pa.int64()))
-    if pc.all(pc.match_substring_regex(column, r"^-?[0-9]{1,15}\.0*$")).as_py():
+    if pc.all(pc.match_substring_regex(column, r"^-?[0-9]{1,15}(\.0*)?$")).as_py():
         column = column.cast(pa.float64()).cast(pa.int64())
     return number_labels(column)
 

@@ -61,7 +61,7 @@ class ParquetSource(Source):
         self.name = listed([stem, *paths[1:]], 1)
         self._names = [name_of(path) if root is None else relative_to(path, os.fspath(root)) for path in paths]
         _check_memory(paths, image)
-        self._contents = files_fingerprint(paths)  # before they are read: what is read is never older than it
+        self._state_read = files_fingerprint(paths)  # before they are read: what is read is never older than it
         parts = [_read(path, image, label) for path in paths]
         self._images = pa.chunked_array([chunk for images, _ in parts for chunk in images], pa.large_binary())
         self._starts = np.cumsum([0] + [sum(map(len, images)) for images, _ in parts])
@@ -93,13 +93,10 @@ class ParquetSource(Source):
     def files(self) -> list[str]:
         return self._files
 
-    def fingerprint(self) -> str | None:
-        now = super().fingerprint()
-        if now is None or self._contents is None:
-            return None
-        read = self.fingerprint_of(self._contents)
-        # files that were written anew since then must not pass for those in memory, nor the other way round
-        return now if now == read else self.fingerprint_of(f"{read} {now}")
+    def state_of(self, files: list[str]) -> str | None:
+        now = files_fingerprint(files)
+        # files that were written anew since they were read must pass neither for those in memory nor for themselves
+        return now if now is None or now == self._state_read else f"{self._state_read} {now}"
 
 
 def image_column(file: str) -> str | None:

@@ -92,14 +92,14 @@ def choose(
         choice = suggest_for(data, overrides, spent=spent)
         return {"recipe": choice.recipe, "config": to_dict(choice.config), "reasons": choice.reasons}
 
-    with distributed.processes(PretrainConfig.process_timeout):
+    with distributed.processes(overrides.get("process_timeout", PretrainConfig.process_timeout)):
         chosen = distributed.on_rank_0(settings)  # others would open the images, and measure steps, at the same time
     return chosen["recipe"], apply_overrides(from_dict(chosen["config"]), {"reasons": chosen["reasons"], **overrides})
 
 
 def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.device, limit: float) -> float:
     """Time of a step on whole batches, of which each process has a part, from a few steps on smaller ones."""
-    config = replace(config, batch_size=max(1, config.batch_size // distributed.launch().world_size))
+    config = replace(config, batch_size=max(2, config.batch_size // distributed.launch().world_size))
     with torch_state(deterministic=config.deterministic):
         trial = DryRun(
             with_normalisation(config, sample), lambda size: sample.batch(size, device), device, seconds=limit

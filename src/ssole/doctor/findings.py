@@ -33,19 +33,22 @@ def check_readable(images: int, examined: int, unreadable: Sequence[Unreadable],
 
 def check_duplicates(exact: Sequence[Copies], near: Sequence[Copies], images: int, examined: int) -> Iterator[Finding]:
     """Findings on exact and near copies among the images that were examined."""
-    no_image = "no image" if examined == images else f"none of the {examined:,} images examined, of {images:,},"
+    no_copy, no_twin = "no image is an exact copy of another", "no two different images look the same"
+    if examined != images:
+        none = f"none of the {examined:,} images examined, of {images:,},"
+        no_copy, no_twin = f"{none} is an exact copy of another", f"{none} looks the same as a different one"
     if count := sum(len(group.copies) for group in exact):
         advice = "training pushes copies apart as if they were different images: keep one of each"
         text = f"exact copies of other images: {_share(count, examined)}"
         yield Finding("look", "exact_copies", text, advice)
     else:
-        yield Finding("ok", "exact_copies", f"{no_image} is an exact copy of another")
+        yield Finding("ok", "exact_copies", no_copy)
     if count := sum(len(group.copies) for group in near):
         advice = "look at a few, and keep all copies of an image in the same split"
         text = f"near copies, which look like other images: {_share(count, examined)}"
         yield Finding("look", "near_copies", text, advice)
     else:
-        yield Finding("ok", "near_copies", f"{no_image} looks the same as a different one")
+        yield Finding("ok", "near_copies", no_twin)
 
 
 def check_leakage(second: SecondSet, images: int, examined: int) -> Finding:

@@ -29,7 +29,9 @@ class Finding:
     topic: str
     """One word for programs, such as ``exact_copies``."""
     text: str
+    """What was found."""
     advice: str = ""
+    """What to do about it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -195,7 +195,7 @@ def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[s
 
 
 def require_classes(train: set[int], test: set[int], names: list[str] | None, whose: tuple[str, str]) -> None:
-    """Raise a DataError unless classifiers can learn from some classes and be tested on others.
+    """Raise a DataError unless classifiers that learned the classes of train can be tested on those of test.
 
     `whose` are the names of the train and test images.
     """

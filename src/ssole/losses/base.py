@@ -5,6 +5,7 @@ Shape suffixes: N any batch, B images, V views, D embedding dimensions.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ssole import distributed
+from ssole.errors import ConfigError
 
 # Keys of a line of metrics.jsonl that are not terms of the loss.
 RESERVED = {"step", "epoch", "effective_rank", "lr", "images_per_second", "data_wait", "seconds"}
@@ -98,6 +100,17 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
         if self.check_input:  # all rows, so that all processes raise the same error
             check_rows(batch_BVD, zero_is_error=self._zero_is_error())
         return batch_BVD
+
+
+def copy_of_loss(loss: nn.Module) -> nn.Module:
+    """Copy of a loss, whose weights a run trains; a ConfigError if it cannot be copied."""
+    try:
+        return copy.deepcopy(loss)
+    except RuntimeError as error:  # of tensors that are computed, such as those of the old weight_norm
+        raise ConfigError(
+            f"the loss {type(loss).__name__} cannot be copied ({error}): use torch.nn.utils.parametrizations where "
+            "weights are computed"
+        ) from None
 
 
 def named_terms(loss: nn.Module, z: Tensor, *arguments: Tensor) -> dict[str, Tensor]:

@@ -24,20 +24,22 @@ def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
     Raises:
         ConfigError: the model has a batch norm of another kind, which would see the images of one process only.
     """
-    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if not norms:
         return model
     from timm.layers.norm_act import BatchNormAct2d, convert_sync_batchnorm
 
+    if own := [norm for norm in norms if has_own_code(norm)]:
+        raise ConfigError(f"a {type(own[0]).__name__} with hooks, which many processes would lose: train with one")
     if device.type == "cuda":
         converted: nn.Module = convert_sync_batchnorm(model)
         return converted
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) in (*_PLAIN, BatchNormAct2d) and not has_own_code(child):
+            if type(child) in (*_PLAIN, BatchNormAct2d):
                 setattr(module, name, SyncedBatchNorm(child))
             elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-                kind = f"{type(child).__name__} with hooks" if has_own_code(child) else type(child).__name__
-                raise ConfigError(f"{kind} cannot be shared among processes: train with one")
+                raise ConfigError(f"{type(child).__name__} cannot be shared among processes: train with one")
     return model
 
 

@@ -154,8 +154,8 @@ def described(path: Path) -> str | None:
 
 def folder_beside(weights: Path, name: str) -> Path:
     """Folder for what is made of weights, in their folder; weights that an extension kept have one of their own."""
-    suffix = "" if weights.stem == "backbone" else "-" + weights.stem.removeprefix("backbone-")
-    return weights.parent / f"{name}{suffix}"
+    _, kept, step = weights.stem.partition("backbone-")  # backbone-step-N
+    return weights.parent / (f"{name}-{step}" if kept else name)
 
 
 def _read_description(path: Path) -> dict[str, Any]:

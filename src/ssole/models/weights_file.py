@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,6 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _WITHIN = ("state_dict", "model", "model_state_dict")  # entries under which training scripts keep the weights
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 _SHOWN = 4
-
-
-def weights_digest(module: nn.Module, facts: str) -> str:
-    """SHA-256 of a module's weights, with their names, and of further facts."""
-    digest = hashlib.sha256(facts.encode())
-    for name, weights in module.state_dict().items():
-        digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
-        digest.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -153,10 +153,11 @@ def _open_data(whole: Source, data: Any, preprocessing: Preprocessing, limit: in
         return open_data(source, None, preprocessing, seed=0, progress=progress)
 
 
-def _of_known_classes(tests: Source, train: Source) -> SubsetSource:
-    """The test images without those of classes of which the sample of training images has none."""
+def _of_known_classes(tests: Source, train: Source) -> SubsetSource | None:
+    """Test images without a label, or of a class that the sample of training images has; None if there are none."""
     train_labels, test_labels, _ = shared_labels(train, tests)
-    return SubsetSource(tests, np.flatnonzero((test_labels < 0) | np.isin(test_labels, train_labels)))
+    known = np.flatnonzero((test_labels < 0) | np.isin(test_labels, train_labels))
+    return SubsetSource(tests, known) if len(known) else None
 
 
 def _some(source: Source, limit: int) -> SubsetSource:

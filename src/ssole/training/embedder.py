@@ -45,16 +45,15 @@ class Embedder:
     def __init__(self, config: PretrainConfig, device: torch.device, backbone: nn.Module | None = None) -> None:
         self._seed, self._accumulate, self._device = config.seed, config.accumulate, device
         self.encoder = create_encoder(config, backbone)
-        self.encoder.to(device).train()
-        _use_channels_last(self.encoder)
+        _place(self.encoder, device).train()
         if device.type == "cpu":
             speed_up_convolutions(self.encoder)
         shared = distributed.world_size() > 1
         if shared:
             synchronize_batch_norms(self.encoder, device)
         self._forward: nn.Module = _Forward(self.encoder, resolve_precision(config.precision, device))
-        self._is_trained = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        if shared and self._is_trained:  # else the loss alone has weights to learn
+        self._has_trainable_weights = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        if shared and self._has_trainable_weights:  # else the loss alone has weights to learn
             self._forward = self._on_all_processes(self._forward, config)
         self._second_pass: tuple[list[list[torch.Tensor]], torch.Tensor, int] | None = None
 
@@ -102,6 +101,8 @@ class Embedder:
         parts = list(zip(*(group.chunk(self._accumulate) for group in views), strict=True))
         if len(parts) == 1:
             z_BVD = self(views)
+        elif not self._has_trainable_weights:  # which needs no second pass
+            z_BVD = torch.cat([self._part(list(part), step, k) for k, part in enumerate(parts)])
         else:
             with torch.no_grad(), kept_buffers(self.encoder):
                 z_BVD = torch.cat([self._part(list(part), step, k) for k, part in enumerate(parts)]).requires_grad_()
@@ -113,7 +114,7 @@ class Embedder:
 
     def finish_backward(self) -> None:
         """Second pass, after the backward pass of the loss: the gradients of the weights, averaged over processes."""
-        if self._second_pass is None or not self._is_trained:
+        if self._second_pass is None:
             return
         parts, z_BVD, step = self._second_pass
         self._second_pass = None
@@ -129,14 +130,16 @@ class Embedder:
         return self(views)
 
 
-def _use_channels_last(model: nn.Module) -> None:
-    """Put the weights of a model's 2d convolutions, and what else has four dimensions, in the order of channels last.
-
-    `Module.to(memory_format=...)` fails for weights of five dimensions.
-    """
-    for tensor in (*model.parameters(), *model.buffers()):
+def _place(model: nn.Module, device: torch.device) -> nn.Module:
+    """Model on a device, in place, with what has four dimensions in the order of channels last."""
+    tensors = [*model.parameters(), *model.buffers()]
+    if all(tensor.ndim != 5 for tensor in tensors):
+        return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    model.to(device)  # torch has no such order for five dimensions, and raises an error
+    for tensor in tensors:
         if tensor.ndim == 4:
-            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return model
 
 
 class _Forward(nn.Module):

@@ -47,8 +47,9 @@ class Given:
     """What a run is given in Python, beside its settings."""
 
     loss: nn.Module | None = None
+    """Custom loss."""
     backbone: nn.Module | None = None
-    """Custom modules."""
+    """Custom backbone."""
     evaluators: Mapping[int, Evaluator] | None = None
     """{steps: f}: every so many steps, and at the end, f(backbone) gives figures for metrics.jsonl."""
     progress: bool = True

@@ -48,6 +48,7 @@ class Extension:
     total: int
     """Steps of the run with it."""
     factor: float
+    """Factor of the learning rate."""
 
     def learning_rate(self, step: float, config: OptimConfig) -> float:
         """Learning rate of a step of the run, counted from 0."""

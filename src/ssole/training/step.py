@@ -7,7 +7,6 @@ Shape suffixes: B images, V views, C channels, S side of a crop, D embedding dim
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from ssole.config import ConfigError, CustomConfig, PretrainConfig, ViewRecipe
 from ssole.data.base import number_ids
 from ssole.errors import DataError, listed
 from ssole.losses import LOSSES
-from ssole.losses.base import EmbeddingError, EmbeddingLoss, named_terms
+from ssole.losses.base import EmbeddingError, EmbeddingLoss, copy_of_loss, named_terms
 from ssole.models.backbone import Encoder, feature_dim, seeded_weights, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.progress import data_size
@@ -54,6 +53,7 @@ class StepResult(NamedTuple):
     terms: dict[str, torch.Tensor]
     """Scalar tensors by name; the first, `loss`, is the total."""
     z_BVD: torch.Tensor
+    """Embeddings."""
 
 
 class Learner:
@@ -102,7 +102,7 @@ class Learner:
         self.config, self.device = config, device
         self.embedder = Embedder(config, device, backbone)
         self.encoder = self.embedder.encoder
-        given, loss = loss, create_loss(config, self.encoder, labels) if loss is None else copy.deepcopy(loss)
+        given, loss = loss, create_loss(config, self.encoder, labels) if loss is None else copy_of_loss(loss)
         self.loss = loss.to(device).train()
         if device.type != "cpu" and isinstance(self.loss, EmbeddingLoss):
             self.loss.check_input = False  # looking at values makes an accelerator wait; the watch finds them later
@@ -257,7 +257,7 @@ class Learner:
     def compile(self, stopping: Callable[[], bool] = lambda: False) -> bool:
         """Compile the encoder for the views of the config. Returns whether it is compiled; see `compile_encoder`.
 
-        So are those of the first part of a run: if they came later, a failure would end it.
+        Views of the first part of a run are compiled too: if they came later, a failure would end the run.
         """
         config, channels = self.config, self.config.input_channels
         images = config.batch_size // (distributed.world_size() * config.accumulate)
