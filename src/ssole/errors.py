@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 
 SECRET = "REMOVED"
@@ -35,6 +36,11 @@ def printable(text: str) -> str:
 def valid_text(text: str) -> str:
     """Text that UTF-8 can encode: names of files may hold bytes that are no text. They are shown as ``\\udcff``."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def quoted(path: object) -> str:
+    """Path as a shell takes it, for a command that a message gives."""
+    return shlex.quote(str(path))
 
 
 def listed(names: Sequence[str], most: int) -> str:

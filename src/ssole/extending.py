@@ -15,7 +15,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.api import continue_run
-from ssole.errors import ConfigError
+from ssole.errors import ConfigError, quoted
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.loop import Given
 from ssole.training.pace import EXTENSIONS, Extension, extensions
@@ -97,13 +97,13 @@ def _check(run: Run, epochs: int | None, steps: int | None, factor: float) -> No
     if (newest := max(checkpoint_steps(run), default=0)) != last or last == 0:
         raise ConfigError(
             f"{run.path} ended with step {last}, and its newest checkpoint is of step {newest}: copy its checkpoints "
-            f"back, or start a new run from its weights, ssole pretrain --init {run.backbone_path}"
+            f"back, or start a new run from its weights, ssole pretrain --init {quoted(run.backbone_path)}"
         )
 
 
 def _unfinished(run: Run) -> ConfigError:
     """Error for a run that must be finished before it can be extended."""
-    return ConfigError(f"{run.path} has not finished: go on with it first, ssole pretrain --resume {run.path}")
+    return ConfigError(f"{run.path} has not finished: go on with it first, ssole pretrain --resume {quoted(run.path)}")
 
 
 def add_extension(run: Run, *, steps: int, factor: float) -> None:

@@ -197,3 +197,13 @@ def test_what_python_alone_knows_is_not_resumed_by_a_command(monkeypatch: pytest
     monkeypatch.setattr(runner, "run_trial", stopped)
     with pytest.raises(Interrupted, match=r"go on with: the same call of ssole\.compare with out='out'"):
         compare({"ssole": {"loss.name": "ssole"}, "mine": SimCLRLoss()})
+
+
+def test_integers_beyond_the_named_classes_are_quoted() -> None:
+    images = tiny.images(40)
+    named = ArraySource(images, np.arange(40) % 2, classes=["cat", "dog"], name="named")
+    numbered = ArraySource(images[:20], np.arange(20) % 2 * 7, name="numbered")
+    with pytest.raises(
+        DataError, match=r"classes that the training images \(named\) lack: 7\. Training has 'cat', 'dog'"
+    ):
+        compare(data=named, test=numbered)

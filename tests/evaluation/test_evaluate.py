@@ -22,6 +22,7 @@ from ssole.evaluation.features import extract
 from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import LABEL_FREE
+from ssole.search.search import build_index
 
 
 def test_a_good_model_is_right_and_a_bad_one_at_chance() -> None:
@@ -170,3 +171,18 @@ def test_a_model_of_the_name_of_a_baseline_keeps_its_row() -> None:
     found = evaluate_quietly(models, train, test=test, protocol="knn")
     assert list(found.rows) == ["raw pixels (8x8)", "untrained", "raw pixels (8x8) (baseline)"]
     assert found.rows["raw pixels (8x8)"]["knn20"].value == pytest.approx(1 / 3)
+
+
+@pytest.mark.filterwarnings("ignore:3 of 60 images cannot be read")
+def test_images_are_as_unreadable_as_the_run_allows(tmp_path: Path) -> None:
+    data = tiny.write_folder(tmp_path / "images", 60)
+    for name in ("cat/000", "cat/002", "dog/001"):
+        (data / f"{name}.png").write_bytes(b"damaged")
+    run = tiny.start(tmp_path / "run", data=str(data), steps=1, max_unreadable=0.1)
+    with pytest.warns(UserWarning, match="3 of 60 images cannot be read"):
+        assert len(ssole.embed(run, data, progress=False).array) == 57
+    build_index(run, data, tmp_path / "index", progress=False)
+    assert evaluate_quietly(run, data).rows["trained"]["knn20"].n > 8
+    strict = tiny.start(tmp_path / "strict", steps=1)
+    with pytest.raises(DataError, match="cannot be read"):
+        ssole.embed(strict, data, progress=False)

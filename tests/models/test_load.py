@@ -15,7 +15,7 @@ from torch import nn
 import tiny
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
 from ssole.models.backbone import create_backbone, create_encoder, small_stem
-from ssole.models.load import backbone_metadata, folder_beside, load, untrained
+from ssole.models.load import backbone_metadata, folder_beside, load, untrained, weights_path
 from ssole.training.checkpoint import save_backbone
 from ssole.training.run import Run, create_run
 
@@ -195,3 +195,9 @@ def test_what_is_made_of_kept_weights_has_a_folder_of_its_own() -> None:
     assert folder_beside(run / "backbone.safetensors", "index") == run / "index"
     assert folder_beside(run / "backbone-step-00000100.safetensors", "index") == run / "index-step-00000100"
     assert folder_beside(Path("mine.safetensors"), "index") == Path("index")
+
+
+def test_a_command_in_a_message_can_be_pasted(tmp_path: Path) -> None:
+    run = create_run(tmp_path / "my run", tiny.config())
+    with pytest.raises(ConfigError, match=r"ssole pretrain --resume '.*my run'$"):
+        weights_path(run)

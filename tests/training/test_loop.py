@@ -399,3 +399,13 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int) 
     run = Run(tmp_path / "run")
     assert step not in checkpoint_steps(run)
     assert not run.finished
+
+
+def test_an_evaluator_that_looks_at_the_backbone_changes_nothing(tmp_path: Path) -> None:
+    def looking(backbone: nn.Module) -> dict[str, float]:
+        backbone.requires_grad_(False)
+        return {"mean": float(backbone(torch.rand(4, 3, 8, 8)).mean())}
+
+    plain, looked_at = tiny.start(tmp_path / "plain"), tiny.start(tmp_path / "looked at", evaluators={2: looking})
+    assert looked_at.backbone_path.read_bytes() == plain.backbone_path.read_bytes()
+    assert sum("mean" in row for row in looked_at.metrics) == tiny.STEPS // 2

@@ -193,3 +193,10 @@ def test_a_loss_that_cannot_be_copied() -> None:
     loss = nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 2)))
     with pytest.raises(ConfigError, match=r"the loss Sequential cannot be copied .*parametrizations"):
         Learner(tiny.config(), CPU, loss=loss)
+
+
+def test_a_loss_of_ones_own_that_needs_labels() -> None:
+    loss = Contrast()
+    loss.needs_labels = True
+    with pytest.raises(DataError, match="the loss Contrast needs labels, and the images have none"):
+        Learner(tiny.config(), CPU, loss=loss)

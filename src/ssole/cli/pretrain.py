@@ -18,6 +18,7 @@ from ssole import api, distributed
 from ssole.cli.common import Changes, OptionalFolder, OptionalNumber, show
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, load, recipe_names, to_dict
 from ssole.doctor.suggest import ANY_VIEWS, channel_overrides
+from ssole.errors import quoted
 from ssole.progress import duration
 from ssole.training.run import Run
 
@@ -136,7 +137,7 @@ def print_finished(run: Run) -> None:
         show(f"{len(unreadable)} unreadable images were left out, such as {first['id']}: {first['reason']}")
         show(f"all of them: {run.path / 'unreadable.jsonl'}")
     show(f"weights: {run.backbone_path}")
-    show(f"evaluate them: ssole eval {run.path}")
+    show(f"evaluate them: ssole eval {quoted(run.path)}")
 
 
 def _process_seconds() -> float:

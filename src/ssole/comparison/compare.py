@@ -27,6 +27,7 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
 from ssole.data.describe import canonical, describe, why_not_reopened
+from ssole.errors import quoted
 from ssole.training.feed import make_plan
 from ssole.training.run import Change
 from ssole.training.settings import say_reasons, with_statistics
@@ -122,7 +123,7 @@ def _command_to_go_on(request: Request, folder: Path) -> str:
     in_python = any(arm.module is not None for arm in request.arms)
     if in_python or why_not_reopened(request.data) or why_not_reopened(request.test):
         return f"the same call of ssole.compare with out={str(folder)!r}"
-    return f"ssole compare --resume {folder}"
+    return f"ssole compare --resume {quoted(folder)}"
 
 
 def _run(

@@ -25,7 +25,7 @@ from ssole.config.budget import Budget
 from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced
 from ssole.data.describe import canonical, describe
 from ssole.data.store import ImageStore
-from ssole.errors import change_refused
+from ssole.errors import change_refused, quoted
 from ssole.evaluation.label_free import VIEWS
 from ssole.evaluation.results import METRICS
 from ssole.evaluation.verdict import CORRELATION
@@ -98,7 +98,7 @@ def tune(
     data = canonical(base.data if data is None else data)
     request = _request(base, data, Budget.parse(budget), trials)
     folder = api.new_folder(out, f"tune-{name}")
-    with resumable(folder, f"the same command and --out {folder}"):
+    with resumable(folder, f"the same command and --out {quoted(folder)}"):
         save_request(folder, request, what="tuning")
         with api.open_store(base, data, progress) as store:
             config = with_statistics(base, store)

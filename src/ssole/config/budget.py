@@ -42,7 +42,11 @@ class Budget:
 
 def budget_seconds(text: str) -> float:
     """Seconds of a budget of time, such as 90s, 10m or 2h; a ConfigError for anything else."""
-    budget = Budget.parse(text)
+    wrong = ConfigError(f"the budget of a run is a time, such as 90s, 10m or 2h, got {text!r}")
+    try:
+        budget = Budget.parse(text)
+    except ConfigError:
+        raise wrong from None
     if budget.unit != "seconds":
-        raise ConfigError(f"the budget of a run is a time, such as 90s, 10m or 2h, got {text!r}")
+        raise wrong
     return budget.amount

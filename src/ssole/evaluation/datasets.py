@@ -210,7 +210,9 @@ def require_classes(train: set[int], test: set[int], names: list[str] | None, wh
 
 
 def _quoted(labels: set[int], names: list[str] | None) -> str:
-    return listed([str(label) if names is None else repr(names[label]) for label in sorted(labels)], 10)
+    named = names or []  # integers of the other source may go beyond
+    shown = [repr(named[label]) if label < len(named) else str(label) for label in sorted(labels)]
+    return listed(shown, 10)
 
 
 def _renumbered(data: EvaluationData, known: list[int]) -> EvaluationData:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from ssole.config import ConfigError
 from ssole.data.sources import open_source
 from ssole.evaluation.datasets import open_data
 from ssole.evaluation.features import RAW_PIXEL_SIZE, Embeddings, Views, extract, frozen
-from ssole.evaluation.models import UnavailableError, is_run, open_model
+from ssole.evaluation.models import UnavailableError, is_run, most_unreadable, open_model
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
@@ -72,9 +73,9 @@ def evaluate(
     """
     overrides = {"image_size": image_size, "mean": mean, "std": std}
     run_overrides = {} if isinstance(model_or_run, Mapping) else overrides
-    open_images = partial(open_data, data, test, seed=seed, **store_options(progress))
-    scoring = Scoring(open_images, protocol, views, seed, evaluation_device(device), precision, progress)
     rows = _rows(model_or_run)
+    open_images = partial(open_data, data, test, seed=seed, **_store_options(rows, progress))
+    scoring = Scoring(open_images, protocol, views, seed, evaluation_device(device), precision, progress)
     opened = _open_all(rows, overrides, run_overrides, scoring)
     for name, models in opened.items():
         scoring.add_models(name, models)
@@ -85,6 +86,10 @@ def evaluate(
 
 Opened = list[tuple[nn.Module, Preprocessing]]
 """Models of a row of the table, each with its preprocessing."""
+
+
+def _store_options(rows: Mapping[str, Sequence[ModelOrRun]], progress: bool) -> dict[str, Any]:
+    return store_options(progress) | {"max_unreadable": most_unreadable(chain(*rows.values()))}
 
 
 def _rows(given: Any) -> dict[str, list[ModelOrRun]]:
@@ -166,7 +171,8 @@ def embed(
     """
     device = evaluation_device(device)
     model, preprocessing = model_and_preprocessing(model_or_run, image_size=image_size, mean=mean, std=std)
-    store = preprocessing.open_store(open_source(data), progress=progress)
+    most = most_unreadable([model_or_run])
+    store = preprocessing.open_store(open_source(data), progress=progress, max_unreadable=most)
     array = extract(model, store, preprocessing, device=device, precision=precision, progress=progress).numpy()
     if store.unreadable:
         _, first, reason = store.unreadable[0]

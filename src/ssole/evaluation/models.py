@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssole.config import ConfigError
+from ssole.config import ConfigError, PretrainConfig
+from ssole.config import load as load_config
 from ssole.errors import one_line
 from ssole.models.load import described, load
 from ssole.models.small_stem import register_with_timm
@@ -75,6 +76,17 @@ def is_run(given: Any) -> bool:
         return False
     text = str(getattr(given, "path", given))
     return not text.startswith(_LIBRARIES) and not text.endswith(".onnx")
+
+
+def most_unreadable(models: Iterable[Any]) -> float:
+    """Largest share of unreadable images that runs among some models were trained with; of others, the default."""
+    shares = [PretrainConfig.max_unreadable]
+    for one in filter(is_run, models):
+        path = Path(getattr(one, "path", one))
+        settings = (path if path.is_dir() else path.parent) / "config.yaml"
+        if settings.is_file():  # unlike beside a weight file alone
+            shares.append(load_config(settings).max_unreadable)
+    return max(shares)
 
 
 def name_of(given: Any) -> str:

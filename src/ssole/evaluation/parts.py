@@ -28,6 +28,7 @@ from ssole.evaluation.checks import check_features
 from ssole.evaluation.datasets import Subset
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.features import Embeddings, for_each_batch
+from ssole.evaluation.models import most_unreadable
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import evaluation_device
 from ssole.files import read_json, remove_leftovers, write_atomically, write_json_atomically
@@ -96,7 +97,9 @@ def embed_to_file(
     model, preprocessing = model_and_preprocessing(model_or_run)
     source = open_source(data)
     folder = out.with_name(out.name + ".parts")
-    parts = embed_parts(model, preprocessing, source, folder, device=device, precision=precision, progress=progress)
+    how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
+    how["max_unreadable"] = most_unreadable([model_or_run])
+    parts = embed_parts(model, preprocessing, source, folder, **how)
 
     def finish() -> None:
         if out.suffix == ".parquet":
@@ -115,6 +118,7 @@ def embed_parts(
     source: Source,
     folder: Path,
     *,
+    max_unreadable: float,
     device: torch.device | str = "auto",
     precision: Precision = "auto",
     progress: bool = True,
@@ -134,7 +138,8 @@ def embed_parts(
     done = distributed.on_rank_0(begin)
     if done < len(files):
         positions = torch.arange(done * PART, len(source))
-        with preprocessing.open_store(source, memory_limit=0, progress=progress) as store:
+        options: dict[str, Any] = {"memory_limit": 0, "max_unreadable": max_unreadable, "progress": progress}
+        with preprocessing.open_store(source, **options) as store:
             writer = _PartWriter(Subset(store=store, positions=positions, labels=positions), files[done:])
             try:
                 for_each_batch(

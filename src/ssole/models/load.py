@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
-from ssole.errors import one_line
+from ssole.errors import one_line, quoted
 from ssole.files import parse_json
 from ssole.models.backbone import create_backbone, feature_dim, seeded_weights
 from ssole.models.custom import CustomBackbone, is_custom
@@ -128,7 +128,7 @@ def weights_path(run: str | PathLike[str] | Any) -> Path:
         return weights
     if (path / "config.yaml").is_file():
         raise ConfigError(
-            f"{path} is not finished, so it has no backbone yet: resume it with ssole pretrain --resume {path}"
+            f"{path} is not finished, so it has no backbone yet: resume it with ssole pretrain --resume {quoted(path)}"
         )
     if not path.exists():
         raise ConfigError(f"there is no {path}: give a run folder or its backbone.safetensors")

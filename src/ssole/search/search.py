@@ -18,7 +18,7 @@ from ssole.data.base import Spec
 from ssole.data.describe import canonical, describe, why_not_reopened
 from ssole.data.sources import open_source
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
-from ssole.evaluation.models import OnnxModel, is_run, name_of, open_model
+from ssole.evaluation.models import OnnxModel, is_run, most_unreadable, name_of, open_model
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import LEFTOVER, folder_atomically, locked, require_new_folder, write_json_atomically
@@ -139,7 +139,9 @@ def build_index(
     description |= {"channels": preprocessing.channels, "data": describe(data)}
     source = open_source(data)
     with _work_folder(folder) as work:
-        parts = embed_parts(model, preprocessing, source, work, device=device, precision=precision, progress=progress)
+        how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
+        how["max_unreadable"] = most_unreadable([model_or_run])
+        parts = embed_parts(model, preprocessing, source, work, **how)
         with folder_atomically(folder) as place:
             _write(parts, place, "float16" if half else "float32", description, weights)
             _divide(place, cells, progress)

@@ -83,7 +83,7 @@ def check_shares(config: PretrainConfig, world: int) -> None:
         among = " and ".join(f"{count} {what}" for what, count in counts.items() if count > 1)
         raise ConfigError(
             f"a batch of {config.batch_size} images cannot be divided equally among {among}, with two images or more "
-            f"for each: choose a --batch-size that is a multiple of {world * parts}"
+            f"for each: choose a --batch-size that is a multiple of {world * parts}, at least {2 * world * parts}"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ssole import distributed
 from ssole.config import PretrainConfig
+from ssole.errors import quoted
 from ssole.models.custom import is_custom
 from ssole.training.checkpoint import Progress, checkpoint_steps, load_checkpoint, remove_checkpoints_after
 from ssole.training.pace import Pace
@@ -103,7 +104,7 @@ class Guardian:
         if is_over:
             raise CollapseError(
                 f"step {row['step']}: {reason}. To go on regardless, set guardian: off in config.yaml, and "
-                f"ssole pretrain --resume {self._run.path} --allow-changes settings"
+                f"ssole pretrain --resume {quoted(self._run.path)} --allow-changes settings"
             )
         self._warned = True
 
@@ -171,7 +172,7 @@ class Guardian:
 def _explanation(bundle: Path | None, config: PretrainConfig) -> str:
     rates = ", ".join(f"{FACTOR**n:g}" for n in range(1, TRIES + 1))
     own = [*(["loss"] if config.loss.name == "custom" else []), *(["backbone"] if is_custom(config.model) else [])]
-    how = f"ssole replay {bundle}"
+    how = f"ssole replay {quoted(bundle)}"
     if own:  # which the command does not have
         how = f"ssole.training.replay.replay(Path('{bundle}'), {', '.join(f'{name}=module' for name in own)}) in Python"
     look = "" if bundle is None else f". To look at the step: {how}"

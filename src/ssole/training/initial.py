@@ -14,7 +14,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
-from ssole.errors import listed, one_line, printable
+from ssole.errors import listed, one_line, printable, quoted
 from ssole.files import write_json_atomically
 from ssole.models.backbone import Encoder, checked_encoder
 from ssole.models.custom import is_custom
@@ -162,7 +162,9 @@ def _of_run(path: Path) -> dict[str, torch.Tensor]:
     if weights is None and run.finished:
         weights = read_weights(run.backbone_path)
     if weights is None:
-        raise ConfigError(f"init: {path} has no checkpoint yet: go on with it by ssole pretrain --resume {path}")
+        raise ConfigError(
+            f"init: {path} has no checkpoint yet: go on with it by ssole pretrain --resume {quoted(path)}"
+        )
     return weights
 
 

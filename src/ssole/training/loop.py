@@ -15,7 +15,7 @@ from ssole import distributed
 from ssole.config import ConfigError, from_dict, to_dict
 from ssole.data.store import ImageStore
 from ssole.distributed import Stopping
-from ssole.errors import DataError
+from ssole.errors import DataError, quoted
 from ssole.models.load import backbone_metadata
 from ssole.progress import data_size
 from ssole.runtime import resolve_precision, torch_state
@@ -208,7 +208,7 @@ class _Loop:
                 raise Interrupted("stopped before the first step, and nothing was saved", request.number) from None
             self._save(must=True)
             distributed.maximum(0)  # a barrier: the first process may serve the store, which the others still need
-            how = f"go on with: ssole pretrain --resume {self.run.path}"
+            how = f"go on with: ssole pretrain --resume {quoted(self.run.path)}"
             raise Interrupted(f"stopped after step {done}; {how}", request.number) from None
 
 

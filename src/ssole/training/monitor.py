@@ -203,12 +203,17 @@ class Monitor:
 def figures_of(evaluator: Evaluator, backbone: nn.Module) -> dict[str, float]:
     """Figures of a custom evaluator, called by the first process alone, as plain numbers on every process.
 
+    The backbone is in evaluation mode, so that looking at it does not move the statistics of its batch norms.
+
     Raises:
         ValueError: it returns anything but numbers by name, or a name that lines of metrics.jsonl already use.
     """
 
     def evaluate() -> dict[str, float]:
-        figures: object = evaluator(backbone)
+        trained = [parameter.requires_grad for parameter in backbone.parameters()]
+        figures: object = evaluator(backbone.eval())
+        for parameter, requires_grad in zip(backbone.parameters(), trained, strict=True):
+            parameter.requires_grad_(requires_grad)
         if not isinstance(figures, Mapping) or _RESERVED_NAMES & figures.keys():
             names = ", ".join(sorted(_RESERVED_NAMES))
             raise ValueError(f"an evaluator gives figures by name, and none as {names}; got {figures}")

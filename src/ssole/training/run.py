@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
-from ssole.errors import DiskError, change_refused
+from ssole.errors import DiskError, change_refused, quoted
 from ssole.files import (
     is_leftover,
     locked,
@@ -152,7 +152,7 @@ def _require_no_files(path: Path) -> None:
     """Raise a ConfigError if a folder holds a run or anything else but a lock."""
     if (path / "config.yaml").exists():
         raise ConfigError(
-            f"{path} already holds a run: go on with it (--resume {path}), or choose another folder (--out)"
+            f"{path} already holds a run: go on with it (--resume {quoted(path)}), or choose another folder (--out)"
         )
     if path.exists() and any(entry.name != ".lock" for entry in path.iterdir()):
         raise ConfigError(f"{path} is not empty, and nothing is overwritten: choose another folder (--out)")
@@ -202,7 +202,7 @@ def writing(run: Run, what: str, *, command: str = "ssole pretrain --resume") ->
         reason = getattr(error, "strerror", None) or str(error)
         raise OSError(
             f"{what} could not be written to {run.path} ({reason}). Earlier files are untouched. Once this is fixed, "
-            f"go on with: {command} {run.path}"
+            f"go on with: {command} {quoted(run.path)}"
         ) from error
 
 

@@ -107,7 +107,9 @@ class Learner:
         if device.type != "cpu" and isinstance(self.loss, EmbeddingLoss):
             self.loss.check_input = False  # looking at values makes an accelerator wait; the watch finds them later
         needs_labels = bool(getattr(self.loss, "needs_labels", False))
-        self.labels = torch.tensor(labels, device=device) if needs_labels and labels is not None else None
+        if needs_labels and labels is None:
+            raise DataError(f"the loss {type(self.loss).__name__} needs labels, and the images have none")
+        self.labels = torch.tensor(labels, device=device) if needs_labels else None
         self.modules = nn.ModuleDict({"encoder": self.encoder, "loss": self.loss})
         self.optimizer = create_optimizer(self.modules, config.optim)
         self.steps_done, self.is_compiled = 0, False
@@ -285,7 +287,7 @@ def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int
     if isinstance(config.loss, CustomConfig):
         raise ConfigError(
             f"the loss is code from Python ({config.loss.module}), which no recipe or run folder holds: pass "
-            "loss=module to ssole.pretrain or ssole.resume"
+            "loss=module to ssole.pretrain, ssole.resume or ssole.extend"
         )
     fields = dataclasses.asdict(config.loss)
     name = fields.pop("name")
