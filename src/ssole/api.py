@@ -219,7 +219,8 @@ def continue_run(
     config = found.config
     if data is None and (reason := why_not_reopened(config.data)) is not None:
         how = "pass them," if is_in_memory(config.data) else "pass them again, --data URL, or"
-        raise DataError(f"{found.path} was started on {reason}: {how} in Python, data=images")
+        call = "extend" if found.finished else "resume"
+        raise DataError(f"{found.path} was started on {reason}: {how} ssole.{call}(run, data=images)")
     eval_data = eval_data_to_open(config, found.path, eval_data) if given.evaluators is None else None
     if is_custom(config.model) and given.backbone is None:
         raise missing_module_error(config.model)

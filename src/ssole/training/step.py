@@ -287,7 +287,7 @@ def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int
     if isinstance(config.loss, CustomConfig):
         raise ConfigError(
             f"the loss is code from Python ({config.loss.module}), which no recipe or run folder holds: pass "
-            "loss=module to ssole.pretrain, ssole.resume or ssole.extend"
+            "loss=module to ssole.pretrain or ssole.resume, or to ssole.extend"
         )
     fields = dataclasses.asdict(config.loss)
     name = fields.pop("name")
