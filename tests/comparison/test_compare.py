@@ -136,7 +136,7 @@ def test_arrays_and_published_projectors() -> None:
         ({"batch_size": 81}, DataError, "hold 80"),
         ({"model.backbone": "resnet_18"}, ConfigError, "no model 'resnet_18'"),
         ({"seed": 5}, ConfigError, "seed of the settings would have no effect: runs have the seeds 0, 1"),
-        ({"knn_every": 5}, ConfigError, "knn_every of the settings would have no effect"),
+        ({"eval_data": "photos/test"}, ConfigError, "eval_data of the settings would have no effect"),
         ({"init": "nowhere"}, ConfigError, r"init: there is no .*nowhere"),
         ({"test": "photos/train/cat"}, DataError, "has none"),
     ],

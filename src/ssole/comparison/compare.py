@@ -73,7 +73,8 @@ def compare(
         ConfigError, DataError: unusable settings or data, a folder of another comparison, or images that changed.
     """
     check_numbers(seeds=seeds, search=search, images=images)  # before the data are opened
-    check_not_of_runs(overrides, "the settings", allowed=("epochs", "steps", "budget"))  # of which the budget is made
+    # the budget is made of lengths, and kNN while training is part of every recipe
+    check_not_of_runs(overrides, "the settings", allowed=("epochs", "steps", "budget", "knn_every"))
     name, base = _shared(data, recipe, overrides, progress)
     arms = make_arms(methods, replace(base, budget=None), projector=projector)
     limit = None if budget is None else Budget.parse(budget)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ssole import distributed
+from ssole.config import PretrainConfig
 from ssole.data.base import Source, content_digests
 from ssole.data.sources import open_source
 from ssole.errors import DataError, valid_text
@@ -118,7 +119,7 @@ def embed_parts(
     source: Source,
     folder: Path,
     *,
-    max_unreadable: float,
+    max_unreadable: float = PretrainConfig.max_unreadable,
     device: torch.device | str = "auto",
     precision: Precision = "auto",
     progress: bool = True,
