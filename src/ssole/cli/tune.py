@@ -10,7 +10,7 @@ from typing import Annotated
 import tyro
 
 from ssole.cli.common import DataWords, OptionalFolder, OptionalName, TrialChanges, data_spec, parse, show
-from ssole.errors import without_secrets
+from ssole.errors import quoted, without_secrets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,5 +61,5 @@ def tune(argv: Sequence[str]) -> int:
     show(f"recipe: {found.recipe}")
     by_name = why_not_reopened(args.data) is not None  # a URL, which the recipe's word is not enough for
     words = without_secrets(f"--data {shlex.join(args.data)} ") if by_name else ""
-    show(f"train with it: ssole pretrain {words}--recipe {shlex.quote(str(found.recipe))}")
+    show(f"train with it: ssole pretrain {words}--recipe {quoted(found.recipe)}")
     return 0

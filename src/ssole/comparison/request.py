@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
 from ssole.files import is_leftover, write_yaml_atomically
+from ssole.models.weights_file import digest_of
 from ssole.training.initial import with_absolute_init
 from ssole.training.run import leaves
 
@@ -88,14 +88,11 @@ def _identity(module: nn.Module) -> str:
 
     Not of its weights, which may be random, and so others each time that it is made.
     """
-    digest = hashlib.sha256()
+    facts = []
     for name, part in module.named_modules():
         public = {key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"}
-        plain = {key: value for key, value in public.items() if isinstance(value, (int, float, str))}
-        digest.update(repr((name, plain)).encode())
-    for name, buffer in module.named_buffers():
-        digest.update(repr((name, buffer.tolist())).encode())
-    return f"{module!r} {digest.hexdigest()[:16]}"
+        facts.append((name, {key: value for key, value in public.items() if isinstance(value, (int, float, str))}))
+    return f"{module!r} {digest_of(dict(module.named_buffers()), repr(facts))[:16]}"
 
 
 def check_numbers(*, seeds: int, search: int, images: int | None) -> None:

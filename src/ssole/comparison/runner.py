@@ -25,11 +25,10 @@ from ssole.comparison.plan import (
 from ssole.comparison.plots import draw
 from ssole.comparison.request import Arm, Request
 from ssole.comparison.result import RANKED_BY, RESULT_FILE, ArmResult, Comparison, SearchTrial
-from ssole.comparison.trial import Trial, figures, run_trial
+from ssole.comparison.trial import Trial, figures, other_version, run_trial
 from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.base import Spec
 from ssole.data.store import ImageStore
-from ssole.errors import change_refused
 from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import read_json
@@ -186,8 +185,7 @@ class Runner:
             return
         if __version__ not in self._versions:
             if "version" not in self.allow_changes:
-                begun = f"{self.folder} was begun with ssole {self._versions[0]}"
-                raise change_refused(f"{begun}, and this is {__version__}", "version")
+                raise other_version(self.folder, self._versions[0], __version__)
             self._versions.append(__version__)
         for name, source in (("images.json", self.images.train), ("test-images.json", self.images.test)):
             keep_or_compare_images(Run(self.folder), source, name=name, allowed="images" in self.allow_changes)

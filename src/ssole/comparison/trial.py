@@ -15,7 +15,7 @@ from torch import nn
 from ssole import api
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Spec
-from ssole.errors import DataError, DiskError
+from ssole.errors import DataError, DiskError, change_refused
 from ssole.evaluation.evaluate import evaluate
 from ssole.files import read_json, write_json_atomically
 from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
@@ -66,6 +66,11 @@ def resumable(folder: Path, command: str) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         message = f"stopped; go on with: {command}"
         raise Interrupted(message, int(getattr(stop, "signal_number", signal.SIGINT))) from None
+
+
+def other_version(folder: Path, begun: str, now: str) -> ConfigError:
+    """Error for trials in a folder that another version of ssole has begun."""
+    return change_refused(f"{folder} was begun with ssole {begun}, and this is {now}", "version")
 
 
 def describe_failure(error: Exception) -> str:

@@ -19,13 +19,13 @@ import numpy as np
 from ssole import __version__, api
 from ssole.comparison.plan import draw_settings, measure_plan, ranked, settings_text, shortened
 from ssole.comparison.request import PLAN_FILE, Arm, Request, save_request
-from ssole.comparison.trial import Trial, figures, resumable, run_trial
+from ssole.comparison.trial import Trial, figures, other_version, resumable, run_trial
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, to_dict
 from ssole.config.budget import Budget
 from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced
 from ssole.data.describe import canonical, describe
 from ssole.data.store import ImageStore
-from ssole.errors import change_refused, quoted
+from ssole.errors import quoted
 from ssole.evaluation.label_free import VIEWS
 from ssole.evaluation.results import METRICS
 from ssole.evaluation.verdict import CORRELATION
@@ -162,7 +162,7 @@ def _check_unchanged(folder: Path, images: Source, records: list[Trial], allow_c
     done = [Run(folder / f"trial-{trial}") for trial, record in enumerate(records) if record.error is None]
     for version in {run.environment.get("ssole", __version__) for run in done} - {__version__}:
         if "version" not in allow_changes:
-            raise change_refused(f"{folder} was begun with ssole {version}, and this is {__version__}", "version")
+            raise other_version(folder, version, __version__)
 
 
 def stronger(recipe: ViewRecipe, factor: float) -> dict[str, Any]:

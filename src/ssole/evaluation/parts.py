@@ -33,6 +33,7 @@ from ssole.evaluation.models import most_unreadable
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import evaluation_device
 from ssole.files import read_json, remove_leftovers, write_atomically, write_json_atomically
+from ssole.models.weights_file import digest_of
 from ssole.runtime import Precision, resolve_precision
 
 if TYPE_CHECKING:
@@ -195,11 +196,7 @@ class _PartWriter:
 
 def backbone_digest(model: nn.Module, preprocessing: Preprocessing) -> str:
     """SHA-256 of a model's weights, with their names, and of its preprocessing: equal features need an equal digest."""
-    digest = hashlib.sha256(repr(preprocessing).encode())
-    for name, weights in model.state_dict().items():
-        digest.update(f"{name} {weights.dtype} {tuple(weights.shape)}".encode())
-        digest.update(weights.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    return digest_of(model.state_dict(), repr(preprocessing))
 
 
 def _depends_on(

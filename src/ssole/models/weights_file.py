@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,15 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 _WITHIN = ("state_dict", "model", "model_state_dict")  # entries under which training scripts keep the weights
 _WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 _SHOWN = 4
+
+
+def digest_of(tensors: Mapping[str, torch.Tensor], facts: str) -> str:
+    """SHA-256 of tensors, with their names, and of further facts."""
+    digest = hashlib.sha256(facts.encode())
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

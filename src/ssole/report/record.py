@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssole.config import PretrainConfig
+from ssole.errors import quoted
 from ssole.evaluation.results import EvaluationResult
 from ssole.files import read_json
 from ssole.losses.base import RESERVED
@@ -107,7 +108,7 @@ class Record:
         plain = isinstance(words, list) and all(isinstance(word, str) for word in words)  # the file may be untrusted
         if plain and words and Path(words[0]).name == "ssole":
             return shlex.join(["ssole", *words[1:]])
-        return f"ssole pretrain --recipe {shlex.quote(str(self.path / 'config.yaml'))}"
+        return f"ssole pretrain --recipe {quoted(self.path / 'config.yaml')}"
 
 
 def unique_names(records: Sequence[Record]) -> list[Record]:

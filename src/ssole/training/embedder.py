@@ -131,14 +131,13 @@ class Embedder:
 
 
 def _place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Model on a device, in place, with what has four dimensions in the order of channels last."""
-    tensors = [*model.parameters(), *model.buffers()]
-    if all(tensor.ndim != 5 for tensor in tensors):
+    """Model on a device, in place, with weights of four dimensions in the order of channels last."""
+    if all(tensor.ndim != 5 for tensor in (*model.parameters(), *model.buffers())):
         return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
     model.to(device)  # torch has no such order for five dimensions, and raises an error
-    for tensor in tensors:
-        if tensor.ndim == 4:
-            tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
     return model
 
 
