@@ -157,6 +157,22 @@ def test_permissions_are_those_of_the_umask(tmp_path: Path, umask: int) -> None:
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes here")
+def test_a_pipe_is_written_to_and_a_link_stays(tmp_path: Path) -> None:
+    """/dev/null and /dev/stdout are devices or links; as root, a file could take their place."""
+    os.mkfifo(pipe := tmp_path / "pipe")
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_bytes_atomically(pipe, b"text")
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
+    assert pipe.is_fifo()
+    (target := tmp_path / "target").write_bytes(b"old")
+    (link := tmp_path / "link").symlink_to(target)
+    write_bytes_atomically(link, b"new")
+    assert link.is_symlink()
+    assert target.read_bytes() == b"new"
+
+
 def test_names_are_flushed_after_the_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a power cut could leave the old name of a new file, or a new name of an empty one."""
     done: list[str] = []

@@ -23,8 +23,15 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it into place.
 
     A reader, or whoever comes after a crash or a power cut, sees the old file or the new one and never a part of
-    either. The file has the permissions that the umask gives.
+    either. The file has the permissions that the umask gives. A link stays, and the file that it names is replaced. A
+    pipe or a device, such as /dev/stdout, is written to.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with tempfile.TemporaryDirectory() as folder:
+            write(temporary := Path(folder, path.name))
+            path.write_bytes(temporary.read_bytes())
+        return
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{LEFTOVER}"
     open(temporary, "xb").close()
     permissions = stat.S_IMODE(temporary.stat().st_mode)

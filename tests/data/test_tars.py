@@ -221,6 +221,17 @@ def test_the_index_is_kept_until_the_tar_changes(tmp_path, monkeypatch):
     assert value(open_source(path), 3) == 13
 
 
+def test_the_index_is_of_this_tar_also_where_size_and_time_are_the_same(tmp_path):
+    path = shard(tmp_path / "x.tar", 0)
+    os.utime(path, ns=(0, 0))
+    size = path.stat().st_size
+    open_source(path)
+    shard(path, 10)
+    os.utime(path, ns=(0, 0))
+    assert path.stat().st_size == size
+    assert open_source(path).id(0) == "x.tar:000010.png"
+
+
 def test_only_shards_that_are_new_are_indexed(tmp_path, monkeypatch):
     shard(tmp_path / "0.tar", 0)
     open_source(tmp_path)

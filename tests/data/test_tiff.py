@@ -10,6 +10,7 @@ import struct
 import tracemalloc
 import zlib
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -47,6 +48,25 @@ def test_orientation_of_a_deep_tiff_is_that_of_a_common_one(orientation: int) ->
     common = decoded(tiff((DEEP[..., :3] >> 8).astype(np.uint8), photometric="rgb", extratags=tag))
     deep = own(tiff(DEEP, photometric="minisblack", planarconfig="contig", extratags=tag), 6)
     assert np.array_equal(deep[..., :3] >> 8, common)
+
+
+@pytest.mark.parametrize("byteorder", "<>")
+def test_planes_of_16_bits_are_those_of_8(byteorder: Literal["<", ">"]) -> None:
+    planes = np.random.default_rng(0).integers(0, 256, (3, 40, 64), dtype=np.uint8)
+    deep = tiff(planes.astype(np.uint16) * 257, photometric="rgb", planarconfig="separate", byteorder=byteorder)
+    assert np.array_equal(decoded(deep), planes.transpose(1, 2, 0))
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+@pytest.mark.parametrize("layout", ["contig", "separate"])
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_fourth_channel_that_is_no_alpha_changes_no_colour(kind: Any, layout: Any, bigtiff: bool) -> None:
+    """Infrared, for example. Pillow leaves it out as well, where it opens the file."""
+    bands = np.random.default_rng(0).integers(0, 256, (8, 9, 4))
+    stored = (bands * (np.iinfo(kind).max // 255)).astype(kind)
+    how = {"photometric": "rgb", "planarconfig": layout, "extrasamples": ["unspecified"], "bigtiff": bigtiff}
+    data = tiff(stored if layout == "contig" else stored.transpose(2, 0, 1), **how)
+    assert np.array_equal(decoded(data), bands[..., :3].astype(np.uint8))
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int16, np.uint32])

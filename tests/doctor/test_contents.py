@@ -95,10 +95,11 @@ def test_formats_names_and_blank_images(tmp_path: Path) -> None:
     photo.save(tmp_path / "d.jpg", "MPO", save_all=True, append_images=[photo])  # as many cameras do
     photo.save(tmp_path / "e.tif")
     Image.new("RGB", (20, 20), "blue").save(tmp_path / "f.png")
-    found = contents(scan(FolderSource(tmp_path), range(6), progress=False).readable)
-    assert found.formats == {"JPEG": 3, "MPO": 1, "TIFF": 1, "PNG": 1}
-    assert list(found.formats) == ["JPEG", "MPO", "TIFF", "PNG"]
-    assert found.modes == {"RGB": 6}
+    checkered = np.indices((256, 256)).sum(0) % 2 * 255  # one grey where it is reduced
+    Image.fromarray(checkered.astype(np.uint8)).save(tmp_path / "g.png")
+    found = contents(scan(FolderSource(tmp_path), range(7), progress=False).readable)
+    assert found.formats == {"JPEG": 3, "PNG": 2, "MPO": 1, "TIFF": 1}
+    assert found.modes == {"RGB": 6, "L": 1}
     assert found.misnamed == ["c.png"]
     assert found.blank == ["f.png"]
 

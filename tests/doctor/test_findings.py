@@ -100,11 +100,18 @@ def test_a_second_set_of_which_images_cannot_be_read_is_not_said_to_be_clean() -
 
 def test_channels_that_no_run_can_normalise() -> None:
     statistics = ChannelStatistics(mean=[0.5, 0.0, 1.0], std=[0.2, 0.0, 0.0], images=9)
-    (found,) = check_statistics(statistics, load("small-images").augment)
+    (found,) = check_statistics(statistics, load("small-images").augment, 9)
     assert (found.level, found.topic) == ("stop", "constant")
     assert found.text.endswith("channels 1, 2")
-    assert not list(check_statistics(statistics, load("cifar10").augment))  # it has a mean and std of its own
-    assert not list(check_statistics(dataclasses.replace(statistics, std=[0.2] * 3), load("small-images").augment))
+    assert not list(check_statistics(statistics, load("cifar10").augment, 9))  # it has a mean and std of its own
+    assert not list(check_statistics(dataclasses.replace(statistics, std=[0.2] * 3), load("small-images").augment, 9))
+
+
+def test_a_channel_that_is_constant_in_a_sample_may_vary_in_other_images() -> None:
+    statistics = ChannelStatistics(mean=[0.5, 0.0], std=[0.2, 0.0], images=256)
+    (found,) = check_statistics(statistics, load("small-images").augment, 1000)
+    assert (found.level, found.topic) == ("look", "constant")
+    assert found.text == "have the same value in all of 256 images measured: channels 1"
 
 
 def test_odd_images_are_reported_only_if_there_are_any() -> None:

@@ -40,7 +40,7 @@ from ssole.progress import data_size
 DISK_SHARE = 0.5
 """Default share of the disk for caches: of the bytes that are free or taken by caches."""
 
-DECODER = 1
+DECODER = 2
 """Version of :func:`ssole.data.decode.decode`: raise it with every change of the pixels that it returns."""
 
 # Offset of the first byte in pixels.bin; channels, height and width; bytes per value, 0 for an image that is not kept;

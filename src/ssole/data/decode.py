@@ -226,9 +226,12 @@ def _array_to_rgb(array: Pixels, where: str) -> NDArray[np.uint8]:
 
     count = array.shape[2]
     if count not in (1, 3, 4):
+        advice = f"Train with channels={count} to use them as they are."
+        if {1, 3, 4} & set(array.shape[:2]):
+            advice = "Arrays are (H, W, C) and tensors (C, H, W): are the axes in another order?"
         raise DataError(
-            f"{where}: RGB is made of 1, 3 or 4 channels, and this image has {count} ({array.dtype} {array.shape}). "
-            f"Train with channels={count} to use them as they are."
+            f"{where}: RGB is made of 1, 3 or 4 channels, and this image has {count} ({array.dtype}, height, width and "
+            f"channels {array.shape}). {advice}"
         )
     if array.dtype == np.uint16:
         array = ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)

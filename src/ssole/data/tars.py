@@ -137,6 +137,8 @@ def tar_index(location: str) -> TarIndex:
     """
     fingerprint, _ = file_fingerprint(location)
     conditions = {"version": _VERSION, "fingerprint": fingerprint, "suffixes": sorted(image_suffixes())}
+    if not is_remote(location):  # shards of equal size are common, and some programs set the time of modification
+        conditions["changed"] = os.stat(location).st_ctime_ns
     key = hashlib.sha256(os.fsencode(absolute(location))).hexdigest()[:32]
     paths = [cache_folder() / "tar-index" / f"{key}.arrow"]
     if not is_remote(location):

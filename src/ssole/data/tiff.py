@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from ssole.data.base import Pixels
 from ssole.errors import DataError
 
-_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 258, 262, 274, 277  # numbers of tags
+_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR = 258, 262, 274, 277, 284  # numbers of tags
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = range(4)  # values of the tag PHOTOMETRIC
+_ALPHA = ((1,), (2,))  # values of the tag EXTRASAMPLES
 _PLAIN, _LZW, _DEFLATE = 1, 5, (8, 32946)  # compressions
 # Compressions that imagecodecs unpacks to no more than a given size; tifffile's own substitutes have no such limit.
 _LIMITED = (_LZW, 32773, 34925, 34926, 50000)
@@ -37,6 +38,8 @@ def pillow_reads(image: Any, channels: int | None) -> bool:
     """Whether Pillow reads an opened TIFF right and, if its own channels are asked for, without loss."""
     tags = image.tag_v2
     if image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow does not invert these
+        return False
+    if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8:  # Pillow takes the bytes of a plane for its pixels
         return False
     if channels is None:  # pages after the first do not matter then: not even whether they are damaged
         return True
@@ -64,7 +67,10 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
         first = file.pages.first
         own = 3 if _photometric(first) == _PALETTE else first.samplesperpixel
         if channels in (None, own):
-            return _upright(_page(first, 1, where), first)
+            pixels = _page(first, 1, where)
+            if channels is None and _photometric(first) == _RGB and first.extrasamples[:1] not in _ALPHA:
+                pixels = pixels[..., :3]  # a fourth channel that is no alpha, such as infrared: Pillow leaves it out too
+            return _upright(pixels, first)
         pages = len(file.pages)
         if own == 1 and pages == channels:
             return _upright(np.concatenate([_page(page, pages, where) for page in file.pages], axis=2), first)

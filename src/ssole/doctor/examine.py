@@ -156,7 +156,8 @@ def _measure(
     """Report with the costs of a recipe: speed of decoding and views, and time and memory if `measure` is true."""
     assert report.contents is not None
     assert report.recipe is not None
-    findings = [*report.findings, *check_statistics(sample.statistics, config.augment)]
+    readable = report.images - len(report.unreadable)
+    findings = [*report.findings, *check_statistics(sample.statistics, config.augment, readable)]
     findings += check_recipe(config, report.recipe, report.contents, report.images)
     config = with_normalisation(config, sample)
     cost = None

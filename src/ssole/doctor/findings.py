@@ -102,12 +102,18 @@ def check_recipe(config: PretrainConfig, name: str, contents: Contents, images: 
         yield Finding("look", "enlarged", text, advice)
 
 
-def check_statistics(statistics: ChannelStatistics, recipe: ViewRecipe) -> Iterator[Finding]:
+def check_statistics(statistics: ChannelStatistics, recipe: ViewRecipe, images: int) -> Iterator[Finding]:
     """Finding on constant channels, which a run that measures mean and std cannot normalise."""
     constant = ", ".join(str(channel) for channel, std in enumerate(statistics.std) if std == 0)
-    if constant and recipe.std is None:
+    if not constant or recipe.std is not None:
+        return
+    advice = "leave them out, or give augment.mean and augment.std"
+    if statistics.images == images:
         text = f"have the same value everywhere, so that they cannot be normalised: channels {constant}"
-        yield Finding("stop", "constant", text, "leave them out, or give augment.mean and augment.std")
+        yield Finding("stop", "constant", text, advice)
+    else:  # a run measures more images than the doctor
+        text = f"have the same value in all of {statistics.images:,} images measured: channels {constant}"
+        yield Finding("look", "constant", text, f"a channel that is constant cannot be normalised: {advice}")
 
 
 def check_estimate(estimate: Estimate, decode: Rate, recipe: str) -> Iterator[Finding]:

@@ -140,11 +140,17 @@ def scan_image(source: Source, i: int, channels: int | None = None) -> Readable 
     if (width > height) != (header.width > header.height) and width != height:  # turned by its EXIF orientation
         header = header._replace(width=header.height, height=header.width)
     image = _grey(pixels.numpy())
-    blank = bool((pixels == pixels[:, :1, :1]).all())
+    blank = _is_constant(pixels)
+    if blank and max(header.width, header.height) > max(width, height):  # reduced, fine texture may be grey throughout
+        blank = _is_constant(decode(data, where=name, channels=channels))
     # pHash: which of the 8 x 8 lowest frequencies of the image, reduced to 32 x 32, are above their median
     bits = int.from_bytes(np.packbits(imagehash.phash(image).hash).tobytes(), "big")
     thumbnail = np.asarray(image.resize((THUMBNAIL, THUMBNAIL), Resampling.BOX), dtype=np.uint8)
     return Readable(i, name, header, content_digest(data), bits, thumbnail, blank)
+
+
+def _is_constant(pixels_CHW: torch.Tensor) -> bool:
+    return bool((pixels_CHW == pixels_CHW[:, :1, :1]).all())
 
 
 def _header(data: bytes | Pixels) -> Header:
