@@ -72,11 +72,20 @@ def figures(run: Run) -> list[dict[str, Any]]:
     return [{name: value for name, value in row.items() if name not in clock} for row in run.metrics]
 
 
-def start(out: Path, *, data: Any = None, evaluators: Mapping[int, Any] | None = None, **overrides: Any) -> Run:
+def start(
+    out: Path,
+    *,
+    data: Any = None,
+    loss: nn.Module | None = None,
+    evaluators: Mapping[int, Any] | None = None,
+    **overrides: Any,
+) -> Run:
     """Train the tiny settings, on the tiny images."""
     torch.set_num_threads(1)
     data = images() if data is None else data
-    return api.start(config(**overrides), out, Given(evaluators=evaluators, progress=False), data=data)
+    if loss is not None:
+        overrides["loss"] = {"name": "custom", "module": type(loss).__qualname__}
+    return api.start(config(**overrides), out, Given(loss=loss, evaluators=evaluators, progress=False), data=data)
 
 
 def resume(run: Run | Path, *, data: Any = None, **settings: Any) -> Run:

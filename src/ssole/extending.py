@@ -48,7 +48,7 @@ def extend(
 
     Weights and optimizer go on as they are, and the learning rate is that of a run of the added steps, times `factor`:
     see :class:`ssole.training.pace.Extension`. The weights until now are kept as `backbone-step-N.safetensors`, and
-    their figures as `evaluation-step-N.json` and `transfer-step-N.json`. If torchrun starts the processes again, they
+    what was made of them as `evaluation-step-N.json`, `export-step-N` and so on. If torchrun starts the processes again, they
     go on with the extension.
 
     Args:
@@ -110,7 +110,7 @@ def add_extension(run: Run, *, steps: int, factor: float) -> None:
     """Extend a finished run by so many steps: from here on it is an unfinished run, which resuming finishes.
 
     A kill in between leaves it finished without its figures, or unfinished at its old length: resuming then writes the
-    old weights again. The figures stay under their new name, with the step in it.
+    old weights again. What was made of these, figures, export and index, stays under a new name with the step in it.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -118,8 +118,8 @@ def add_extension(run: Run, *, steps: int, factor: float) -> None:
     begin = max(checkpoint_steps(run))
     new = Extension(step=begin, total=begin + steps, factor=factor)
     with writing(run, EXTENSIONS, command="ssole extend"):
-        # the figures first: none may stand beside other weights than its own
-        for name in ("evaluation.json", "transfer.json", run.backbone_path.name):
+        # the weights last: nothing may stand beside other weights than its own
+        for name in ("evaluation.json", "transfer.json", "export", "index", run.backbone_path.name):
             if (path := run.path / name).exists():
                 os.replace(path, path.with_stem(f"{path.stem}-step-{begin:08d}"))
         write_lines(run.path / EXTENSIONS, [dataclasses.asdict(one) for one in (*extensions(run), new)])

@@ -431,6 +431,33 @@ def test_a_loss_that_keeps_its_terms_as_modules() -> None:
     assert named_terms(loss, Z) == {"loss": Z.mean()}
 
 
+class Plus(SSOLELoss):
+    """A loss that adds to its parent's by a `forward` of its own."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(z) + 100
+
+
+def test_what_a_forward_or_a_hook_adds_is_trained() -> None:
+    assert named_terms(Plus(), Z)["loss"] == SSOLELoss()(Z) + 100
+    hooked = SSOLELoss()
+    hooked.register_forward_hook(lambda module, inputs, output: output + 10)
+    assert named_terms(hooked, Z)["loss"] == SSOLELoss()(Z) + 10
+
+
+def test_a_method_called_terms_may_be_for_something_else() -> None:
+    class Other(Returns):
+        def terms(self) -> list[str]:
+            return []
+
+    assert named_terms(Other(lambda z: z.mean()), Z) == {"loss": Z.mean()}
+
+
+def test_a_loss_that_does_not_depend_on_the_embeddings() -> None:
+    with pytest.raises(ValueError, match="^what Returns returns does not depend on the embeddings"):
+        named_terms(Returns(torch.tensor(1.0)), Z.clone().requires_grad_())
+
+
 def test_terms_of_ssole() -> None:
     terms = named_terms(SSOLELoss(), Z)
     assert list(terms) == ["loss", "low_rank", "high_rank", "mean_low_nuclear", "mean_high_nuclear"]

@@ -440,6 +440,19 @@ def test_terms_add_up_and_raw_form():
 def test_detaching_the_mean_changes_nothing_when_gradients_are_exact():
     z = embeddings(6, 4, 16)
     assert relative(gradient(SSOLELoss(detach_mean=True), z), gradient(SSOLELoss(), z)) < 1e-10
+    close = z[:, :1] + 1e-6 * z  # rounding of the mean could be taken for a direction
+    for x in (close, close.float()):
+        assert relative(gradient(SSOLELoss(detach_mean=True), x), gradient(SSOLELoss(), x)) < 1e-10
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("views", [2, 3, 4, 6])
+@pytest.mark.parametrize("norm", ["nuclear", "frobenius"])
+def test_equal_views_get_equal_gradients_in_the_raw_form(dtype, views, norm):
+    """Deviations are 0 there, and so is the subgradient of minimum norm: rounding must not take its place."""
+    z = embeddings(6, 1, 16).to(dtype).expand(6, views, 16).contiguous()
+    found = gradient(SSOLELoss(form="raw", low_rank_norm=norm), z)
+    assert (found - found.mean(1, keepdim=True)).abs().max() < 1e-6
 
 
 def test_coupled_sees_images_across_views():

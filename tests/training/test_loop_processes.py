@@ -15,11 +15,13 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 import ranks
 import tiny
 from ssole import distributed
 from ssole.config import ConfigError
+from ssole.losses import SSOLELoss
 from ssole.training import pace
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
@@ -41,6 +43,22 @@ SETTINGS: dict[str, Any] = {
     "model__projector_norm": "batch",
     "model__projector_layers": 2,
 }
+
+
+class Centred(nn.Module):
+    """A loss of one's own that knows nothing of processes: it compares all images, and keeps a running mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ssole = SSOLELoss()  # which gathers embeddings by itself where there are several processes
+        self.centre: torch.Tensor
+        self.register_buffer("centre", torch.zeros(8, dtype=torch.float64))
+
+    def forward(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        u = nn.functional.normalize(z, dim=-1) - self.centre
+        self.centre.lerp_(u.detach().mean((0, 1)), 0.1)
+        spread = (u[:, 0] @ u[:, 0].T).square().mean()
+        return {"loss": self.ssole(z) + spread, "spread": spread}
 
 
 def train(out: Path, **overrides: Any) -> Run:
@@ -136,6 +154,7 @@ def written(folder: Path) -> list[str]:
 def with_two(folder: Path) -> None:
     by_this_process = written(folder)
     train(folder / "two")
+    train(folder / "own loss on two", loss=Centred())
     assert bool(by_this_process) == (os.environ["RANK"] == "0"), by_this_process
     stop(folder / "stopped")
     fail_once(folder / "failed on two")
@@ -154,6 +173,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of all runs, made by few processes, because starting one takes longer than the tiny run."""
     folder = tmp_path_factory.mktemp("runs")
     train(folder / "one")
+    train(folder / "own loss on one", loss=Centred())
     ranks.run(2, with_two, folder)
     for then in ("one", "four"):
         shutil.copytree(folder / "stopped", folder / f"stopped on two, then {then}")
@@ -169,6 +189,12 @@ def test_a_run_on_many_processes_is_that_on_one(runs: Path, name: str) -> None:
     assert sorted(path.name for path in (runs / name).iterdir()) == sorted(
         path.name for path in (runs / "one").iterdir()
     )
+
+
+def test_a_loss_of_ones_own_is_that_of_all_images(runs: Path) -> None:
+    assert_same(runs / "own loss on two", runs / "own loss on one")
+    one, two = (Run(runs / f"own loss on {world}").metrics for world in ("one", "two"))
+    assert [row["spread"] for row in two] == pytest.approx([row["spread"] for row in one], abs=1e-9)
 
 
 @pytest.mark.parametrize("then", ["one", "four"])

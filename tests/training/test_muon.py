@@ -96,3 +96,17 @@ def test_wide_matrices_in_float32(decay: float) -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
     assert float((got - expected).norm() / expected.norm()) < 1e-3
     assert not polar(torch.zeros(32, 256), torch.float32).any()
+
+
+def test_a_closure_is_called_first_and_its_loss_returned() -> None:
+    weight = nn.Parameter(torch.ones(8, 8))
+    optimizer = Muon([weight], lr=0.1, momentum=0.9, betas=(0.9, 0.95), dtype=torch.float32)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 64
+    assert not torch.equal(weight, torch.ones(8, 8))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -113,11 +113,19 @@ def copy_of_loss(loss: nn.Module) -> nn.Module:
         ) from None
 
 
+def is_plain(loss: nn.Module) -> bool:
+    """Whether a loss is an EmbeddingLoss whose `terms` are all of it: no hook or later `forward` changes what it gives."""
+    if not isinstance(loss, EmbeddingLoss) or loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss):
+        return False
+    newest = next(vars(cls) for cls in type(loss).__mro__ if {"forward", "terms", "_terms"} & vars(cls).keys())
+    return "forward" not in newest or "terms" in newest
+
+
 def named_terms(loss: nn.Module, z: Tensor, *arguments: Tensor) -> dict[str, Tensor]:
     """Terms of a loss by name, the total first, under the name `loss`.
 
-    They come from `loss.terms(z)` if there is such a method, else from `loss(z)`. Either may return a scalar, a mapping
-    of names to scalars, or a NamedTuple of scalars. In the last two, the total is called `total` or `loss`.
+    They come from `loss.terms(z)` if :func:`is_plain`, else from `loss(z)`, which may return a scalar, a mapping of
+    names to scalars, or a NamedTuple of scalars. In the last two, the total is called `total` or `loss`.
 
     Args:
         loss: maps embeddings to a scalar or to named terms.
@@ -127,9 +135,7 @@ def named_terms(loss: nn.Module, z: Tensor, *arguments: Tensor) -> dict[str, Ten
     Raises:
         ValueError: anything else came back; the message says what.
     """
-    method = getattr(loss, "terms", None)
-    compute: Callable[..., object] = method if inspect.ismethod(method) else loss  # it may be a list of modules
-    output = compute(z, *arguments)
+    output = loss.terms(z, *arguments) if is_plain(loss) else loss(z, *arguments)  # type: ignore[operator]
     terms = _by_name(output)
     totals = {"total", "loss"} & terms.keys()
     scalars = all(isinstance(term, Tensor) and term.ndim == 0 for term in terms.values())
@@ -138,6 +144,8 @@ def named_terms(loss: nn.Module, z: Tensor, *arguments: Tensor) -> dict[str, Ten
             f"{type(loss).__name__} must return a scalar tensor, or scalar tensors by name, the total as 'total' or "
             f"'loss' (not both) and none as {', '.join(sorted(RESERVED))}; got {_described(output)}"
         )
+    if z.requires_grad and not terms[next(iter(totals))].requires_grad:
+        raise ValueError(f"what {type(loss).__name__} returns does not depend on the embeddings: nothing would be learned")
     return {"loss": terms.pop(*totals), **terms}
 
 

@@ -25,7 +25,10 @@ class FroSSLTerms(NamedTuple):
     total: Tensor
     """Loss: regularization + invariance_weight * invariance."""
     regularization: Tensor
-    """Sum over views of log ||C_v||_F^2: 0 at full collapse, -log(rank) for equal eigenvalues, V times."""
+    """Sum over views of log ||C_v||_F^2: 0 at full collapse, -log(rank) for equal eigenvalues, V times.
+
+    Columns shorter than 1e-12 are not scaled, as published, so it falls without bound where all are.
+    """
     invariance: Tensor
     """Squared deviations of views from their mean: 0 when views are equal."""
 

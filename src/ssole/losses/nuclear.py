@@ -31,7 +31,7 @@ from torch.autograd import Function
 
 from ssole.losses import device
 from ssole.losses.kernels import gram_product, multiply_into, product_dtype
-from ssole.losses.roots import Root, inverse_root
+from ssole.losses.roots import RANK_TOLERANCE, Root, inverse_root
 
 
 def nuclear_norm(x: Tensor) -> Tensor:
@@ -198,7 +198,9 @@ class _Wide:
             norms_N, a_Nmm = self.root(c_Nmm)
         else:
             g_NCC = self.contrasts @ c_Nmm @ self.contrasts.T
-            g_NCC.diagonal(dim1=1, dim2=2).clamp_(min=0)  # rounding, where all rows are equal; NaN stays NaN
+            # Rounding leaves so much where all rows are equal, in directions of no meaning. NaN stays NaN.
+            rounding_N = x_Nmn.shape[1] * RANK_TOLERANCE * c_Nmm.diagonal(dim1=1, dim2=2).sum(-1)
+            g_NCC.mul_((g_NCC.diagonal(dim1=1, dim2=2).sum(-1) > rounding_N)[:, None, None])
             norms_N, w_NCC = self.root(g_NCC)
             a_Nmm = self.contrasts.T @ w_NCC @ self.contrasts
         unit_Nmm = None if self.root is inverse_root else c_Nmm.clone()

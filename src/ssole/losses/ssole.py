@@ -79,7 +79,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             (z, -z). Its cosine form is (n_i^2 - V) / (V^2 - V): 0 for equal views, 1 for orthogonal ones.
         low_rank_norm: "nuclear" as published, or "frobenius" as above, which needs deviations.
         detach_mean: whether to treat the mean over views as a constant. The exact gradient of n_i is orthogonal to the
-            mean, so this changes nothing unless `gradient="reference"`, which implies it.
+            mean, so this changes nothing; `gradient="reference"` implies it.
         coupled: whether to take the high-rank term once over all B V rows, as OLE does, instead of view by view.
         gradient: "exact", or "reference", AN ABLATION ONLY. It reproduces a defect of the published code, which
             detaches the mean over views and keeps every mode of an SVD, also the deviations' null mode. The vectors of
@@ -212,8 +212,8 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         return unit_norms(x_Nmn, normalize=self.normalize) if self._by_gram(x_Nmn) else self._norms_as_written(x_Nmn)
 
     def _by_gram(self, x: Tensor) -> bool:
-        """Whether the quick route by Gram matrices serves: not with `detach_mean`, nor for float64 on the CPU."""
-        return not self.detach_mean and not (x.dtype == torch.float64 and x.device.type == "cpu")
+        """Whether the quick route by Gram matrices serves: not for the reference gradient, nor for float64 on the CPU."""
+        return self.gradient == "exact" and not (x.dtype == torch.float64 and x.device.type == "cpu")
 
     def _norms_as_written(self, x_Nmn: Tensor, contrasts: Tensor | None = None) -> Tensor:
         """Nuclear norms (N,) of explicitly formed rows (:meth:`_rows`), where the Gram routes do not serve."""
@@ -226,9 +226,11 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             x_Nmn = x_Nmn.double()
         if self.normalize:
             x_Nmn = unit_rows(x_Nmn)
-        if contrasts is not None:
-            x_Nmn = x_Nmn - x_Nmn.mean(1, keepdim=True).detach() if self.detach_mean else contrasts @ x_Nmn
-        return x_Nmn
+        if contrasts is None:
+            return x_Nmn
+        if self.gradient == "reference":
+            return x_Nmn - x_Nmn.mean(1, keepdim=True).detach()
+        return contrasts @ (x_Nmn - x_Nmn[:, :1])  # exactly 0 where all rows are equal
 
     def _warn_if_too_many_rows(self, rows: int, dims: int) -> None:
         if rows <= dims or self._warned or torch.compiler.is_compiling():

@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from ssole import distributed
 from ssole.config import PretrainConfig
 from ssole.models.backbone import create_encoder
 from ssole.models.batch_norm import kept_buffers, synchronize_batch_norms
+from ssole.models.custom import CustomBackbone
 from ssole.models.cpu import speed_up_convolutions
 from ssole.rng import Use, scalar_bits
 from ssole.runtime import resolve_precision
@@ -69,12 +71,10 @@ class Embedder:
             parameter.requires_grad_(False)
         # a harmless note about 1x1 convolutions, whose weights have two memory formats at once
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        # Buffers are those of batch norms, which are the same everywhere. torch has two names for leaving them alone.
-        names = inspect.signature(DistributedDataParallel).parameters
-        leave: dict[str, Any] = {
-            "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers": False
-        }
-        shared = DistributedDataParallel(forward, gradient_as_bucket_view=True, **leave)
+        names = inspect.signature(DistributedDataParallel).parameters  # torch has two names for this one
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"
+        options: dict[str, Any] = {buffers: _may_differ(self.encoder.backbone)}
+        shared = DistributedDataParallel(forward, gradient_as_bucket_view=True, **options)
         for parameter in unused:
             parameter.requires_grad_(True)
         return shared
@@ -128,6 +128,12 @@ class Embedder:
     def _part(self, views: list[torch.Tensor], step: int, part: int) -> torch.Tensor:
         self.seed(step, part)
         return self(views)
+
+
+def _may_differ(backbone: nn.Module) -> bool:
+    """Whether a backbone may have buffers that differ between processes: its own code writes them, not batch norm."""
+    others = (module for module in backbone.modules() if not isinstance(module, _BatchNorm))
+    return isinstance(backbone, CustomBackbone) and any(next(m.buffers(recurse=False), None) is not None for m in others)
 
 
 def _place(model: nn.Module, device: torch.device) -> nn.Module:

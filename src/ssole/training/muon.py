@@ -58,8 +58,9 @@ class Muon(torch.optim.Optimizer):
         self._dtype, self._batched = dtype, batched
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update all parameters that have a gradient. Returns what a closure does, which is called first."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             used = [p for p in group["params"] if p.grad is not None]
             matrices = [p for p in used if is_matrix(p)]
@@ -67,6 +68,7 @@ class Muon(torch.optim.Optimizer):
                 self._update_matrices(matrices, group)
             if others := [p for p in used if not is_matrix(p)]:
                 self._update_others(others, group)
+        return loss
 
     def _update_matrices(self, weights: list[Tensor], group: dict[str, Any]) -> None:
         for p in weights:

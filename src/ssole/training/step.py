@@ -23,7 +23,7 @@ from ssole.config import ConfigError, CustomConfig, PretrainConfig, ViewRecipe
 from ssole.data.base import number_ids
 from ssole.errors import DataError, listed
 from ssole.losses import LOSSES
-from ssole.losses.base import EmbeddingError, EmbeddingLoss, copy_of_loss, named_terms
+from ssole.losses.base import EmbeddingError, EmbeddingLoss, copy_of_loss, is_plain, named_terms
 from ssole.models.backbone import Encoder, feature_dim, seeded_weights, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
 from ssole.progress import data_size
@@ -208,9 +208,16 @@ class Learner:
         return StepResult({name: value.detach() for name, value in mean_terms.items()}, z_BVD.detach())
 
     def loss_terms(self, z_BVD: torch.Tensor, *labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Named loss terms of embeddings, the total first; an error that names the step if these are not finite."""
+        """Named loss terms of embeddings, the total first; an error that names the step if these are not finite.
+
+        Code from elsewhere knows nothing of processes: it gets the embeddings of all of them.
+        """
         try:
-            return named_terms(self.loss, z_BVD, *labels)
+            if is_plain(self.loss):
+                return named_terms(self.loss, z_BVD, *labels)
+            of_all = [distributed.gather(x) for x in (z_BVD, *labels)]
+            with distributed.alone():  # an EmbeddingLoss within it must not gather them once more
+                return named_terms(self.loss, *of_all)
         except (EmbeddingError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
             if distributed.world_size() == 1:
                 self.watch.check()  # on an accelerator, an earlier step may have failed
