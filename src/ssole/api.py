@@ -15,10 +15,10 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig
-from ssole.data.describe import canonical, describe, is_in_memory, why_not_reopened
+from ssole.data.describe import canonical, describe, gone, is_in_memory, why_not_reopened
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
-from ssole.errors import DataError
+from ssole.errors import DataError, listed
 from ssole.evaluation.online import default_evaluators
 from ssole.models.custom import custom_settings, is_custom, missing_module_error
 from ssole.runtime import environment, resolve_device
@@ -221,6 +221,10 @@ def continue_run(
         how = "pass them," if is_in_memory(config.data) else "pass them again, --data URL, or"
         call = "extend" if found.finished else "resume"
         raise DataError(f"{found.path} was started on {reason}: {how} ssole.{call}(run, data=images)")
+    if data is None and (missing := gone(config.data)):
+        raise DataError(
+            f"the images of {found.path} are no longer there ({listed(missing, 1)}): pass --data, or data= in Python"
+        )
     eval_data = eval_data_to_open(config, found.path, eval_data) if given.evaluators is None else None
     if is_custom(config.model) and given.backbone is None:
         raise missing_module_error(config.model)

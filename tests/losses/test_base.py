@@ -454,7 +454,7 @@ def test_a_method_called_terms_may_be_for_something_else() -> None:
 
 
 def test_a_loss_that_does_not_depend_on_the_embeddings() -> None:
-    with pytest.raises(ValueError, match="^what Returns returns does not depend on the embeddings"):
+    with pytest.raises(ValueError, match=r"^what Returns returns does not depend on the embeddings"):
         named_terms(Returns(torch.tensor(1.0)), Z.clone().requires_grad_())
 
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from ssole.config import ConfigError, PretrainConfig
-from ssole.data.describe import why_not_reopened
-from ssole.data.storage import has_pattern
+from ssole.data.base import Spec
+from ssole.data.describe import are_paths, gone, why_not_reopened
 from ssole.errors import listed, printable
 from ssole.models.load import weights_path
 from ssole.training.run import Change, Run
@@ -61,18 +61,17 @@ def run_data(config: PretrainConfig | None, run: Path | str) -> Any:
         raise ConfigError(f"{run} does not say which images to use: pass --data")
     if (reason := why_not_reopened(config.data)) is not None:
         raise ConfigError(f"{run} was trained on {reason}: pass --data")
-    paths = [config.data] if isinstance(config.data, str) else config.data
-    gone = [one for one in paths if os.path.isabs(one) and not has_pattern(one) and not os.path.exists(one)]
-    if gone:
-        raise ConfigError(f"the images of {run} are no longer there ({listed(gone, 1)}): pass --data")
+    if missing := gone(config.data):
+        raise ConfigError(f"the images of {run} are no longer there ({listed(missing, 1)}): pass --data")
     return config.data
 
 
-def picture_format(out: Path) -> str:
+def picture_format(out: Path, images: Spec | None = None) -> str:
     """Pillow's name of the format of a picture to write.
 
     Raises:
-        ConfigError: a suffix of no format that Pillow writes, or a folder that does not exist.
+        ConfigError: a suffix of no format that Pillow writes, a folder that does not exist, or a place among `images`,
+            of which it would be one, or take the place of one.
     """
     from PIL import Image
 
@@ -81,4 +80,12 @@ def picture_format(out: Path) -> str:
         raise ConfigError(f"--out names the picture to write, such as picture.png; got {out}")
     if not out.parent.is_dir():
         raise ConfigError(f"there is no folder {out.parent} to write {out.name} to")
+    for place in images if are_paths(images) else [images]:
+        if isinstance(place, (str, os.PathLike)) and os.path.exists(place) and _holds(Path(place), out):
+            raise ConfigError(f"{out} would be one of the images in {place}: name another place by --out")
     return file_format
+
+
+def _holds(place: Path, file: Path) -> bool:
+    """Whether a file is this one, or lies below this folder."""
+    return file.resolve().is_relative_to(place.resolve())

@@ -67,8 +67,9 @@ def search(argv: Sequence[str]) -> int:
     args = parse(search, SearchArgs, argv)
     if (args.query is not None) + args.duplicates + args.outliers != 1:
         raise ConfigError("give one of: an image to look for (QUERY), --duplicates, --outliers")
-    file_format = picture_format(args.out)
+    file_format = picture_format(args.out, [*args.data, *([] if args.query is None else [args.query])])
     index = open_index(args.index, data=data_spec(args.data), device=args.device)
+    picture_format(args.out, index.data)
     if args.duplicates:
         groups = index.duplicates(args.least)
         _print_groups(groups, index)

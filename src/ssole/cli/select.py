@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssole.cli.common import Device, FilePath, OptionalFile, parse, show
+from ssole.cli.common import DataWords, Device, FilePath, OptionalFile, data_spec, parse, show
 from ssole.cli.search import IndexPath
 
 
@@ -18,6 +18,8 @@ class SelectArgs:
     """Folder that ssole index wrote; or a run, whose images are indexed the first time."""
     count: int = 100
     """Number of images to choose."""
+    data: DataWords = ()
+    """Images of a run's index, if it has to be made; by default those that the run was trained on."""
     given: OptionalFile = None
     """Images that need not be chosen, such as those labelled already: a list as ssole select writes it."""
     out: FilePath = Path("selected.csv")
@@ -42,7 +44,7 @@ def select(argv: Sequence[str]) -> int:
     args = parse(select, SelectArgs, argv)
     require_new(args.out)
     given = [] if args.given is None else saved_ids(args.given)
-    index = open_index(args.index, device=args.device)
+    index = open_index(args.index, data=data_spec(args.data), device=args.device)
     found, worst = index.select(args.count, given=given)
     found.save(args.out)
     show(f"{len(found):,} of {len(index):,} images: {args.out}")

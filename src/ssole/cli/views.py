@@ -54,7 +54,7 @@ def views(argv: Sequence[str]) -> int:
     config = None if args.recipe in PRESETS else load(args.recipe)
     recipe = view_preset(args.recipe) if config is None else config.augment
     channels = config.channels if config is not None and args.channels is None else args.channels
-    file_format = picture_format(args.out)
+    file_format = picture_format(args.out, args.data)
     images, indices = _some_images(args, recipe, channels)
     sheet = picture(images, indices, recipe=recipe, seed=args.seed, epoch=args.epoch)
     write_atomically(args.out, lambda path: sheet.save(path, format=file_format))

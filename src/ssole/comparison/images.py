@@ -86,7 +86,8 @@ def _require_classes(train: Source, test: Source) -> None:
 
 def _known_labels(source: Source) -> torch.Tensor:
     if source.labels is None or source.labels.max() < 0:
-        raise DataError(f"methods are scored by labels, and {source.name} has none: give images in a folder a class")
+        advice = source.why_unlabelled or "give images in a folder a class"
+        raise DataError(f"methods are scored by labels, and {source.name} has none: {advice}")
     return torch.from_numpy(np.array(source.labels, dtype=np.int64))
 
 

@@ -43,6 +43,7 @@ class Source(ABC):
         classes: Names of the labels 0, 1, ..., or None.
         ignored: Number of other files found beside the images, by suffix.
         hidden: Number of files and folders left out because their name begins with a dot.
+        why_unlabelled: Why there are no labels, where there seemed to be some; else None.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Source(ABC):
     classes: list[str] | None = None
     ignored: Mapping[str, int] = MappingProxyType({})
     hidden: int = 0
+    why_unlabelled: str | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -70,6 +70,12 @@ def why_not_reopened(described: str | Sequence[str] | None) -> str | None:
     return "images in memory" if is_in_memory(described) else None
 
 
+def gone(described: str | Sequence[str]) -> list[str]:
+    """Absolute paths among the texts of :func:`describe` where there is nothing any more."""
+    paths = [described] if isinstance(described, str) else described
+    return [one for one in paths if os.path.isabs(one) and not has_pattern(one) and not os.path.exists(one)]
+
+
 def are_paths(spec: Any) -> TypeGuard[Sequence[str | os.PathLike[str]]]:
     """Whether data are given as a list of paths or URLs."""
     return isinstance(spec, (list, tuple)) and all(isinstance(part, (str, os.PathLike)) for part in spec)

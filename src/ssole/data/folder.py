@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ssole.data.base import MAX_FILES, Source, evenly_spaced, number_texts
 from ssole.data.storage import data_errors, folder_of, is_remote, name_of, read_bytes, suffix_of
-from ssole.errors import DataError, without_secrets
+from ssole.errors import DataError, listed, without_secrets
 
 # Formats that Pillow registers but that hold documents, video, scientific grids or programs.
 _NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
@@ -93,7 +93,11 @@ class FolderSource(FileSource):
                 f"The folder {folder} holds no images (known by suffixes such as .jpg), only other files: "
                 f"{suffix_counts(self.ignored)}{hidden}."
             )
-        self.labels, self.classes = _folder_labels(paths)
+        outside = [path for path in paths if "/" not in path]
+        self.labels, self.classes = _folder_labels(paths) if not outside else (None, None)
+        if outside and 2 * len(outside) < len(paths):
+            lie = "lies" if len(outside) == 1 else "lie"
+            self.why_unlabelled = f"{listed(outside, 1)} {lie} outside the folders of the classes"
         self._paths = [f"{inside}/{path}" for path in paths] if inside else paths
 
 
@@ -199,10 +203,10 @@ def entry_kind(entry: os.DirEntry[str]) -> str:
 
 
 def _folder_labels(paths: list[str]) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Labels and class names from the first-level folders."""
-    tops = [path.partition("/")[0] for path in paths if "/" in path]
+    """Labels and class names from the first-level folders, in which all of the images lie."""
+    tops = [path.partition("/")[0] for path in paths]
     classes = sorted(set(tops))
-    if len(tops) < len(paths) or len(classes) < 2:
+    if len(classes) < 2:
         return None, None
     number = {top: label for label, top in enumerate(classes)}
     return np.array([number[top] for top in tops], dtype=np.int64), classes

@@ -69,7 +69,7 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
         if channels in (None, own):
             pixels = _page(first, 1, where)
             if channels is None and _photometric(first) == _RGB and first.extrasamples[:1] not in _ALPHA:
-                pixels = pixels[..., :3]  # a fourth channel that is no alpha, such as infrared: Pillow leaves it out too
+                pixels = pixels[..., :3]  # a fourth channel that is no alpha, such as infrared, as in Pillow
             return _upright(pixels, first)
         pages = len(file.pages)
         if own == 1 and pages == channels:

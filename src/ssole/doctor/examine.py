@@ -24,7 +24,7 @@ from ssole.doctor.findings import (
     check_recipe,
     check_statistics,
 )
-from ssole.doctor.report import Report, SecondSet
+from ssole.doctor.report import Finding, Report, SecondSet
 from ssole.doctor.scan import Readable, Sample, Scan, draw_sample, scan, view_rate
 from ssole.doctor.suggest import suggest
 from ssole.errors import DataError
@@ -104,6 +104,9 @@ def _read(
     about = contents(found.readable) if found.readable else None
     tolerated = PretrainConfig.max_unreadable if config is None else config.max_unreadable
     findings = [check_readable(len(source), found.examined, found.unreadable, max_unreadable=tolerated)]
+    if source.why_unlabelled is not None:
+        advice = "move them, if you want to measure accuracies: folders are classes only if they hold all images"
+        findings.append(Finding("look", "labels", f"there are no labels: {source.why_unlabelled}", advice))
     if about is not None:
         findings += check_duplicates(exact, near, len(source), found.examined)
         findings += check_contents(about, found.examined)

@@ -102,7 +102,8 @@ def open_data(
     """
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
-        note = f"{source.name} has no labels, or a single class: only label-free figures, none of them an accuracy."
+        reason = source.why_unlabelled or "or a single class"
+        note = f"{source.name} has no labels, {reason}: only label-free figures, none of them an accuracy."
         store, count = preprocessing.open_store(source, **options), len(source)
         train = Subset(store=store, positions=torch.arange(count), labels=torch.full((count,), -1))
         return EvaluationData(train=train, test=None, notes=[note])

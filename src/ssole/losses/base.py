@@ -114,7 +114,7 @@ def copy_of_loss(loss: nn.Module) -> nn.Module:
 
 
 def is_plain(loss: nn.Module) -> bool:
-    """Whether a loss is an EmbeddingLoss whose `terms` are all of it: no hook or later `forward` changes what it gives."""
+    """Whether a loss is an EmbeddingLoss whose `terms` are all of it, without hooks or a later `forward`."""
     if not isinstance(loss, EmbeddingLoss) or loss._forward_hooks or loss._forward_pre_hooks or "forward" in vars(loss):
         return False
     newest = next(vars(cls) for cls in type(loss).__mro__ if {"forward", "terms", "_terms"} & vars(cls).keys())
@@ -145,7 +145,7 @@ def named_terms(loss: nn.Module, z: Tensor, *arguments: Tensor) -> dict[str, Ten
             f"'loss' (not both) and none as {', '.join(sorted(RESERVED))}; got {_described(output)}"
         )
     if z.requires_grad and not terms[next(iter(totals))].requires_grad:
-        raise ValueError(f"what {type(loss).__name__} returns does not depend on the embeddings: nothing would be learned")
+        raise ValueError(f"what {type(loss).__name__} returns does not depend on the embeddings, so nothing is learned")
     return {"loss": terms.pop(*totals), **terms}
 
 

@@ -212,7 +212,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         return unit_norms(x_Nmn, normalize=self.normalize) if self._by_gram(x_Nmn) else self._norms_as_written(x_Nmn)
 
     def _by_gram(self, x: Tensor) -> bool:
-        """Whether the quick route by Gram matrices serves: not for the reference gradient, nor for float64 on the CPU."""
+        """Whether the quick route by Gram matrices serves: not for the reference, nor for float64 on the CPU."""
         return self.gradient == "exact" and not (x.dtype == torch.float64 and x.device.type == "cpu")
 
     def _norms_as_written(self, x_Nmn: Tensor, contrasts: Tensor | None = None) -> Tensor:

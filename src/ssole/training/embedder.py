@@ -26,8 +26,8 @@ from ssole import distributed
 from ssole.config import PretrainConfig
 from ssole.models.backbone import create_encoder
 from ssole.models.batch_norm import kept_buffers, synchronize_batch_norms
-from ssole.models.custom import CustomBackbone
 from ssole.models.cpu import speed_up_convolutions
+from ssole.models.custom import CustomBackbone
 from ssole.rng import Use, scalar_bits
 from ssole.runtime import resolve_precision
 
@@ -131,9 +131,9 @@ class Embedder:
 
 
 def _may_differ(backbone: nn.Module) -> bool:
-    """Whether a backbone may have buffers that differ between processes: its own code writes them, not batch norm."""
-    others = (module for module in backbone.modules() if not isinstance(module, _BatchNorm))
-    return isinstance(backbone, CustomBackbone) and any(next(m.buffers(recurse=False), None) is not None for m in others)
+    """Whether a backbone may have buffers that differ between processes: code from elsewhere writes them."""
+    others = [module for module in backbone.modules() if not isinstance(module, _BatchNorm)]
+    return isinstance(backbone, CustomBackbone) and any(len(list(m.buffers(recurse=False))) for m in others)
 
 
 def _place(model: nn.Module, device: torch.device) -> nn.Module:
