@@ -128,14 +128,9 @@ def _elastic(images: Tensor, c: tuple[float, float, float], draws: Draws) -> Ten
 def _pixelate(images: Tensor, c: float, _: Draws) -> Tensor:
     from PIL import Image
 
-    side = images.shape[-1]
+    side, box = images.shape[-1], Image.Resampling.BOX
     small = max(1, int(side * c))
-
-    def pixelated(image: Image.Image) -> Image.Image:
-        shrunk = image.resize((small, small), Image.Resampling.BOX)
-        return shrunk.resize((side, side), Image.Resampling.BOX)
-
-    return _by_pillow(images, pixelated)
+    return _by_pillow(images, lambda image: image.resize((small, small), box).resize((side, side), box))
 
 
 def _jpeg(images: Tensor, c: int, _: Draws) -> Tensor:

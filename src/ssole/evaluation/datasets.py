@@ -189,9 +189,16 @@ def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[s
     require_classes(in_train, in_test, names, (train.store.source.name, test.store.source.name))
     if in_train - in_test:
         notes = [*notes, f"No test image is of {_quoted(in_train - in_test, names)}."]
-    data = EvaluationData(train=train, test=test, classes=max(in_train) + 1, names=names, notes=notes)
-    is_sparse = max(in_train) >= max(1000, SPARSE * len(in_train))
-    return _renumbered(data, sorted(in_train)) if is_sparse else data
+    classes = max(in_train) + 1
+    if max(in_train) >= max(1000, SPARSE * len(in_train)):  # else figures of each class would not fit into memory
+        known = sorted(in_train)
+        train, test = (
+            replace(one, labels=torch.searchsorted(torch.tensor(known), one.labels)) for one in (train, test)
+        )
+        names = [str(label) if names is None else names[label] for label in known]
+        classes = len(known)
+        notes = [*notes, f"Labels go up to {known[-1]}: the {classes} classes are numbered in their order."]
+    return EvaluationData(train=train, test=test, classes=classes, names=names, notes=notes)
 
 
 def require_classes(train: set[int], test: set[int], names: list[str] | None, whose: tuple[str, str]) -> None:
@@ -213,16 +220,6 @@ def _quoted(labels: set[int], names: list[str] | None) -> str:
     named = names or []  # integers of the other source may go beyond
     shown = [repr(named[label]) if label < len(named) else str(label) for label in sorted(labels)]
     return listed(shown, 10)
-
-
-def _renumbered(data: EvaluationData, known: list[int]) -> EvaluationData:
-    """Data whose labels `known` become 0, 1, ...; otherwise, figures of each class would not fit into memory."""
-    assert data.test is not None
-    numbers = torch.tensor(known)
-    train, test = (replace(part, labels=torch.searchsorted(numbers, part.labels)) for part in (data.train, data.test))
-    names = [str(label) if data.names is None else data.names[label] for label in known]
-    note = f"Labels go up to {known[-1]}: the {len(known)} classes are numbered in their order."
-    return EvaluationData(train=train, test=test, classes=len(known), names=names, notes=[*data.notes, note])
 
 
 def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:

@@ -74,7 +74,8 @@ def evaluate(
     overrides = {"image_size": image_size, "mean": mean, "std": std}
     run_overrides = {} if isinstance(model_or_run, Mapping) else overrides
     rows = _rows(model_or_run)
-    open_images = partial(open_data, data, test, seed=seed, **_store_options(rows, progress))
+    options = store_options(progress) | {"max_unreadable": most_unreadable(chain(*rows.values()))}
+    open_images = partial(open_data, data, test, seed=seed, **options)
     scoring = Scoring(open_images, protocol, views, seed, evaluation_device(device), precision, progress)
     opened = _open_all(rows, overrides, run_overrides, scoring)
     for name, models in opened.items():
@@ -86,10 +87,6 @@ def evaluate(
 
 Opened = list[tuple[nn.Module, Preprocessing]]
 """Models of a row of the table, each with its preprocessing."""
-
-
-def _store_options(rows: Mapping[str, Sequence[ModelOrRun]], progress: bool) -> dict[str, Any]:
-    return store_options(progress) | {"max_unreadable": most_unreadable(chain(*rows.values()))}
 
 
 def _rows(given: Any) -> dict[str, list[ModelOrRun]]:
@@ -194,15 +191,10 @@ def model_and_preprocessing(given: ModelOrRun, **overrides: Any) -> tuple[nn.Mod
     model = open_model(given)
     preprocessing = Preprocessing.from_model(model, **overrides)
     if overrides.get("image_size") is not None and not isinstance(given, nn.Module):
-        _require_size(model, preprocessing)
+        size = preprocessing.image_size
+        try:  # whether the network takes images of a size that it was perhaps not made for
+            with frozen(model, torch.device("cpu")):
+                model(torch.zeros(1, preprocessing.channels or 3, size, size))
+        except (AssertionError, RuntimeError) as error:  # what timm and torch raise
+            raise ConfigError(f"the network does not take images of {size} x {size} pixels: {error}") from None
     return model, preprocessing
-
-
-def _require_size(model: nn.Module, preprocessing: Preprocessing) -> None:
-    """Raise a ConfigError if a network does not take images of a size that it was not made for."""
-    size = preprocessing.image_size
-    try:
-        with frozen(model, torch.device("cpu")):
-            model(torch.zeros(1, preprocessing.channels or 3, size, size))
-    except (AssertionError, RuntimeError) as error:  # what timm and torch raise
-        raise ConfigError(f"the network does not take images of {size} x {size} pixels: {error}") from None
