@@ -83,7 +83,7 @@ def contact_sheet(
 
 
 def _draw(rows: Sequence[Sequence[_Cell]]) -> Image.Image:
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageOps
 
     across, down = _SIDE + _GAP, _SIDE + _LINE + _GAP
     columns = max((len(row) for row in rows), default=1)
@@ -96,7 +96,7 @@ def _draw(rows: Sequence[Sequence[_Cell]]) -> Image.Image:
             if image is not None:
                 picture = thumbnail(image, _SIDE)
                 factor = max(1, _SIDE // max(picture.size))  # a whole one, so that the pixels of small ones stay sharp
-                picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+                picture = ImageOps.scale(picture, factor, Image.Resampling.NEAREST)
                 sheet.paste(picture, (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2))
             draw.text((left, top + _SIDE + 1), caption, fill="black")
     return sheet
