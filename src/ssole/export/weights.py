@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,9 @@ def write_timm(model: LoadedBackbone, folder: Path) -> Written:
     if small:
         register_with_timm()
     backbone = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    lines = ["import timm", 'model = timm.create_model("local-dir:.", pretrained=True).eval()']
     return Written(
         features=NormalisedBackbone(backbone, model.mean, model.std),
-        snippet=_snippet(lines, small),
+        snippet=_snippet("import timm", 'model = timm.create_model("local-dir:.", pretrained=True).eval()', small),
         needs=_needs("timm", small),
         library="timm",
     )
@@ -93,19 +92,19 @@ def write_hf(model: LoadedBackbone, folder: Path) -> Written:
     transformers recognises timm's config.json and wraps the timm model.
     """
     written = write_timm(model, folder)
-    lines = [
-        "from transformers import AutoModel",
-        'model = AutoModel.from_pretrained(".").eval()  # features: model(images).pooler_output',
-    ]
+    load = 'model = AutoModel.from_pretrained(".").eval()  # features: model(images).pooler_output'
     small = small_stem_kernel(model.backbone) is not None
-    installed = find_spec("transformers") is not None
-    return Written(
-        features=_with_transformers(model, folder) if installed else written.features,
-        snippet=_snippet(lines, small),
+    written = replace(
+        written,
+        snippet=_snippet("from transformers import AutoModel", load, small),
         needs=_needs("transformers and timm", small),
-        library="timm",
-        unchecked=None if installed else "transformers is not installed, so it was read with timm",
     )
+    if find_spec("transformers") is None:
+        return replace(written, unchecked="transformers is not installed, so it was read with timm")
+    from transformers import AutoModel
+
+    loaded: Any = NormalisedBackbone(AutoModel.from_pretrained(folder).eval(), model.mean, model.std)
+    return replace(written, features=lambda images: loaded(images).pooler_output)
 
 
 def _write_folder(model: LoadedBackbone, folder: Path) -> None:
@@ -151,19 +150,11 @@ def _pretrained_cfg(model: LoadedBackbone) -> dict[str, Any]:
     }
 
 
-def _with_transformers(model: LoadedBackbone, folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    from transformers import AutoModel
-
-    loaded: Any = NormalisedBackbone(AutoModel.from_pretrained(folder).eval(), model.mean, model.std)
-    return lambda images: loaded(images).pooler_output
-
-
-def _snippet(lines: list[str], small: bool) -> str:
-    head, rest = lines[:1], lines[1:]
+def _snippet(imports: str, load: str, small: bool) -> str:
     if small:
-        head.append("from ssole.export import register_with_timm")
-        rest = [f"register_with_timm()  # {_REASON}", *rest]
-    return "\n".join([*head, "", *rest])
+        imports += "\nfrom ssole.export import register_with_timm"
+        load = f"register_with_timm()  # {_REASON}\n{load}"
+    return f"{imports}\n\n{load}"
 
 
 def _needs(libraries: str, small: bool) -> str:
