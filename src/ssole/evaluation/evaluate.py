@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ssole import distributed
 from ssole.config import ConfigError
 from ssole.data.sources import open_source
 from ssole.evaluation.datasets import open_data
@@ -20,7 +21,7 @@ from ssole.evaluation.models import UnavailableError, is_run, most_unreadable, o
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
-from ssole.evaluation.sharing import evaluation_device, store_options
+from ssole.evaluation.sharing import evaluation_device
 from ssole.models.load import untrained
 from ssole.runtime import Precision
 
@@ -74,8 +75,7 @@ def evaluate(
     overrides = {"image_size": image_size, "mean": mean, "std": std}
     run_overrides = {} if isinstance(model_or_run, Mapping) else overrides
     rows = _rows(model_or_run)
-    options = store_options(progress) | {"max_unreadable": most_unreadable(chain(*rows.values()))}
-    open_images = partial(open_data, data, test, seed=seed, **options)
+    open_images = partial(open_data, data, test, seed=seed, **_store_options(rows, progress))
     scoring = Scoring(open_images, protocol, views, seed, evaluation_device(device), precision, progress)
     opened = _open_all(rows, overrides, run_overrides, scoring)
     for name, models in opened.items():
@@ -87,6 +87,13 @@ def evaluate(
 
 Opened = list[tuple[nn.Module, Preprocessing]]
 """Models of a row of the table, each with its preprocessing."""
+
+
+def _store_options(rows: Mapping[str, Sequence[ModelOrRun]], progress: bool) -> dict[str, Any]:
+    """Options of stores. Processes of one machine share a cache of images, in place of holding all of them each."""
+    processes = distributed.launch().local_world_size if distributed.shares_work() else 1
+    most = most_unreadable(chain(*rows.values()))
+    return {"progress": progress, "processes": processes, "cache": processes > 1, "max_unreadable": most}
 
 
 def _rows(given: Any) -> dict[str, list[ModelOrRun]]:

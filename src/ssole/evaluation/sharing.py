@@ -22,12 +22,6 @@ def evaluation_device(device: torch.device | str) -> torch.device:
     return distributed.own_device(found) if distributed.shares_work() else found
 
 
-def store_options(progress: bool) -> dict[str, Any]:
-    """Options of stores. Processes of one machine share a cache of images, in place of holding all of them each."""
-    processes = distributed.launch().local_world_size if distributed.shares_work() else 1
-    return {"progress": progress, "processes": processes, "cache": processes > 1}
-
-
 def own_batches(batches: Sequence[Tensor]) -> list[Tensor]:
     """Batches that this process computes, one in each round. If the last round has none for it, a single image."""
     if not distributed.shares_work():
