@@ -53,10 +53,9 @@ def search(
         ConfigError: neither an index nor a finished run, an index of another model, or k out of range.
         DataError: a damaged index, or a query that cannot be read.
     """
-    index = (
-        index_or_run if isinstance(index_or_run, Index) else open_index(index_or_run, device=device, progress=progress)
-    )
-    return index.search(query, k, device=device)
+    if not isinstance(index_or_run, Index):
+        index_or_run = open_index(index_or_run, device=device, progress=progress)
+    return index_or_run.search(query, k, device=device)
 
 
 def open_index(
@@ -144,7 +143,8 @@ def build_index(
         parts = embed_parts(model, preprocessing, source, work, **how)
         with folder_atomically(folder) as place:
             _write(parts, place, "float16" if half else "float32", description, weights)
-            _divide(place, cells, progress)
+            if cells == "always" or (cells == "auto" and parts.images > CELLS_ABOVE and faiss_installed()):
+                make_cells(np.load(place / FEATURES, mmap_mode="c"), progress=progress).save(place / CELLS)
         parts.remove()
     return Index(folder)
 
@@ -208,10 +208,3 @@ def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any], 
         shutil.copyfile(weights, folder / BACKBONE)
     whole = {"format": FORMAT, "images": parts.images, "features": parts.features, **description}
     write_json_atomically(folder / DESCRIPTION, whole)
-
-
-def _divide(folder: Path, cells: str, progress: bool) -> None:
-    """Write the cells of an index, if they are wanted."""
-    rows = np.load(folder / FEATURES, mmap_mode="c")
-    if cells == "always" or (cells == "auto" and len(rows) > CELLS_ABOVE and faiss_installed()):
-        make_cells(rows, progress=progress).save(folder / CELLS)
