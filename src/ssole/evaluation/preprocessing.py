@@ -91,12 +91,7 @@ class Preprocessing:
             channels = model.channels
         else:
             channels = None if input_size[0] == 3 else input_size[0]
-        return cls(
-            image_size=int(sides.pop()),
-            mean=tuple(found["mean"]),
-            std=tuple(found["std"]),
-            channels=channels,
-        )
+        return cls(image_size=int(sides.pop()), mean=tuple(found["mean"]), std=tuple(found["std"]), channels=channels)
 
     @property
     def decode_size(self) -> int:

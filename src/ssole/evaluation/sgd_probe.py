@@ -99,13 +99,7 @@ def sgd_probe(
 
 
 def _train(
-    input_NF: Tensor,
-    labels_N: Tensor,
-    classes: int,
-    rates: Sequence[float],
-    epochs: int,
-    seed: int,
-    advance: Advance,
+    input_NF: Tensor, labels_N: Tensor, classes: int, rates: Sequence[float], epochs: int, seed: int, advance: Advance
 ) -> tuple[Tensor, Tensor]:
     """Weights (R, C, F) and biases (R, C) after training at each rate."""
     count, batch = len(input_NF), min(BATCH, len(input_NF))

@@ -42,11 +42,7 @@ def unit_rows(features: Tensor) -> NDArray[np.float32]:
 
 
 def nearest_rows(
-    rows_NF: Rows,
-    queries_QF: Rows,
-    k: int,
-    *,
-    leave_out: NDArray[np.int64] | None = None,
+    rows_NF: Rows, queries_QF: Rows, k: int, *, leave_out: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Nearest rows of each query, best first: cosine similarities (Q, k) and indices (Q, k).
 
