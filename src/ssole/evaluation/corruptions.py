@@ -42,17 +42,10 @@ class Corruption:
 
 
 def corrupt(images: Tensor, name: str, strength: int, ids: Tensor, *, seed: int = 0) -> Tensor:
-    """Images (B, C, S, S) in [0, 1], corrupted.
+    """Images (B, C, S, S), floats in [0, 1], corrupted by one of ``CORRUPTIONS`` at a strength of 1 to 5.
 
-    Args:
-        images: floats in [0, 1].
-        name: one of ``CORRUPTIONS``.
-        strength: 1 to 5.
-        ids: (B,) int64, the index of each image in its data set, which decides its noise together with the seed.
-        seed: any integer.
-
-    Raises:
-        ValueError: an unknown corruption or strength, or one that is not for so many channels.
+    ``ids`` (B,) int64 are the indices of the images in their data set, which decide their noise together with the seed,
+    any integer. An unknown corruption or strength, or one that is not for so many channels, is a ValueError.
     """
     if name not in CORRUPTIONS or strength not in range(1, STRENGTHS + 1):
         raise ValueError(f"corruption {name!r} of strength {strength}: choose from {', '.join(CORRUPTIONS)}, 1 to 5")

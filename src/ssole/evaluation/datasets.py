@@ -122,8 +122,7 @@ def open_data(
 def match(train: ImageStore, test: ImageStore) -> EvaluationData:
     """Evaluation data of two stores: their labelled images, with labels in one numbering.
 
-    Raises:
-        DataError: where either has no labels, or test has classes that train lacks.
+    It is a DataError if either has no labels, or if test has classes that train lacks.
     """
     train_labels, test_labels, names = shared_labels(train.source, test.source)
     (train_part, train_notes), (test_part, test_notes) = _labelled(train, train_labels), _labelled(test, test_labels)
@@ -160,9 +159,7 @@ def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor
 
     Of every class of two or more images, at least one is held out and at least one is kept. A class of one image is
     kept. The result depends on the arguments alone, on every machine: labels (N,), integers, the share, and a seed.
-
-    Raises:
-        ValueError: share is outside (0, 1), or every class has a single image.
+    A share outside (0, 1), or labels whose every class has a single image, are a ValueError.
     """
     if not 0 < share < 1:
         raise ValueError(f"the share to hold out is {share}; it must be between 0 and 1")
@@ -225,8 +222,7 @@ def _quoted(labels: set[int], names: list[str] | None) -> str:
 def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:
     """Source of the test images, or None and the reason why there is none.
 
-    Raises:
-        DataError: the test images given cannot be opened, or are the training images.
+    Images given in ``test`` that cannot be opened, or are the training images, are a DataError.
     """
     if test is not None:
         other = open_test_images(test)

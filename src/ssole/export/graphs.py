@@ -21,11 +21,7 @@ _INPUT = "images in [0, 1]; it normalises them itself"
 
 
 def write_onnx(model: LoadedBackbone, folder: Path) -> Written:
-    """Write model.onnx, for any batch size, and read it with onnxruntime.
-
-    Raises:
-        ConfigError: a package of the extra `export` is missing.
-    """
+    """Write model.onnx, for any batch size, and read it with onnxruntime; `ConfigError` without the extra `export`."""
     missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(f"--to onnx needs {', '.join(missing)}: pip install 'ssole[export]'")

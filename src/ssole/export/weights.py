@@ -164,10 +164,8 @@ def _needs(libraries: str, small: bool) -> str:
 def write_torchvision(model: LoadedBackbone, folder: Path) -> Written:
     """Write model.safetensors and preprocessing.json, and read them with torchvision.
 
-    torchvision and timm build the ResNets, ResNeXts and some others from the same layers with the same names.
-
-    Raises:
-        ConfigError: torchvision has no model of this name, or one of other layers.
+    torchvision and timm build the ResNets, ResNeXts and some others from the same layers with the same names. Where
+    torchvision has no model of this name, or one of other layers, it is a ConfigError.
     """
     from safetensors.torch import load_file
     from torchvision import models

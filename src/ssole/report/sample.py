@@ -88,8 +88,7 @@ def open_sample(
 ) -> tuple[Sample | None, str]:
     """Sample of at most `limit` images of a run's data; or None and the reason why there is none.
 
-    Raises:
-        NotFiniteError: the network gives NaN or infinity.
+    A network that gives NaN or infinity is a NotFiniteError.
     """
     if not record.finished:
         return None, "The run is not finished, so it has no backbone yet."

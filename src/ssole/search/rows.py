@@ -52,8 +52,7 @@ def nearest_rows(
         k: number of neighbours, at most N, or N - 1 with `leave_out`.
         leave_out: (Q,) a row that each query must not find, such as itself.
 
-    Raises:
-        DataError: the rows or queries hold NaN or infinity.
+    Raises as :func:`scores`.
     """
     similarity = np.empty((len(queries_QF), k))
     index = np.empty((len(queries_QF), k), dtype=np.int64)
@@ -176,8 +175,7 @@ def score_blocks(rows_NF: Rows, queries_QF: Rows, *, later: bool = False) -> Ite
 def scores(rows_NF: Rows, queries_QF: Rows) -> Tensor:
     """Float32 products (Q, N) of queries with all rows, which are read from their file where they are mapped.
 
-    Raises:
-        DataError: the rows or queries hold NaN or infinity.
+    NaN or infinity among the rows or queries is a DataError.
     """
     queries = torch.from_numpy(np.asarray(queries_QF, dtype=np.float32))
     rows = torch.from_numpy(rows_NF)

@@ -39,16 +39,13 @@ def contact_sheet(
 
     Args:
         groups: one result, or several, such as groups of near duplicates.
-        data: the images of the index.
+        data: the images of the index; `DataError` if they cannot be opened.
         query: the image that was looked for, as :meth:`Index.search` takes it; None without one. A file comes before
             an image of the index with the same name.
         channels: as the model has them, for images that are no photographs.
 
     Returns:
         The picture, and the ids of images that are gone or cannot be read: they are grey.
-
-    Raises:
-        DataError: the data cannot be opened.
     """
     source, missing = open_source(data), list[str]()
     wanted = {name for group in groups for name in group.ids} | ({query} if isinstance(query, str) else set())
