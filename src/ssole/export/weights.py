@@ -115,8 +115,12 @@ def _write_folder(model: LoadedBackbone, folder: Path) -> None:
     _save_weights(model, folder)
     kernel, settings = small_stem_kernel(model.backbone), model.config["model"]
     name, arguments = settings["backbone"].partition(".")[0], dict(settings["backbone_args"])
-    if len(model.mean) != 3:
-        arguments["in_chans"] = len(model.mean)
+    stock, channels = model.backbone.pretrained_cfg, len(model.mean)
+    assert isinstance(stock, Mapping)
+    kept = {key: stock[key] for key in _LIKE_STOCK if key in stock}
+    if channels != 3:
+        arguments["in_chans"] = channels
+        kept["first_conv"] = None  # else timm <= 1.0.30 would leave the layer so named random, as it has not 3 channels
     if kernel is not None:
         name, arguments = NAME, {"backbone": name, "stem": kernel, **arguments}
     config = {
@@ -124,30 +128,20 @@ def _write_folder(model: LoadedBackbone, folder: Path) -> None:
         "num_classes": 0,
         "num_features": model.num_features,
         "model_args": arguments,
-        "pretrained_cfg": _pretrained_cfg(model),
+        "pretrained_cfg": {  # by which timm makes its data transforms and loads weights
+            "tag": "ssole",
+            "input_size": [channels, model.image_size, model.image_size],
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(model.mean),
+            "std": list(model.std),
+            "num_classes": 0,
+            "pool_size": None,
+            **kept,
+        },
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _pretrained_cfg(model: LoadedBackbone) -> dict[str, Any]:
-    """Settings by which timm makes its data transforms and loads weights."""
-    stock = model.backbone.pretrained_cfg
-    assert isinstance(stock, Mapping)
-    kept = {name: stock[name] for name in _LIKE_STOCK if name in stock}
-    if len(model.mean) != 3:
-        kept["first_conv"] = None  # else timm <= 1.0.30 would leave the layer so named random, as it has not 3 channels
-    return {
-        "tag": "ssole",
-        "input_size": [len(model.mean), model.image_size, model.image_size],
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-        "mean": list(model.mean),
-        "std": list(model.std),
-        "num_classes": 0,
-        "pool_size": None,
-        **kept,
-    }
 
 
 def _snippet(imports: str, load: str, small: bool) -> str:

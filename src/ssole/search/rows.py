@@ -134,11 +134,6 @@ def k_center(
     is_free = np.ones(len(rows_NF), dtype=bool)
     chosen = np.empty(count, dtype=np.int64)
     similarity = np.full(count, np.nan)
-
-    def take(row: int) -> None:
-        is_free[row] = False
-        np.maximum(nearest_N, scores(rows_NF, rows_NF[row : row + 1])[0].numpy(), out=nearest_N)
-
     if given is not None:
         is_free[given] = False
         for _, scores_BN in score_blocks(rows_NF, rows_NF[given]):
@@ -146,20 +141,15 @@ def k_center(
     with progress_bar("choosing images", count, enabled=progress) as advance:
         for number in range(count):
             if is_free.all():
-                row = _most_typical(rows_NF)
+                mean_F = np.asarray(rows_NF).mean(axis=0, dtype=np.float64).astype(np.float32)
+                row = int(scores(rows_NF, mean_F[None])[0].argmax())
             else:
                 row = int(np.where(is_free, nearest_N, np.inf).argmin())
                 similarity[number] = nearest_N[row]
-            chosen[number] = row
-            take(row)
+            chosen[number], is_free[row] = row, False
+            np.maximum(nearest_N, scores(rows_NF, rows_NF[row : row + 1])[0].numpy(), out=nearest_N)
             advance()
     return chosen, similarity, float(nearest_N.min())
-
-
-def _most_typical(rows_NF: Rows) -> int:
-    """The row most similar to the mean of all."""
-    mean_F = np.asarray(rows_NF).mean(axis=0, dtype=np.float64).astype(np.float32)
-    return int(scores(rows_NF, mean_F[None])[0].argmax())
 
 
 def score_blocks(rows_NF: Rows, queries_QF: Rows, *, later: bool = False) -> Iterator[tuple[int, Tensor]]:
