@@ -34,11 +34,8 @@ def own_batches(batches: Sequence[Tensor]) -> list[Tensor]:
 def batches_of_all(number: int, rows: Tensor, batches: Sequence[Tensor], images: Any) -> Iterator[tuple[int, Tensor]]:
     """Position of the first image, and the features, of each batch of a round, in order.
 
-    Args:
-        number: of the round.
-        rows: features (B, F) of this process's own batch.
-        batches: positions of the images of all batches.
-        images: store of the images, or a subset of one. It is told which images other processes could not read.
+    ``rows`` are the features (B, F) of this process's own batch, and ``batches`` the positions of the images of all
+    batches. ``images``, a store or a subset of one, is told which images other processes could not read.
     """
     if not distributed.shares_work():
         yield int(batches[number][0]), rows

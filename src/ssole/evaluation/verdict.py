@@ -74,13 +74,8 @@ def assess(figures: Mapping[str, float], width: int, rise: float = 0.0) -> Verdi
     - still improving: kNN accuracy rose by more than `IMPROVING_RISE` over the last fifth of training.
     - healthy: none of these.
 
-    Args:
-        figures: by name, as in :func:`ssole.evaluation.label_free.label_free_figures`.
-        width: number of features.
-        rise: see :func:`last_rise`.
-
-    Returns:
-        The verdict; None without RankMe, unless the features have collapsed.
+    ``figures`` are by name, as in :func:`ssole.evaluation.label_free.label_free_figures`, ``width`` is the number of
+    features, and ``rise`` that of :func:`last_rise`. None without RankMe, unless the features have collapsed.
     """
 
     def by(name: str, state: State, words: str) -> Verdict:

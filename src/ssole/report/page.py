@@ -51,11 +51,9 @@ class Facts:
 
 
 def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str:
-    """HTML of the page.
+    """HTML of the page on some runs.
 
-    Args:
-        facts: what is known of each run.
-        live: for a page that a server keeps up to date: its "version", and the seconds "every" of which it asks anew.
+    ``live`` is for a page that a server keeps up to date: its "version", and the seconds "every" of which it asks anew.
     """
     from bokeh.resources import Resources
     from jinja2 import Environment, FileSystemLoader, StrictUndefined

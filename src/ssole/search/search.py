@@ -67,10 +67,8 @@ def open_index(
 ) -> Index:
     """Index in a folder; of a run folder its own index, which is made if there is none.
 
-    Args:
-        where: folder of an index or a run, or a Run.
-        data: images of a run's index, if it has to be made; by default those that it was trained on.
-        device, progress: as for :func:`ssole.embed`.
+    ``data`` are the images of a run's index, if it has to be made; by default those that it was trained on.
+    ``device`` and ``progress`` are as for :func:`ssole.embed`.
 
     Raises:
         ConfigError: neither an index nor a finished run, or the index in a run folder is of another model.
