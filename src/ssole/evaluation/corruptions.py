@@ -79,14 +79,6 @@ class CorruptedImages:
         return (made * torch.iinfo(dtype).max).round().to(dtype)
 
 
-def _gaussian_noise(images: Tensor, c: float, draws: Draws) -> Tensor:
-    return images + c * draws.normal(*images.shape[1:])
-
-
-def _shot_noise(images: Tensor, c: float, draws: Draws) -> Tensor:
-    return draws.poisson(images * c) / c
-
-
 def _impulse_noise(images: Tensor, c: float, draws: Draws) -> Tensor:
     """Salt and pepper: a share c of the values become 0 or 1."""
     chance = draws.uniform(*images.shape[1:])
@@ -138,8 +130,8 @@ def _jpeg(images: Tensor, c: int, _: Draws) -> Tensor:
 
 
 CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian noise": Corruption(_gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.1)),
-    "shot noise": Corruption(_shot_noise, (500, 250, 100, 75, 50)),
+    "gaussian noise": Corruption(lambda x, c, draws: x + c * draws.normal(*x.shape[1:]), (0.04, 0.06, 0.08, 0.09, 0.1)),
+    "shot noise": Corruption(lambda x, c, draws: draws.poisson(x * c) / c, (500, 250, 100, 75, 50)),
     "impulse noise": Corruption(_impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
     "defocus blur": Corruption(filters.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))),
     "glass blur": Corruption(filters.glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),
