@@ -110,9 +110,11 @@ class SSOLEFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
 
     def _loaded(self) -> tuple[nn.Module, Preprocessing]:
         """The model and its preprocessing, loaded once for each value of the parameter."""
-        kept = self.__dict__.get("_kept")
-        if kept is None or kept[0] is not self.model:
-            kept = self._kept = (self.model, *_load(self.model))
+        kept, given = self.__dict__.get("_kept"), self.model
+        if kept is None or kept[0] is not given:
+            if not isinstance(given, nn.Module) and (Path(getattr(given, "path", given)) / "config.json").is_file():
+                given = f"timm:local-dir:{given}"  # a folder that timm reads
+            kept = self._kept = (self.model, *model_and_preprocessing(given))
         return kept[1], kept[2]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,13 +129,6 @@ class SSOLEFeatures(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         tags.no_validation = True
         tags.requires_fit = False
         return tags
-
-
-def _load(model: Any) -> tuple[nn.Module, Preprocessing]:
-    """Model and its preprocessing. A folder that timm reads needs no prefix."""
-    if not isinstance(model, nn.Module) and (Path(getattr(model, "path", model)) / "config.json").is_file():
-        model = f"timm:local-dir:{model}"
-    return model_and_preprocessing(model)
 
 
 def _source(X: Any) -> Source:

@@ -42,10 +42,8 @@ def classified(name: str, scores: Tensor, labels: Tensor) -> Outcome:
     independent binomial counts, without bias: p (1 - p) / (n - 1) for a class of n images with accuracy p. A class with
     one image has the variance of the mean accuracy.
 
-    Args:
-        name: name of the metric.
-        scores: (Q, C), none below 0; see :func:`accuracy`. Probabilities in float64, where few become 0.
-        labels: (Q,) integers in [0, C).
+    Scores (Q, C) are not below 0; see :func:`accuracy`. Probabilities should be float64, where few become 0. Labels
+    (Q,) are integers in [0, C).
     """
     classes, predicted, labels = scores.shape[1], scores.argmax(1).cpu(), labels.cpu().long()
     counts = labels.bincount(minlength=classes)

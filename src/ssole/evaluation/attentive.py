@@ -38,9 +38,7 @@ class NoTokensError(ValueError):
 class Tokens(nn.Module):
     """Spatial features (B, T, F) of a timm model, or a run's, as rows (B, T F), which :func:`extract` takes.
 
-    Raises:
-        NoTokensError: the model has no ``forward_features`` that gives a map (B, F, h, w) or (B, h, w, F), or
-            (B, T, F).
+    A model without ``forward_features`` that gives (B, F, h, w), (B, h, w, F) or (B, T, F) is a NoTokensError.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -105,14 +103,11 @@ def attentive_probe(
     """Attentive probe, trained on the tokens of images.
 
     Args:
-        tokens: (N, T, F), floating point, of any precision.
+        tokens: (N, T, F), finite, floating point of any precision, of two or more images; or it is a ValueError.
         labels: (N,) integers in [0, C).
         classes, epochs: C, and passes over the images; more where they have fewer than 500 steps.
         seed, device: seed of the initial weights and of the batches; where to train.
         progress: show a bar when it takes more than two seconds.
-
-    Raises:
-        ValueError: tokens that are not a finite (N, T, F), or too few images for a batch statistic.
     """
     if tokens.ndim != 3 or len(tokens) < 2:
         raise ValueError(f"the attentive probe takes tokens (N, T, F) of two or more images, got {tuple(tokens.shape)}")

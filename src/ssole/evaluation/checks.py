@@ -15,11 +15,9 @@ class NotFiniteError(ValueError):
 
 
 def check_features(features: Tensor, what: str) -> None:
-    """Check that features are a non-empty, finite, floating-point (N, F); ``what`` names them in the message.
+    """Check that features are a non-empty, floating-point (N, F), or a ValueError; ``what`` names them in the message.
 
-    Raises:
-        NotFiniteError: NaN or infinity; the message has the number of such rows and the first.
-        ValueError: anything else.
+    NaN or infinity is a NotFiniteError, whose message has the number of such rows and the first.
     """
     if features.ndim != 2 or not features.is_floating_point():
         raise ValueError(
@@ -39,8 +37,7 @@ def check_features(features: Tensor, what: str) -> None:
 def check_labels(labels: Tensor, length: int, num_classes: int | None) -> tuple[Tensor, int]:
     """Labels of ``length`` images as int64, and the number of classes.
 
-    Raises:
-        ValueError: for another length, a floating-point dtype, or a label outside [0, num_classes).
+    Another length, a floating-point dtype, or a label outside [0, num_classes) is a ValueError.
     """
     if labels.shape != (length,) or labels.is_floating_point():
         raise ValueError(

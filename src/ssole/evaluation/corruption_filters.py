@@ -168,11 +168,8 @@ def brightness(images: Tensor, c: float, _: Draws) -> Tensor:
 def trail(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tensor:
     """Mean along a line that begins at each pixel, weighted by half a Gaussian.
 
-    Args:
-        images: (B, C, S, S).
-        radius: half of the length of the line.
-        sigma: of the Gaussian. Both in pixels of images of 32 px.
-        angles: (B,) directions in radians, clockwise from the right.
+    The radius, half of the line's length, and the sigma of the Gaussian are in pixels of images of 32 px; angles (B,)
+    are directions in radians, clockwise from the right.
     """
     side = images.shape[-1]
     scale = side / REFERENCE

@@ -42,17 +42,10 @@ class Corruption:
 
 
 def corrupt(images: Tensor, name: str, strength: int, ids: Tensor, *, seed: int = 0) -> Tensor:
-    """Images (B, C, S, S) in [0, 1], corrupted.
+    """Images (B, C, S, S), floats in [0, 1], corrupted by one of ``CORRUPTIONS`` at a strength of 1 to 5.
 
-    Args:
-        images: floats in [0, 1].
-        name: one of ``CORRUPTIONS``.
-        strength: 1 to 5.
-        ids: (B,) int64, the index of each image in its data set, which decides its noise together with the seed.
-        seed: any integer.
-
-    Raises:
-        ValueError: an unknown corruption or strength, or one that is not for so many channels.
+    ``ids`` (B,) int64 are the indices of the images in their data set, which decide their noise together with the seed,
+    any integer. An unknown corruption or strength, or one that is not for so many channels, is a ValueError.
     """
     if name not in CORRUPTIONS or strength not in range(1, STRENGTHS + 1):
         raise ValueError(f"corruption {name!r} of strength {strength}: choose from {', '.join(CORRUPTIONS)}, 1 to 5")
@@ -84,14 +77,6 @@ class CorruptedImages:
         crops = center_crop(images, self.size)
         made = corrupt(crops, self.name, self.strength, self.subset.positions[indices], seed=self.seed)
         return (made * torch.iinfo(dtype).max).round().to(dtype)
-
-
-def _gaussian_noise(images: Tensor, c: float, draws: Draws) -> Tensor:
-    return images + c * draws.normal(*images.shape[1:])
-
-
-def _shot_noise(images: Tensor, c: float, draws: Draws) -> Tensor:
-    return draws.poisson(images * c) / c
 
 
 def _impulse_noise(images: Tensor, c: float, draws: Draws) -> Tensor:
@@ -128,14 +113,9 @@ def _elastic(images: Tensor, c: tuple[float, float, float], draws: Draws) -> Ten
 def _pixelate(images: Tensor, c: float, _: Draws) -> Tensor:
     from PIL import Image
 
-    side = images.shape[-1]
+    side, box = images.shape[-1], Image.Resampling.BOX
     small = max(1, int(side * c))
-
-    def pixelated(image: Image.Image) -> Image.Image:
-        shrunk = image.resize((small, small), Image.Resampling.BOX)
-        return shrunk.resize((side, side), Image.Resampling.BOX)
-
-    return _by_pillow(images, pixelated)
+    return _by_pillow(images, lambda image: image.resize((small, small), box).resize((side, side), box))
 
 
 def _jpeg(images: Tensor, c: int, _: Draws) -> Tensor:
@@ -150,8 +130,8 @@ def _jpeg(images: Tensor, c: int, _: Draws) -> Tensor:
 
 
 CORRUPTIONS: dict[str, Corruption] = {
-    "gaussian noise": Corruption(_gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.1)),
-    "shot noise": Corruption(_shot_noise, (500, 250, 100, 75, 50)),
+    "gaussian noise": Corruption(lambda x, c, draws: x + c * draws.normal(*x.shape[1:]), (0.04, 0.06, 0.08, 0.09, 0.1)),
+    "shot noise": Corruption(lambda x, c, draws: draws.poisson(x * c) / c, (500, 250, 100, 75, 50)),
     "impulse noise": Corruption(_impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07)),
     "defocus blur": Corruption(filters.defocus_blur, ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1.0, 0.2), (1.5, 0.1))),
     "glass blur": Corruption(filters.glass_blur, ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2))),

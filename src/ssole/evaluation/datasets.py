@@ -123,8 +123,7 @@ def open_data(
 def match(train: ImageStore, test: ImageStore) -> EvaluationData:
     """Evaluation data of two stores: their labelled images, with labels in one numbering.
 
-    Raises:
-        DataError: where either has no labels, or test has classes that train lacks.
+    It is a DataError if either has no labels, or if test has classes that train lacks.
     """
     train_labels, test_labels, names = shared_labels(train.source, test.source)
     (train_part, train_notes), (test_part, test_notes) = _labelled(train, train_labels), _labelled(test, test_labels)
@@ -161,9 +160,7 @@ def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor
 
     Of every class of two or more images, at least one is held out and at least one is kept. A class of one image is
     kept. The result depends on the arguments alone, on every machine: labels (N,), integers, the share, and a seed.
-
-    Raises:
-        ValueError: share is outside (0, 1), or every class has a single image.
+    A share outside (0, 1), or labels whose every class has a single image, are a ValueError.
     """
     if not 0 < share < 1:
         raise ValueError(f"the share to hold out is {share}; it must be between 0 and 1")
@@ -190,9 +187,16 @@ def _checked(train: Subset, test: Subset, names: list[str] | None, notes: list[s
     require_classes(in_train, in_test, names, (train.store.source.name, test.store.source.name))
     if in_train - in_test:
         notes = [*notes, f"No test image is of {_quoted(in_train - in_test, names)}."]
-    data = EvaluationData(train=train, test=test, classes=max(in_train) + 1, names=names, notes=notes)
-    is_sparse = max(in_train) >= max(1000, SPARSE * len(in_train))
-    return _renumbered(data, sorted(in_train)) if is_sparse else data
+    classes = max(in_train) + 1
+    if max(in_train) >= max(1000, SPARSE * len(in_train)):  # else figures of each class would not fit into memory
+        known = sorted(in_train)
+        train, test = (
+            replace(one, labels=torch.searchsorted(torch.tensor(known), one.labels)) for one in (train, test)
+        )
+        names = [str(label) if names is None else names[label] for label in known]
+        classes = len(known)
+        notes = [*notes, f"Labels go up to {known[-1]}: the {classes} classes are numbered in their order."]
+    return EvaluationData(train=train, test=test, classes=classes, names=names, notes=notes)
 
 
 def require_classes(train: set[int], test: set[int], names: list[str] | None, whose: tuple[str, str]) -> None:
@@ -216,21 +220,10 @@ def _quoted(labels: set[int], names: list[str] | None) -> str:
     return listed(shown, 10)
 
 
-def _renumbered(data: EvaluationData, known: list[int]) -> EvaluationData:
-    """Data whose labels `known` become 0, 1, ...; otherwise, figures of each class would not fit into memory."""
-    assert data.test is not None
-    numbers = torch.tensor(known)
-    train, test = (replace(part, labels=torch.searchsorted(numbers, part.labels)) for part in (data.train, data.test))
-    names = [str(label) if data.names is None else data.names[label] for label in known]
-    note = f"Labels go up to {known[-1]}: the {len(known)} classes are numbered in their order."
-    return EvaluationData(train=train, test=test, classes=len(known), names=names, notes=[*data.notes, note])
-
-
 def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Source | None, str]:
     """Source of the test images, or None and the reason why there is none.
 
-    Raises:
-        DataError: the test images given cannot be opened, or are the training images.
+    Images given in ``test`` that cannot be opened, or are the training images, are a DataError.
     """
     if test is not None:
         other = open_test_images(test)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ssole import distributed
 from ssole.config import ConfigError
 from ssole.data.sources import open_source
 from ssole.evaluation.datasets import open_data
@@ -20,7 +21,7 @@ from ssole.evaluation.models import UnavailableError, is_run, most_unreadable, o
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
-from ssole.evaluation.sharing import evaluation_device, store_options
+from ssole.evaluation.sharing import evaluation_device
 from ssole.models.load import untrained
 from ssole.runtime import Precision
 
@@ -89,7 +90,10 @@ Opened = list[tuple[nn.Module, Preprocessing]]
 
 
 def _store_options(rows: Mapping[str, Sequence[ModelOrRun]], progress: bool) -> dict[str, Any]:
-    return store_options(progress) | {"max_unreadable": most_unreadable(chain(*rows.values()))}
+    """Options of stores. Processes of one machine share a cache of images, in place of holding all of them each."""
+    processes = distributed.launch().local_world_size if distributed.shares_work() else 1
+    most = most_unreadable(chain(*rows.values()))
+    return {"progress": progress, "processes": processes, "cache": processes > 1, "max_unreadable": most}
 
 
 def _rows(given: Any) -> dict[str, list[ModelOrRun]]:
@@ -194,15 +198,10 @@ def model_and_preprocessing(given: ModelOrRun, **overrides: Any) -> tuple[nn.Mod
     model = open_model(given)
     preprocessing = Preprocessing.from_model(model, **overrides)
     if overrides.get("image_size") is not None and not isinstance(given, nn.Module):
-        _require_size(model, preprocessing)
+        size = preprocessing.image_size
+        try:  # whether the network takes images of a size that it was perhaps not made for
+            with frozen(model, torch.device("cpu")):
+                model(torch.zeros(1, preprocessing.channels or 3, size, size))
+        except (AssertionError, RuntimeError) as error:  # what timm and torch raise
+            raise ConfigError(f"the network does not take images of {size} x {size} pixels: {error}") from None
     return model, preprocessing
-
-
-def _require_size(model: nn.Module, preprocessing: Preprocessing) -> None:
-    """Raise a ConfigError if a network does not take images of a size that it was not made for."""
-    size = preprocessing.image_size
-    try:
-        with frozen(model, torch.device("cpu")):
-            model(torch.zeros(1, preprocessing.channels or 3, size, size))
-    except (AssertionError, RuntimeError) as error:  # what timm and torch raise
-        raise ConfigError(f"the network does not take images of {size} x {size} pixels: {error}") from None

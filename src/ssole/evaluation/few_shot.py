@@ -36,10 +36,7 @@ def few_shot_accuracies(
     """Accuracy on all test images in each episode, which draws ``shots`` training images of every class at random.
 
     Features are (N, F) and (Q, F), floating point and finite; labels are (N,) and (Q,) integers. A test image of
-    a class that train lacks counts as wrong.
-
-    Raises:
-        ValueError: a class has fewer images, or features that are not finite.
+    a class that train lacks counts as wrong. A class of fewer images is a ValueError.
     """
     check_features(train_features, "train features")
     check_features(test_features, "test features")

@@ -84,8 +84,7 @@ def fine_tune(
         seed, device: seed of the batches, the shifts, and of layers such as dropout; where to train.
         progress: show a bar when it takes more than two seconds.
 
-    Raises:
-        ValueError: the network has no parameters to train, or training diverged.
+    A network without parameters, or training that diverges, is a ValueError.
     """
     if next(model.parameters(), None) is None:
         raise ValueError(f"{type(model).__name__} has no parameters to fine-tune")

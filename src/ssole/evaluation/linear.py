@@ -107,12 +107,7 @@ def linear_probe(
 
 
 def _validate(
-    features_NF: Tensor,
-    labels_N: Tensor,
-    grid: Sequence[float],
-    seed: int,
-    limits: tuple[float, int],
-    advance: Advance,
+    features_NF: Tensor, labels_N: Tensor, grid: Sequence[float], seed: int, limits: tuple[float, int], advance: Advance
 ) -> tuple[dict[float, float], int]:
     """Accuracy by inverse penalty on a held-out part, and the number of iterations of all fits."""
     if len(grid) == 1:

@@ -40,19 +40,11 @@ def default_evaluators(
 
     With ``eval_data``, kNN accuracy on its test split, or on a fifth of it that is held out; label-free figures where
     it has no labels. Else, with ``knn_every``, kNN accuracy on the test split of the data. Where the data have no
-    labels or no such split, nothing is measured, and a line on standard error says why.
+    labels or no such split, nothing is measured, and with ``progress`` a line on standard error says why.
 
-    Args:
-        config: of the run, with mean and std.
-        data: the training images.
-        eval_data: the images to measure on in their place, as they are opened.
-        store: the training images as decoded for training.
-        progress: show bars, and print that line.
-        options: of stores.
-
-    Raises:
-        DataError: ``eval_data`` cannot be opened.
-        ValueError: ``eval_data`` has fewer training images than neighbours.
+    ``config`` has mean and std; ``store`` holds the training images ``data`` as decoded for training; ``options`` are
+    those of stores. It is a DataError if ``eval_data`` cannot be opened, and a ValueError if it has fewer training
+    images than neighbours.
     """
     preprocessing = Preprocessing.from_config(config)
     if eval_data is not None:

@@ -87,12 +87,11 @@ class Preprocessing:
         sides = set(size) if isinstance(size, Sequence) else {size}
         if len(sides) != 1:
             raise ValueError(f"image_size is {size}; the side of a square is needed: pass image_size")
-        return cls(
-            image_size=int(sides.pop()),
-            mean=tuple(found["mean"]),
-            std=tuple(found["std"]),
-            channels=_channels(model, input_size[0]),
-        )
+        if isinstance(model, LoadedBackbone):  # other modules may have an attribute of this name with another meaning
+            channels = model.channels
+        else:
+            channels = None if input_size[0] == 3 else input_size[0]
+        return cls(image_size=int(sides.pop()), mean=tuple(found["mean"]), std=tuple(found["std"]), channels=channels)
 
     @property
     def decode_size(self) -> int:
@@ -128,13 +127,6 @@ class Preprocessing:
         crops = center_crop(images, self.image_size, device=device)
         mean_C11, std_C11 = (torch.tensor(list(v), device=crops.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return torch.addcmul(-mean_C11 / std_C11, crops, 1 / std_C11)
-
-
-def _channels(model: nn.Module, inputs: int | None) -> int | None:
-    """Channels at which images are decoded for a model that says how many its input has; None for red, green, blue."""
-    if isinstance(model, LoadedBackbone):  # other modules may have an attribute of this name with another meaning
-        return model.channels
-    return None if inputs == 3 else inputs
 
 
 def center_crop(images: Tensor | Sequence[Tensor], size: int, *, device: torch.device | str | None = None) -> Tensor:

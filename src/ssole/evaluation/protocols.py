@@ -221,8 +221,7 @@ PROTOCOLS: dict[str, Protocol] = {
 def chosen_protocols(names: str | Sequence[str]) -> tuple[str, ...]:
     """Names of protocols, each once, in the order given; an underscore may stand for a hyphen.
 
-    Raises:
-        ValueError: there is none, or an unknown one.
+    None at all, or an unknown one, is a ValueError.
     """
     given = [names] if isinstance(names, str) else list(names)
     chosen = tuple(dict.fromkeys(str(name).replace("_", "-") for name in given))

@@ -29,10 +29,8 @@ def retrieval_figures(
     """Figures {"retrieval_map", "recall1", ...}, and the number of queries.
 
     Features are (N, F), floating point and finite; labels are (N,) integers. Images that are alone in their class are
-    no queries. Of equally similar images, the first in order ranks first. ``seed`` decides the choice of queries.
-
-    Raises:
-        ValueError: no class has two images, or features that are not finite.
+    no queries; with no others, it is a ValueError. Of equally similar images, the first in order ranks first. ``seed``
+    decides the choice of queries.
     """
     check_features(features, "features")
     labels_N = check_labels(labels, len(features), None)[0].to(features.device)

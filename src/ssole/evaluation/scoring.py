@@ -48,7 +48,12 @@ class Scoring:
         if len(channels) > 1:
             kinds = ["RGB" if one is None else f"{one} channels" for one in sorted(channels, key=lambda one: one or 0)]
             raise ValueError(f"the models take different images: {', '.join(kinds)}; evaluate them separately")
-        self._add(row, [self._measured(row, model, preprocessing) for model, preprocessing in models])
+        outcomes = [self._measured(row, model, preprocessing) for model, preprocessing in models]
+        scores = _in_all([one.scores for one in outcomes])
+        self._rows[row] = {name: Score.over_runs(found) for name, found in scores.items()}
+        self._details[row] = _in_all([one.details for one in outcomes])
+        for name in dict.fromkeys(name for one in outcomes for name in one.scores if name not in scores):
+            self.note(f"{row}: no {METRICS[name]}, which some of the runs do not have.")
 
     def note(self, note: str) -> None:
         """Add a note for the reader, once."""
@@ -103,13 +108,6 @@ class Scoring:
     def free_name(self, name: str) -> str:
         """Name for the row of a baseline, which no other row has."""
         return name if name not in self._rows else self.free_name(f"{name} (baseline)")
-
-    def _add(self, row: str, outcomes: Sequence[Outcome]) -> None:
-        scores = _in_all([one.scores for one in outcomes])
-        self._rows[row] = {name: Score.over_runs(found) for name, found in scores.items()}
-        self._details[row] = _in_all([one.details for one in outcomes])
-        for name in dict.fromkeys(name for one in outcomes for name in one.scores if name not in scores):
-            self.note(f"{row}: no {METRICS[name]}, which some of the runs do not have.")
 
     def _data(self, preprocessing: Preprocessing) -> EvaluationData:
         """Data decoded for a preprocessing; opened once for all models whose preprocessing they suit."""

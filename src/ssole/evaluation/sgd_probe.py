@@ -99,13 +99,7 @@ def sgd_probe(
 
 
 def _train(
-    input_NF: Tensor,
-    labels_N: Tensor,
-    classes: int,
-    rates: Sequence[float],
-    epochs: int,
-    seed: int,
-    advance: Advance,
+    input_NF: Tensor, labels_N: Tensor, classes: int, rates: Sequence[float], epochs: int, seed: int, advance: Advance
 ) -> tuple[Tensor, Tensor]:
     """Weights (R, C, F) and biases (R, C) after training at each rate."""
     count, batch = len(input_NF), min(BATCH, len(input_NF))
@@ -118,7 +112,11 @@ def _train(
     with exact_float32(input_NF.device):
         for step, chosen in enumerate(shuffled_batches(count, batch, steps, generator)):
             rows = chosen.to(input_NF.device)
-            gradients = _gradients(input_NF[rows], labels_N[rows], weight_RCF, bias_RC)
+            input_BF, labels_B = input_NF[rows], labels_N[rows]
+            error_RBC = torch.baddbmm(bias_RC[:, None], input_BF.expand(len(rates), -1, -1), weight_RCF.mT).softmax(2)
+            error_RBC[:, torch.arange(batch, device=rows.device), labels_B] -= 1
+            error_RBC /= batch
+            gradients = error_RBC.mT @ input_BF, error_RBC.sum(1)  # of the mean cross-entropy of the batch
             now_R1 = rate_R1 * (1 + math.cos(math.pi * step / steps)) / 2
             for value, speed, gradient in zip((weight_RCF, bias_RC), speeds, gradients, strict=True):
                 speed.mul_(MOMENTUM).add_(gradient)
@@ -126,12 +124,3 @@ def _train(
             if (step + 1) % per_epoch == 0:
                 advance()
     return weight_RCF, bias_RC
-
-
-def _gradients(input_BF: Tensor, labels_B: Tensor, weight_RCF: Tensor, bias_RC: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of the mean cross-entropy of a batch with respect to weights and biases."""
-    logits_RBC = torch.baddbmm(bias_RC[:, None], input_BF.expand(len(bias_RC), -1, -1), weight_RCF.mT)
-    error_RBC = logits_RBC.softmax(2)
-    error_RBC[:, torch.arange(len(labels_B), device=labels_B.device), labels_B] -= 1
-    error_RBC /= len(labels_B)
-    return error_RBC.mT @ input_BF, error_RBC.sum(1)

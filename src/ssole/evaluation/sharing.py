@@ -22,12 +22,6 @@ def evaluation_device(device: torch.device | str) -> torch.device:
     return distributed.own_device(found) if distributed.shares_work() else found
 
 
-def store_options(progress: bool) -> dict[str, Any]:
-    """Options of stores. Processes of one machine share a cache of images, in place of holding all of them each."""
-    processes = distributed.launch().local_world_size if distributed.shares_work() else 1
-    return {"progress": progress, "processes": processes, "cache": processes > 1}
-
-
 def own_batches(batches: Sequence[Tensor]) -> list[Tensor]:
     """Batches that this process computes, one in each round. If the last round has none for it, a single image."""
     if not distributed.shares_work():
@@ -40,11 +34,8 @@ def own_batches(batches: Sequence[Tensor]) -> list[Tensor]:
 def batches_of_all(number: int, rows: Tensor, batches: Sequence[Tensor], images: Any) -> Iterator[tuple[int, Tensor]]:
     """Position of the first image, and the features, of each batch of a round, in order.
 
-    Args:
-        number: of the round.
-        rows: features (B, F) of this process's own batch.
-        batches: positions of the images of all batches.
-        images: store of the images, or a subset of one. It is told which images other processes could not read.
+    ``rows`` are the features (B, F) of this process's own batch, and ``batches`` the positions of the images of all
+    batches. ``images``, a store or a subset of one, is told which images other processes could not read.
     """
     if not distributed.shares_work():
         yield int(batches[number][0]), rows

@@ -7,6 +7,7 @@ followed accuracy there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -73,32 +74,25 @@ def assess(figures: Mapping[str, float], width: int, rise: float = 0.0) -> Verdi
     - still improving: kNN accuracy rose by more than `IMPROVING_RISE` over the last fifth of training.
     - healthy: none of these.
 
-    Args:
-        figures: by name, as in :func:`ssole.evaluation.label_free.label_free_figures`.
-        width: number of features.
-        rise: see :func:`last_rise`.
-
-    Returns:
-        The verdict; None without RankMe, unless the features have collapsed.
+    ``figures`` are by name, as in :func:`ssole.evaluation.label_free.label_free_figures`, ``width`` is the number of
+    features, and ``rise`` that of :func:`last_rise`. None without RankMe, unless the features have collapsed.
     """
-    rank, uniformity, rankme = (figures.get(name) for name in ("centred_effective_rank", "uniformity", "rankme"))
-    if rank is not None and rank < COLLAPSED_RANK:
-        shown = _shown("centred_effective_rank", rank)
-        return Verdict(
-            "collapsed", f"{shown}: all images look nearly the same to the network", "centred_effective_rank"
-        )
-    if uniformity is not None and uniformity > COLLAPSED_UNIFORMITY:
-        shown = _shown("uniformity", uniformity)
-        return Verdict("collapsed", f"{shown}: all features point in nearly one direction", "uniformity")
-    if rankme is None:
+
+    def by(name: str, state: State, words: str) -> Verdict:
+        return Verdict(state, f"{METRICS[name]} is {figures[name]:.{DECIMALS[name]}f}: {words}", name)
+
+    if figures.get("centred_effective_rank", math.inf) < COLLAPSED_RANK:
+        return by("centred_effective_rank", "collapsed", "all images look nearly the same to the network")
+    if figures.get("uniformity", -math.inf) > COLLAPSED_UNIFORMITY:
+        return by("uniformity", "collapsed", "all features point in nearly one direction")
+    if "rankme" not in figures:
         return None
-    if rankme < STARVED_RANKME * min(1, width / _FEATURES):
-        reason = f"{_shown('rankme', rankme)}: the {width} features vary in few directions"
-        return Verdict("dimension-starved", reason, "rankme")
+    if figures["rankme"] < STARVED_RANKME * min(1, width / _FEATURES):
+        return by("rankme", "dimension-starved", f"the {width} features vary in few directions")
     if rise > IMPROVING_RISE:
         reason = f"kNN accuracy rose by {100 * rise:.1f} points over the last fifth of training, so longer may help"
         return Verdict("still improving", reason, None)
-    return Verdict("healthy", f"{_shown('rankme', rankme)}: the {width} features vary in many directions", "rankme")
+    return by("rankme", "healthy", f"the {width} features vary in many directions")
 
 
 def last_rise(metrics: Sequence[Mapping[str, Any]]) -> float:
@@ -107,7 +101,3 @@ def last_rise(metrics: Sequence[Mapping[str, Any]]) -> float:
     known = [row for row in metrics if isinstance(row.get("knn20"), float)]
     earlier = [row["knn20"] for row in known if row["step"] <= 0.8 * last]
     return float(known[-1]["knn20"] - earlier[-1]) if earlier else 0.0
-
-
-def _shown(name: str, value: float) -> str:
-    return f"{METRICS[name]} is {value:.{DECIMALS[name]}f}"

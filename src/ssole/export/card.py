@@ -18,11 +18,8 @@ from ssole.training.run import Run
 def model_card(model: LoadedBackbone, written: Written, *, weights: Path, difference: float) -> str:
     """Text of the card: what the model is, how to load it, its input, how it was made, its evaluation.
 
-    Args:
-        model: the source.
-        written: what was written.
-        weights: weight file of the source; its folder is asked for the run's settings and evaluation.
-        difference: largest difference between features of source and result.
+    ``model`` is the source and ``weights`` its file, whose folder is asked for the run's settings and evaluation.
+    ``difference`` is the largest one between features of source and result.
     """
     header = ["---", *([f"library_name: {written.library}"] if written.library else [])]
     with_labels = _learned_from_labels(weights)

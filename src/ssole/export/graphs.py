@@ -18,14 +18,22 @@ from ssole.models.load import LoadedBackbone
 _KEY = "preprocessing"  # of the metadata of both formats
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 _INPUT = "images in [0, 1]; it normalises them itself"
+_READ_ONNX = f"""import json
+
+import onnxruntime
+
+session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+preprocessing = json.loads(session.get_modelmeta().custom_metadata_map["{_KEY}"])
+# images: float32 (B, C, S, S); features: session.run(None, {{"images": images}})[0]"""
+_READ_TORCH = f"""import torch
+
+files = {{"{_KEY}.json": ""}}
+model = torch.export.load("model.pt2", extra_files=files).module()
+preprocessing = files["{_KEY}.json"]  # JSON"""
 
 
 def write_onnx(model: LoadedBackbone, folder: Path) -> Written:
-    """Write model.onnx, for any batch size, and read it with onnxruntime.
-
-    Raises:
-        ConfigError: a package of the extra `export` is missing.
-    """
+    """Write model.onnx, for any batch size, and read it with onnxruntime; `ConfigError` without the extra `export`."""
     missing = [name for name in _ONNX_PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(f"--to onnx needs {', '.join(missing)}: pip install 'ssole[export]'")
@@ -41,31 +49,15 @@ def write_onnx(model: LoadedBackbone, folder: Path) -> Written:
     for value in (*graph.inputs, *graph.outputs):
         value.shape[0] = "batch"  # the exporter invents a name
     exported.save(path, external_data=False)
-    lines = [
-        "import json",
-        "",
-        "import onnxruntime",
-        "",
-        'session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])',
-        f'preprocessing = json.loads(session.get_modelmeta().custom_metadata_map["{_KEY}"])',
-        '# images: float32 (B, C, S, S); features: session.run(None, {"images": images})[0]',
-    ]
-    return Written(features=OnnxModel(path), snippet="\n".join(lines), needs="onnxruntime", input=_INPUT)
+    return Written(features=OnnxModel(path), snippet=_READ_ONNX, needs="onnxruntime", input=_INPUT)
 
 
 def write_torch_export(model: LoadedBackbone, folder: Path) -> Written:
     """Write model.pt2, for any batch size, and read it with torch."""
-    path, name = folder / "model.pt2", f"{_KEY}.json"
-    torch.export.save(_program(model), path, extra_files={name: json.dumps(preprocessing_of(model))})
+    path, facts = folder / "model.pt2", json.dumps(preprocessing_of(model))
+    torch.export.save(_program(model), path, extra_files={f"{_KEY}.json": facts})
     program = torch.export.load(path).module()
-    lines = [
-        "import torch",
-        "",
-        f'files = {{"{name}": ""}}',
-        'model = torch.export.load("model.pt2", extra_files=files).module()',
-        f'preprocessing = files["{name}"]  # JSON',
-    ]
-    return Written(features=program, snippet="\n".join(lines), needs="torch", input=_INPUT)
+    return Written(features=program, snippet=_READ_TORCH, needs="torch", input=_INPUT)
 
 
 def _program(model: LoadedBackbone) -> torch.export.ExportedProgram:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -78,10 +78,9 @@ def write_timm(model: LoadedBackbone, folder: Path) -> Written:
     if small:
         register_with_timm()
     backbone = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    lines = ["import timm", 'model = timm.create_model("local-dir:.", pretrained=True).eval()']
     return Written(
         features=NormalisedBackbone(backbone, model.mean, model.std),
-        snippet=_snippet(lines, small),
+        snippet=_snippet("import timm", 'model = timm.create_model("local-dir:.", pretrained=True).eval()', small),
         needs=_needs("timm", small),
         library="timm",
     )
@@ -93,19 +92,19 @@ def write_hf(model: LoadedBackbone, folder: Path) -> Written:
     transformers recognises timm's config.json and wraps the timm model.
     """
     written = write_timm(model, folder)
-    lines = [
-        "from transformers import AutoModel",
-        'model = AutoModel.from_pretrained(".").eval()  # features: model(images).pooler_output',
-    ]
+    load = 'model = AutoModel.from_pretrained(".").eval()  # features: model(images).pooler_output'
     small = small_stem_kernel(model.backbone) is not None
-    installed = find_spec("transformers") is not None
-    return Written(
-        features=_with_transformers(model, folder) if installed else written.features,
-        snippet=_snippet(lines, small),
+    written = replace(
+        written,
+        snippet=_snippet("from transformers import AutoModel", load, small),
         needs=_needs("transformers and timm", small),
-        library="timm",
-        unchecked=None if installed else "transformers is not installed, so it was read with timm",
     )
+    if find_spec("transformers") is None:
+        return replace(written, unchecked="transformers is not installed, so it was read with timm")
+    from transformers import AutoModel
+
+    loaded: Any = NormalisedBackbone(AutoModel.from_pretrained(folder).eval(), model.mean, model.std)
+    return replace(written, features=lambda images: loaded(images).pooler_output)
 
 
 def _write_folder(model: LoadedBackbone, folder: Path) -> None:
@@ -116,8 +115,12 @@ def _write_folder(model: LoadedBackbone, folder: Path) -> None:
     _save_weights(model, folder)
     kernel, settings = small_stem_kernel(model.backbone), model.config["model"]
     name, arguments = settings["backbone"].partition(".")[0], dict(settings["backbone_args"])
-    if len(model.mean) != 3:
-        arguments["in_chans"] = len(model.mean)
+    stock, channels = model.backbone.pretrained_cfg, len(model.mean)
+    assert isinstance(stock, Mapping)
+    kept = {key: stock[key] for key in _LIKE_STOCK if key in stock}
+    if channels != 3:
+        arguments["in_chans"] = channels
+        kept["first_conv"] = None  # else timm <= 1.0.30 would leave the layer so named random, as it has not 3 channels
     if kernel is not None:
         name, arguments = NAME, {"backbone": name, "stem": kernel, **arguments}
     config = {
@@ -125,45 +128,27 @@ def _write_folder(model: LoadedBackbone, folder: Path) -> None:
         "num_classes": 0,
         "num_features": model.num_features,
         "model_args": arguments,
-        "pretrained_cfg": _pretrained_cfg(model),
+        "pretrained_cfg": {  # by which timm makes its data transforms and loads weights
+            "tag": "ssole",
+            "input_size": [channels, model.image_size, model.image_size],
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+            "mean": list(model.mean),
+            "std": list(model.std),
+            "num_classes": 0,
+            "pool_size": None,
+            **kept,
+        },
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def _pretrained_cfg(model: LoadedBackbone) -> dict[str, Any]:
-    """Settings by which timm makes its data transforms and loads weights."""
-    stock = model.backbone.pretrained_cfg
-    assert isinstance(stock, Mapping)
-    kept = {name: stock[name] for name in _LIKE_STOCK if name in stock}
-    if len(model.mean) != 3:
-        kept["first_conv"] = None  # else timm <= 1.0.30 would leave the layer so named random, as it has not 3 channels
-    return {
-        "tag": "ssole",
-        "input_size": [len(model.mean), model.image_size, model.image_size],
-        "interpolation": "bilinear",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-        "mean": list(model.mean),
-        "std": list(model.std),
-        "num_classes": 0,
-        "pool_size": None,
-        **kept,
-    }
-
-
-def _with_transformers(model: LoadedBackbone, folder: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    from transformers import AutoModel
-
-    loaded: Any = NormalisedBackbone(AutoModel.from_pretrained(folder).eval(), model.mean, model.std)
-    return lambda images: loaded(images).pooler_output
-
-
-def _snippet(lines: list[str], small: bool) -> str:
-    head, rest = lines[:1], lines[1:]
+def _snippet(imports: str, load: str, small: bool) -> str:
     if small:
-        head.append("from ssole.export import register_with_timm")
-        rest = [f"register_with_timm()  # {_REASON}", *rest]
-    return "\n".join([*head, "", *rest])
+        imports += "\nfrom ssole.export import register_with_timm"
+        load = f"register_with_timm()  # {_REASON}\n{load}"
+    return f"{imports}\n\n{load}"
 
 
 def _needs(libraries: str, small: bool) -> str:
@@ -173,10 +158,8 @@ def _needs(libraries: str, small: bool) -> str:
 def write_torchvision(model: LoadedBackbone, folder: Path) -> Written:
     """Write model.safetensors and preprocessing.json, and read them with torchvision.
 
-    torchvision and timm build the ResNets, ResNeXts and some others from the same layers with the same names.
-
-    Raises:
-        ConfigError: torchvision has no model of this name, or one of other layers.
+    torchvision and timm build the ResNets, ResNeXts and some others from the same layers with the same names. Where
+    torchvision has no model of this name, or one of other layers, it is a ConfigError.
     """
     from safetensors.torch import load_file
     from torchvision import models

@@ -90,8 +90,7 @@ def _chart(title: str, x: str, lines: Sequence[tuple[str, Series, str, str]], *,
         tooltips = [(x.partition(",")[0], "@x"), ("$name", "@y{0.0000}")]
         plot.add_tools(HoverTool(renderers=[drawn], mode="vline", tooltips=tooltips))
     legend = plot.legend[0]
-    legend.visible = len(lines) > 1
-    legend.click_policy, legend.orientation, legend.ncols, legend.spacing = "hide", "horizontal", 3, 12
+    legend.update(visible=len(lines) > 1, click_policy="hide", orientation="horizontal", ncols=3, spacing=12)
     plot.add_layout(legend, "above")
     ranges = [f"{name} from {values[0]:.3g} to {values[-1]:.3g}" for name, (_, values), *_ in lines if values]
     return _finish(plot, f"{title}: {', '.join(ranges)}")  # for those who do not see the chart
@@ -104,15 +103,8 @@ def scatter(points: NDArray[np.float32], name: str) -> dict[str, Any]:
     from bokeh.transform import transform
 
     count = len(points)
-    source = ColumnDataSource(
-        {
-            "x": points[:, 0],
-            "y": points[:, 1],
-            "code": np.zeros(count, dtype=np.uint8),
-            "alpha": np.full(count, 0.8, dtype=np.float32),
-        },
-        name="points",
-    )
+    shades = {"code": np.zeros(count, dtype=np.uint8), "alpha": np.full(count, 0.8, dtype=np.float32)}
+    source = ColumnDataSource({"x": points[:, 0], "y": points[:, 1], **shades}, name="points")
     mapper = LinearColorMapper(palette=["#7f7f7f"], low=-0.5, high=0.5, name="colours")
     tools = "pan,box_zoom,tap,reset,save"
     plot = figure(height=520, sizing_mode="stretch_width", tools=tools, active_scroll=None)
@@ -134,9 +126,6 @@ def _finish(plot: Any, label: str) -> dict[str, Any]:
     """JSON of a figure. It has no logo, which would be a link out of the page, and no background of its own."""
     from bokeh.embed import json_item
 
-    plot.toolbar.logo = None
-    plot.toolbar.autohide = True
-    plot.background_fill_color = None
-    plot.border_fill_color = None
-    plot.outline_line_color = None
+    plot.toolbar.update(logo=None, autohide=True)
+    plot.update(background_fill_color=None, border_fill_color=None, outline_line_color=None)
     return {"label": label, "item": json_item(plot)}

@@ -155,19 +155,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(HTTPStatus.FORBIDDEN, "403: open the address that ssole report --live printed, with its token")
         elif address.path == "/version":
             self._answer(HTTPStatus.OK, self.server.page.version())
-        elif address.path == "/":
-            self._page()
-        else:
+        elif address.path != "/":
             self._answer(HTTPStatus.NOT_FOUND, "404: there is nothing else here")
-
-    def _page(self) -> None:
-        try:
-            text = self.server.page.html()
-        except (ValueError, OSError) as error:  # a damaged file in the run folder: its repair shows the page again
-            message = f"<!doctype html><meta http-equiv=refresh content=10><p>error: {html.escape(str(error))}"
-            self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, message, kind="text/html")
-            return
-        self._answer(HTTPStatus.OK, text, kind="text/html")
+        else:
+            try:
+                status, text = HTTPStatus.OK, self.server.page.html()
+            except (ValueError, OSError) as error:  # a damaged file in the run folder: its repair shows the page again
+                status = HTTPStatus.INTERNAL_SERVER_ERROR
+                text = f"<!doctype html><meta http-equiv=refresh content=10><p>error: {html.escape(str(error))}"
+            self._answer(status, text, kind="text/html")
 
     def _answer(self, status: HTTPStatus, text: str, *, kind: str = "text/plain") -> None:
         body = text.encode("utf-8", "backslashreplace")  # file names need not be valid text

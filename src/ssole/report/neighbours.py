@@ -64,11 +64,8 @@ def confusions(sample: Sample, most: int) -> dict[str, Any] | None:
     true_row, predicted_row = torch.searchsorted(labels, true), torch.searchsorted(labels, predicted)
     matrix = confusion_matrix(predicted_row, true_row, len(labels))
     names, counts, totals = [sample.name_of(label) for label in labels.tolist()], matrix.tolist(), matrix.sum(1)
-    rows = [
-        {"name": names[i], "share": counts[i][i] / total, "count": total}
-        for i, total in enumerate(totals.tolist())
-        if total
-    ]
+    present = ((i, total) for i, total in enumerate(totals.tolist()) if total)
+    rows = [{"name": names[i], "share": counts[i][i] / total, "count": total} for i, total in present]
     wrong = matrix - torch.diag(matrix.diagonal())
     mistakes = []
     for cell in wrong.flatten().argsort(descending=True, stable=True)[:most].tolist():

@@ -51,23 +51,16 @@ class Facts:
 
 
 def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str:
-    """HTML of the page.
+    """HTML of the page on some runs.
 
-    Args:
-        facts: what is known of each run.
-        live: for a page that a server keeps up to date: its "version", and the seconds "every" of which it asks anew.
+    ``live`` is for a page that a server keeps up to date: its "version", and the seconds "every" of which it asks anew.
     """
     from bokeh.resources import Resources
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    style: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, **style)
     # sorted keys would put references in Bokeh's JSON before the models that they refer to
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}
     template = environment.get_template("page.html.j2")
@@ -156,12 +149,7 @@ def _neighbours(sample: Sample, query: int, after: list[int], before: list[int])
         images = [{**_seen(sample, part, row), "same": own >= 0 and int(part.labels[row]) == own} for row in rows]
         return {"images": images, "same": sum(one["same"] for one in images)}
 
-    return {
-        "query": _seen(sample, part, query),
-        "known": own >= 0,
-        "after": row_of(after),
-        "before": row_of(before),
-    }
+    return {"query": _seen(sample, part, query), "known": own >= 0, "after": row_of(after), "before": row_of(before)}
 
 
 def _views(record: Record, images: list[Tensor], indices: Tensor) -> dict[str, str]:
@@ -178,19 +166,17 @@ def _views(record: Record, images: list[Tensor], indices: Tensor) -> dict[str, s
 def _map(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
     """Chart, and the data by which the page's script colours, filters and explains it, in the run's share of bytes."""
     part = sample.train
-    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(1)).tolist()
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(1))
     columns = colourings(sample, fact.columns)
-    where = torch.empty(len(part), dtype=torch.int64)
-    where[torch.tensor(order)] = torch.arange(len(part))
     data: dict[str, Any] = {
         "ids": [part.id(row) for row in range(len(part))],
         "columns": [{"name": one.name, "names": one.names, "codes": one.codes.tolist()} for one in columns],
-        "where": where.tolist(),
+        "where": order.argsort().tolist(),
     }
     chart = charts.scatter(place(part.after), fact.record.name)
     left = _MAP_BYTES // runs - len(json.dumps([chart, data]))  # names of many images may take megabytes
     side = next(side for most, side in _SHEET_SIDES.items() if len(part) <= most)
-    made = sheets(lambda rows: part.pictures(rows, side), order, side, min(_SHEET_BYTES // runs, left))
+    made = sheets(lambda rows: part.pictures(rows, side), order.tolist(), side, min(_SHEET_BYTES // runs, left))
     data["sheets"], shown = made, min(len(part), len(made) * _COLUMNS * _ROWS)
     return {"chart": chart, "data": data, "columns": [one.name for one in columns], "shown": shown}
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ssole.config import PretrainConfig
-from ssole.errors import quoted
+from ssole.errors import distinct, quoted
 from ssole.evaluation.results import EvaluationResult
 from ssole.files import read_json
 from ssole.losses.base import RESERVED
@@ -113,12 +112,9 @@ class Record:
 
 def unique_names(records: Sequence[Record]) -> list[Record]:
     """Records with names that differ: folders of one name have their path, and a run given again has a number."""
-    counts = Counter(record.name for record in records)
-    named = [replace(record, name=str(record.path)) if counts[record.name] > 1 else record for record in records]
-    seen: Counter[str] = Counter()
-    result = []
-    for record in named:
-        seen[record.name] += 1
-        times = seen[record.name]
-        result.append(replace(record, name=f"{record.name} ({times})") if times > 1 else record)
-    return result
+    names = distinct([record.name for record in records], [str(record.path) for record in records])
+    times = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    return [
+        replace(record, name=f"{name} ({n})" if n > 1 else name)
+        for record, name, n in zip(records, names, times, strict=True)
+    ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -106,6 +107,7 @@ def facts_of(
 ) -> Facts:
     """Facts of a run that the page shows: its record and, where there are any, at most `limit` of its images."""
     from ssole.evaluation.checks import NotFiniteError
+    from ssole.models.weights_file import not_finite, read_weights
     from ssole.report.page import Facts
     from ssole.report.sample import open_examples, open_sample
 
@@ -117,18 +119,9 @@ def facts_of(
         except NotFiniteError as error:
             sample, reason, broken = None, "There are no pictures: the network gives no finite features.", str(error)
         if record.finished and sample is None and not broken:
-            broken = _broken_weights(record)
+            with suppress(ConfigError):  # weights that cannot be read: the reason for no pictures says so
+                bad = not_finite(read_weights(record.path / "backbone.safetensors"))
+                broken = f"the weights hold NaN or infinity: {listed(bad, 4)}" if bad else ""
         shown = None if record.finished and sample is None else open_examples(record, data, limit=_EXAMPLES)
     table = None if columns is None else Path(columns)
     return Facts(record=record, sample=sample, reason=reason, broken=broken, columns=table, examples=shown)
-
-
-def _broken_weights(record: Record) -> str:
-    """Message that names weights of a run that are not finite; empty if all are finite, or cannot be read."""
-    from ssole.models.weights_file import not_finite, read_weights
-
-    try:
-        bad = not_finite(read_weights(record.path / "backbone.safetensors"))
-    except ConfigError:
-        return ""  # the reason for no pictures says so
-    return f"the weights hold NaN or infinity: {listed(bad, 4)}" if bad else ""

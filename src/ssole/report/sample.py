@@ -88,8 +88,7 @@ def open_sample(
 ) -> tuple[Sample | None, str]:
     """Sample of at most `limit` images of a run's data; or None and the reason why there is none.
 
-    Raises:
-        NotFiniteError: the network gives NaN or infinity.
+    A network that gives NaN or infinity is a NotFiniteError.
     """
     if not record.finished:
         return None, "The run is not finished, so it has no backbone yet."
@@ -144,20 +143,16 @@ def _open_data(whole: Source, data: Any, preprocessing: Preprocessing, limit: in
         tests, _ = find_test_images(whole, data, None)
         tests = None if tests is None else _some(tests, max(1, limit // _TEST_SHARE))
     try:
-        tests = None if tests is None else _of_known_classes(tests, source)
+        if tests is not None:  # without a label, or of a class that the sample of training images has
+            train_labels, test_labels, _ = shared_labels(source, tests)
+            known = np.flatnonzero((test_labels < 0) | np.isin(test_labels, train_labels))
+            tests = SubsetSource(tests, known) if len(known) else None
         return open_data(source, tests, preprocessing, seed=0, progress=progress)
     except ValueError:  # one class alone, classes of which the sample has no image, ...: show it without labels
         if source.labels is None:
             raise
         source.labels = None
         return open_data(source, None, preprocessing, seed=0, progress=progress)
-
-
-def _of_known_classes(tests: Source, train: Source) -> SubsetSource | None:
-    """Test images without a label, or of a class that the sample of training images has; None if there are none."""
-    train_labels, test_labels, _ = shared_labels(train, tests)
-    known = np.flatnonzero((test_labels < 0) | np.isin(test_labels, train_labels))
-    return SubsetSource(tests, known) if len(known) else None
 
 
 def _some(source: Source, limit: int) -> SubsetSource:

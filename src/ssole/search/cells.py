@@ -60,11 +60,7 @@ class Cells:
 
     @classmethod
     def load(cls, path: Path, shape: tuple[int, int]) -> Cells:
-        """Cells of a file, for rows (N, F) of this shape.
-
-        Raises:
-            ValueError: it holds no cells of such rows.
-        """
+        """Cells of a file, for rows (N, F) of this shape; `ValueError` if it holds no cells of such rows."""
         from safetensors.numpy import load_file
 
         centres, rows, starts = map(load_file(path).__getitem__, ("centres", "rows", "starts"))
@@ -92,11 +88,7 @@ def require_faiss() -> None:
 
 
 def make_cells(rows_NF: Rows, *, progress: bool = False) -> Cells:
-    """Cells of unit rows, about four times the root of their number.
-
-    Raises:
-        ConfigError: faiss is not installed.
-    """
+    """Cells of unit rows, about four times the root of their number; `ConfigError` without faiss."""
     require_faiss()
     import faiss
 

@@ -79,7 +79,10 @@ class Index:
             )
         self.features = self._open_features()
         self._images = self._open_images()
-        self.cells = self._open_cells()
+        self.cells: Cells | None = None
+        if (self.path / CELLS).is_file():
+            with data_errors(self._damage(f"{CELLS} cannot be read")):
+                self.cells = Cells.load(self.path / CELLS, self.features.shape)
         self.data: Any = self._description.get("data")
         self.channels: int | None = self._description.get("channels")
 
@@ -205,11 +208,7 @@ class Index:
         return self._matches(chosen, similarity), worst
 
     def rows_of(self, ids: Sequence[str]) -> NDArray[np.int64]:
-        """Rows of images by id.
-
-        Raises:
-            DataError: an id is not in the index.
-        """
+        """Rows of images by id; `DataError` if one is not in the index."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -286,12 +285,6 @@ class Index:
         if not right or len(table) != len(self.features) or table["id"].null_count:
             raise DataError(self._damage(f"{IMAGES} holds {len(table)} rows of {table.column_names}"))
         return table
-
-    def _open_cells(self) -> Cells | None:
-        if not (self.path / CELLS).is_file():
-            return None
-        with data_errors(self._damage(f"{CELLS} cannot be read")):
-            return Cells.load(self.path / CELLS, self.features.shape)
 
     def _damage(self, what: str) -> str:
         return f"the index {self.path} is damaged, make it anew with ssole index: {what}"

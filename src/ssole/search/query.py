@@ -17,8 +17,7 @@ from ssole.runtime import resolve_device
 def open_image(image: Any, *, shrink_to: int | None = None, channels: int | None = None) -> Tensor:
     """Decoded image (C, h, w) of a path, a Pillow image or an array (H, W) or (H, W, C), uint8 or uint16.
 
-    Raises:
-        DataError: it cannot be read; the message names it.
+    One that cannot be read is a DataError, whose message names it.
     """
     source = ObjectSource([image], name="query")
     return decode(source.read(0), where=source.id(0), shrink_to=shrink_to, channels=channels)

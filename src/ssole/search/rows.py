@@ -42,11 +42,7 @@ def unit_rows(features: Tensor) -> NDArray[np.float32]:
 
 
 def nearest_rows(
-    rows_NF: Rows,
-    queries_QF: Rows,
-    k: int,
-    *,
-    leave_out: NDArray[np.int64] | None = None,
+    rows_NF: Rows, queries_QF: Rows, k: int, *, leave_out: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Nearest rows of each query, best first: cosine similarities (Q, k) and indices (Q, k).
 
@@ -56,8 +52,7 @@ def nearest_rows(
         k: number of neighbours, at most N, or N - 1 with `leave_out`.
         leave_out: (Q,) a row that each query must not find, such as itself.
 
-    Raises:
-        DataError: the rows or queries hold NaN or infinity.
+    Raises as :func:`scores`.
     """
     similarity = np.empty((len(queries_QF), k))
     index = np.empty((len(queries_QF), k), dtype=np.int64)
@@ -139,11 +134,6 @@ def k_center(
     is_free = np.ones(len(rows_NF), dtype=bool)
     chosen = np.empty(count, dtype=np.int64)
     similarity = np.full(count, np.nan)
-
-    def take(row: int) -> None:
-        is_free[row] = False
-        np.maximum(nearest_N, scores(rows_NF, rows_NF[row : row + 1])[0].numpy(), out=nearest_N)
-
     if given is not None:
         is_free[given] = False
         for _, scores_BN in score_blocks(rows_NF, rows_NF[given]):
@@ -151,20 +141,15 @@ def k_center(
     with progress_bar("choosing images", count, enabled=progress) as advance:
         for number in range(count):
             if is_free.all():
-                row = _most_typical(rows_NF)
+                mean_F = np.asarray(rows_NF).mean(axis=0, dtype=np.float64).astype(np.float32)
+                row = int(scores(rows_NF, mean_F[None])[0].argmax())
             else:
                 row = int(np.where(is_free, nearest_N, np.inf).argmin())
                 similarity[number] = nearest_N[row]
-            chosen[number] = row
-            take(row)
+            chosen[number], is_free[row] = row, False
+            np.maximum(nearest_N, scores(rows_NF, rows_NF[row : row + 1])[0].numpy(), out=nearest_N)
             advance()
     return chosen, similarity, float(nearest_N.min())
-
-
-def _most_typical(rows_NF: Rows) -> int:
-    """The row most similar to the mean of all."""
-    mean_F = np.asarray(rows_NF).mean(axis=0, dtype=np.float64).astype(np.float32)
-    return int(scores(rows_NF, mean_F[None])[0].argmax())
 
 
 def score_blocks(rows_NF: Rows, queries_QF: Rows, *, later: bool = False) -> Iterator[tuple[int, Tensor]]:
@@ -180,8 +165,7 @@ def score_blocks(rows_NF: Rows, queries_QF: Rows, *, later: bool = False) -> Ite
 def scores(rows_NF: Rows, queries_QF: Rows) -> Tensor:
     """Float32 products (Q, N) of queries with all rows, which are read from their file where they are mapped.
 
-    Raises:
-        DataError: the rows or queries hold NaN or infinity.
+    NaN or infinity among the rows or queries is a DataError.
     """
     queries = torch.from_numpy(np.asarray(queries_QF, dtype=np.float32))
     rows = torch.from_numpy(rows_NF)

@@ -54,10 +54,9 @@ def search(
         ConfigError: neither an index nor a finished run, an index of another model, or k out of range.
         DataError: a damaged index, or a query that cannot be read.
     """
-    index = (
-        index_or_run if isinstance(index_or_run, Index) else open_index(index_or_run, device=device, progress=progress)
-    )
-    return index.search(query, k, device=device)
+    if not isinstance(index_or_run, Index):
+        index_or_run = open_index(index_or_run, device=device, progress=progress)
+    return index_or_run.search(query, k, device=device)
 
 
 def open_index(
@@ -69,10 +68,8 @@ def open_index(
 ) -> Index:
     """Index in a folder; of a run folder its own index, which is made if there is none.
 
-    Args:
-        where: folder of an index or a run, or a Run.
-        data: images of a run's index, if it has to be made; by default those that it was trained on.
-        device, progress: as for :func:`ssole.embed`.
+    ``data`` are the images of a run's index, if it has to be made; by default those that it was trained on.
+    ``device`` and ``progress`` are as for :func:`ssole.embed`.
 
     Raises:
         ConfigError: neither an index nor a finished run, or the index in a run folder is of another model.
@@ -147,7 +144,8 @@ def build_index(
         parts = embed_parts(model, preprocessing, source, work, **how)
         with folder_atomically(folder) as place:
             _write(parts, place, "float16" if half else "float32", description, weights)
-            _divide(place, cells, progress)
+            if cells == "always" or (cells == "auto" and parts.images > CELLS_ABOVE and faiss_installed()):
+                make_cells(np.load(place / FEATURES, mmap_mode="c"), progress=progress).save(place / CELLS)
         parts.remove()
     return Index(folder)
 
@@ -211,10 +209,3 @@ def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any], 
         shutil.copyfile(weights, folder / BACKBONE)
     whole = {"format": FORMAT, "images": parts.images, "features": parts.features, **description}
     write_json_atomically(folder / DESCRIPTION, whole)
-
-
-def _divide(folder: Path, cells: str, progress: bool) -> None:
-    """Write the cells of an index, if they are wanted."""
-    rows = np.load(folder / FEATURES, mmap_mode="c")
-    if cells == "always" or (cells == "auto" and len(rows) > CELLS_ABOVE and faiss_installed()):
-        make_cells(rows, progress=progress).save(folder / CELLS)

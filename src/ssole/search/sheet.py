@@ -39,16 +39,13 @@ def contact_sheet(
 
     Args:
         groups: one result, or several, such as groups of near duplicates.
-        data: the images of the index.
+        data: the images of the index; `DataError` if they cannot be opened.
         query: the image that was looked for, as :meth:`Index.search` takes it; None without one. A file comes before
             an image of the index with the same name.
         channels: as the model has them, for images that are no photographs.
 
     Returns:
         The picture, and the ids of images that are gone or cannot be read: they are grey.
-
-    Raises:
-        DataError: the data cannot be opened.
     """
     source, missing = open_source(data), list[str]()
     wanted = {name for group in groups for name in group.ids} | ({query} if isinstance(query, str) else set())
@@ -83,7 +80,7 @@ def contact_sheet(
 
 
 def _draw(rows: Sequence[Sequence[_Cell]]) -> Image.Image:
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageOps
 
     across, down = _SIDE + _GAP, _SIDE + _LINE + _GAP
     columns = max((len(row) for row in rows), default=1)
@@ -96,7 +93,7 @@ def _draw(rows: Sequence[Sequence[_Cell]]) -> Image.Image:
             if image is not None:
                 picture = thumbnail(image, _SIDE)
                 factor = max(1, _SIDE // max(picture.size))  # a whole one, so that the pixels of small ones stay sharp
-                picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+                picture = ImageOps.scale(picture, factor, Image.Resampling.NEAREST)
                 sheet.paste(picture, (left + (_SIDE - picture.width) // 2, top + (_SIDE - picture.height) // 2))
             draw.text((left, top + _SIDE + 1), caption, fill="black")
     return sheet
