@@ -61,6 +61,7 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "coupled": lambda: SSOLELoss(coupled=True, form="raw"),
     "temperature": lambda: SSOLELoss(temperature=0.3),
     "frobenius": lambda: SSOLELoss(temperature=0.3, low_rank_norm="frobenius"),
+    "groupings": lambda: SSOLELoss(temperature=0.3, groupings=3),
     "w-mse": lambda: FirstTwo(subset_size=4),
     "supervised": lambda: SupervisedLoss(classes=3, dims=D),
 }

@@ -18,7 +18,7 @@ from oracle import embeddings, gradient, oracle_terms, relative
 from ssole import losses
 from ssole.config import SSOLEConfig
 from ssole.losses import SSOLELoss
-from ssole.losses.ssole import collapse
+from ssole.losses.ssole import collapse, mixed_batches
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "ssole_loss.npz"
 TERMS = ("total", "low_rank", "high_rank", "mean_low_nuclear", "mean_high_nuclear")
@@ -92,6 +92,8 @@ def test_against_the_oracle(shape, weight, gamma):
         {"temperature": 0.3},
         {"low_rank_norm": "frobenius"},
         {"low_rank_norm": "frobenius", "normalize": False, "form": "raw"},
+        {"groupings": 3, "temperature": 0.3},
+        {"groupings": 2, "normalize": False, "form": "raw"},
         {"temperature": 2.0, "coupled": True, "gamma": 1.0},
         {"form": "raw", "low_rank_features": "raw", "coupled": True},
     ],
@@ -437,6 +439,33 @@ def test_terms_add_up_and_raw_form():
     assert raw.total == pytest.approx(float(raw.low_rank + 1.7 * raw.high_rank))
 
 
+@pytest.mark.parametrize("temperature", [None, 0.3])
+def test_groupings_are_means_over_batches_of_one_view_of_each_image(temperature):
+    """The oracle is the loss as published, of embeddings whose views are in the order that the formula says."""
+    z, groupings = embeddings(8, 4, 16), 3
+    golden, found = (1 + 5**0.5) / 2, []
+    for g in range(groupings):
+        orders = [[(v + int(4 * (i * g * golden % 1))) % 4 for v in range(4)] for i in range(8)]
+        found.append(SSOLELoss(temperature=temperature).terms(torch.stack([z[i, orders[i]] for i in range(8)])))
+    terms = SSOLELoss(temperature=temperature, groupings=groupings).terms(z)
+    for name in ("high_rank", "mean_high_nuclear", "low_rank"):
+        expected = torch.stack([getattr(one, name) for one in found]).mean()
+        assert getattr(terms, name) == pytest.approx(float(expected), rel=1e-12)
+    assert terms.high_rank != pytest.approx(float(found[0].high_rank), rel=1e-3)
+
+
+def test_with_groupings_images_meet_in_most_pairs_of_views():
+    images, views = 16, 4
+    numbers = torch.arange(images * views).view(images, views, 1).double()
+    met = {(i, j): set() for i in range(images) for j in range(i)}
+    for batch in mixed_batches(numbers, views)[..., 0].long().tolist():
+        assert [number // views for number in batch] == list(range(images))
+        for i, j in met:
+            met[i, j].add((batch[i] % views, batch[j] % views))
+    assert sum(map(len, met.values())) / len(met) > 0.7 * views**2
+    assert min(map(len, met.values())) >= 2 * views
+
+
 def test_detaching_the_mean_changes_nothing_when_gradients_are_exact():
     z = embeddings(6, 4, 16)
     assert relative(gradient(SSOLELoss(detach_mean=True), z), gradient(SSOLELoss(), z)) < 1e-10
@@ -528,6 +557,8 @@ def test_bad_values_are_counted_and_located(shape, dtype):
         ({"low_rank_features": "mean"}, "low_rank_features.*deviations.*'mean'"),
         ({"low_rank_norm": "spectral"}, "low_rank_norm.*nuclear.*frobenius.*'spectral'"),
         ({"low_rank_norm": "frobenius", "low_rank_features": "raw"}, "a constant"),
+        ({"groupings": 0}, "groupings must be an integer of at least 1, got 0"),
+        ({"groupings": 2, "coupled": True}, "leave out groupings"),
         ({"temperature": 0.0}, "temperature.*0.0"),
         ({"temperature": math.inf}, "temperature.*inf"),
         ({"temperature": 0.1, "normalize": False}, "needs embeddings of unit length"),

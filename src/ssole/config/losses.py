@@ -70,6 +70,8 @@ class SSOLEConfig(_Settings):
     """Ablation: `raw` uses the views themselves instead of their deviations from their mean."""
     low_rank_norm: Literal["nuclear", "frobenius"] = "nuclear"
     """Norm of an image's deviations: as published, or `frobenius`, an extension: 1 - the mean cosine of its views."""
+    groupings: int = 1
+    """Ways to make batches of one view of each image for the high-rank term, an extension for small batches."""
     detach_mean: bool = False
     """Ablation: no gradient through the mean over views."""
     coupled: bool = False
@@ -82,6 +84,7 @@ class SSOLEConfig(_Settings):
         check(0 <= self.gamma <= 1, f"gamma must be in [0, 1], got {self.gamma}")
         positive = self.temperature is None or 0 < self.temperature < math.inf
         check(positive, f"temperature must be above 0 and finite, or null, got {self.temperature}")
+        check(self.groupings >= 1, f"groupings must be at least 1, got {self.groupings}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssole import distributed
-from ssole.losses.base import EmbeddingLoss, check_embeddings, check_number, unit_rows
+from ssole.losses.base import EmbeddingLoss, check_count, check_embeddings, check_number, unit_rows
 from ssole.losses.kernels import helmert
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, nuclear_norm, unit_norms
 from ssole.losses.roots import Root, frobenius_root, inverse_root, kernel_root
@@ -33,7 +33,7 @@ class SSOLETerms(NamedTuple):
     mean_low_nuclear: Tensor
     """Mean over images of the norm n_i of the low-rank features."""
     mean_high_nuclear: Tensor
-    """Mean over views of the nuclear norm of the batch of embeddings."""
+    """Mean over views (or mixed batches) of the nuclear norm of the batch of embeddings."""
 
 
 class SSOLELoss(EmbeddingLoss[SSOLETerms]):
@@ -59,6 +59,10 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
     is 1 minus the mean cosine of two views of an image. Its pull along each direction of deviation is in proportion to
     the deviation, where that of the nuclear norm is equal along all. For V = 2 both are the same.
 
+    With `groupings` G above 1, a third one for small batches, the high-rank term is the mean over G V batches, each of
+    one view of every image (:func:`mixed_batches`). Over random views its expected value is that of the published term.
+    It varies less, since it compares images across views as well.
+
     Views at one common cosine c give low_rank = 1 - c. The two terms are decoupled: low rank within an image only, high
     rank within a view only. Source: Huang, Qiu and Sapiro, "SSOLE" (ICLR 2025), after OLE (Lezama et al.
     2018).
@@ -80,6 +84,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         low_rank_norm: "nuclear" as published, or "frobenius" as above, which needs deviations.
         detach_mean: whether to treat the mean over views as a constant. The exact gradient of n_i is orthogonal to the
             mean, so this changes nothing; `gradient="reference"` implies it.
+        groupings: G above, at least 1; 1 for the published loss. The high-rank term takes G times as long.
         coupled: whether to take the high-rank term once over all B V rows, as OLE does, instead of view by view.
         gradient: "exact", or "reference", AN ABLATION ONLY. It reproduces a defect of the published code, which
             detaches the mean over views and keeps every mode of an SVD, also the deviations' null mode. The vectors of
@@ -99,6 +104,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         form: Literal["cosine", "raw"] = "cosine",
         low_rank_features: Literal["deviations", "raw"] = "deviations",
         low_rank_norm: Literal["nuclear", "frobenius"] = "nuclear",
+        groupings: int = 1,
         detach_mean: bool = False,
         coupled: bool = False,
         gradient: Literal["exact", "reference"] = "exact",
@@ -121,6 +127,8 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
                 raise ValueError(f"{name} must be one of {allowed}, got {value!r}")
         if low_rank_norm == "frobenius" and low_rank_features == "raw":
             raise ValueError("the Frobenius norm of unit rows is a constant: leave out low_rank_features='raw'")
+        if coupled and groupings != 1:
+            raise ValueError("coupled takes all views of all images at once: leave out groupings")
         self.high_rank_weight = check_number("high_rank_weight", high_rank_weight)
         self.gamma = gamma
         self.normalize = normalize
@@ -128,6 +136,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         self.form = form
         self.low_rank_features = low_rank_features
         self.low_rank_norm = low_rank_norm
+        self.groupings = check_count("groupings", groupings, 1)
         self.detach_mean = detach_mean or gradient == "reference"
         self.coupled = coupled
         self.gradient = gradient
@@ -151,7 +160,8 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         if self.temperature is None:
             self._warn_if_too_many_rows(rows, dims)
         contrasts = helmert(z_BVD) if self.low_rank_features == "deviations" else None
-        if self._by_gram(z_BVD) and not self.coupled and max(images, views) <= dims and distributed.world_size() == 1:
+        as_published = not self.coupled and self.groupings == 1 and distributed.world_size() == 1
+        if as_published and self._by_gram(z_BVD) and max(images, views) <= dims:
             n_B, r_V = image_and_view_norms(
                 z_BVD, contrasts, normalize=self.normalize, root=self._image_root, view_root=self._view_root
             )
@@ -192,15 +202,16 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         return n_B
 
     def _view_norms(self, batch_BVD: Tensor) -> Tensor:
-        """r_v of the global batch, (V,), or (1,) when coupled."""
+        """r_v of the global batch, (V,); (G V,) of mixed batches; (1,) when coupled."""
         if self.coupled:
             return self._matrix_norms(batch_BVD.flatten(0, 1)[None])
-        # Each process takes every world_size-th view; the sum over processes puts them together.
+        batches = batch_BVD.transpose(0, 1) if self.groupings == 1 else mixed_batches(batch_BVD, self.groupings)
+        # Each process takes every world_size-th batch; the sum over processes puts them together.
         mine = slice(distributed.rank(), None, distributed.world_size())
-        r_mine = self._matrix_norms(batch_BVD[:, mine].transpose(0, 1)).double()  # also where there is no view
-        r_V = r_mine.new_zeros(batch_BVD.shape[1])
-        r_V[mine] = r_mine
-        return distributed.all_reduce(r_V)
+        r_mine = self._matrix_norms(batches[mine]).double()  # also where there is none
+        r = r_mine.new_zeros(len(batches))
+        r[mine] = r_mine
+        return distributed.all_reduce(r)
 
     def _matrix_norms(self, x_Nmn: Tensor) -> Tensor:
         if len(x_Nmn) == 0:  # there are more processes than views
@@ -241,6 +252,21 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             "sqrt(rows * dimensions). The formula is kept; a wider projector or a smaller batch avoids this.",
             stacklevel=4,
         )
+
+
+def mixed_batches(z_BVD: Tensor, groupings: int) -> Tensor:
+    """Batches (G V, B, D) of one view of each image: in grouping g, batch v holds view (v + o_gi) mod V of image i.
+
+    The offsets o_gi = floor(V frac(i g golden ratio)) are 0 for g = 0, where batch v is view v. The multiples of the
+    golden ratio spread evenly over the unit interval, and with them the pairs of views in which two images meet.
+    """
+    images, views, dims = z_BVD.shape
+    golden_ratio = (1 + math.sqrt(5)) / 2
+    numbers_GB = torch.outer(*(torch.arange(n, device=z_BVD.device, dtype=torch.float64) for n in (groupings, images)))
+    offsets_GB = (numbers_GB * golden_ratio % 1 * views).long()
+    view_GBV = (offsets_GB[..., None] + torch.arange(views, device=z_BVD.device)) % views
+    z_GBVD = z_BVD.expand(groupings, -1, -1, -1).gather(2, view_GBV[..., None].expand(-1, -1, -1, dims))
+    return z_GBVD.transpose(1, 2).reshape(groupings * views, images, dims)
 
 
 def collapse(r: Tensor, rows: int, gamma: float) -> Tensor:
