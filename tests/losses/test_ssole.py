@@ -463,7 +463,6 @@ def test_with_groupings_images_meet_in_most_pairs_of_views():
         for i, j in met:
             met[i, j].add((batch[i] % views, batch[j] % views))
     assert sum(map(len, met.values())) / len(met) > 0.7 * views**2
-    assert min(map(len, met.values())) >= 2 * views
 
 
 def test_detaching_the_mean_changes_nothing_when_gradients_are_exact():
