@@ -127,7 +127,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--budget", type=float, default=12.0, help="seconds of timing for each shape")
-    parser.add_argument("--out", type=Path, help="JSON file (default: benchmarks/results/loss.json for the whole grid)")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", "The high-rank term has")
@@ -149,9 +149,8 @@ def main() -> None:
             f"| {row['textbook_peak_extra_mb']:.0f} | {row['ssole_peak_extra_mb']:.0f} |",
             flush=True,
         )
-    out = args.out or (None if args.shape else Path(__file__).parent / "results" / "loss.json")
-    if out:
-        save(out, {"rows": rows}, packages=())
+    if args.out:
+        save(args.out, {"rows": rows}, packages=())
 
 
 if __name__ == "__main__":

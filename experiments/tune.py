@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300, help="of each trial")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--images", type=int, default=4000, help="to train on, and as many to test on")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tune.json"))
+    parser.add_argument("--out", type=Path, help="JSON file to write")
     args = parser.parse_args()
     report: dict[str, Any] = json.loads(args.out.read_text("utf-8")) if args.out.is_file() else {"searches": []}
     report["command"] = "python experiments/tune.py " + " ".join(f"--data {one.split('=')[0]}=..." for one in args.data)
