@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,7 +17,7 @@ from ssole.errors import listed, printable
 from ssole.models.load import weights_path
 from ssole.training.run import Change, Run
 
-Options = TypeVar("Options")
+Command = TypeVar("Command")
 
 RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 DataWords = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
@@ -33,10 +33,10 @@ TrialChanges = Annotated[
 Changes = Annotated[tuple[Change, ...], tyro.conf.arg(metavar="images|settings|version", help_behavior_hint="")]
 
 
-def parse(command: Callable[..., int], options: type[Options], argv: Sequence[str], *, name: str = "") -> Options:
-    """Options of a command, parsed from its arguments; --help prints the command's docstring and exits."""
-    prog = f"ssole {name or command.__name__}"
-    return tyro.cli(options, args=list(argv), prog=prog, description=inspect.getdoc(command))
+def parse(command: type[Command], argv: Sequence[str]) -> Command:
+    """Command with its options, parsed from arguments; --help prints the docstring of the class and exits."""
+    prog = f"ssole {command.__name__.lower()}"
+    return tyro.cli(command, args=list(argv), prog=prog, description=inspect.getdoc(command))
 
 
 def show(text: str) -> None:
