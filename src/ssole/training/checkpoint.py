@@ -62,10 +62,7 @@ def write_checkpoint(
     """Write a checkpoint of what :func:`state_tensors` gave; remove all but it and the newest regular one before.
 
     Regular checkpoints are those that an undisturbed run writes too. A run that fails goes back to one of them, so that
-    the result does not depend on where it was interrupted.
-
-    Raises:
-        OSError: it cannot be written. The checkpoints before it are untouched.
+    the result does not depend on where it was interrupted. An OSError leaves the checkpoints before it untouched.
     """
     from safetensors.torch import save_file
 
@@ -163,10 +160,7 @@ def newest_weights(run: Run) -> dict[str, torch.Tensor] | None:
 
 
 def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the final weights under timm's names, or those of a custom module.
-
-    The metadata describe the network and its preprocessing.
-    """
+    """Write the final weights under timm's names, or a custom module's, and metadata that describe the network."""
     from safetensors.torch import save_file
 
     named = backbone.module if isinstance(backbone, CustomBackbone) else backbone

@@ -85,10 +85,7 @@ class Embedder:
         return z_BVD
 
     def seed(self, step: int, part: int = 0) -> None:
-        """Seed torch's generator for a part of the batch of a step, by its number among those of all processes.
-
-        To be called before the views of a step are embedded.
-        """
+        """Seed torch's generator for a part of a step's batch, by its number among all processes' parts."""
         torch.manual_seed(scalar_bits(self._seed, step, Use.LAYERS) + distributed.rank() * self._accumulate + part)
 
     def embed(self, views: list[torch.Tensor], step: int) -> torch.Tensor:

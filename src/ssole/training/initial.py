@@ -72,10 +72,9 @@ class InitialWeights:
 def read_initial_weights(config: PretrainConfig, encoder: Encoder, *, progress: bool = False) -> InitialWeights | None:
     """Initial weights that a config asks for by `init`, or that its encoder has from a custom module; else None.
 
-    With `progress`, what was loaded by `init` is printed.
-
     All weights of the backbone must be there, unless `init_partial` is set. A classifier is left out. The projector is
-    taken from a run or checkpoint, if it has the same shape; a new one is no error.
+    taken from a run or checkpoint, if it has the same shape; a new one is no error. With `progress`, what was loaded by
+    `init` is printed.
 
     Raises:
         ConfigError: no such file, a damaged one, one of another kind or of another network; or timm's weights cannot be
@@ -128,10 +127,7 @@ def with_absolute_init(config: PretrainConfig) -> PretrainConfig:
 def initial_weights(
     config: PretrainConfig, module: nn.Module | None = None, *, progress: bool = False
 ) -> InitialWeights | None:
-    """:func:`read_initial_weights` in the first of many processes, with an encoder that it makes and checks.
-
-    It is None in the others, which get the weights from there.
-    """
+    """:func:`read_initial_weights` by the first process, on an encoder made and checked for it; None in the others."""
     found: list[InitialWeights | None] = []
 
     def read() -> None:

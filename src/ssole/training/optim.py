@@ -91,13 +91,10 @@ def use_tensor_rates(optimizer: torch.optim.Optimizer, device: torch.device) -> 
 
 
 def learning_rate(step: float, total: int, config: OptimConfig) -> float:
-    """Learning rate of a step: linear warmup to `lr`, then a half cosine down to `final_lr` at the last step.
+    """Learning rate of a step, of `total`: linear warmup to `lr`, then a half cosine to `final_lr` at the last step.
 
-    Args:
-        step: 0 for the first step, whose rate is lr / warmup_steps, so that it already moves the weights. With a
-            budget of time, a step may stand between two whole numbers.
-        total: steps of the whole run.
-        config: `lr`, `final_lr` and `warmup_steps`.
+    Step 0 has lr / warmup_steps, so that it already moves the weights. With a budget of time, a step may stand between
+    two whole numbers.
     """
     warmup, lr, final_lr = config.warmup_steps, config.lr, config.final_lr
     if step < warmup:

@@ -66,11 +66,7 @@ def whole_batch(batch: Batch | None) -> Batch:
 
 
 def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Batch) -> Path:
-    """Write the bundle of a step that failed before it updated the weights, on this batch; its path.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write the bundle of a step that failed before it updated the weights, on this batch; its path, or an OSError."""
     from safetensors.torch import save_file
 
     config = learner.config
@@ -104,14 +100,9 @@ def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Ba
 def replay(path: Path, *, loss: nn.Module | None = None, backbone: nn.Module | None = None) -> Replay:
     """Take the step of a bundle again, from the same weights, images and random numbers.
 
-    On the same machine, the same value is not finite. On another, last digits differ, and it may be finite.
-
-    Args:
-        path: folder of the bundle.
-        loss, backbone: the modules, if the run was started with such.
-
-    Raises:
-        ConfigError: not a bundle, or a damaged one.
+    On the same machine, the same value is not finite. On another, last digits differ, and it may be finite. `loss` and
+    `backbone` are the modules, if the run was started with such. A folder that is no bundle, or a damaged one, is a
+    ConfigError.
     """
     facts, tensors = _read(path)
     learner, batch = _prepare(path, facts, tensors, loss, backbone)

@@ -280,9 +280,7 @@ class Learner:
 def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int64] | None = None) -> nn.Module:
     """Loss that a config names, for the embeddings of an encoder.
 
-    Raises:
-        ConfigError: the config records a module that was given in Python.
-        DataError: the loss needs labels, and there are none.
+    A ConfigError if the config records a module that was given in Python; a DataError if it needs labels that lack.
     """
     if isinstance(config.loss, CustomConfig):
         raise ConfigError(

@@ -44,11 +44,8 @@ class Stop:
     def interruptible(self, work: Callable[[], T], *, may_interrupt: Callable[[], bool] = lambda: True) -> T | None:
         """Run work that a signal to this process interrupts at once; returns its result.
 
-        Afterwards, all processes find out whether any of them was asked to stop. The work must not wait for other
-        processes, since they may have been interrupted.
-
-        Raises:
-            Stopping: a signal has arrived at one of the processes, before or meanwhile.
+        Afterwards, all processes raise Stopping if a signal has arrived at any of them, before or meanwhile. The work
+        must not wait for other processes, since they may have been interrupted.
         """
         result = None
         try:  # two of them, because a signal may also arrive in `finally`, before interrupting is over
