@@ -92,18 +92,18 @@ class Embedder:
         """Embeddings of the views of a step, for a loss whose gradient :meth:`finish_backward` completes.
 
         torch's generator, which dropout and similar layers draw from, is seeded with a function of (seed, step, part):
-        by :meth:`seed` before the step, because a CUDA graph cannot replay it, and here once more for each of several
-        parts.
+        by :meth:`seed`, which the caller calls before, because a CUDA graph cannot replay it, and here once more for
+        each of several parts.
         """
-        parts = list(zip(*(group.chunk(self._accumulate) for group in views), strict=True))
+        parts = [list(part) for part in zip(*(group.chunk(self._accumulate) for group in views), strict=True)]
         if len(parts) == 1:
             z_BVD = self(views)
         elif not self._has_trainable_weights:  # which needs no second pass
-            z_BVD = torch.cat([self._part(list(part), step, k) for k, part in enumerate(parts)])
+            z_BVD = torch.cat([self._part(part, step, k) for k, part in enumerate(parts)])
         else:
             with torch.no_grad(), kept_buffers(self.encoder):
-                z_BVD = torch.cat([self._part(list(part), step, k) for k, part in enumerate(parts)]).requires_grad_()
-            self._second_pass = [list(part) for part in parts], z_BVD, step
+                z_BVD = torch.cat([self._part(part, step, k) for k, part in enumerate(parts)]).requires_grad_()
+            self._second_pass = parts, z_BVD, step
         if len(parts) > 1 or distributed.world_size() > 1:
             # what the loss draws must be the same on all processes, and whatever the number of parts
             torch.manual_seed(scalar_bits(self._seed, step, Use.LAYERS))

@@ -146,15 +146,15 @@ class Guardian:
         They are removed before the intervention is written. If the process is killed in between, the run comes to the
         same failure again.
         """
-        distributed.on_rank_0(self._remove_later)
+
+        def remove_later() -> None:
+            if regular := [step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)]:
+                remove_checkpoints_after(self._run, max(regular))  # old runs, or changed settings, may have none
+
+        distributed.on_rank_0(remove_later)
         done = load_checkpoint(self._run, self._learner.modules, self._learner.optimizer)
         self._learner.go_on_from(done.step)
         return done
-
-    def _remove_later(self) -> None:
-        """Remove the checkpoints after the newest regular one. Old runs, or changed settings, may leave none."""
-        if regular := [step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)]:
-            remove_checkpoints_after(self._run, max(regular))
 
 
 def _explanation(bundle: Path | None, config: PretrainConfig) -> str:

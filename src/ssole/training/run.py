@@ -128,7 +128,11 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
             yield run
     except BaseException:
         if is_ours and not (path / "metrics.jsonl").exists():  # the first step makes it
-            _remove(path, missing)
+            with suppress(OSError):  # what cannot be removed stays
+                _empty(path)
+                (path / ".lock").unlink(missing_ok=True)
+                for folder in missing:
+                    folder.rmdir()  # an error where another run has come to lie in it
         raise
 
 
@@ -173,15 +177,6 @@ def _empty(path: Path) -> None:
             shutil.rmtree(entry)
         elif entry.name != ".lock":
             entry.unlink()
-
-
-def _remove(path: Path, made: list[Path]) -> None:
-    """Empty a run folder, and remove it and its parents if they were made for it. What cannot be removed stays."""
-    with suppress(OSError):
-        _empty(path)
-        (path / ".lock").unlink(missing_ok=True)
-        for folder in made:
-            folder.rmdir()  # an error where another run has come to lie in it
 
 
 @contextmanager

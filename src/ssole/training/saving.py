@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from ssole import distributed
 from ssole.training.checkpoint import Progress, Snapshot, checkpoint_steps, snapshot, write_checkpoint
@@ -90,10 +91,7 @@ class Saver:
         self._flush()
         self._written_at = time.monotonic()
         regular = {step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)}
-
-        def write() -> None:
-            write_checkpoint(self._run, tensors, done, is_regular=regular.__contains__)
-
+        write = partial(write_checkpoint, self._run, tensors, done, is_regular=regular.__contains__)
         if self._pool is None:
             write()
         else:
