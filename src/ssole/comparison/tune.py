@@ -117,7 +117,11 @@ def _request(base: PretrainConfig, data: Spec, budget: Budget, trials: int) -> R
 
 def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning:
     """Outcome of the trials; the recipe with the settings of the best one is written."""
-    chosen, path = _chosen(records), folder / "tuned.yaml"
+    sign = 1 if CORRELATION[FIGURE] > 0 else -1
+    scores = {trial: sign * one.scores[FIGURE] for trial, one in enumerate(records) if FIGURE in one.scores}
+    if not scores:
+        raise ConfigError(f"all trials failed, the last one by {records[-1].error}")
+    chosen, path = ranked(scores)[0], folder / "tuned.yaml"
     write_yaml_atomically(path, to_dict(apply_overrides(base, records[chosen].settings)))
     return Tuning(recipe=path, trials=records, chosen=chosen)
 
@@ -135,7 +139,9 @@ def _run_trials(
     records: list[Trial] = []
     arm = Arm(name=_ARM, config=config)
     views = partial(make_views, recipe=config.augment.main_views(VIEWS), seed=config.seed, epoch=0)
-    measure = partial(figures, data=_scored(images), protocol="label-free", views=views, progress=False)
+    sample = SubsetSource(images, np.asarray(evenly_spaced(len(images), _SCORED_IMAGES)))
+    sample.labels = None
+    measure = partial(figures, data=sample, protocol="label-free", views=views, progress=False)
     check = partial(_check_unchanged, folder, images, records, allow_changes)
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
@@ -203,21 +209,6 @@ def _steps(folder: Path, request: Request, config: PretrainConfig, store: ImageS
             f"{plan.step_seconds:.2g} s each"
         )
     return plan.steps
-
-
-def _scored(images: Source) -> SubsetSource:
-    """Evenly spaced sample of the images, without labels, that trials are scored on."""
-    sample = SubsetSource(images, np.asarray(evenly_spaced(len(images), _SCORED_IMAGES)))
-    sample.labels = None
-    return sample
-
-
-def _chosen(records: list[Trial]) -> int:
-    sign = 1 if CORRELATION[FIGURE] > 0 else -1
-    scores = {trial: sign * one.scores[FIGURE] for trial, one in enumerate(records) if FIGURE in one.scores}
-    if not scores:
-        raise ConfigError(f"all trials failed, the last one by {records[-1].error}")
-    return ranked(scores)[0]
 
 
 def _digits(value: float) -> float:
