@@ -69,11 +69,7 @@ def run_data(config: PretrainConfig | None, run: Path | str) -> Any:
 
 
 def picture_format(out: Path) -> str:
-    """Pillow's name of the format of a picture to write.
-
-    Raises:
-        ConfigError: a suffix of no format that Pillow writes, or a folder that does not exist.
-    """
+    """Pillow's name of the format of a picture to write; a ConfigError if it has none, or there is no such folder."""
     from PIL import Image
 
     file_format = Image.registered_extensions().get(out.suffix.lower())

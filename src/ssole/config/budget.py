@@ -21,11 +21,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Budget of a text: 10m, 600s, 2h, 2000steps, 300kimages or 1.2Mviews.
-
-        Raises:
-            ConfigError: anything else.
-        """
+        """Budget of a text: 10m, 600s, 2h, 2000steps, 300kimages or 1.2Mviews; a ConfigError for anything else."""
         number = r"(\d+(?:\.\d+)?) *"
         words = text.strip() if isinstance(text, str) else ""
         if (time := re.fullmatch(rf"{number}(s|mins?|m|h)", words)) and float(time[1]) > 0:

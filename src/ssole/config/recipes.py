@@ -67,10 +67,8 @@ _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 1 << 26, 500_000, 20
 def read_mapping(path: Path) -> dict[str, Any]:
     """Mapping in a YAML file, read with limits because the file may be untrusted.
 
-    Aliases (``*name``) are not read, because a few lines of them can stand for more values than fit into memory.
-
-    Raises:
-        ConfigError: the file is no YAML, no mapping, too long, nested too deeply, or has aliases.
+    Aliases (``*name``) are not read, because a few lines of them can stand for more values than fit into memory. A file
+    that is no YAML, no mapping, too long, nested too deeply, or has aliases is a ConfigError.
     """
     import yaml
 
@@ -121,8 +119,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
     """Config from nested plain values. Missing keys keep their defaults.
 
-    Raises:
-        ConfigError: an unknown key (with the closest known one), a value of the wrong type or out of range.
+    A ConfigError for an unknown key (with the closest known one), or a value of the wrong type or out of range.
     """
     plain = {name: value for name, value in values.items() if name != "loss"}
     if plain.get("guardian") is False:  # what YAML makes of `guardian: off`

@@ -102,8 +102,7 @@ def maximum(number: int) -> int:
 def stopping_points(asked: Callable[[], int]) -> Iterator[None]:
     """Context of work that processes share. A request to stop ends it at the next :func:`stopping_point`.
 
-    Args:
-        asked: number of the signal that has asked this process to stop, or 0.
+    `asked` gives the number of the signal that has asked this process to stop, or 0.
     """
     STATE.asked = asked
     try:

@@ -81,11 +81,8 @@ def estimate(
 ) -> Estimate:
     """Estimate of a run of `config` over this number of images, with these labels for a loss that needs them.
 
-    A budget of time is filled by as many steps as fit.
-
-    Raises:
-        ConfigError: the recipe's network cannot be built, or does not accept its images.
-        DataError: fewer images than a batch.
+    A budget of time is filled by as many steps as fit. A ConfigError if the recipe's network cannot be built or does
+    not accept its images; a DataError if they are fewer than a batch.
     """
     plan = make_plan(config, images)
     available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
