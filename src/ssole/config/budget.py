@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,11 +39,8 @@ class Budget:
 
 def budget_seconds(text: str) -> float:
     """Seconds of a budget of time, such as 90s, 10m or 2h; a ConfigError for anything else."""
-    wrong = ConfigError(f"the budget of a run is a time, such as 90s, 10m or 2h, got {text!r}")
-    try:
+    with suppress(ConfigError):
         budget = Budget.parse(text)
-    except ConfigError:
-        raise wrong from None
-    if budget.unit != "seconds":
-        raise wrong
-    return budget.amount
+        if budget.unit == "seconds":
+            return budget.amount
+    raise ConfigError(f"the budget of a run is a time, such as 90s, 10m or 2h, got {text!r}")
