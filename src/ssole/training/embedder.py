@@ -33,13 +33,8 @@ from ssole.runtime import resolve_precision
 class Embedder:
     """Encoder of a run, and the way from views to embeddings and back.
 
-    Args:
-        config: the settings of the run; initial weights are a function of `config.seed`.
-        device: where the encoder is placed.
-        backbone: a module of your own, in place of the one that `config.model` names.
-
-    Attributes:
-        encoder: in training mode, in the form that trains fastest on the device.
+    The `encoder` is in training mode, in the form that trains fastest on the device. Its initial weights are a function
+    of `config.seed`. `backbone` is a module of your own, in place of the one that `config.model` names.
     """
 
     def __init__(self, config: PretrainConfig, device: torch.device, backbone: nn.Module | None = None) -> None:

@@ -80,15 +80,11 @@ def check_shares(config: PretrainConfig, world: int) -> None:
 
 
 class Feed:
-    """Batches of decoded images in the order of a plan; later batches are prepared while earlier ones train.
-
-    Attributes:
-        waited: seconds that the training loop has waited for batches.
-    """
+    """Batches of decoded images in the order of a plan; later batches are prepared while earlier ones train."""
 
     def __init__(self, store: ImageStore, device: torch.device) -> None:
         self._store, self._device = store, device
-        self.waited = 0.0
+        self.waited = 0.0  # seconds that the training loop has waited for batches
         self._images = None if store.images is None else _resident(store.images, device)
         self._upload = _Upload(device) if device.type == "cuda" and self._images is None else None
 

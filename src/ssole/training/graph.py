@@ -50,12 +50,9 @@ def wants_graph(
 
 
 class StepGraph(Generic[_Result]):
-    """Graph of a training step.
+    """Graph of a training step: `take`, on images (B, C, H, W), ids (B,) and the number of an epoch, adds to the watch.
 
-    Args:
-        take: function that takes a step on images (B, C, H, W), ids (B,) and the number of an epoch.
-        watch: the loss watch that `take` adds to.
-        required: whether a step that cannot be captured is an error. Otherwise steps go on as before, with a warning.
+    If it is `required`, a step that cannot be captured is an error. Otherwise steps go on as before, with a warning.
     """
 
     def __init__(

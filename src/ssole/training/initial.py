@@ -76,9 +76,8 @@ def read_initial_weights(config: PretrainConfig, encoder: Encoder, *, progress: 
     taken from a run or checkpoint, if it has the same shape; a new one is no error. With `progress`, what was loaded by
     `init` is printed.
 
-    Raises:
-        ConfigError: no such file, a damaged one, one of another kind or of another network; or timm's weights cannot be
-            had. The message names the weights that are missing, unexpected, of another shape or not finite.
+    A ConfigError for no such file, a damaged one, one of another kind or network, or if timm's weights cannot be had.
+    The message names the weights that are missing, unexpected, of another shape or not finite.
     """
     if is_custom(config.model):
         if config.init is not None:

@@ -78,9 +78,8 @@ class Learner:
         loss: the module that maps embeddings (B, V, D) to a scalar or to named terms (`ssole.losses.base.named_terms`).
         modules: encoder and loss by name: all that has weights to be trained and saved.
         optimizer: over all parameters of these modules.
-        steps_done: number of steps taken so far; :meth:`go_on_from` sets it.
+        steps_done: number of steps taken so far.
         labels: of all images, if the loss needs them, else None.
-        is_compiled: whether the encoder is compiled.
         watch: where losses and norms of gradients are checked.
         batch: what the newest step was given.
     """

@@ -25,16 +25,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Request to stop training, made by a signal.
-
-    Attributes:
-        requested: number of the signal, or 0.
-        may_interrupt: function that tells whether a signal may interrupt the work now.
-    """
+    """Request to stop training, made by a signal."""
 
     def __init__(self) -> None:
-        self.requested = 0
-        self.may_interrupt: Callable[[], bool] = lambda: False
+        self.requested = 0  # or the number of the signal
+        self.may_interrupt: Callable[[], bool] = lambda: False  # whether a signal may interrupt the work now
 
     def raise_if_requested(self) -> None:
         """Raise Stopping on all processes if one of them has a request. All of them must call it."""

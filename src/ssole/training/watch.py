@@ -28,10 +28,7 @@ class LossWatch:
     On a CPU, each value is checked at once. On an accelerator that would make the host wait, so values are collected in
     a buffer on the device. :meth:`check` reads them, and still names the first bad step; it must be called before
     anything is logged or saved. The position in the buffer is on the device too, so that a CUDA graph can replay
-    :meth:`add`.
-
-    Attributes:
-        at_once_until: step up to which it looks at once on an accelerator too.
+    :meth:`add`. Up to the step `at_once_until`, values are looked at at once on an accelerator too.
     """
 
     def __init__(self, device: torch.device) -> None:
