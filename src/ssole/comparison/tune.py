@@ -142,7 +142,15 @@ def _run_trials(
     sample = SubsetSource(images, np.asarray(evenly_spaced(len(images), _SCORED_IMAGES)))
     sample.labels = None
     measure = partial(figures, data=sample, protocol="label-free", views=views, progress=False)
-    check = partial(_check_unchanged, folder, images, records, allow_changes)
+
+    def check() -> None:
+        """Raise an error unless images and version of ssole are those of the trials before, or may have changed."""
+        keep_or_compare_images(Run(folder), images, allowed="images" in allow_changes)
+        done = [Run(folder / f"trial-{trial}") for trial, record in enumerate(records) if record.error is None]
+        for version in {run.environment.get("ssole", __version__) for run in done} - {__version__}:
+            if "version" not in allow_changes:
+                raise other_version(folder, version, __version__)
+
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
         say(f"trial {trial} of {trials}, {config.steps} steps: {settings_text(settings)}", enabled=progress)
@@ -160,15 +168,6 @@ def _run_trials(
         say(f"trial {trial}: {outcome}", enabled=progress)
         records.append(record)
     return records
-
-
-def _check_unchanged(folder: Path, images: Source, records: list[Trial], allow_changes: Collection[Change]) -> None:
-    """Raise an error unless images and version of ssole are those of the trials before, or may have changed."""
-    keep_or_compare_images(Run(folder), images, allowed="images" in allow_changes)
-    done = [Run(folder / f"trial-{trial}") for trial, record in enumerate(records) if record.error is None]
-    for version in {run.environment.get("ssole", __version__) for run in done} - {__version__}:
-        if "version" not in allow_changes:
-            raise other_version(folder, version, __version__)
 
 
 def stronger(recipe: ViewRecipe, factor: float) -> dict[str, Any]:

@@ -109,11 +109,11 @@ def replay(path: Path, *, loss: nn.Module | None = None, backbone: nn.Module | N
     if facts["compiled"]:
         learner.compile()
     with torch_state(deterministic=learner.config.deterministic):
-        before, found = _failure(learner.check_weights), _failure(lambda: _take(learner, batch))
+        before, found = _failure(learner.check_weights), _failure(lambda: learner.step(**batch._asdict()))
         gradients = {name: parameter.grad for name, parameter in learner.modules.named_parameters()}
         plain, _ = _prepare(path, facts, tensors, loss, backbone)
         with _outputs(plain) as layers:
-            _failure(lambda: _take(plain, batch))
+            _failure(lambda: plain.step(**batch._asdict()))
     return Replay(
         step=facts["step"],
         recorded=facts["what"],
@@ -180,11 +180,7 @@ def _prepare(
     return learner, Batch(given, ids, facts["epoch"], facts["lr"], facts["early"])
 
 
-def _take(learner: Learner, batch: Batch) -> None:
-    learner.step(batch.images, batch.ids, epoch=batch.epoch, lr=batch.lr, early=batch.early)
-
-
-def _failure(work: Callable[[], None]) -> str | None:
+def _failure(work: Callable[[], object]) -> str | None:
     """What was not finite in some work, or None."""
     try:
         work()
