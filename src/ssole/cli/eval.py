@@ -69,6 +69,8 @@ class Eval:
     """Standard deviation of each channel, likewise."""
 
     def __call__(self) -> int:
+        from rich.console import Console
+
         from ssole.evaluation.evaluate import evaluate as measure
         from ssole.evaluation.transfer import transfer as measure_transfer
 
@@ -96,10 +98,16 @@ class Eval:
                 views=views,
                 **how,
             )
-        if not distributed.rank():
+        if distributed.rank():
+            return 0
+        try:  # saved first: printing fails where a pipe was closed
             # figures of another preprocessing than the run's own are not what its folder is to say of it
-            folder = run if alone and not changed else None
-            _save_and_print(result, self, {"trained": self.run[0]} if alone else models, folder)
+            saved = _save(result, self, run if alone and not changed else None)
+        finally:
+            Console().print(result.table())
+            _print_verdicts(result, {"trained": self.run[0]} if alone else models)
+        if saved is not None:
+            show(f"saved: {saved}")
         return 0
 
 
@@ -113,19 +121,6 @@ def _views(config: PretrainConfig, seed: int, changed: Mapping[str, Any]) -> Vie
     own = Preprocessing.from_config(config)
     views = partial(make_views, recipe=config.augment.main_views(VIEWS), seed=seed, epoch=0)
     return adapted_views(views, own, replace(own, **changed))
-
-
-def _save_and_print(result: EvaluationResult, args: Eval, models: Mapping[str, str], run: Path | None) -> None:
-    """Save a result, and print its table and verdicts."""
-    from rich.console import Console
-
-    try:
-        saved = _save(result, args, run)  # first: printing fails where a pipe was closed
-    finally:
-        Console().print(result.table())
-        _print_verdicts(result, models)
-    if saved is not None:
-        show(f"saved: {saved}")
 
 
 def _print_verdicts(result: EvaluationResult, models: Mapping[str, str]) -> None:

@@ -50,21 +50,17 @@ class Report:
         how: dict[str, Any] = {name: getattr(self, name) for name in ("images", "columns", "device")}
         how["data"] = data_spec(self.data)
         if self.live:
-            return _serve(self, how)
+            from ssole.report.live import serve
+
+            if self.out is not None:
+                raise ConfigError("--live serves the page and writes no file: leave out --out")
+
+            def announce(url: str) -> None:
+                print(f"{url}\nopen it in a browser on this machine; Ctrl-C ends it", flush=True)
+
+            serve(list(self.runs), announce, port=self.port, every=self.every, **how)
+            print("\nended")
+            return 0
         path = write(list(self.runs), out=self.out, **how)
         show(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
         return 0
-
-
-def _serve(args: Report, how: dict[str, Any]) -> int:
-    from ssole.report.live import serve
-
-    if args.out is not None:
-        raise ConfigError("--live serves the page and writes no file: leave out --out")
-
-    def announce(url: str) -> None:
-        print(f"{url}\nopen it in a browser on this machine; Ctrl-C ends it", flush=True)
-
-    serve(list(args.runs), announce, port=args.port, every=args.every, **how)
-    print("\nended")
-    return 0

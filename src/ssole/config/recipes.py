@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssole.config.hints import explain, hint_at_setting
-from ssole.config.losses import LOSS_CONFIGS, CustomConfig, LossConfig, Projector
+from ssole.config.losses import LOSS_CONFIGS, CustomConfig, Projector
 from ssole.config.presets import view_preset
 from ssole.config.schema import ModelConfig, OptimConfig, PretrainConfig
 from ssole.config.view_recipe import Crop, ViewRecipe
@@ -125,18 +125,16 @@ def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
     if plain.get("guardian") is False:  # what YAML makes of `guardian: off`
         plain["guardian"] = "off"
     config = _validated(PretrainConfig, plain)
-    return dataclasses.replace(config, loss=_loss_from_dict(values["loss"])) if "loss" in values else config
-
-
-def _loss_from_dict(values: Any) -> LossConfig:
-    """Settings of the loss that `name` chooses, by default SSOLE."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"loss must be a mapping of settings, got {values!r}")
-    name = values.get("name", "ssole")
+    if "loss" not in values:
+        return config
+    loss = values["loss"]
+    if not isinstance(loss, Mapping):
+        raise ConfigError(f"loss must be a mapping of settings, got {loss!r}")
+    name = loss.get("name", "ssole")
     if not isinstance(name, str) or name not in LOSS_CONFIGS:
         names = [one for one in LOSS_CONFIGS if one != CustomConfig.name]  # a recipe cannot name code
         raise ConfigError(f"no loss {name!r}.{did_you_mean(str(name), names)} There are: {', '.join(names)}")
-    return _validated(LOSS_CONFIGS[name], values, "loss")
+    return dataclasses.replace(config, loss=_validated(LOSS_CONFIGS[name], loss, "loss"))
 
 
 def _validated(cls: type[Config], values: Mapping[str, Any], *prefix: str) -> Config:
