@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 Models = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")]
 Words = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--protocol"], metavar="NAME,NAME")]
-
 Numbers = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
 
 

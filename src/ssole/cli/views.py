@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
 from ssole.cli.common import FilePath, data_spec, picture_format, show
-from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, ViewRecipe, load, view_preset
+from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, load, view_preset
 from ssole.data.folder import image_suffixes
 from ssole.data.objects import ObjectSource
 from ssole.data.sources import open_source
@@ -51,26 +50,20 @@ class Views:
         recipe = view_preset(self.recipe) if config is None else config.augment
         channels = config.channels if config is not None and self.channels is None else self.channels
         file_format = picture_format(self.out)
-        images, indices = _some_images(self, recipe, channels)
+        if self.images < 1:
+            raise ConfigError(f"--images must be at least 1, got {self.images}")
+        paths = [Path(word) for word in self.data]
+        are_images = all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths)
+        source = ObjectSource(self.data) if are_images else open_source(data_spec(self.data))
+        errors: list[DataError] = []  # of images that cannot be read: these are left out, unless all of them are
+        images, indices = images_to_show(
+            source, self.images, shrink_to=recipe.useful_size, channels=channels, unreadable=errors.append
+        )
+        for error in errors:
+            say(f"left out: {error}")
+        if not images:
+            raise errors[0]
         sheet = picture(images, indices, recipe=recipe, seed=self.seed, epoch=self.epoch)
         write_atomically(self.out, lambda path: sheet.save(path, format=file_format))
         show(f"{len(images)} image{'s' * (len(images) > 1)} and their views by {self.recipe}: {self.out}")
         return 0
-
-
-def _some_images(args: Views, recipe: ViewRecipe, channels: int | None) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Images to draw, and their indices in the data. Those that cannot be read are left out, unless all of them are."""
-    if args.images < 1:
-        raise ConfigError(f"--images must be at least 1, got {args.images}")
-    paths = [Path(word) for word in args.data]
-    are_images = all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths)
-    source = ObjectSource(args.data) if are_images else open_source(data_spec(args.data))
-    errors: list[DataError] = []
-    images, indices = images_to_show(
-        source, args.images, shrink_to=recipe.useful_size, channels=channels, unreadable=errors.append
-    )
-    for error in errors:
-        say(f"left out: {error}")
-    if not images:
-        raise errors[0]
-    return images, indices

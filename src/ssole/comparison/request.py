@@ -184,7 +184,7 @@ def _with_new_settings(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_request(folder: Path) -> Request:
-    """Request that a comparison's folder was made with; a ConfigError if it has code of yours, which no file holds."""
+    """Request that a comparison's folder was made with; a ConfigError for others, and for code, which no file holds."""
     path = folder / _FILE
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a comparison: it has no {_FILE}")

@@ -69,11 +69,8 @@ def extensions(run: Run) -> list[Extension]:
 class Pace:
     """Length and schedule of a run, whose earlier corrections are read.
 
-    With a budget, the `total` of the given plan is the number of steps that was expected at the start.
-
-    Attributes:
-        total: number of steps of the whole run, as expected now.
-        plan: plan of the images to feed, without an end if that is not known.
+    `total` is the number of steps of the whole run, as expected now; with a budget, that of the given plan is the one
+    expected at the start. `plan` is that of the images to feed, without an end if that is not known.
     """
 
     def __init__(self, run: Run, plan: Plan, config: PretrainConfig | None = None) -> None:

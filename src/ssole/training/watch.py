@@ -93,10 +93,10 @@ class LossWatch:
 
 def infinite_buffers(given: dict[str, nn.Module | None]) -> set[str]:
     """Names of buffers of given modules that are infinite by design, such as masks."""
-    modules = {name: module for name, module in given.items() if module is not None}
     return {
         f"{name}.{part}"
-        for name, module in modules.items()
+        for name, module in given.items()
+        if module is not None
         for part, buffer in module.named_buffers(remove_duplicate=False)
         if buffer.isinf().any() and not buffer.isnan().any()
     }
