@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -33,7 +33,7 @@ TrialChanges = Annotated[
 Changes = Annotated[tuple[Change, ...], tyro.conf.arg(metavar="images|settings|version", help_behavior_hint="")]
 
 
-def parse(command: type[Command], argv: Sequence[str]) -> Command:
+def parse(command: Callable[..., Command], argv: Sequence[str]) -> Command:
     """Command with its options, parsed from arguments; --help prints the docstring of the class and exits."""
     prog = f"ssole {command.__name__.lower()}"
     return tyro.cli(command, args=list(argv), prog=prog, description=inspect.getdoc(command))
