@@ -11,7 +11,7 @@ from commands import Command
 from examined import KEYS
 from PIL import Image
 
-from ssole.cli.doctor import DoctorArgs
+from ssole.cli.doctor import Doctor
 from ssole.doctor import examine
 
 FINE = ("doctor", "photos", "--no-estimate", "--device", "cpu")
@@ -61,7 +61,7 @@ def test_several_data_and_options_reach_the_examination(command: Command) -> Non
 
 
 def test_the_command_has_the_limit_of_the_function() -> None:
-    assert DoctorArgs().limit == inspect.signature(examine).parameters["limit"].default
+    assert Doctor().limit == inspect.signature(examine).parameters["limit"].default
 
 
 def test_the_help_explains_every_option(command: Command) -> None:

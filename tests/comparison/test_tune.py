@@ -17,7 +17,7 @@ from filelock import FileLock
 
 import ssole
 import tiny
-from ssole.cli.tune import tune as command
+from ssole.cli.tune import Tune as command
 from ssole.comparison import tune as module
 from ssole.comparison.tune import FIGURE, stronger, tune
 from ssole.config import ConfigError, Crop, ViewRecipe, load

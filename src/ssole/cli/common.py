@@ -17,7 +17,7 @@ from ssole.errors import listed, printable
 from ssole.models.load import weights_path
 from ssole.training.run import Change, Run
 
-Options = TypeVar("Options")
+Command = TypeVar("Command")
 
 RunPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 DataWords = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DATA", help_behavior_hint="")]
@@ -33,10 +33,10 @@ TrialChanges = Annotated[
 Changes = Annotated[tuple[Change, ...], tyro.conf.arg(metavar="images|settings|version", help_behavior_hint="")]
 
 
-def parse(command: Callable[..., int], options: type[Options], argv: Sequence[str], *, name: str = "") -> Options:
-    """Options of a command, parsed from its arguments; --help prints the command's docstring and exits."""
-    prog = f"ssole {name or command.__name__}"
-    return tyro.cli(options, args=list(argv), prog=prog, description=inspect.getdoc(command))
+def parse(command: Callable[..., Command], argv: Sequence[str]) -> Command:
+    """Command with its options, parsed from arguments; --help prints the docstring of the class and exits."""
+    prog = f"ssole {command.__name__.lower()}"
+    return tyro.cli(command, args=list(argv), prog=prog, description=inspect.getdoc(command))
 
 
 def show(text: str) -> None:
@@ -69,9 +69,7 @@ def run_data(config: PretrainConfig | None, run: Path | str) -> Any:
 def picture_format(out: Path, images: Spec | None = None) -> str:
     """Pillow's name of the format of a picture to write.
 
-    Raises:
-        ConfigError: a suffix of no format that Pillow writes, a folder that does not exist, or a place among `images`,
-            of which it would be one, or take the place of one.
+    A ConfigError if it has none, if there is no such folder, or if the picture would be one of `images`.
     """
     from PIL import Image
 

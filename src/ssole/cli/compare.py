@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +15,6 @@ from ssole.cli.common import (
     OptionalNumber,
     TrialChanges,
     data_spec,
-    parse,
     show,
 )
 from ssole.config import ConfigError
@@ -24,8 +22,15 @@ from ssole.errors import one_line
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareArgs:
-    """Options of `ssole compare`."""
+class Compare:
+    """Compare methods in the same loop: same images, views, backbone, budget and search of settings.
+
+    Examples:
+      ssole compare --methods ssole,simclr,vicreg --budget 600steps --out runs/losses
+      ssole compare --methods ssole,simclr --data photos/ --recipe photos --budget 30m --seeds 3
+      ssole compare experiments/lambda.yaml
+      ssole compare --resume runs/losses
+    """
 
     experiment: Annotated[
         tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[EXPERIMENT.yaml]", help_behavior_hint="")
@@ -58,34 +63,24 @@ class CompareArgs:
     allow_changes: TrialChanges = ()
     """Kinds of change since the start to accept. By default, every change is an error that shows it."""
 
+    def __call__(self) -> int:
+        from rich.console import Console
 
-def compare(argv: Sequence[str]) -> int:
-    """Compare methods in the same loop: same images, views, backbone, budget and search of settings.
+        from ssole.comparison.compare import compare as run
+        from ssole.comparison.compare import resume_comparison
 
-    Examples:
-      ssole compare --methods ssole,simclr,vicreg --budget 600steps --out runs/losses
-      ssole compare --methods ssole,simclr --data photos/ --recipe photos --budget 30m --seeds 3
-      ssole compare experiments/lambda.yaml
-      ssole compare --resume runs/losses
-    """
-    from rich.console import Console
-
-    from ssole.comparison.compare import compare as run
-    from ssole.comparison.compare import resume_comparison
-
-    args = parse(compare, CompareArgs, argv)
-    if args.resume is not None:
-        if args != CompareArgs(resume=args.resume, allow_changes=args.allow_changes):
-            raise ConfigError("--resume keeps the settings of the comparison; leave the other options out")
-        result = resume_comparison(args.resume, allow_changes=args.allow_changes)
-    else:
-        result = run(**_arguments(args))
-    Console().print(result.table())
-    show(f"saved: {result.path / 'comparison.json'}")
-    return 0 if result.best is not None else 1
+        if self.resume is not None:
+            if self != Compare(resume=self.resume, allow_changes=self.allow_changes):
+                raise ConfigError("--resume keeps the settings of the comparison; leave the other options out")
+            result = resume_comparison(self.resume, allow_changes=self.allow_changes)
+        else:
+            result = run(**_arguments(self))
+        Console().print(result.table())
+        show(f"saved: {result.path / 'comparison.json'}")
+        return 0 if result.best is not None else 1
 
 
-def _arguments(args: CompareArgs) -> dict[str, Any]:
+def _arguments(args: Compare) -> dict[str, Any]:
     """Arguments of :func:`ssole.compare` from the experiment and the options, which override it."""
     from ssole.comparison.experiment import check_settings, read_experiment
 

@@ -16,20 +16,21 @@ from typing import Any
 import torch
 
 from ssole import __version__, distributed
-from ssole.cli.compare import compare
-from ssole.cli.doctor import doctor
-from ssole.cli.embed import embed
-from ssole.cli.eval import evaluate
-from ssole.cli.export import export
-from ssole.cli.extend import extend
-from ssole.cli.index import index
+from ssole.cli.common import parse
+from ssole.cli.compare import Compare
+from ssole.cli.doctor import Doctor
+from ssole.cli.embed import Embed
+from ssole.cli.eval import Eval
+from ssole.cli.export import Export
+from ssole.cli.extend import Extend
+from ssole.cli.index import Index
 from ssole.cli.pretrain import pretrain
-from ssole.cli.replay import replay
-from ssole.cli.report import report
-from ssole.cli.search import search
-from ssole.cli.select import select
-from ssole.cli.tune import tune
-from ssole.cli.views import views
+from ssole.cli.replay import Replay
+from ssole.cli.report import Report
+from ssole.cli.search import Search
+from ssole.cli.select import Select
+from ssole.cli.tune import Tune
+from ssole.cli.views import Views
 from ssole.config import PretrainConfig
 from ssole.data.tiff import silence_tiff_libraries
 from ssole.errors import did_you_mean, printable, without_secrets
@@ -38,23 +39,23 @@ from ssole.training.guardian import CollapseError
 
 _SIGNAL = 128  # added to the number of a signal, it is the exit code after it
 _MIN_COLUMNS = 40  # columns of a help page; in a terminal of one column, its layout would never end
-Command = Callable[[Sequence[str]], int]
+Command = Callable[..., Any]
 
 COMMANDS: dict[str, Command] = {
-    "doctor": doctor,
+    "doctor": Doctor,
     "pretrain": pretrain,
-    "extend": extend,
-    "compare": compare,
-    "tune": tune,
-    "eval": evaluate,
-    "report": report,
-    "embed": embed,
-    "index": index,
-    "search": search,
-    "select": select,
-    "export": export,
-    "views": views,
-    "replay": replay,
+    "extend": Extend,
+    "compare": Compare,
+    "tune": Tune,
+    "eval": Eval,
+    "report": Report,
+    "embed": Embed,
+    "index": Index,
+    "search": Search,
+    "select": Select,
+    "export": Export,
+    "views": Views,
+    "replay": Replay,
 }
 
 
@@ -92,7 +93,7 @@ def _main(argv: list[str]) -> int:
         print(f"error: no command {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}\n\n{_usage()}", file=sys.stderr)
         return 2
     place = distributed.launch()
-    if command not in (pretrain, extend, evaluate, embed) and place.world_size > 1:
+    if command not in (pretrain, Extend, Eval, Embed) and place.world_size > 1:
         if place.rank:  # the first process does all the work, with the threads of those on its machine
             return 0
         os.environ["WORLD_SIZE"] = "1"
@@ -122,9 +123,10 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     """Exit code of a command. Errors that a user can correct are printed in one line, without a traceback."""
     try:
         # training joins the processes itself, when it knows their timeout
-        shares = command in (evaluate, embed) and not {"-h", "--help"} & set(argv)
+        shares = command in (Eval, Embed) and not {"-h", "--help"} & set(argv)
         with distributed.processes(PretrainConfig.process_timeout) if shares else nullcontext():
-            return command(argv)
+            code: int = pretrain(argv) if command is pretrain else parse(command, argv)()
+            return code
     except ValueError as error:  # ConfigError and DataError among them: their messages say what to do
         _print_error(error)
         return 2

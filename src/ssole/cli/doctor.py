@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ssole.cli.common import OptionalFile, OptionalName, OptionalNumber, data_spec, parse, show
+from ssole.cli.common import OptionalFile, OptionalName, OptionalNumber, data_spec, show
 from ssole.config import ConfigError
 from ssole.doctor.examine import LIMIT
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoctorArgs:
-    """Options of `ssole doctor`."""
+class Doctor:
+    """Check images before training: damage, duplicates, the recipe to choose, and what a run would cost.
+
+    Examples:
+      ssole doctor photos/
+      ssole doctor photos/ --against photos-to-test-on/ --preview views.png
+      ssole doctor photos/ --recipe photos --json report.json
+
+    No image is changed. Every finding says OK, look at this, or stop.
+    Exit code: 0, or 1 when a finding says stop, or 2 for wrong input.
+    """
 
     data: Annotated[
         tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA", help_behavior_hint="(required)")
@@ -39,43 +47,32 @@ class DoctorArgs:
     estimate: bool = True
     """Run a few training steps (about 20 s) to estimate time and memory."""
 
+    def __call__(self) -> int:
+        from rich.console import Console
 
-def doctor(argv: Sequence[str]) -> int:
-    """Check images before training: damage, duplicates, the recipe to choose, and what a run would cost.
+        from ssole.doctor import examine
+        from ssole.doctor.page import print_page
 
-    Examples:
-      ssole doctor photos/
-      ssole doctor photos/ --against photos-to-test-on/ --preview views.png
-      ssole doctor photos/ --recipe photos --json report.json
-
-    No image is changed. Every finding says OK, look at this, or stop.
-    Exit code: 0, or 1 when a finding says stop, or 2 for wrong input.
-    """
-    from rich.console import Console
-
-    from ssole.doctor import examine
-    from ssole.doctor.page import print_page
-
-    args = parse(doctor, DoctorArgs, argv)
-    if not args.data:
-        raise ConfigError("which images? For example: ssole doctor photos/ (ssole doctor --help explains the options)")
-    to_stdout = args.json == Path("-")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise ConfigError(f"there is no folder {args.json.absolute().parent} for {args.json.name}")
-    report = examine(
-        data_spec(args.data),
-        against=data_spec(args.against),
-        recipe=args.recipe,
-        channels=args.channels,
-        device=args.device,
-        limit=args.limit,
-        preview=args.preview,
-        measure=args.estimate,
-    )
-    print_page(report, Console(stderr=to_stdout))
-    if to_stdout:
-        print(report.to_json(), end="")
-    elif args.json is not None:
-        report.save(args.json)
-        show(f"\nsaved: {args.json}")
-    return 1 if report.verdict == "stop" else 0
+        if not self.data:
+            example = "ssole doctor photos/ (ssole doctor --help explains the options)"
+            raise ConfigError(f"which images? For example: {example}")
+        to_stdout = self.json == Path("-")
+        if self.json is not None and not self.json.absolute().parent.is_dir():
+            raise ConfigError(f"there is no folder {self.json.absolute().parent} for {self.json.name}")
+        report = examine(
+            data_spec(self.data),
+            against=data_spec(self.against),
+            recipe=self.recipe,
+            channels=self.channels,
+            device=self.device,
+            limit=self.limit,
+            preview=self.preview,
+            measure=self.estimate,
+        )
+        print_page(report, Console(stderr=to_stdout))
+        if to_stdout:
+            print(report.to_json(), end="")
+        elif self.json is not None:
+            report.save(self.json)
+            show(f"\nsaved: {self.json}")
+        return 1 if report.verdict == "stop" else 0

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ssole import distributed
-from ssole.cli.common import DataWords, Device, FilePath, RunPath, data_spec, parse, run_config, run_data, show
+from ssole.cli.common import DataWords, Device, FilePath, RunPath, data_spec, run_config, run_data, show
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedArgs:
-    """Options of `ssole embed`."""
-
-    run: RunPath
-    """Run folder, or its backbone.safetensors."""
-    data: DataWords = ()
-    """Images, in any form that pretraining takes. By default, the data of the run."""
-    out: FilePath = Path("embeddings.npz")
-    """File to write: .npz (array, ids, labels, classes) or .parquet (id, embedding, label, class)."""
-    device: Device = "auto"
-
-
-def embed(argv: Sequence[str]) -> int:
+class Embed:
     """Write the features of images to a file, with their ids and their labels (if any).
 
     Examples:
@@ -33,11 +20,20 @@ def embed(argv: Sequence[str]) -> int:
     Similar images have features with a high cosine similarity. When it is interrupted, the same command goes on from
     there. For very many images, choose .parquet: memory does not grow with their number.
     """
-    from ssole.evaluation.parts import embed_to_file
 
-    args = parse(embed, EmbedArgs, argv)
-    data = data_spec(args.data) or run_data(run_config(args.run), args.run)
-    done = embed_to_file(args.run, data, args.out, device=args.device, progress=not distributed.rank())
-    if not distributed.rank():
-        show(f"{done.images} images, {done.features} features each: {args.out}")
-    return 0
+    run: RunPath
+    """Run folder, or its backbone.safetensors."""
+    data: DataWords = ()
+    """Images, in any form that pretraining takes. By default, the data of the run."""
+    out: FilePath = Path("embeddings.npz")
+    """File to write: .npz (array, ids, labels, classes) or .parquet (id, embedding, label, class)."""
+    device: Device = "auto"
+
+    def __call__(self) -> int:
+        from ssole.evaluation.parts import embed_to_file
+
+        data = data_spec(self.data) or run_data(run_config(self.run), self.run)
+        done = embed_to_file(self.run, data, self.out, device=self.device, progress=not distributed.rank())
+        if not distributed.rank():
+            show(f"{done.images} images, {done.features} features each: {self.out}")
+        return 0

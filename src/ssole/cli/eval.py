@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ssole import distributed
-from ssole.cli.common import DataWords, Device, OptionalFile, data_spec, parse, run_config, run_data, show
+from ssole.cli.common import DataWords, Device, OptionalFile, data_spec, run_config, run_data, show
 from ssole.config import ConfigError, PretrainConfig
 from ssole.errors import distinct
 from ssole.evaluation.models import is_run, name_of
@@ -25,13 +25,23 @@ if TYPE_CHECKING:
 
 Models = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")]
 Words = Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--protocol"], metavar="NAME,NAME")]
-
 Numbers = Annotated[tuple[float, ...] | None, tyro.conf.arg(metavar="X", help_behavior_hint="")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalArgs:
-    """Options of `ssole eval`."""
+class Eval:
+    """Measure how good the features of a run are, beside raw pixels and other networks.
+
+    Examples:
+      ssole eval runs/mine
+      ssole eval runs/mine --data photos/ --test photos-to-test-on/
+      ssole eval runs/mine --protocols knn,few-shot,cluster
+      ssole eval runs/mine --transfer cifar10 stl10 digits-m
+      ssole eval runs/mine runs/other timm:resnet18 timm:resnet18=weights.pth --data photos/
+
+    With labels: accuracy of weighted kNN and of a linear probe on the frozen features.
+    Without labels, or with --protocols label-free: effective rank and other figures of the features, and a verdict.
+    """
 
     run: Models
     """Run folder, its backbone.safetensors, timm:NAME[=FILE], torchvision:NAME[=FILE] or FILE.onnx; each is a row."""
@@ -57,53 +67,47 @@ class EvalArgs:
     std: Numbers = None
     """Standard deviation of each channel, likewise."""
 
+    def __call__(self) -> int:
+        from rich.console import Console
 
-def evaluate(argv: Sequence[str]) -> int:
-    """Measure how good the features of a run are, beside raw pixels and other networks.
+        from ssole.evaluation.evaluate import evaluate as measure
+        from ssole.evaluation.transfer import transfer as measure_transfer
 
-    Examples:
-      ssole eval runs/mine
-      ssole eval runs/mine --data photos/ --test photos-to-test-on/
-      ssole eval runs/mine --protocols knn,few-shot,cluster
-      ssole eval runs/mine --transfer cifar10 stl10 digits-m
-      ssole eval runs/mine runs/other timm:resnet18 timm:resnet18=weights.pth --data photos/
-
-    With labels: accuracy of weighted kNN and of a linear probe on the frozen features.
-    Without labels, or with --protocols label-free: effective rank and other figures of the features, and a verdict.
-    """
-    from ssole.evaluation.evaluate import evaluate as measure
-    from ssole.evaluation.transfer import transfer as measure_transfer
-
-    args = parse(evaluate, EvalArgs, argv, name="eval")
-    if not args.run:
-        raise ConfigError("give a RUN to evaluate, such as a run folder or timm:resnet18")
-    models = dict(zip(distinct([name_of(one) for one in args.run], args.run), args.run, strict=True))
-    alone = len(args.run) == 1 and is_run(args.run[0])
-    run = next((Path(one) for one in models.values() if is_run(one)), None)
-    config = None if run is None else run_config(run)
-    given: Any = args.run[0] if alone else models
-    how: dict[str, Any] = {"progress": not distributed.rank()}
-    how |= {name: getattr(args, name) for name in ("seed", "device", "image_size", "mean", "std")}
-    changed = {name: how[name] for name in ("image_size", "mean", "std") if how[name] is not None}
-    views = None
-    if config is not None and is_run(args.run[0]):
-        views = _views(config, args.seed, changed if alone else {})  # several models are not changed
-    if args.transfer:
-        result = measure_transfer(given, args.transfer, **how)
-    else:
-        result = measure(
-            given,
-            data_spec(args.data) or run_data(config, run or args.run[0]),
-            test=data_spec(args.test),
-            protocol=[name for words in args.protocols for name in words.split(",")],
-            views=views,
-            **how,
-        )
-    if not distributed.rank():
-        # figures of another preprocessing than the run's own are not what its folder is to say of it
-        folder = run if alone and not changed else None
-        _save_and_print(result, args, {"trained": args.run[0]} if alone else models, folder)
-    return 0
+        if not self.run:
+            raise ConfigError("give a RUN to evaluate, such as a run folder or timm:resnet18")
+        models = dict(zip(distinct([name_of(one) for one in self.run], self.run), self.run, strict=True))
+        alone = len(self.run) == 1 and is_run(self.run[0])
+        run = next((Path(one) for one in models.values() if is_run(one)), None)
+        config = None if run is None else run_config(run)
+        given: Any = self.run[0] if alone else models
+        how: dict[str, Any] = {"progress": not distributed.rank()}
+        how |= {name: getattr(self, name) for name in ("seed", "device", "image_size", "mean", "std")}
+        changed = {name: how[name] for name in ("image_size", "mean", "std") if how[name] is not None}
+        views = None
+        if config is not None and is_run(self.run[0]):
+            views = _views(config, self.seed, changed if alone else {})  # several models are not changed
+        if self.transfer:
+            result = measure_transfer(given, self.transfer, **how)
+        else:
+            result = measure(
+                given,
+                data_spec(self.data) or run_data(config, run or self.run[0]),
+                test=data_spec(self.test),
+                protocol=[name for words in self.protocols for name in words.split(",")],
+                views=views,
+                **how,
+            )
+        if distributed.rank():
+            return 0
+        try:  # saved first: printing fails where a pipe was closed
+            # figures of another preprocessing than the run's own are not what its folder is to say of it
+            saved = _save(result, self, run if alone and not changed else None)
+        finally:
+            Console().print(result.table())
+            _print_verdicts(result, {"trained": self.run[0]} if alone else models)
+        if saved is not None:
+            show(f"saved: {saved}")
+        return 0
 
 
 def _views(config: PretrainConfig, seed: int, changed: Mapping[str, Any]) -> Views:
@@ -118,19 +122,6 @@ def _views(config: PretrainConfig, seed: int, changed: Mapping[str, Any]) -> Vie
     return adapted_views(views, own, replace(own, **changed))
 
 
-def _save_and_print(result: EvaluationResult, args: EvalArgs, models: Mapping[str, str], run: Path | None) -> None:
-    """Save a result, and print its table and verdicts."""
-    from rich.console import Console
-
-    try:
-        saved = _save(result, args, run)  # first: printing fails where a pipe was closed
-    finally:
-        Console().print(result.table())
-        _print_verdicts(result, models)
-    if saved is not None:
-        show(f"saved: {saved}")
-
-
 def _print_verdicts(result: EvaluationResult, models: Mapping[str, str]) -> None:
     """Verdict on each network whose label-free figures were measured, in a line."""
     for row, model in models.items():
@@ -143,7 +134,7 @@ def _print_verdicts(result: EvaluationResult, models: Mapping[str, str]) -> None
             show(f"verdict on {name_of(model)}: {verdict.sentence}")
 
 
-def _save(result: EvaluationResult, args: EvalArgs, run: Path | None) -> Path | None:
+def _save(result: EvaluationResult, args: Eval, run: Path | None) -> Path | None:
     """Write the result where it was asked for, else to the folder of the run; where, or None if nowhere."""
     name = "transfer.json" if args.transfer else "evaluation.json"
     save = args.save or (run / name if run is not None and run.is_dir() else None)

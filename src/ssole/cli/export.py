@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ssole.cli.common import OptionalFolder, RunPath, parse, show
+from ssole.cli.common import OptionalFolder, RunPath, show
 from ssole.export.export import Format
 from ssole.export.export import export as write
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportArgs:
-    """Options of `ssole export`."""
-
-    run: RunPath
-    """Run folder, or its backbone.safetensors."""
-    to: Format
-    """Format: timm, torchvision (weights), onnx, torch-export (programs), hf (transformers' AutoModel)."""
-    out: OptionalFolder = None
-    """Folder to write. By default, RUN/export/FORMAT."""
-
-
-def export(argv: Sequence[str]) -> int:
+class Export:
     """Write the backbone of a run in the format of another library, checked against the source.
 
     Examples:
@@ -31,8 +19,16 @@ def export(argv: Sequence[str]) -> int:
 
     The folder holds the weights with their normalisation and a README.md with the code that loads them.
     """
-    args = parse(export, ExportArgs, argv)
-    folder = write(args.run, to=args.to, out=args.out)
-    show(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    show(f"how to load it: {folder / 'README.md'}")
-    return 0
+
+    run: RunPath
+    """Run folder, or its backbone.safetensors."""
+    to: Format
+    """Format: timm, torchvision (weights), onnx, torch-export (programs), hf (transformers' AutoModel)."""
+    out: OptionalFolder = None
+    """Folder to write. By default, RUN/export/FORMAT."""
+
+    def __call__(self) -> int:
+        folder = write(self.run, to=self.to, out=self.out)
+        show(f"{folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+        show(f"how to load it: {folder / 'README.md'}")
+        return 0

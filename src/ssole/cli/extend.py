@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ssole import extending
-from ssole.cli.common import Changes, DataWords, OptionalNumber, RunPath, data_spec, parse
+from ssole.cli.common import Changes, DataWords, OptionalNumber, RunPath, data_spec
 from ssole.cli.pretrain import print_finished
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtendArgs:
-    """Options of `ssole extend`."""
+class Extend:
+    """Train a finished run for longer.
+
+    Example:
+      ssole extend runs/mine --epochs 50
+
+    The learning rate begins and falls once more, from --factor times its peak. The weights until now are kept as
+    backbone-step-N.safetensors. If it is interrupted: ssole pretrain --resume RUN.
+    """
 
     run: RunPath
     """Folder of a finished run."""
@@ -29,25 +35,15 @@ class ExtendArgs:
     allow_changes: Changes = ()
     """Kinds of change since the start of the run to accept. By default, every change is an error that shows it."""
 
-
-def extend(argv: Sequence[str]) -> int:
-    """Train a finished run for longer.
-
-    Example:
-      ssole extend runs/mine --epochs 50
-
-    The learning rate begins and falls once more, from --factor times its peak. The weights until now are kept as
-    backbone-step-N.safetensors. If it is interrupted: ssole pretrain --resume RUN.
-    """
-    args = parse(extend, ExtendArgs, argv)
-    run = extending.extend(
-        args.run,
-        epochs=args.epochs,
-        steps=args.steps,
-        factor=args.factor,
-        data=data_spec(args.data),
-        eval_data=data_spec(args.eval_data),
-        allow_changes=args.allow_changes,
-    )
-    print_finished(run)
-    return 0
+    def __call__(self) -> int:
+        run = extending.extend(
+            self.run,
+            epochs=self.epochs,
+            steps=self.steps,
+            factor=self.factor,
+            data=data_spec(self.data),
+            eval_data=data_spec(self.eval_data),
+            allow_changes=self.allow_changes,
+        )
+        print_finished(run)
+        return 0

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from ssole.cli.common import DataWords, Device, OptionalFolder, data_spec, parse, run_config, run_data, show
+from ssole.cli.common import DataWords, Device, OptionalFolder, data_spec, run_config, run_data, show
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexArgs:
-    """Options of `ssole index`."""
+class Index:
+    """Write an index of images, to search among them.
+
+    Examples:
+      ssole index runs/mine
+      ssole index runs/mine --data photos/ --out photos-index
+      ssole index timm:resnet18 --data photos/ --out photos-index
+
+    Then: ssole search photos-index one.jpg; ssole search photos-index --duplicates; ssole select photos-index.
+    When it is interrupted, the same command goes on from there.
+    """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN_OR_MODEL")]
     """Run folder or its backbone.safetensors; or another network: timm:NAME, torchvision:NAME, timm:NAME=FILE."""
@@ -28,34 +36,22 @@ class IndexArgs:
     """Divide images into cells, of which a search looks at a few. auto: more than a million, if faiss is installed."""
     device: Device = "auto"
 
+    def __call__(self) -> int:
+        from ssole.evaluation.models import is_run
+        from ssole.search.cells import CELLS_ABOVE, PROBED
+        from ssole.search.search import build_index
 
-def index(argv: Sequence[str]) -> int:
-    """Write an index of images, to search among them.
-
-    Examples:
-      ssole index runs/mine
-      ssole index runs/mine --data photos/ --out photos-index
-      ssole index timm:resnet18 --data photos/ --out photos-index
-
-    Then: ssole search photos-index one.jpg; ssole search photos-index --duplicates; ssole select photos-index.
-    When it is interrupted, the same command goes on from there.
-    """
-    from ssole.evaluation.models import is_run
-    from ssole.search.cells import CELLS_ABOVE, PROBED
-    from ssole.search.search import build_index
-
-    args = parse(index, IndexArgs, argv)
-    data = data_spec(args.data)
-    if data is None:
-        data = run_data(run_config(Path(args.model)) if is_run(args.model) else None, args.model)
-    made = build_index(args.model, data, args.out, half=args.half, cells=args.cells, device=args.device)
-    if made.cells is not None:
-        show(f"{len(made.cells.centres):,} cells: a search looks into the nearest {PROBED}, with --exact into all")
-    elif len(made) > CELLS_ABOVE and args.cells == "auto":
-        print(
-            "searches look at all images: after pip install 'ssole[search]', an index in another folder has cells, and "
-            "is quicker"
-        )
-    size = sum(file.stat().st_size for file in made.path.iterdir())
-    show(f"{len(made):,} images, {made.features.shape[1]} features each: {made.path} ({size / 1e6:.1f} MB)")
-    return 0
+        data = data_spec(self.data)
+        if data is None:
+            data = run_data(run_config(Path(self.model)) if is_run(self.model) else None, self.model)
+        made = build_index(self.model, data, self.out, half=self.half, cells=self.cells, device=self.device)
+        if made.cells is not None:
+            show(f"{len(made.cells.centres):,} cells: a search looks into the nearest {PROBED}, with --exact into all")
+        elif len(made) > CELLS_ABOVE and self.cells == "auto":
+            print(
+                "searches look at all images: after pip install 'ssole[search]', an index in another folder has cells, "
+                "and is quicker"
+            )
+        size = sum(file.stat().st_size for file in made.path.iterdir())
+        show(f"{len(made):,} images, {made.features.shape[1]} features each: {made.path} ({size / 1e6:.1f} MB)")
+        return 0

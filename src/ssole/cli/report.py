@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from ssole.cli.common import DataWords, Device, OptionalFile, data_spec, parse, show
+from ssole.cli.common import DataWords, Device, OptionalFile, data_spec, show
 from ssole.config import ConfigError
 from ssole.report.report import IMAGES
 from ssole.report.report import report as write
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportArgs:
-    """Options of `ssole report`."""
+class Report:
+    """Write a page that shows whether training worked, and why; several runs are shown side by side.
+
+    Examples:
+      ssole report runs/mine
+      ssole report runs/mine runs/other --out both.html
+      ssole report runs/mine --live
+
+    The page holds everything it needs: open it from the disk, or send it to someone.
+    """
 
     runs: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN", help_behavior_hint="(required)")
@@ -39,36 +46,21 @@ class ReportArgs:
     every: float = 10.0
     """With --live: seconds after which the browser looks for news."""
 
+    def __call__(self) -> int:
+        how: dict[str, Any] = {name: getattr(self, name) for name in ("images", "columns", "device")}
+        how["data"] = data_spec(self.data)
+        if self.live:
+            from ssole.report.live import serve
 
-def report(argv: Sequence[str]) -> int:
-    """Write a page that shows whether training worked, and why; several runs are shown side by side.
+            if self.out is not None:
+                raise ConfigError("--live serves the page and writes no file: leave out --out")
 
-    Examples:
-      ssole report runs/mine
-      ssole report runs/mine runs/other --out both.html
-      ssole report runs/mine --live
+            def announce(url: str) -> None:
+                print(f"{url}\nopen it in a browser on this machine; Ctrl-C ends it", flush=True)
 
-    The page holds everything it needs: open it from the disk, or send it to someone.
-    """
-    args = parse(report, ReportArgs, argv)
-    how: dict[str, Any] = {name: getattr(args, name) for name in ("images", "columns", "device")}
-    how["data"] = data_spec(args.data)
-    if args.live:
-        return _serve(args, how)
-    path = write(list(args.runs), out=args.out, **how)
-    show(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
-    return 0
-
-
-def _serve(args: ReportArgs, how: dict[str, Any]) -> int:
-    from ssole.report.live import serve
-
-    if args.out is not None:
-        raise ConfigError("--live serves the page and writes no file: leave out --out")
-
-    def announce(url: str) -> None:
-        print(f"{url}\nopen it in a browser on this machine; Ctrl-C ends it", flush=True)
-
-    serve(list(args.runs), announce, port=args.port, every=args.every, **how)
-    print("\nended")
-    return 0
+            serve(list(self.runs), announce, port=self.port, every=self.every, **how)
+            print("\nended")
+            return 0
+        path = write(list(self.runs), out=self.out, **how)
+        show(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+        return 0

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ssole.cli.common import DataWords, Device, FilePath, data_spec, parse, picture_format, show
+from ssole.cli.common import DataWords, Device, FilePath, data_spec, picture_format, show
 from ssole.config import ConfigError
 from ssole.data.describe import why_not_reopened
 from ssole.errors import printable
@@ -24,8 +23,18 @@ IndexPath = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INDEX_O
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchArgs:
-    """Options of `ssole search`."""
+class Search:
+    """Find images that are similar to one, near duplicates, or outliers: a table and a picture.
+
+    Examples:
+      ssole search photos-index one.jpg -k 20
+      ssole search runs/mine cat/001.png
+      ssole search photos-index --duplicates --least 0.95
+      ssole search photos-index --outliers -k 50
+
+    Similarity is the cosine of features, 1 for equal ones. The search is exact; in an index with
+    cells, only with --exact.
+    """
 
     index: IndexPath
     """Folder that ssole index wrote; or a run, whose images are indexed the first time."""
@@ -49,39 +58,26 @@ class SearchArgs:
     """The model that made the index, if it was not a run: timm:NAME, torchvision:NAME, timm:NAME=FILE."""
     device: Device = "auto"
 
+    def __call__(self) -> int:
+        from ssole.search.search import open_index
 
-def search(argv: Sequence[str]) -> int:
-    """Find images that are similar to one, near duplicates, or outliers: a table and a picture.
-
-    Examples:
-      ssole search photos-index one.jpg -k 20
-      ssole search runs/mine cat/001.png
-      ssole search photos-index --duplicates --least 0.95
-      ssole search photos-index --outliers -k 50
-
-    Similarity is the cosine of features, 1 for equal ones. The search is exact; in an index with
-    cells, only with --exact.
-    """
-    from ssole.search.search import open_index
-
-    args = parse(search, SearchArgs, argv)
-    if (args.query is not None) + args.duplicates + args.outliers != 1:
-        raise ConfigError("give one of: an image to look for (QUERY), --duplicates, --outliers")
-    file_format = picture_format(args.out, [*args.data, *([] if args.query is None else [args.query])])
-    index = open_index(args.index, data=data_spec(args.data), device=args.device)
-    picture_format(args.out, index.data)
-    if args.duplicates:
-        groups = index.duplicates(args.least)
-        _print_groups(groups, index)
-    elif args.outliers:
-        groups = [index.outliers(args.k)]
-        _print_table(groups[0], "mean similarity to 10 neighbours")
-    else:
-        groups = [index.search(args.query, args.k, model=args.model, device=args.device, exact=args.exact)]
-        _print_table(groups[0], "similarity")
-    if groups:
-        _draw(args, index, groups, file_format)
-    return 0
+        if (self.query is not None) + self.duplicates + self.outliers != 1:
+            raise ConfigError("give one of: an image to look for (QUERY), --duplicates, --outliers")
+        file_format = picture_format(self.out, [*self.data, *([] if self.query is None else [self.query])])
+        index = open_index(self.index, data=data_spec(self.data), device=self.device)
+        picture_format(self.out, index.data)
+        if self.duplicates:
+            groups = index.duplicates(self.least)
+            _print_groups(groups, index)
+        elif self.outliers:
+            groups = [index.outliers(self.k)]
+            _print_table(groups[0], "mean similarity to 10 neighbours")
+        else:
+            groups = [index.search(self.query, self.k, model=self.model, device=self.device, exact=self.exact)]
+            _print_table(groups[0], "similarity")
+        if groups:
+            _draw(self, index, groups, file_format)
+        return 0
 
 
 def _print_table(found: Matches, title: str) -> None:
@@ -109,7 +105,7 @@ def _print_groups(groups: list[Matches], index: Index) -> None:
             show(f"  {value:.4f}  {name}")
 
 
-def _draw(args: SearchArgs, index: Index, groups: list[Matches], file_format: str) -> None:
+def _draw(args: Search, index: Index, groups: list[Matches], file_format: str) -> None:
     """Draw the picture, or say why there is none: the images may be gone, and the table needs none."""
     from ssole.search.sheet import contact_sheet
 

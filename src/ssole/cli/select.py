@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ssole.cli.common import DataWords, Device, FilePath, OptionalFile, data_spec, parse, show
+from ssole.cli.common import DataWords, Device, FilePath, OptionalFile, data_spec, show
 from ssole.cli.search import IndexPath
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectArgs:
-    """Options of `ssole select`."""
+class Select:
+    """Choose images that represent all, for labelling, and write a list of them.
+
+    Examples:
+      ssole select photos-index --count 500
+      ssole select photos-index --count 100 --out photos/to-label.csv
+      ssole select photos-index --count 100 --given photos/to-label.csv --out photos/more.csv
+
+    Greedy k-center: each image is the one that is least similar to those chosen before it. The first n of a list are
+    what --count n chooses. Written to the folder of the images, the list can be opened as data once it has labels.
+    """
 
     index: IndexPath
     """Folder that ssole index wrote; or a run, whose images are indexed the first time."""
@@ -26,29 +34,16 @@ class SelectArgs:
     """List to write: path, label (where known) and similarity to the nearest image chosen before."""
     device: Device = "auto"
 
+    def __call__(self) -> int:
+        from ssole.search.matches import require_new, saved_ids
+        from ssole.search.search import open_index
 
-def select(argv: Sequence[str]) -> int:
-    """Choose images that represent all, for labelling, and write a list of them.
-
-    Examples:
-      ssole select photos-index --count 500
-      ssole select photos-index --count 100 --out photos/to-label.csv
-      ssole select photos-index --count 100 --given photos/to-label.csv --out photos/more.csv
-
-    Greedy k-center: each image is the one that is least similar to those chosen before it. The first n of a list are
-    what --count n chooses. Written to the folder of the images, the list can be opened as data once it has labels.
-    """
-    from ssole.search.matches import require_new, saved_ids
-    from ssole.search.search import open_index
-
-    args = parse(select, SelectArgs, argv)
-    require_new(args.out)
-    given = [] if args.given is None else saved_ids(args.given)
-    index = open_index(args.index, data=data_spec(args.data), device=args.device)
-    found, worst = index.select(args.count, given=given)
-    found.save(args.out)
-    show(f"{len(found):,} of {len(index):,} images: {args.out}")
-    print(
-        f"every image has a cosine similarity of at least {worst:.3f} to one of them" + " or those given" * bool(given)
-    )
-    return 0
+        require_new(self.out)
+        given = [] if self.given is None else saved_ids(self.given)
+        index = open_index(self.index, data=data_spec(self.data), device=self.device)
+        found, worst = index.select(self.count, given=given)
+        found.save(self.out)
+        show(f"{len(found):,} of {len(index):,} images: {self.out}")
+        chosen = "one of them" + " or those given" * bool(given)
+        print(f"every image has a cosine similarity of at least {worst:.3f} to {chosen}")
+        return 0

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 
-from ssole.cli.common import FilePath, data_spec, parse, picture_format, show
-from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, ViewRecipe, load, view_preset
+from ssole.cli.common import FilePath, data_spec, picture_format, show
+from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, load, view_preset
 from ssole.data.folder import image_suffixes
 from ssole.data.objects import ObjectSource
 from ssole.data.sources import open_source
@@ -22,8 +20,13 @@ from ssole.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewsArgs:
-    """Options of `ssole views`."""
+class Views:
+    """Draw images and their views by a recipe: one row for each image, followed by its views.
+
+    Examples:
+      ssole views photos/ --recipe small-images
+      ssole views photos/one.jpg --recipe aerial --out one.png
+    """
 
     data: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="DATA")] = ("digits-m",)
     """One image file or several, or data in any form that pretraining takes."""
@@ -40,41 +43,27 @@ class ViewsArgs:
     channels: int | None = None
     """Channels of images that are not photographs, kept at full depth."""
 
+    def __call__(self) -> int:
+        from ssole.views.picture import picture
 
-def views(argv: Sequence[str]) -> int:
-    """Draw images and their views by a recipe: one row for each image, followed by its views.
-
-    Examples:
-      ssole views photos/ --recipe small-images
-      ssole views photos/one.jpg --recipe aerial --out one.png
-    """
-    from ssole.views.picture import picture
-
-    args = parse(views, ViewsArgs, argv)
-    config = None if args.recipe in PRESETS else load(args.recipe)
-    recipe = view_preset(args.recipe) if config is None else config.augment
-    channels = config.channels if config is not None and args.channels is None else args.channels
-    file_format = picture_format(args.out, args.data)
-    images, indices = _some_images(args, recipe, channels)
-    sheet = picture(images, indices, recipe=recipe, seed=args.seed, epoch=args.epoch)
-    write_atomically(args.out, lambda path: sheet.save(path, format=file_format))
-    show(f"{len(images)} image{'s' * (len(images) > 1)} and their views by {args.recipe}: {args.out}")
-    return 0
-
-
-def _some_images(args: ViewsArgs, recipe: ViewRecipe, channels: int | None) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Images to draw, and their indices in the data. Those that cannot be read are left out, unless all of them are."""
-    if args.images < 1:
-        raise ConfigError(f"--images must be at least 1, got {args.images}")
-    paths = [Path(word) for word in args.data]
-    are_images = all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths)
-    source = ObjectSource(args.data) if are_images else open_source(data_spec(args.data))
-    errors: list[DataError] = []
-    images, indices = images_to_show(
-        source, args.images, shrink_to=recipe.useful_size, channels=channels, unreadable=errors.append
-    )
-    for error in errors:
-        say(f"left out: {error}")
-    if not images:
-        raise errors[0]
-    return images, indices
+        config = None if self.recipe in PRESETS else load(self.recipe)
+        recipe = view_preset(self.recipe) if config is None else config.augment
+        channels = config.channels if config is not None and self.channels is None else self.channels
+        file_format = picture_format(self.out, self.data)
+        if self.images < 1:
+            raise ConfigError(f"--images must be at least 1, got {self.images}")
+        paths = [Path(word) for word in self.data]
+        are_images = all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths)
+        source = ObjectSource(self.data) if are_images else open_source(data_spec(self.data))
+        errors: list[DataError] = []  # of images that cannot be read: these are left out, unless all of them are
+        images, indices = images_to_show(
+            source, self.images, shrink_to=recipe.useful_size, channels=channels, unreadable=errors.append
+        )
+        for error in errors:
+            say(f"left out: {error}")
+        if not images:
+            raise errors[0]
+        sheet = picture(images, indices, recipe=recipe, seed=self.seed, epoch=self.epoch)
+        write_atomically(self.out, lambda path: sheet.save(path, format=file_format))
+        show(f"{len(images)} image{'s' * (len(images) > 1)} and their views by {self.recipe}: {self.out}")
+        return 0

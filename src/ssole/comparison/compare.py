@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -23,7 +23,7 @@ from ssole.comparison.request import (
 from ssole.comparison.result import Comparison
 from ssole.comparison.runner import Runner
 from ssole.comparison.trial import resumable
-from ssole.config import ConfigError, PretrainConfig
+from ssole.config import ConfigError
 from ssole.config.budget import Budget
 from ssole.data.base import Spec
 from ssole.data.describe import canonical, describe, why_not_reopened
@@ -72,10 +72,14 @@ def compare(
     Raises:
         ConfigError, DataError: unusable settings or data, a folder of another comparison, or images that changed.
     """
+    from ssole.doctor.choose import choose  # here, because the doctor would make `import ssole` slower
+
     check_numbers(seeds=seeds, search=search, images=images)  # before the data are opened
     # the budget is made of lengths, and kNN while training is part of every recipe
     check_not_of_runs(overrides, "the settings", allowed=("epochs", "steps", "budget", "knn_every"))
-    name, base = _shared(data, recipe, overrides, progress)
+    name, config = choose(data, recipe, overrides)
+    say_reasons(config, enabled=progress)
+    base = replace(config, knn_every=None, eval_data=None, reasons=())
     arms = make_arms(methods, replace(base, budget=None), projector=projector)
     limit = None if budget is None else Budget.parse(budget)
     data = canonical(base.data if data is None else data)
@@ -90,17 +94,6 @@ def compare(
         images=images,
     )
     return _run(request, api.new_folder(out, f"compare-{name}"), data, opened, progress, allow_changes)
-
-
-def _shared(
-    data: Spec | None, recipe: str | PathLike[str] | None, overrides: Mapping[str, Any], progress: bool
-) -> tuple[str, PretrainConfig]:
-    """Name of the recipe, and the settings that all arms share."""
-    from ssole.doctor.choose import choose  # here, because the doctor would make `import ssole` slower
-
-    name, config = choose(data, recipe, overrides)
-    say_reasons(config, enabled=progress)
-    return name, replace(config, knn_every=None, eval_data=None, reasons=())
 
 
 def resume_comparison(
@@ -119,18 +112,15 @@ def resume_comparison(
     return _run(request, folder, request.data, images, progress, allow_changes)
 
 
-def _command_to_go_on(request: Request, folder: Path) -> str:
-    """What continues a comparison that was stopped: the command, unless a part of it is known to Python alone."""
-    in_python = any(arm.module is not None for arm in request.arms)
-    if in_python or why_not_reopened(request.data) or why_not_reopened(request.test):
-        return f"the same call of ssole.compare with out={str(folder)!r}"
-    return f"ssole compare --resume {quoted(folder)}"
-
-
 def _run(
     request: Request, folder: Path, data: Spec, images: Images, progress: bool, allow_changes: Collection[Change]
 ) -> Comparison:
-    with resumable(folder, _command_to_go_on(request, folder)):
+    in_python = any(arm.module is not None for arm in request.arms)
+    if in_python or why_not_reopened(request.data) or why_not_reopened(request.test):
+        command = f"the same call of ssole.compare with out={str(folder)!r}"
+    else:
+        command = f"ssole compare --resume {quoted(folder)}"
+    with resumable(folder, command):
         save_request(folder, request)
         with api.open_store(request.arms[0].config, images.train, progress) as store:
             arms = [replace(arm, config=with_statistics(arm.config, store)) for arm in request.arms]

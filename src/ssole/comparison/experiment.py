@@ -27,8 +27,7 @@ def read_experiment(path: Path) -> dict[str, Any]:
           lambda 1: {loss.name: ssole, loss.high_rank_weight: 1.0}
           lambda 2: {loss.name: ssole, loss.high_rank_weight: 2.0}
 
-    Raises:
-        ConfigError: the file is missing, is no YAML mapping, or has a key that does not exist.
+    A file that is missing, is no YAML mapping, or has a key that does not exist is a ConfigError.
     """
     if not path.is_file():
         raise ConfigError(f"there is no experiment {path}: give a YAML file, or --methods")

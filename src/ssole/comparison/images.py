@@ -38,8 +38,8 @@ class Images:
 def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Images:
     """Images of a comparison. Test images are those given, else the test split, else a stratified fifth of the data.
 
-    With `most`, the training images are a :func:`sample` of so many labelled ones. Data without labels, which
-    methods are scored by, are a DataError.
+    With `most`, the training images are a :func:`sample` of so many labelled ones. Data without labels, which methods
+    are scored by, are a DataError, and so are images that runs could not be tested on.
     """
     source = open_source(data)
     labels = _known_labels(source)
@@ -51,7 +51,10 @@ def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Im
         source, test_source = _part(source, kept, "train"), _part(source, held, "test")
         notes.append(f"No test split ({why_not}): tested on {len(held)} images held out by seed {SPLIT_SEED}.")
     else:
-        _require_classes(source, test_source)
+        _known_labels(test_source)
+        train_labels, test_labels, names = shared_labels(source, test_source)
+        in_train, in_test = (set(labels[labels >= 0].tolist()) for labels in (train_labels, test_labels))
+        require_classes(in_train, in_test, names, (source.name, test_source.name))
     if most is not None and most < len(source):
         source, is_part = sample(source, most), True
     labels = _known_labels(source)
@@ -74,14 +77,6 @@ def sample(source: Source, most: int) -> Source:
     classes, first = np.unique(labels[labelled], return_index=True)
     rare = labelled[first[~np.isin(classes, labels[spaced])]]
     return _part(source, torch.from_numpy(np.union1d(spaced, rare)), "sample")
-
-
-def _require_classes(train: Source, test: Source) -> None:
-    """Raise a DataError, before anything is trained, if runs could not be tested on these images."""
-    _known_labels(test)
-    train_labels, test_labels, names = shared_labels(train, test)
-    in_train, in_test = (set(labels[labels >= 0].tolist()) for labels in (train_labels, test_labels))
-    require_classes(in_train, in_test, names, (train.name, test.name))
 
 
 def _known_labels(source: Source) -> torch.Tensor:

@@ -66,8 +66,10 @@ def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
     """
     if trial == 0:
         return {}
+    from scipy.stats import qmc
+
     loss = {f"loss.{name}": ends for name, ends in arm.config.loss.search.items()}
-    shares = _points(trial)[trial - 1]
+    shares = qmc.Halton(4, seed=0).random(trial)[-1].tolist()  # in [0, 1), for the two of `optim` and up to two more
     optim = {
         "optim.lr": (arm.config.optim.lr, LR_FACTORS),
         "optim.weight_decay": (arm.config.optim.weight_decay, WEIGHT_DECAY_FACTORS),
@@ -82,14 +84,6 @@ def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
     if drawn.get("optim.lr", math.inf) < final:
         drawn |= {"optim.lr": final} if "optim.final_lr" in arm.pinned else {"optim.final_lr": drawn["optim.lr"]}
     return drawn
-
-
-def _points(count: int) -> list[list[float]]:
-    """Points in [0, 1)^4: for the learning rate, the weight decay, and up to two settings of the loss."""
-    from scipy.stats import qmc
-
-    points: list[list[float]] = qmc.Halton(4, seed=0).random(count).tolist()
-    return points
 
 
 def settings_text(settings: Mapping[str, Any]) -> str:

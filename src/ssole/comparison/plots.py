@@ -33,10 +33,7 @@ _DASHES = ("-", "--", ":")
 def draw(comparison: Comparison) -> list[Path]:
     """Write `accuracy-by-seconds.png`, `accuracy-by-images.png` and `rank-by-images.png` to the comparison's folder.
 
-    They show the mean over runs, and each run faintly.
-
-    Raises:
-        ImportError: matplotlib is not installed.
+    They show the mean over runs, and each run faintly. Without matplotlib, it is an ImportError.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -111,11 +111,8 @@ def check_numbers(*, seeds: int, search: int, images: int | None) -> None:
 def make_arms(methods: Methods, base: PretrainConfig, *, projector: Literal["recipe", "published"]) -> tuple[Arm, ...]:
     """Arms of methods, which share all settings of the recipe `base` that they do not change.
 
-    They keep its projector, or take the one published for their loss.
-
-    Raises:
-        ConfigError: a loss that does not exist (the message names close ones), a wrong setting or projector, or no two
-            arms.
+    They keep its projector, or take the one published for their loss. A ConfigError for a loss that does not exist (the
+    message names close ones), a wrong setting or projector, or fewer than two arms.
     """
     if isinstance(methods, str) or not isinstance(methods, (Mapping, Sequence)):
         raise ConfigError(f"methods are a list of losses, or arms by name with their settings, got {methods!r}")
@@ -161,10 +158,8 @@ def check_not_of_runs(settings: Mapping[str, Any], whose: str, *, allowed: Colle
 def save_request(folder: Path, request: Request, *, what: str = "comparison") -> None:
     """Write the request to `WHAT.yaml` in a folder, or check that it is the one that the folder was made with.
 
-    A folder without a plan has not begun, such as after a wrong setting: its request is written anew.
-
-    Raises:
-        ConfigError: the folder holds another comparison, or something else; the message names the differences.
+    A folder without a plan has not begun, such as after a wrong setting: its request is written anew. One that holds
+    another comparison, or something else, is a ConfigError that names the differences.
     """
     path, new = folder / f"{what}.yaml", request.to_dict()
     if not (path.is_file() and (folder / PLAN_FILE).is_file()):
@@ -189,11 +184,7 @@ def _with_new_settings(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_request(folder: Path) -> Request:
-    """Request that a comparison's folder was made with.
-
-    Raises:
-        ConfigError: no comparison's folder, or one with code of your own, which no file holds.
-    """
+    """Request that a comparison's folder was made with; a ConfigError for others, and for code, which no file holds."""
     path = folder / _FILE
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a comparison: it has no {_FILE}")

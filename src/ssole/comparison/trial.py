@@ -120,10 +120,8 @@ def run_trial(
     takes. `settings` are recorded as those of the trial. `loss` is the module of a loss of your own. `check` is
     called before training, and `allow_changes` is for a trial that goes on, as in :func:`ssole.resume`.
 
-    Raises:
-        DataError, DiskError: images or disk cannot be used.
-        ConfigError: the trial has begun and cannot go on here, such as with another version of ssole.
-        None of these is a failure of its method, so nothing is recorded.
+    What is no failure of its method is raised, and nothing is recorded: a DataError or DiskError, or a ConfigError if
+    the trial has begun and cannot go on here, such as with another version of ssole.
     """
     if (done := read_trial(folder)) is not None:
         return done

@@ -117,7 +117,11 @@ def _request(base: PretrainConfig, data: Spec, budget: Budget, trials: int) -> R
 
 def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning:
     """Outcome of the trials; the recipe with the settings of the best one is written."""
-    chosen, path = _chosen(records), folder / "tuned.yaml"
+    sign = 1 if CORRELATION[FIGURE] > 0 else -1
+    scores = {trial: sign * one.scores[FIGURE] for trial, one in enumerate(records) if FIGURE in one.scores}
+    if not scores:
+        raise ConfigError(f"all trials failed, the last one by {records[-1].error}")
+    chosen, path = ranked(scores)[0], folder / "tuned.yaml"
     write_yaml_atomically(path, to_dict(apply_overrides(base, records[chosen].settings)))
     return Tuning(recipe=path, trials=records, chosen=chosen)
 
@@ -135,8 +139,18 @@ def _run_trials(
     records: list[Trial] = []
     arm = Arm(name=_ARM, config=config)
     views = partial(make_views, recipe=config.augment.main_views(VIEWS), seed=config.seed, epoch=0)
-    measure = partial(figures, data=_scored(images), protocol="label-free", views=views, progress=False)
-    check = partial(_check_unchanged, folder, images, records, allow_changes)
+    sample = SubsetSource(images, np.asarray(evenly_spaced(len(images), _SCORED_IMAGES)))
+    sample.labels = None
+    measure = partial(figures, data=sample, protocol="label-free", views=views, progress=False)
+
+    def check() -> None:
+        """Raise an error unless images and version of ssole are those of the trials before, or may have changed."""
+        keep_or_compare_images(Run(folder), images, allowed="images" in allow_changes)
+        done = [Run(folder / f"trial-{trial}") for trial, record in enumerate(records) if record.error is None]
+        for version in {run.environment.get("ssole", __version__) for run in done} - {__version__}:
+            if "version" not in allow_changes:
+                raise other_version(folder, version, __version__)
+
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
         say(f"trial {trial} of {trials}, {config.steps} steps: {settings_text(settings)}", enabled=progress)
@@ -154,15 +168,6 @@ def _run_trials(
         say(f"trial {trial}: {outcome}", enabled=progress)
         records.append(record)
     return records
-
-
-def _check_unchanged(folder: Path, images: Source, records: list[Trial], allow_changes: Collection[Change]) -> None:
-    """Raise an error unless images and version of ssole are those of the trials before, or may have changed."""
-    keep_or_compare_images(Run(folder), images, allowed="images" in allow_changes)
-    done = [Run(folder / f"trial-{trial}") for trial, record in enumerate(records) if record.error is None]
-    for version in {run.environment.get("ssole", __version__) for run in done} - {__version__}:
-        if "version" not in allow_changes:
-            raise other_version(folder, version, __version__)
 
 
 def stronger(recipe: ViewRecipe, factor: float) -> dict[str, Any]:
@@ -203,21 +208,6 @@ def _steps(folder: Path, request: Request, config: PretrainConfig, store: ImageS
             f"{plan.step_seconds:.2g} s each"
         )
     return plan.steps
-
-
-def _scored(images: Source) -> SubsetSource:
-    """Evenly spaced sample of the images, without labels, that trials are scored on."""
-    sample = SubsetSource(images, np.asarray(evenly_spaced(len(images), _SCORED_IMAGES)))
-    sample.labels = None
-    return sample
-
-
-def _chosen(records: list[Trial]) -> int:
-    sign = 1 if CORRELATION[FIGURE] > 0 else -1
-    scores = {trial: sign * one.scores[FIGURE] for trial, one in enumerate(records) if FIGURE in one.scores}
-    if not scores:
-        raise ConfigError(f"all trials failed, the last one by {records[-1].error}")
-    return ranked(scores)[0]
 
 
 def _digits(value: float) -> float:

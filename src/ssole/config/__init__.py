@@ -17,23 +17,7 @@ from ssole.config.view_recipe import Crop, ViewRecipe
 from ssole.errors import ConfigError
 
 __all__ = [
-    "DEFAULT_RECIPE",
-    "LOSS_CONFIGS",
-    "PRESETS",
-    "ConfigError",
-    "Crop",
-    "CustomConfig",
-    "LossConfig",
-    "ModelConfig",
-    "OptimConfig",
-    "PretrainConfig",
-    "Projector",
-    "SSOLEConfig",
-    "ViewRecipe",
-    "apply_overrides",
-    "from_dict",
-    "load",
-    "recipe_names",
-    "to_dict",
-    "view_preset",
-]
+    "DEFAULT_RECIPE", "LOSS_CONFIGS", "PRESETS", "ConfigError", "Crop", "CustomConfig", "LossConfig", "ModelConfig",
+    "OptimConfig", "PretrainConfig", "Projector", "SSOLEConfig", "ViewRecipe", "apply_overrides", "from_dict",
+    "load", "recipe_names", "to_dict", "view_preset",
+]  # fmt: skip

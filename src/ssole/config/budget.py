@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,11 +22,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> Budget:
-        """Budget of a text: 10m, 600s, 2h, 2000steps, 300kimages or 1.2Mviews.
-
-        Raises:
-            ConfigError: anything else.
-        """
+        """Budget of a text: 10m, 600s, 2h, 2000steps, 300kimages or 1.2Mviews; a ConfigError for anything else."""
         number = r"(\d+(?:\.\d+)?) *"
         words = text.strip() if isinstance(text, str) else ""
         if (time := re.fullmatch(rf"{number}(s|mins?|m|h)", words)) and float(time[1]) > 0:
@@ -42,11 +39,8 @@ class Budget:
 
 def budget_seconds(text: str) -> float:
     """Seconds of a budget of time, such as 90s, 10m or 2h; a ConfigError for anything else."""
-    wrong = ConfigError(f"the budget of a run is a time, such as 90s, 10m or 2h, got {text!r}")
-    try:
+    with suppress(ConfigError):
         budget = Budget.parse(text)
-    except ConfigError:
-        raise wrong from None
-    if budget.unit != "seconds":
-        raise wrong
-    return budget.amount
+        if budget.unit == "seconds":
+            return budget.amount
+    raise ConfigError(f"the budget of a run is a time, such as 90s, 10m or 2h, got {text!r}")

@@ -50,6 +50,11 @@ class _Settings:
     name: str
     """Name of the loss, which decides which other settings there are."""
 
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if name.endswith("_weight"):
+                check_non_negative(name, getattr(self, name))
+
 
 @dataclass(frozen=True, kw_only=True)
 class SSOLEConfig(_Settings):
@@ -80,7 +85,7 @@ class SSOLEConfig(_Settings):
     """Ablation: `reference` repeats the published code's error in the gradient of the low-rank term."""
 
     def __post_init__(self) -> None:
-        check_non_negative("high_rank_weight", self.high_rank_weight)
+        super().__post_init__()
         check(0 <= self.gamma <= 1, f"gamma must be in [0, 1], got {self.gamma}")
         positive = self.temperature is None or 0 < self.temperature < math.inf
         check(positive, f"temperature must be above 0 and finite, or null, got {self.temperature}")
@@ -124,9 +129,6 @@ class BarlowTwinsConfig(_Settings):
     redundancy_weight: float = 5e-3
     """Weight of the correlations between different dimensions."""
 
-    def __post_init__(self) -> None:
-        check_non_negative("redundancy_weight", self.redundancy_weight)
-
 
 @dataclass(frozen=True, kw_only=True)
 class VICRegConfig(_Settings):
@@ -142,10 +144,6 @@ class VICRegConfig(_Settings):
     covariance_weight: float = 1.0
     """Weight of the covariances between different dimensions."""
 
-    def __post_init__(self) -> None:
-        for name in ("invariance_weight", "variance_weight", "covariance_weight"):
-            check_non_negative(name, getattr(self, name))
-
 
 @dataclass(frozen=True, kw_only=True)
 class FroSSLConfig(_Settings):
@@ -157,9 +155,6 @@ class FroSSLConfig(_Settings):
     invariance_weight: float = 1.0
     """Weight of the distance between views and their mean."""
 
-    def __post_init__(self) -> None:
-        check_non_negative("invariance_weight", self.invariance_weight)
-
 
 @dataclass(frozen=True, kw_only=True)
 class MMCRConfig(_Settings):
@@ -170,9 +165,6 @@ class MMCRConfig(_Settings):
     name: Literal["mmcr"] = "mmcr"
     local_weight: float = 0.0
     """Weight of the nuclear norm of each image's views."""
-
-    def __post_init__(self) -> None:
-        check_non_negative("local_weight", self.local_weight)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,7 @@ PRESETS: dict[str, ViewRecipe] = {
 
 
 def view_preset(name: str) -> ViewRecipe:
-    """View recipe for a kind of images: natural, small, digits, aerial, grey or channels.
-
-    Raises:
-        ConfigError: no such preset.
-    """
+    """View recipe for a kind of images, natural, small, digits, aerial, grey or channels; a ConfigError for others."""
     if name not in PRESETS:
         raise ConfigError(f"no preset {name!r}.{did_you_mean(name, PRESETS)} There are: {', '.join(PRESETS)}")
     return PRESETS[name]

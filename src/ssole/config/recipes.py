@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssole.config.hints import explain, hint_at_setting
-from ssole.config.losses import LOSS_CONFIGS, CustomConfig, LossConfig, Projector
+from ssole.config.losses import LOSS_CONFIGS, CustomConfig, Projector
 from ssole.config.presets import view_preset
 from ssole.config.schema import ModelConfig, OptimConfig, PretrainConfig
 from ssole.config.view_recipe import Crop, ViewRecipe
@@ -67,10 +67,8 @@ _MAX_BYTES, _MAX_VALUES, _MAX_DEPTH = 1 << 26, 500_000, 20
 def read_mapping(path: Path) -> dict[str, Any]:
     """Mapping in a YAML file, read with limits because the file may be untrusted.
 
-    Aliases (``*name``) are not read, because a few lines of them can stand for more values than fit into memory.
-
-    Raises:
-        ConfigError: the file is no YAML, no mapping, too long, nested too deeply, or has aliases.
+    Aliases (``*name``) are not read, because a few lines of them can stand for more values than fit into memory. A file
+    that is no YAML, no mapping, too long, nested too deeply, or has aliases is a ConfigError.
     """
     import yaml
 
@@ -121,25 +119,22 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
     """Config from nested plain values. Missing keys keep their defaults.
 
-    Raises:
-        ConfigError: an unknown key (with the closest known one), a value of the wrong type or out of range.
+    A ConfigError for an unknown key (with the closest known one), or a value of the wrong type or out of range.
     """
     plain = {name: value for name, value in values.items() if name != "loss"}
     if plain.get("guardian") is False:  # what YAML makes of `guardian: off`
         plain["guardian"] = "off"
     config = _validated(PretrainConfig, plain)
-    return dataclasses.replace(config, loss=_loss_from_dict(values["loss"])) if "loss" in values else config
-
-
-def _loss_from_dict(values: Any) -> LossConfig:
-    """Settings of the loss that `name` chooses, by default SSOLE."""
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"loss must be a mapping of settings, got {values!r}")
-    name = values.get("name", "ssole")
+    if "loss" not in values:
+        return config
+    loss = values["loss"]
+    if not isinstance(loss, Mapping):
+        raise ConfigError(f"loss must be a mapping of settings, got {loss!r}")
+    name = loss.get("name", "ssole")
     if not isinstance(name, str) or name not in LOSS_CONFIGS:
         names = [one for one in LOSS_CONFIGS if one != CustomConfig.name]  # a recipe cannot name code
         raise ConfigError(f"no loss {name!r}.{did_you_mean(str(name), names)} There are: {', '.join(names)}")
-    return _validated(LOSS_CONFIGS[name], values, "loss")
+    return dataclasses.replace(config, loss=_validated(LOSS_CONFIGS[name], loss, "loss"))
 
 
 def _validated(cls: type[Config], values: Mapping[str, Any], *prefix: str) -> Config:

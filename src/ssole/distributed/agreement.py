@@ -26,11 +26,7 @@ class ElsewhereError(RuntimeError):
 
 
 class Stopping(BaseException):
-    """Request to stop, made by a signal, which all processes answer at this point of their work.
-
-    Attributes:
-        number: of the signal, or 0 where it is not known yet.
-    """
+    """Request to stop, made by the signal of this number (0: not known yet), which all processes answer here."""
 
     def __init__(self, number: int = 0) -> None:
         super().__init__(number)
@@ -40,8 +36,7 @@ class Stopping(BaseException):
 def on_rank_0(work: Callable[[], T]) -> T:
     """Result of work that the first process does by itself, on every process. The others wait, however long it takes.
 
-    Args:
-        work: function whose result JSON can hold. Within it, there is one process.
+    JSON must be able to hold the result. Within the work, there is one process.
 
     Raises:
         ElsewhereError: the work failed, on the other processes. The first one raises the error itself.
@@ -102,8 +97,7 @@ def maximum(number: int) -> int:
 def stopping_points(asked: Callable[[], int]) -> Iterator[None]:
     """Context of work that processes share. A request to stop ends it at the next :func:`stopping_point`.
 
-    Args:
-        asked: number of the signal that has asked this process to stop, or 0.
+    `asked` gives the number of the signal that has asked this process to stop, or 0.
     """
     STATE.asked = asked
     try:

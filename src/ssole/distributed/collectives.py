@@ -60,18 +60,12 @@ def alone() -> Iterator[None]:
 
 
 def gather(x: Tensor, *, equal: bool | None = None) -> Tensor:
-    """Concatenation of `x` over all processes along dimension 0, in the order of rank.
+    """Concatenation of `x` (n, ...) over all processes along dimension 0, in the order of rank: (sum of n, ...).
 
-    Args:
-        x: (n, ...). n may differ between processes and may be 0; the other dimensions and the dtype must be equal.
-        equal: whether n is known to be the same everywhere; then nothing but `x` is exchanged. By default it is known
-            in a group of :func:`ssole.distributed.group.processes`, whose processes have batches of one size.
-
-    Returns:
-        (sum of n, ...) on every process. The gradient of `x` is the sum over processes of the gradients of its slice.
-
-    Raises:
-        ValueError: the shapes on the processes differ beyond dimension 0.
+    n may differ between processes and may be 0. The other dimensions, which are a ValueError if they differ, and the
+    dtype must be equal. If n is known to be `equal` everywhere, nothing but `x` is exchanged. By default it is known in
+    a group of :func:`ssole.distributed.group.processes`, whose processes have batches of one size. The gradient of `x`
+    is the sum over processes of the gradients of its slice.
     """
     if world_size() == 1:
         return x

@@ -74,8 +74,7 @@ def is_torchrun() -> bool:
 def own_device(device: torch.device) -> torch.device:
     """Device of this process: with many, the GPU of its local rank.
 
-    Raises:
-        ConfigError: one GPU was named for many processes, or there are fewer GPUs than processes.
+    One GPU that was named for many processes, or fewer GPUs than processes, are a ConfigError.
     """
     place = launch()
     if device.type != "cuda" or place.world_size == 1:
@@ -146,10 +145,7 @@ def _meet(store: Any, place: Launch) -> PrefixStore:
 
     torchrun keeps the store when it restarts the processes, so the name in it may be an old one. Each other process
     writes a random word under the name that it finds, and accepts the name once the first process has returned the
-    word. It returns them when all processes have written one.
-
-    Raises:
-        ProcessError, RuntimeError: some did not come in time.
+    word. It returns them when all processes have written one. A ProcessError or RuntimeError if some are late.
     """
     if place.rank == 0:
         name = uuid.uuid4().hex

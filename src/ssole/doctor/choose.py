@@ -39,15 +39,10 @@ _SPARE = 0.5  # share of the free memory that a step of a trial may take
 def suggest_for(data: Spec, given: Mapping[str, Any], *, spent: float = 0.0) -> Suggestion:
     """Settings of a run without a recipe, with reasons: :func:`ssole.doctor.suggest.suggest` on 256 of the images.
 
-    Args:
-        data: as for :func:`ssole.pretrain`.
-        given: settings by dotted name that hold whatever is chosen; the last reason names them. With a `budget`,
-            networks are tried on this machine for a few steps each. `device` and `channels` count for the choice too.
-        spent: seconds of the budget that are gone already.
-
-    Raises:
-        DataError: there are no images, or none that can be read.
-        ConfigError: no such device, or what is no time.
+    `given` are settings by dotted name that hold whatever is chosen; the last reason names them. With a `budget`, of
+    which `spent` seconds are gone already, networks are tried on this machine for a few steps each. `device` and
+    `channels` count for the choice too. Without images that can be read it is a DataError; no such device, or what is
+    no time, is a ConfigError.
     """
     budget, channels = given.get("budget"), given.get("channels")
     begin, on = time.monotonic() - spent, resolve_device(given.get("device", "auto"))

@@ -81,11 +81,8 @@ def estimate(
 ) -> Estimate:
     """Estimate of a run of `config` over this number of images, with these labels for a loss that needs them.
 
-    A budget of time is filled by as many steps as fit.
-
-    Raises:
-        ConfigError: the recipe's network cannot be built, or does not accept its images.
-        DataError: fewer images than a batch.
+    A budget of time is filled by as many steps as fit. A ConfigError if the recipe's network cannot be built or does
+    not accept its images; a DataError if they are fewer than a batch.
     """
     plan = make_plan(config, images)
     available = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else total_memory()
@@ -93,7 +90,10 @@ def estimate(
     try:
         with torch_state(deterministic=config.deterministic):
             trial = DryRun(config, draw, device, labels=labels, images=images, seconds=TRIAL_SECONDS)
-            batch, times = _measured(trial, config, plan.total, _SPARE * available)
+            batch = trial.grow(config.batch_size, most_bytes=_SPARE * available)
+            if batch == config.batch_size and trial.learner.wants_compiling(plan.total):
+                trial.compile()
+            times = trial.repeat(batch)
     except torch.OutOfMemoryError:
         raise
     except (ConfigError, TypeError, AssertionError, RuntimeError, FloatingPointError) as error:  # of timm, or the loss
@@ -120,14 +120,6 @@ def estimate(
         disk_bytes=checkpoint_bytes(trial.learner.modules, MOST_CHECKPOINTS),
         disk_available=shutil.disk_usage(".").free,
     )
-
-
-def _measured(trial: DryRun, config: PretrainConfig, steps: int, most_bytes: float) -> tuple[int, list[float]]:
-    """Images in a measured step of a run of so many steps, and the times of whole steps."""
-    batch = trial.grow(config.batch_size, most_bytes=most_bytes)
-    if batch == config.batch_size and trial.learner.wants_compiling(steps):
-        trial.compile()
-    return batch, trial.repeat(batch)
 
 
 def _held_bytes(sample: Sample, contents: Contents, images: int, batch: int) -> int:

@@ -25,7 +25,7 @@ from ssole.doctor.findings import (
     check_statistics,
 )
 from ssole.doctor.report import Finding, Report, SecondSet
-from ssole.doctor.scan import Readable, Sample, Scan, draw_sample, scan, view_rate
+from ssole.doctor.scan import Readable, Sample, draw_sample, scan, view_rate
 from ssole.doctor.suggest import suggest
 from ssole.errors import DataError
 from ssole.files import write_atomically
@@ -99,7 +99,16 @@ def _read(
         raise DataError(f"{source.name} holds no images.")
     found = scan(source, evenly_spaced(len(source), limit), progress=progress, channels=channels)
     exact, near = exact_copies(found.readable), near_copies(found.readable, progress=progress)
-    compared = None if second is None else _compare(found, second, limit, channels, progress)
+    compared = None
+    if second is not None:
+        others = scan(second, evenly_spaced(len(second), limit), progress=progress, channels=channels)
+        compared = SecondSet(
+            name=second.name,
+            images=len(second),
+            examined=others.examined,
+            unreadable=others.unreadable,
+            leaked=leaks(found.readable, others.readable, progress=progress),
+        )
     seconds = time.perf_counter() - begin
     about = contents(found.readable) if found.readable else None
     tolerated = PretrainConfig.max_unreadable if config is None else config.max_unreadable
@@ -127,17 +136,6 @@ def _read(
         findings=findings,
     )
     return source, found.readable, report
-
-
-def _compare(found: Scan, source: Source, limit: int, channels: int | None, progress: bool) -> SecondSet:
-    second = scan(source, evenly_spaced(len(source), limit), progress=progress, channels=channels)
-    return SecondSet(
-        name=source.name,
-        images=len(source),
-        examined=second.examined,
-        unreadable=second.unreadable,
-        leaked=leaks(found.readable, second.readable, progress=progress),
-    )
 
 
 def with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfig:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ssole.doctor.contents import ASPECTS, Classes, Contents, Copies, Leak, Range
+from ssole.doctor.contents import ASPECTS, Contents, Copies, Leak, Range
 from ssole.doctor.estimate import Estimate
 from ssole.doctor.report import Finding, Level, Report
 from ssole.doctor.scan import Unreadable
-from ssole.doctor.suggest import Suggestion
 from ssole.errors import printable
 from ssole.progress import data_size, duration
 
@@ -56,8 +55,12 @@ def print_page(report: Report, console: Console) -> None:
     for block in blocks:
         console.print(block, highlight=False)
         console.print()
-    if report.suggestion is not None:
-        _print_suggestion(report.suggestion, console)
+    if (suggestion := report.suggestion) is not None:
+        console.print(f"[bold]Suggested recipe:[/] {suggestion.recipe}", highlight=False)
+        for reason in suggestion.reasons:
+            console.print(f"  because {reason}", highlight=False, markup=False)
+        # The command is neither wrapped nor coloured, so that it can be copied.
+        console.print(f"\n  {printable(suggestion.command)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _grid(rows: Iterable[Iterable[RenderableType]], *columns: dict[str, Any], gap: int = 2) -> Table:
@@ -88,15 +91,17 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
         yield "size", f"{data_size(about.total_bytes)} {which}"
         yield "", _ranges(about)
         yield "shape", _bars(about.aspects)
-    if report.classes is not None:
-        yield "classes", _classes(report.classes)
+    if (found := report.classes) is not None:
+        each = f"{found.smallest:,}" if found.smallest == found.largest else f"{found.smallest:,} to {found.largest:,}"
+        rest = f"; {found.unlabelled:,} without a label" if found.unlabelled else ""
+        yield "classes", f"{found.classes:,}, with {each} images each{rest}"
     counts = report.ignored | ({"hidden": report.hidden} if report.hidden else {})
     if counts:
         others = ", ".join(f"{count:,} {suffix or 'without suffix'}" for suffix, count in counts.items())
         yield "other files", f"{others}: ignored"
-    if (found := report.statistics) is not None:
-        mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (found.mean, found.std))
-        yield "channels", f"mean {mean}, std {std} (in [0, 1], of {found.images} images)"
+    if (pixels := report.statistics) is not None:
+        mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (pixels.mean, pixels.std))
+        yield "channels", f"mean {mean}, std {std} (in [0, 1], of {pixels.images} images)"
     if (rate := report.decode) is not None:
         yield "decoding", f"{rate.value:,.0f} images/s on {rate.threads} threads, from files that are in memory already"
     if (rate := report.views) is not None:
@@ -107,12 +112,6 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
 
 def _counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in counts.items())
-
-
-def _classes(found: Classes) -> str:
-    each = f"{found.smallest:,}" if found.smallest == found.largest else f"{found.smallest:,} to {found.largest:,}"
-    rest = f"; {found.unlabelled:,} without a label" if found.unlabelled else ""
-    return f"{found.classes:,}, with {each} images each{rest}"
 
 
 def _ranges(about: Contents) -> Table:
@@ -188,11 +187,3 @@ def _cost(cost: Estimate, recipe: str) -> Iterator[tuple[str, str]]:
     scaled = "" if cost.batch_measured == cost.batch_size else f" of {cost.batch_measured} images, scaled up"
     scaled += f", compiled in {cost.compile_seconds:.0f} s" if cost.compile_seconds else ""
     yield "measured", f"{each} over {cost.steps_measured} steps{scaled}; other work on the machine makes it slower"
-
-
-def _print_suggestion(suggestion: Suggestion, console: Console) -> None:
-    console.print(f"[bold]Suggested recipe:[/] {suggestion.recipe}", highlight=False)
-    for reason in suggestion.reasons:
-        console.print(f"  because {reason}", highlight=False, markup=False)
-    # The command is neither wrapped nor coloured, so that it can be copied.
-    console.print(f"\n  {printable(suggestion.command)}", highlight=False, markup=False, soft_wrap=True)

@@ -89,8 +89,7 @@ class Scan:
 def scan(source: Source, indices: Sequence[int], *, progress: bool, channels: int | None = None) -> Scan:
     """Records of the images with these indices, read by several threads. Ctrl-C ends it within a few images.
 
-    Args:
-        channels: number of channels that every image must have; None for images that training decodes to RGB.
+    `channels` is the number that every image must have; None for images that training decodes to RGB.
     """
     import imagehash  # noqa: F401 - imported once, before threads do it at the same time
 

@@ -82,12 +82,8 @@ def suggest(
     to the dearest, while 2,000 steps fit. Where fewer than 1,000 steps of the choice fit, batches become smaller. Each
     image has four views. Where memory lacks it has fewer, and then batches are smaller.
 
-    Args:
-        data: data as the user gave it, for the command.
-        images: number of images.
-        budget: time for the run.
-        channels: of images that are not photographs.
-        memory: bytes that are free on the device.
+    `data` are as the user gave them, for the command; `channels` are those of images that are not photographs; and
+    `memory` are the bytes that are free on the device.
     """
     side = contents.shorter_side.median
     reasons = [f"the images are {'small' if side <= SMALL_IMAGE else 'large'} (median shorter side {side} px)"]

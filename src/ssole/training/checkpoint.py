@@ -62,10 +62,7 @@ def write_checkpoint(
     """Write a checkpoint of what :func:`state_tensors` gave; remove all but it and the newest regular one before.
 
     Regular checkpoints are those that an undisturbed run writes too. A run that fails goes back to one of them, so that
-    the result does not depend on where it was interrupted.
-
-    Raises:
-        OSError: it cannot be written. The checkpoints before it are untouched.
+    the result does not depend on where it was interrupted. An OSError leaves the checkpoints before it untouched.
     """
     from safetensors.torch import save_file
 
@@ -104,20 +101,28 @@ def load_checkpoint(
 ) -> Progress:
     """Restore the newest complete checkpoint into modules and optimizer.
 
-    Of many processes, the first one reads it and sends it to the others.
-
-    A checkpoint that is damaged, or of other modules, gives a warning, and the one before it is taken. The checksums
-    find any changed byte.
-
-    Raises:
-        ConfigError: there is none, or all of them are damaged; or it is of a step after `last_step`.
+    Of many processes, the first one reads it and sends it to the others. A checkpoint that is damaged, or of other
+    modules, gives a warning, and the one before it is taken. The checksums find any changed byte. It is a ConfigError
+    if there is none, if all of them are damaged, or if it is of a step after `last_step`.
     """
     tensors: Mapping[str, torch.Tensor] = {}
 
     def restore_newest() -> dict[str, Any]:
         nonlocal tensors
-        done, tensors = _restore_newest(run, modules, optimizer, last_step)
-        return asdict(done)
+        for step in reversed(checkpoint_steps(run)):
+            try:
+                done, tensors = _read(run, step)
+                _restore(tensors, modules, optimizer)
+            except (OSError, ValueError, RuntimeError, LookupError) as error:
+                warnings.warn(f"the checkpoint of step {step} is damaged and left out: {one_line(error)}", stacklevel=3)
+                continue
+            if last_step is not None and step > last_step:
+                raise ConfigError(
+                    f"the run has done {step} steps, and config.yaml now ends it after {last_step}: undo that, or "
+                    "start anew in another folder (--out)"
+                )
+            return asdict(done)
+        raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: start anew in another folder (--out)")
 
     done = Progress(**distributed.on_rank_0(restore_newest))
     tensors = distributed.broadcast(tensors)
@@ -126,31 +131,10 @@ def load_checkpoint(
     return done
 
 
-def _restore_newest(
-    run: Run, modules: nn.ModuleDict, optimizer: torch.optim.Optimizer, last_step: int | None
-) -> tuple[Progress, dict[str, torch.Tensor]]:
-    """Progress and tensors of the checkpoint that :func:`load_checkpoint` restores, in the first process."""
-    for step in reversed(checkpoint_steps(run)):
-        try:
-            done, tensors = _read(run, step)
-            _restore(tensors, modules, optimizer)
-        except (OSError, ValueError, RuntimeError, LookupError) as error:
-            warnings.warn(f"the checkpoint of step {step} is damaged and left out: {one_line(error)}", stacklevel=2)
-            continue
-        if last_step is not None and step > last_step:
-            raise ConfigError(
-                f"the run has done {step} steps, and config.yaml now ends it after {last_step}: undo that, or start "
-                "anew in another folder (--out)"
-            )
-        return done, tensors
-    raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: start anew in another folder (--out)")
-
-
 def newest_weights(run: Run) -> dict[str, torch.Tensor] | None:
     """Weights in the newest checkpoint of a run, by name; None before its first step or epoch is saved.
 
-    Raises:
-        ConfigError: the checkpoint is damaged.
+    A damaged checkpoint is a ConfigError.
     """
     steps = checkpoint_steps(run)
     if not any(steps):
@@ -163,10 +147,7 @@ def newest_weights(run: Run) -> dict[str, torch.Tensor] | None:
 
 
 def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Write the final weights under timm's names, or those of a custom module.
-
-    The metadata describe the network and its preprocessing.
-    """
+    """Write the final weights under timm's names, or a custom module's, and metadata that describe the network."""
     from safetensors.torch import save_file
 
     named = backbone.module if isinstance(backbone, CustomBackbone) else backbone

@@ -35,13 +35,8 @@ from ssole.runtime import resolve_precision
 class Embedder:
     """Encoder of a run, and the way from views to embeddings and back.
 
-    Args:
-        config: the settings of the run; initial weights are a function of `config.seed`.
-        device: where the encoder is placed.
-        backbone: a module of your own, in place of the one that `config.model` names.
-
-    Attributes:
-        encoder: in training mode, in the form that trains fastest on the device.
+    The `encoder` is in training mode, in the form that trains fastest on the device. Its initial weights are a function
+    of `config.seed`. `backbone` is a module of your own, in place of the one that `config.model` names.
     """
 
     def __init__(self, config: PretrainConfig, device: torch.device, backbone: nn.Module | None = None) -> None:
@@ -85,28 +80,25 @@ class Embedder:
         return z_BVD
 
     def seed(self, step: int, part: int = 0) -> None:
-        """Seed torch's generator for a part of the batch of a step, by its number among those of all processes.
-
-        To be called before the views of a step are embedded.
-        """
+        """Seed torch's generator for a part of a step's batch, by its number among all processes' parts."""
         torch.manual_seed(scalar_bits(self._seed, step, Use.LAYERS) + distributed.rank() * self._accumulate + part)
 
     def embed(self, views: list[torch.Tensor], step: int) -> torch.Tensor:
         """Embeddings of the views of a step, for a loss whose gradient :meth:`finish_backward` completes.
 
         torch's generator, which dropout and similar layers draw from, is seeded with a function of (seed, step, part):
-        by :meth:`seed` before the step, because a CUDA graph cannot replay it, and here once more for each of several
-        parts.
+        by :meth:`seed`, which the caller calls before, because a CUDA graph cannot replay it, and here once more for
+        each of several parts.
         """
-        parts = list(zip(*(group.chunk(self._accumulate) for group in views), strict=True))
+        parts = [list(part) for part in zip(*(group.chunk(self._accumulate) for group in views), strict=True)]
         if len(parts) == 1:
             z_BVD = self(views)
         elif not self._has_trainable_weights:  # which needs no second pass
-            z_BVD = torch.cat([self._part(list(part), step, k) for k, part in enumerate(parts)])
+            z_BVD = torch.cat([self._part(part, step, k) for k, part in enumerate(parts)])
         else:
             with torch.no_grad(), kept_buffers(self.encoder):
-                z_BVD = torch.cat([self._part(list(part), step, k) for k, part in enumerate(parts)]).requires_grad_()
-            self._second_pass = [list(part) for part in parts], z_BVD, step
+                z_BVD = torch.cat([self._part(part, step, k) for k, part in enumerate(parts)]).requires_grad_()
+            self._second_pass = parts, z_BVD, step
         if len(parts) > 1 or distributed.world_size() > 1:
             # what the loss draws must be the same on all processes, and whatever the number of parts
             torch.manual_seed(scalar_bits(self._seed, step, Use.LAYERS))

@@ -25,10 +25,7 @@ _ALIGN = 64  # bytes; images begin at multiples within a copy, as vector loads a
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Order of the images over a whole run, a pure function of the seed.
-
-    Each epoch is a permutation drawn from (seed, epoch). Its last, incomplete batch is dropped.
-    """
+    """Order of the images over a run: each epoch a permutation drawn from (seed, epoch), without incomplete batches."""
 
     images: int
     batch_size: int
@@ -61,12 +58,7 @@ class Plan:
 
 
 def make_plan(config: PretrainConfig, images: int) -> Plan:
-    """Plan of a run over so many images.
-
-    Raises:
-        DataError: fewer images than a batch.
-        ConfigError: as :func:`check_shares`.
-    """
+    """Plan of a run over so many images; a DataError if a batch has more, a ConfigError as :func:`check_shares`."""
     check_shares(config, distributed.world_size())
     if images < config.batch_size:
         hint = f"pass --batch-size {images} or less, or more images" if images > 1 else "give more images"
@@ -88,15 +80,11 @@ def check_shares(config: PretrainConfig, world: int) -> None:
 
 
 class Feed:
-    """Batches of decoded images in the order of a plan; later batches are prepared while earlier ones train.
-
-    Attributes:
-        waited: seconds that the training loop has waited for batches.
-    """
+    """Batches of decoded images in the order of a plan; later batches are prepared while earlier ones train."""
 
     def __init__(self, store: ImageStore, device: torch.device) -> None:
         self._store, self._device = store, device
-        self.waited = 0.0
+        self.waited = 0.0  # seconds that the training loop has waited for batches
         self._images = None if store.images is None else _resident(store.images, device)
         self._upload = _Upload(device) if device.type == "cuda" and self._images is None else None
 

@@ -36,10 +36,8 @@ def wants_graph(
     """Whether steps are captured: on CUDA, with Muon, in one process and one part, unless the config says never.
 
     With `own_code`, a loss or backbone that the caller wrote, only if the config says always: a graph would repeat for
-    ever what such code took from Python's variables in the captured step, such as a temperature that changes.
-
-    Raises:
-        ConfigError: the config says always, and it is not possible.
+    ever what such code took from Python's variables in the captured step, such as a temperature that changes. It is a
+    ConfigError if the config says always, and it is not possible.
     """
     whole = distributed.world_size() == 1 and config.accumulate == 1
     possible = device.type == "cuda" and isinstance(optimizer, Muon) and whole
@@ -52,20 +50,13 @@ def wants_graph(
 
 
 class StepGraph(Generic[_Result]):
-    """Graph of a training step.
+    """Graph of a training step: `take`, on images (B, C, H, W), ids (B,) and the number of an epoch, adds to the watch.
 
-    Args:
-        take: function that takes a step on images (B, C, H, W), ids (B,) and the number of an epoch.
-        watch: the loss watch that `take` adds to.
-        required: whether a step that cannot be captured is an error. Otherwise steps go on as before, with a warning.
+    If it is `required`, a step that cannot be captured is an error. Otherwise steps go on as before, with a warning.
     """
 
     def __init__(
-        self,
-        take: Callable[[torch.Tensor, torch.Tensor, int], _Result],
-        watch: LossWatch,
-        *,
-        required: bool = False,
+        self, take: Callable[[torch.Tensor, torch.Tensor, int], _Result], watch: LossWatch, *, required: bool = False
     ) -> None:
         self._take, self._watch, self._required = take, watch, required
         self._failed = False

@@ -52,13 +52,7 @@ class CollapseError(RuntimeError):
 
 
 class Guardian:
-    """Guardian of a run.
-
-    Args:
-        run: the run, whose config may switch the guardian off.
-        learner: its learner.
-        pace: its pace, which knows the regular checkpoints, and how long the run will be.
-    """
+    """Guardian of a run, whose config may switch it off. `pace` knows the regular checkpoints and the run's length."""
 
     def __init__(self, run: Run, learner: Learner, pace: Pace) -> None:
         self._run, self._learner, self._pace = run, learner, pace
@@ -85,11 +79,7 @@ class Guardian:
         return sum(row.get("guardian") == "lower rate" for row in rows)
 
     def look(self, row: Mapping[str, Any], note: Note) -> None:
-        """Look for a collapse in a line of metrics, and note a warning or the end of the run if it is time for it.
-
-        Raises:
-            CollapseError: the embeddings have collapsed for too long.
-        """
+        """Look for a collapse in a line of metrics; note a warning, or the end of the run, which is a CollapseError."""
         if not self._is_on:
             return
         lasting, limit = self._follow(row), patience(self._learner.config, self._pace.total)
@@ -124,10 +114,8 @@ class Guardian:
         resuming removes that row again.
 
         On an accelerator, a failure is found some steps late. The first time, the steps are repeated and each is
-        checked at once, so that the replay bundle holds the weights from before the failure.
-
-        Raises:
-            NonFiniteLossError: the guardian is off, or lower rates have not helped.
+        checked at once, so that the replay bundle holds the weights from before the failure. The error is raised again
+        if the guardian is off, or lower rates have not helped.
         """
         if not self._is_on:
             raise error
@@ -158,15 +146,15 @@ class Guardian:
         They are removed before the intervention is written. If the process is killed in between, the run comes to the
         same failure again.
         """
-        distributed.on_rank_0(self._remove_later)
+
+        def remove_later() -> None:
+            if regular := [step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)]:
+                remove_checkpoints_after(self._run, max(regular))  # old runs, or changed settings, may have none
+
+        distributed.on_rank_0(remove_later)
         done = load_checkpoint(self._run, self._learner.modules, self._learner.optimizer)
         self._learner.go_on_from(done.step)
         return done
-
-    def _remove_later(self) -> None:
-        """Remove the checkpoints after the newest regular one. Old runs, or changed settings, may leave none."""
-        if regular := [step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)]:
-            remove_checkpoints_after(self._run, max(regular))
 
 
 def _explanation(bundle: Path | None, config: PretrainConfig) -> str:

@@ -72,17 +72,19 @@ class InitialWeights:
 def read_initial_weights(config: PretrainConfig, encoder: Encoder, *, progress: bool = False) -> InitialWeights | None:
     """Initial weights that a config asks for by `init`, or that its encoder has from a custom module; else None.
 
-    With `progress`, what was loaded by `init` is printed.
-
     All weights of the backbone must be there, unless `init_partial` is set. A classifier is left out. The projector is
-    taken from a run or checkpoint, if it has the same shape; a new one is no error.
+    taken from a run or checkpoint, if it has the same shape; a new one is no error. With `progress`, what was loaded by
+    `init` is printed.
 
-    Raises:
-        ConfigError: no such file, a damaged one, one of another kind or of another network; or timm's weights cannot be
-            had. The message names the weights that are missing, unexpected, of another shape or not finite.
+    A ConfigError for no such file, a damaged one, one of another kind or network, or if timm's weights cannot be had.
+    The message names the weights that are missing, unexpected, of another shape or not finite.
     """
     if is_custom(config.model):
-        return _of_module(config, encoder)
+        if config.init is not None:
+            raise ConfigError("a module of your own starts from the weights that it has: load them first, without init")
+        weights = {f"backbone.{name}": tensor for name, tensor in encoder.backbone.state_dict().items()}
+        new = [name for name in encoder.state_dict() if name not in weights]
+        return InitialWeights(source=config.model.backbone, weights=weights, new=new, unused=[])
     if config.init is None:
         return None
     backbone, projector, unused = _split(_read(config.init, config))
@@ -110,14 +112,6 @@ def read_initial_weights(config: PretrainConfig, encoder: Encoder, *, progress: 
     return initial
 
 
-def _of_module(config: PretrainConfig, encoder: Encoder) -> InitialWeights:
-    if config.init is not None:
-        raise ConfigError("a module of your own starts from the weights that it has: load them first, without init")
-    weights = {f"backbone.{name}": tensor for name, tensor in encoder.backbone.state_dict().items()}
-    new = [name for name in encoder.state_dict() if name not in weights]
-    return InitialWeights(source=config.model.backbone, weights=weights, new=new, unused=[])
-
-
 def with_absolute_init(config: PretrainConfig) -> PretrainConfig:
     """Config whose initial weights are found from any working folder."""
     if config.init in (None, PRETRAINED):
@@ -128,10 +122,7 @@ def with_absolute_init(config: PretrainConfig) -> PretrainConfig:
 def initial_weights(
     config: PretrainConfig, module: nn.Module | None = None, *, progress: bool = False
 ) -> InitialWeights | None:
-    """:func:`read_initial_weights` in the first of many processes, with an encoder that it makes and checks.
-
-    It is None in the others, which get the weights from there.
-    """
+    """:func:`read_initial_weights` by the first process, on an encoder made and checked for it; None in the others."""
     found: list[InitialWeights | None] = []
 
     def read() -> None:
@@ -147,25 +138,19 @@ def _read(init: str, config: PretrainConfig) -> dict[str, torch.Tensor]:
         return _pretrained(config.model, config.input_channels)
     path = Path(init)
     if path.is_dir():
-        return _of_run(path)
+        run = Run(path)
+        _ = run.config  # an error for a folder that is no run
+        if (weights := newest_weights(run)) is not None:
+            return weights
+        if run.finished:
+            return read_weights(run.backbone_path)
+        go_on = f"go on with it by ssole pretrain --resume {quoted(path)}"
+        raise ConfigError(f"init: {path} has no checkpoint yet: {go_on}")
     if not path.exists():
         raise ConfigError(f"init: there is no {path}. Give a run folder, a .safetensors or .pth file, or timm")
     if path.suffix.lower() not in SUFFIXES:
         raise ConfigError(f"init is a run folder, a file ({', '.join(SUFFIXES)}), or timm, got {init!r}")
     return read_weights(path)
-
-
-def _of_run(path: Path) -> dict[str, torch.Tensor]:
-    run = Run(path)
-    _ = run.config  # an error for a folder that is no run
-    weights = newest_weights(run)
-    if weights is None and run.finished:
-        weights = read_weights(run.backbone_path)
-    if weights is None:
-        raise ConfigError(
-            f"init: {path} has no checkpoint yet: go on with it by ssole pretrain --resume {quoted(path)}"
-        )
-    return weights
 
 
 def _pretrained(model: ModelConfig, channels: int) -> dict[str, torch.Tensor]:

@@ -85,7 +85,10 @@ def train(
     distributed.on_rank_0(lambda: _write_first_checkpoint(run, learner, initial, Progress(0, plan.images, spent)))
     distributed.on_rank_0(prepare)
     pace = Pace(run, plan, config)
-    done = _restore(run, learner, plan, pace)
+    done = load_checkpoint(run, learner.modules, learner.optimizer, last_step=pace.total)
+    distributed.on_rank_0(lambda: _check_and_rewind(run, learner, plan, done))
+    learner.go_on_from(done.step)
+    pace.start(done.step, done.seconds + done.evaluating)
     guardian = Guardian(run, learner, pace)
     feed, title = Feed(store, device), _title(learner, plan, pace.total)
     monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=given.progress)
@@ -232,15 +235,6 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and (step + 1) % every == 0
 
 
-def _restore(run: Run, learner: Learner, plan: Plan, pace: Pace) -> Progress:
-    """Restore learner and run folder to the newest checkpoint."""
-    done = load_checkpoint(run, learner.modules, learner.optimizer, last_step=pace.total)
-    distributed.on_rank_0(lambda: _check_and_rewind(run, learner, plan, done))
-    learner.go_on_from(done.step)
-    pace.start(done.step, done.seconds + done.evaluating)
-    return done
-
-
 def _check_and_rewind(run: Run, learner: Learner, plan: Plan, done: Progress) -> None:
     """Check that a run can continue from its checkpoint, then rewind the folder to that step."""
     if done.images != plan.images:
@@ -252,7 +246,7 @@ def _check_and_rewind(run: Run, learner: Learner, plan: Plan, done: Progress) ->
         warnings.warn(
             f"the run began with {threads} threads and goes on with {now}, which may change last digits: "
             f"set OMP_NUM_THREADS={threads} to go on exactly",
-            stacklevel=5,
+            stacklevel=4,
         )
     _ = run.unreadable  # an error for a damaged file
     rewind(run, done.step)

@@ -35,18 +35,10 @@ _SHOWN_TERMS = 2  # terms of the loss beside it; metrics.jsonl has all
 
 
 class Monitor:
-    """Logger of one run; a context manager around its training loop.
+    """Logger of one run; a context manager around its training loop, which begins at `done` and has `total` steps.
 
-    Args:
-        run: the run whose folder the logs go to.
-        title: printed at the start.
-        total: steps of the whole run.
-        done: where this process starts.
-        feed: where the images come from; the time spent waiting for them is logged.
-        progress: whether to show anything.
-
-    Attributes:
-        screen: where it shows things.
+    The title is printed at the start, and the time spent waiting for the feed is logged. With `progress`, things are
+    shown on its `screen`.
     """
 
     def __init__(self, run: Run, title: str, *, total: int, done: Progress, feed: Feed, progress: bool) -> None:
@@ -203,10 +195,8 @@ class Monitor:
 def figures_of(evaluator: Evaluator, backbone: nn.Module) -> dict[str, float]:
     """Figures of a custom evaluator, called by the first process alone, as plain numbers on every process.
 
-    The backbone is in evaluation mode, so that looking at it does not move the statistics of its batch norms.
-
-    Raises:
-        ValueError: it returns anything but numbers by name, or a name that lines of metrics.jsonl already use.
+    The backbone is in evaluation mode, so that looking at it does not move the statistics of its batch norms. Anything
+    but numbers by name, or a name that lines of metrics.jsonl already use, is a ValueError.
     """
 
     def evaluate() -> dict[str, float]:

@@ -17,10 +17,6 @@ from ssole.training.muon import Muon
 Groups = list[dict[str, Any]]
 
 
-def _sgd(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True)  # one pass a weight
-
-
 def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     """LARS, with the rate of each matrix adapted to its norm, also without weight decay; vectors as in SGD."""
     from timm.optim.lars import Lars
@@ -28,10 +24,6 @@ def _lars(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
     groups = [group | {"always_adapt": group["params"][0].ndim >= 2} for group in groups]
     optimizer: torch.optim.Optimizer = Lars(groups, lr=config.lr, momentum=config.momentum)
     return optimizer
-
-
-def _adamw(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)  # one pass a weight
 
 
 def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
@@ -43,9 +35,10 @@ def _muon(groups: Groups, config: OptimConfig) -> torch.optim.Optimizer:
 
 
 OPTIMIZERS: dict[str, Callable[[Groups, OptimConfig], torch.optim.Optimizer]] = {
-    "sgd": _sgd,
+    # fused: one pass a weight
+    "sgd": lambda groups, config: torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=True),
     "lars": _lars,
-    "adamw": _adamw,
+    "adamw": lambda groups, config: torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True),
     "muon": _muon,
 }
 
@@ -91,13 +84,10 @@ def use_tensor_rates(optimizer: torch.optim.Optimizer, device: torch.device) -> 
 
 
 def learning_rate(step: float, total: int, config: OptimConfig) -> float:
-    """Learning rate of a step: linear warmup to `lr`, then a half cosine down to `final_lr` at the last step.
+    """Learning rate of a step, of `total`: linear warmup to `lr`, then a half cosine to `final_lr` at the last step.
 
-    Args:
-        step: 0 for the first step, whose rate is lr / warmup_steps, so that it already moves the weights. With a
-            budget of time, a step may stand between two whole numbers.
-        total: steps of the whole run.
-        config: `lr`, `final_lr` and `warmup_steps`.
+    Step 0 has lr / warmup_steps, so that it already moves the weights. With a budget of time, a step may stand between
+    two whole numbers.
     """
     warmup, lr, final_lr = config.warmup_steps, config.lr, config.final_lr
     if step < warmup:

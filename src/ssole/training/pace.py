@@ -56,11 +56,7 @@ class Extension:
 
 
 def extensions(run: Run) -> list[Extension]:
-    """Extensions of a run, in order.
-
-    Raises:
-        ConfigError: the file was damaged.
-    """
+    """Extensions of a run, in order; a ConfigError if the file was damaged."""
     found = []
     for row in read_lines(run.path / EXTENSIONS, step=int, total=int):
         factor = row.get("factor")
@@ -71,16 +67,10 @@ def extensions(run: Run) -> list[Extension]:
 
 
 class Pace:
-    """Length and schedule of a run.
+    """Length and schedule of a run, whose earlier corrections are read.
 
-    Args:
-        run: the run, whose earlier corrections are read.
-        plan: its plan; with a budget, `plan.total` is the number of steps that was expected at the start.
-        config: its config, if that is known.
-
-    Attributes:
-        total: number of steps of the whole run, as expected now.
-        plan: plan of the images to feed, without an end if that is not known.
+    `total` is the number of steps of the whole run, as expected now; with a budget, that of the given plan is the one
+    expected at the start. `plan` is that of the images to feed, without an end if that is not known.
     """
 
     def __init__(self, run: Run, plan: Plan, config: PretrainConfig | None = None) -> None:

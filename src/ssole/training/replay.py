@@ -66,11 +66,7 @@ def whole_batch(batch: Batch | None) -> Batch:
 
 
 def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Batch) -> Path:
-    """Write the bundle of a step that failed before it updated the weights, on this batch; its path.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write the bundle of a step that failed before it updated the weights, on this batch; its path, or an OSError."""
     from safetensors.torch import save_file
 
     config = learner.config
@@ -104,25 +100,20 @@ def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Ba
 def replay(path: Path, *, loss: nn.Module | None = None, backbone: nn.Module | None = None) -> Replay:
     """Take the step of a bundle again, from the same weights, images and random numbers.
 
-    On the same machine, the same value is not finite. On another, last digits differ, and it may be finite.
-
-    Args:
-        path: folder of the bundle.
-        loss, backbone: the modules, if the run was started with such.
-
-    Raises:
-        ConfigError: not a bundle, or a damaged one.
+    On the same machine, the same value is not finite. On another, last digits differ, and it may be finite. `loss` and
+    `backbone` are the modules, if the run was started with such. A folder that is no bundle, or a damaged one, is a
+    ConfigError.
     """
     facts, tensors = _read(path)
     learner, batch = _prepare(path, facts, tensors, loss, backbone)
     if facts["compiled"]:
         learner.compile()
     with torch_state(deterministic=learner.config.deterministic):
-        before, found = _failure(learner.check_weights), _failure(lambda: _take(learner, batch))
+        before, found = _failure(learner.check_weights), _failure(lambda: learner.step(**batch._asdict()))
         gradients = {name: parameter.grad for name, parameter in learner.modules.named_parameters()}
         plain, _ = _prepare(path, facts, tensors, loss, backbone)
         with _outputs(plain) as layers:
-            _failure(lambda: _take(plain, batch))
+            _failure(lambda: plain.step(**batch._asdict()))
     return Replay(
         step=facts["step"],
         recorded=facts["what"],
@@ -189,11 +180,7 @@ def _prepare(
     return learner, Batch(given, ids, facts["epoch"], facts["lr"], facts["early"])
 
 
-def _take(learner: Learner, batch: Batch) -> None:
-    learner.step(batch.images, batch.ids, epoch=batch.epoch, lr=batch.lr, early=batch.early)
-
-
-def _failure(work: Callable[[], None]) -> str | None:
+def _failure(work: Callable[[], object]) -> str | None:
     """What was not finite in some work, or None."""
     try:
         work()

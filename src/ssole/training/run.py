@@ -54,11 +54,7 @@ class Run:
 
     @property
     def config(self) -> PretrainConfig:
-        """Settings that the run was started with.
-
-        Raises:
-            ConfigError: not a run folder, or its config.yaml was damaged.
-        """
+        """Settings that the run was started with; ConfigError if it is no run folder, or config.yaml was damaged."""
         file = self.path / "config.yaml"
         if not self.path.exists():
             raise ConfigError(f"there is no {self.path}: give a run folder")
@@ -113,10 +109,7 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
     """New run and its folder, locked for this process.
 
     Files of a start that was killed before its first step are removed. If the block fails before the first step, what
-    was made is removed.
-
-    Raises:
-        ConfigError: the folder holds a run or anything else already, or cannot be made; or as :func:`lock_run`.
+    was made is removed. A folder that holds anything else is a ConfigError, and so is what :func:`lock_run` refuses.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     is_ours = False  # until then, what is in the folder is someone else's
@@ -135,7 +128,11 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
             yield run
     except BaseException:
         if is_ours and not (path / "metrics.jsonl").exists():  # the first step makes it
-            _remove(path, missing)
+            with suppress(OSError):  # what cannot be removed stays
+                _empty(path)
+                (path / ".lock").unlink(missing_ok=True)
+                for folder in missing:
+                    folder.rmdir()  # an error where another run has come to lie in it
         raise
 
 
@@ -182,15 +179,6 @@ def _empty(path: Path) -> None:
             entry.unlink()
 
 
-def _remove(path: Path, made: list[Path]) -> None:
-    """Empty a run folder, and remove it and its parents if they were made for it. What cannot be removed stays."""
-    with suppress(OSError):
-        _empty(path)
-        (path / ".lock").unlink(missing_ok=True)
-        for folder in made:
-            folder.rmdir()  # an error where another run has come to lie in it
-
-
 @contextmanager
 def writing(run: Run, what: str, *, command: str = "ssole pretrain --resume") -> Iterator[None]:
     """Context for writing a file of a run: an `OSError` says what could not be written, and the command to go on."""
@@ -208,11 +196,7 @@ def writing(run: Run, what: str, *, command: str = "ssole pretrain --resume") ->
 
 @contextmanager
 def lock_run(run: Run) -> Iterator[None]:
-    """Lock of a run folder for this process.
-
-    Raises:
-        ConfigError: as :func:`ssole.files.locked`; or something in the folder is a link that leads out of it.
-    """
+    """Lock of a run folder for this process; a ConfigError if another has it, or a link leads out of the folder."""
     root = run.path.resolve()
     for entry in run.path.rglob("*"):
         try:
@@ -226,10 +210,7 @@ def lock_run(run: Run) -> Iterator[None]:
 
 
 def require_same_recipe(run: Run, *, allowed: Collection[Change] = ()) -> None:
-    """Raise a ConfigError if the settings or the version of ssole are others than when the run was started.
-
-    The message lists the differences. Those that are allowed are a warning.
-    """
+    """Raise a ConfigError that lists what differs from the run's start in settings or version; warn of what may."""
     from ssole import __version__
 
     facts, now = run.environment, dict(leaves(to_dict(run.config)))

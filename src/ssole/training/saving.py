@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 from ssole import distributed
 from ssole.training.checkpoint import Progress, Snapshot, checkpoint_steps, snapshot, write_checkpoint
@@ -22,16 +23,10 @@ from ssole.training.step import Learner
 
 
 class Saver:
-    """Writer of the checkpoints of a run; a context manager around its training loop.
-
-    Of many processes, the first one writes.
+    """Writer of the checkpoints of a run, in the first process; a context manager around its training loop.
 
     On an accelerator a thread writes, so that training goes on meanwhile. What it fails at is raised by the next call,
-    or on leaving the context.
-
-    Args:
-        run, learner, pace: of the training loop.
-        flush: puts the metrics so far on the disk; called before each checkpoint is written.
+    or on leaving the context. Before each checkpoint, `flush` is called, which puts the metrics so far on the disk.
     """
 
     def __init__(self, run: Run, learner: Learner, pace: Pace, flush: Callable[[], None]) -> None:
@@ -56,11 +51,10 @@ class Saver:
         self.wait()
 
     def save(self, done: Progress, *, must: bool) -> None:
-        """Keep the state of the learner, of weights that are known to be finite, and write it if it is time to.
+        """Keep the state of the learner, and write it if it is time to.
 
-        Raises:
-            NonFiniteLossError: a loss or weight is not finite. Nothing is kept.
-            OSError: a checkpoint cannot be written. Those before it are untouched.
+        Nothing is kept if a loss or weight is not finite, which is a NonFiniteLossError. An OSError leaves the
+        checkpoints before this one untouched.
         """
         self._learner.check_weights()
         distributed.on_rank_0(lambda: self._keep(done, must=must))
@@ -97,10 +91,7 @@ class Saver:
         self._flush()
         self._written_at = time.monotonic()
         regular = {step for step in checkpoint_steps(self._run) if self._pace.is_regular(step)}
-
-        def write() -> None:
-            write_checkpoint(self._run, tensors, done, is_regular=regular.__contains__)
-
+        write = partial(write_checkpoint, self._run, tensors, done, is_regular=regular.__contains__)
         if self._pool is None:
             write()
         else:

@@ -14,12 +14,9 @@ _PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal to draw 
 
 
 class Screen:
-    """Progress bar with a line of figures below it on a terminal; a line now and then elsewhere.
+    """Progress bar with a line of figures below it on a terminal; a line now and then elsewhere; or nothing.
 
-    Args:
-        total: steps of the whole run.
-        done: steps done before.
-        show: whether to show anything.
+    `total` are the steps of the whole run, and `done` those of earlier processes.
     """
 
     def __init__(self, total: int, done: int, show: bool) -> None:

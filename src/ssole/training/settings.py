@@ -46,8 +46,7 @@ def require_named(config: PretrainConfig, given: Collection[str]) -> None:
 def eval_data_to_open(config: PretrainConfig, run: Path, given: Spec | None) -> Spec | None:
     """The `eval_data` that a run is measured on: those given, which must match the config's own, or else its own.
 
-    Raises:
-        ConfigError: other images are given, or none although those of the config are behind a URL.
+    Other images, or none although the config's own are behind a URL, are a ConfigError.
     """
     if given is None:
         if (reason := why_not_reopened(config.eval_data)) is not None:
@@ -119,10 +118,7 @@ def _with_steps(
 ) -> PretrainConfig:
     """Config with the number of steps that its budget of time allows on this machine, of which some is spent.
 
-    A warning says if this is less than one epoch.
-
-    Raises:
-        ConfigError: the budget is too small to learn anything.
+    Fewer than an epoch are a warning, and too few to learn anything a ConfigError.
     """
     assert config.budget is not None
     left = budget_seconds(config.budget) - spent

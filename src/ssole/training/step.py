@@ -78,9 +78,8 @@ class Learner:
         loss: the module that maps embeddings (B, V, D) to a scalar or to named terms (`ssole.losses.base.named_terms`).
         modules: encoder and loss by name: all that has weights to be trained and saved.
         optimizer: over all parameters of these modules.
-        steps_done: number of steps taken so far; :meth:`go_on_from` sets it.
+        steps_done: number of steps taken so far.
         labels: of all images, if the loss needs them, else None.
-        is_compiled: whether the encoder is compiled.
         watch: where losses and norms of gradients are checked.
         batch: what the newest step was given.
     """
@@ -287,9 +286,7 @@ class Learner:
 def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int64] | None = None) -> nn.Module:
     """Loss that a config names, for the embeddings of an encoder.
 
-    Raises:
-        ConfigError: the config records a module that was given in Python.
-        DataError: the loss needs labels, and there are none.
+    A ConfigError if the config records a module that was given in Python; a DataError if it needs labels that lack.
     """
     if isinstance(config.loss, CustomConfig):
         raise ConfigError(

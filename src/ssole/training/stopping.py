@@ -25,16 +25,11 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Request to stop training, made by a signal.
-
-    Attributes:
-        requested: number of the signal, or 0.
-        may_interrupt: function that tells whether a signal may interrupt the work now.
-    """
+    """Request to stop training, made by a signal."""
 
     def __init__(self) -> None:
-        self.requested = 0
-        self.may_interrupt: Callable[[], bool] = lambda: False
+        self.requested = 0  # or the number of the signal
+        self.may_interrupt: Callable[[], bool] = lambda: False  # whether a signal may interrupt the work now
 
     def raise_if_requested(self) -> None:
         """Raise Stopping on all processes if one of them has a request. All of them must call it."""
@@ -44,11 +39,8 @@ class Stop:
     def interruptible(self, work: Callable[[], T], *, may_interrupt: Callable[[], bool] = lambda: True) -> T | None:
         """Run work that a signal to this process interrupts at once; returns its result.
 
-        Afterwards, all processes find out whether any of them was asked to stop. The work must not wait for other
-        processes, since they may have been interrupted.
-
-        Raises:
-            Stopping: a signal has arrived at one of the processes, before or meanwhile.
+        Afterwards, all processes raise Stopping if a signal has arrived at any of them, before or meanwhile. The work
+        must not wait for other processes, since they may have been interrupted.
         """
         result = None
         try:  # two of them, because a signal may also arrive in `finally`, before interrupting is over

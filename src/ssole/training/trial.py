@@ -43,11 +43,7 @@ class DryRun:
     The learning rate is 0 because the loss might overflow at the recipe's own rate without its warmup. On a GPU, steps
     are launched: parts of them are timed, which a CUDA graph forbids. Small steps of a run may be faster.
 
-    Args:
-        config: the settings.
-        draw: where batches come from.
-        device, loss, backbone, labels, images: as for a learner.
-        seconds: limit for the whole trial, approximately.
+    Batches come from `draw`, `seconds` limits the whole trial approximately, and the other arguments are a learner's.
     """
 
     def __init__(
@@ -175,12 +171,10 @@ def step_seconds(
     steps: int | None = None,
     limit: float = TRIAL_SECONDS,
 ) -> float:
-    """Median time of a step on a whole batch of a store's images.
+    """Median time of a step of a run on a whole batch of a store's images.
 
-    Args:
-        config, store, device, loss, backbone: those of a run.
-        steps: number of its steps: if it is long enough to be compiled, it is measured compiled. None for never.
-        limit: seconds after which no further step is taken; the first three are taken in any case.
+    A run of so many `steps` that it is compiled is measured compiled; None for never. After `limit` seconds no further
+    step is taken; the first three are taken in any case.
     """
     ids = torch.arange(config.batch_size) % len(store)
     images, ids = store.get(ids), ids.to(device)

@@ -28,10 +28,7 @@ class LossWatch:
     On a CPU, each value is checked at once. On an accelerator that would make the host wait, so values are collected in
     a buffer on the device. :meth:`check` reads them, and still names the first bad step; it must be called before
     anything is logged or saved. The position in the buffer is on the device too, so that a CUDA graph can replay
-    :meth:`add`.
-
-    Attributes:
-        at_once_until: step up to which it looks at once on an accelerator too.
+    :meth:`add`. Up to the step `at_once_until`, values are looked at at once on an accelerator too.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -96,10 +93,10 @@ class LossWatch:
 
 def infinite_buffers(given: dict[str, nn.Module | None]) -> set[str]:
     """Names of buffers of given modules that are infinite by design, such as masks."""
-    modules = {name: module for name, module in given.items() if module is not None}
     return {
         f"{name}.{part}"
-        for name, module in modules.items()
+        for name, module in given.items()
+        if module is not None
         for part, buffer in module.named_buffers(remove_duplicate=False)
         if buffer.isinf().any() and not buffer.isnan().any()
     }
