@@ -84,9 +84,8 @@ class TarSource(Source):
             indices = list(pool.map(tar_index, self._files))
         self.ignored = sum((index.ignored for index in indices), Counter[str]())
         self.hidden = sum(index.hidden for index in indices)
-        for index in indices:
-            if index.problem is not None:
-                warnings.warn(index.problem, stacklevel=2)
+        for problem in [index.problem for index in indices if index.problem is not None]:
+            warnings.warn(problem, stacklevel=2)
         self._starts = np.cumsum([0] + [len(index.table) for index in indices])
         table = pa.concat_tables([index.table for index in indices]).combine_chunks()
         if len(table) == 0:
@@ -136,9 +135,8 @@ def tar_index(location: str) -> TarIndex:
         DataError: the file cannot be read, is no tar, or is compressed.
     """
     fingerprint, _ = file_fingerprint(location)
-    conditions = {"version": _VERSION, "fingerprint": fingerprint, "suffixes": sorted(image_suffixes())}
-    if not is_remote(location):  # shards of equal size are common, and some programs set the time of modification
-        conditions["changed"] = os.stat(location).st_ctime_ns
+    changed = None if is_remote(location) else os.stat(location).st_ctime_ns  # many tars have one size and time
+    conditions = {"version": _VERSION, "fingerprint": [fingerprint, changed], "suffixes": sorted(image_suffixes())}
     key = hashlib.sha256(os.fsencode(absolute(location))).hexdigest()[:32]
     paths = [cache_folder() / "tar-index" / f"{key}.arrow"]
     if not is_remote(location):

@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
         self._dtype, self._batched = dtype, batched
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient. Returns what a closure does, which is called first."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:

@@ -8,7 +8,6 @@ Shape suffixes: B images, V views, C channels, S side of a crop, D embedding dim
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -199,7 +198,7 @@ class Learner:
         except NonFiniteLossError as error:
             if distributed.world_size() == 1:
                 raise
-            terms, name = {"loss": z_BVD.sum() * math.nan}, f"the loss ({error.what})"  # the mean tells the others
+            terms, name = {"loss": z_BVD.sum() * torch.nan}, f"the loss ({error.what})"  # the mean tells the others
         # A custom loss may differ between processes, and be finite on some: all of them must see the same.
         mean_terms = terms | {"loss": distributed.mean(terms["loss"])}
         self.watch.add(self.steps_done + 1, mean_terms["loss"], name)
@@ -207,14 +206,11 @@ class Learner:
         return StepResult({name: value.detach() for name, value in mean_terms.items()}, z_BVD.detach())
 
     def loss_terms(self, z_BVD: torch.Tensor, *labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Named loss terms of embeddings, the total first; an error that names the step if these are not finite.
-
-        Code from elsewhere knows nothing of processes: it gets the embeddings of all of them.
-        """
+        """Named loss terms of embeddings, the total first; an error that names the step if these are not finite."""
         try:
             if is_plain(self.loss):
                 return named_terms(self.loss, z_BVD, *labels)
-            of_all = [distributed.gather(x) for x in (z_BVD, *labels)]
+            of_all = [distributed.gather(x) for x in (z_BVD, *labels)]  # code from elsewhere knows one process
             with distributed.alone():  # an EmbeddingLoss within it must not gather them once more
                 return named_terms(self.loss, *of_all)
         except (EmbeddingError, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined]
