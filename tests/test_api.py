@@ -161,6 +161,25 @@ def test_nothing_is_overwritten() -> None:
         pretrain(out="thesis/chapter.tex")
 
 
+def test_what_can_be_refused_at_once_is_refused_before_images_are_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = pretrain(out="mine", steps=1)
+    monkeypatch.setattr(api, "ImageStore", lambda *given, **options: pytest.fail("images are decoded"))
+    with pytest.raises(ConfigError, match="mine already holds a run"):
+        pretrain(out=str(run.path))
+    with pytest.raises(DataError, match="a batch of 99 images was asked for"):
+        pretrain(out="new", batch_size=99)
+
+
+def test_images_that_moved_can_be_named_again() -> None:
+    data = tiny.write_folder(Path("photos"))
+    run = pretrain(data, steps=2)
+    run.backbone_path.unlink()
+    data.rename("moved")
+    with pytest.raises(DataError, match=r"images of .*tiny are no longer there \(.*photos\): pass --data"):
+        ssole.resume(run)
+    assert ssole.resume(run, data="moved", progress=False).finished
+
+
 def test_torchrun_goes_on_with_the_run_of_the_same_command_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     run = pretrain(out="mine", steps=2)
     run.backbone_path.unlink()
@@ -253,6 +272,15 @@ def test_own_evaluators_take_the_place_of_knn() -> None:
     run = pretrain(folder_with_splits(), knn_every=5, steps=7, evaluators={3: answer})
     assert [row["step"] for row in run.metrics if "answer" in row] == [3, 6, 7]
     assert not [row for row in run.metrics if "knn20" in row]
+
+
+def test_resuming_without_the_evaluators_of_the_start_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    run = pretrain(steps=2, evaluators={2: lambda backbone: {"answer": 42.0}})
+    run.backbone_path.unlink()
+    ssole.resume(run, data=tiny.images())
+    assert (
+        "was measured every [2] steps by functions that are not given now: pass evaluators" in capsys.readouterr().err
+    )
 
 
 def test_figures_of_an_evaluator_may_be_numpys_or_tensors() -> None:

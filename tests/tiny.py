@@ -76,16 +76,17 @@ def start(
     out: Path,
     *,
     data: Any = None,
-    loss: nn.Module | None = None,
+    loss: nn.Module | Mapping[str, Any] | None = None,
     evaluators: Mapping[int, Any] | None = None,
     **overrides: Any,
 ) -> Run:
     """Train the tiny settings, on the tiny images."""
     torch.set_num_threads(1)
     data = images() if data is None else data
+    module = loss if isinstance(loss, nn.Module) else None
     if loss is not None:
-        overrides["loss"] = {"name": "custom", "module": type(loss).__qualname__}
-    return api.start(config(**overrides), out, Given(loss=loss, evaluators=evaluators, progress=False), data=data)
+        overrides["loss"] = loss if module is None else {"name": "custom", "module": type(module).__qualname__}
+    return api.start(config(**overrides), out, Given(loss=module, evaluators=evaluators, progress=False), data=data)
 
 
 def resume(run: Run | Path, *, data: Any = None, **settings: Any) -> Run:

@@ -21,6 +21,7 @@ from ssole.data.store import ImageStore
 from ssole.errors import DataError, listed
 from ssole.evaluation.online import default_evaluators
 from ssole.models.custom import custom_settings, is_custom, missing_module_error
+from ssole.progress import say
 from ssole.runtime import environment, resolve_device
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import check_shares, make_plan
@@ -29,7 +30,7 @@ from ssole.training.initial import initial_weights
 from ssole.training.loop import Given, train
 from ssole.training.monitor import Evaluator, figures_of
 from ssole.training.needs import require_memory
-from ssole.training.run import Change, Run, lock_run, new_run, require_same_recipe
+from ssole.training.run import Change, Run, lock_run, new_run, require_free, require_same_recipe
 from ssole.training.settings import agreed_config, eval_data_to_open, with_measurements
 from ssole.training.trial import step_seconds
 
@@ -119,6 +120,7 @@ def start(
         config = agreed_config(config, given.progress)
         device = distributed.own_device(resolve_device(config.device))  # quick checks first: data may take a while
         world = distributed.world_size()  # 1 in what the first process does by itself
+        distributed.on_rank_0(lambda: require_free(out))
         distributed.on_rank_0(lambda: check_shares(config, world))
         distributed.on_rank_0(lambda: require_memory(config, device))
         initial = initial_weights(config, given.backbone, progress=given.progress)
@@ -131,10 +133,11 @@ def start(
             trial = partial(step_seconds, store=store, device=device, loss=given.loss, backbone=given.backbone)
             config = with_measurements(config, store, begin, trial)
             plan = make_plan(config, len(store))
+            steps = given.evaluators or ()  # before the default ones take their place
             given = _with_evaluators(given, config, data, eval_data, store)
 
             def make() -> str:
-                run = stack.enter_context(new_run(out, config))
+                run = stack.enter_context(new_run(out, config, steps))
                 keep_or_compare_images(run, store.source)
                 return str(run.path)
 
@@ -222,10 +225,11 @@ def continue_run(
         call = "extend" if found.finished else "resume"
         raise DataError(f"{found.path} was started on {reason}: {how} ssole.{call}(run, data=images)")
     if data is None and (missing := gone(config.data)):
-        raise DataError(
-            f"the images of {found.path} are no longer there ({listed(missing, 1)}): pass --data, or data= in Python"
-        )
+        raise DataError(f"the images of {found.path} are no longer there ({listed(missing, 1)}): pass --data (data=)")
     eval_data = eval_data_to_open(config, found.path, eval_data) if given.evaluators is None else None
+    if given.evaluators is None and (steps := found.environment.get("evaluators")):
+        words = f"{found.path} was measured every {steps} steps by functions that are not given now: pass evaluators"
+        say(words, enabled=given.progress)
     if is_custom(config.model) and given.backbone is None:
         raise missing_module_error(config.model)
     now = type(given.loss).__qualname__
@@ -279,7 +283,10 @@ def open_store(config: PretrainConfig, data: Spec, progress: bool) -> ImageStore
     """Store of the training images, decoded no larger than crops can use. Processes of one machine share its cache."""
     options = _store_options(config, progress)
     with distributed.first_on_each_node():
-        return ImageStore(open_source(data), shrink_to=config.augment.useful_size, channels=config.channels, **options)
+        source = open_source(data)
+        if config.budget is None:
+            make_plan(config, len(source))  # its errors come before all images are decoded
+        return ImageStore(source, shrink_to=config.augment.useful_size, channels=config.channels, **options)
 
 
 def _store_options(config: PretrainConfig, progress: bool) -> dict[str, Any]:

@@ -34,6 +34,14 @@ def test_search(indexed: Command) -> None:
         assert picture.format == "JPEG"
 
 
+@pytest.mark.parametrize("out", ["query.png", "labeled/found.png"])
+def test_a_picture_takes_the_place_of_no_image(indexed: Command, out: str) -> None:
+    shutil.copy("labeled/cat/004.png", "query.png")
+    outcome = indexed("search", "run", "query.png", "--out", out)
+    assert outcome.code == 2
+    assert f"{out} would be one of the images in " in outcome.err
+
+
 def test_duplicates_and_outliers(indexed: Command) -> None:
     outcome = indexed("search", "run", "--duplicates", "--least", "0.9999999")
     assert outcome.code == 0, outcome.err

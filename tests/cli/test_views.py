@@ -28,6 +28,17 @@ def test_views_draws_a_row_for_each_image(command: Command) -> None:
         assert sheet.size == (3 * 228 - 4, 18 + 224)
 
 
+def test_a_picture_takes_the_place_of_no_image_and_is_none(command: Command) -> None:
+    single = next(Path("photos").rglob("*.png"))
+    before = single.read_bytes()
+    for out in (str(single), "photos/views.png"):
+        outcome = command("views", "photos", "--recipe", "tiny.yaml", "--out", out)
+        assert outcome.code == 2
+        assert f"{out} would be one of the images in photos: name another place by --out" in outcome.err
+    assert single.read_bytes() == before
+    assert not Path("photos/views.png").exists()
+
+
 def test_channels_are_those_of_the_recipe(command: Command) -> None:
     """Else the fourth channel would be taken for transparency, and training makes other views."""
     tifffile = pytest.importorskip("tifffile")

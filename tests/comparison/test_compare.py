@@ -147,6 +147,13 @@ def test_refused(given: dict[str, Any], error: type[Exception], words: str) -> N
     assert not list(Path().glob("out/*/*"))
 
 
+def test_too_few_images_for_knn_are_met_before_anything_is_trained() -> None:
+    tiny.write_folder(Path("few"), 22)  # of which 4 are held out
+    with pytest.raises(DataError, match=r"ranked by kNN with k = 20, and few \(train\) has 18 images with labels"):
+        compare(data="few", batch_size=8, seeds=1)
+    assert not list(Path().glob("out/*/*"))
+
+
 def test_a_start_that_failed_is_not_in_the_way() -> None:
     with pytest.raises(DataError, match="a batch of 99 images was asked for"):
         compare(batch_size=99, seeds=1)

@@ -39,6 +39,17 @@ def test_labels_from_first_level_folders(tmp_path):
     assert source.labels.tolist() == [0, 0, 1]
 
 
+def test_a_stray_image_takes_the_labels_away_and_is_named(tmp_path):
+    for path in ("cat/1.png", "dog/2.png", "dog/3.png", "views.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    source = FolderSource(tmp_path)
+    assert source.labels is None
+    assert source.why_unlabelled == "views.png lies outside the folders of the classes"
+    (tmp_path / "views.png").unlink()
+    assert FolderSource(tmp_path).why_unlabelled is None
+
+
 @pytest.mark.parametrize(
     ("paths", "labels"),
     [

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ssole import api
-from ssole.comparison.images import Images, open_images
+from ssole.comparison.images import Images, open_images, require_neighbours
 from ssole.comparison.plan import measure_plan
 from ssole.comparison.request import (
     Methods,
@@ -120,12 +120,13 @@ def _run(
         command = f"the same call of ssole.compare with out={str(folder)!r}"
     else:
         command = f"ssole compare --resume {quoted(folder)}"
+    learned = images.search_train if request.search else images.train
+    require_neighbours(learned)
     with resumable(folder, command):
         save_request(folder, request)
         with api.open_store(request.arms[0].config, images.train, progress) as store:
             arms = [replace(arm, config=with_statistics(arm.config, store)) for arm in request.arms]
-            fewest = len(images.search_train if request.search else images.train)
-            plan = measure_plan(folder, replace(request, arms=tuple(arms)), store, fewest)
+            plan = measure_plan(folder, replace(request, arms=tuple(arms)), store, len(learned))
         return Runner(
             request=request,
             arms=arms,

@@ -11,6 +11,7 @@ from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced, shared_la
 from ssole.data.sources import open_source
 from ssole.errors import DataError
 from ssole.evaluation.datasets import HELD_OUT, find_test_images, require_classes, stratified_split
+from ssole.evaluation.online import NEIGHBOURS
 
 VALIDATION_SHARE = 0.1
 """Share of each class of the training images on which settings are chosen."""
@@ -77,6 +78,15 @@ def sample(source: Source, most: int) -> Source:
     classes, first = np.unique(labels[labelled], return_index=True)
     rare = labelled[first[~np.isin(classes, labels[spaced])]]
     return _part(source, torch.from_numpy(np.union1d(spaced, rare)), "sample")
+
+
+def require_neighbours(train: Source) -> None:
+    """Raise a DataError, before anything is trained, if kNN would have too few images to learn from."""
+    if (count := int((_known_labels(train) >= 0).sum())) < NEIGHBOURS:
+        raise DataError(
+            f"methods are ranked by kNN with k = {NEIGHBOURS}, and {train.name} has {count} images with labels: give "
+            f"at least {NEIGHBOURS}"
+        )
 
 
 def _known_labels(source: Source) -> torch.Tensor:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssole.comparison.trial import Trial
+from ssole.comparison.trial import RANKED_BY, Trial
 from ssole.errors import printable
 from ssole.evaluation.results import METRICS
 from ssole.files import write_json_atomically
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 RESULT_FILE = "comparison.json"
-RANKED_BY = "knn20"
-"""Metric that arms are ranked by, in the search and in the result."""
 ALPHA = 0.05
 """Level of significance: a difference with a lower p-value is clear."""
 _HEADINGS = {"knn20": "kNN, %", "linear": "linear, %", "centred_effective_rank": "rank"}

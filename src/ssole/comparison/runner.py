@@ -24,8 +24,8 @@ from ssole.comparison.plan import (
 )
 from ssole.comparison.plots import draw
 from ssole.comparison.request import Arm, Request
-from ssole.comparison.result import RANKED_BY, RESULT_FILE, ArmResult, Comparison, SearchTrial
-from ssole.comparison.trial import Trial, figures, other_version, run_trial
+from ssole.comparison.result import RESULT_FILE, ArmResult, Comparison, SearchTrial
+from ssole.comparison.trial import RANKED_BY, Trial, figures, other_version, run_trial
 from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.base import Spec
 from ssole.data.store import ImageStore

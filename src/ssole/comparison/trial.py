@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+RANKED_BY = "knn20"
+"""Metric that arms are ranked by, in the search and in the result."""
 _FILE = "trial.json"
 FAILURES = (ArithmeticError, ImportError, MemoryError, RuntimeError, ValueError)
 """What a method may fail with. A full disk, unusable images or Ctrl-C is no failure of a method: it ends the
@@ -98,7 +100,10 @@ def read_record(path: Path, make: Callable[[dict[str, Any]], T], *, hint: str) -
 def figures(run: Run, data: Spec, **options: Any) -> dict[str, float]:
     """Figures of a run's trained backbone by name; `options` are those of :func:`ssole.evaluate`."""
     result = evaluate(run, data, baselines=False, device=run.config.device, **options)
-    return {name: score.value for name, score in result.rows["trained"].items()}
+    scores = {name: score.value for name, score in result.rows["trained"].items()}
+    if RANKED_BY not in scores and "knn" in options["protocol"]:
+        raise DataError(f"too few images can be read ({result.train}): methods are ranked by kNN with k = 20")
+    return scores
 
 
 def run_trial(

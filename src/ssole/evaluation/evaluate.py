@@ -70,7 +70,7 @@ def evaluate(
 
     Raises:
         ConfigError, DataError: a model or data that cannot be opened, or test classes that train lacks.
-        ValueError: unknown preprocessing, features that are not finite, or fewer than 20 training images for kNN.
+        ValueError: unknown preprocessing, features that are not finite, or fewer than 10 training images for kNN.
     """
     overrides = {"image_size": image_size, "mean": mean, "std": std}
     run_overrides = {} if isinstance(model_or_run, Mapping) else overrides

@@ -93,11 +93,12 @@ class Run:
         return read_lines(self.path / "unreadable.jsonl", index=int, id=str, reason=str)
 
 
-def create_run(path: Path, config: PretrainConfig) -> Run:
-    """New run in a folder without files; `OSError` if it cannot be written."""
+def create_run(path: Path, config: PretrainConfig, evaluators: Collection[int] = ()) -> Run:
+    """New run in a folder without files; `OSError` if it cannot be written. `evaluators` are the steps of such."""
     run, settings = Run(path), to_dict(config)
     run.checkpoints.mkdir(parents=True)
     facts = environment() | {"torchrun": distributed.launch().job, "settings": settings}
+    facts |= {"evaluators": sorted(evaluators)} if evaluators else {}
     write_text_atomically(path / "environment.json", json.dumps(facts, indent=2) + "\n")
     # last, because a folder with a config.yaml counts as a run
     write_yaml_atomically(path / "config.yaml", settings)
@@ -105,7 +106,7 @@ def create_run(path: Path, config: PretrainConfig) -> Run:
 
 
 @contextmanager
-def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
+def new_run(path: Path, config: PretrainConfig, evaluators: Collection[int] = ()) -> Iterator[Run]:
     """New run and its folder, locked for this process.
 
     Files of a start that was killed before its first step are removed. If the block fails before the first step, what
@@ -113,9 +114,8 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     is_ours = False  # until then, what is in the folder is someone else's
+    require_free(path)  # before anything is made; the same check under the lock decides
     with making(path):
-        if not _is_killed_start(path):
-            _require_no_files(path)  # before anything is made; the same check under the lock decides
         path.mkdir(parents=True, exist_ok=True)
     try:
         with lock_run(Run(path)):
@@ -124,7 +124,7 @@ def new_run(path: Path, config: PretrainConfig) -> Iterator[Run]:
                     _empty(path)
                 _require_no_files(path)
                 is_ours = True
-                run = create_run(path, config)
+                run = create_run(path, config, evaluators)
             yield run
     except BaseException:
         if is_ours and not (path / "metrics.jsonl").exists():  # the first step makes it
@@ -143,6 +143,13 @@ def making(path: Path, what: str = "run folder") -> Iterator[None]:
         yield
     except OSError as error:
         raise DiskError(f"cannot make the {what} {path}: {error}") from None
+
+
+def require_free(path: Path) -> None:
+    """Raise a ConfigError if a run cannot begin in a folder: it holds a run, or anything else."""
+    with making(path):
+        if not _is_killed_start(path):
+            _require_no_files(path)
 
 
 def _require_no_files(path: Path) -> None:
