@@ -152,6 +152,7 @@ def test_a_preset_on_the_command_line(command: Command) -> None:
         (["--data", "phots"], ["'phots'", "photos"]),
         (["--data", "tiny.yaml"], ["tiny.yaml", "folder of images"]),
         (["--steps", "1", "extra"], ["extra"]),
+        (["--loss.name", "simclr", "--loss.gamma", "0.3"], ["simclr has no setting --loss.gamma.", "the loss ssole"]),
         (["--budget", "soon"], ["'soon'", "10m"]),
         (["--budget", "200steps"], ["is a time", "'200steps'"]),
         (["--budget", "10m", "--steps", "3"], ["leave out either budget or steps"]),
@@ -171,6 +172,12 @@ def test_wrong_input_is_named_and_leaves_nothing(command: Command, options: list
     for word in words:
         assert word in outcome.err
     assert sorted(Path().rglob("*")) == before
+
+
+def test_images_without_their_option(command: Command) -> None:
+    outcome = command("pretrain", "photos", "--steps", "1")
+    assert outcome.code == 2
+    assert outcome.err == "error: got 'photos' before any option: images go with --data, as in --data photos\n"
 
 
 def test_a_budget_of_time(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

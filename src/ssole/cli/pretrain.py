@@ -16,7 +16,8 @@ import tyro
 
 from ssole import api, distributed
 from ssole.cli.common import Changes, OptionalFolder, OptionalNumber, show
-from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, PretrainConfig, load, recipe_names, to_dict
+from ssole.config import DEFAULT_RECIPE, LOSS_CONFIGS, PRESETS, ConfigError, PretrainConfig, load, recipe_names, to_dict
+from ssole.config.hints import hint_at_setting
 from ssole.doctor.suggest import ANY_VIEWS, channel_overrides
 from ssole.errors import quoted
 from ssole.progress import duration
@@ -98,6 +99,8 @@ def _settings(args: PretrainArgs, given: set[str]) -> dict[str, Any]:
 
 def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
     """Parsed options, with the values of the recipe as defaults, and the names of those given."""
+    if argv and not argv[0].startswith("-"):
+        raise ConfigError(f"got {argv[0]!r} before any option: images go with --data, as in --data {quoted(argv[0])}")
     given = {word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")}
     # the full parser can only be made once these are known
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -114,6 +117,10 @@ def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
     if "--recipe" not in given and known["data"] not in (None, [DEFAULT_RECIPE]) and not {"-h", "--help"} & {*argv}:
         shaping |= ANY_VIEWS
     config = load(recipe, **{name: value for name, value in shaping.items() if value is not None})
+    for option in (one for one in given if one.startswith("--loss.")):
+        name = option.removeprefix("--loss.").removeprefix("no-").replace("-", "_")
+        if name not in vars(config.loss) and any(name in loss.__dataclass_fields__ for loss in LOSS_CONFIGS.values()):
+            raise ConfigError(f"{config.loss.name} has no setting {option}.{hint_at_setting(f'loss.{name}')}")
     about = (
         f"{inspect.getdoc(pretrain)}\n\nRecipes: {', '.join(recipe_names())}.\n\n"
         f"Every setting of a recipe can be overridden. The defaults below are those of {recipe}."
