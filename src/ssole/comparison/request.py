@@ -1,4 +1,4 @@
-"""Request: what a comparison compares, checked and complete, and its file in the comparison's folder."""
+"""Request of a comparison: its arms, data, budget and search, checked, and the file that holds them."""
 
 from __future__ import annotations
 

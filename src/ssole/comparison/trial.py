@@ -98,7 +98,7 @@ def read_record(path: Path, make: Callable[[dict[str, Any]], T], *, hint: str) -
 
 
 def figures(run: Run, data: Spec, **options: Any) -> dict[str, float]:
-    """Figures of a run's trained backbone by name; `options` are those of :func:`ssole.evaluate`."""
+    """Scores of a run's trained backbone by metric; `options` are those of :func:`ssole.evaluate`."""
     result = evaluate(run, data, baselines=False, device=run.config.device, **options)
     scores = {name: score.value for name, score in result.rows["trained"].items()}
     if RANKED_BY not in scores and "knn" in options["protocol"]:

@@ -43,7 +43,7 @@ class Projector(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class _Settings:
-    """What the settings of every loss have."""
+    """Base class of the settings of a loss."""
 
     projector: ClassVar[Projector] = Projector(3, 4096, 4096, "none")
     search: ClassVar[SearchRanges] = {}

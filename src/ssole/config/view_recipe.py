@@ -39,7 +39,8 @@ class Crop:
 class ViewRecipe:
     """Augmentation that makes the views of an image. Probabilities are per view.
 
-    Operations run in the order of the fields. The first crop group is the main one: its size is that of evaluation.
+    Operations run in the order of the fields, but grey after blur, which gives the same. The first crop group is the
+    main one: its size is that of evaluation.
     """
 
     crops: tuple[Crop, ...] = (Crop(),)

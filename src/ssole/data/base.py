@@ -1,4 +1,4 @@
-"""Source, the base class of everything that images are read from, a part of one, and the numbering of labels."""
+"""Source, the base class of image sources; subsets of sources; numbering of labels."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ _TEMPORARY = "-temporary"  # end of the name of a folder that only one run uses
 def open_cache(
     source: Source, parent: Path | None, decoding: dict[str, int | None], *, limit: int | None, expected: int
 ) -> ImageCache | None:
-    """Cache of a source's images, decoded in one way; empty at first. None, with a warning, if it cannot be made.
+    """Cache of a source's decoded images, opened again or new. None, with a warning, if it cannot be made.
 
     It is a folder ``SOURCE-WHICH-STATE`` below the parent. The hash WHICH stands for the data's location and the way of
     decoding, STATE for the data's content and the versions of the decoder. A cache of another state is out of date and

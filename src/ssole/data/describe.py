@@ -1,4 +1,4 @@
-"""Texts that name data, for configs and run folders."""
+"""Text form of a data argument, as configs and run folders record it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
 
 
 def canonical(spec: Spec) -> Spec:
-    """Data as a resumed run will open them, by the text of :func:`describe`: ids of files are their paths.
+    """Data argument in the form in which a resumed run opens it, that of :func:`describe`, so that ids agree.
 
     Data that this text cannot open stay as they are: those in memory, or behind a URL that lost its secrets.
     """

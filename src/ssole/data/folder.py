@@ -34,7 +34,7 @@ _PLAIN = re.compile(r"[^/\\.:][^/\\:]*(?:/[^/\\.:][^/\\:]*)*")
 
 
 class FileSource(Source):
-    """Base class of sources of which each image is a file below a root, a folder or the URL of one."""
+    """Base class of sources whose images are files below one root, a folder or a URL."""
 
     root: str
     _paths: list[str]  # below the root, with forward slashes

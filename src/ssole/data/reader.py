@@ -1,4 +1,4 @@
-"""Reader of a store's threads: it reads, decodes and caches images, and records which cannot be read.
+"""Reader: reads, decodes and caches images for the threads of an `ImageStore`, and records which cannot be read.
 
 It is apart from the store because the pool of threads refers to it, and would keep a store from being freed.
 """

@@ -1,4 +1,4 @@
-"""Reading of TIFF images that Pillow cuts to 8 bits or does not open: many channels, many pages, 16 bits."""
+"""TIFF reader for images that Pillow cuts to 8 bits or does not open: many channels, many pages, 16 bits."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def is_tiff(data: bytes) -> bool:
 
 
 def pillow_reads(image: Any, channels: int | None) -> bool:
-    """Whether Pillow reads an opened TIFF right and, if its own channels are asked for, without loss."""
+    """Whether Pillow reads an opened TIFF correctly and, if its own channels are asked for, without loss."""
     tags = image.tag_v2
     if image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow does not invert these
         return False

@@ -22,7 +22,7 @@ _calls = count()
 
 
 class ElsewhereError(RuntimeError):
-    """Error on the other processes when the first one failed at work that it did for all, and says why."""
+    """Error on the other processes when work of the first one for all has failed; it says why."""
 
 
 class Stopping(BaseException):
@@ -68,8 +68,9 @@ def on_rank_0(work: Callable[[], T]) -> T:
 
 
 def shares_work() -> bool:
-    """Whether the processes of the group work together now: not in work of the first one alone, and not in a group
-    that someone else has made, who may call this package in one process only.
+    """Whether the processes of the group work together at this point.
+
+    They do not in work of the first one alone, nor in a group of someone else's, who may call this in one process only.
     """
     return world_size() > 1 and STATE.store is not None
 

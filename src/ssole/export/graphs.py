@@ -1,4 +1,4 @@
-"""Programs that need no model code: ONNX and torch.export. Both normalise their input themselves."""
+"""Writers of ONNX and torch.export programs, which need no model code and normalise their input themselves."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _EPS = 1e-5
 
 
 class BarlowTwinsTerms(NamedTuple):
-    """The loss and its terms: scalar tensors, differentiable."""
+    """Terms of the Barlow Twins loss: scalar tensors, differentiable."""
 
     total: Tensor
     """Loss: invariance + redundancy_weight * redundancy."""
@@ -32,7 +32,9 @@ class BarlowTwinsTerms(NamedTuple):
 
 
 class BarlowTwinsLoss(EmbeddingLoss[BarlowTwinsTerms]):
-    r"""Barlow Twins loss, the mean over all pairs of views of
+    r"""Barlow Twins loss, a mean over all pairs of views.
+
+    It is the mean of
 
         sum_i (1 - C_ii)^2 + redundancy_weight * sum_{i != j} C_ij^2
 

@@ -27,7 +27,7 @@ _LISTED = 3
 
 
 class EmbeddingError(ValueError):
-    """Embeddings that are NaN, infinite, or zero where they must be normalised."""
+    """Error for embeddings that are NaN, infinite, or zero where they must be normalised."""
 
 
 class _HasTotal(Protocol):

@@ -18,7 +18,7 @@ from ssole.losses.roots import Root, inverse_root
 
 @dataclass(frozen=True)
 class Wide:
-    """Route for wide matrices, as :class:`ssole.losses.nuclear._Wide` is on a CPU."""
+    """Route for wide matrices on an accelerator, as :class:`ssole.losses.nuclear._Wide` is on a CPU."""
 
     normalize: bool
     contrasts: Tensor | None = None
@@ -72,7 +72,7 @@ class Wide:
 
 @dataclass(frozen=True)
 class ImagesAndViews:
-    """Route of images and views at once. See :func:`ssole.losses.nuclear.image_and_view_norms`."""
+    """Route of images and views at once, on an accelerator. See :func:`ssole.losses.nuclear.image_and_view_norms`."""
 
     images: Wide
     """The contrasts and the root are of images only."""

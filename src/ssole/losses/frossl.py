@@ -20,7 +20,7 @@ _SHORTEST = 1e-12
 
 
 class FroSSLTerms(NamedTuple):
-    """The loss and its terms: scalar tensors, differentiable."""
+    """Terms of the FroSSL loss: scalar tensors, differentiable."""
 
     total: Tensor
     """Loss: regularization + invariance_weight * invariance."""
@@ -34,7 +34,9 @@ class FroSSLTerms(NamedTuple):
 
 
 class FroSSLLoss(EmbeddingLoss[FroSSLTerms]):
-    r"""FroSSL loss, the sum over views v of
+    r"""FroSSL loss, a sum over views.
+
+    It is the sum over views v of
 
         log ||C_v||_F^2 + invariance_weight * V / B * ||U_v - mean over views of U||_F^2
 

@@ -146,7 +146,7 @@ def _chunk(x_Nmn: Tensor) -> int:
 
 
 def similarity_kernel(c_Nkk: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Kernel matrices of cosines, and their derivatives: with t the temperature,
+    """Kernel matrices of cosines at a temperature t, and their derivatives.
 
         k(c) = (exp(c / t) - 1) / (exp(1 / t) - 1)
 

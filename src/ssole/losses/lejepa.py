@@ -20,7 +20,7 @@ from ssole.losses.base import EmbeddingLoss, check_count, check_number
 
 
 class LeJEPATerms(NamedTuple):
-    """The loss and its terms: scalar tensors, differentiable."""
+    """Terms of the LeJEPA loss: scalar tensors, differentiable."""
 
     total: Tensor
     """Loss: (1 - sigreg_weight) * invariance + sigreg_weight * sigreg."""

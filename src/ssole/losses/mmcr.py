@@ -17,7 +17,7 @@ from ssole.losses.nuclear import nuclear_norm
 
 
 class MMCRTerms(NamedTuple):
-    """The loss and its terms: scalar tensors. The local term has no gradient of its own where its weight is 0."""
+    """Terms of the MMCR loss: scalar tensors. The local term has no gradient of its own where its weight is 0."""
 
     total: Tensor
     """Loss: -centroids + local_weight * local."""
@@ -28,7 +28,9 @@ class MMCRTerms(NamedTuple):
 
 
 class MMCRLoss(EmbeddingLoss[MMCRTerms]):
-    r"""Loss of maximum manifold capacity representations:
+    r"""MMCR loss, of maximum manifold capacity representations.
+
+    With the weight of the local term, it is
 
         -||C||_* + local_weight * mean over images i of ||Z_i||_*
 

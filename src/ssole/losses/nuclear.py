@@ -65,7 +65,7 @@ def nuclear_norm(x: Tensor) -> Tensor:
 
 
 def all_modes_norm(x_Nmn: Tensor) -> Tensor:
-    """ABLATION ONLY. Nuclear norm with the defect of `SSOLELoss(gradient="reference")`: U V^T runs over all k modes."""
+    """Nuclear norm with the gradient of the published code, U V^T over all k modes: FOR ABLATIONS ONLY."""
     return _NuclearNorms.apply(x_Nmn, _Svd(keep_null_modes=True))  # type: ignore[no-any-return]
 
 
@@ -84,7 +84,9 @@ def unit_norms(x_Nmn: Tensor, contrasts: Tensor | None = None, *, normalize: boo
 def image_and_view_norms(
     z_BVD: Tensor, contrasts: Tensor | None, *, normalize: bool, root: Root, view_root: Root
 ) -> tuple[Tensor, Tensor]:
-    """`unit_norms` of every image (B,), with contrasts and root, and of every view (V,), with view_root; B, V <= D.
+    """Norms of every image (B,) and of every view (V,), as of `unit_norms`; B, V <= D.
+
+    Contrasts and root are of images, view_root is of views.
 
     One call for both, so that their gradients add up in one tensor of the size of `z`.
     """

@@ -16,7 +16,7 @@ from ssole.losses.nuclear import nuclear_norm
 
 
 class OLETerms(NamedTuple):
-    """The loss and its terms: scalar tensors, differentiable."""
+    """Terms of the OLE loss: scalar tensors, differentiable."""
 
     total: Tensor
     """Loss: low_rank - high_rank."""

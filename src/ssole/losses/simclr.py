@@ -19,7 +19,7 @@ from ssole.losses.base import EmbeddingLoss, check_number, unit_rows
 
 
 class SimCLRTerms(NamedTuple):
-    """The loss and its terms: scalar tensors, differentiable."""
+    """Terms of the SimCLR loss: scalar tensors, differentiable."""
 
     total: Tensor
     """Loss: alignment + spread."""

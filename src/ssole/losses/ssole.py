@@ -22,7 +22,7 @@ from ssole.losses.roots import Root, frobenius_root, inverse_root, kernel_root
 
 
 class SSOLETerms(NamedTuple):
-    """The loss and its terms: scalar tensors, differentiable. The extreme values below are those of the cosine form."""
+    """Terms of the SSOLE loss: scalar tensors, differentiable. Extreme values below are those of the cosine form."""
 
     total: Tensor
     """Loss: low_rank + high_rank_weight * high_rank."""

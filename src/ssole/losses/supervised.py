@@ -20,7 +20,7 @@ UNKNOWN = -1
 
 
 class SupervisedTerms(NamedTuple):
-    """The loss and its terms: scalar tensors. Only the total has a gradient."""
+    """Terms of the supervised loss: scalar tensors. Only the total has a gradient."""
 
     total: Tensor
     """Loss: mean cross-entropy of the views of images with a label."""

@@ -19,7 +19,7 @@ _EPS = 1e-4
 
 
 class VICRegTerms(NamedTuple):
-    """The loss and its terms: scalar tensors, differentiable."""
+    """Terms of the VICReg loss: scalar tensors, differentiable."""
 
     total: Tensor
     """Loss: the weighted sum of the terms."""
@@ -32,7 +32,7 @@ class VICRegTerms(NamedTuple):
 
 
 class VICRegLoss(EmbeddingLoss[VICRegTerms]):
-    r"""Variance-invariance-covariance regularisation.
+    r"""VICReg loss, variance-invariance-covariance regularisation.
 
     With Z_v the (B, D) batch in view v, C_v its covariance matrix (divisor B - 1) and e = 1e-4:
 

@@ -26,7 +26,7 @@ _MIN_SHARE = 1e-12
 
 
 class WMSETerms(NamedTuple):
-    """The loss and its term: scalar tensors, differentiable."""
+    """Terms of the W-MSE loss: scalar tensors, differentiable."""
 
     total: Tensor
     """Loss: 2 - 2 * cosine."""
@@ -35,7 +35,9 @@ class WMSETerms(NamedTuple):
 
 
 class WMSELoss(EmbeddingLoss[WMSETerms]):
-    r"""Whitening mean squared error: mean over images and pairs of views (v, u) of
+    r"""W-MSE loss, the mean squared difference of whitened views.
+
+    It is the mean over images and pairs of views (v, u) of
 
         ||w_v - w_u||^2 = 2 - 2 cos(w_v, w_u),        w_v = L^-1 (z_v - mean), scaled to unit length
 

@@ -33,7 +33,7 @@ from ssole.runtime import resolve_precision
 
 
 class Embedder:
-    """Encoder of a run, and the way from views to embeddings and back.
+    """Forward and backward pass of the encoder, over processes and over parts of a batch.
 
     The `encoder` is in training mode, in the form that trains fastest on the device. Its initial weights are a function
     of `config.seed`. `backbone` is a module of your own, in place of the one that `config.model` names.

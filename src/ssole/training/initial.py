@@ -1,4 +1,4 @@
-"""Initial weights of a run that goes on from others: those of a run, of a weight file, or timm's pretrained ones.
+"""Initial weights from a run, a weight file or timm (`init`).
 
 They are its checkpoint of step 0, so that resuming needs their source no more. `init.json` says what was loaded.
 """

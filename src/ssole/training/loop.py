@@ -44,7 +44,7 @@ from ssole.training.watch import NonFiniteLossError
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a run is given in Python, beside its settings."""
+    """Python objects of a run that its settings cannot hold."""
 
     loss: nn.Module | None = None
     """Custom loss."""

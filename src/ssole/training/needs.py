@@ -32,10 +32,11 @@ def checkpoint_bytes(modules: nn.Module, checkpoints: int) -> int:
 
 
 def step_bytes(config: PretrainConfig, device: torch.device) -> int | None:
-    """Bytes of a training step of one process, about: weights, gradients, one state of the optimizer, views, and what
-    is kept for the backward pass. Sizes are counted on tensors without memory, in a fraction of a second.
+    """Approximate memory of a training step of one process, in bytes.
 
-    None for a network that cannot be made of such tensors, or is a custom module.
+    It is that of weights, gradients, one state of the optimizer, views, and what is kept for the backward pass, counted
+    on tensors without memory in a fraction of a second. None for a network that cannot be made of such tensors, or is a
+    custom module.
     """
     if is_custom(config.model):
         return None

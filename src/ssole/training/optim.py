@@ -78,7 +78,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def use_tensor_rates(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Make learning rates numbers on a device, which a CUDA graph reads anew each time."""
+    """Store learning rates as tensors on a device, which a CUDA graph reads at each replay."""
     for group in optimizer.param_groups:
         group["lr"] = torch.full((), float(group["lr"]), device=device)
 

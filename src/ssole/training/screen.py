@@ -1,4 +1,4 @@
-"""Screen of a run: a progress bar with figures on a terminal, and lines elsewhere."""
+"""Console output of a run: a progress bar with figures on a terminal, and lines elsewhere."""
 
 from __future__ import annotations
 

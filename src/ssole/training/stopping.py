@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Interrupted(KeyboardInterrupt):
-    """End of a run by Ctrl-C, SIGTERM or SIGHUP, after a checkpoint; the message says how to go on."""
+    """Error that ends a run after Ctrl-C, SIGTERM or SIGHUP and a checkpoint; the message says how to go on."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -27,7 +27,7 @@ MAX_TABLE_BYTES = 1 << 30  # bytes of the rows of an epoch; with more, each batc
 
 
 class RowParts(NamedTuple):
-    """Numbers that N views need, by part. Pairs are (vertical, horizontal), in pixels of the image."""
+    """Parameters of N views, by part. Pairs are (vertical, horizontal), in pixels of the image."""
 
     start: torch.Tensor
     """(N, 2): where the crop begins, or where it ends if it is mirrored."""
