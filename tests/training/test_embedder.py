@@ -15,10 +15,10 @@ import tiny
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, apply_overrides
 from ssole.losses import LeJEPALoss, SSOLELoss
-from ssole.models.custom import custom_settings
+from ssole.models.custom import CustomBackbone, custom_settings
 from ssole.rng import Use, scalar_bits
 from ssole.training.checkpoint import state_tensors
-from ssole.training.embedder import Embedder
+from ssole.training.embedder import Embedder, _may_differ
 from ssole.training.run import Run
 from ssole.training.step import Learner
 
@@ -175,3 +175,11 @@ def test_a_loss_alone_learns_on_a_frozen_encoder(parts: int) -> None:
     learner.step(images, torch.arange(8), epoch=0, lr=0.1)
     changed = {name for name, tensor in learner.modules.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name.split(".")[0] for name in changed} == {"loss"}
+
+
+def test_only_buffers_that_the_backbone_itself_writes_may_differ_between_processes() -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4))
+    assert not _may_differ(CustomBackbone(plain, 8, 3))
+    plain.register_buffer("calls", torch.zeros(()))
+    assert _may_differ(CustomBackbone(plain, 8, 3))
+    assert not _may_differ(Embedder(tiny.config(), CPU).encoder.backbone)
