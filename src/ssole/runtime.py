@@ -239,7 +239,12 @@ def environment(*, command: bool = True) -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """Name of the processor, with the numbers that tell its generation, which names such as "AMD EPYC" leave open."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor()
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    numbers = [
+        f"{label} {facts[name]}" for name, label in (("cpu family", "family"), ("model", "model")) if name in facts
+    ]
+    name = facts.get("model name") or platform.processor()
+    return f"{name} ({', '.join([*numbers, torch.backends.cpu.get_cpu_capability()])})"
