@@ -1,4 +1,4 @@
-"""Bars appear on a terminal, after a while, and nowhere else."""
+"""Bars appear on a terminal, after a while; elsewhere there is a line a minute."""
 
 from __future__ import annotations
 
@@ -50,6 +50,17 @@ def test_none_in_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     with progress.spinner("counting", enabled=True):
         pass
     assert capsys.readouterr() == ("", "")
+
+
+def test_in_a_file_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    minutes = iter(range(0, 600, 30))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(minutes)))
+    work(8)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "counting sheep: 3 of 8, about 2.5 min left",
+        "counting sheep: 6 of 8, about 60 s left",
+    ]
 
 
 def test_a_line_has_no_characters_that_steer_a_terminal(capsys):

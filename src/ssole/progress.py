@@ -1,4 +1,4 @@
-"""Progress bars and spinners on a terminal, for work that takes more than two seconds; and amounts in words."""
+"""Progress of work that takes more than two seconds, by bars on a terminal and lines elsewhere; amounts in words."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 PATIENCE = 2.0
 """Seconds of work before a bar appears."""
+LINE_EVERY = 60.0
+"""Seconds between lines where there is no terminal, as in the log of a job."""
 
 
 class Advance(Protocol):
@@ -38,13 +40,19 @@ def error_console() -> Console:
 
 @contextmanager
 def progress_bar(what: str, total: int, *, enabled: bool) -> Iterator[Advance]:
-    """Progress bar with ETA, which disappears when the work is done; the block calls what it yields to advance it."""
+    """Progress bar with ETA, which disappears when the work is done; the block calls what it yields to advance it.
+
+    Where there is no terminal, a line says once a minute how far the work is.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = error_console()
+    if enabled and not console.is_terminal:
+        yield _lines(what, total)
+        return
     left = (TimeRemainingColumn(), TextColumn("left"))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), *left)
-    bar = Progress(*columns, console=console, transient=True, disable=not (enabled and console.is_terminal))
+    bar = Progress(*columns, console=console, transient=True, disable=not enabled)
     task = bar.add_task(what, total=total)
     begin = time.monotonic()
 
@@ -58,6 +66,20 @@ def progress_bar(what: str, total: int, *, enabled: bool) -> Iterator[Advance]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+def _lines(what: str, total: int) -> Advance:
+    begin = told = time.monotonic()
+    done = 0
+
+    def advance(amount: int = 1) -> None:
+        nonlocal done, told
+        done, now = done + amount, time.monotonic()
+        if now - told > LINE_EVERY:
+            told = now
+            say(f"{what}: {done:,} of {total:,}, about {duration((now - begin) / max(done, 1) * (total - done))} left")
+
+    return advance
 
 
 @contextmanager
