@@ -179,3 +179,11 @@ def test_shards_below_a_linked_folder_and_compressed_ones(tmp_path):
     (tmp_path / "data" / "train").unlink()
     with pytest.raises(DataError, match=r"more\.tar\.gz is compressed|more\.tar\.gz is not a tar"):
         open_source(tmp_path / "data")
+
+
+def test_one_image_is_no_data_set(tmp_path):
+    (tmp_path / "one.png").write_bytes(png(1))
+    with pytest.raises(
+        DataError, match=r"one\.png cannot be opened .* One image is no data set: give its folder, /.*\.$"
+    ):
+        open_source(tmp_path / "one.png")

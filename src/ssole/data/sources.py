@@ -23,6 +23,7 @@ from ssole.data.storage import (
     data_errors,
     expand,
     files_below,
+    folder_of,
     has_pattern,
     is_remote,
     name_of,
@@ -232,6 +233,8 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
             f"{listed(files, 1)} cannot be opened as one data set: "
             f"expected a folder of images, several image files, or files of one kind among {', '.join(_FILES)}; "
             f"got {sorted(kinds)}."
+            + f" One image is no data set: give its folder, {folder_of(files[0])}."
+            * (kinds <= image_suffixes())
         )
     root = common_folder(files) if root is None else root
     kind = kinds.pop()

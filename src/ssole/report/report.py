@@ -15,6 +15,7 @@ import torch
 from ssole.config import ConfigError
 from ssole.errors import listed
 from ssole.files import write_bytes_atomically
+from ssole.progress import say
 from ssole.runtime import resolve_device
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def report(
         wrong = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ConfigError(f"{wrong}: the report is one file, such as report.html")
     facts = [facts_of(one, data, columns, limit=images, device=chosen, progress=progress) for one in records]
+    for one in facts:
+        say(f"{one.record.path}: {one.reason}", enabled=progress and bool(one.reason))
     text = render(facts)
     if len(text) > MAX_PAGE_BYTES:
         warnings.warn(f"{path} has {len(text) / 1e6:.1f} MB, more than intended: use fewer images", stacklevel=2)
