@@ -184,11 +184,17 @@ def check_nothing(arguments: list[str], snippet: Snippet) -> None:
     """A command of the system."""
 
 
+def check_environment(arguments: list[str], snippet: Snippet) -> None:
+    assert arguments == ["-m", "venv", ".venv"], snippet.place
+
+
 CHECKS = {
     "ssole": check_ssole,
     "make": check_make,
     "pip": check_pip,
     "python": check_program,
+    "python3": check_environment,
+    ".": check_nothing,  # a virtual environment is activated
     "bash": check_program,
     "cd": check_nothing,
     "git": check_nothing,
