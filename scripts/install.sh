@@ -50,6 +50,7 @@ if [ "$home" != "$root/$venv" ] || ! "$venv/bin/python" -m pip --version > /dev/
 fi
 
 echo "ssole: installing into $venv (the first time this downloads PyTorch, which takes a few minutes)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable ".${extras:+[$extras]}" \
+# Modules are compiled when they are imported first: most of PyTorch never is, and compiling all takes minutes.
+"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile --editable ".${extras:+[$extras]}" \
     || fail "the installation failed; pip's message is above. Run the same command again to go on."
 printf '%s' "$wanted" > "$stamp"
