@@ -48,6 +48,8 @@ def test_a_stray_image_takes_the_labels_away_and_is_named(tmp_path):
     assert source.why_unlabelled == "views.png lies outside the folders of the classes"
     (tmp_path / "views.png").unlink()
     assert FolderSource(tmp_path).why_unlabelled is None
+    (tmp_path / "cat/1.png").rename(tmp_path / "1.png")
+    assert FolderSource(tmp_path).why_unlabelled is None  # one folder would be no classes
 
 
 @pytest.mark.parametrize(

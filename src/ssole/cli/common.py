@@ -66,11 +66,8 @@ def run_data(config: PretrainConfig | None, run: Path | str) -> Any:
     return config.data
 
 
-def picture_format(out: Path, images: Spec | None = None) -> str:
-    """Pillow's name of the format of a picture to write.
-
-    A ConfigError if it has none, if there is no such folder, or if the picture would be one of `images`.
-    """
+def picture_format(out: Path) -> str:
+    """Pillow's name of the format of a picture to write; a ConfigError if it has none, or there is no such folder."""
     from PIL import Image
 
     file_format = Image.registered_extensions().get(out.suffix.lower())
@@ -78,12 +75,12 @@ def picture_format(out: Path, images: Spec | None = None) -> str:
         raise ConfigError(f"--out names the picture to write, such as picture.png; got {out}")
     if not out.parent.is_dir():
         raise ConfigError(f"there is no folder {out.parent} to write {out.name} to")
-    for place in images if are_paths(images) else [images]:
-        if isinstance(place, (str, os.PathLike)) and os.path.exists(place) and _holds(Path(place), out):
-            raise ConfigError(f"{out} would be one of the images in {place}: name another place by --out")
     return file_format
 
 
-def _holds(place: Path, file: Path) -> bool:
-    """Whether a file is this one, or lies below this folder."""
-    return file.resolve().is_relative_to(place.resolve())
+def require_apart(out: Path, images: Spec) -> None:
+    """Raise a ConfigError if a picture to write would be one of these images, or take the place of one."""
+    for place in images if are_paths(images) else [images]:
+        is_there = isinstance(place, (str, os.PathLike)) and os.path.exists(place)
+        if is_there and out.resolve().is_relative_to(Path(place).resolve()):
+            raise ConfigError(f"{out} would be one of the images in {place}: name another place by --out")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from ssole.cli.common import DataWords, Device, FilePath, data_spec, picture_format, show
+from ssole.cli.common import DataWords, Device, FilePath, data_spec, picture_format, require_apart, show
 from ssole.config import ConfigError
 from ssole.data.describe import why_not_reopened
 from ssole.errors import printable
@@ -63,9 +63,10 @@ class Search:
 
         if (self.query is not None) + self.duplicates + self.outliers != 1:
             raise ConfigError("give one of: an image to look for (QUERY), --duplicates, --outliers")
-        file_format = picture_format(self.out, [*self.data, *([] if self.query is None else [self.query])])
+        file_format = picture_format(self.out)
+        require_apart(self.out, [*self.data, *([] if self.query is None else [self.query])])
         index = open_index(self.index, data=data_spec(self.data), device=self.device)
-        picture_format(self.out, index.data)
+        require_apart(self.out, index.data)
         if self.duplicates:
             groups = index.duplicates(self.least)
             _print_groups(groups, index)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ssole.cli.common import FilePath, data_spec, picture_format, show
+from ssole.cli.common import FilePath, data_spec, picture_format, require_apart, show
 from ssole.config import DEFAULT_RECIPE, PRESETS, ConfigError, load, view_preset
 from ssole.data.folder import image_suffixes
 from ssole.data.objects import ObjectSource
@@ -49,7 +49,8 @@ class Views:
         config = None if self.recipe in PRESETS else load(self.recipe)
         recipe = view_preset(self.recipe) if config is None else config.augment
         channels = config.channels if config is not None and self.channels is None else self.channels
-        file_format = picture_format(self.out, self.data)
+        file_format = picture_format(self.out)
+        require_apart(self.out, self.data)
         if self.images < 1:
             raise ConfigError(f"--images must be at least 1, got {self.images}")
         paths = [Path(word) for word in self.data]

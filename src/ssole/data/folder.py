@@ -93,11 +93,7 @@ class FolderSource(FileSource):
                 f"The folder {folder} holds no images (known by suffixes such as .jpg), only other files: "
                 f"{suffix_counts(self.ignored)}{hidden}."
             )
-        outside = [path for path in paths if "/" not in path]
-        self.labels, self.classes = _folder_labels(paths) if not outside else (None, None)
-        if outside and 2 * len(outside) < len(paths):
-            lie = "lies" if len(outside) == 1 else "lie"
-            self.why_unlabelled = f"{listed(outside, 1)} {lie} outside the folders of the classes"
+        self.labels, self.classes, self.why_unlabelled = _folder_labels(paths)
         self._paths = [f"{inside}/{path}" for path in paths] if inside else paths
 
 
@@ -202,14 +198,18 @@ def entry_kind(entry: os.DirEntry[str]) -> str:
         return "file"
 
 
-def _folder_labels(paths: list[str]) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Labels and class names from the first-level folders, in which all of the images lie."""
-    tops = [path.partition("/")[0] for path in paths]
+def _folder_labels(paths: list[str]) -> tuple[NDArray[np.int64] | None, list[str] | None, str | None]:
+    """Labels and class names from the first-level folders; or why there are none, if most images lie in such."""
+    tops = [path.partition("/")[0] for path in paths if "/" in path]
     classes = sorted(set(tops))
-    if len(classes) < 2:
-        return None, None
+    if len(classes) < 2 or 2 * len(tops) <= len(paths):
+        return None, None, None
+    if len(tops) < len(paths):
+        outside = [path for path in paths if "/" not in path]
+        lie = "lies" if len(outside) == 1 else "lie"
+        return None, None, f"{listed(outside, 1)} {lie} outside the folders of the classes"
     number = {top: label for label, top in enumerate(classes)}
-    return np.array([number[top] for top in tops], dtype=np.int64), classes
+    return np.array([number[top] for top in tops], dtype=np.int64), classes, None
 
 
 def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[str] | None]:

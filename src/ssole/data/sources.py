@@ -229,12 +229,12 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
             )
         return ObjectSource(files, name=f"{len(files)} files")
     if len(kinds) > 1 or not kinds <= set(_FILES):
+        is_image = kinds <= image_suffixes()
+        hint = f" One image is no data set: give its folder, {folder_of(files[0])}." if is_image else ""
         raise DataError(
             f"{listed(files, 1)} cannot be opened as one data set: "
             f"expected a folder of images, several image files, or files of one kind among {', '.join(_FILES)}; "
-            f"got {sorted(kinds)}."
-            + f" One image is no data set: give its folder, {folder_of(files[0])}."
-            * (kinds <= image_suffixes())
+            f"got {sorted(kinds)}.{hint}"
         )
     root = common_folder(files) if root is None else root
     kind = kinds.pop()
