@@ -80,7 +80,7 @@ def picture_format(out: Path) -> str:
 
 def require_apart(out: Path, images: Spec) -> None:
     """Raise a ConfigError if a picture to write would be one of these images, or take the place of one."""
-    for place in images if are_paths(images) else [images]:
-        is_there = isinstance(place, (str, os.PathLike)) and os.path.exists(place)
-        if is_there and out.resolve().is_relative_to(Path(place).resolve()):
+    given = images if are_paths(images) else [images]
+    for place in [Path(one) for one in given if isinstance(one, (str, os.PathLike)) and os.path.exists(one)]:
+        if out.resolve().is_relative_to(place.resolve()):
             raise ConfigError(f"{out} would be one of the images in {place}: name another place by --out")
