@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import torch
 from ssole.models.backbone import Encoder
 from ssole.training import embedder
 
-_PRELOADED = ["pytest", "safetensors.torch", "ssole.api", "ssole.cli", "timm", "torch._dynamo", "tyro"]
+PRELOADED = ["pytest", "safetensors.torch", "ssole.api", "ssole.cli", "timm", "torch._dynamo", "tyro"]
 
 
 def environment(rank: int, world: int, port: int) -> dict[str, str]:
@@ -28,9 +29,19 @@ def environment(rank: int, world: int, port: int) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """Port that nobody uses, below those that the system gives to outgoing connections.
+
+    A process that comes before the one it connects to tries again and again. From the ports of outgoing connections it
+    may get the very port that it looks for, which the other can then no longer open.
+    """
+    for port in random.SystemRandom().sample(range(15_000, 30_000), 100):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("none of 100 ports is free")
 
 
 def run(world: int, work: Callable[..., None], *arguments: Any) -> None:
@@ -44,7 +55,7 @@ def run(world: int, work: Callable[..., None], *arguments: Any) -> None:
 def start(world: int, work: Callable[..., None], *arguments: Any, join: bool = False) -> list[Any]:
     """Processes that have begun to call `work(*arguments)`."""
     # a server that has imported what takes long, and from which the processes are forked
-    multiprocessing.get_context("forkserver").set_forkserver_preload(_PRELOADED)
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     arguments_of_all = (world, free_port(), work, arguments)
     options = {"nprocs": world, "start_method": "forkserver", "join": join}
     context = torch.multiprocessing.start_processes(_process, arguments_of_all, **options)

@@ -22,7 +22,7 @@ from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.run import Run
 from ssole.training.step import Learner
 
-TIMEOUT = 10.0  # seconds that a busy machine may let a process wait
+TIMEOUT = 20.0  # seconds that a busy machine may let a process wait
 FAULT = 7  # step before which the fault comes, two after a checkpoint
 SETTINGS: dict[str, Any] = {"batch_size": 8, "checkpoint_every": 5, "process_timeout": TIMEOUT}
 
@@ -85,10 +85,12 @@ def test_the_others_stop_in_time_and_name_the_one_that_is_gone(
 
 
 SCRIPT = """
-import os, sys
+import importlib, os, sys
 sys.path[:0] = {paths!r}
-import signal, torch
+import ranks, signal, torch
 torch.set_num_threads(1)
+for name in ranks.PRELOADED:  # before the processes meet: no one waits for another that imports
+    importlib.import_module(name)
 from pathlib import Path
 from test_group import train
 train(Path(sys.argv[1]), 0 if Path(sys.argv[1]).exists() else signal.{fault})
