@@ -51,10 +51,12 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
 
     Attributes:
         check_input: whether to look for NaN and infinity, for which an accelerator must wait. torch.compile skips it.
+        normalize: whether the loss scales embeddings to unit length, so that a zero vector is an error.
         needs_labels: whether `terms` and `forward` take the labels of the images as a second argument.
     """
 
     needs_labels = False
+    normalize = False
 
     def __init__(self, *, check_input: bool = True) -> None:
         super().__init__()
@@ -85,10 +87,6 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
     def _terms(self, z_BVD: Tensor) -> _Terms:
         raise NotImplementedError
 
-    def _zero_is_error(self) -> bool:
-        """Whether a zero vector is an error, because rows are scaled to unit length."""
-        return False
-
     def _global_batch(self, z: Tensor, *, least: int = 2) -> Tensor:
         """Checked embeddings of all processes (B, V, D), not scaled, in the precision of the loss."""
         batch_BVD = distributed.gather(z if z.dtype == torch.float64 else z.float())
@@ -98,7 +96,7 @@ class EmbeddingLoss(nn.Module, Generic[_Terms]):
                 f"(shape {tuple(z.shape)})"
             )
         if self.check_input:  # all rows, so that all processes raise the same error
-            check_rows(batch_BVD, zero_is_error=self._zero_is_error())
+            check_rows(batch_BVD, zero_is_error=self.normalize)
         return batch_BVD
 
 

@@ -43,12 +43,11 @@ class MMCRLoss(EmbeddingLoss[MMCRTerms]):
         check_input: whether to look for NaN, infinity and zero vectors, for which an accelerator must wait.
     """
 
+    normalize = True
+
     def __init__(self, *, local_weight: float = 0.0, check_input: bool = True) -> None:
         super().__init__(check_input=check_input)
         self.local_weight = check_number("local_weight", local_weight)
-
-    def _zero_is_error(self) -> bool:
-        return True
 
     def _terms(self, z_BVD: Tensor) -> MMCRTerms:
         z_BVD = unit_rows(z_BVD)

@@ -45,12 +45,11 @@ class SimCLRLoss(EmbeddingLoss[SimCLRTerms]):
         check_input: whether to look for NaN, infinity and zero vectors, for which an accelerator must wait.
     """
 
+    normalize = True
+
     def __init__(self, *, temperature: float = 0.1, check_input: bool = True) -> None:
         super().__init__(check_input=check_input)
         self.temperature = check_number("temperature", temperature, positive=True)
-
-    def _zero_is_error(self) -> bool:
-        return True
 
     def _terms(self, z_BVD: Tensor) -> SimCLRTerms:
         z_BVD, (images, views, dims) = unit_rows(z_BVD), z_BVD.shape

@@ -150,9 +150,6 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             terms = self._compute(z_BVD, self._global_batch(z_BVD))
         return SSOLETerms(*(term.to(z_BVD.dtype) for term in terms))
 
-    def _zero_is_error(self) -> bool:
-        return self.normalize
-
     def _compute(self, z_BVD: Tensor, batch_BVD: Tensor) -> SSOLETerms:
         """Terms of the embeddings of this process and of all processes."""
         images, views, dims = batch_BVD.shape
