@@ -12,8 +12,8 @@ import tyro
 
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Spec
-from ssole.data.describe import are_paths, gone, why_not_reopened
-from ssole.errors import listed, printable
+from ssole.data.describe import are_paths, images_of_run
+from ssole.errors import printable
 from ssole.models.load import weights_path
 from ssole.training.run import Change, Run
 
@@ -59,11 +59,7 @@ def run_data(config: PretrainConfig | None, run: Path | str) -> Any:
     """Images that a run was trained on, as its config names them."""
     if config is None:
         raise ConfigError(f"{run} does not say which images to use: pass --data")
-    if (reason := why_not_reopened(config.data)) is not None:
-        raise ConfigError(f"{run} was trained on {reason}: pass --data")
-    if missing := gone(config.data):
-        raise ConfigError(f"the images of {run} are no longer there ({listed(missing, 1)}): pass --data")
-    return config.data
+    return images_of_run(config.data, run)
 
 
 def picture_format(out: Path) -> str:

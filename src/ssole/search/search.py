@@ -15,9 +15,8 @@ import torch
 
 from ssole.config import ConfigError
 from ssole.data.base import Spec
-from ssole.data.describe import canonical, describe, gone, why_not_reopened
+from ssole.data.describe import canonical, describe, images_of_run
 from ssole.data.sources import open_source
-from ssole.errors import listed
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.models import OnnxModel, is_run, most_unreadable, name_of, open_model
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
@@ -90,11 +89,7 @@ def open_index(
         index.require_model(backbone_digest(*model_and_preprocessing(path)), weights_path(path))
         return index
     if data is None:
-        data = Run(path).config.data
-        if (reason := why_not_reopened(data)) is not None:
-            raise ConfigError(f"{path} was trained on {reason}: make an index with ssole index, or pass --data")
-        if missing := gone(data):
-            raise ConfigError(f"the images of {path} are no longer there ({listed(missing, 1)}): pass --data")
+        data = images_of_run(Run(path).config.data, path)
     return build_index(path, data, own, device=device, progress=progress)
 
 
