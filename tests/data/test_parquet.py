@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -260,3 +261,32 @@ def test_a_file_that_is_written_anew_after_it_was_read_is_not_taken_for_the_one_
     pq.write_table(pa.table({"image": [png(1), png(2)]}), path)
     new = ParquetSource(path).fingerprint()
     assert len({before, read.fingerprint(), new}) == 3
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([3.0, None, float("nan"), 0.0]),
+        pa.array([3, None, None, 0], pa.int8()).cast(pa.float16()),
+        pa.array([Decimal("3.0"), None, None, Decimal("0.0")]),
+    ],
+)
+def test_whole_numbers_of_a_type_with_fractions_are_labels(tmp_path, column):
+    """pandas makes floats of a column of integers in which some are missing."""
+    source = open_source(write(tmp_path / "x.parquet", range(4), labels=column))
+    assert source.labels.tolist() == [3, -1, -1, 0]
+    assert (source.classes, source.why_unlabelled) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("column", "why"),
+    [
+        (pa.array([0.5, 1.0]), "the column 'label' holds numbers that are not whole"),
+        (pa.array([1e300, float("inf")]), "the column 'label' holds numbers that are not whole"),
+        (pa.array([0, 1], pa.date32()), "the column 'label' is of type date32[day], and labels are integers or texts"),
+    ],
+)
+def test_a_column_of_labels_that_are_none_is_named(tmp_path, column, why):
+    source = open_source(write(tmp_path / "x.parquet", range(2), labels=column))
+    assert source.labels is None
+    assert source.why_unlabelled == why

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssole.evaluation.datasets import stratified_split
-from ssole.evaluation.linear import linear_probe
+from ssole.evaluation.linear import LinearProbe, linear_probe
 
 
 def problem(
@@ -37,6 +37,24 @@ def test_the_fit_is_that_of_scikit_learn(c: float, classes: int) -> None:
     reference = theirs.fit(standard, y.numpy())
     assert probe.converged
     np.testing.assert_allclose(probe.scores(x).numpy(), reference.predict_proba(standard), atol=1e-5)
+
+
+def test_classes_that_can_be_told_apart_are_fitted_to_the_minimum() -> None:
+    """There the curvature at the solution is far from that at the start of the fit."""
+    from sklearn.datasets import load_digits
+
+    digits, labels = load_digits(return_X_y=True)
+    x, y, c, tolerance = torch.tensor(digits[:1000]).float(), torch.tensor(labels[:1000]), 100.0, 1e-4
+    probe, exact = linear_probe(x, y, c=c), linear_probe(x.double(), y, c=c, tolerance=1e-8)
+    std = x.double().std(0, correction=0)
+
+    def objective(one: LinearProbe) -> float:
+        loss = torch.nn.functional.cross_entropy(x.double() @ one.weight.T + one.bias, y)
+        return float(loss + (one.weight * std).square().sum() / (2 * len(x) * c))
+
+    assert probe.converged
+    assert objective(probe) - objective(exact) < x.shape[1] * 10 * tolerance**2 / 2
+    assert torch.equal(probe.scores(x).argmax(1), exact.scores(x).argmax(1))
 
 
 def test_the_gradient_of_the_plain_objective_vanishes() -> None:

@@ -72,10 +72,16 @@ class ParquetSource(Source):
                 # integers of several widths become those of the widest
                 tables = [pa.table({label: chunk}) for _, labels in parts for chunk in labels]
                 table = pa.concat_tables(tables, promote_options="permissive")
-                self.labels, self.classes = number_labels(table.column(label))
+                column = _whole_numbers(table.column(label))
+                if column is None:
+                    self.why_unlabelled = f"the column {label!r} holds numbers that are not whole"
+                else:
+                    self.labels, self.classes = number_labels(column)
             names = features.get(label, {}).get("names")
-            if isinstance(names, list) and len(names) > self.labels.max():
+            if self.labels is not None and isinstance(names, list) and len(names) > self.labels.max():
                 self.classes = names
+        elif unread := [f"{field.name!r} is of type {field.type}" for field in schema if field.name in _LABEL_NAMES]:
+            self.why_unlabelled = f"the column {unread[0]}, and labels are integers or texts"
 
     def __len__(self) -> int:
         return len(self._images)
@@ -190,7 +196,7 @@ def _label_column(schema: Any, features: dict[str, Any], given: str | None, path
 
     def holds_labels(kind: Any) -> bool:
         kind = kind.value_type if types.is_dictionary(kind) else kind
-        return bool(is_text(kind) or types.is_integer(kind) or types.is_boolean(kind))
+        return bool(is_text(kind) or types.is_integer(kind) or types.is_boolean(kind) or _is_fractional(kind))
 
     possible = [field.name for field in schema if holds_labels(field.type)]
     if given is not None and given not in possible:
@@ -198,3 +204,25 @@ def _label_column(schema: Any, features: dict[str, Any], given: str | None, path
     named = [name for name in _LABEL_NAMES if name in possible]
     named += [name for name in possible if features.get(name, {}).get("_type") == "ClassLabel"]
     return given or (named[0] if named else None)
+
+
+def _is_fractional(kind: Any) -> bool:
+    """Whether values of an Arrow type may have a fraction, as those of pandas' integers with missing values do."""
+    import pyarrow.types as types
+
+    return bool(types.is_floating(kind) or types.is_decimal(kind))
+
+
+def _whole_numbers(column: Any) -> Any:
+    """The column; if its type allows fractions, as integers, with null for NaN. None if some have a fraction."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not _is_fractional(column.type):
+        return column
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    try:
+        return column.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None

@@ -116,7 +116,7 @@ def _validate(
     trial = _Logistic(features_NF[fit], labels_N[fit])
     validation, iterations = {}, 0
     for value in grid:
-        iterations += trial.solve(value, *limits)
+        iterations += trial.descend(value, *limits)  # starts close by, at the last solution
         validation[value] = trial.accuracy(features_NF[held], labels_N[held])
         advance()
     return validation, iterations
@@ -146,8 +146,17 @@ class _Logistic:
     def solve(self, c: float, tolerance: float, max_iterations: int) -> int:
         """Move the solution to the minimum for inverse penalty ``c``, and return the number of iterations.
 
-        The curvature is near 1, so at convergence the objective is within about F C tolerance² / 2 of its minimum.
+        At convergence the curvature is near 1, so the objective is within about F C tolerance² / 2 of its minimum. That
+        holds for coordinates measured at the solution: those measured far from it may not be round there.
         """
+        done = more = self.descend(c, tolerance, max_iterations)
+        while more and self.converged and done < max_iterations:
+            more = self.descend(c, tolerance, max_iterations - done)
+            done += more
+        return done
+
+    def descend(self, c: float, tolerance: float, max_iterations: int) -> int:
+        """Move the solution until the gradient vanishes in coordinates measured at the start; number of iterations."""
         penalty_G1 = torch.full_like(self.variance_G, 1 / (len(self.labels_N1) * c))[:, None]
         penalty_G1[-1] = 0
         # The diagonal of the Hessian is about (mean of p (1 - p)) x variance + penalty. The mean is clamped to that of

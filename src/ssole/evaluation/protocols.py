@@ -206,14 +206,14 @@ def _robustness(case: Case) -> Outcome:
 
 PROTOCOLS: dict[str, Protocol] = {
     "knn": Protocol(2, _knn),  # 2: also k = 200
-    "linear": Protocol(1, _linear),
+    "linear": Protocol(2, _linear),  # 2: the minimum also of fits with a weak penalty
     "sgd": Protocol(1, _sgd),
     "attentive": Protocol(1, _attentive),
     "semi-supervised": Protocol(1, _semi),
     "few-shot": Protocol(1, _few_shot),
     "cluster": Protocol(1, _cluster),
     "retrieval": Protocol(1, _retrieval),
-    "robustness": Protocol(2, _robustness),  # 2: the 15 corruptions of CIFAR-10-C
+    "robustness": Protocol(3, _robustness),  # 2: the 15 corruptions of CIFAR-10-C; 3: linear 2
     "label-free": Protocol(2, _label_free),  # 2: views at the size of 8, alpha-ReQ, LiDAR, neighbours
 }
 
