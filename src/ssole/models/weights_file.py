@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,35 +63,28 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return _unwrapped(inner)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Differences:
-    """Names by which weights differ from those of a model."""
-
-    missing: list[str]
-    """Of the model alone. Counts of batches are left out: files of old versions of torch lack them, and nothing here
-    uses them."""
-    unknown: list[str]
-    """Of the weights alone."""
-    reshaped: list[str]
-    """Of both, with different shapes."""
-
-
-SAME = Differences(missing=[], unknown=[], reshaped=[])
-"""No differences."""
-
-
 def is_count(name: str) -> bool:
-    """Whether a tensor is a batch norm's count of batches."""
+    """Whether a tensor is a batch norm's count of batches. Old versions of torch save none, and nothing uses it."""
     return name.endswith("num_batches_tracked")
 
 
-def differences(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> Differences:
-    """Differences of weights from the state of a model, both by name."""
-    return Differences(
-        missing=[name for name in own if name not in weights and not is_count(name)],
-        unknown=[name for name in weights if name not in own],
-        reshaped=[name for name in own if name in weights and weights[name].shape != own[name].shape],
-    )
+def misfits(
+    weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], *, extra_prefixes: tuple[str, ...] = ()
+) -> dict[str, list[str]]:
+    """Names by which weights differ from the state of a model, by what is wrong with them; empty if they fit.
+
+    Names with `extra_prefixes`, such as those of a classifier, may be too many.
+    """
+    found = {
+        "missing": [name for name in own if name not in weights and not is_count(name)],
+        "unexpected": sorted(name for name in weights if name not in own and not name.startswith(extra_prefixes)),
+        "of another shape": [
+            f"{name} is {tuple(weights[name].shape)} there and {tuple(tensor.shape)} here"
+            for name, tensor in own.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    return {what: names for what, names in found.items() if names}
 
 
 def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
@@ -102,8 +94,10 @@ def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 
 def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the weights that hold NaN or infinity."""
-    return [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    """Names of the weights that hold NaN or infinity, by one look at them: each look makes a GPU wait."""
+    finite = [tensor.isfinite().all() for tensor in weights.values()]
+    good = torch.stack(finite).tolist() if finite else []
+    return [name for name, is_good in zip(weights, good, strict=True) if not is_good]
 
 
 def load_whole(
@@ -114,28 +108,10 @@ def load_whole(
     network: str,
     extra_prefixes: tuple[str, ...] = (),
 ) -> None:
-    """Load weights into a model, all of them or none.
-
-    Args:
-        model: is changed in place.
-        weights: by name.
-        source, network: names of both for the error.
-        extra_prefixes: prefixes of names that the weights may have and the model lacks, such as those of a classifier.
-
-    Raises:
-        ConfigError: names are missing or too many, or shapes differ; the message names them.
-    """
+    """Load weights into a model, all of them or none; a ConfigError, which names source and network, for misfits."""
     own = model.state_dict()
-    found = differences(weights, own)
-    wrong = {
-        "missing": found.missing,
-        "unknown to it": [key for key in found.unknown if not key.startswith(extra_prefixes)],
-        "of another shape": [
-            f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}" for key in found.reshaped
-        ],
-    }
-    if any(wrong.values()):
-        parts = [f"{kind}: {listed(keys, _SHOWN)}" for kind, keys in wrong.items() if keys]
+    if wrong := misfits(weights, own, extra_prefixes=extra_prefixes):
+        parts = [f"{what}: {listed(names, _SHOWN)}" for what, names in wrong.items()]
         raise ConfigError(
             f"the weights in {source} are not those of {network} ({'; '.join(parts)}): name the architecture that they "
             "were trained with"
