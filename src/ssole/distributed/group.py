@@ -103,15 +103,12 @@ def processes(timeout: float) -> Iterator[None]:
         ProcessError: a collective failed, because another process died or hangs.
     """
     place = launch()
+    if world_size() > 1 or (place.world_size > 1 and dist.is_initialized()):
+        words = "torch.distributed is initialised already: leave that to ssole, and start the processes by torchrun"
+        raise ConfigError(words)
     if place.world_size == 1:
-        if world_size() > 1:
-            raise ConfigError(
-                "torch.distributed is initialised already: leave that to ssole, and start the processes by torchrun"
-            )
         yield
         return
-    if dist.is_initialized():
-        raise ConfigError("torch.distributed is initialised already: leave that to ssole, which does it itself")
     group = _meet(_store(), place)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     limit = timedelta(seconds=timeout)

@@ -106,12 +106,10 @@ def contents(images: Sequence[Readable]) -> Contents:
 
 def classes(source: Source) -> Classes | None:
     """Classes of the labels, or None without labels."""
-    if source.labels is None:
+    if source.labels is None or source.labels.max(initial=-1) < 0:
         return None
     counts = np.unique_counts(source.labels[source.labels >= 0]).counts
     unlabelled = len(source.labels) - int(counts.sum())
-    if counts.size == 0:
-        return None
     return Classes(classes=len(counts), smallest=int(counts.min()), largest=int(counts.max()), unlabelled=unlabelled)
 
 

@@ -62,8 +62,11 @@ def create_encoder(config: PretrainConfig, module: nn.Module | None = None) -> E
 
     `module` is the backbone of a config that records a custom one. A copy of it is used, with its own weights.
     """
+    if module is not None and config.model.backbone != (name := custom_name(module)):
+        raise ConfigError(f"the settings have the backbone {config.model.backbone!r}, and the module given is {name!r}")
+    size, module = config.augment.image_size, copy.deepcopy(module)
     with seeded_weights(config.seed):
-        backbone = _custom_or_timm(config, module)
+        backbone = create_backbone(config.model, size, channels=config.input_channels, module=module)
         encoder = Encoder(backbone, create_projector(config.projector, feature_dim(backbone)))
     if config.model.frozen_stages is not None:
         names = freeze_stages(backbone, config.model.frozen_stages)
@@ -72,25 +75,20 @@ def create_encoder(config: PretrainConfig, module: nn.Module | None = None) -> E
     return encoder
 
 
-def _custom_or_timm(config: PretrainConfig, module: nn.Module | None) -> nn.Module:
-    """Copy of a custom module as the backbone, or else timm's network of the config."""
-    size, channels = config.augment.image_size, config.input_channels
-    if module is None:
-        return create_backbone(config.model, size, channels=channels)
-    if config.model.backbone != (name := custom_name(module)):
-        raise ConfigError(f"the settings have the backbone {config.model.backbone!r}, and the module given is {name!r}")
-    return CustomBackbone(copy.deepcopy(module).cpu(), size, channels)
-
-
-def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) -> nn.Module:
-    """Timm backbone of a config: images (B, channels, image_size, image_size) to pooled features (B, F).
+def create_backbone(
+    config: ModelConfig, image_size: int, *, channels: int = 3, module: nn.Module | None = None
+) -> nn.Module:
+    """Backbone: images (B, channels, image_size, image_size) to pooled features (B, F). It is timm's, or the `module`.
 
     Raises:
         ConfigError: an unknown timm name (with similar ones), arguments that the network does not take, that are no
-            plain values or that would need more than the memory, or a small-image stem for a model that is no ResNet.
+            plain values or that would need more than the memory, a small-image stem for a model that is no ResNet, or
+            as :class:`ssole.models.custom.CustomBackbone`.
     """
     import timm
 
+    if module is not None:
+        return CustomBackbone(module.cpu(), image_size, channels)
     if is_custom(config):
         raise missing_module_error(config)
     if not timm.is_model(config.backbone):

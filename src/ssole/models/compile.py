@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.models.backbone import SMALL_IMAGE
 from ssole.models.batch_norm import keep_out_of_graphs, kept_buffers
@@ -38,6 +39,7 @@ def wants_compiling(config: PretrainConfig, encoder: nn.Module, device: torch.de
         and steps >= COMPILE_FROM_STEPS
         and max(crop.size for crop in config.augment.crops) <= SMALL_IMAGE
         and any(type(module) is nn.BatchNorm2d for module in encoder.modules())
+        and distributed.world_size() == 1  # batch norm, which waits for the others, cuts the network into short pieces
         and can_compile()
     )
 

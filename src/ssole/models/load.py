@@ -111,10 +111,7 @@ def _create(description: dict[str, Any], module: nn.Module | None = None) -> Loa
     size, channels = description["image_size"], len(description["mean"])
     if module is not None and not is_custom(model):
         raise ConfigError(f"the backbone is timm's {model.backbone}, which ssole makes by itself: leave out backbone")
-    if module is None:
-        backbone = create_backbone(model, size, channels=channels)
-    else:
-        backbone = CustomBackbone(module.cpu(), size, channels)
+    backbone = create_backbone(model, size, channels=channels, module=module)
     return LoadedBackbone(backbone, description).eval()
 
 
