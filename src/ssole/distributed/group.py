@@ -96,11 +96,8 @@ def processes(timeout: float) -> Iterator[None]:
     """Context in which the processes that torchrun started are one group; nothing for a single process.
 
     Collectives on CPU tensors go by gloo, those on GPU tensors by NCCL. A process that is not heard of for `timeout`
-    seconds, or that lets the others wait as long, ends them all: each says which one it was.
-
-    Raises:
-        ConfigError: `torch.distributed` is initialised already.
-        ProcessError: a collective failed, because another process died or hangs.
+    seconds, or that lets the others wait as long, ends them all: each says which one it was. A ProcessError if a
+    collective fails because of that; a ConfigError if `torch.distributed` is initialised already.
     """
     place = launch()
     if world_size() > 1 or (place.world_size > 1 and dist.is_initialized()):

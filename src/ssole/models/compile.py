@@ -59,17 +59,10 @@ def compile_encoder(
 ) -> bool:
     """Compilation of the encoder, in place, by forward and backward passes; weights and state stay as they were.
 
-    Everything else that this process compiled before will be compiled again at its next call.
-
-    Args:
-        encoder: encoder on its device, in training mode.
-        embeds: functions that run the encoder on the views of a step, one for each set of sizes used in training.
-        required: whether a failure is a ConfigError instead of a warning.
-        stopping: function that tells whether a signal asks to stop. Ctrl-C also ends the compiler, and that failure is
-            not reported.
-
-    Returns:
-        Whether the encoder is compiled now.
+    Returns whether the encoder is compiled now. If that is `required`, a failure is a ConfigError, else a warning, or
+    nothing when a signal asks to stop (`stopping`), because Ctrl-C also ends the compiler. `embeds` are functions that
+    run the encoder on the views of a step, one for each set of sizes. Everything else that this process compiled before
+    will be compiled again at its next call.
     """
     if next(encoder.parameters()).device.type == "cpu":
         speed_up_compiled_batch_norms(encoder)

@@ -96,8 +96,7 @@ def load(run: str | PathLike[str] | Any, *, backbone: nn.Module | None = None) -
 def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
     """Backbone of a run at its initial weights, the baseline for what training added.
 
-    Raises:
-        ConfigError: as :func:`load`; or the backbone is a module of the caller's, which ssole cannot make.
+    A ConfigError as :func:`load`; also if the backbone is a module of the caller's, which ssole cannot make.
     """
     description = _read_description(weights_path(run))
     # Weights are consecutive draws: `create_encoder` also makes the backbone first.
@@ -136,8 +135,7 @@ def weights_path(run: str | PathLike[str] | Any) -> Path:
 def described(path: Path) -> str | None:
     """Description of the network in the header of a safetensors file; None if `ssole pretrain` did not write it.
 
-    Raises:
-        ConfigError: no whole safetensors file.
+    What is no whole safetensors file is a ConfigError.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -33,10 +33,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Weights by name, of a safetensors file or a file of `torch.save`, on the CPU.
 
     Of a file with more than weights, they may be under "state_dict", "model" or "model_state_dict". Prefixes that
-    DistributedDataParallel and torch.compile give to every name are left out.
-
-    Raises:
-        ConfigError: there is no such file, it is damaged, it holds objects that only pickle could read, or no weights.
+    DistributedDataParallel and torch.compile give to every name are left out. A ConfigError if there is no such file,
+    if it is damaged, or if it holds objects that only pickle could read, or no weights.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -14,13 +14,12 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
-from ssole.errors import listed, one_line, printable, quoted
+from ssole.errors import listed, printable, quoted
 from ssole.files import write_json_atomically
 from ssole.models.backbone import Encoder, checked_encoder
-from ssole.models.custom import is_custom
+from ssole.models.custom import is_custom, network_errors
 from ssole.models.weights_file import SUFFIXES, classifier_prefixes, is_count, misfits, not_finite, read_weights
 from ssole.progress import say
-from ssole.runtime import out_of_memory_reason
 from ssole.training.checkpoint import newest_weights
 from ssole.training.run import Run, writing
 from ssole.training.step import Learner
@@ -147,16 +146,10 @@ def _pretrained(model: ModelConfig, channels: int) -> dict[str, torch.Tensor]:
     import timm
 
     arguments = {**model.backbone_args, **({"in_chans": channels} if channels != 3 else {})}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            network: nn.Module = timm.create_model(model.backbone, pretrained=True, num_classes=0, **arguments)
-    except Exception as error:  # from the network, the disk, or timm for a model without such weights
-        if out_of_memory_reason(error):
-            raise
-        raise ConfigError(
-            f"init: timm's pretrained weights of {model.backbone} cannot be had: {one_line(error)}. Where there is "
-            "no network, download them elsewhere and give the file: --init model.safetensors"
-        ) from None
+    what = f"init: timm's pretrained weights of {model.backbone} cannot be had"
+    advice = "Where there is no network, download them elsewhere and give the file: --init model.safetensors"
+    with network_errors(what, advice), torch.random.fork_rng(devices=[]):
+        network: nn.Module = timm.create_model(model.backbone, pretrained=True, num_classes=0, **arguments)
     return network.state_dict()
 
 
