@@ -146,13 +146,10 @@ class Leak:
 
 def exact_copies(images: Iterable[Readable]) -> list[Copies]:
     """Groups of images with the same content."""
-    groups: dict[str, Copies] = {}
+    groups: dict[str, list[str]] = {}
     for image in images:
-        if image.digest in groups:
-            groups[image.digest].copies.append(image.id)
-        else:
-            groups[image.digest] = Copies(image.id, [])
-    return [group for group in groups.values() if group.copies]
+        groups.setdefault(image.digest, []).append(image.id)
+    return [Copies(first, copies) for first, *copies in groups.values() if copies]
 
 
 def near_copies(images: Sequence[Readable], *, progress: bool = False) -> list[Copies]:

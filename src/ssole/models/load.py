@@ -15,6 +15,7 @@ from ssole.errors import one_line, quoted
 from ssole.files import parse_json
 from ssole.models.backbone import create_backbone, feature_dim, seeded_weights
 from ssole.models.custom import CustomBackbone, is_custom
+from ssole.models.weights_file import read_tensors
 
 _MAX_SIDE, _MAX_CHANNELS = 8192, 1024  # of the images that a weight file may ask for
 _KEY = "ssole"  # entry of the weight file's metadata that describes the network
@@ -79,15 +80,12 @@ def load(run: str | PathLike[str] | Any, *, backbone: nn.Module | None = None) -
         ConfigError: the path does not exist, the run is unfinished, ssole did not write the weight file, or it is
             damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = weights_path(run)
     model = _create(_read_description(path), backbone)
     target = model.backbone.module if isinstance(model.backbone, CustomBackbone) else model.backbone
     try:
-        target.load_state_dict(load_file(path), strict=True)
-    except (RuntimeError, SafetensorError) as error:
+        target.load_state_dict(read_tensors(path), strict=True)
+    except (RuntimeError, ValueError) as error:
         what = f"the weights in {path} are not of the network that its header describes"
         raise ConfigError(f"{what}: {one_line(error)}") from None
     return model

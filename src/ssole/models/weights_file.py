@@ -12,6 +12,7 @@ from torch import nn
 
 from ssole.config import ConfigError
 from ssole.errors import listed, one_line
+from ssole.files import require_regular
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """Endings of the names of weight files."""
@@ -29,6 +30,18 @@ def digest_of(tensors: Mapping[str, torch.Tensor], facts: str) -> str:
     return digest.hexdigest()
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file by name, on the CPU; an `OSError` or `ValueError` for a damaged file or a pipe."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    require_regular(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from None
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Weights by name, of a safetensors file or a file of `torch.save`, on the CPU.
 
@@ -36,19 +49,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     DistributedDataParallel and torch.compile give to every name are left out. A ConfigError if there is no such file,
     if it is damaged, or if it holds objects that only pickle could read, or no weights.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     try:
         if path.suffix.lower() == ".safetensors":
-            found: Any = load_file(path)
+            found: Any = read_tensors(path)
         else:
             # the only torch.load of the package: with weights_only, no code from the file runs
             found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
-    except SafetensorError as error:
-        raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
     except Exception as error:  # torch.load raises another type, with an unclear text, for each kind of damage
         raise ConfigError(
             f"{path} is no file of weights that can be read safely ({one_line(error)}): save "

@@ -27,6 +27,7 @@ from ssole.errors import ConfigError, DiskError, one_line
 from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
 from ssole.memory import free_memory
 from ssole.models.custom import CustomBackbone
+from ssole.models.weights_file import read_tensors
 from ssole.progress import data_size
 from ssole.training.feed import pack, unpack
 from ssole.training.needs import checkpoint_bytes
@@ -202,9 +203,6 @@ def _description(values: dict[str, int | float | str]) -> str:
 
 def _read(run: Run, step: int) -> tuple[Progress, dict[str, torch.Tensor]]:
     """Progress and tensors of a checkpoint. `OSError` or `ValueError` if they are not what was written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     stem = _stem(run, step)
     path, tensors = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
     require_regular(path)
@@ -222,10 +220,7 @@ def _read(run: Run, step: int) -> tuple[Progress, dict[str, torch.Tensor]]:
     fits = known.keys() == kinds.keys() and all(isinstance(known[name], kind) for name, kind in kinds.items())
     if not fits or known["step"] != step:
         raise ValueError(f"{path.name} holds {values}")
-    try:
-        return Progress(**known), load_file(tensors)
-    except SafetensorError as error:
-        raise ValueError(f"{tensors.name}: {error}") from None
+    return Progress(**known), read_tensors(tensors)
 
 
 def _digest(path: Path) -> str:

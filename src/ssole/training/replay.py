@@ -18,8 +18,8 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, from_dict, to_dict
 from ssole.data.decode import as_batch
-from ssole.files import read_json, require_regular, write_atomically, write_json_atomically
-from ssole.models.weights_file import not_finite
+from ssole.files import read_json, write_atomically, write_json_atomically
+from ssole.models.weights_file import not_finite, read_tensors
 from ssole.runtime import environment, resolve_device, torch_state
 from ssole.training.feed import pack, pack_starts, unpack
 from ssole.training.run import Run
@@ -128,9 +128,6 @@ def replay(path: Path, *, loss: nn.Module | None = None, backbone: nn.Module | N
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not (path / "step.json").is_file():
         raise ConfigError(f"{path} is no replay bundle: it has no step.json. Give a folder failures/step-N of a run")
     facts, file = read_json(path / "step.json"), path / "tensors.safetensors"
@@ -141,9 +138,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if wrong := wrong or [name for name in ("step", "epoch") if not 0 <= facts[name] < _MOST_STEPS]:
         raise ConfigError(f"{path / 'step.json'} is damaged: look at {', '.join(wrong)}")
     try:
-        require_regular(file)
-        return facts, load_file(file)
-    except (OSError, SafetensorError) as error:
+        return facts, read_tensors(file)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read ({error})") from None
 
 
