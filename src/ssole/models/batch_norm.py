@@ -86,8 +86,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     goes forward and one back; with one process or many, outputs, gradients and state are the same to rounding.
     """
 
-    def __init__(self, norm: nn.Module) -> None:
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         with torch.device("meta"):  # takes no memory: the state of `norm` is used
             super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         share_state(self, norm)

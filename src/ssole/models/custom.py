@@ -67,8 +67,8 @@ class CustomBackbone(nn.Module):
     The module returns such features, maps (B, F, h, w), which are averaged, or what models of Hugging Face's
     transformers return: their `pooler_output`, or else the first token of `last_hidden_state` (B, T, F).
 
-    The module is used itself, not a copy. A trial on images of these size and channels, S and C, shows its F, which is
-    `num_features`; a ConfigError if it does not take them, or returns something else.
+    The module is used itself, not a copy. A trial on zeros of size S and channels C tells F, its `num_features`; it is
+    a ConfigError if the module does not take them, or returns something else.
     """
 
     def __init__(self, module: nn.Module, image_size: int, channels: int) -> None:
