@@ -66,8 +66,8 @@ def test_weights_of_another_network_are_named_and_nothing_is_loaded() -> None:
     weights["2.weight"], weights["0.bias"] = torch.zeros(1), torch.zeros(7)
     del weights["1.running_mean"]
     words = (
-        r"the weights in FILE are not those of NET \(missing: 1.running_mean; unknown to it: 2.weight; of another "
-        r"shape: 0.bias \(7,\) instead of \(4,\)\): name the architecture"
+        r"the weights in FILE are not those of NET \(missing: 1.running_mean; unexpected: 2.weight; of another "
+        r"shape: 0.bias is \(7,\) there and \(4,\) here\): name the architecture"
     )
     with pytest.raises(ConfigError, match=words):
         load_whole(model, weights, source="FILE", network="NET")

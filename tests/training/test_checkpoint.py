@@ -24,7 +24,7 @@ from ssole.training.checkpoint import (
     flat_copies,
     load_checkpoint,
     newest_weights,
-    state_tensors,
+    snapshot,
     write_checkpoint,
 )
 from ssole.training.optim import OPTIMIZERS, create_optimizer
@@ -58,7 +58,7 @@ def save(run: Run, *steps: int) -> None:
     for step in steps:
         with torch.no_grad():
             model["encoder"][0].bias.fill_(step)  # type: ignore[index]
-        write_checkpoint(run, state_tensors(model, optimizer), Progress(step=step, images=9, seconds=float(step)))
+        write_checkpoint(run, snapshot(model, optimizer)(), Progress(step=step, images=9, seconds=float(step)))
 
 
 def load(run: Run) -> tuple[int, float]:
@@ -73,7 +73,7 @@ def load(run: Run) -> tuple[int, float]:
 def test_weights_buffers_and_optimizer_come_back_in_value_type_and_memory_order(run: Run, name: str) -> None:
     model, optimizer = trained(name)
     progress = Progress(step=3, images=17, seconds=1.25)
-    write_checkpoint(run, state_tensors(model, optimizer), progress)
+    write_checkpoint(run, snapshot(model, optimizer)(), progress)
     other = encoder(1)
     fresh = create_optimizer(other, OptimConfig(name=name, lr=0.01))  # type: ignore[arg-type]
     assert load_checkpoint(run, other, fresh) == progress
@@ -106,7 +106,7 @@ def test_the_newest_regular_one_is_kept_beside_those_of_interruptions(
     model, optimizer = trained("sgd")
     for step in saved:
         done = Progress(step=step, images=9, seconds=0.0)
-        write_checkpoint(run, state_tensors(model, optimizer), done, is_regular=lambda step: step % 5 == 0)
+        write_checkpoint(run, snapshot(model, optimizer)(), done, is_regular=lambda step: step % 5 == 0)
     assert checkpoint_steps(run) == kept
 
 

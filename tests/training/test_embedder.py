@@ -17,7 +17,7 @@ from ssole.config import ConfigError, PretrainConfig, apply_overrides
 from ssole.losses import LeJEPALoss, SSOLELoss
 from ssole.models.custom import CustomBackbone, custom_settings
 from ssole.rng import Use, scalar_bits
-from ssole.training.checkpoint import state_tensors
+from ssole.training.checkpoint import snapshot
 from ssole.training.embedder import Embedder, _may_differ
 from ssole.training.run import Run
 from ssole.training.step import Learner
@@ -133,7 +133,7 @@ def learn(folder: Path) -> None:
         learner = Learner(config, CPU, backbone=Spare())
         images = torch.from_numpy(tiny.images(2)).permute(0, 3, 1, 2).contiguous()
         learner.step(images, torch.arange(2) + 2 * distributed.rank(), epoch=0, lr=0.1)
-        state = state_tensors(learner.modules, learner.optimizer)
+        state = snapshot(learner.modules, learner.optimizer)()
         shapes = {name: list(tensor.shape) for name, tensor in state.items()}
         if distributed.rank() == 0:
             (folder / f"{distributed.world_size()}.json").write_text(json.dumps(shapes))

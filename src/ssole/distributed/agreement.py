@@ -36,11 +36,9 @@ class Stopping(BaseException):
 def on_rank_0(work: Callable[[], T]) -> T:
     """Result of work that the first process does by itself, on every process. The others wait, however long it takes.
 
-    JSON must be able to hold the result. Within the work, there is one process.
-
-    Raises:
-        ElsewhereError: the work failed, on the other processes. The first one raises the error itself.
-        Stopping: a signal to the first process ended the work, which :func:`stopping_points` allowed.
+    JSON must be able to hold the result. Within the work, there is one process. If the work fails, the first process
+    raises its error and the others an ElsewhereError; if a signal to the first ends it, which :func:`stopping_points`
+    allowed, all raise Stopping.
     """
     if not shares_work():
         return work()

@@ -106,6 +106,12 @@ def _lengths(x: Tensor) -> list[int]:
     return [other[0] for other in by_rank]
 
 
+def _sum(x: Tensor) -> Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
 class _Gather(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, lengths: list[int]) -> Tensor:
@@ -119,21 +125,15 @@ class _Gather(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
         start = sum(ctx.lengths[: rank()])
-        return total[start : start + ctx.lengths[rank()]], None
+        return _sum(grad)[start : start + ctx.lengths[rank()]], None
 
 
 class _AllReduce(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return _sum(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total
+        return _sum(grad)

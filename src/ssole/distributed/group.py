@@ -96,22 +96,16 @@ def processes(timeout: float) -> Iterator[None]:
     """Context in which the processes that torchrun started are one group; nothing for a single process.
 
     Collectives on CPU tensors go by gloo, those on GPU tensors by NCCL. A process that is not heard of for `timeout`
-    seconds, or that lets the others wait as long, ends them all: each says which one it was.
-
-    Raises:
-        ConfigError: `torch.distributed` is initialised already.
-        ProcessError: a collective failed, because another process died or hangs.
+    seconds, or that lets the others wait as long, ends them all: each says which one it was. A ProcessError if a
+    collective fails because of that; a ConfigError if `torch.distributed` is initialised already.
     """
     place = launch()
+    if world_size() > 1 or (place.world_size > 1 and dist.is_initialized()):
+        words = "torch.distributed is initialised already: leave that to ssole, and start the processes by torchrun"
+        raise ConfigError(words)
     if place.world_size == 1:
-        if world_size() > 1:
-            raise ConfigError(
-                "torch.distributed is initialised already: leave that to ssole, and start the processes by torchrun"
-            )
         yield
         return
-    if dist.is_initialized():
-        raise ConfigError("torch.distributed is initialised already: leave that to ssole, which does it itself")
     group = _meet(_store(), place)
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     limit = timedelta(seconds=timeout)

@@ -106,12 +106,10 @@ def contents(images: Sequence[Readable]) -> Contents:
 
 def classes(source: Source) -> Classes | None:
     """Classes of the labels, or None without labels."""
-    if source.labels is None:
+    if source.labels is None or source.labels.max(initial=-1) < 0:
         return None
     counts = np.unique_counts(source.labels[source.labels >= 0]).counts
     unlabelled = len(source.labels) - int(counts.sum())
-    if counts.size == 0:
-        return None
     return Classes(classes=len(counts), smallest=int(counts.min()), largest=int(counts.max()), unlabelled=unlabelled)
 
 
@@ -148,13 +146,10 @@ class Leak:
 
 def exact_copies(images: Iterable[Readable]) -> list[Copies]:
     """Groups of images with the same content."""
-    groups: dict[str, Copies] = {}
+    groups: dict[str, list[str]] = {}
     for image in images:
-        if image.digest in groups:
-            groups[image.digest].copies.append(image.id)
-        else:
-            groups[image.digest] = Copies(image.id, [])
-    return [group for group in groups.values() if group.copies]
+        groups.setdefault(image.digest, []).append(image.id)
+    return [Copies(first, copies) for first, *copies in groups.values() if copies]
 
 
 def near_copies(images: Sequence[Readable], *, progress: bool = False) -> list[Copies]:

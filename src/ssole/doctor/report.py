@@ -80,8 +80,7 @@ class Report:
     @property
     def verdict(self) -> Level:
         """The worst level of the findings."""
-        levels = {finding.level for finding in self.findings}
-        return "stop" if "stop" in levels else "look" if "look" in levels else "ok"
+        return max((finding.level for finding in self.findings), key=("ok", "look", "stop").index, default="ok")
 
     def to_dict(self) -> dict[str, Any]:
         """Report as plain values for JSON; docs/doctor.md describes the keys."""

@@ -90,15 +90,15 @@ def suggest(
     shared = channel_overrides(channels)
     if "preset" in shared:
         reasons.append(f"preset {shared['preset']}: {channels} channels, none of which is known to be a colour")
+    ladder = _ladder(side, images, device)
     if isinstance(data, str) and data == "digits-m":
         recipe, overrides = "digits-m", Overrides()
         reasons = ["it is made for these images"]
     elif budget is None:
-        recipe = _by_device(side, images, device, reasons)
+        recipe = _by_device(ladder, side, images, device, reasons)
         overrides = _length_overrides(load(recipe), images, reasons)
         overrides |= _views_overrides(load(recipe, **shared, **overrides), device, memory, reasons, long=True)
     else:
-        ladder = _ladder(side, images, device)
         recipe, overrides = _by_budget(budget, ladder, shared, images, device, memory, reasons)
     overrides = shared | overrides
     return Suggestion(recipe=recipe, reasons=reasons, overrides=overrides, command=_command(data, recipe, overrides))
@@ -111,23 +111,18 @@ def channel_overrides(channels: int | None) -> Overrides:
     return {"channels": channels, "preset": "grey" if channels == 1 else "channels"}
 
 
-def _by_device(side: int, images: int, device: torch.device, reasons: list[str]) -> str:
-    """Recipe by device and image size, for a run without a budget."""
+def _by_device(
+    ladder: Sequence[tuple[str, int]], side: int, images: int, device: torch.device, reasons: list[str]
+) -> str:
+    """Recipe for a run without a budget: the dearest with a GPU, else the cheapest."""
     if device.type != "cuda":
         slow = "there is no GPU" if side <= SMALL_IMAGE else "without a GPU, views of 224 px would take too long"
         reasons.append(slow)
-        return "small-images" if side <= SMALL_IMAGE else "photos-fast"
+        return ladder[0][0]
     reasons.append("there is a GPU")
-    if side <= SMALL_IMAGE:
-        return "small-images-resnet18"
-    if not _is_for_resnet50(images, device):
-        return "photos"
-    reasons += [f"{images:,} images are enough for a ResNet-50", "the GPU's memory is large enough"]
-    return "photos-resnet50"
-
-
-def _is_for_resnet50(images: int, device: torch.device) -> bool:
-    return images >= MANY_IMAGES and device.type == "cuda" and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU
+    if ladder[-1][0] == "photos-resnet50":
+        reasons += [f"{images:,} images are enough for a ResNet-50", "the GPU's memory is large enough"]
+    return ladder[-1][0]
 
 
 def _ladder(side: int, images: int, device: torch.device) -> list[tuple[str, int]]:
@@ -137,7 +132,9 @@ def _ladder(side: int, images: int, device: torch.device) -> list[tuple[str, int
         sizes = sorted({_SMALL_VIEWS, own})
         return [*(("small-images", size) for size in sizes), ("small-images-resnet18", own)]
     ladder = [("photos-fast", _SMALL_VIEWS), ("photos-fast", SMALL_IMAGE), ("photos", _MEDIUM_VIEWS), ("photos", 224)]
-    return [*ladder, ("photos-resnet50", 224)] if _is_for_resnet50(images, device) else ladder
+    if images >= MANY_IMAGES and device.type == "cuda" and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU:
+        ladder.append(("photos-resnet50", 224))
+    return ladder
 
 
 def _by_budget(

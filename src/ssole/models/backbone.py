@@ -14,9 +14,8 @@ from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 from ssole.errors import did_you_mean
 from ssole.models.arguments import checked_arguments, misfit, require_room_for_weights
-from ssole.models.custom import CustomBackbone, custom_name, is_custom, missing_module_error
+from ssole.models.custom import CustomBackbone, custom_name, is_custom, missing_module_error, network_errors
 from ssole.models.stages import freeze_stages
-from ssole.runtime import out_of_memory_reason
 
 SMALL_IMAGE = 64  # pixels: up to this side, a ResNet's 7x7 stride-2 stem and pooling leave too few positions
 
@@ -62,8 +61,11 @@ def create_encoder(config: PretrainConfig, module: nn.Module | None = None) -> E
 
     `module` is the backbone of a config that records a custom one. A copy of it is used, with its own weights.
     """
+    if module is not None and config.model.backbone != (name := custom_name(module)):
+        raise ConfigError(f"the settings have the backbone {config.model.backbone!r}, and the module given is {name!r}")
+    size, module = config.augment.image_size, copy.deepcopy(module)
     with seeded_weights(config.seed):
-        backbone = _custom_or_timm(config, module)
+        backbone = create_backbone(config.model, size, channels=config.input_channels, module=module)
         encoder = Encoder(backbone, create_projector(config.projector, feature_dim(backbone)))
     if config.model.frozen_stages is not None:
         names = freeze_stages(backbone, config.model.frozen_stages)
@@ -72,25 +74,20 @@ def create_encoder(config: PretrainConfig, module: nn.Module | None = None) -> E
     return encoder
 
 
-def _custom_or_timm(config: PretrainConfig, module: nn.Module | None) -> nn.Module:
-    """Copy of a custom module as the backbone, or else timm's network of the config."""
-    size, channels = config.augment.image_size, config.input_channels
-    if module is None:
-        return create_backbone(config.model, size, channels=channels)
-    if config.model.backbone != (name := custom_name(module)):
-        raise ConfigError(f"the settings have the backbone {config.model.backbone!r}, and the module given is {name!r}")
-    return CustomBackbone(copy.deepcopy(module).cpu(), size, channels)
-
-
-def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) -> nn.Module:
-    """Timm backbone of a config: images (B, channels, image_size, image_size) to pooled features (B, F).
+def create_backbone(
+    config: ModelConfig, image_size: int, *, channels: int = 3, module: nn.Module | None = None
+) -> nn.Module:
+    """Backbone: images (B, channels, image_size, image_size) to pooled features (B, F). It is timm's, or the `module`.
 
     Raises:
         ConfigError: an unknown timm name (with similar ones), arguments that the network does not take, that are no
-            plain values or that would need more than the memory, or a small-image stem for a model that is no ResNet.
+            plain values or that would need more than the memory, a small-image stem for a model that is no ResNet, or
+            as :class:`ssole.models.custom.CustomBackbone`.
     """
     import timm
 
+    if module is not None:
+        return CustomBackbone(module.cpu(), image_size, channels)
     if is_custom(config):
         raise missing_module_error(config)
     if not timm.is_model(config.backbone):
@@ -101,14 +98,10 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
         arguments = {"in_chans": channels, **arguments}
     if arguments:
         require_room_for_weights(config.backbone, arguments)
-    try:
+    with network_errors(misfit(config.backbone)):  # timm passes them on
         model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
         if feature_dim(model) < 1:  # odd arguments, such as nested lists, may first be felt here
             raise ValueError("it would have no features")
-    except Exception as error:  # timm passes them on; networks reject them by exceptions of any type
-        if out_of_memory_reason(error):
-            raise
-        raise ConfigError(misfit(config.backbone, error)) from None
     stem = config.stem
     if stem == "auto":
         stem = "3x3" if _has_resnet_stem(model) and image_size <= SMALL_IMAGE else "timm"
@@ -121,22 +114,17 @@ def create_backbone(config: ModelConfig, image_size: int, *, channels: int = 3) 
 def checked_encoder(config: PretrainConfig, module: nn.Module | None = None) -> Encoder:
     """Encoder of :func:`create_encoder`, after a trial of its backbone on one image of each crop size.
 
-    Raises:
-        ConfigError: as :func:`create_backbone`; also arguments or image sizes that the model does not take.
+    A ConfigError as :func:`create_backbone`; also for arguments or image sizes that the model does not take.
     """
     name, channels, encoder = config.model.backbone, config.input_channels, create_encoder(config, module).eval()
+    advice = (
+        "Choose another augment.crops.N.size or augment.early_size, or what the model needs in model.backbone_args "
+        "(such as img_size)"
+    )
     with torch.random.fork_rng(devices=[]):
         for size in dict.fromkeys(crop.size for recipe in config.augment.parts for crop in recipe.crops):
-            try:
+            with network_errors(f"{name} does not take images of {size} x {size} pixels", advice):
                 features = encoder.backbone(torch.zeros(1, channels, size, size))
-            except Exception as error:  # networks reject a size by exceptions of any type
-                if out_of_memory_reason(error):
-                    raise
-                raise ConfigError(
-                    f"{name} does not take images of {size} x {size} pixels: {error}. Choose another "
-                    "augment.crops.N.size or augment.early_size, or what the model needs in model.backbone_args (such "
-                    "as img_size)"
-                ) from None
             if features.shape != (1, feature_dim(encoder.backbone)):
                 raise ConfigError(
                     f"{name} gives {tuple(features.shape)} for an image, where (1, {feature_dim(encoder.backbone)}) is "
@@ -155,10 +143,7 @@ def small_stem(model: nn.Module, kernel: int = 3) -> nn.Module:
     """Timm ResNet with a stem for small images, changed in place: 2x2 or 3x3 stride 1, or 4x4 stride 2; no pooling.
 
     ``small_stem(timm.create_model("resnet18", num_classes=0)).load_state_dict(...)`` loads the weights of a
-    run on small images.
-
-    Raises:
-        ConfigError: the model does not start like timm's ResNets.
+    run on small images. A model that does not start like timm's ResNets is a ConfigError.
     """
     if not _has_resnet_stem(model):
         raise ConfigError(
@@ -207,12 +192,8 @@ def whiten_stem(backbone: nn.Module, images: torch.Tensor) -> None:
     ReLU follows). Source: Page, "How to train your ResNet 8" (2019), and Jordan (2024, arXiv 2404.00498). Both keep the
     filters frozen; here training changes them.
 
-    Args:
-        backbone: any model whose first convolution, in order of definition, takes the images.
-        images: normalised floats (N, C, H, W); a few hundred are enough. Those of all processes are used.
-
-    Raises:
-        ConfigError: the model does not start with a convolution of the images' channels.
+    `images` are normalised floats (N, C, H, W); a few hundred are enough, and those of all processes are used. The
+    first convolution of the backbone, in order of definition, must take them, or it is a ConfigError.
     """
     conv = next((module for module in backbone.modules() if isinstance(module, nn.Conv2d)), None)
     if conv is None or conv.in_channels != images.shape[1] or conv.groups != 1:

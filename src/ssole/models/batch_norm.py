@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,10 +19,8 @@ _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module:
     """Model whose batch norms see the batch of all processes, changed in place; names and state stay.
 
-    On GPUs they are torch's SyncBatchNorm, which has no version for CPUs; there they are :class:`SyncedBatchNorm`.
-
-    Raises:
-        ConfigError: the model has a batch norm of another kind, which would see the images of one process only.
+    On GPUs they are torch's SyncBatchNorm, which has no version for CPUs; there they are :class:`SyncedBatchNorm`. A
+    batch norm of another kind, which would see the images of one process only, is a ConfigError.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -34,12 +32,17 @@ def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
     if device.type == "cuda":
         converted: nn.Module = convert_sync_batchnorm(model)
         return converted
+    if others := [norm for norm in norms if type(norm) not in (*_PLAIN, BatchNormAct2d)]:
+        raise ConfigError(f"{type(others[0]).__name__} cannot be shared among processes: train with one")
+    return replace_layers(model, lambda layer: layer in norms, SyncedBatchNorm)
+
+
+def replace_layers(model: nn.Module, which: Callable[[nn.Module], bool], new: Callable[[Any], nn.Module]) -> nn.Module:
+    """Model with new layers in place of some of its own, changed in place; names stay."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) in (*_PLAIN, BatchNormAct2d):
-                setattr(module, name, SyncedBatchNorm(child))
-            elif isinstance(child, nn.modules.batchnorm._BatchNorm):
-                raise ConfigError(f"{type(child).__name__} cannot be shared among processes: train with one")
+            if which(child):
+                setattr(module, name, new(child))
     return model
 
 
@@ -83,8 +86,7 @@ class SyncedBatchNorm(nn.modules.batchnorm._BatchNorm):
     goes forward and one back; with one process or many, outputs, gradients and state are the same to rounding.
     """
 
-    def __init__(self, norm: nn.Module) -> None:
-        assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         with torch.device("meta"):  # takes no memory: the state of `norm` is used
             super().__init__(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
         share_state(self, norm)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.models.backbone import SMALL_IMAGE
 from ssole.models.batch_norm import keep_out_of_graphs, kept_buffers
@@ -38,6 +39,7 @@ def wants_compiling(config: PretrainConfig, encoder: nn.Module, device: torch.de
         and steps >= COMPILE_FROM_STEPS
         and max(crop.size for crop in config.augment.crops) <= SMALL_IMAGE
         and any(type(module) is nn.BatchNorm2d for module in encoder.modules())
+        and distributed.world_size() == 1  # batch norm, which waits for the others, cuts the network into short pieces
         and can_compile()
     )
 
@@ -57,17 +59,10 @@ def compile_encoder(
 ) -> bool:
     """Compilation of the encoder, in place, by forward and backward passes; weights and state stay as they were.
 
-    Everything else that this process compiled before will be compiled again at its next call.
-
-    Args:
-        encoder: encoder on its device, in training mode.
-        embeds: functions that run the encoder on the views of a step, one for each set of sizes used in training.
-        required: whether a failure is a ConfigError instead of a warning.
-        stopping: function that tells whether a signal asks to stop. Ctrl-C also ends the compiler, and that failure is
-            not reported.
-
-    Returns:
-        Whether the encoder is compiled now.
+    Returns whether the encoder is compiled now. If that is `required`, a failure is a ConfigError, else a warning, or
+    nothing when a signal asks to stop (`stopping`), because Ctrl-C also ends the compiler. `embeds` are functions that
+    run the encoder on the views of a step, one for each set of sizes. Everything else that this process compiled before
+    will be compiled again at its next call.
     """
     if next(encoder.parameters()).device.type == "cpu":
         speed_up_compiled_batch_norms(encoder)

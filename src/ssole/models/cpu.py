@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ssole.models.batch_norm import has_own_code, share_state, update_statistics
+from ssole.models.batch_norm import has_own_code, replace_layers, share_state, update_statistics
 
 SMALL_MAP = 16  # output positions of an image (4x4); in larger maps, copying patches costs more than it saves
 _LONG = 1 << 15  # rows from which a product is divided among threads
@@ -19,21 +18,12 @@ _OVER = (0, 2, 3)  # dimensions of maps (N, C, H, W) that a batch norm averages 
 
 def speed_up_convolutions(model: nn.Module) -> nn.Module:
     """Model with :class:`FastConv2d` for its plain convolutions, changed in place; names and weights stay."""
-    _replace_layers(model, _replaceable_conv, FastConv2d)
-    return model
+    return replace_layers(model, _replaceable_conv, FastConv2d)
 
 
 def speed_up_compiled_batch_norms(model: nn.Module) -> nn.Module:
     """Model with :class:`CompiledBatchNorm2d` for its plain batch norms, changed in place; names and state stay."""
-    _replace_layers(model, _replaceable_norm, CompiledBatchNorm2d)
-    return model
-
-
-def _replace_layers(model: nn.Module, which: Callable[[nn.Module], bool], new: Callable[[Any], nn.Module]) -> None:
-    for module in list(model.modules()):
-        for name, child in module.named_children():
-            if which(child):
-                setattr(module, name, new(child))
+    return replace_layers(model, _replaceable_norm, CompiledBatchNorm2d)
 
 
 def _replaceable_conv(module: nn.Module) -> bool:

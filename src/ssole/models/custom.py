@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from ssole.config import ConfigError, ModelConfig
+from ssole.errors import one_line
 from ssole.runtime import out_of_memory_reason
 
 _MARK = "module:"
 
 
 def custom_name(module: nn.Module) -> str:
-    """Value of `model.backbone` that records a custom module: its class. A recipe cannot name code.
-
-    Raises:
-        ConfigError: it is no module.
-    """
+    """Value of `model.backbone` that records a custom module: its class. What is no module is a ConfigError."""
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"backbone is a module of your own, got {module!r}; a network of timm is a setting, such as "
@@ -51,22 +50,25 @@ def missing_module_error(config: ModelConfig) -> ConfigError:
     )
 
 
+@contextmanager
+def network_errors(what: str, advice: str = "") -> Iterator[None]:
+    """Context in which an exception, of any type as networks raise them, is a ConfigError, unless memory ran out."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ConfigError) or out_of_memory_reason(error):
+            raise
+        raise ConfigError(f"{what}: {one_line(error)}{advice and f'. {advice}'}") from None
+
+
 class CustomBackbone(nn.Module):
     """Custom module as a backbone: normalised images (B, C, S, S) to features (B, F).
 
     The module returns such features, maps (B, F, h, w), which are averaged, or what models of Hugging Face's
     transformers return: their `pooler_output`, or else the first token of `last_hidden_state` (B, T, F).
 
-    Args:
-        module: it is used itself, not a copy.
-        image_size, channels: S and C, for a trial that shows what it returns.
-
-    Attributes:
-        module: the module.
-        num_features: F.
-
-    Raises:
-        ConfigError: the module does not take such images, or returns something else.
+    The module is used itself, not a copy. A trial on zeros of size S and channels C tells F, its `num_features`; it is
+    a ConfigError if the module does not take them, or returns something else.
     """
 
     def __init__(self, module: nn.Module, image_size: int, channels: int) -> None:
@@ -75,18 +77,10 @@ class CustomBackbone(nn.Module):
         was_training = module.training
         like = next(iter(module.parameters()), torch.empty(0))
         images = torch.zeros(2, channels, image_size, image_size, device=like.device)
-        try:
-            with torch.random.fork_rng(devices=[]), torch.no_grad():
-                features = self.eval()(images)
-        except ConfigError:
-            raise
-        except Exception as error:  # modules reject images by exceptions of any type
-            if out_of_memory_reason(error):
-                raise
-            raise ConfigError(
-                f"the backbone {type(module).__name__} does not take images {tuple(images.shape)}: {error}. Choose "
-                "another augment.crops.N.size, or another module"
-            ) from None
+        what = f"the backbone {type(module).__name__} does not take images {tuple(images.shape)}"
+        errors = network_errors(what, "Choose another augment.crops.N.size, or another module")
+        with errors, torch.random.fork_rng(devices=[]), torch.no_grad():
+            features = self.eval()(images)
         self.train(was_training)
         self.num_features = int(features.shape[1])
 

@@ -15,6 +15,7 @@ from ssole.errors import one_line, quoted
 from ssole.files import parse_json
 from ssole.models.backbone import create_backbone, feature_dim, seeded_weights
 from ssole.models.custom import CustomBackbone, is_custom
+from ssole.models.weights_file import read_tensors
 
 _MAX_SIDE, _MAX_CHANNELS = 8192, 1024  # of the images that a weight file may ask for
 _KEY = "ssole"  # entry of the weight file's metadata that describes the network
@@ -79,15 +80,12 @@ def load(run: str | PathLike[str] | Any, *, backbone: nn.Module | None = None) -
         ConfigError: the path does not exist, the run is unfinished, ssole did not write the weight file, or it is
             damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = weights_path(run)
     model = _create(_read_description(path), backbone)
     target = model.backbone.module if isinstance(model.backbone, CustomBackbone) else model.backbone
     try:
-        target.load_state_dict(load_file(path), strict=True)
-    except (RuntimeError, SafetensorError) as error:
+        target.load_state_dict(read_tensors(path), strict=True)
+    except (RuntimeError, ValueError) as error:
         what = f"the weights in {path} are not of the network that its header describes"
         raise ConfigError(f"{what}: {one_line(error)}") from None
     return model
@@ -96,8 +94,7 @@ def load(run: str | PathLike[str] | Any, *, backbone: nn.Module | None = None) -
 def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
     """Backbone of a run at its initial weights, the baseline for what training added.
 
-    Raises:
-        ConfigError: as :func:`load`; or the backbone is a module of the caller's, which ssole cannot make.
+    A ConfigError as :func:`load`; also if the backbone is a module of the caller's, which ssole cannot make.
     """
     description = _read_description(weights_path(run))
     # Weights are consecutive draws: `create_encoder` also makes the backbone first.
@@ -111,10 +108,7 @@ def _create(description: dict[str, Any], module: nn.Module | None = None) -> Loa
     size, channels = description["image_size"], len(description["mean"])
     if module is not None and not is_custom(model):
         raise ConfigError(f"the backbone is timm's {model.backbone}, which ssole makes by itself: leave out backbone")
-    if module is None:
-        backbone = create_backbone(model, size, channels=channels)
-    else:
-        backbone = CustomBackbone(module.cpu(), size, channels)
+    backbone = create_backbone(model, size, channels=channels, module=module)
     return LoadedBackbone(backbone, description).eval()
 
 
@@ -139,8 +133,7 @@ def weights_path(run: str | PathLike[str] | Any) -> Path:
 def described(path: Path) -> str | None:
     """Description of the network in the header of a safetensors file; None if `ssole pretrain` did not write it.
 
-    Raises:
-        ConfigError: no whole safetensors file.
+    What is no whole safetensors file is a ConfigError.
     """
     from safetensors import SafetensorError, safe_open
 

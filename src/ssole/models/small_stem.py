@@ -42,9 +42,7 @@ def small_stem_kernel(backbone: nn.Module) -> int | None:
 def ssole_resnet(pretrained: bool = False, **arguments: Any) -> nn.Module:
     """ResNet of timm with a small-image stem; timm calls this for the name `ssole_resnet`.
 
-    Args:
-        pretrained: load the weights that timm's `pretrained_cfg` points to.
-        arguments: `backbone` (the ResNet's timm name), `stem` (2 to 4, the side of its first filters), and timm's own.
+    `arguments` are `backbone` (the ResNet's timm name), `stem` (2 to 4, the side of its first filters), and timm's own.
     """
     from timm.models import build_model_with_cfg
 

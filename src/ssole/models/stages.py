@@ -12,11 +12,7 @@ from ssole.models.custom import CustomBackbone
 
 
 def stage_numbers(backbone: nn.Module, *, coarse: bool) -> dict[str, int]:
-    """Number of the stage (coarse) or of the layer that each parameter of a backbone belongs to, by name.
-
-    Raises:
-        ConfigError: the backbone does not say what its stages are, as timm's models do.
-    """
+    """Number of the stage (coarse) or of the layer of each parameter by name; a ConfigError if it is not known."""
     from timm.models import group_parameters
 
     if isinstance(backbone, CustomBackbone):
@@ -31,14 +27,10 @@ def stage_numbers(backbone: nn.Module, *, coarse: bool) -> dict[str, int]:
 
 
 def freeze_stages(backbone: nn.Module, count: int) -> list[str]:
-    """Freeze the stem and the first `count` stages of a backbone, in place.
+    """Freeze the stem and the first `count` stages of a backbone, in place; a ConfigError if it has fewer.
 
-    Returns:
-        Names of the modules whose parameters are all frozen. They are to stay in evaluation mode, so that batch norms
-        keep their statistics.
-
-    Raises:
-        ConfigError: the backbone has fewer stages, or does not say what they are.
+    Returns names of the modules whose parameters are all frozen. They are to stay in evaluation mode, so that batch
+    norms keep their statistics.
     """
     stages = stage_numbers(backbone, coarse=True)
     if count > max(stages.values()):

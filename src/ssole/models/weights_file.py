@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from ssole.config import ConfigError
 from ssole.errors import listed, one_line
+from ssole.files import require_regular
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 """Endings of the names of weight files."""
@@ -30,28 +30,33 @@ def digest_of(tensors: Mapping[str, torch.Tensor], facts: str) -> str:
     return digest.hexdigest()
 
 
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a safetensors file by name, on the CPU; an `OSError` or `ValueError` for a damaged file or a pipe."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    require_regular(path)
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name} is not a whole safetensors file: {error}") from None
+
+
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """Weights by name, of a safetensors file or a file of `torch.save`, on the CPU.
 
     Of a file with more than weights, they may be under "state_dict", "model" or "model_state_dict". Prefixes that
-    DistributedDataParallel and torch.compile give to every name are left out.
-
-    Raises:
-        ConfigError: there is no such file, it is damaged, it holds objects that only pickle could read, or no weights.
+    DistributedDataParallel and torch.compile give to every name are left out. A ConfigError if there is no such file,
+    if it is damaged, or if it holds objects that only pickle could read, or no weights.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
     try:
         if path.suffix.lower() == ".safetensors":
-            found: Any = load_file(path)
+            found: Any = read_tensors(path)
         else:
             # the only torch.load of the package: with weights_only, no code from the file runs
             found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
-    except SafetensorError as error:
-        raise ConfigError(f"{path} is not a whole safetensors file: {error}") from None
     except Exception as error:  # torch.load raises another type, with an unclear text, for each kind of damage
         raise ConfigError(
             f"{path} is no file of weights that can be read safely ({one_line(error)}): save "
@@ -64,35 +69,28 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return _unwrapped(inner)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Differences:
-    """Names by which weights differ from those of a model."""
-
-    missing: list[str]
-    """Of the model alone. Counts of batches are left out: files of old versions of torch lack them, and nothing here
-    uses them."""
-    unknown: list[str]
-    """Of the weights alone."""
-    reshaped: list[str]
-    """Of both, with different shapes."""
-
-
-SAME = Differences(missing=[], unknown=[], reshaped=[])
-"""No differences."""
-
-
 def is_count(name: str) -> bool:
-    """Whether a tensor is a batch norm's count of batches."""
+    """Whether a tensor is a batch norm's count of batches. Old versions of torch save none, and nothing uses it."""
     return name.endswith("num_batches_tracked")
 
 
-def differences(weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor]) -> Differences:
-    """Differences of weights from the state of a model, both by name."""
-    return Differences(
-        missing=[name for name in own if name not in weights and not is_count(name)],
-        unknown=[name for name in weights if name not in own],
-        reshaped=[name for name in own if name in weights and weights[name].shape != own[name].shape],
-    )
+def misfits(
+    weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], *, extra_prefixes: tuple[str, ...] = ()
+) -> dict[str, list[str]]:
+    """Names by which weights differ from the state of a model, by what is wrong with them; empty if they fit.
+
+    Names with `extra_prefixes`, such as those of a classifier, may be too many.
+    """
+    found = {
+        "missing": [name for name in own if name not in weights and not is_count(name)],
+        "unexpected": sorted(name for name in weights if name not in own and not name.startswith(extra_prefixes)),
+        "of another shape": [
+            f"{name} is {tuple(weights[name].shape)} there and {tuple(tensor.shape)} here"
+            for name, tensor in own.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ],
+    }
+    return {what: names for what, names in found.items() if names}
 
 
 def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
@@ -102,8 +100,10 @@ def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 
 def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """Names of the weights that hold NaN or infinity."""
-    return [name for name, tensor in weights.items() if not tensor.isfinite().all()]
+    """Names of the weights that hold NaN or infinity, by one look at them: each look makes a GPU wait."""
+    finite = [tensor.isfinite().all() for tensor in weights.values()]
+    good = torch.stack(finite).tolist() if finite else []
+    return [name for name, is_good in zip(weights, good, strict=True) if not is_good]
 
 
 def load_whole(
@@ -114,28 +114,10 @@ def load_whole(
     network: str,
     extra_prefixes: tuple[str, ...] = (),
 ) -> None:
-    """Load weights into a model, all of them or none.
-
-    Args:
-        model: is changed in place.
-        weights: by name.
-        source, network: names of both for the error.
-        extra_prefixes: prefixes of names that the weights may have and the model lacks, such as those of a classifier.
-
-    Raises:
-        ConfigError: names are missing or too many, or shapes differ; the message names them.
-    """
+    """Load weights into a model, all of them or none; a ConfigError, which names source and network, for misfits."""
     own = model.state_dict()
-    found = differences(weights, own)
-    wrong = {
-        "missing": found.missing,
-        "unknown to it": [key for key in found.unknown if not key.startswith(extra_prefixes)],
-        "of another shape": [
-            f"{key} {tuple(weights[key].shape)} instead of {tuple(own[key].shape)}" for key in found.reshaped
-        ],
-    }
-    if any(wrong.values()):
-        parts = [f"{kind}: {listed(keys, _SHOWN)}" for kind, keys in wrong.items() if keys]
+    if wrong := misfits(weights, own, extra_prefixes=extra_prefixes):
+        parts = [f"{what}: {listed(names, _SHOWN)}" for what, names in wrong.items()]
         raise ConfigError(
             f"the weights in {source} are not those of {network} ({'; '.join(parts)}): name the architecture that they "
             "were trained with"

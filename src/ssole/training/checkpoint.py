@@ -27,7 +27,9 @@ from ssole.errors import ConfigError, DiskError, one_line
 from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
 from ssole.memory import free_memory
 from ssole.models.custom import CustomBackbone
+from ssole.models.weights_file import read_tensors
 from ssole.progress import data_size
+from ssole.training.feed import pack, unpack
 from ssole.training.needs import checkpoint_bytes
 from ssole.training.run import Run, writing
 
@@ -59,7 +61,7 @@ def write_checkpoint(
     *,
     is_regular: Callable[[int], bool] = lambda step: True,
 ) -> None:
-    """Write a checkpoint of what :func:`state_tensors` gave; remove all but it and the newest regular one before.
+    """Write a checkpoint of what a :func:`snapshot` gave; remove all but it and the newest regular one before.
 
     Regular checkpoints are those that an undisturbed run writes too. A run that fails goes back to one of them, so that
     the result does not depend on where it was interrupted. An OSError leaves the checkpoints before it untouched.
@@ -156,13 +158,8 @@ def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) ->
         write_atomically(run.backbone_path, lambda path: save_file(tensors, path, metadata=dict(metadata)))
 
 
-def state_tensors(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Snapshot of weights, buffers and optimizer state by name, in the host's memory, as a checkpoint has them."""
-    return snapshot(modules, optimizer)()
-
-
 def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Snapshot:
-    """Snapshot of weights, buffers and optimizer state as they are now."""
+    """Snapshot of weights, buffers and optimizer state as they are now, under the names that a checkpoint has."""
     tensors = dict(modules.state_dict())
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
@@ -191,19 +188,11 @@ def copies(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
 
 
 def flat_copies(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
-    """Contiguous copies as one tensor of bytes.
-
-    The longest numbers come first, so that each tensor begins at a multiple of their length.
-    """
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    flat = torch.cat([tensor.contiguous().flatten().view(torch.uint8) for _, tensor in ordered])
-    kinds = [(name, tensor.dtype, tensor.shape, tensor.nbytes) for name, tensor in ordered]
-
-    def on_host() -> dict[str, torch.Tensor]:
-        parts = flat.cpu().split([nbytes for *_, nbytes in kinds])
-        return {name: part.view(dtype).view(shape) for (name, dtype, shape, _), part in zip(kinds, parts, strict=True)}
-
-    return on_host
+    """Contiguous copies as one tensor of bytes."""
+    parts = list(tensors.values())
+    flat, starts = pack(parts, parts[0].device)
+    like = [torch.empty_like(part, device="meta") for part in parts]  # the tensors themselves need not stay
+    return lambda: dict(zip(tensors, unpack(flat.cpu(), starts, like), strict=True))
 
 
 def _description(values: dict[str, int | float | str]) -> str:
@@ -214,9 +203,6 @@ def _description(values: dict[str, int | float | str]) -> str:
 
 def _read(run: Run, step: int) -> tuple[Progress, dict[str, torch.Tensor]]:
     """Progress and tensors of a checkpoint. `OSError` or `ValueError` if they are not what was written."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     stem = _stem(run, step)
     path, tensors = stem.with_suffix(".json"), stem.with_suffix(".safetensors")
     require_regular(path)
@@ -234,10 +220,7 @@ def _read(run: Run, step: int) -> tuple[Progress, dict[str, torch.Tensor]]:
     fits = known.keys() == kinds.keys() and all(isinstance(known[name], kind) for name, kind in kinds.items())
     if not fits or known["step"] != step:
         raise ValueError(f"{path.name} holds {values}")
-    try:
-        return Progress(**known), load_file(tensors)
-    except SafetensorError as error:
-        raise ValueError(f"{tensors.name}: {error}") from None
+    return Progress(**known), read_tensors(tensors)
 
 
 def _digest(path: Path) -> str:

@@ -170,10 +170,12 @@ class _Upload:
         return flat, images[0] if isinstance(batch, torch.Tensor) else images, copied
 
 
-def pack(parts: Sequence[torch.Tensor], *, pin_memory: bool) -> tuple[torch.Tensor, list[int]]:
-    """Bytes of tensors of any shapes and dtypes in one tensor, and where each begins."""
+def pack(
+    parts: Sequence[torch.Tensor], device: torch.device | str = "cpu", *, pin_memory: bool = False
+) -> tuple[torch.Tensor, list[int]]:
+    """Bytes of tensors of any shapes and dtypes in one tensor on a device, and where each begins."""
     *starts, end = pack_starts(parts)
-    flat = torch.empty(end, dtype=torch.uint8, pin_memory=pin_memory)
+    flat = torch.empty(end, dtype=torch.uint8, device=device, pin_memory=pin_memory)
     for start, part in zip(starts, parts, strict=True):
         flat[start : start + part.nbytes] = part.flatten().view(torch.uint8)
     return flat, starts

@@ -118,8 +118,6 @@ class StepGraph(Generic[_Result]):
             cause = error.__context__ or error  # ending a capture that has failed is a second error
             if not isinstance(cause, Exception):  # such as Ctrl-C
                 raise cause from None
-            if self._required:
-                raise
             self._give_up(one_line(cause))
         finally:
             self._names = self._watch.drop(self._watch.count - before)

@@ -5,7 +5,7 @@ They are its checkpoint of step 0, so that resuming needs their source no more. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,22 +14,12 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig
-from ssole.errors import listed, one_line, printable, quoted
+from ssole.errors import listed, printable, quoted
 from ssole.files import write_json_atomically
 from ssole.models.backbone import Encoder, checked_encoder
-from ssole.models.custom import is_custom
-from ssole.models.weights_file import (
-    SAME,
-    SUFFIXES,
-    Differences,
-    classifier_prefixes,
-    differences,
-    is_count,
-    not_finite,
-    read_weights,
-)
+from ssole.models.custom import is_custom, network_errors
+from ssole.models.weights_file import SUFFIXES, classifier_prefixes, is_count, misfits, not_finite, read_weights
 from ssole.progress import say
-from ssole.runtime import out_of_memory_reason
 from ssole.training.checkpoint import newest_weights
 from ssole.training.run import Run, writing
 from ssole.training.step import Learner
@@ -37,8 +27,6 @@ from ssole.training.step import Learner
 PRETRAINED = "timm"
 """Value of `init` for timm's pretrained weights."""
 _LISTED = 5  # weights that a summary names; init.json names all
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,24 +77,24 @@ def read_initial_weights(config: PretrainConfig, encoder: Encoder, *, progress: 
         return None
     backbone, projector, unused = _split(_read(config.init, config))
     own, heads = encoder.backbone.state_dict(), classifier_prefixes(encoder.backbone)
-    found = differences(backbone, own)
-    problems = _problems(found, backbone, own, [name for name in sorted(found.unknown) if not name.startswith(heads)])
+    wrong = misfits(backbone, own, extra_prefixes=heads)
+    problems = "; ".join(f"{len(names)} {what} ({', '.join(names)})" for what, names in wrong.items())
     if problems and not config.init_partial:
         raise ConfigError(
-            f"{config.init} does not fit the backbone {config.model.backbone}: {'; '.join(problems)}. "
-            f"{_advice(config.init)}, or load what fits by --init-partial"
+            f"{config.init} does not fit the backbone {config.model.backbone}: {problems}. {_advice(config.init)}, or "
+            "load what fits by --init-partial"
         )
-    misfits = {*found.unknown, *found.reshaped}
-    weights = {f"backbone.{name}": tensor for name, tensor in backbone.items() if name not in misfits}
-    if not weights:
-        raise ConfigError(f"{config.init} has no weight of the backbone {config.model.backbone}: {'; '.join(problems)}")
-    if differences(projector, encoder.projector.state_dict()) == SAME:
+    fitting = {name: x for name, x in backbone.items() if name in own and x.shape == own[name].shape}
+    if not fitting:
+        raise ConfigError(f"{config.init} has no weight of the backbone {config.model.backbone}: {problems}")
+    weights = {f"backbone.{name}": tensor for name, tensor in fitting.items()}
+    if not misfits(projector, encoder.projector.state_dict()):
         weights |= {f"projector.{name}": tensor for name, tensor in projector.items()}
         projector = {}
     if bad := not_finite(weights):
         raise ConfigError(f"{config.init} has weights that are not finite: {listed(bad, _LISTED)}")
     new = [name for name in encoder.state_dict() if name not in weights and not is_count(name)]
-    left = sorted([*misfits, *(f"projector.{name}" for name in projector), *unused])
+    left = sorted([*(backbone.keys() - fitting.keys()), *(f"projector.{name}" for name in projector), *unused])
     initial = InitialWeights(source=config.init, weights=weights, new=new, unused=left)
     say(initial.summary(), enabled=progress)
     return initial
@@ -158,20 +146,14 @@ def _pretrained(model: ModelConfig, channels: int) -> dict[str, torch.Tensor]:
     import timm
 
     arguments = {**model.backbone_args, **({"in_chans": channels} if channels != 3 else {})}
-    try:
-        with torch.random.fork_rng(devices=[]):
-            network: nn.Module = timm.create_model(model.backbone, pretrained=True, num_classes=0, **arguments)
-    except Exception as error:  # from the network, the disk, or timm for a model without such weights
-        if out_of_memory_reason(error):
-            raise
-        raise ConfigError(
-            f"init: timm's pretrained weights of {model.backbone} cannot be had: {one_line(error)}. Where there is "
-            "no network, download them elsewhere and give the file: --init model.safetensors"
-        ) from None
+    what = f"init: timm's pretrained weights of {model.backbone} cannot be had"
+    advice = "Where there is no network, download them elsewhere and give the file: --init model.safetensors"
+    with network_errors(what, advice), torch.random.fork_rng(devices=[]):
+        network: nn.Module = timm.create_model(model.backbone, pretrained=True, num_classes=0, **arguments)
     return network.state_dict()
 
 
-def _split(tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
+def _split(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
     """Weights of the backbone and of the projector under their own names, and the names of all others."""
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("optimizer.")}
     for prefix in ("encoder.", ""):
@@ -183,15 +165,6 @@ def _split(tensors: Tensors) -> tuple[dict[str, torch.Tensor], dict[str, torch.T
             )
             return backbone, projector, [name for name in tensors if not name.startswith(known)]
     return dict(tensors), {}, []
-
-
-def _problems(found: Differences, tensors: Tensors, own: Tensors, unexpected: Sequence[str]) -> list[str]:
-    """Differences of tensors from those of a module, in words that name them all."""
-    shapes = [
-        f"{name} is {tuple(tensors[name].shape)} there and {tuple(own[name].shape)} here" for name in found.reshaped
-    ]
-    kinds = {"missing": found.missing, "unexpected": unexpected, "of another shape": shapes}
-    return [f"{len(names)} {what} ({', '.join(names)})" for what, names in kinds.items() if names]
 
 
 def _advice(init: str) -> str:

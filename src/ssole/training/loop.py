@@ -26,7 +26,7 @@ from ssole.training.checkpoint import (
     load_checkpoint,
     require_space,
     save_backbone,
-    state_tensors,
+    snapshot,
     write_checkpoint,
 )
 from ssole.training.feed import Feed, Plan
@@ -228,7 +228,7 @@ def _write_first_checkpoint(run: Run, learner: Learner, initial: InitialWeights 
         )
     if initial is not None:
         initial.load_into(learner, run)
-    write_checkpoint(run, state_tensors(learner.modules, learner.optimizer), start)
+    write_checkpoint(run, snapshot(learner.modules, learner.optimizer)(), start)
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -18,7 +18,8 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, from_dict, to_dict
 from ssole.data.decode import as_batch
-from ssole.files import read_json, require_regular, write_atomically, write_json_atomically
+from ssole.files import read_json, write_atomically, write_json_atomically
+from ssole.models.weights_file import not_finite, read_tensors
 from ssole.runtime import environment, resolve_device, torch_state
 from ssole.training.feed import pack, pack_starts, unpack
 from ssole.training.run import Run
@@ -59,7 +60,7 @@ def whole_batch(batch: Batch | None) -> Batch:
     own = [(list(image.shape), str(image.dtype).removeprefix("torch.")) for image in batch.images]
     kinds = [kind for share in distributed.collect(own) for kind in share]
     like = [torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for shape, dtype in kinds]
-    flat, _ = pack(list(batch.images), pin_memory=False)
+    flat, _ = pack(list(batch.images))
     *starts, _ = pack_starts(like)
     images = unpack(distributed.gather(flat, equal=False), starts, like)
     return batch._replace(images=as_batch(images), ids=distributed.gather(batch.ids))
@@ -110,7 +111,7 @@ def replay(path: Path, *, loss: nn.Module | None = None, backbone: nn.Module | N
         learner.compile()
     with torch_state(deterministic=learner.config.deterministic):
         before, found = _failure(learner.check_weights), _failure(lambda: learner.step(**batch._asdict()))
-        gradients = {name: parameter.grad for name, parameter in learner.modules.named_parameters()}
+        parameters = dict(learner.modules.named_parameters())
         plain, _ = _prepare(path, facts, tensors, loss, backbone)
         with _outputs(plain) as layers:
             _failure(lambda: plain.step(**batch._asdict()))
@@ -119,17 +120,14 @@ def replay(path: Path, *, loss: nn.Module | None = None, backbone: nn.Module | N
         recorded=facts["what"],
         found=found,
         reproduced=facts["what"] in (before, found),
-        weights=[name for name in gradients if _is_bad(tensors[f"weights.{name}"])][:_LISTED],
+        weights=not_finite({name: tensors[f"weights.{name}"] for name in parameters})[:_LISTED],
         layers=layers[:_LISTED],
-        gradients=[name for name, tensor in gradients.items() if tensor is not None and _is_bad(tensor)][:_LISTED],
+        gradients=not_finite({name: p.grad for name, p in parameters.items() if p.grad is not None})[:_LISTED],
         notes=_differences(facts, learner),
     )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     if not (path / "step.json").is_file():
         raise ConfigError(f"{path} is no replay bundle: it has no step.json. Give a folder failures/step-N of a run")
     facts, file = read_json(path / "step.json"), path / "tensors.safetensors"
@@ -140,9 +138,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     if wrong := wrong or [name for name in ("step", "epoch") if not 0 <= facts[name] < _MOST_STEPS]:
         raise ConfigError(f"{path / 'step.json'} is damaged: look at {', '.join(wrong)}")
     try:
-        require_regular(file)
-        return facts, load_file(file)
-    except (OSError, SafetensorError) as error:
+        return facts, read_tensors(file)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read ({error})") from None
 
 
@@ -189,30 +186,22 @@ def _failure(work: Callable[[], object]) -> str | None:
     return None
 
 
-def _is_bad(tensor: torch.Tensor) -> bool:
-    return not bool(tensor.isfinite().all())
-
-
 @contextmanager
 def _outputs(learner: Learner) -> Iterator[list[str]]:
     """Context that lists layers whose output is not finite, with the shape and number of such values."""
     found: list[str] = []
+    names = {module: name for name, module in learner.modules.named_modules() if not any(module.children())}
 
-    def hook(name: str) -> Any:
-        def look(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, torch.Tensor) and output.is_floating_point() and _is_bad(output):
-                nan, inf = int(output.isnan().sum()), int(output.isinf().sum())
-                found.append(f"{name} ({tuple(output.shape)}: {nan} NaN, {inf} infinite)")
+    def look(module: nn.Module, inputs: Any, output: Any) -> None:
+        if module in names and isinstance(output, torch.Tensor) and not output.isfinite().all():
+            nan, inf = int(output.isnan().sum()), int(output.isinf().sum())
+            found.append(f"{names[module]} ({tuple(output.shape)}: {nan} NaN, {inf} infinite)")
 
-        return look
-
-    leaves = [(name, module) for name, module in learner.modules.named_modules() if not any(module.children())]
-    handles = [module.register_forward_hook(hook(name)) for name, module in leaves]
+    handle = nn.modules.module.register_module_forward_hook(look)
     try:
         yield found
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def _differences(facts: Mapping[str, Any], learner: Learner) -> list[str]:

@@ -25,6 +25,7 @@ from ssole.losses import LOSSES
 from ssole.losses.base import EmbeddingError, EmbeddingLoss, copy_of_loss, is_plain, named_terms
 from ssole.models.backbone import Encoder, feature_dim, seeded_weights, whiten_stem
 from ssole.models.compile import compile_encoder, wants_compiling
+from ssole.models.weights_file import not_finite
 from ssole.progress import data_size
 from ssole.runtime import copy_to, keep_freed_memory
 from ssole.training.embedder import Embedder
@@ -243,19 +244,12 @@ class Learner:
     def check_weights(self) -> None:
         """Raise NonFiniteLossError if a loss or an updated weight is not finite. Call it before weights are saved."""
         self.watch.check()
-        state = {name: tensor for name, tensor in self.modules.state_dict().items() if name not in self._infinite}
-        floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
-        finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
-        if bad := [name for name, good in zip(floats, finite, strict=True) if not good]:
+        state = self.modules.state_dict()
+        if bad := not_finite({name: tensor for name, tensor in state.items() if name not in self._infinite}):
             raise NonFiniteLossError(self.steps_done, f"it left weights that are not finite ({listed(bad, 1)})")
 
     def wants_compiling(self, steps: int) -> bool:
-        """Whether a run of so many steps compiles the encoder: as its config says, or where it is known to pay.
-
-        With many processes it does not: batch norm, which waits for the others, cuts the network into short pieces.
-        """
-        if self.config.compile == "auto" and distributed.world_size() > 1:
-            return False
+        """Whether a run of so many steps compiles the encoder: as its config says, or where it is known to pay."""
         return wants_compiling(self.config, self.encoder, self.device, steps)
 
     def compile(self, stopping: Callable[[], bool] = lambda: False) -> bool:

@@ -151,13 +151,10 @@ class DryRun:
     def memory(self, batch: int) -> float:
         """Bytes in use in a step on a batch of this size, extrapolated from the largest batch so far.
 
-        The bytes kept for the backward pass grow linearly with the batch, so two batches give the slope.
+        The bytes kept for the backward pass grow linearly with the batch, so two batches give the slope, or one and 0.
         """
-        small, large = min(self._saved), max(self._saved)
-        if small == large:
-            slope = self._saved[large] / large
-        else:
-            slope = (self._saved[large] - self._saved[small]) / (large - small)
+        small, large = min(self._saved) if len(self._saved) > 1 else 0, max(self._saved)
+        slope = (self._saved[large] - self._saved.get(small, 0)) / (large - small)
         return self._used[large] + _WORKSPACE * slope * (batch - large)
 
 
