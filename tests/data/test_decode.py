@@ -104,6 +104,12 @@ def test_rgba_is_laid_over_white(kind):
     assert np.abs(decoded(encode(image, kind, **options)) - over_white(RGB, ALPHA)).max() <= 1
 
 
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_deep_grey_with_alpha_is_refused(channels):
+    with pytest.raises(DataError, match="x: 16 bits of grey with transparency cannot be read: remove the transparency"):
+        decode(deep_png(DEEP[..., :2]), where="x", channels=channels)
+
+
 def test_one_transparent_colour():
     image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
     assert decoded(encode(image, transparency=(4, 5, 6))).tolist() == [[[1, 2, 3], [255, 255, 255]]]

@@ -18,6 +18,11 @@ def test_clouds_apart_are_found_whatever_their_length() -> None:
     assert clustering_figures(features, 3 * labels) == {"cluster_nmi": 1, "cluster_ari": 1, "cluster_accuracy": 1}
 
 
+@pytest.mark.parametrize("seed", [-1, 500_000_000])
+def test_any_integer_is_a_seed(seed: int) -> None:
+    assert clustering_figures(torch.eye(6), torch.arange(6) % 2, seed=seed)["cluster_nmi"] >= 0
+
+
 def test_noise_is_at_chance() -> None:
     figures = clustering_figures(torch.randn(600, 8), torch.arange(600) % 4)
     assert abs(figures["cluster_ari"]) < 0.03

@@ -60,6 +60,7 @@ def test_uniformity_follows_its_definition() -> None:
     naive = torch.pdist(unit).square().mul(-2).exp().mean().log().item()
     assert uniformity(x) == pytest.approx(naive, rel=1e-5)
     assert uniformity(torch.ones(30, 4)) == pytest.approx(0, abs=1e-5)
+    assert uniformity(torch.zeros(30, 4)) == pytest.approx(0, abs=1e-5)  # equal as well, though without a direction
     assert uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])) == pytest.approx(-8)
 
 

@@ -27,6 +27,12 @@ def test_warmup_then_cosine() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
+def test_between_two_steps_the_rate_does_not_exceed_its_peak() -> None:
+    """A budget of time sets steps that are no whole numbers."""
+    config = OptimConfig(warmup_steps=5, lr=2.0, final_lr=0.2)
+    assert max(learning_rate(step / 10, 20, config) for step in range(200)) == 2.0
+
+
 def test_a_run_of_one_step_and_one_that_is_all_warmup() -> None:
     assert learning_rate(0, 1, OptimConfig(lr=2.0, final_lr=0.1)) == 2.0
     assert learning_rate(4, 5, OptimConfig(warmup_steps=10, lr=2.0, final_lr=0.1)) == 1.0

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _EXIF_ORIENTATION = 0x0112
+_PNG_COLOUR_TYPE, _GREY_WITH_ALPHA = 25, 4  # offset of the byte, and a value of it
 # Rounding leaves the variance of a constant at up to 1e-15. Values that differ by one step of 16 bits have 5e-11.
 _ROUNDING = 1e-12
 _PNG_DEPTH = 24  # position of the byte of a PNG that holds the bits per channel
@@ -165,11 +166,11 @@ def _deep_png(data: bytes, where: str) -> NDArray[np.uint16]:
     """
     from PIL import Image
 
+    if data[_PNG_COLOUR_TYPE] == _GREY_WITH_ALPHA:
+        raise DataError(f"{where}: 16 bits of grey with transparency cannot be read: remove the transparency.")
     parts = []
     for order in ("B", "L"):
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode == "LA":
-                raise DataError(f"{where}: 16 bits of grey with transparency cannot be read: remove the transparency.")
             # a plain tuple, because the type of a tile differs between versions
             image.tile = [(*image.tile[0][:3], f"{image.mode};16{order}")]
             parts.append(np.asarray(_upright(image)).astype(np.uint16))

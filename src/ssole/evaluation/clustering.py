@@ -36,7 +36,8 @@ def clustering_figures(features: Tensor, labels: Tensor, *, seed: int = 0, progr
     fits = []
     with progress_bar("clusters", RESTARTS, enabled=progress) as advance:
         for restart in range(RESTARTS):
-            fits.append(KMeans(distinct, n_init=1, random_state=seed * RESTARTS + restart).fit(unit))
+            number = (seed * RESTARTS + restart) % 2**32  # scikit-learn takes no other seeds
+            fits.append(KMeans(distinct, n_init=1, random_state=number).fit(unit))
             advance()
     found = min(fits, key=lambda fit: fit.inertia_).labels_
     return {

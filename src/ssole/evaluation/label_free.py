@@ -145,7 +145,7 @@ def alignment(first: Tensor, second: Tensor, *, alpha: float = 2.0) -> float:
 def uniformity(features: Tensor, *, t: float = 2.0) -> float:
     """Uniformity of unit features on the sphere: 0 when all are equal, towards -2 t for a high-dimensional uniform.
 
-        log mean_{n < m} exp(- t |x_n - x_m|²),   x scaled to unit length, of N >= 2 images
+        log mean_{n < m} exp(- t |x_n - x_m|²),   x scaled to unit length unless it is 0, of N >= 2 images
 
     Wang and Isola 2020 (arXiv:2005.10242), eq. 2.
     """
@@ -155,9 +155,12 @@ def uniformity(features: Tensor, *, t: float = 2.0) -> float:
         raise ValueError(f"uniformity compares images and got {count}")
     with exact_float32(features.device):
         unit_NF = F.normalize(features.float(), dim=1)
+        square_N = unit_NF.square().sum(1)  # 1, or 0 of features that are all 0
         total = torch.zeros((), dtype=torch.float64, device=unit_NF.device)
         for start in range(0, count, 1024):
-            kernel = torch.exp(-t * (2 - 2 * unit_NF[start : start + 1024] @ unit_NF.T).clamp_min(0))
+            block = slice(start, start + 1024)
+            distance = square_N[block, None] + square_N - 2 * unit_NF[block] @ unit_NF.T
+            kernel = torch.exp(-t * distance.clamp_min(0))
             kernel.diagonal(offset=start).zero_()  # an image with itself is no pair
             total += kernel.sum(dtype=torch.float64)
     return float((total / (count * (count - 1))).log())
