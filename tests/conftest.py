@@ -61,7 +61,8 @@ def torch_as_it_was() -> Iterator[None]:
     np.random.seed(0)  # noqa: NPY002 - libraries under test may draw from the global state
     torch.manual_seed(0)
     yield
-    torch.use_deterministic_algorithms(False)
+    if torch.are_deterministic_algorithms_enabled():  # looked at first: the call imports the compiler, seconds of work
+        torch.use_deterministic_algorithms(False)
     torch.set_default_dtype(torch.float32)
     torch.set_num_threads(THREADS)
 
