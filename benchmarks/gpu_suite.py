@@ -11,7 +11,8 @@ every row from the moment it was measured. A piece that fails or takes longer th
 begins.
 
 Beside the rate of a network stands the model FLOP utilization (FLOPs of the encoder alone, of the GPU's bfloat16
-peak). `profile` gives the share of time in which the GPU works: a rate near that of another loop proves little if both
+peak), beside that of the loss the same of its matrix products, and beside that of the views the share of the memory's
+bandwidth that writing them takes. `profile` gives the share of time in which the GPU works: a rate near that of another loop proves little if both
 wait for kernels to be launched. It comes last, because launches may stay slower once a profiler has looked.
 """
 
@@ -37,6 +38,7 @@ from torch import Tensor
 from pieces import (
     Record,
     Row,
+    bandwidth_share,
     busy_share,
     covered,
     flops_of,
@@ -137,8 +139,15 @@ def loss_rows(suite: Suite) -> Iterator[Row]:
         ours = loss_call(suite, shape, loss)
         ours()
         taken[shape] = 1e3 * statistics.median(seconds_of(ours, suite.device) for _ in range(3 * suite.repeats))
-        graph_ms, found = graph_milliseconds(ours, suite), waits(ours, suite.device)
-        yield {"shape": shape, "ms": taken[shape], "graph_ms": graph_ms, "waits": found}
+        flops = flops_of(ours)
+        yield {
+            "shape": shape,
+            "ms": taken[shape],
+            "graph_ms": graph_milliseconds(ours, suite),
+            "waits": waits(ours, suite.device),
+            "gflops": flops / 1e9,
+            "utilization": utilization(flops, taken[shape] / 1e3, suite.device),
+        }
     for shape in shapes:
         theirs, z = loss_call(suite, shape, textbook), embeddings(shape).to(suite.device)
         textbook_ms = 1e3 * min(seconds_of(theirs, suite.device) for _ in range(2))
@@ -196,7 +205,13 @@ def views_rows(suite: Suite) -> Iterator[Row]:
         call, size, batch = views_call(suite, size, batch)
         call()
         seconds = statistics.median(seconds_of(call, suite.device) for _ in range(suite.repeats)) / 10
-        yield {"size": size, "images": batch, "views_per_second": 2 * batch / seconds}
+        data = batch * size**2 * (2 * 3 * 4)  # two views in float32, which is what must be written at least
+        yield {
+            "size": size,
+            "images": batch,
+            "views_per_second": 2 * batch / seconds,
+            "bandwidth": bandwidth_share(data, seconds, suite.device),
+        }
 
 
 def views_call(suite: Suite, size: int, batch: int) -> tuple[Callable[[], None], int, int]:

@@ -32,6 +32,9 @@ NEEDED = {"pydantic": "pydantic", "yaml": "pyyaml"}
 PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 """Dense bfloat16 FLOP/s, by a part of the GPU's name; from the data sheets."""
 
+PEAK_BYTES = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.0e12}
+"""Bytes of memory a second, by a part of the GPU's name; from the data sheets (of the larger versions)."""
+
 
 WAITS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait Event")
 """Names of a profile's entries that are no work."""
@@ -147,11 +150,20 @@ def flops_of(run: Callable[[], object]) -> int:
 
 def utilization(flops: float, seconds: float, device: torch.device) -> float | None:
     """Model FLOP utilization: share of the GPU's bfloat16 peak. None on a device whose peak is not known."""
+    return _share(flops / seconds, PEAK_FLOPS, device)
+
+
+def bandwidth_share(data: int, seconds: float, device: torch.device) -> float | None:
+    """Share of the GPU's memory bandwidth that some bytes in some time make. None where the peak is not known."""
+    return _share(data / seconds, PEAK_BYTES, device)
+
+
+def _share(rate: float, peaks: dict[str, float], device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    peak = next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
-    return None if peak is None else flops / seconds / peak
+    peak = next((peak for part, peak in peaks.items() if part in name), None)
+    return None if peak is None else rate / peak
 
 
 def profiled(run: Callable[[], object], device: torch.device, *, operators: bool = True) -> tuple[Any, float]:

@@ -82,6 +82,7 @@ def test_a_bare_image_is_enough_for_all_pieces(tmp_path: Path) -> None:
     loss, step = records["loss"]["rows"], records["step"]["rows"]
     assert [row["shape"] for row in loss] == 2 * [[8, 2, 16], [8, 5, 16]]
     assert min(row["ms"] for row in loss[:2]) > 0  # first of all, whatever becomes of the textbook version
+    assert min(row["gflops"] for row in loss[:2]) > 0
     assert max(row["gradient_error"] for row in loss[2:]) < 1e-5
     assert loss[2]["speedup"] == pytest.approx(loss[2]["textbook_ms"] / loss[0]["ms"])
     assert [row["views_per_second"] * row["ms"] / 1e3 for row in step] == pytest.approx([8, 16])
@@ -109,6 +110,20 @@ def test_what_is_missing_is_said_with_the_command_that_brings_it(tmp_path: Path,
     assert f"--dest wheels {package}\n" in done.stderr
     assert f"--no-index --find-links wheels {package}" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "flops", "memory"),
+    [("NVIDIA H200", 0.5, 0.25), ("NVIDIA A100-SXM4-80GB", 0.5 * 989 / 312, 0.6), ("X", 0, 0)],
+)
+def test_shares_of_the_peak(
+    suite: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str, flops: float, memory: float
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    device = torch.device("cuda")
+    assert suite.utilization(989e12, 2.0, device) == (pytest.approx(flops) if flops else None)
+    assert suite.bandwidth_share(int(1.2e12), 1.0, device) == (pytest.approx(memory) if memory else None)
+    assert suite.utilization(1.0, 1.0, torch.device("cpu")) is None
 
 
 def test_each_row_is_on_the_disk_when_the_next_fails(suite: ModuleType, tmp_path: Path) -> None:
