@@ -12,8 +12,9 @@ begins.
 
 Beside the rate of a network stands the model FLOP utilization (FLOPs of the encoder alone, of the GPU's bfloat16
 peak), beside that of the loss the same of its matrix products, and beside that of the views the share of the memory's
-bandwidth that writing them takes. `profile` gives the share of time in which the GPU works: a rate near that of another loop proves little if both
-wait for kernels to be launched. It comes last, because launches may stay slower once a profiler has looked.
+bandwidth that writing them takes. `profile` gives the share of time in which the GPU works: a rate near that of another
+loop proves little if both wait for kernels to be launched. It comes last, because launches may stay slower once a
+profiler has looked.
 """
 
 from __future__ import annotations
