@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced, shared_labels
+from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced
+from ssole.data.labels import shared_labels
 from ssole.data.sources import open_source
 from ssole.errors import DataError
 from ssole.evaluation.datasets import HELD_OUT, find_test_images, require_classes, stratified_split

@@ -3,6 +3,7 @@
 sources     `open_source`, from data as users give them to a `Source`, the class that base defines
 describe    texts that name data, for configs and run folders
 folder, tars, parquet, arrays, objects, digits_m     one kind of source each; base has a part of a source
+labels      labels as numbers, and those of two sources in one numbering
 storage, remote     local files and files behind URLs; how the latter are read
 decode, tiff, cache     pixels from bytes; decoded images on disk
 store, reader     `ImageStore`, images by index; what its threads do

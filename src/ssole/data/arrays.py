@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import NoTestImages, Pixels, Source, Split, SubsetSource, number_integers
+from ssole.data.base import NoTestImages, Pixels, Source, Split, SubsetSource
+from ssole.data.labels import number_integers
 from ssole.data.storage import cache_folder, data_errors, is_remote, name_of, open_binary, read_bytes
 from ssole.errors import DataError
 from ssole.files import require_regular

@@ -16,7 +16,8 @@ from urllib.parse import quote, unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import MAX_FILES, Source, evenly_spaced, number_texts
+from ssole.data.base import MAX_FILES, Source, evenly_spaced
+from ssole.data.labels import number_texts
 from ssole.data.storage import data_errors, folder_of, is_remote, name_of, read_bytes, suffix_of
 from ssole.errors import DataError, listed, without_secrets
 

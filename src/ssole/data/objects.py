@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssole.data.base import MAX_FILES, Indexable, Pixels, Source, evenly_spaced, number_integers
+from ssole.data.base import MAX_FILES, Indexable, Pixels, Source, evenly_spaced
 from ssole.data.decode import pillow_pixels
+from ssole.data.labels import number_integers
 from ssole.data.storage import data_errors, is_remote, read_bytes
 from ssole.errors import DataError, without_secrets
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ssole.data.base import Source, is_text, number_labels
+from ssole.data.base import Source
+from ssole.data.labels import is_fractional, is_text, number_labels, whole_numbers
 from ssole.data.storage import absolute, data_errors, files_fingerprint, is_remote, name_of, open_binary, relative_to
 from ssole.errors import DataError, listed, without_secrets
 from ssole.files import parse_json, require_regular
@@ -72,7 +73,7 @@ class ParquetSource(Source):
                 # integers of several widths become those of the widest
                 tables = [pa.table({label: chunk}) for _, labels in parts for chunk in labels]
                 table = pa.concat_tables(tables, promote_options="permissive")
-                column = _whole_numbers(table.column(label))
+                column = whole_numbers(table.column(label))
                 if column is None:
                     self.why_unlabelled = f"the column {label!r} holds numbers that are not whole"
                 else:
@@ -196,7 +197,7 @@ def _label_column(schema: Any, features: dict[str, Any], given: str | None, path
 
     def holds_labels(kind: Any) -> bool:
         kind = kind.value_type if types.is_dictionary(kind) else kind
-        return bool(is_text(kind) or types.is_integer(kind) or types.is_boolean(kind) or _is_fractional(kind))
+        return bool(is_text(kind) or types.is_integer(kind) or types.is_boolean(kind) or is_fractional(kind))
 
     possible = [field.name for field in schema if holds_labels(field.type)]
     if given is not None and given not in possible:
@@ -204,25 +205,3 @@ def _label_column(schema: Any, features: dict[str, Any], given: str | None, path
     named = [name for name in _LABEL_NAMES if name in possible]
     named += [name for name in possible if features.get(name, {}).get("_type") == "ClassLabel"]
     return given or (named[0] if named else None)
-
-
-def _is_fractional(kind: Any) -> bool:
-    """Whether values of an Arrow type may have a fraction, as those of pandas' integers with missing values do."""
-    import pyarrow.types as types
-
-    return bool(types.is_floating(kind) or types.is_decimal(kind))
-
-
-def _whole_numbers(column: Any) -> Any:
-    """The column; if its type allows fractions, as integers, with null for NaN. None if some have a fraction."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not _is_fractional(column.type):
-        return column
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
-    try:
-        return column.cast(pa.int64())
-    except pa.ArrowInvalid:
-        return None

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from ssole.data.base import Source, number_texts
+from ssole.data.base import Source
 from ssole.data.folder import image_suffixes, suffix_counts
+from ssole.data.labels import number_texts
 from ssole.data.storage import (
     CONNECTIONS,
     absolute,
@@ -222,8 +223,7 @@ class _Shard:
         """Add one member as an image, a label or neither."""
         folder, _, name = member.name.rpartition("/")
         key, _, extension = name.partition(".")
-        extension = extension.lower()
-        suffix = os.path.splitext(name)[1].lower()
+        extension, suffix = extension.lower(), os.path.splitext(name)[1].lower()
         if member.isdir():
             return
         if name.startswith("."):

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssole import distributed
-from ssole.data.base import Source, Spec, shared_labels
+from ssole.data.base import Source, Spec
 from ssole.data.folder import FileSource
+from ssole.data.labels import shared_labels
 from ssole.data.sources import open_source, open_test_images
 from ssole.data.store import ImageStore
 from ssole.errors import DataError, listed

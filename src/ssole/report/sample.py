@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssole.data.base import Source, SubsetSource, shared_labels
+from ssole.data.base import Source, SubsetSource
 from ssole.data.describe import why_not_reopened
+from ssole.data.labels import shared_labels
 from ssole.data.sources import open_source
 from ssole.data.thumbnail import images_to_show, thumbnail
 from ssole.errors import DataError

@@ -19,7 +19,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig, ViewRecipe
-from ssole.data.base import number_ids
+from ssole.data.labels import number_ids
 from ssole.errors import DataError, listed
 from ssole.losses import LOSSES
 from ssole.losses.base import EmbeddingError, EmbeddingLoss, copy_of_loss, is_plain, named_terms
