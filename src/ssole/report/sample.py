@@ -120,11 +120,16 @@ def open_examples(record: Record, data: Spec | None, *, limit: int) -> tuple[lis
 
 
 def _open(record: Record, data: Any, limit: int, device: torch.device, progress: bool) -> Sample:
-    models = load(record.path), untrained(record.path)
-    preprocessing = Preprocessing.from_model(models[0])
+    trained, start = load(record.path), untrained(record.path)
+    both, preprocessing = _SideBySide([trained, start]), Preprocessing.from_model(trained)
     whole = open_source(data, split="train")
     found = _open_data(whole, data, preprocessing, limit, progress)
-    part = partial(_part, models=models, preprocessing=preprocessing, device=device, progress=progress)
+
+    def part(subset: Subset) -> Part:
+        features = extract(both, subset, preprocessing, device=device, progress=progress)
+        after, before = subset.readable_rows(features)[0].chunk(2, dim=1)
+        return Part(subset=subset.readable_part(), after=after.contiguous(), before=before.contiguous())
+
     train = part(found.train)
     return Sample(
         train=train,
@@ -132,7 +137,7 @@ def _open(record: Record, data: Any, limit: int, device: torch.device, progress:
         classes=found.names,
         labelled=bool((train.labels >= 0).any()),
         total=len(whole),
-        agreement=(_agreement(record, models[0], train, device), _agreement(record, models[1], train, device)),
+        agreement=(_agreement(record, trained, train, device), _agreement(record, start, train, device)),
     )
 
 
@@ -161,22 +166,8 @@ def _some(source: Source, limit: int) -> SubsetSource:
     return SubsetSource(source, order[:limit].sort().values.numpy())
 
 
-def _part(
-    subset: Subset,
-    *,
-    models: tuple[LoadedBackbone, LoadedBackbone],
-    preprocessing: Preprocessing,
-    device: torch.device,
-    progress: bool,
-) -> Part:
-    both = _SideBySide(models)  # so that images are decoded once
-    features = extract(both, subset, preprocessing, device=device, progress=progress)
-    after, before = subset.readable_rows(features)[0].chunk(2, dim=1)
-    return Part(subset=subset.readable_part(), after=after.contiguous(), before=before.contiguous())
-
-
 class _SideBySide(nn.ModuleList):
-    """Networks of one shape as one: their features (B, F) beside each other, (B, M F)."""
+    """Networks as one, so that images are decoded once: features (B, F) of each beside the others, (B, M F)."""
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.cat([model(images) for model in self], dim=1)
