@@ -248,10 +248,8 @@ class Embeddings:
             ValueError: the name has another suffix.
         """
         path = Path(path)
-        writers = {".npz": self._write_npz, ".parquet": self._write_parquet}
-        if path.suffix not in writers:
-            raise ValueError(f"cannot write embeddings to {path.name!r}: end the name in {' or '.join(writers)}")
-        write_atomically(path, writers[path.suffix])
+        require_format(path)
+        write_atomically(path, self._write_npz if path.suffix == ".npz" else self._write_parquet)
         return path
 
     def _write_npz(self, path: Path) -> None:
@@ -277,3 +275,9 @@ class Embeddings:
                 names = np.array([*known, None], dtype=object)  # -1, an unknown label, has no name
                 columns["class"] = pa.array(names[self.labels], type=pa.string())
         parquet.write_table(pa.table(columns), path)
+
+
+def require_format(path: Path) -> None:
+    """Raise a `ValueError` unless embeddings can be written to a file of this name."""
+    if path.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"cannot write embeddings to {path.name!r}: end the name in .npz or .parquet")
