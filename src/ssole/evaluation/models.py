@@ -74,7 +74,7 @@ def is_run(given: Any) -> bool:
     if isinstance(given, nn.Module):
         return False
     text = str(getattr(given, "path", given))
-    return not text.startswith(_LIBRARIES) and not text.endswith(".onnx")
+    return not text.startswith(_LIBRARIES) and Path(text).suffix.lower() != ".onnx"
 
 
 def most_unreadable(models: Iterable[Any]) -> float:
@@ -154,32 +154,27 @@ class OnnxModel(nn.Module):
 def _timm(name: str) -> nn.Module:
     import timm
 
+    file = ""
     if name.startswith(_SCHEMES):
         register_with_timm()  # the folder may hold a small-image ResNet of an export
         if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
             raise ConfigError(f"there is no folder {name.removeprefix('local-dir:')}")
-        return _pretrained_timm(name)
-    name, equals, file = name.partition("=")
-    if equals and not file:
-        raise ConfigError(f"timm:{name}= names no file of weights: give timm:{name}=FILE, or timm:{name} alone")
-    if not timm.is_model(name):
-        raise _unknown("timm", name, timm.list_models())
-    if not file:
+    else:
+        name, equals, file = name.partition("=")
+        if equals and not file:
+            raise ConfigError(f"timm:{name}= names no file of weights: give timm:{name}=FILE, or timm:{name} alone")
+        if not timm.is_model(name):
+            raise _unknown("timm", name, timm.list_models())
         tagged = timm.list_pretrained(f"{name.partition('.')[0]}.*")
-        if "." in name and name not in tagged:
+        if not file and "." in name and name not in tagged:
             raise _unknown("timm", name, tagged)
-        return _pretrained_timm(name)
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    if not file:
+        with _download_of(f"timm:{name}"):
+            model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+        return model
+    model = timm.create_model(name, pretrained=False, num_classes=0)
     prefixes = classifier_prefixes(model)
     load_whole(model, read_weights(Path(file)), source=file, network=f"timm:{name}", extra_prefixes=prefixes)
-    return model
-
-
-def _pretrained_timm(name: str) -> nn.Module:
-    import timm
-
-    with _download_of(f"timm:{name}"):
-        model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
     return model
 
 
