@@ -54,10 +54,7 @@ def extract(
     precision: Precision = "auto",
     progress: bool = True,
 ) -> Tensor:
-    """Features of every image, in order: (N, F) float32 on the CPU.
-
-    The model runs in evaluation mode and without gradients. Afterwards it is on its old device, and every submodule has
-    its old training mode.
+    """Features of every image, in order: (N, F) float32 on the CPU. The model is :func:`frozen` meanwhile.
 
     Args:
         model: module from (B, C, S, S) float32 to (B, F) or (B, F, 1, 1).
