@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError
+from ssole.data.base import Spec
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.evaluation.datasets import open_data
@@ -26,9 +27,6 @@ from ssole.evaluation.scoring import Scoring
 from ssole.evaluation.sharing import evaluation_device
 from ssole.models.load import untrained
 from ssole.runtime import Precision
-
-if TYPE_CHECKING:
-    from ssole.data.base import Spec
 
 ModelOrRun = nn.Module | str | PathLike[str] | Any
 """Module that returns features (B, F); or a run folder, its ``backbone.safetensors``, or the Run of pretraining; or
@@ -123,7 +121,7 @@ def _open_all(
         except UnavailableError as error:
             if len(rows) == 1:
                 raise
-            scoring.note(f"{error}: left out.")
+            scoring.notes.append(f"{error}: left out.")
     if not opened:
         raise UnavailableError("none of the pretrained weights can be had here: give a run, or a file of weights")
     return opened
@@ -149,7 +147,7 @@ def _add_baselines(
         row_name = "untrained" if len(different) == 1 else f"untrained, as {name}"
         scoring.add_models(scoring.free_name(row_name), models)
     if not different:
-        scoring.note("No untrained row: the initial weights of a module are unknown; give its run.")
+        scoring.notes.append("No untrained row: the initial weights of a module are unknown; give its run.")
 
 
 def embed(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ssole import distributed
 from ssole.config import PretrainConfig
-from ssole.data.base import Source, content_digests
+from ssole.data.base import Source, Spec, content_digests
 from ssole.data.sources import open_source
 from ssole.errors import DataError, valid_text
 from ssole.evaluation.checks import check_features
@@ -36,9 +36,6 @@ from ssole.evaluation.sharing import evaluation_device
 from ssole.files import read_json, remove_leftovers, write_atomically, write_json_atomically
 from ssole.models.weights_file import digest_of
 from ssole.runtime import Precision, resolve_precision
-
-if TYPE_CHECKING:
-    from ssole.data.base import Spec
 
 PART = 1024
 """Images of a part; a multiple of the batch size, so that batches are the same with and without an interruption."""

@@ -18,19 +18,17 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import torch
 
 from ssole.config import ConfigError
+from ssole.data.base import Spec
 from ssole.report.page import Facts, render
 from ssole.report.record import Record
 from ssole.report.report import IMAGES, check_request, facts_of, read_records
 from ssole.runtime import resolve_device
-
-if TYPE_CHECKING:
-    from ssole.data.base import Spec
 
 ADDRESS = "127.0.0.1"
 _HOSTS = {ADDRESS, "localhost"}

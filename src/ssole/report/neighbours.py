@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ssole.data.base import evenly_spaced
 from ssole.evaluation.accuracy import confusion_matrix
 from ssole.evaluation.knn import knn_classify, nearest_others
 from ssole.report.sample import Part, Sample
@@ -20,7 +21,7 @@ _MATRIX = 20  # classes of the largest matrix that is shown
 
 def sample_neighbours(part: Part, count: int) -> list[tuple[int, list[int], list[int]]]:
     """`count` evenly spaced images, each with its nearest others after and before training, best first, by row."""
-    queries = torch.linspace(0, len(part) - 1, min(count, len(part))).long()
+    queries = torch.tensor(evenly_spaced(len(part), count))
     after, before = (nearest_others(features, queries, SHOWN)[1] for features in (part.after, part.before))
     return list(zip(queries.tolist(), after.tolist(), before.tolist(), strict=True))
 

@@ -10,9 +10,10 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ssole import __version__
@@ -23,9 +24,6 @@ from ssole.report.record import Record
 from ssole.report.sample import Part, Sample
 from ssole.report.verdict import assess
 from ssole.search.rows import outliers, unit_rows
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 MAX_PAGE_BYTES = 8_000_000
 """Bytes that a page should not exceed."""
@@ -191,8 +189,6 @@ def sheets(
     `get` gives the pictures of some images. Thumbnail number n is on sheet n // 500, in row (n % 500) // 25 and column
     n % 25.
     """
-    from PIL import Image, ImageOps
-
     made: list[str] = []
     size = 0
     for start in range(0, len(order), _COLUMNS * _ROWS):

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from ssole.data.base import Source, SubsetSource, shared_labels
+from ssole.data.base import Source, Spec, SubsetSource, shared_labels
 from ssole.data.describe import why_not_reopened
 from ssole.data.sources import open_source
 from ssole.data.thumbnail import images_to_show, thumbnail
@@ -24,11 +25,6 @@ from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.load import LoadedBackbone, load, untrained
 from ssole.report.record import Record
 from ssole.views import make_views
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ssole.data.base import Spec
 
 _TEST_SHARE = 4  # of the images, one in so many test images
 _PAIRS = 512  # images whose views are compared
