@@ -97,6 +97,6 @@ def _code(text: str) -> str:
     return "`" + text.replace("`", "'") + "`"
 
 
-def _plain(text: str | None) -> str:
+def _plain(text: str) -> str:
     """Text from outside that Markdown takes for text: names of data sets and classes."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in (text or "").replace("\n", " "))
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in text.replace("\n", " "))
