@@ -130,10 +130,7 @@ def build_index(
     """
     data = canonical(data)
     weights = weights_path(model_or_run) if is_run(model_or_run) else None
-    if cells == "always" and not faiss_installed():
-        raise ConfigError("cells are made by faiss: pip install 'ssole[search]'")
-    folder = _folder(out, weights)
-    require_new_folder(folder)
+    folder = _folder(out, weights, cells)
     model = open_model(model_or_run)
     if isinstance(model, OnnxModel):
         raise ConfigError(f"an index cannot know {model_or_run} again: give the run that it was exported from")
@@ -153,15 +150,20 @@ def build_index(
     return Index(folder)
 
 
-def _folder(out: str | PathLike[str] | None, weights: Path | None) -> Path:
-    """Folder to write: the one given, or that of a run's own index."""
+def _folder(out: str | PathLike[str] | None, weights: Path | None, cells: str) -> Path:
+    """Folder to write, which is new or empty; an error if what it is to hold cannot be made."""
+    if cells == "always" and not faiss_installed():
+        raise ConfigError("cells are made by faiss: pip install 'ssole[search]'")
     if out is not None:
-        return Path(out)
-    if weights is None:
+        folder = Path(out)
+    elif weights is not None:
+        folder = folder_beside(weights, "index")
+    else:
         raise ConfigError(
             "an index made with another model than a run needs a folder to be written to: pass out (--out)"
         )
-    return folder_beside(weights, "index")
+    require_new_folder(folder)
+    return folder
 
 
 @contextmanager
