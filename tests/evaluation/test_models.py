@@ -207,7 +207,8 @@ def test_names_and_kinds(run: Run) -> None:
     assert [name_of(one) for one in ("timm:a=b/c.pth", "timm:a", "runs/mine", "x/y.onnx", MeanColour(), run)] == [
         "timm:a=c.pth", "timm:a", "mine", "y.onnx", "MeanColour", "run",
     ]  # fmt: skip
-    assert [is_run(one) for one in (run, str(run.path), "timm:a", "a.onnx", MeanColour())] == [True, True] + 3 * [False]
+    given = (run, str(run.path), "timm:a", "a.onnx", "a.ONNX", MeanColour())
+    assert [is_run(one) for one in given] == [True, True] + 4 * [False]
 
 
 def test_rows_of_a_dict_and_one_untrained_row_for_equal_beginnings(run: Run, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_a_result_has_the_rows_in_order_and_each_note_once() -> None:
     opened = Opened(coloured(60, seed=0), ArraySource(test.images, test.labels % 2, classes=test.classes), ["knn"])
     for row in ("b", "a"):
         opened.scoring.add_models(row, [(MeanColour(0.0), PREPROCESSING)])
-        opened.scoring.note("said twice")
+        opened.scoring.notes.append("said twice")
     result = opened.scoring.result()
     assert list(result.rows) == list(result.details) == ["b", "a"]
     assert (result.train, result.test, result.classes) == ("coloured-0, 60 images", "array, 30 images", 3)

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 import ssole
 import tiny
 from ssole.evaluation.results import EvaluationResult, Score
-from ssole.export.card import largest_difference
 from ssole.training.run import Run
 
 
@@ -54,11 +52,6 @@ def test_a_weight_file_alone_has_neither(run: Run, tmp_path: Path) -> None:
     alone.write_bytes(run.backbone_path.read_bytes())
     text = (ssole.export(alone, to="timm") / "README.md").read_text(encoding="utf-8")
     assert "## Training" not in text
-
-
-def test_difference_is_relative_above_one() -> None:
-    assert largest_difference(torch.tensor([100.0]), torch.tensor([99.0])) == pytest.approx(0.01)
-    assert largest_difference(torch.tensor([0.1, 0.2]), torch.tensor([0.1, 0.3])) == pytest.approx(0.1)
 
 
 def test_a_run_that_learned_from_labels_is_not_called_self_supervised(tmp_path: Path) -> None:

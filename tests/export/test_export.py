@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import nn
 from weight_files import Weights
 
 import ssole
@@ -88,10 +89,35 @@ def test_an_export_that_differs_leaves_no_folder(weights: Weights, monkeypatch: 
     assert list((source.parent / "export").iterdir()) == []
 
 
-def test_a_result_that_is_not_finite_does_not_pass(weights: Weights) -> None:
-    model = ssole.load(weights())
-    nan = Written(features=lambda images: torch.full((len(images), model.num_features), np.nan), snippet="", needs="")
-    assert not module._compare(model, nan) <= module.TOLERANCE
+class Constant(nn.Module):
+    """Model that gives every image the same features."""
+
+    image_size, mean, std = 2, (0.0,), (1.0,)
+
+    def __init__(self, *features: float) -> None:
+        super().__init__()
+        self.features = torch.tensor(features)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.features.expand(len(images), -1)
+
+
+@pytest.mark.parametrize("bad", [1, 3])  # images of the batch that gives NaN
+def test_a_result_that_is_not_finite_does_not_pass(bad: int) -> None:
+    nan = Written(
+        features=lambda images: torch.full((len(images), 1), np.nan if len(images) == bad else 1), snippet="", needs=""
+    )
+    assert not module._compare(Constant(1.0), nan) <= module.TOLERANCE  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "difference"), [((100.0,), (99.0,), 0.01), ((0.1, 0.2), (0.1, 0.3), 0.1)]
+)
+def test_difference_is_relative_above_one(
+    expected: tuple[float, ...], found: tuple[float, ...], difference: float
+) -> None:
+    written = Written(features=Constant(*found), snippet="", needs="")
+    assert module._compare(Constant(*expected), written) == pytest.approx(difference)  # type: ignore[arg-type]
 
 
 def test_weights_that_are_not_finite_are_told_as_such(weights: Weights) -> None:

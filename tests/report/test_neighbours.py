@@ -1,4 +1,4 @@
-"""Neighbours, outliers and pairs against brute force and by hand, and the confusions of a case made by hand."""
+"""Neighbours and pairs against brute force and by hand, and the confusions of a case made by hand."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssole.report.neighbours import confusions, outliers, sample_neighbours, similar_pairs
+from ssole.report.neighbours import confusions, sample_neighbours, similar_pairs
 from ssole.report.sample import Part
 
 
@@ -18,13 +18,6 @@ def part(after: Tensor) -> Part:
 
 def test_few_images() -> None:
     assert [len(after) for _, after, _ in sample_neighbours(part(torch.randn(3, 4)), 6)] == [2, 2, 2]
-
-
-def test_the_image_apart_is_the_first_outlier() -> None:
-    features = torch.tensor([[1.0, 0.01 * i] for i in range(12)] + [[0.0, -1.0]])
-    (first, value), *_ = outliers(part(features), 3)
-    assert first == 12
-    assert value < 0
 
 
 def test_pairs_are_found_once_and_only_if_alike() -> None:

@@ -146,6 +146,13 @@ def test_outliers_are_those_of_brute_force() -> None:
     np.testing.assert_allclose(similarity, np.sort(mean)[:7], atol=1e-6)
 
 
+def test_the_image_apart_is_the_first_outlier() -> None:
+    features = torch.tensor([[1.0, 0.01 * i] for i in range(12)] + [[0.0, -1.0]])
+    found, similarity = outliers(unit_rows(features), 3)
+    assert found[0] == 12
+    assert similarity[0] < 0
+
+
 def test_groups_and_outliers_of_few_rows() -> None:
     assert outliers(unit_rows(torch.ones(1, 3)), 5)[0].tolist() == []
     assert outliers(unit_rows(torch.eye(2)), 5)[0].tolist() == [0, 1]

@@ -107,7 +107,6 @@ def attentive_probe(
         labels: (N,) integers in [0, C).
         classes, epochs: C, and passes over the images; more where they have fewer than 500 steps.
         seed, device: seed of the initial weights and of the batches; where to train.
-        progress: show a bar when it takes more than two seconds.
     """
     if tokens.ndim != 3 or len(tokens) < 2:
         raise ValueError(f"the attentive probe takes tokens (N, T, F) of two or more images, got {tuple(tokens.shape)}")

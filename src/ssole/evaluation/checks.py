@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,16 +61,12 @@ def exact_float32(device: torch.device) -> Iterator[None]:
     """
     backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     matmul: Any = getattr(backend, "matmul", None)
-    new = hasattr(matmul, "fp32_precision")  # torch 2.9; once it was set, the old getter raises
-    before = matmul.fp32_precision if new else torch.get_float32_matmul_precision()
-
-    def use(precision: str) -> None:
-        if new:
-            matmul.fp32_precision = precision
-        else:
-            torch.set_float32_matmul_precision(precision)
-
-    use("ieee" if new else "highest")
+    use: Callable[[str], None] = torch.set_float32_matmul_precision
+    if hasattr(matmul, "fp32_precision"):  # torch 2.9; once it was set, the old getter raises
+        use, exact, before = partial(setattr, matmul, "fp32_precision"), "ieee", matmul.fp32_precision
+    else:
+        exact, before = "highest", torch.get_float32_matmul_precision()
+    use(exact)
     try:
         with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield

@@ -121,8 +121,7 @@ def ice(side: int, draws: Draws) -> Tensor:
 
     Clouds are those of :func:`plasma`; the last one is how thick the ice is.
     """
-    size = 1 << max(1, (side - 1).bit_length())
-    first, second, third, depth = (plasma(size, 1.4, draws)[:, None, :side, :side] for _ in range(4))
+    first, second, third, depth = (plasma(side, 1.4, draws)[:, None] for _ in range(4))
     crystals = torch.maximum(
         (1 - 5 * (first - second).abs()).clamp(min=0), (1 - 7 * (second - third).abs()).clamp(min=0)
     )
@@ -131,18 +130,19 @@ def ice(side: int, draws: Draws) -> Tensor:
 
 def fog(images: Tensor, c: tuple[float, float], draws: Draws) -> Tensor:
     """Clouds of a thickness, and then as much contrast as before."""
-    side, brightest = images.shape[-1], images.amax((1, 2, 3), keepdim=True)
-    clouds = plasma(1 << max(1, (side - 1).bit_length()), c[1], draws)[:, None, :side, :side]
+    brightest = images.amax((1, 2, 3), keepdim=True)
+    clouds = plasma(images.shape[-1], c[1], draws)[:, None]
     return (images + c[0] * clouds) * brightest / (brightest + c[0])
 
 
 def plasma(side: int, decay: float, draws: Draws) -> Tensor:
-    """Random clouds (B, side, side) in [0, 1] that continue across their edges, by the diamond-square algorithm.
+    """Random clouds (B, side, side) in [0, 1], by the diamond-square algorithm.
 
-    Each halving of the step divides the height of what is added by decay². ``side`` is a power of two, 2 or more.
+    Each halving of the step divides the height of what is added by decay². Clouds of the next power of two, which
+    continue across their edges, are cut to ``side``.
     """
-    step, height = side, 1.0
-    heights = draws.uniform(side, side) * 2 - 1  # what is added at each point
+    step, height = 1 << max(1, (side - 1).bit_length()), 1.0
+    heights = draws.uniform(step, step) * 2 - 1  # what is added at each point
     cloud = torch.zeros_like(heights)
     while step >= 2:
         half = step // 2
@@ -155,7 +155,8 @@ def plasma(side: int, decay: float, draws: Draws) -> Tensor:
         cloud[:, half::step, ::step] = left / 4 + height * heights[:, half::step, ::step]
         step, height = half, height / decay**2
     cloud = cloud - cloud.amin((1, 2), keepdim=True)
-    return cloud / cloud.amax((1, 2), keepdim=True).clamp_min(1e-12)  # heights that are all equal stay 0
+    cloud = cloud / cloud.amax((1, 2), keepdim=True).clamp_min(1e-12)  # heights that are all equal stay 0
+    return cloud[:, :side, :side]
 
 
 def brightness(images: Tensor, c: float, _: Draws) -> Tensor:

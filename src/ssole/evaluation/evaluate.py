@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError
+from ssole.data.base import Spec
 from ssole.data.sources import open_source
+from ssole.data.store import ImageStore
 from ssole.evaluation.datasets import open_data
 from ssole.evaluation.features import RAW_PIXEL_SIZE, Embeddings, Views, extract, frozen
 from ssole.evaluation.models import UnavailableError, is_run, most_unreadable, open_model
@@ -24,9 +27,6 @@ from ssole.evaluation.scoring import Scoring
 from ssole.evaluation.sharing import evaluation_device
 from ssole.models.load import untrained
 from ssole.runtime import Precision
-
-if TYPE_CHECKING:
-    from ssole.data.base import Spec
 
 ModelOrRun = nn.Module | str | PathLike[str] | Any
 """Module that returns features (B, F); or a run folder, its ``backbone.safetensors``, or the Run of pretraining; or
@@ -121,7 +121,7 @@ def _open_all(
         except UnavailableError as error:
             if len(rows) == 1:
                 raise
-            scoring.note(f"{error}: left out.")
+            scoring.notes.append(f"{error}: left out.")
     if not opened:
         raise UnavailableError("none of the pretrained weights can be had here: give a run, or a file of weights")
     return opened
@@ -147,7 +147,7 @@ def _add_baselines(
         row_name = "untrained" if len(different) == 1 else f"untrained, as {name}"
         scoring.add_models(scoring.free_name(row_name), models)
     if not different:
-        scoring.note("No untrained row: the initial weights of a module are unknown; give its run.")
+        scoring.notes.append("No untrained row: the initial weights of a module are unknown; give its run.")
 
 
 def embed(
@@ -177,18 +177,23 @@ def embed(
     model, preprocessing = model_and_preprocessing(model_or_run, image_size=image_size, mean=mean, std=std)
     most = most_unreadable([model_or_run])
     store = preprocessing.open_store(open_source(data), progress=progress, max_unreadable=most)
-    array = extract(model, store, preprocessing, device=device, precision=precision, progress=progress).numpy()
+    features = extract(model, store, preprocessing, device=device, precision=precision, progress=progress)
     if store.unreadable:
         _, first, reason = store.unreadable[0]
         warnings.warn(
             f"{len(store.unreadable)} of {len(store)} images cannot be read and are left out: {first} ({reason}), ...",
             stacklevel=2,
         )
-    readable = store.readable
+    return readable_embeddings(features, store)
+
+
+def readable_embeddings(features: torch.Tensor, store: ImageStore, first: int = 0) -> Embeddings:
+    """Embeddings of the readable images among those of a store, from number ``first`` on, that have these features."""
+    readable = first + np.flatnonzero(store.readable[first : first + len(features)])
     return Embeddings(
-        array=array[readable],
-        ids=[name for name, good in zip(store.ids, readable, strict=True) if good],
-        labels=None if store.labels is None else store.labels[readable],
+        array=features.numpy()[readable - first],
+        ids=[store.source.id(i) for i in readable.tolist()],
+        labels=None if store.source.labels is None else store.source.labels[readable],
         classes=store.source.classes,
     )
 

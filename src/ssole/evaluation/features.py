@@ -54,10 +54,7 @@ def extract(
     precision: Precision = "auto",
     progress: bool = True,
 ) -> Tensor:
-    """Features of every image, in order: (N, F) float32 on the CPU.
-
-    The model runs in evaluation mode and without gradients. Afterwards it is on its old device, and every submodule has
-    its old training mode.
+    """Features of every image, in order: (N, F) float32 on the CPU. The model is :func:`frozen` meanwhile.
 
     Args:
         model: module from (B, C, S, S) float32 to (B, F) or (B, F, 1, 1).
@@ -248,10 +245,8 @@ class Embeddings:
             ValueError: the name has another suffix.
         """
         path = Path(path)
-        writers = {".npz": self._write_npz, ".parquet": self._write_parquet}
-        if path.suffix not in writers:
-            raise ValueError(f"cannot write embeddings to {path.name!r}: end the name in {' or '.join(writers)}")
-        write_atomically(path, writers[path.suffix])
+        require_format(path)
+        write_atomically(path, self._write_npz if path.suffix == ".npz" else self._write_parquet)
         return path
 
     def _write_npz(self, path: Path) -> None:
@@ -277,3 +272,9 @@ class Embeddings:
                 names = np.array([*known, None], dtype=object)  # -1, an unknown label, has no name
                 columns["class"] = pa.array(names[self.labels], type=pa.string())
         parquet.write_table(pa.table(columns), path)
+
+
+def require_format(path: Path) -> None:
+    """Raise a `ValueError` unless embeddings can be written to a file of this name."""
+    if path.suffix not in (".npz", ".parquet"):
+        raise ValueError(f"cannot write embeddings to {path.name!r}: end the name in .npz or .parquet")

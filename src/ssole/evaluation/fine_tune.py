@@ -82,7 +82,6 @@ def fine_tune(
         features, classes: F, and the number of classes.
         epochs: passes over the images; more where they have fewer than 200 steps.
         seed, device: seed of the batches, the shifts, and of layers such as dropout; where to train.
-        progress: show a bar when it takes more than two seconds.
 
     A network without parameters, or training that diverges, is a ValueError.
     """

@@ -37,7 +37,7 @@ def knn_classify(
 
     Rows sum to 1, and a class without neighbours has exactly 0. ``argmax(1)`` is the prediction; the lowest class wins
     a tie. The neighbours are searched once, for max(k). Equally similar training images are taken in order of their
-    index, so the result does not depend on the search routine.
+    index, so the result does not depend on the search routine. Arguments that are not as below are a ValueError.
 
     Args:
         train_features: (N, F), floating point, finite; need not be normalised. A zero row has similarity 0 to all.
@@ -45,10 +45,6 @@ def knn_classify(
         test_features: (Q, F), on the same device.
         k, tau: numbers of neighbours, each in [1, N]; and the temperature, above 0.
         num_classes: C; by default the largest label + 1.
-        progress: show a bar when it takes more than two seconds.
-
-    Raises:
-        ValueError: mismatched shapes, features that are not finite, labels out of range, k > N, or tau <= 0.
     """
     _check(train_features, test_features, k, tau)
     labels_N, classes = check_labels(train_labels, len(train_features), num_classes)

@@ -68,18 +68,16 @@ def linear_probe(
     """Linear probe, fitted with the inverse penalty that is best on a held-out part of train.
 
     Values of ``c`` are tried in ascending order on 90 % of every class; each fit starts from the solution of the last.
-    The value that is best on the other 10 % (the smallest of equals) is fitted on all of train.
+    The value that is best on the other 10 % (the smallest of equals) is fitted on all of train. Arguments that are not
+    as below are a ValueError.
 
     Args:
         train_features: (N, F), floating point, finite; the fit runs on their device, in float32 (float64 if they are).
         train_labels: (N,) integers in [0, C), of at least two classes.
-        c: inverse penalties to choose from, or a single one.
+        c: inverse penalties to choose from, or a single one, above 0.
         num_classes, seed: C, by default the largest label + 1; seed of the stratified hold-out.
         tolerance: largest entry of the preconditioned gradient at convergence.
-        max_iterations, progress: limit for each fit, and whether to show a bar when all take more than two seconds.
-
-    Raises:
-        ValueError: mismatched shapes, features that are not finite, labels of one class, or an inverse penalty <= 0.
+        max_iterations: limit for each fit.
     """
     check_features(train_features, "train features")
     labels_N, classes = check_labels(train_labels, len(train_features), num_classes)

@@ -6,9 +6,8 @@ import difflib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from functools import partial
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
@@ -75,7 +74,7 @@ def is_run(given: Any) -> bool:
     if isinstance(given, nn.Module):
         return False
     text = str(getattr(given, "path", given))
-    return not text.startswith(_LIBRARIES) and not text.endswith(".onnx")
+    return not text.startswith(_LIBRARIES) and Path(text).suffix.lower() != ".onnx"
 
 
 def most_unreadable(models: Iterable[Any]) -> float:
@@ -155,32 +154,27 @@ class OnnxModel(nn.Module):
 def _timm(name: str) -> nn.Module:
     import timm
 
+    file = ""
     if name.startswith(_SCHEMES):
         register_with_timm()  # the folder may hold a small-image ResNet of an export
         if name.startswith("local-dir:") and not Path(name.removeprefix("local-dir:")).is_dir():
             raise ConfigError(f"there is no folder {name.removeprefix('local-dir:')}")
-        return _pretrained(name)
-    name, equals, file = name.partition("=")
-    if equals and not file:
-        raise ConfigError(f"timm:{name}= names no file of weights: give timm:{name}=FILE, or timm:{name} alone")
-    if not timm.is_model(name):
-        raise _unknown("timm", name, timm.list_models())
-    if not file:
+    else:
+        name, equals, file = name.partition("=")
+        if equals and not file:
+            raise ConfigError(f"timm:{name}= names no file of weights: give timm:{name}=FILE, or timm:{name} alone")
+        if not timm.is_model(name):
+            raise _unknown("timm", name, timm.list_models())
         tagged = timm.list_pretrained(f"{name.partition('.')[0]}.*")
-        if "." in name and name not in tagged:
+        if not file and "." in name and name not in tagged:
             raise _unknown("timm", name, tagged)
-        return _pretrained(name)
-    model: nn.Module = timm.create_model(name, pretrained=False, num_classes=0)
+    if not file:
+        with _download_of(f"timm:{name}"):
+            model: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
+        return model
+    model = timm.create_model(name, pretrained=False, num_classes=0)
     prefixes = classifier_prefixes(model)
     load_whole(model, read_weights(Path(file)), source=file, network=f"timm:{name}", extra_prefixes=prefixes)
-    return model
-
-
-def _pretrained(name: str) -> nn.Module:
-    import timm
-
-    fetch = partial(timm.create_model, name, pretrained=True, num_classes=0)
-    model: nn.Module = _available(f"timm:{name}", fetch)
     return model
 
 
@@ -201,8 +195,8 @@ def _torchvision(name: str) -> nn.Module:
         default = torchvision.models.get_model_weights(name).DEFAULT
         how = default.transforms()
         facts = {"image_size": how.crop_size[0], "mean": tuple(how.mean), "std": tuple(how.std)}
-        fetch = partial(default.get_state_dict, progress=False, check_hash=True, weights_only=True)
-        weights = _available(f"torchvision:{name}", fetch)
+        with _download_of(f"torchvision:{name}"):
+            weights = default.get_state_dict(progress=False, check_hash=True, weights_only=True)
     linear = [place for place, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise ConfigError(f"torchvision:{name} has no linear classifier to leave out, so its features are not known")
@@ -215,13 +209,14 @@ def _torchvision(name: str) -> nn.Module:
     return model
 
 
-def _available(name: str, fetch: Callable[[], Any]) -> Any:
-    """Result of `fetch`, which may download; UnavailableError if it fails. The Hub client's retries are not logged."""
+@contextmanager
+def _download_of(name: str) -> Iterator[None]:
+    """Context of what may download weights; UnavailableError if it fails. The Hub client's retries are not logged."""
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.ERROR)
     try:
-        return fetch()
+        yield
     except Exception as error:  # the libraries for downloads have a kind of error for each way to fail
         reason = one_line(error).partition(". ")[0][:160]
         raise UnavailableError(f"{name}: its pretrained weights cannot be had here ({reason})") from error

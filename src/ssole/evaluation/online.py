@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
 from ssole import distributed
 from ssole.config import PretrainConfig
+from ssole.data.base import Spec
 from ssole.data.describe import is_in_memory
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
@@ -25,9 +26,6 @@ from ssole.evaluation.label_free import label_free_figures
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.progress import say
 from ssole.runtime import Precision
-
-if TYPE_CHECKING:
-    from ssole.data.base import Spec
 
 Evaluator = Callable[[nn.Module], dict[str, float]]
 NEIGHBOURS = 20
@@ -73,8 +71,7 @@ def knn_evaluator(
     """Evaluator for the training loop: backbone -> {"knn20": top-1 accuracy in [0, 1]}.
 
     The accuracy is exactly that of :func:`evaluate` for the same weights, data and precision. It is left out, with a
-    warning, if fewer than 20 training images can be read. The evaluator runs on the device of the backbone's parameters
-    and leaves the backbone as it was, training modes included.
+    warning, if fewer than 20 training images can be read. The evaluator runs on the device of the backbone.
 
     Stores hold labelled images, and suit the preprocessing of the backbone (:meth:`Preprocessing.suits`).
 

@@ -14,30 +14,28 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssole import distributed
 from ssole.config import PretrainConfig
-from ssole.data.base import Source, content_digests
+from ssole.data.base import Source, Spec, content_digests
 from ssole.data.sources import open_source
 from ssole.errors import DataError, valid_text
 from ssole.evaluation.checks import check_features
 from ssole.evaluation.datasets import Subset
-from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
-from ssole.evaluation.features import Embeddings, for_each_batch
+from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing, readable_embeddings
+from ssole.evaluation.features import Embeddings, for_each_batch, require_format
 from ssole.evaluation.models import most_unreadable
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import evaluation_device
 from ssole.files import read_json, remove_leftovers, write_atomically, write_json_atomically
 from ssole.models.weights_file import digest_of
 from ssole.runtime import Precision, resolve_precision
-
-if TYPE_CHECKING:
-    from ssole.data.base import Spec
 
 PART = 1024
 """Images of a part; a multiple of the batch size, so that batches are the same with and without an interruption."""
@@ -55,11 +53,13 @@ class Parts:
     features: int
     """Number of features F."""
 
-    def read(self) -> Iterator[Any]:
-        """Arrow tables of the parts, with the columns that :meth:`Embeddings.save` writes."""
+    def read(self) -> Iterator[tuple[Any, NDArray[np.float32]]]:
+        """Arrow table of each part, with the columns that :meth:`Embeddings.save` writes, and its features (n, F)."""
         from pyarrow import parquet
 
-        return (parquet.read_table(file) for file in self.files)
+        for file in self.files:
+            table = parquet.read_table(file)
+            yield table, table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, self.features)
 
     def remove(self) -> None:
         """Remove the parts and their folder."""
@@ -94,8 +94,7 @@ def embed_to_file(
         KeyboardInterrupt: Ctrl-C; the message says how much was done.
     """
     out = Path(out)
-    if out.suffix not in (".npz", ".parquet"):
-        raise ValueError(f"cannot write embeddings to {out.name!r}: end the name in .npz or .parquet")
+    require_format(out)
     model, preprocessing = model_and_preprocessing(model_or_run)
     source = open_source(data)
     folder = out.with_name(out.name + ".parts")
@@ -130,6 +129,7 @@ def embed_parts(
     Many processes share the features, and the first one writes them.
     """
     device = evaluation_device(device)
+    how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
     files = [folder / f"{start:010}.parquet" for start in range(0, len(source), PART)]
 
     def begin() -> int:
@@ -144,16 +144,7 @@ def embed_parts(
         with preprocessing.open_store(source, **options) as store:
             writer = _PartWriter(Subset(store=store, positions=positions, labels=positions), files[done:])
             try:
-                for_each_batch(
-                    model,
-                    writer.images,
-                    preprocessing,
-                    writer.add,
-                    batch_size=_BATCH,
-                    device=device,
-                    precision=precision,
-                    progress=progress,
-                )
+                for_each_batch(model, writer.images, preprocessing, writer.add, batch_size=_BATCH, **how)
             except KeyboardInterrupt:
                 kept = min((done + writer.written) * PART, len(source))
                 raise KeyboardInterrupt(
@@ -179,17 +170,9 @@ class _PartWriter:
             return
         features = torch.cat(self._rows)
         check_features(features, "features")
-        store = self.images.store
-        first = int(self.images.positions[end - len(features)])
-        readable = first + np.flatnonzero(store.readable[first : first + len(features)])
-        embeddings = Embeddings(
-            array=features.numpy()[readable - first],
-            ids=[store.source.id(i) for i in readable.tolist()],
-            labels=None if store.source.labels is None else store.source.labels[readable],
-            classes=store.source.classes,
-        )
         if distributed.rank() == 0:
-            embeddings.save(self._files[self.written])
+            first = int(self.images.positions[end - len(features)])
+            readable_embeddings(features, self.images.store, first).save(self._files[self.written])
         self.written += 1
         self._rows = []
 
@@ -259,7 +242,7 @@ def _write_joined(parts: Parts, path: Path) -> None:
     from pyarrow import parquet
 
     with parquet.ParquetWriter(path, parquet.read_schema(parts.files[0])) as writer:
-        for table in parts.read():
+        for table, _ in parts.read():
             writer.write_table(table)
 
 
@@ -268,8 +251,7 @@ def _in_memory(parts: Parts, source: Source) -> Embeddings:
     array = np.empty((parts.images, parts.features), dtype=np.float32)
     ids: list[str] = []
     labels: list[int] = []
-    for table in parts.read():
-        rows = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, parts.features)
+    for table, rows in parts.read():
         array[len(ids) : len(ids) + len(rows)] = rows
         ids += table["id"].to_pylist()
         labels += table["label"].to_pylist() if "label" in table.column_names else []

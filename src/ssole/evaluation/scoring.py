@@ -39,7 +39,8 @@ class Scoring:
         self._opened: list[EvaluationData] = []
         self._rows: dict[str, dict[str, Score]] = {}
         self._details: dict[str, dict[str, list[Any]]] = {}
-        self._notes: list[str] = []
+        self.notes: list[str] = []
+        """What a reader of the result must know; each is shown once."""
         self._first: Preprocessing | None = None
 
     def add_models(self, row: str, models: Sequence[tuple[nn.Module | None, Preprocessing]]) -> None:
@@ -53,12 +54,7 @@ class Scoring:
         self._rows[row] = {name: Score.over_runs(found) for name, found in scores.items()}
         self._details[row] = _in_all([one.details for one in outcomes])
         for name in dict.fromkeys(name for one in outcomes for name in one.scores if name not in scores):
-            self.note(f"{row}: no {METRICS[name]}, which some of the runs do not have.")
-
-    def note(self, note: str) -> None:
-        """Add a note for the reader, once."""
-        if note not in self._notes:
-            self._notes.append(note)
+            self.notes.append(f"{row}: no {METRICS[name]}, which some of the runs do not have.")
 
     def result(self) -> EvaluationResult:
         """Result of all rows so far."""
@@ -68,7 +64,7 @@ class Scoring:
             train=str(data.train),
             test=None if data.test is None else str(data.test),
             classes=data.classes,
-            notes=self._notes,
+            notes=list(dict.fromkeys(self.notes)),
             protocols={name: PROTOCOLS[name].version for name in self._able(data)},
             details=self._details,
         )
@@ -84,7 +80,7 @@ class Scoring:
         if self.views is not None and preprocessing.channels == self._first.channels:
             views = adapted_views(self.views, self._first, preprocessing)
         elif self.views is not None:
-            self.note(f"{row}: no figures of views, which are made of other channels for the first model.")
+            self.notes.append(f"{row}: no figures of views, which are made of other channels for the first model.")
         case = Case(
             row=row,
             data=data,
@@ -97,8 +93,7 @@ class Scoring:
             progress=self.progress,
         )
         outcome = Outcome.joined([PROTOCOLS[name].measure(case) for name in self._able(data)])
-        for note in case.notes:
-            self.note(note)
+        self.notes += case.notes
         return outcome
 
     def _able(self, data: EvaluationData) -> tuple[str, ...]:
@@ -115,8 +110,7 @@ class Scoring:
             if all(preprocessing.suits(subset.store) for subset in (data.train, data.test) if subset is not None):
                 return data
         self._opened.append(self.open_data(preprocessing))
-        for note in self._opened[-1].notes:
-            self.note(note)
+        self.notes += self._opened[-1].notes
         return self._opened[-1]
 
 

@@ -62,17 +62,13 @@ def sgd_probe(
     """Linear layer trained by SGD, at the learning rate that is best on a held-out part of train.
 
     All rates are tried at once on 90 % of every class, in equal batches. The one that is best on the other 10 % (the
-    smallest of equals) is then trained on all of train.
+    smallest of equals) is then trained on all of train. Arguments that are not as below are a ValueError.
 
     Args:
         train_features: (N, F), floating point, finite; training runs on their device, in float32.
         train_labels: (N,) integers in [0, C), of at least two classes.
-        rates, epochs: learning rates to choose from, and passes over the images.
+        rates, epochs: learning rates to choose from, above 0, and passes over the images.
         num_classes, seed: C, by default the largest label + 1; seed of the hold-out and of the batches.
-        progress: show a bar when it takes more than two seconds.
-
-    Raises:
-        ValueError: mismatched shapes, features that are not finite, labels of one class, or a rate <= 0.
     """
     check_features(train_features, "train features")
     labels_N, classes = check_labels(train_labels, len(train_features), num_classes)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ssole.config import ConfigError
+from ssole.data.base import Spec
 from ssole.errors import DataError, distinct, without_secrets
 from ssole.evaluation.evaluate import ModelOrRun, evaluate
 from ssole.evaluation.results import METRICS, EvaluationResult, Score
-
-if TYPE_CHECKING:
-    from ssole.data.base import Spec
 
 
 def transfer(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from ssole import __version__
-from ssole.config import ConfigError
+from ssole.config import ConfigError, PretrainConfig
 from ssole.evaluation.results import EvaluationResult
 from ssole.export.weights import Written
 from ssole.models.load import LoadedBackbone
@@ -21,8 +20,16 @@ def model_card(model: LoadedBackbone, written: Written, *, weights: Path, differ
     ``model`` is the source and ``weights`` its file, whose folder is asked for the run's settings and evaluation.
     ``difference`` is the largest one between features of source and result.
     """
+    config: PretrainConfig | None
+    try:
+        run = Run(weights.parent)
+        config, metrics = run.config, run.metrics
+    except ConfigError:  # a weight file alone
+        config, metrics = None, []
+    kept = re.fullmatch(r"backbone-step-(\d+)", weights.stem)  # weights that an extension kept
+    step = kept[1] if kept else None
     header = ["---", *([f"library_name: {written.library}"] if written.library else [])]
-    with_labels = _learned_from_labels(weights)
+    with_labels = _learned_from_labels(config)
     labels = "" if with_labels is None else f", trained {'with' if with_labels else 'without'} labels"
     tags = ["- ssole", *(["- self-supervised"] if with_labels is False else [])]
     header += ["pipeline_tag: image-feature-extraction", "tags:", *tags, "---", ""]
@@ -37,34 +44,24 @@ def model_card(model: LoadedBackbone, written: Written, *, weights: Path, differ
         f"## Input\n\n{channels} channels of {size} x {size} pixels, as {written.input}. Resize the shorter side to "
         f"{size} (bilinear, antialiased), cut out the central square, and scale to [0, 1].\n\n"
         f"| | |\n|---|---|\n| mean | {_numbers(model.mean)} |\n| std | {_numbers(model.std)} |",
-        *_training(weights),
-        *_evaluation(weights),
+        *([] if config is None else [_training(config, metrics, step)]),
+        _evaluation(weights, step),
     ]
     return "\n".join(header) + "\n\n".join(parts) + "\n"
 
 
-def _learned_from_labels(weights: Path) -> bool | None:
+def _learned_from_labels(config: PretrainConfig | None) -> bool | None:
     """Whether weights were trained with labels; None if unknown.
 
     It is unknown of a weight file alone, with a custom loss, and of a run that began from other weights.
     """
-    try:
-        config = Run(weights.parent).config
-    except ConfigError:
-        return None
-    if config.loss.name == "supervised":
+    if config is not None and config.loss.name == "supervised":
         return True
-    return None if config.loss.name == "custom" or config.init is not None else False
+    return None if config is None or config.loss.name == "custom" or config.init is not None else False
 
 
-def _training(weights: Path) -> list[str]:
-    try:
-        run = Run(weights.parent)
-        config, metrics = run.config, run.metrics
-    except ConfigError:  # a weight file alone
-        return []
-    kept = _kept_step(weights)
-    steps = int(kept) if kept else max((row["step"] for row in metrics), default=None)
+def _training(config: PretrainConfig, metrics: list[dict[str, Any]], step: str | None) -> str:
+    steps = int(step) if step else max((row["step"] for row in metrics), default=None)
     data = [config.data] if isinstance(config.data, str) else list(config.data)
     names = ", ".join(_code(Path(name).name) for name in data[:3]) + (", ..." if len(data) > 3 else "")
     rows = {
@@ -75,33 +72,21 @@ def _training(weights: Path) -> list[str]:
         "steps": f"{steps} of {config.batch_size} images" if steps is not None else "unknown",
     }
     lines = [f"| {name} | {value} |" for name, value in rows.items()]
-    return ["## Training\n\n| | |\n|---|---|\n" + "\n".join(lines)]
+    return "## Training\n\n| | |\n|---|---|\n" + "\n".join(lines)
 
 
-def _kept_step(weights: Path) -> str | None:
-    """Step of weights that an extension kept, as their file name has it; None for others."""
-    found = re.fullmatch(r"backbone-step-(\d+)", weights.stem)
-    return found[1] if found else None
-
-
-def _evaluation(weights: Path) -> list[str]:
-    kept = _kept_step(weights)
-    path = weights.with_name(f"evaluation-step-{kept}.json" if kept else "evaluation.json")
+def _evaluation(weights: Path, step: str | None) -> str:
+    path = weights.with_name(f"evaluation-step-{step}.json" if step else "evaluation.json")
     if not path.is_file():
-        how = f"`ssole eval {weights.name} --save {path.name}`" if kept else "`ssole eval`"
-        return [f"## Evaluation\n\nNot measured: {how} measures it, and an export after that has the table."]
+        how = f"`ssole eval {weights.name} --save {path.name}`" if step else "`ssole eval`"
+        return f"## Evaluation\n\nNot measured: {how} measures it, and an export after that has the table."
     result = EvaluationResult.load(path)
     heading, *rows = result.cells()
     table = [heading, ["---"] * len(heading), *rows]
     lines = ["| " + " | ".join(map(_plain, line)) + " |" for line in table]
     where = f"Frozen features; test: {_plain(result.test)}." if result.test else f"Images: {_plain(result.train)}."
     notes = "".join(f"\n- {_plain(note)}" for note in result.notes)
-    return ["## Evaluation\n\n" + where + "\n\n" + "\n".join(lines) + ("\n" + notes if notes else "")]
-
-
-def largest_difference(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Largest difference of features, relative to the largest feature where that is above 1."""
-    return float((first - second).abs().max() / first.abs().max().clamp(min=1))
+    return "## Evaluation\n\n" + where + "\n\n" + "\n".join(lines) + ("\n" + notes if notes else "")
 
 
 def _numbers(values: tuple[float, ...]) -> str:
@@ -112,6 +97,6 @@ def _code(text: str) -> str:
     return "`" + text.replace("`", "'") + "`"
 
 
-def _plain(text: str | None) -> str:
+def _plain(text: str) -> str:
     """Text from outside that Markdown takes for text: names of data sets and classes."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in (text or "").replace("\n", " "))
+    return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in text.replace("\n", " "))

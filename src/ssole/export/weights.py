@@ -5,7 +5,6 @@ timm loads a folder by `local-dir:PATH`, transformers the same one by `AutoModel
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError
+from ssole.files import write_json_atomically
 from ssole.models.load import LoadedBackbone
 from ssole.models.small_stem import NAME, register_with_timm, small_stem_kernel
 
@@ -74,16 +74,11 @@ def write_timm(model: LoadedBackbone, folder: Path) -> Written:
     import timm
 
     _write_folder(model, folder)
-    small = small_stem_kernel(model.backbone) is not None
-    if small:
-        register_with_timm()
+    register_with_timm()
     backbone = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    return Written(
-        features=NormalisedBackbone(backbone, model.mean, model.std),
-        snippet=_snippet("import timm", 'model = timm.create_model("local-dir:.", pretrained=True).eval()', small),
-        needs=_needs("timm", small),
-        library="timm",
-    )
+    load = 'model = timm.create_model("local-dir:.", pretrained=True).eval()'
+    features = NormalisedBackbone(backbone, model.mean, model.std)
+    return Written(features=features, library="timm", **_how_to_read(model, "timm", "import timm", load))
 
 
 def write_hf(model: LoadedBackbone, folder: Path) -> Written:
@@ -91,14 +86,9 @@ def write_hf(model: LoadedBackbone, folder: Path) -> Written:
 
     transformers recognises timm's config.json and wraps the timm model.
     """
-    written = write_timm(model, folder)
     load = 'model = AutoModel.from_pretrained(".").eval()  # features: model(images).pooler_output'
-    small = small_stem_kernel(model.backbone) is not None
-    written = replace(
-        written,
-        snippet=_snippet("from transformers import AutoModel", load, small),
-        needs=_needs("transformers and timm", small),
-    )
+    how = _how_to_read(model, "transformers and timm", "from transformers import AutoModel", load)
+    written = replace(write_timm(model, folder), **how)
     if find_spec("transformers") is None:
         return replace(written, unchecked="transformers is not installed, so it was read with timm")
     from transformers import AutoModel
@@ -141,18 +131,16 @@ def _write_folder(model: LoadedBackbone, folder: Path) -> None:
             **kept,
         },
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json_atomically(folder / "config.json", config, indent=2)
 
 
-def _snippet(imports: str, load: str, small: bool) -> str:
-    if small:
+def _how_to_read(model: LoadedBackbone, libraries: str, imports: str, load: str) -> dict[str, Any]:
+    """What `needs` and `snippet` say of a folder that timm reads; it needs ssole for a small-image ResNet."""
+    if small_stem_kernel(model.backbone) is not None:
+        libraries += f", and ssole: {_REASON}"
         imports += "\nfrom ssole.export import register_with_timm"
         load = f"register_with_timm()  # {_REASON}\n{load}"
-    return f"{imports}\n\n{load}"
-
-
-def _needs(libraries: str, small: bool) -> str:
-    return f"{libraries}, and ssole: {_REASON}" if small else libraries
+    return {"needs": libraries, "snippet": f"{imports}\n\n{load}"}
 
 
 def write_torchvision(model: LoadedBackbone, folder: Path) -> Written:
@@ -178,8 +166,7 @@ def write_torchvision(model: LoadedBackbone, folder: Path) -> Written:
         twin.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     except RuntimeError:
         raise _other_layers(model, name) from None
-    text = json.dumps(preprocessing_of(model), indent=2) + "\n"
-    (folder / "preprocessing.json").write_text(text, encoding="utf-8")
+    write_json_atomically(folder / "preprocessing.json", preprocessing_of(model), indent=2)
     imports = ["from safetensors.torch import load_file", "from torch import nn", "from torchvision import models"]
     read = ['model.load_state_dict(load_file("model.safetensors"))', "model.eval()"]
     return Written(

@@ -60,9 +60,8 @@ def spectrum(parts: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
         prefix = f"{name}, " if len(parts) > 1 else ""
         for word, features, dash in (("trained", after, "solid"), ("untrained", before, "dashed")):
             values = singular_values(features)
-            kept = [value for value in values if value > 0]
             hue = number if len(parts) > 1 or word == "trained" else 1
-            lines.append((prefix + word, (list(range(1, len(kept) + 1)), kept), COLOURS[hue % len(COLOURS)], dash))
+            lines.append((prefix + word, (list(range(1, len(values) + 1)), values), COLOURS[hue % len(COLOURS)], dash))
     return _chart("Singular values", "direction, strongest first", lines, log=True)
 
 

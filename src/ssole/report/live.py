@@ -18,23 +18,19 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import torch
 
 from ssole.config import ConfigError
+from ssole.data.base import Spec
 from ssole.report.page import Facts, render
 from ssole.report.record import Record
 from ssole.report.report import IMAGES, check_request, facts_of, read_records
 from ssole.runtime import resolve_device
 
-if TYPE_CHECKING:
-    from ssole.data.base import Spec
-
 ADDRESS = "127.0.0.1"
-EVERY = 10.0
-"""Seconds between two looks of the browser for news."""
 _HOSTS = {ADDRESS, "localhost"}
 _WATCHED = ("metrics.jsonl", "evaluation.json", "backbone.safetensors", "unreadable.jsonl")
 
@@ -44,7 +40,7 @@ def serve(
     announce: Callable[[str], object],
     *,
     port: int = 0,
-    every: float = EVERY,
+    every: float = 10.0,
     data: Spec | None = None,
     images: int = IMAGES,
     columns: str | PathLike[str] | None = None,
@@ -89,7 +85,7 @@ class LivePage:
         self._paths, self._make, self._every = paths, make, every
         self._lock = threading.Lock()
         self._made = ("", "")
-        self._facts: dict[int, tuple[str, Facts]] = {}
+        self._facts: dict[tuple[Path, str], Facts] = {}
 
     def version(self) -> str:
         """Text that changes when a file changes that the page shows."""
@@ -102,15 +98,14 @@ class LivePage:
             if self._made[0] != version:
                 # Before the records: weights that are written meanwhile are news for the next page.
                 weights = [_state(path / "backbone.safetensors") for path in self._paths]
-                records = enumerate(read_records(self._paths))
-                facts = [self._facts_of(number, record, weights[number]) for number, record in records]
+                facts = list(map(self._facts_of, read_records(self._paths), weights))
                 self._made = version, render(facts, live={"version": version, "every": self._every})
             return self._made[1]
 
-    def _facts_of(self, number: int, record: Record, weights: str) -> Facts:
-        if number not in self._facts or self._facts[number][0] != weights:
-            self._facts[number] = weights, self._make(record)
-        return dataclasses.replace(self._facts[number][1], record=record)
+    def _facts_of(self, record: Record, weights: str) -> Facts:
+        if (record.path, weights) not in self._facts:
+            self._facts[record.path, weights] = self._make(record)
+        return dataclasses.replace(self._facts[record.path, weights], record=record)
 
 
 def _state(path: Path) -> str:

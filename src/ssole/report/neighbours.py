@@ -1,4 +1,4 @@
-"""Nearest neighbours in feature space: of sample images, outliers, pairs that look the same, and kNN's confusions."""
+"""Nearest neighbours in feature space: of sample images, pairs that look the same, and kNN's confusions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from ssole.data.base import evenly_spaced
 from ssole.evaluation.accuracy import confusion_matrix
 from ssole.evaluation.knn import knn_classify, nearest_others
 from ssole.report.sample import Part, Sample
-from ssole.search.rows import NEAR_DUPLICATE, unit_rows
-from ssole.search.rows import outliers as least_similar
+from ssole.search.rows import NEAR_DUPLICATE
 
 SHOWN = 6
 """Neighbours shown of an image."""
@@ -21,15 +21,9 @@ _MATRIX = 20  # classes of the largest matrix that is shown
 
 def sample_neighbours(part: Part, count: int) -> list[tuple[int, list[int], list[int]]]:
     """`count` evenly spaced images, each with its nearest others after and before training, best first, by row."""
-    queries = torch.linspace(0, len(part) - 1, min(count, len(part))).long()
+    queries = torch.tensor(evenly_spaced(len(part), count))
     after, before = (nearest_others(features, queries, SHOWN)[1] for features in (part.after, part.before))
     return list(zip(queries.tolist(), after.tolist(), before.tolist(), strict=True))
-
-
-def outliers(part: Part, count: int) -> list[tuple[int, float]]:
-    """Images that are least similar to their ten nearest others, with that mean cosine similarity, lowest first."""
-    chosen, mean = least_similar(unit_rows(part.after), count)
-    return list(zip(chosen.tolist(), mean.tolist(), strict=True))
 
 
 def similar_pairs(part: Part, count: int) -> list[tuple[int, int, float]]:
@@ -60,8 +54,8 @@ def confusions(sample: Sample, most: int) -> dict[str, Any] | None:
     k = min(_K, len(sample.train))
     votes = knn_classify(sample.train.after, sample.train.labels, sample.test.after, k=(k,))[k]
     true, predicted = sample.test.labels, votes.argmax(1).cpu()
-    labels = torch.cat([true, predicted]).unique()
-    true_row, predicted_row = torch.searchsorted(labels, true), torch.searchsorted(labels, predicted)
+    labels, row = torch.cat([true, predicted]).unique(return_inverse=True)
+    true_row, predicted_row = row.chunk(2)
     matrix = confusion_matrix(predicted_row, true_row, len(labels))
     names, counts, totals = [sample.name_of(label) for label in labels.tolist()], matrix.tolist(), matrix.sum(1)
     present = ((i, total) for i, total in enumerate(totals.tolist()) if total)

@@ -24,15 +24,10 @@ function colour(view) {
   }
 }
 
-function pointsOf(view) {
-  for (const model of view.model.references()) if (model.name === "points") return model;
-}
-
 function startMap(number, view) {
   const root = document.querySelector(`[data-map="${number}"]`);
   const data = JSON.parse(root.querySelector("[data-points]").textContent);
-  const source = pointsOf(view);
-  const mapper = [...view.model.references()].find((model) => model.name === "colours");
+  const [source, mapper] = ["points", "colours"].map((name) => [...view.model.references()].find((model) => model.name === name));
   const select = root.querySelector(".colour"), find = root.querySelector(".find"), found = root.querySelector(".found");
   const legend = root.querySelector(".legend");
   const names = data.ids.map((id) => id.toLowerCase());
@@ -107,8 +102,7 @@ function startMap(number, view) {
   find.addEventListener("input", filter);
   root.querySelector(".next").addEventListener("click", () => step(1));
   root.querySelector(".previous").addEventListener("click", () => step(-1));
-  const inspect = () => { const hit = source.inspected.indices; if (hit.length) show(hit[0]); };
-  source.inspect.connect(inspect);
+  source.inspect.connect(() => { const hit = source.inspected.indices; if (hit.length) show(hit[0]); });
   source.selected.change.connect(() => { const hit = source.selected.indices; if (hit.length) show(hit[0]); });
   recolour();
 }

@@ -10,21 +10,20 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from ssole import __version__
 from ssole.report import charts
-from ssole.report.neighbours import confusions, outliers, sample_neighbours, similar_pairs
+from ssole.report.neighbours import confusions, sample_neighbours, similar_pairs
 from ssole.report.points import colourings, place
 from ssole.report.record import Record
 from ssole.report.sample import Part, Sample
 from ssole.report.verdict import assess
-
-if TYPE_CHECKING:
-    from PIL import Image
+from ssole.search.rows import outliers, unit_rows
 
 MAX_PAGE_BYTES = 8_000_000
 """Bytes that a page should not exceed."""
@@ -117,6 +116,7 @@ def _pictures(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
     """Sections of a run that need its images."""
     train = sample.train
     seen = functools.partial(_seen, sample, train)
+    apart = outliers(unit_rows(train.after), _OUTLIERS)
     found, test = confusions(sample, _MISTAKES), sample.test
     if found is not None and test is not None:
         for one in found["mistakes"]:
@@ -127,7 +127,7 @@ def _pictures(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
         "neighbours": [_neighbours(sample, *one) for one in sample_neighbours(train, _QUERIES)],
         "map": _map(fact, sample, runs),
         "confusions": found,
-        "outliers": [{**seen(row), "value": f"{value:.2f}"} for row, value in outliers(train, _OUTLIERS)],
+        "outliers": [{**seen(row), "value": f"{value:.2f}"} for row, value in zip(*apart, strict=True)],
         "similar_pairs": [
             {"images": [seen(one), seen(two)], "value": f"{value:.3f}"}
             for one, two, value in similar_pairs(train, _PAIRS)
@@ -189,20 +189,15 @@ def sheets(
     `get` gives the pictures of some images. Thumbnail number n is on sheet n // 500, in row (n % 500) // 25 and column
     n % 25.
     """
-    from PIL import Image
-
     made: list[str] = []
     size = 0
     for start in range(0, len(order), _COLUMNS * _ROWS):
         part = order[start : start + _COLUMNS * _ROWS]
         rows = -(-len(part) // _COLUMNS)
         sheet = Image.new("RGB", (_COLUMNS * side, rows * side), (128, 128, 128))
-        for number, picture in enumerate(picture.convert("RGB") for picture in get(part)):
-            place = (number % _COLUMNS * side, number // _COLUMNS * side)
-            scale = side / max(picture.size)
-            shape = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-            left, top = ((side - length) // 2 for length in shape)
-            sheet.paste(picture.resize(shape), (place[0] + left, place[1] + top))
+        for number, picture in enumerate(get(part)):
+            square = ImageOps.pad(picture, (side, side), color=(128, 128, 128))
+            sheet.paste(square, (number % _COLUMNS * side, number // _COLUMNS * side))
         made.append(data_uri(sheet, quality=60))
         size += len(made[-1])
         if size > most_bytes:

@@ -87,18 +87,17 @@ class Record:
         seconds = max(self.series("seconds")[1], default=0.0)
         images = self.steps * self.config.batch_size
         kind = "GPU" if self.environment.get("cuda") and self.config.device != "cpu" else "CPU"
-        watts = WATTS[kind]
+        watts, unknown = WATTS[kind], "not recorded"
         energy = f"{float(f'{watts * seconds / 3600:.2g}'):,.10g} Wh"  # two digits
+        energy += f", if the machine draws {watts:.0f} W (a {kind} at work)"
         waits = self.series("data_wait")[1]
         return {
-            "time": duration(seconds) if seconds else "not recorded",
+            "time": duration(seconds) if seconds else unknown,
             "steps": f"{self.steps:,} of {self.config.batch_size:,} images",
             "images seen": f"{images:,}, as {images * self.config.augment.views:,} views",
-            "speed": f"{images / seconds:,.0f} images/s" if seconds else "not recorded",
-            "waiting for data": f"{100 * waits[-1]:.0f} % of the time" if waits else "not recorded",
-            "energy, estimated": f"{energy}, if the machine draws {watts:.0f} W (a {kind} at work)"
-            if seconds
-            else "not recorded",
+            "speed": f"{images / seconds:,.0f} images/s" if seconds else unknown,
+            "waiting for data": f"{100 * waits[-1]:.0f} % of the time" if waits else unknown,
+            "energy, estimated": energy if seconds else unknown,
         }
 
     def command(self) -> str:

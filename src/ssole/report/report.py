@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ssole.config import ConfigError
-from ssole.errors import listed
-from ssole.files import write_bytes_atomically
+from ssole.data.base import Spec
+from ssole.errors import listed, valid_text
+from ssole.evaluation.checks import NotFiniteError
+from ssole.files import write_text_atomically
+from ssole.models.weights_file import not_finite, read_weights
 from ssole.progress import say
+from ssole.report.record import Record, unique_names
 from ssole.runtime import resolve_device
 
 if TYPE_CHECKING:
-    from ssole.data.base import Spec
     from ssole.report.page import Facts
-    from ssole.report.record import Record
 
 _PACKAGES = ("bokeh", "jinja2")
 IMAGES = 4000
@@ -76,7 +78,7 @@ def report(
     text = render(facts)
     if len(text) > MAX_PAGE_BYTES:
         warnings.warn(f"{path} has {len(text) / 1e6:.1f} MB, more than intended: use fewer images", stacklevel=2)
-    write_bytes_atomically(path, text.encode("utf-8", "backslashreplace"))  # file names need not be valid text
+    write_text_atomically(path, valid_text(text))
     return path
 
 
@@ -91,8 +93,6 @@ def check_request(images: int) -> None:
 
 def read_records(run: Any) -> list[Record]:
     """Records of run folders, with names that differ; ConfigError if one is no run folder."""
-    from ssole.report.record import Record, unique_names
-
     given: list[Any] = list(run) if isinstance(run, (list, tuple)) else [run]
     if not given:
         raise ConfigError("a report needs a run folder, got none")
@@ -109,8 +109,6 @@ def facts_of(
     progress: bool,
 ) -> Facts:
     """Facts of a run that the page shows: its record and, where there are any, at most `limit` of its images."""
-    from ssole.evaluation.checks import NotFiniteError
-    from ssole.models.weights_file import not_finite, read_weights
     from ssole.report.page import Facts
     from ssole.report.sample import open_examples, open_sample
 

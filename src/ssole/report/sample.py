@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from ssole.data.base import Source, SubsetSource
+from ssole.data.base import Source, Spec, SubsetSource
 from ssole.data.describe import why_not_reopened
 from ssole.data.labels import shared_labels
 from ssole.data.sources import open_source
@@ -25,11 +26,6 @@ from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.load import LoadedBackbone, load, untrained
 from ssole.report.record import Record
 from ssole.views import make_views
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from ssole.data.base import Spec
 
 _TEST_SHARE = 4  # of the images, one in so many test images
 _PAIRS = 512  # images whose views are compared
@@ -121,11 +117,16 @@ def open_examples(record: Record, data: Spec | None, *, limit: int) -> tuple[lis
 
 
 def _open(record: Record, data: Any, limit: int, device: torch.device, progress: bool) -> Sample:
-    models = load(record.path), untrained(record.path)
-    preprocessing = Preprocessing.from_model(models[0])
+    trained, start = load(record.path), untrained(record.path)
+    both, preprocessing = _SideBySide([trained, start]), Preprocessing.from_model(trained)
     whole = open_source(data, split="train")
     found = _open_data(whole, data, preprocessing, limit, progress)
-    part = partial(_part, models=models, preprocessing=preprocessing, device=device, progress=progress)
+
+    def part(subset: Subset) -> Part:
+        features = extract(both, subset, preprocessing, device=device, progress=progress)
+        after, before = subset.readable_rows(features)[0].chunk(2, dim=1)
+        return Part(subset=subset.readable_part(), after=after.contiguous(), before=before.contiguous())
+
     train = part(found.train)
     return Sample(
         train=train,
@@ -133,7 +134,7 @@ def _open(record: Record, data: Any, limit: int, device: torch.device, progress:
         classes=found.names,
         labelled=bool((train.labels >= 0).any()),
         total=len(whole),
-        agreement=(_agreement(record, models[0], train, device), _agreement(record, models[1], train, device)),
+        agreement=(_agreement(record, trained, train, device), _agreement(record, start, train, device)),
     )
 
 
@@ -162,22 +163,8 @@ def _some(source: Source, limit: int) -> SubsetSource:
     return SubsetSource(source, order[:limit].sort().values.numpy())
 
 
-def _part(
-    subset: Subset,
-    *,
-    models: tuple[LoadedBackbone, LoadedBackbone],
-    preprocessing: Preprocessing,
-    device: torch.device,
-    progress: bool,
-) -> Part:
-    both = _SideBySide(models)  # so that images are decoded once
-    features = extract(both, subset, preprocessing, device=device, progress=progress)
-    after, before = subset.readable_rows(features)[0].chunk(2, dim=1)
-    return Part(subset=subset.readable_part(), after=after.contiguous(), before=before.contiguous())
-
-
 class _SideBySide(nn.ModuleList):
-    """Networks of one shape as one: their features (B, F) beside each other, (B, M F)."""
+    """Networks as one, so that images are decoded once: features (B, F) of each beside the others, (B, M F)."""
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.cat([model(images) for model in self], dim=1)

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssole.data.base import evenly_spaced
-from ssole.errors import ConfigError
 from ssole.files import write_atomically
 from ssole.progress import progress_bar
 from ssole.search.rows import Rows, nearest_rows, scores
@@ -81,15 +80,8 @@ def faiss_installed() -> bool:
     return find_spec("faiss") is not None
 
 
-def require_faiss() -> None:
-    """Raise a `ConfigError` without faiss."""
-    if not faiss_installed():
-        raise ConfigError("cells are made by faiss: pip install 'ssole[search]'")
-
-
 def make_cells(rows_NF: Rows, *, progress: bool = False) -> Cells:
-    """Cells of unit rows, about four times the root of their number; `ConfigError` without faiss."""
-    require_faiss()
+    """Cells of unit rows, about four times the root of their number. Needs faiss."""
     import faiss
 
     count, features = rows_NF.shape

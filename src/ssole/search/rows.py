@@ -124,7 +124,6 @@ def k_center(
         rows_NF: unit rows.
         count: number of rows to choose, at most N less those given.
         given: rows that are chosen already, such as the labelled ones.
-        progress: show a bar when it takes more than two seconds.
 
     Returns:
         The chosen rows in their order; the cosine similarity of each to the nearest of those before it (NaN for the

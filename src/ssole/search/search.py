@@ -24,7 +24,7 @@ from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import LEFTOVER, folder_atomically, locked, require_new_folder, write_json_atomically
 from ssole.models.load import folder_beside, weights_path
 from ssole.runtime import Precision
-from ssole.search.cells import CELLS_ABOVE, faiss_installed, make_cells, require_faiss
+from ssole.search.cells import CELLS_ABOVE, faiss_installed, make_cells
 from ssole.search.index import BACKBONE, CELLS, DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
 from ssole.search.matches import Matches
 from ssole.search.rows import unit_rows
@@ -83,7 +83,7 @@ def open_index(
         raise ConfigError(
             f"{path} is neither an index nor a run folder: make an index with ssole index RUN --data DATA"
         )
-    own = index_path(weights_path(path))
+    own = folder_beside(weights_path(path), "index")
     if (own / DESCRIPTION).is_file():
         index = Index(own)
         index.require_model(backbone_digest(*model_and_preprocessing(path)), weights_path(path))
@@ -145,19 +145,14 @@ def build_index(
     return Index(folder)
 
 
-def index_path(weights: Path) -> Path:
-    """Folder of a run's own index, beside its weights."""
-    return folder_beside(weights, "index")
-
-
 def _folder(out: str | PathLike[str] | None, weights: Path | None, cells: str) -> Path:
     """Folder to write, which is new or empty; an error if what it is to hold cannot be made."""
-    if cells == "always":
-        require_faiss()
+    if cells == "always" and not faiss_installed():
+        raise ConfigError("cells are made by faiss: pip install 'ssole[search]'")
     if out is not None:
         folder = Path(out)
     elif weights is not None:
-        folder = index_path(weights)
+        folder = folder_beside(weights, "index")
     else:
         raise ConfigError(
             "an index made with another model than a run needs a folder to be written to: pass out (--out)"
@@ -196,10 +191,9 @@ def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any], 
     # not through a memory map, where a full disk would kill the process
     with open(folder / FEATURES, "wb") as file, parquet.ParquetWriter(folder / IMAGES, schema) as writer:
         np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
-        for table in parts.read():
+        for table, rows in parts.read():
             writer.write_table(table.drop_columns(["embedding"]))
-            flat = table["embedding"].combine_chunks().flatten().to_numpy().reshape(-1, parts.features)
-            file.write(np.asarray(unit_rows(torch.from_numpy(np.array(flat))), dtype=dtype).tobytes())
+            file.write(np.asarray(unit_rows(torch.from_numpy(rows.copy())), dtype=dtype).tobytes())
     if weights is not None:
         shutil.copyfile(weights, folder / BACKBONE)
     whole = {"format": FORMAT, "images": parts.images, "features": parts.features, **description}

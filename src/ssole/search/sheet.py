@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageOps
 
 from ssole.data.base import Spec
 from ssole.data.decode import decode
@@ -17,9 +18,6 @@ from ssole.errors import DataError, valid_text
 from ssole.search.matches import Matches
 from ssole.search.query import open_image
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 SHOWN = 1000
 """Largest number of images on a sheet."""
 _SIDE, _GAP, _LINE = 128, 6, 14  # pixels of a picture's side, between pictures, and of a caption's height
@@ -27,7 +25,7 @@ _COLUMNS = 10  # pictures in a row
 _ROWS = 110  # rows of a sheet, whose height WebP limits to 16,383 pixels, and JPEG to 65,535
 _PAPER, _MISSING = (255, 255, 255), (208, 208, 208)
 
-_Cell = tuple["torch.Tensor | None", str]  # image, None if it is missing; caption
+_Cell = tuple[torch.Tensor | None, str]  # image, None if it is missing; caption
 
 
 def contact_sheet(
@@ -80,8 +78,6 @@ def contact_sheet(
 
 
 def _draw(rows: Sequence[Sequence[_Cell]]) -> Image.Image:
-    from PIL import Image, ImageDraw, ImageOps
-
     across, down = _SIDE + _GAP, _SIDE + _LINE + _GAP
     columns = max((len(row) for row in rows), default=1)
     sheet = Image.new("RGB", (columns * across + _GAP, max(1, len(rows)) * down + _GAP), _PAPER)
