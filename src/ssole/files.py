@@ -9,7 +9,7 @@ import secrets
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, taken: str) -> Iterator[None]:
+def locked(path: Path, taken: str, *, remove: bool = False) -> Iterator[None]:
     """Context with a lock file that this process holds. The operating system releases it however the process ends.
+
+    With `remove`, the file is removed at the end.
 
     Raises:
         ConfigError: another process holds it (the message is `taken`), or the file system has no locks.
@@ -154,7 +156,12 @@ def locked(path: Path, taken: str) -> Iterator[None]:
     except NotImplementedError as error:
         raise ConfigError(f"{path.parent} is on a file system without locks ({error}): choose another folder") from None
     with held:
-        yield
+        try:
+            yield
+        finally:
+            if remove:
+                with suppress(OSError):  # Windows removes no open file
+                    path.unlink()
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
