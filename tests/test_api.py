@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,21 @@ def test_pretrain_load_embed_evaluate() -> None:
     train, test = (ArraySource(photos[part::2], np.repeat([0, 1], 20)) for part in (0, 1))
     result = ssole.evaluate(run, train, test=test, protocol=["knn"], progress=False)
     assert set(result.rows) == {"trained", "raw pixels (8x8)", "untrained"}
+
+
+def test_two_threads_train_one_after_the_other() -> None:
+    """torch's generators and its choice of algorithms are those of the whole process."""
+    alone, others = pretrain(out="alone", steps=2), []
+
+    def meanwhile(backbone: nn.Module) -> dict[str, float]:
+        others.append(pool.submit(pretrain, out="other", steps=2))
+        assert not wait(others, timeout=1).done
+        assert not Path("other").exists()
+        return {}
+
+    with ThreadPoolExecutor(1) as pool:
+        runs = [pretrain(out="one", steps=2, evaluators={9: meanwhile}), others[0].result()]
+    assert [run.backbone_path.read_bytes() for run in runs] == 2 * [alone.backbone_path.read_bytes()]
 
 
 def test_runs_are_named_after_their_recipe_and_numbered() -> None:
