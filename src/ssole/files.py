@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,17 @@ LEFTOVER = ".ssole-tmp"
 """Suffix of what a writer leaves behind if it is killed; such names also begin with a dot."""
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Context in which an `OSError` of no file gets the name of this one: that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it into place.
 
@@ -26,7 +38,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     either. The file has the permissions that the umask gives. A link stays, and the file that it names is replaced. A
     pipe or a device, such as /dev/stdout, is written to.
     """
-    path = Path(os.path.realpath(path))
+    with naming(path):
+        _write_atomically(Path(os.path.realpath(path)), write)
+
+
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         with tempfile.TemporaryDirectory() as folder:
             write(temporary := Path(folder, path.name))
@@ -66,6 +82,22 @@ def write_text_atomically(path: Path, text: str) -> None:
 def write_json_atomically(path: Path, values: Any, *, indent: int | None = 1) -> None:
     """:func:`write_atomically` for values as JSON; `ValueError` for NaN or infinity, which JSON does not have."""
     write_text_atomically(path, json.dumps(values, indent=indent, allow_nan=False) + "\n")
+
+
+def write_tensors_atomically(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """:func:`write_atomically` for torch's tensors as a safetensors file; a full disk is an `OSError` there too."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(dict(tensors), temporary, None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            found = re.search(r"I/O error: (.*?)(?: \(os error (\d+)\))?$", str(error))
+            reason, number = found.groups() if found else (str(error), None)
+            raise OSError(int(number or errno.EIO), reason) from error
+
+    write_atomically(path, write)
 
 
 def write_yaml_atomically(path: Path, values: Any) -> None:

@@ -189,12 +189,10 @@ def _empty(path: Path) -> None:
 @contextmanager
 def writing(run: Run, what: str, *, command: str = "ssole pretrain --resume") -> Iterator[None]:
     """Context for writing a file of a run: an `OSError` says what could not be written, and the command to go on."""
-    from safetensors import SafetensorError  # what a full disk raises there
-
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise OSError(
             f"{what} could not be written to {run.path} ({reason}). Earlier files are untouched. Once this is fixed, "
             f"go on with: {command} {quoted(run.path)}"
