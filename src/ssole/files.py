@@ -119,7 +119,7 @@ def folder_atomically(folder: Path) -> Iterator[Path]:
     is_there = folder.exists()
     home, suffix = (folder, LEFTOVER) if is_there else (folder.parent, "")
     home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home, prefix=f".{folder.name}.", suffix=suffix) as temporary:
+    with naming(folder), tempfile.TemporaryDirectory(dir=home, prefix=f".{folder.name}.", suffix=suffix) as temporary:
         place = Path(temporary) / folder.name
         place.mkdir()
         yield place

@@ -16,6 +16,7 @@ from weight_files import Weights
 
 import ssole
 import tiny
+from disk import small_files
 from ssole.config import ConfigError
 from ssole.export import export as module
 from ssole.export.export import FORMATS
@@ -86,6 +87,17 @@ def test_an_export_that_differs_leaves_no_folder(weights: Weights, monkeypatch: 
     with pytest.raises(ConfigError, match=r"differs from its source by .*, more than 1e-05, so it was not kept"):
         ssole.export(source, to="timm")
     assert list((source.parent / "export").iterdir()) == []
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_full_disk_is_an_error_that_names_the_export(to: Any, weights: Weights) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxscript", reason="the extra export is not installed")
+    source = weights(**(PLAIN_ARGUMENTS if to == "torchvision" else {}))
+    ssole.load(source)  # which may write caches
+    with small_files(), pytest.raises(OSError, match=rf"File too large: '.*export/.*{to}"):
+        ssole.export(source, to=to)
+    assert not (source.parent / "export" / to).exists()
 
 
 def test_a_result_that_is_not_finite_does_not_pass(weights: Weights) -> None:
