@@ -167,9 +167,9 @@ def test_two_processes_do_not_write_one_file(run: Run, tmp_path: Path) -> None:
     class Meanwhile(Interrupted):
         def read(self, i: int) -> Any:
             if (tmp_path / "a.parquet.parts").exists() and not refused:
-                with pytest.raises(ssole.ConfigError, match=r"another process is writing .*a\.parquet: wait for it") as no:
+                with pytest.raises(ssole.ConfigError, match=r"another process is writing .*a\.parquet: wait") as error:
                     embed_to_file(run, Interrupted(), out, progress=False)
-                refused.append(no.value)
+                refused.append(error.value)
             return super().read(i)
 
     embed_to_file(run, Meanwhile(), out, progress=False)

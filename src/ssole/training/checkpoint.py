@@ -78,11 +78,11 @@ def write_checkpoint(
 
 def require_space(run: Run, modules: nn.ModuleDict) -> None:
     """Raise a DiskError if the disk has no room for the checkpoints and final weights still to be written."""
-    needed = checkpoint_bytes(modules, MOST_CHECKPOINTS - len(checkpoint_steps(run)))
+    needed = checkpoint_bytes(modules, MOST_CHECKPOINTS - len(done := checkpoint_steps(run)))
     if (free := shutil.disk_usage(run.path).free) < needed:
         raise DiskError(
             f"the checkpoints in {run.path} need at least {data_size(needed)} more, and the disk has {data_size(free)} "
-            "free: make room, or choose a folder on another disk (--out)"
+            f"free: make room{'' if done else ', or choose a folder on another disk (--out)'}"
         )
 
 

@@ -145,8 +145,7 @@ class Monitor:
 
     def _rewind(self, step: int, intervention: Mapping[str, Any]) -> None:
         row = {"step": step, "seconds": round(self.seconds, 3), **intervention}
-        with writing(self._run, "metrics.jsonl"):
-            rewind(self._run, step, row)
+        rewind(self._run, step, row)
         if self._board is not None:
             self._board.close()
             self._board = _tensorboard(self._run.path / "tensorboard", step)
