@@ -157,6 +157,14 @@ def test_a_folder_that_may_not_be_written_to_is_refused_at_once(
         require_new_folder(tmp_path / "of" / "models")
 
 
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127])
+def test_the_longest_names_are_written(tmp_path: Path, name: str) -> None:
+    write_text_atomically(tmp_path / name, "text")
+    with folder_atomically(tmp_path / "folders" / name) as place:
+        (place / "a.txt").touch()
+    assert {path.name for path in tmp_path.rglob("*")} == {name, "folders", "a.txt"}
+
+
 def test_what_a_killed_writer_left_is_removed_and_no_other_file(tmp_path: Path) -> None:
     left: list[Path] = []
     write_atomically(tmp_path / "a.txt", lambda temporary: left.append(temporary))

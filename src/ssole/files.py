@@ -48,7 +48,7 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             write(temporary := Path(folder, path.name))
             path.write_bytes(temporary.read_bytes())
         return
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{LEFTOVER}"
+    temporary = path.parent / f".{_beginning(path.name)}.{secrets.token_hex(4)}{LEFTOVER}"
     open(temporary, "xb").close()
     permissions = stat.S_IMODE(temporary.stat().st_mode)
     try:
@@ -60,6 +60,11 @@ def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
+
+
+def _beginning(name: str) -> str:
+    """Beginning of a name, short enough for the temporary name around it: a name has at most 255 bytes."""
+    return name.encode("utf-8", "ignore")[:230].decode("utf-8", "ignore")
 
 
 def _flush(path: Path) -> None:
@@ -119,7 +124,8 @@ def folder_atomically(folder: Path) -> Iterator[Path]:
     is_there = folder.exists()
     home, suffix = (folder, LEFTOVER) if is_there else (folder.parent, "")
     home.mkdir(parents=True, exist_ok=True)
-    with naming(folder), tempfile.TemporaryDirectory(dir=home, prefix=f".{folder.name}.", suffix=suffix) as temporary:
+    prefix = f".{_beginning(folder.name)}."
+    with naming(folder), tempfile.TemporaryDirectory(dir=home, prefix=prefix, suffix=suffix) as temporary:
         place = Path(temporary) / folder.name
         place.mkdir()
         yield place
