@@ -294,9 +294,21 @@ def test_resuming_without_the_evaluators_of_the_start_is_told(capsys: pytest.Cap
     run = pretrain(steps=2, evaluators={2: lambda backbone: {"answer": 42.0}})
     run.backbone_path.unlink()
     ssole.resume(run, data=tiny.images())
-    assert (
-        "was measured every [2] steps by functions that are not given now: pass evaluators" in capsys.readouterr().err
-    )
+    assert "was measured every 2 steps by functions that are not given now: pass evaluators" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "words"),
+    [
+        ([5], r"evaluators are \{steps: function\}, got \[5\]"),
+        ({"5": tiny.crash}, r"a whole number of at least 1; got '5'"),
+        ({0: tiny.crash}, r"a whole number of at least 1; got 0"),
+        ({2: "knn"}, r"the evaluator of every 2 steps is a function of the backbone; got 'knn'"),
+    ],
+)
+def test_evaluators_that_cannot_be_called_are_refused_at_once(evaluators: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ssole.pretrain("nowhere", evaluators=evaluators)  # before any image is looked for
 
 
 def test_figures_of_an_evaluator_may_be_numpys_or_tensors() -> None:

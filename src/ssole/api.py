@@ -92,6 +92,7 @@ def pretrain(
         if not isinstance(loss, (nn.Module, Mapping)):
             raise ConfigError(f'loss is a module, or settings such as loss={{"name": "simclr"}}, got {loss!r}')
         overrides["loss"] = loss if module is None else {"name": "custom", "module": type(module).__qualname__}
+    given = Given(loss=module, backbone=backbone, evaluators=evaluators, progress=progress)
     if backbone is not None:
         overrides |= custom_settings(backbone)
     if init is not None:
@@ -101,7 +102,6 @@ def pretrain(
     name, config = choose(data, recipe, overrides)
     folder = new_folder(out, name)
     spent = time.monotonic() - begin
-    given = Given(loss=module, backbone=backbone, evaluators=evaluators, progress=progress)
     return start(config, folder, given, data=data, spent=spent)
 
 
@@ -229,8 +229,8 @@ def continue_run(
         raise DataError(f"the images of {found.path} are no longer there ({listed(missing, 1)}): pass --data (data=)")
     eval_data = eval_data_to_open(config, found.path, eval_data) if given.evaluators is None else None
     if given.evaluators is None and (steps := found.environment.get("evaluators")):
-        words = f"{found.path} was measured every {steps} steps by functions that are not given now: pass evaluators"
-        say(words, enabled=given.progress)
+        known = f"{found.path} was measured every {str(steps).strip('[]')} steps"
+        say(f"{known} by functions that are not given now: pass evaluators", enabled=given.progress)
     if is_custom(config.model) and given.backbone is None:
         raise missing_module_error(config.model)
     now = type(given.loss).__qualname__
