@@ -17,6 +17,18 @@ from safetensors import SafetensorError
 FULL, READ_ONLY = OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only file system")
 
 
+@contextmanager
+def small_files(most: int = 4096) -> Iterator[None]:
+    """Context in which no file of this process can grow above so many bytes: an error of the system, as a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 class Disk:
     """File operations below a folder, in their order. The one of number `fails` raises an error, as do all after it.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,21 @@ def test_pretrain_load_embed_evaluate() -> None:
     train, test = (ArraySource(photos[part::2], np.repeat([0, 1], 20)) for part in (0, 1))
     result = ssole.evaluate(run, train, test=test, protocol=["knn"], progress=False)
     assert set(result.rows) == {"trained", "raw pixels (8x8)", "untrained"}
+
+
+def test_two_threads_train_one_after_the_other() -> None:
+    """torch's generators and its choice of algorithms are those of the whole process."""
+    alone, others = pretrain(out="alone", steps=2), []
+
+    def meanwhile(backbone: nn.Module) -> dict[str, float]:
+        others.append(pool.submit(pretrain, out="other", steps=2))
+        assert not wait(others, timeout=1).done
+        assert not Path("other").exists()
+        return {}
+
+    with ThreadPoolExecutor(1) as pool:
+        runs = [pretrain(out="one", steps=2, evaluators={9: meanwhile}), others[0].result()]
+    assert [run.backbone_path.read_bytes() for run in runs] == 2 * [alone.backbone_path.read_bytes()]
 
 
 def test_runs_are_named_after_their_recipe_and_numbered() -> None:
@@ -278,9 +294,21 @@ def test_resuming_without_the_evaluators_of_the_start_is_told(capsys: pytest.Cap
     run = pretrain(steps=2, evaluators={2: lambda backbone: {"answer": 42.0}})
     run.backbone_path.unlink()
     ssole.resume(run, data=tiny.images())
-    assert (
-        "was measured every [2] steps by functions that are not given now: pass evaluators" in capsys.readouterr().err
-    )
+    assert "was measured every 2 steps by functions that are not given now: pass evaluators" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "words"),
+    [
+        ([5], r"evaluators are \{steps: function\}, got \[5\]"),
+        ({"5": tiny.crash}, r"a whole number of at least 1; got '5'"),
+        ({0: tiny.crash}, r"a whole number of at least 1; got 0"),
+        ({2: "knn"}, r"the evaluator of every 2 steps is a function of the backbone; got 'knn'"),
+    ],
+)
+def test_evaluators_that_cannot_be_called_are_refused_at_once(evaluators: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        ssole.pretrain("nowhere", evaluators=evaluators)  # before any image is looked for
 
 
 def test_figures_of_an_evaluator_may_be_numpys_or_tensors() -> None:

@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from disk import small_files
 from ssole.errors import ConfigError
 from ssole.files import (
     folder_atomically,
@@ -15,6 +18,7 @@ from ssole.files import (
     require_new_folder,
     write_atomically,
     write_bytes_atomically,
+    write_tensors_atomically,
     write_text_atomically,
 )
 
@@ -42,6 +46,21 @@ def test_a_writer_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path
     with pytest.raises(type(error)):
         write_atomically(path, write)
     assert [(entry.name, entry.read_text()) for entry in tmp_path.iterdir()] == [("a.txt", "old")]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
+    def write_bytes(path: Path) -> None:
+        write_bytes_atomically(path, bytes(20_000))
+
+    def write_tensors(path: Path) -> None:
+        write_tensors_atomically(path, {"a": torch.zeros(20_000)}, {"format": "pt"})
+
+    for write in (write_bytes, write_tensors):
+        with small_files(), pytest.raises(OSError, match=r"^\[Errno 27\] File too large: '.*/a\.file'$"):
+            write(tmp_path / "a.file")
+        assert list(tmp_path.iterdir()) == []
+    write_tensors(tmp_path / "a.file")
+    assert load_file(tmp_path / "a.file")["a"].shape == (20_000,)
 
 
 @pytest.mark.parametrize("is_there", [False, True])
@@ -136,6 +155,14 @@ def test_a_folder_that_may_not_be_written_to_is_refused_at_once(
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)  # root may write everywhere
     with pytest.raises(ConfigError, match="may not be written to: choose another folder"):
         require_new_folder(tmp_path / "of" / "models")
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "ä" * 127])
+def test_the_longest_names_are_written(tmp_path: Path, name: str) -> None:
+    write_text_atomically(tmp_path / name, "text")
+    with folder_atomically(tmp_path / "folders" / name) as place:
+        (place / "a.txt").touch()
+    assert {path.name for path in tmp_path.rglob("*")} == {name, "folders", "a.txt"}
 
 
 def test_what_a_killed_writer_left_is_removed_and_no_other_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Processors that this process may use, freed memory that it keeps, and the precision of convolutions."""
+"""Processors that this process may use, freed memory that it keeps, the precision of convolutions, and threads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,7 +24,15 @@ from ssole.evaluation.datasets import Subset
 from ssole.evaluation.features import extract, extract_views
 from ssole.evaluation.fine_tune import fine_tune
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.runtime import decoding_threads, exact_convolutions, forget_peak_memory, keep_freed_memory, usable_cpus
+from ssole.models.backbone import seeded_weights
+from ssole.runtime import (
+    decoding_threads,
+    exact_convolutions,
+    forget_peak_memory,
+    keep_freed_memory,
+    torch_state,
+    usable_cpus,
+)
 from ssole.training.trial import step_seconds
 
 
@@ -207,3 +217,17 @@ def test_torchs_own_context_works_in_that_of_exact_convolutions() -> None:
     with exact_convolutions(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         assert not torch.backends.cudnn.allow_tf32
     assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("context", [lambda: torch_state(deterministic=False), lambda: seeded_weights(1)])
+def test_a_second_thread_waits_for_torchs_state(context: Callable[[], AbstractContextManager[None]]) -> None:
+    def enter() -> None:
+        with context():
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with torch_state(deterministic=True):
+            enter()  # the same thread may
+            other = pool.submit(enter)
+            assert not wait([other], timeout=0.2).done
+        other.result(timeout=60)

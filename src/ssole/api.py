@@ -22,7 +22,7 @@ from ssole.errors import DataError, listed
 from ssole.evaluation.online import default_evaluators
 from ssole.models.custom import custom_settings, is_custom, missing_module_error
 from ssole.progress import say
-from ssole.runtime import environment, resolve_device
+from ssole.runtime import environment, one_thread, resolve_device
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import check_shares, make_plan
 from ssole.training.images import IMAGES_FILE, keep_or_compare_images
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _NOTHING = Given()
 
 
+@one_thread()
 def pretrain(
     data: Spec | None = None,
     *,
@@ -78,7 +79,7 @@ def pretrain(
             a group as a dict.
 
     Returns:
-        The finished :class:`Run`.
+        The finished :class:`Run`. Of the threads of a process, one trains at a time, and the others wait.
 
     Raises:
         ConfigError, DataError: a setting or the data are not usable; the message says what to do.
@@ -91,6 +92,7 @@ def pretrain(
         if not isinstance(loss, (nn.Module, Mapping)):
             raise ConfigError(f'loss is a module, or settings such as loss={{"name": "simclr"}}, got {loss!r}')
         overrides["loss"] = loss if module is None else {"name": "custom", "module": type(module).__qualname__}
+    given = Given(loss=module, backbone=backbone, evaluators=evaluators, progress=progress)
     if backbone is not None:
         overrides |= custom_settings(backbone)
     if init is not None:
@@ -100,10 +102,10 @@ def pretrain(
     name, config = choose(data, recipe, overrides)
     folder = new_folder(out, name)
     spent = time.monotonic() - begin
-    given = Given(loss=module, backbone=backbone, evaluators=evaluators, progress=progress)
     return start(config, folder, given, data=data, spent=spent)
 
 
+@one_thread()
 def start(
     config: PretrainConfig, out: Path, given: Given = _NOTHING, *, data: Spec | None = None, spent: float = 0.0
 ) -> Run:
@@ -124,8 +126,7 @@ def start(
         distributed.on_rank_0(lambda: check_shares(config, world))
         distributed.on_rank_0(lambda: require_memory(config, device))
         initial = initial_weights(config, given.backbone, progress=given.progress)
-        data = config.data if data is None else data
-        eval_data = config.eval_data
+        data, eval_data = config.data if data is None else data, config.eval_data
         described = None if eval_data is None else describe(eval_data)
         config = dataclasses.replace(config, data=describe(data), eval_data=described)
         data = canonical(data)
@@ -228,15 +229,15 @@ def continue_run(
         raise DataError(f"the images of {found.path} are no longer there ({listed(missing, 1)}): pass --data (data=)")
     eval_data = eval_data_to_open(config, found.path, eval_data) if given.evaluators is None else None
     if given.evaluators is None and (steps := found.environment.get("evaluators")):
-        words = f"{found.path} was measured every {steps} steps by functions that are not given now: pass evaluators"
-        say(words, enabled=given.progress)
+        known = f"{found.path} was measured every {str(steps).strip('[]')} steps"
+        say(f"{known} by functions that are not given now: pass evaluators", enabled=given.progress)
     if is_custom(config.model) and given.backbone is None:
         raise missing_module_error(config.model)
     now = type(given.loss).__qualname__
     if given.loss is not None and config.loss != CustomConfig(module=now):
         before = getattr(config.loss, "module", config.loss.name)
         raise ConfigError(f"{found.path} began with the loss {before!r}, and the one given is {now!r}")
-    with distributed.processes(config.process_timeout):
+    with one_thread(), distributed.processes(config.process_timeout):
         distributed.on_rank_0(lambda: require_same_recipe(found, allowed=allow_changes))
         device = distributed.own_device(resolve_device(config.device))
         distributed.on_rank_0(lambda: require_memory(config, device))

@@ -19,7 +19,7 @@ from ssole.errors import ConfigError, quoted
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.loop import Given
 from ssole.training.pace import EXTENSIONS, Extension, extensions
-from ssole.training.run import Change, Run, write_lines, writing
+from ssole.training.run import Change, Run, write_lines
 from ssole.training.settings import warn_of_warmup
 
 if TYPE_CHECKING:
@@ -109,17 +109,33 @@ def _unfinished(run: Run) -> ConfigError:
 def add_extension(run: Run, *, steps: int, factor: float) -> None:
     """Extend a finished run by so many steps: from here on it is an unfinished run, which resuming finishes.
 
-    A kill in between leaves it finished without its figures, or unfinished at its old length: resuming then writes the
-    old weights again. What was made of these, figures, export and index, stays under a new name with the step in it.
+    It counts from the last rename on, that of the weights: after a kill before that, the run is as finished as it was,
+    and can be extended anew. What was made of the weights, figures, export and index, stays under a new name with the
+    step in it.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     begin = max(checkpoint_steps(run))
     new = Extension(step=begin, total=begin + steps, factor=factor)
-    with writing(run, EXTENSIONS, command="ssole extend"):
+    earlier = [one for one in extensions(run) if one.step < begin]  # without one that did not come to count
+    try:
+        write_lines(run.path / EXTENSIONS, [dataclasses.asdict(one) for one in (*earlier, new)])
         # the weights last: nothing may stand beside other weights than its own
         for name in ("evaluation.json", "transfer.json", "export", "index", run.backbone_path.name):
             if (path := run.path / name).exists():
-                os.replace(path, path.with_stem(f"{path.stem}-step-{begin:08d}"))
-        write_lines(run.path / EXTENSIONS, [dataclasses.asdict(one) for one in (*extensions(run), new)])
+                os.replace(path, _name_with_step(path, begin))
+    except OSError as error:
+        raise OSError(
+            f"the extension of {run.path} could not begin ({error.strerror or error}), and its weights are as they "
+            f"were. Once this is fixed, extend it again: ssole extend {quoted(run.path)} --steps {steps} --factor "
+            f"{factor:g}"
+        ) from error
+
+
+def _name_with_step(path: Path, step: int) -> Path:
+    """New name of what was made of the weights of a step; with a number if a folder has it, after a try that failed."""
+    named, number = path.with_stem(f"{path.stem}-step-{step:08d}"), 2
+    while named.is_dir():
+        named, number = path.with_stem(f"{path.stem}-step-{step:08d}-{number}"), number + 1
+    return named

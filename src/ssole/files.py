@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,17 @@ LEFTOVER = ".ssole-tmp"
 """Suffix of what a writer leaves behind if it is killed; such names also begin with a dot."""
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Context in which an `OSError` of no file gets the name of this one: that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, flush it to the disk, and rename it into place.
 
@@ -26,13 +38,17 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     either. The file has the permissions that the umask gives. A link stays, and the file that it names is replaced. A
     pipe or a device, such as /dev/stdout, is written to.
     """
-    path = Path(os.path.realpath(path))
+    with naming(path):
+        _write_atomically(Path(os.path.realpath(path)), write)
+
+
+def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         with tempfile.TemporaryDirectory() as folder:
             write(temporary := Path(folder, path.name))
             path.write_bytes(temporary.read_bytes())
         return
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}{LEFTOVER}"
+    temporary = path.parent / f".{_beginning(path.name)}.{secrets.token_hex(4)}{LEFTOVER}"
     open(temporary, "xb").close()
     permissions = stat.S_IMODE(temporary.stat().st_mode)
     try:
@@ -44,6 +60,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
+
+
+def _beginning(name: str) -> str:
+    """Beginning of a name, short enough for the temporary name around it: a name has at most 255 bytes."""
+    return name.encode("utf-8", "ignore")[:230].decode("utf-8", "ignore")
 
 
 def _flush(path: Path) -> None:
@@ -68,6 +89,22 @@ def write_json_atomically(path: Path, values: Any, *, indent: int | None = 1) ->
     write_text_atomically(path, json.dumps(values, indent=indent, allow_nan=False) + "\n")
 
 
+def write_tensors_atomically(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """:func:`write_atomically` for torch's tensors as a safetensors file; a full disk is an `OSError` there too."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file(dict(tensors), temporary, None if metadata is None else dict(metadata))
+        except SafetensorError as error:
+            found = re.search(r"I/O error: (.*?)(?: \(os error (\d+)\))?$", str(error))
+            reason, number = found.groups() if found else (str(error), None)
+            raise OSError(int(number or errno.EIO), reason) from error
+
+    write_atomically(path, write)
+
+
 def write_yaml_atomically(path: Path, values: Any) -> None:
     """:func:`write_atomically` for plain values as YAML, in their own order."""
     import yaml
@@ -87,7 +124,8 @@ def folder_atomically(folder: Path) -> Iterator[Path]:
     is_there = folder.exists()
     home, suffix = (folder, LEFTOVER) if is_there else (folder.parent, "")
     home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home, prefix=f".{folder.name}.", suffix=suffix) as temporary:
+    prefix = f".{_beginning(folder.name)}."
+    with naming(folder), tempfile.TemporaryDirectory(dir=home, prefix=prefix, suffix=suffix) as temporary:
         place = Path(temporary) / folder.name
         place.mkdir()
         yield place
@@ -139,8 +177,10 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, taken: str) -> Iterator[None]:
+def locked(path: Path, taken: str, *, remove: bool = False) -> Iterator[None]:
     """Context with a lock file that this process holds. The operating system releases it however the process ends.
+
+    With `remove`, the file is removed at the end.
 
     Raises:
         ConfigError: another process holds it (the message is `taken`), or the file system has no locks.
@@ -154,7 +194,12 @@ def locked(path: Path, taken: str) -> Iterator[None]:
     except NotImplementedError as error:
         raise ConfigError(f"{path.parent} is on a file system without locks ({error}): choose another folder") from None
     with held:
-        yield
+        try:
+            yield
+        finally:
+            if remove:
+                with suppress(OSError):  # Windows removes no open file
+                    path.unlink()
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:

@@ -7,6 +7,7 @@ import gc
 import os
 import platform
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,13 +138,33 @@ def exact_convolutions() -> Iterator[None]:
         setattr(flags, name, before)
 
 
+_TORCH = threading.RLock()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Context that one thread is in at a time, and others wait for; also a decorator.
+
+    torch's generators and its choice of algorithms belong to the whole process: two threads that set them would train
+    from wrong weights.
+    """
+    with _TORCH:
+        yield
+
+
 @contextmanager
 def torch_state(*, deterministic: bool) -> Iterator[None]:
-    """Context of training: full float32 convolutions, and deterministic algorithms if wanted.
+    """Context of training: full float32 convolutions, and deterministic algorithms if wanted; of one thread at a time.
 
     Otherwise cuDNN tries its algorithms for each new shape, of which a run has few, and keeps the quickest. Afterwards
     torch and its generators are as they were.
     """
+    with one_thread(), _changed_state(deterministic):
+        yield
+
+
+@contextmanager
+def _changed_state(deterministic: bool) -> Iterator[None]:
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     workspace, benchmark = os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.backends.cudnn.benchmark

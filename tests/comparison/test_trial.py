@@ -19,7 +19,7 @@ from ssole.comparison.compare import resume_comparison
 from ssole.comparison.trial import FAILURES, Trial, describe_failure, read_trial, resumable, run_trial
 from ssole.config import ConfigError
 from ssole.errors import DataError, DiskError
-from ssole.training.run import Run
+from ssole.training.run import Run, writing
 from ssole.training.stopping import Interrupted
 
 
@@ -200,6 +200,16 @@ def test_a_signal_names_the_command_and_keeps_its_number(tmp_path: Path, stop: B
         with pytest.raises(Interrupted, match=r"^stopped; go on with: ssole go on$") as raised:
             stopped()
         assert raised.value.signal_number == number
+
+
+def test_a_full_disk_names_the_command(tmp_path: Path) -> None:
+    def fail() -> None:
+        with resumable(tmp_path, "ssole go on"), writing(Run(tmp_path / "trial"), "config.yaml"):
+            raise OSError(28, "No space left on device")
+
+    words = f"config.yaml could not be written to {tmp_path / 'trial'} (No space left on device). Once this is fixed, "
+    with pytest.raises(OSError, match=rf"^{re.escape(words)}go on with: ssole go on$"):
+        fail()
 
 
 def test_a_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:

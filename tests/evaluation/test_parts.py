@@ -161,6 +161,30 @@ def test_parts_of_other_work_are_refused(run: Run, tmp_path: Path) -> None:
         embed_to_file(run, tiny.images(5), out, progress=False)
 
 
+def test_two_processes_do_not_write_one_file(run: Run, tmp_path: Path) -> None:
+    out, refused = tmp_path / "a.parquet", []
+
+    class Meanwhile(Interrupted):
+        def read(self, i: int) -> Any:
+            if (tmp_path / "a.parquet.parts").exists() and not refused:
+                with pytest.raises(ssole.ConfigError, match=r"another process is writing .*a\.parquet: wait") as error:
+                    embed_to_file(run, Interrupted(), out, progress=False)
+                refused.append(error.value)
+            return super().read(i)
+
+    embed_to_file(run, Meanwhile(), out, progress=False)
+    assert refused
+    embed_to_file(run, Interrupted(), out, progress=False)
+    assert list(tmp_path.iterdir()) == [out]  # neither parts nor a lock
+
+
+def test_a_folder_is_refused_before_anything_is_computed(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.npz").mkdir()
+    with pytest.raises(ssole.ConfigError, match=r"a\.npz is a folder: embeddings are one file"):
+        embed_to_file(run, "nowhere", tmp_path / "a.npz", progress=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
 def test_parts_of_unknown_work_are_computed_anew(run: Run, tmp_path: Path) -> None:
     embed_to_file(run, tiny.images(), tmp_path / "whole.parquet", progress=False)
     folder = tmp_path / "a.parquet.parts"

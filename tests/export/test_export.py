@@ -17,6 +17,7 @@ from weight_files import Weights
 
 import ssole
 import tiny
+from disk import small_files
 from ssole.config import ConfigError
 from ssole.export import export as module
 from ssole.export.export import FORMATS
@@ -118,6 +119,17 @@ def test_difference_is_relative_above_one(
 ) -> None:
     written = Written(features=Constant(*found), snippet="", needs="")
     assert module._compare(Constant(*expected), written) == pytest.approx(difference)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_full_disk_is_an_error_that_names_the_export(to: Any, weights: Weights) -> None:
+    if to == "onnx":
+        pytest.importorskip("onnxscript", reason="the extra export is not installed")
+    source = weights(**(PLAIN_ARGUMENTS if to == "torchvision" else {}))
+    ssole.load(source)  # which may write caches
+    with small_files(), pytest.raises(OSError, match=rf"File too large: '.*export/.*{to}"):
+        ssole.export(source, to=to)
+    assert not (source.parent / "export" / to).exists()
 
 
 def test_weights_that_are_not_finite_are_told_as_such(weights: Weights) -> None:

@@ -189,6 +189,6 @@ def test_refused_folders(run: Run, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="neither an index nor a run folder"):
         open_index(tmp_path)
     in_memory = tiny.start(tmp_path / "in-memory", steps=1)
-    with pytest.raises(ValueError, match="was trained on images in memory: make an index with ssole index"):
+    with pytest.raises(ValueError, match="was trained on images in memory: pass --data"):
         open_index(in_memory)
     assert len(open_index(in_memory, data=tiny.images(), progress=False)) == tiny.IMAGES

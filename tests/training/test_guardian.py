@@ -14,10 +14,12 @@ import pytest
 import torch
 
 import tiny
+from disk import small_files
 from ssole.config import LOSS_CONFIGS
 from ssole.training import guardian
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.guardian import CollapseError
+from ssole.training.replay import save_bundle
 from ssole.training.run import Run, create_run
 from ssole.training.step import Learner
 from ssole.training.stopping import Interrupted
@@ -89,6 +91,19 @@ def test_after_three_tries_it_stops_and_explains(tmp_path: Path, monkeypatch: py
     with pytest.raises(NonFiniteLossError, match=r"^step 8: "):  # once stopped, it stops there again
         tiny.resume(run)
     assert [{**row, "seconds": 0} for row in interventions(run)] == [{**row, "seconds": 0} for row in (*rates, end)]
+
+
+def test_a_bundle_that_a_full_disk_refuses_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(*given: Any) -> Path:
+        with small_files():
+            return save_bundle(*given)
+
+    inject(monkeypatch, lambda step, lr: step == 8 and lr > 0.06)
+    monkeypatch.setattr(guardian, "save_bundle", save)
+    with pytest.warns(UserWarning, match=r"no replay bundle of step 8 could be written: .*/tensors\.safetensors"):
+        run = tiny.start(tmp_path / "run", **CONSTANT)
+    assert [row["bundle"] for row in interventions(run)] == [None]
+    assert run.finished
 
 
 def test_the_first_step_fails_at_every_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -357,7 +357,7 @@ def test_evaluation_does_not_count_as_training_time(tmp_path: Path, monkeypatch:
 
 
 def test_an_evaluator_needs_a_number_of_steps(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"at least 1; got \[0, 4\]"):
+    with pytest.raises(ConfigError, match=r"at least 1; got 0"):
         tiny.start(tmp_path / "run", evaluators={4: lambda _: {}, 0: lambda _: {}})
 
 

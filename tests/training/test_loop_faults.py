@@ -65,7 +65,9 @@ def test_a_run_goes_on_after_any_fault(whole: tuple[Run, list[str]], tmp_path: P
             run = tiny.start(out, **SETTINGS)
         else:
             if not isinstance(told.value, ConfigError):
-                assert f"go on with: ssole pretrain --resume {out}" in str(told.value), done[number]
+                begun = (out / "metrics.jsonl").exists()
+                words = f"go on with: ssole pretrain --resume {out}" if begun else "Once this is fixed, start it again"
+                assert words in str(told.value), done[number]
             assert not Run(out).finished or done[number] == "flush run"
             steps = checkpoint_steps(Run(out))
             run = tiny.resume(out)
@@ -73,6 +75,25 @@ def test_a_run_goes_on_after_any_fault(whole: tuple[Run, list[str]], tmp_path: P
         assert run.backbone_path.read_bytes() == expected.backbone_path.read_bytes(), done[number]
         assert losses(run) == losses(expected), done[number]
         assert not list(out.rglob("*.ssole-tmp")), done[number]
+
+
+@pytest.mark.parametrize("name", ["step-00000000.safetensors", "metrics.jsonl"])
+def test_where_no_run_is_left_the_advice_is_to_start_again(
+    whole: tuple[Run, list[str]], tmp_path: Path, name: str
+) -> None:
+    disk = Disk(tmp_path, fails=next(number for number, line in enumerate(whole[1]) if name in line))
+    words = rf"could not be written to {tmp_path}/run \(No space left on device\)\. Once this is fixed, start it again$"
+    with disk.mounted(), pytest.raises(OSError, match=words):
+        tiny.start(tmp_path / "run", **SETTINGS)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_when_a_run_goes_on_names_file_and_command(tmp_path: Path) -> None:
+    with pytest.raises(PowerCut):
+        tiny.start(tmp_path / "run", **SETTINGS, evaluators={5: power_cut})
+    words = r"metrics\.jsonl could not be written to .*Earlier files are untouched\. .*: ssole pretrain --resume "
+    with Disk(tmp_path, fails=0).mounted(), pytest.raises(OSError, match=words):  # leaving out rows after step 3
+        tiny.resume(tmp_path / "run")
 
 
 def saved_before(done: list[str]) -> int:

@@ -146,3 +146,15 @@ def test_training_decodes_each_image_once_and_logs_its_waits(tmp_path: Path, mon
     assert all(0 <= wait <= 1 for wait in waits)
     looked_at = tiny.IMAGES  # to see whether sizes differ
     assert len(source.reads) <= looked_at + tiny.IMAGES  # in 2.4 epochs
+
+
+def test_a_figure_that_is_not_finite_is_null(tmp_path: Path) -> None:
+    figures = {"a": float("nan"), "b": -float("inf"), "c": 1}
+    run = tiny.start(tmp_path / "run", steps=1, evaluators={9: lambda backbone: figures})
+    assert '"a": null, "b": null, "c": 1.0}' in (run.path / "metrics.jsonl").read_text()
+
+
+@pytest.mark.parametrize("figure", ["high", None, torch.zeros(2)])
+def test_a_figure_that_is_no_number_is_named(figure: object) -> None:
+    with pytest.raises(ValueError, match="the figure 'a' of an evaluator is a number; got "):
+        module.figures_of(lambda backbone: {"a": figure}, nn.Identity())

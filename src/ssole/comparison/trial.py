@@ -59,7 +59,10 @@ class Trial:
 
 @contextmanager
 def resumable(folder: Path, command: str) -> Iterator[None]:
-    """Folder of trials, made and locked for this process; a signal ends the block and names the command to go on."""
+    """Folder of trials, made and locked for this process; a signal or a full disk ends the block and names `command`.
+
+    It is the one to go on with.
+    """
     with making(folder, "folder"):
         folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -68,6 +71,11 @@ def resumable(folder: Path, command: str) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         message = f"stopped; go on with: {command}"
         raise Interrupted(message, int(getattr(stop, "signal_number", signal.SIGINT))) from None
+    except BrokenPipeError:  # of the program that reads the output
+        raise
+    except OSError as error:
+        problem = getattr(error, "problem", error)  # a run's own command would not go on with the others
+        raise OSError(f"{problem}. Once this is fixed, go on with: {command}") from error
 
 
 def other_version(folder: Path, begun: str, now: str) -> ConfigError:

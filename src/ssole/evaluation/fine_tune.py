@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ssole.evaluation.datasets import Subset, shuffled_batches, shuffled_classes
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.progress import progress_bar
-from ssole.runtime import exact_convolutions
+from ssole.runtime import exact_convolutions, one_thread
 
 EPOCHS = {0.01: 60, 0.1: 30}
 """Epochs by share of the labels."""
@@ -90,7 +90,7 @@ def fine_tune(
     trained = copy.deepcopy(model).requires_grad_(True)
     batch, generator = min(BATCH, len(images)), torch.Generator().manual_seed(seed)
     steps = max(LEAST_STEPS, epochs * (len(images) // batch))
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), exact_convolutions():
+    with one_thread(), torch.random.fork_rng(devices=range(torch.cuda.device_count())), exact_convolutions():
         torch.manual_seed(seed)
         classifier = Classifier(trained, features, classes).to(device).train()
         optimizer = torch.optim.SGD(classifier.parameters(), lr=RATE * batch / 256, momentum=MOMENTUM, nesterov=True)

@@ -11,6 +11,7 @@ import hashlib
 import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssole import distributed
-from ssole.config import PretrainConfig
+from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Source, Spec, content_digests
 from ssole.data.sources import open_source
 from ssole.errors import DataError, valid_text
@@ -33,7 +34,7 @@ from ssole.evaluation.features import Embeddings, for_each_batch, require_format
 from ssole.evaluation.models import most_unreadable
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import evaluation_device
-from ssole.files import read_json, remove_leftovers, write_atomically, write_json_atomically
+from ssole.files import locked, read_json, remove_leftovers, write_atomically, write_json_atomically
 from ssole.models.weights_file import digest_of
 from ssole.runtime import Precision, resolve_precision
 
@@ -78,8 +79,9 @@ def embed_to_file(
     """Write the frozen features of every readable image of ``data`` to a file, as :meth:`Embeddings.save` does.
 
     Unlike :func:`ssole.embed`, the work can be interrupted: its parts are kept in the folder ``OUT.parts``, and the
-    same call goes on from there. The file is then equal to that of a call without interruption. With ``.parquet``,
-    memory does not grow with the number of images; with ``.npz``, it does in the end.
+    same call goes on from there. The file is then equal to that of a call without interruption. Meanwhile, no other
+    process can write it. With ``.parquet``, memory does not grow with the number of images; with ``.npz``, it does in
+    the end.
 
     Args:
         model_or_run, data, device, precision, progress: as for :func:`ssole.embed`.
@@ -89,28 +91,42 @@ def embed_to_file(
         What the file was made of. The parts themselves are removed.
 
     Raises:
+        ConfigError: `out` is a folder, or another process is writing it.
         DataError: data that cannot be opened, too many unreadable images, or parts of another call in the folder.
         ValueError: another suffix, unknown preprocessing, or features that are not finite.
         KeyboardInterrupt: Ctrl-C; the message says how much was done.
     """
     out = Path(out)
     require_format(out)
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder: embeddings are one file, so choose another name (--out)")
     model, preprocessing = model_and_preprocessing(model_or_run)
     source = open_source(data)
     folder = out.with_name(out.name + ".parts")
     how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
     how["max_unreadable"] = most_unreadable([model_or_run])
-    parts = embed_parts(model, preprocessing, source, folder, **how)
-
-    def finish() -> None:
-        if out.suffix == ".parquet":
-            write_atomically(out, lambda path: _write_joined(parts, path))
-        else:
-            _in_memory(parts, source).save(out)
-        parts.remove()
-
-    distributed.on_rank_0(finish)
+    with ExitStack() as stack:
+        distributed.on_rank_0(lambda: stack.enter_context(_only_writer(out)))
+        parts = embed_parts(model, preprocessing, source, folder, **how)
+        distributed.on_rank_0(lambda: _join(parts, source, out))
     return parts
+
+
+@contextmanager
+def _only_writer(out: Path) -> Iterator[None]:
+    """Context in which no other process writes this file or its parts; a ConfigError if one does."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with locked(out.with_name(f".{out.name}.lock"), f"another process is writing {out}: wait for it", remove=True):
+        yield
+
+
+def _join(parts: Parts, source: Source, out: Path) -> None:
+    """Write the file that parts make, and remove them."""
+    if out.suffix == ".parquet":
+        write_atomically(out, lambda path: _write_joined(parts, path))
+    else:
+        _in_memory(parts, source).save(out)
+    parts.remove()
 
 
 def embed_parts(

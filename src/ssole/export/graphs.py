@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import warnings
 from importlib.util import find_spec
@@ -55,7 +56,9 @@ def write_onnx(model: LoadedBackbone, folder: Path) -> Written:
 def write_torch_export(model: LoadedBackbone, folder: Path) -> Written:
     """Write model.pt2, for any batch size, and read it with torch."""
     path, facts = folder / "model.pt2", json.dumps(preprocessing_of(model))
-    torch.export.save(_program(model), path, extra_files={f"{_KEY}.json": facts})
+    file = io.BytesIO()  # on a full disk, torch would end the process
+    torch.export.save(_program(model), file, extra_files={f"{_KEY}.json": facts})
+    path.write_bytes(file.getbuffer())
     program = torch.export.load(path).module()
     return Written(features=program, snippet=_READ_TORCH, needs="torch", input=_INPUT)
 

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError
-from ssole.files import write_json_atomically
+from ssole.files import write_json_atomically, write_tensors_atomically
 from ssole.models.load import LoadedBackbone
 from ssole.models.small_stem import NAME, register_with_timm, small_stem_kernel
 
@@ -200,11 +200,9 @@ def _other_layers(model: LoadedBackbone, name: str) -> ConfigError:
 
 def _save_weights(model: LoadedBackbone, folder: Path) -> None:
     """Write model.safetensors, under timm's names of the layers, which are torchvision's too."""
-    from safetensors.torch import save_file
-
     # copies, because some networks have one tensor under two names, which safetensors refuses
     state = {
         name: tensor.clone(memory_format=torch.contiguous_format)
         for name, tensor in model.backbone.state_dict().items()
     }
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors_atomically(folder / "model.safetensors", state, {"format": "pt"})

@@ -16,6 +16,7 @@ from ssole.errors import did_you_mean
 from ssole.models.arguments import checked_arguments, misfit, require_room_for_weights
 from ssole.models.custom import CustomBackbone, custom_name, is_custom, missing_module_error, network_errors
 from ssole.models.stages import freeze_stages
+from ssole.runtime import one_thread
 
 SMALL_IMAGE = 64  # pixels: up to this side, a ResNet's 7x7 stride-2 stem and pooling leave too few positions
 
@@ -50,8 +51,11 @@ class Encoder(nn.Module):
 
 @contextmanager
 def seeded_weights(seed: int) -> Iterator[None]:
-    """Context in which initial weights, drawn on the CPU, follow from a seed. torch's generators stay as they were."""
-    with torch.random.fork_rng(devices=[]):
+    """Context in which initial weights, drawn on the CPU, follow from a seed. torch's generators stay as they were.
+
+    It is of :func:`ssole.runtime.one_thread`.
+    """
+    with one_thread(), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed those of GPUs
         yield
 

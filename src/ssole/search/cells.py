@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from ssole.data.base import evenly_spaced
-from ssole.files import write_atomically
+from ssole.files import write_tensors_atomically
 from ssole.progress import progress_bar
 from ssole.search.rows import Rows, nearest_rows, scores
 
@@ -52,10 +53,10 @@ class Cells:
 
     def save(self, path: Path) -> None:
         """Write the cells to a safetensors file."""
-        from safetensors.numpy import save_file
-
         arrays: dict[str, NDArray[Any]] = {"centres": self.centres, "rows": self.rows, "starts": self.starts}
-        write_atomically(path, lambda temporary: save_file(arrays, temporary))
+        write_tensors_atomically(
+            path, {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        )
 
     @classmethod
     def load(cls, path: Path, shape: tuple[int, int]) -> Cells:

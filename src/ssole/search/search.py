@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -172,13 +172,9 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     if place.exists():  # with names that do not make it a folder in use
         work, lock_path = place / f".parts{LEFTOVER}", place / f".parts-lock{LEFTOVER}"
     work.parent.mkdir(parents=True, exist_ok=True)
-    with locked(lock_path, f"another process is writing the index {folder}: wait for it"):
-        try:
-            require_new_folder(folder)  # another process may have written it meanwhile
-            yield work
-        finally:
-            with suppress(OSError):  # Windows removes no open file
-                lock_path.unlink()
+    with locked(lock_path, f"another process is writing the index {folder}: wait for it", remove=True):
+        require_new_folder(folder)  # another process may have written it meanwhile
+        yield work
 
 
 def _write(parts: Parts, folder: Path, dtype: str, description: dict[str, Any], weights: Path | None) -> None:

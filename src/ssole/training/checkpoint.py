@@ -24,7 +24,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.errors import ConfigError, DiskError, one_line
-from ssole.files import parse_json, require_regular, write_atomically, write_text_atomically
+from ssole.files import parse_json, require_regular, write_tensors_atomically, write_text_atomically
 from ssole.memory import free_memory
 from ssole.models.custom import CustomBackbone
 from ssole.models.weights_file import read_tensors
@@ -66,12 +66,10 @@ def write_checkpoint(
     Regular checkpoints are those that an undisturbed run writes too. A run that fails goes back to one of them, so that
     the result does not depend on where it was interrupted. An OSError leaves the checkpoints before it untouched.
     """
-    from safetensors.torch import save_file
-
     stem = _stem(run, progress.step)
     tensors = stem.with_suffix(".safetensors")
     with writing(run, f"the checkpoint of step {progress.step}"):
-        write_atomically(tensors, lambda path: save_file(dict(tensors_by_name), path))
+        write_tensors_atomically(tensors, tensors_by_name)
         write_text_atomically(stem.with_suffix(".json"), _description(asdict(progress) | {"tensors": _digest(tensors)}))
         earlier = [step for step in checkpoint_steps(run) if step < progress.step]
         before = max(earlier, key=lambda step: (is_regular(step), step), default=progress.step)
@@ -80,11 +78,11 @@ def write_checkpoint(
 
 def require_space(run: Run, modules: nn.ModuleDict) -> None:
     """Raise a DiskError if the disk has no room for the checkpoints and final weights still to be written."""
-    needed = checkpoint_bytes(modules, MOST_CHECKPOINTS - len(checkpoint_steps(run)))
+    needed = checkpoint_bytes(modules, MOST_CHECKPOINTS - len(done := checkpoint_steps(run)))
     if (free := shutil.disk_usage(run.path).free) < needed:
         raise DiskError(
             f"the checkpoints in {run.path} need at least {data_size(needed)} more, and the disk has {data_size(free)} "
-            "free: make room, or choose a folder on another disk (--out)"
+            f"free: make room{'' if done else ', or choose a folder on another disk (--out)'}"
         )
 
 
@@ -150,12 +148,10 @@ def newest_weights(run: Run) -> dict[str, torch.Tensor] | None:
 
 def save_backbone(run: Run, backbone: nn.Module, metadata: Mapping[str, str]) -> None:
     """Write the final weights under timm's names, or a custom module's, and metadata that describe the network."""
-    from safetensors.torch import save_file
-
     named = backbone.module if isinstance(backbone, CustomBackbone) else backbone
     tensors = copies(named.state_dict())()
     with writing(run, "the final weights"):
-        write_atomically(run.backbone_path, lambda path: save_file(tensors, path, metadata=dict(metadata)))
+        write_tensors_atomically(run.backbone_path, tensors, metadata)
 
 
 def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Snapshot:

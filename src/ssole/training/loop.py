@@ -32,7 +32,7 @@ from ssole.training.checkpoint import (
 from ssole.training.feed import Feed, Plan
 from ssole.training.guardian import Guardian
 from ssole.training.initial import InitialWeights
-from ssole.training.monitor import Evaluator, Monitor
+from ssole.training.monitor import Evaluator, Monitor, check_evaluators
 from ssole.training.needs import checkpoint_bytes
 from ssole.training.pace import Pace
 from ssole.training.run import Run, record_unreadable, rewind
@@ -55,6 +55,10 @@ class Given:
     progress: bool = True
     """Whether to show what goes on."""
 
+    def __post_init__(self) -> None:
+        if self.evaluators is not None:
+            check_evaluators(self.evaluators)
+
 
 def train(
     run: Run,
@@ -76,8 +80,6 @@ def train(
     """
     distributed.collect(None)  # a barrier that waits however long it takes; later collectives have a timeout
     config, evaluators = from_dict(distributed.on_rank_0(lambda: to_dict(run.config))), given.evaluators or {}
-    if any(every < 1 for every in evaluators):
-        raise ConfigError(f"evaluators run every so many steps, at least 1; got {sorted(evaluators)}")
     with torch_state(deterministic=config.deterministic):  # with many processes, it takes a first pass
         learner = Learner(
             config, device, loss=given.loss, backbone=given.backbone, labels=store.labels, images=plan.images

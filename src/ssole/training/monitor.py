@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import time
 from collections import deque
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ssole import distributed
+from ssole.config import ConfigError
 from ssole.losses.base import RESERVED
 from ssole.spectrum import effective_rank
 from ssole.training.checkpoint import Progress
@@ -132,7 +134,8 @@ class Monitor:
             self._evaluated += time.perf_counter() - begin
         if not self._writes:
             return
-        self._write({"step": self._step, "seconds": round(self.seconds, 3), **figures})
+        known = {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}  # as JSON has it
+        self._write({"step": self._step, "seconds": round(self.seconds, 3), **known})
         if figures:
             self.screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
@@ -145,8 +148,7 @@ class Monitor:
 
     def _rewind(self, step: int, intervention: Mapping[str, Any]) -> None:
         row = {"step": step, "seconds": round(self.seconds, 3), **intervention}
-        with writing(self._run, "metrics.jsonl"):
-            rewind(self._run, step, row)
+        rewind(self._run, step, row)
         if self._board is not None:
             self._board.close()
             self._board = _tensorboard(self._run.path / "tensorboard", step)
@@ -192,6 +194,19 @@ class Monitor:
                     self._board.add_scalar(name, value, row["step"])
 
 
+def check_evaluators(given: object) -> None:
+    """Raise a ConfigError unless evaluators map numbers of steps to functions."""
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"evaluators are {{steps: function}}, got {given!r:.80}")
+    for every, evaluator in given.items():
+        if not isinstance(every, int) or every < 1:
+            raise ConfigError(f"evaluators run every so many steps, a whole number of at least 1; got {every!r:.80}")
+        if not callable(evaluator):
+            raise ConfigError(
+                f"the evaluator of every {every} steps is a function of the backbone; got {evaluator!r:.80}"
+            )
+
+
 def figures_of(evaluator: Evaluator, backbone: nn.Module) -> dict[str, float]:
     """Figures of a custom evaluator, called by the first process alone, as plain numbers on every process.
 
@@ -207,9 +222,17 @@ def figures_of(evaluator: Evaluator, backbone: nn.Module) -> dict[str, float]:
         if not isinstance(figures, Mapping) or _RESERVED_NAMES & figures.keys():
             names = ", ".join(sorted(_RESERVED_NAMES))
             raise ValueError(f"an evaluator gives figures by name, and none as {names}; got {figures}")
-        return {name: float(figure) for name, figure in figures.items()}  # they may be NumPy's or tensors
+        return {name: _number(name, figure) for name, figure in figures.items()}
 
     return distributed.on_rank_0(evaluate)
+
+
+def _number(name: str, figure: Any) -> float:
+    """Figure of an evaluator, which may be NumPy's or a tensor."""
+    try:
+        return float(figure)
+    except (TypeError, ValueError, RuntimeError):  # torch's, of several numbers
+        raise ValueError(f"the figure {name!r} of an evaluator is a number; got {figure!r:.80}") from None
 
 
 class WaitShare:

@@ -18,7 +18,7 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, from_dict, to_dict
 from ssole.data.decode import as_batch
-from ssole.files import read_json, write_atomically, write_json_atomically
+from ssole.files import read_json, write_json_atomically, write_tensors_atomically
 from ssole.models.weights_file import not_finite, read_tensors
 from ssole.runtime import environment, resolve_device, torch_state
 from ssole.training.feed import pack, pack_starts, unpack
@@ -68,8 +68,6 @@ def whole_batch(batch: Batch | None) -> Batch:
 
 def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Batch) -> Path:
     """Write the bundle of a step that failed before it updated the weights, on this batch; its path, or an OSError."""
-    from safetensors.torch import save_file
-
     config = learner.config
     folder = run.path / "failures" / f"step-{error.step:08d}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +78,7 @@ def save_bundle(run: Run, learner: Learner, error: NonFiniteLossError, batch: Ba
         tensors |= {f"images.{number:06d}": image for number, image in enumerate(batch.images)}
     tensors |= {"ids": batch.ids} | ({} if learner.labels is None else {"labels": learner.labels})
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_atomically(folder / "tensors.safetensors", lambda path: save_file(plain, path))
+    write_tensors_atomically(folder / "tensors.safetensors", plain)
     facts = {
         "step": error.step,
         "what": error.what,

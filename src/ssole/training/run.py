@@ -187,18 +187,22 @@ def _empty(path: Path) -> None:
 
 
 @contextmanager
-def writing(run: Run, what: str, *, command: str = "ssole pretrain --resume") -> Iterator[None]:
-    """Context for writing a file of a run: an `OSError` says what could not be written, and the command to go on."""
-    from safetensors import SafetensorError  # what a full disk raises there
-
+def writing(run: Run, what: str) -> Iterator[None]:
+    """Context for writing a file of a run: an `OSError` says what could not be written, and how to go on."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OSError(
-            f"{what} could not be written to {run.path} ({reason}). Earlier files are untouched. Once this is fixed, "
-            f"go on with: {command} {quoted(run.path)}"
-        ) from error
+    except OSError as error:
+        raise RunDiskError(run, what, error) from error
+
+
+class RunDiskError(OSError):
+    """Error for a file of a run that could not be written. Before the first step, there is no run to go on with."""
+
+    def __init__(self, run: Run, what: str, error: OSError) -> None:
+        self.begun = (run.path / "metrics.jsonl").exists()  # else the folder is removed, or anyone may begin in it
+        self.problem = f"{what} could not be written to {run.path} ({error.strerror or error})"
+        how = f"go on with: ssole pretrain --resume {quoted(run.path)}" if self.begun else "start it again"
+        super().__init__(f"{self.problem}.{' Earlier files are untouched.' * self.begun} Once this is fixed, {how}")
 
 
 @contextmanager
@@ -246,11 +250,12 @@ def leaves(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, 
 
 def rewind(run: Run, step: int, row: dict[str, Any] | None = None) -> None:
     """Remove leftovers and the metrics after `step`, which will be written again. A `row` is added in their place."""
-    for folder in (run.path, run.checkpoints, *run.path.glob("failures/*/")):
-        remove_leftovers(folder)
     path, added = run.path / "metrics.jsonl", [] if row is None else [row]
-    if path.exists() or added:
-        write_lines(path, [*(kept for kept in run.metrics if kept["step"] <= step), *added])
+    with writing(run, path.name):
+        for folder in (run.path, run.checkpoints, *run.path.glob("failures/*/")):
+            remove_leftovers(folder)
+        if path.exists() or added:
+            write_lines(path, [*(kept for kept in run.metrics if kept["step"] <= step), *added])
 
 
 def record_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:
