@@ -11,21 +11,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
-from ssole.errors import ConfigError
+from ssole.config.checks import check, check_non_negative, check_positive
 
 SearchRanges: TypeAlias = dict[str, tuple[float, float]]
 """Lowest and highest value of settings, by name."""
-
-
-def check(ok: bool, message: str) -> None:
-    """Raise a ConfigError with the message unless `ok`."""
-    if not ok:
-        raise ConfigError(message)
-
-
-def check_non_negative(name: str, value: float) -> None:
-    """Raise a ConfigError unless a setting is at least 0 and finite."""
-    check(0 <= value < math.inf, f"{name} must be at least 0 and finite, got {value}")
 
 
 class Projector(NamedTuple):
@@ -116,7 +105,7 @@ class SimCLRConfig(_Settings):
     """Temperature tau; published: 0.1 on ImageNet with large batches, 0.5 on CIFAR-10."""
 
     def __post_init__(self) -> None:
-        check(0 < self.temperature < math.inf, f"temperature must be above 0 and finite, got {self.temperature}")
+        check_positive("temperature", self.temperature)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +196,7 @@ class LeJEPAConfig(_Settings):
         check(0 <= self.sigreg_weight <= 1, f"sigreg_weight must be in [0, 1], got {self.sigreg_weight}")
         check(self.slices >= 1, f"slices must be at least 1, got {self.slices}")
         check(self.knots >= 2, f"knots must be at least 2, got {self.knots}")
-        check(0 < self.domain < math.inf, f"domain must be above 0 and finite, got {self.domain}")
+        check_positive("domain", self.domain)
 
 
 @dataclass(frozen=True, kw_only=True)
