@@ -290,3 +290,11 @@ def test_a_column_of_labels_that_are_none_is_named(tmp_path, column, why):
     source = open_source(write(tmp_path / "x.parquet", range(2), labels=column))
     assert source.labels is None
     assert source.why_unlabelled == why
+
+
+def test_a_column_that_may_hold_fractions_comes_after_one_that_may_not(tmp_path):
+    table = pa.table({"image": [png(0), png(1)], "label": [0.5, 1.0], "class": [0, 1], "age": [3.5, 4.0]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    assert open_source(tmp_path / "x.parquet").labels.tolist() == [0, 1]
+    with pytest.raises(DataError, match=r"x\.parquet: the column 'age' holds numbers that are not whole"):
+        ParquetSource(tmp_path / "x.parquet", label_column="age")

@@ -19,7 +19,7 @@ def test_clouds_apart_are_found_whatever_their_length() -> None:
 
 
 @pytest.mark.parametrize("seed", [-1, 500_000_000])
-def test_any_integer_is_a_seed(seed: int) -> None:
+def test_any_integer_is_taken_as_a_seed(seed: int) -> None:
     assert clustering_figures(torch.eye(6), torch.arange(6) % 2, seed=seed)["cluster_nmi"] >= 0
 
 

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _EXIF_ORIENTATION = 0x0112
-_PNG_COLOUR_TYPE, _GREY_WITH_ALPHA = 25, 4  # offset of the byte, and a value of it
 # Rounding leaves the variance of a constant at up to 1e-15. Values that differ by one step of 16 bits have 5e-11.
 _ROUNDING = 1e-12
 _PNG_DEPTH = 24  # position of the byte of a PNG that holds the bits per channel
+_PNG_COLOUR_TYPE, _GREY_WITH_ALPHA = 25, 4  # position of that of its kind, and a value of it
 # First bytes of files that often have the name of an image but are none, and descriptions of these files.
 _NOT_IMAGES = {
     b"<!doctype html": "an HTML page, so probably a failed download",

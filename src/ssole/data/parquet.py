@@ -74,10 +74,12 @@ class ParquetSource(Source):
                 tables = [pa.table({label: chunk}) for _, labels in parts for chunk in labels]
                 table = pa.concat_tables(tables, promote_options="permissive")
                 column = whole_numbers(table.column(label))
-                if column is None:
-                    self.why_unlabelled = f"the column {label!r} holds numbers that are not whole"
-                else:
+                if column is not None:
                     self.labels, self.classes = number_labels(column)
+                elif label_column is not None:
+                    raise DataError(f"{listed(paths, 1)}: the column {label!r} holds numbers that are not whole")
+                else:
+                    self.why_unlabelled = f"the column {label!r} holds numbers that are not whole"
             names = features.get(label, {}).get("names")
             if self.labels is not None and isinstance(names, list) and len(names) > self.labels.max():
                 self.classes = names
@@ -204,4 +206,5 @@ def _label_column(schema: Any, features: dict[str, Any], given: str | None, path
         raise DataError(f"{path}: there is no column {given!r} of integers or strings. Columns: {schema.names}.")
     named = [name for name in _LABEL_NAMES if name in possible]
     named += [name for name in possible if features.get(name, {}).get("_type") == "ClassLabel"]
+    named.sort(key=lambda name: is_fractional(schema.field(name).type))  # last: they may be no classes
     return given or (named[0] if named else None)

@@ -114,7 +114,7 @@ def _read(
     tolerated = PretrainConfig.max_unreadable if config is None else config.max_unreadable
     findings = [check_readable(len(source), found.examined, found.unreadable, max_unreadable=tolerated)]
     if source.why_unlabelled is not None:
-        advice = "move them, if you want to measure accuracies: folders are classes only if they hold all images"
+        advice = "mend that, if you want to measure accuracies; learning needs no labels"
         findings.append(Finding("look", "labels", f"there are no labels: {source.why_unlabelled}", advice))
     if about is not None:
         findings += check_duplicates(exact, near, len(source), found.examined)

@@ -245,7 +245,7 @@ class Embeddings:
             ValueError: the name has another suffix.
         """
         path = Path(path)
-        require_format(path)
+        require_embeddings_name(path)
         write_atomically(path, self._write_npz if path.suffix == ".npz" else self._write_parquet)
         return path
 
@@ -274,7 +274,7 @@ class Embeddings:
         parquet.write_table(pa.table(columns), path)
 
 
-def require_format(path: Path) -> None:
+def require_embeddings_name(path: Path) -> None:
     """Raise a `ValueError` unless embeddings can be written to a file of this name."""
     if path.suffix not in (".npz", ".parquet"):
         raise ValueError(f"cannot write embeddings to {path.name!r}: end the name in .npz or .parquet")

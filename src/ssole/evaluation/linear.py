@@ -114,7 +114,7 @@ def _validate(
     trial = _Logistic(features_NF[fit], labels_N[fit])
     validation, iterations = {}, 0
     for value in grid:
-        iterations += trial.descend(value, *limits)  # starts close by, at the last solution
+        iterations += trial.solve(value, *limits)
         validation[value] = trial.accuracy(features_NF[held], labels_N[held])
         advance()
     return validation, iterations
@@ -147,13 +147,13 @@ class _Logistic:
         At convergence the curvature is near 1, so the objective is within about F C tolerance² / 2 of its minimum. That
         holds for coordinates measured at the solution: those measured far from it may not be round there.
         """
-        done = more = self.descend(c, tolerance, max_iterations)
+        done = more = self._descend(c, tolerance, max_iterations)
         while more and self.converged and done < max_iterations:
-            more = self.descend(c, tolerance, max_iterations - done)
+            more = self._descend(c, tolerance, max_iterations - done)
             done += more
         return done
 
-    def descend(self, c: float, tolerance: float, max_iterations: int) -> int:
+    def _descend(self, c: float, tolerance: float, max_iterations: int) -> int:
         """Move the solution until the gradient vanishes in coordinates measured at the start; number of iterations."""
         penalty_G1 = torch.full_like(self.variance_G, 1 / (len(self.labels_N1) * c))[:, None]
         penalty_G1[-1] = 0

@@ -71,7 +71,8 @@ def knn_evaluator(
     """Evaluator for the training loop: backbone -> {"knn20": top-1 accuracy in [0, 1]}.
 
     The accuracy is exactly that of :func:`evaluate` for the same weights, data and precision. It is left out, with a
-    warning, if fewer than 20 training images can be read. The evaluator runs on the device of the backbone.
+    warning, if fewer than 20 training images can be read. The evaluator runs on the device of the backbone, and leaves
+    it as it was, training modes included.
 
     Stores hold labelled images, and suit the preprocessing of the backbone (:meth:`Preprocessing.suits`).
 

@@ -30,7 +30,7 @@ from ssole.errors import DataError, valid_text
 from ssole.evaluation.checks import check_features
 from ssole.evaluation.datasets import Subset
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing, readable_embeddings
-from ssole.evaluation.features import Embeddings, for_each_batch, require_format
+from ssole.evaluation.features import Embeddings, for_each_batch, require_embeddings_name
 from ssole.evaluation.models import most_unreadable
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import evaluation_device
@@ -97,7 +97,7 @@ def embed_to_file(
         KeyboardInterrupt: Ctrl-C; the message says how much was done.
     """
     out = Path(out)
-    require_format(out)
+    require_embeddings_name(out)
     if out.is_dir():
         raise ConfigError(f"{out} is a folder: embeddings are one file, so choose another name (--out)")
     model, preprocessing = model_and_preprocessing(model_or_run)

@@ -214,7 +214,7 @@ PROTOCOLS: dict[str, Protocol] = {
     "cluster": Protocol(1, _cluster),
     "retrieval": Protocol(1, _retrieval),
     "robustness": Protocol(3, _robustness),  # 2: the 15 corruptions of CIFAR-10-C; 3: linear 2
-    "label-free": Protocol(2, _label_free),  # 2: views at the size of 8, alpha-ReQ, LiDAR, neighbours
+    "label-free": Protocol(3, _label_free),  # 2: views at the size of 8, alpha-ReQ, LiDAR, neighbours; 3: zero rows
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,10 @@ def model_card(model: LoadedBackbone, written: Written, *, weights: Path, differ
     ``model`` is the source and ``weights`` its file, whose folder is asked for the run's settings and evaluation.
     ``difference`` is the largest one between features of source and result.
     """
-    config: PretrainConfig | None
-    try:
-        run = Run(weights.parent)
-        config, metrics = run.config, run.metrics
-    except ConfigError:  # a weight file alone
-        config, metrics = None, []
+    run, config, metrics = Run(weights.parent), None, list[dict[str, Any]]()
+    with suppress(ConfigError):  # of a weight file alone, or damaged
+        config = run.config
+        metrics = run.metrics
     kept = re.fullmatch(r"backbone-step-(\d+)", weights.stem)  # weights that an extension kept
     step = kept[1] if kept else None
     header = ["---", *([f"library_name: {written.library}"] if written.library else [])]

@@ -88,12 +88,12 @@ def create_backbone(
             plain values or that would need more than the memory, a small-image stem for a model that is no ResNet, or
             as :class:`ssole.models.custom.CustomBackbone`.
     """
-    import timm
-
     if module is not None:
         return CustomBackbone(module.cpu(), image_size, channels)
     if is_custom(config):
         raise missing_module_error(config)
+    import timm
+
     if not timm.is_model(config.backbone):
         hint = did_you_mean(config.backbone, timm.list_models(), most=3) or " See timm.list_models()."
         raise ConfigError(f"timm has no model {config.backbone!r}.{hint}")

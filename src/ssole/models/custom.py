@@ -58,7 +58,7 @@ def network_errors(what: str, advice: str = "") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ConfigError) or out_of_memory_reason(error):
             raise
-        raise ConfigError(f"{what}: {one_line(error)}{advice and f'. {advice}'}") from None
+        raise ConfigError(f"{what}: {one_line(error) or type(error).__name__}{advice and f'. {advice}'}") from None
 
 
 class CustomBackbone(nn.Module):

@@ -51,13 +51,13 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     """
     if not path.is_file():
         raise ConfigError(f"there is no file {path}")
+    is_plain = path.suffix.lower() == ".safetensors"
     try:
-        if path.suffix.lower() == ".safetensors":
-            found: Any = read_tensors(path)
-        else:
-            # the only torch.load of the package: with weights_only, no code from the file runs
-            found = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
+        # the only torch.load of the package: with weights_only, no code from the file runs
+        found: Any = read_tensors(path) if is_plain else torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251
     except Exception as error:  # torch.load raises another type, with an unclear text, for each kind of damage
+        if is_plain:
+            raise ConfigError(f"cannot read {path}: {one_line(error)}") from error
         raise ConfigError(
             f"{path} is no file of weights that can be read safely ({one_line(error)}): save "
             "model.state_dict(), best with safetensors.torch.save_file"
@@ -101,9 +101,9 @@ def classifier_prefixes(model: nn.Module) -> tuple[str, ...]:
 
 def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
     """Names of the weights that hold NaN or infinity, by one look at them: each look makes a GPU wait."""
-    finite = [tensor.isfinite().all() for tensor in weights.values()]
-    good = torch.stack(finite).tolist() if finite else []
-    return [name for name, is_good in zip(weights, good, strict=True) if not is_good]
+    finite = {name: tensor.isfinite().all() for name, tensor in weights.items() if tensor.is_floating_point()}
+    good = torch.stack(list(finite.values())).tolist() if finite else []
+    return [name for name, is_good in zip(finite, good, strict=True) if not is_good]
 
 
 def load_whole(

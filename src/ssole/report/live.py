@@ -85,7 +85,7 @@ class LivePage:
         self._paths, self._make, self._every = paths, make, every
         self._lock = threading.Lock()
         self._made = ("", "")
-        self._facts: dict[tuple[Path, str], Facts] = {}
+        self._facts: dict[Path, tuple[str, Facts]] = {}
 
     def version(self) -> str:
         """Text that changes when a file changes that the page shows."""
@@ -103,9 +103,9 @@ class LivePage:
             return self._made[1]
 
     def _facts_of(self, record: Record, weights: str) -> Facts:
-        if (record.path, weights) not in self._facts:
-            self._facts[record.path, weights] = self._make(record)
-        return dataclasses.replace(self._facts[record.path, weights], record=record)
+        if record.path not in self._facts or self._facts[record.path][0] != weights:
+            self._facts[record.path] = weights, self._make(record)
+        return dataclasses.replace(self._facts[record.path][1], record=record)
 
 
 def _state(path: Path) -> str:

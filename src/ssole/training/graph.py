@@ -17,6 +17,7 @@ import torch
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.errors import one_line
+from ssole.runtime import out_of_memory_reason
 from ssole.training.muon import Muon
 from ssole.training.watch import LossWatch
 
@@ -116,7 +117,7 @@ class StepGraph(Generic[_Result]):
             self._replay = captured(lambda: self._take(self._images, self._ids, epoch), images.device)
         except RuntimeError as error:
             cause = error.__context__ or error  # ending a capture that has failed is a second error
-            if not isinstance(cause, Exception):  # such as Ctrl-C
+            if not isinstance(cause, Exception) or (self._required and out_of_memory_reason(cause)):  # such as Ctrl-C
                 raise cause from None
             self._give_up(one_line(cause))
         finally:

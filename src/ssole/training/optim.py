@@ -91,6 +91,6 @@ def learning_rate(step: float, total: int, config: OptimConfig) -> float:
     """
     warmup, lr, final_lr = config.warmup_steps, config.lr, config.final_lr
     if step < warmup:
-        return lr * min(1.0, (step + 1) / warmup)
+        return min(lr, lr * (step + 1) / warmup)
     progress = (step - warmup) / max(1, total - 1 - warmup)
     return final_lr + 0.5 * (lr - final_lr) * (1 + math.cos(math.pi * min(1.0, progress)))
