@@ -37,7 +37,7 @@ def test_a_good_model_is_right_and_a_bad_one_at_chance() -> None:
     details = good.details["trained"]["linear"][0]
     assert details["converged"]
     assert (details["per_class"], details["confusion"]) == ([1, 1, 1], [[30, 0, 0], [0, 30, 0], [0, 0, 30]])
-    assert good.protocols == {"knn": 2, "linear": 1}
+    assert good.protocols == {"knn": 2, "linear": 2}
     collapsed = evaluate_quietly(MeanColour(scale=0.0), train, test=test, baselines=False)
     assert collapsed.rows["trained"]["knn20"].value == pytest.approx(1 / 3)
     assert "trained: all features are equal; the representation has collapsed." in collapsed.notes
