@@ -49,7 +49,7 @@ from ssole.report.record import Record
 from ssole.runtime import environment
 from ssole.search.index import DESCRIPTION, FEATURES, FORMAT, IMAGES, Index
 from ssole.search.rows import unit_rows
-from ssole.training.checkpoint import Progress, load_checkpoint, state_tensors, write_checkpoint
+from ssole.training.checkpoint import Progress, load_checkpoint, snapshot, write_checkpoint
 from ssole.training.replay import replay, save_bundle
 from ssole.training.run import Run, create_run, require_same_recipe, rewind
 from ssole.training.step import Learner
@@ -357,7 +357,7 @@ def run_files(folder: Path) -> Files:
     modules["encoder"](torch.ones(1, 2)).sum().backward()
     optimizer.step()
     for step in (5, 10):
-        write_checkpoint(run, state_tensors(modules, optimizer), Progress(step=step, images=22, seconds=1.5))
+        write_checkpoint(run, snapshot(modules, optimizer)(), Progress(step=step, images=22, seconds=1.5))
     rows = [{"step": n, "epoch": 0, "loss": 0.5, "effective_rank": 2.0, "lr": 0.1, "seconds": n / 2} for n in range(12)]
     rows.append({"step": 11, "guardian": "lower rate", "rate": 0.5, "failed": 12, "reason": "the loss is nan"})
     (run.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import subprocess
@@ -277,3 +278,16 @@ def test_public_names() -> None:
     assert promised <= set(ssole.__all__)
     assert [name for name in ssole.__all__ if not hasattr(ssole, name)] == []
     assert set(ssole.__all__) <= set(dir(ssole))
+
+
+PROGRAMS = sorted(PACKAGE.parents[1].glob("[bes]*/*.py"))  # benchmarks, experiments, scripts
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.name)
+def test_programs_import_names_that_there_are(path: Path) -> None:
+    """They are no part of the package, so its own checks would not find that a name is gone."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ssole":
+            module = importlib.import_module(str(node.module))
+            for name in (alias.name for alias in node.names):
+                assert hasattr(module, name) or importlib.import_module(f"{node.module}.{name}")
