@@ -59,10 +59,7 @@ class Trial:
 
 @contextmanager
 def resumable(folder: Path, command: str) -> Iterator[None]:
-    """Folder of trials, made and locked for this process; a signal or a full disk ends the block and names `command`.
-
-    It is the one to go on with.
-    """
+    """Folder of trials, made and locked for this process; a signal or a full disk names the `command` to go on with."""
     with making(folder, "folder"):
         folder.mkdir(parents=True, exist_ok=True)
     try:
