@@ -41,36 +41,27 @@ def picture(
     made = [make_views([image], one, recipe=plain, seed=seed, epoch=epoch) for image, one in pairs]
     groups = [torch.cat(views) for views in zip(*made, strict=True)]
     side = max(_SMALLEST, max(crop.size for crop in recipe.crops))
-    columns = [torch.stack([_fit_image(image, side) for image in images])]
+    columns = [[_fit_image(image, side) for image in images]]
     names = ["image"]
     for crop, views_BVCSS in zip(recipe.crops, groups, strict=True):
         for view_BCSS in views_BVCSS.unbind(1):
-            columns.append(torch.stack([_enlarge_view(view, side) for view in view_BCSS]))
+            columns.append(list(view_BCSS))
             names.append(f"{crop.size} px, view {len(names)}")
     return _draw_sheet(columns, names, side)
 
 
 def _fit_image(image: torch.Tensor, side: int) -> torch.Tensor:
-    """Whole image scaled into a square (C, side, side) in [0, 1], with its proportions and a grey border."""
+    """Whole image scaled to fit into a square, with its proportions: (C, h, w) in [0, 1]."""
     x = image[None].to(torch.float32) / torch.iinfo(image.dtype).max
     scale = side / max(x.shape[2:])
     height, width = (max(1, round(length * scale)) for length in x.shape[2:])
     mode = {"mode": "bilinear", "antialias": True} if scale < 1 else {"mode": "nearest"}
-    x = F.interpolate(x, (height, width), **mode)
-    top, left = (side - height) // 2, (side - width) // 2
-    return F.pad(x[0], (left, side - width - left, top, side - height - top), value=_PAPER / 255)
+    return F.interpolate(x, (height, width), **mode)[0]
 
 
-def _enlarge_view(view: torch.Tensor, side: int) -> torch.Tensor:
-    """View in a square (C, side, side), enlarged by a whole factor so that its pixels stay sharp."""
-    factor = max(1, side // view.shape[-1])
-    x = view.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
-    before, rest = (side - x.shape[-1]) // 2, (side - x.shape[-1] + 1) // 2
-    return F.pad(x, (before, rest, before, rest), value=_PAPER / 255)
-
-
-def _draw_sheet(columns: list[torch.Tensor], names: list[str], side: int) -> Image.Image:
-    from PIL import Image, ImageDraw
+def _draw_sheet(columns: list[list[torch.Tensor]], names: list[str], side: int) -> Image.Image:
+    """Sheet with the pictures of each column, (C, h, w) in [0, 1], in the middle of squares, below its name."""
+    from PIL import Image, ImageDraw, ImageOps
 
     step = side + _GAP
     sheet = Image.new("RGB", (len(columns) * step - _GAP, _HEADER + len(columns[0]) * step - _GAP), (_PAPER,) * 3)
@@ -79,6 +70,9 @@ def _draw_sheet(columns: list[torch.Tensor], names: list[str], side: int) -> Ima
         draw.text((across * step + 2, 2), name, fill="black")
         for down, x in enumerate(column):
             x = x[:3] if len(x) >= 3 else x[:1].expand(3, -1, -1)
-            pixels = x.permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy()
-            sheet.paste(Image.fromarray(pixels), (across * step, _HEADER + down * step))
+            picture = Image.fromarray(x.permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy())
+            factor = max(1, side // max(picture.size))  # a whole one, so that the pixels of small views stay sharp
+            picture = ImageOps.scale(picture, factor, Image.Resampling.NEAREST)
+            left, top = (side - picture.width) // 2, (side - picture.height) // 2
+            sheet.paste(picture, (across * step + left, _HEADER + down * step + top))
     return sheet
