@@ -7,6 +7,7 @@ import gc
 import hashlib
 import io
 import json
+import mmap
 import os
 import re
 import shutil
@@ -701,14 +702,14 @@ def test_a_system_that_promises_no_memory_gets_copies(
     full: ImageCache, opened: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full.close()
-    mapped = np.memmap
+    mapped = mmap.mmap
 
-    def refuse(file: object, mode: str, **options: object) -> np.ndarray:
-        if mode == "c":
+    def refuse(handle: int, length: int, *, access: int, **options: int) -> mmap.mmap:
+        if access == mmap.ACCESS_COPY:
             raise OSError(12, "Cannot allocate memory")
-        return mapped(file, mode=mode, **options)
+        return mapped(handle, length, access=access, **options)
 
-    monkeypatch.setattr(cache.np, "memmap", refuse)
+    monkeypatch.setattr(mmap, "mmap", refuse)
     kept = opened()
     first, again = kept.get(3), kept.get(3)
     assert first.data_ptr() != again.data_ptr()
@@ -747,7 +748,7 @@ def test_many_threads(opened: Open, tmp_path: Path) -> None:
 
 
 def test_mapping_does_not_move_a_write(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that maps the file seeks to its end, which must not come between another one's seek and write."""
+    """A thread that maps the file must not move its position between another one's seek and write."""
     kept = opened(2)
     write = cache._write
     waiting: list[threading.Thread] = []
@@ -758,7 +759,7 @@ def test_mapping_does_not_move_a_write(opened: Open, monkeypatch: pytest.MonkeyP
             waiting.append(threading.Thread(target=kept.get, args=(0,)))
             file.seek(offset)
             waiting[-1].start()
-            waiting[-1].join(timeout=0.2)  # it has to wait for this write
+            waiting[-1].join(timeout=0.2)
             assert file.tell() == offset
         write(file, offset, data)
 

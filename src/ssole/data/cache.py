@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import re
 import shutil
@@ -126,7 +127,6 @@ class ImageCache:
         self._warned = False
         self._checked = np.zeros(images, dtype=bool)
         self._thread_lock = threading.Lock()  # held to append and to close
-        self._seek_lock = threading.Lock()  # writing and mapping move the position in pixels.bin
         self._process_lock = FileLock(folder / ".lock", thread_local=False)
         self._pixels, self._index = _open(folder / "pixels.bin"), _open(folder / "index.bin")
         with suppress(OSError):  # the file system has no locks, or another process is removing this cache
@@ -196,8 +196,7 @@ class ImageCache:
         offset = math.ceil(os.fstat(self._pixels.fileno()).st_size / _ALIGN) * _ALIGN
         if offset + len(data) > self.limit:
             raise OSError("it has reached its limit")
-        with self._seek_lock:
-            _write(self._pixels, offset, data)
+        _write(self._pixels, offset, data)
         record = np.array([(offset, tuple(image.shape), image.element_size(), zlib.crc32(data))], _RECORD)
         # not through the memory map, where a full disk would kill the process
         _write(self._index, i * _RECORD.itemsize, memoryview(record.tobytes()))
@@ -207,8 +206,7 @@ class ImageCache:
         """Bytes of pixels.bin; fewer than asked for where the record is damaged."""
         pixels = self._map  # another thread may replace it, even by a shorter map
         if len(pixels) < start + length <= os.fstat(self._pixels.fileno()).st_size:
-            with self._seek_lock:
-                pixels = self._map = _memory_map(self._pixels)  # tensors over the shorter map keep that one alive
+            pixels = self._map = _memory_map(self._pixels)  # tensors over the shorter map keep that one alive
         part = pixels[start : start + length]
         return part if part.flags.writeable else part.copy()
 
@@ -290,8 +288,9 @@ def _write(file: IO[bytes], offset: int, data: memoryview) -> None:
 
 
 def _memory_map(file: IO[bytes]) -> NDArray[np.uint8]:
-    """Memory map of the whole file, copied on write."""
+    """Memory map of the whole file, copied on write. Unlike NumPy's, it does not move the file's position."""
     try:
-        return np.asarray(np.memmap(file, mode="c"))
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     except OSError:  # the system may refuse to reserve memory for copies; reading needs none
-        return np.asarray(np.memmap(file, mode="r"))
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, np.uint8)
