@@ -76,7 +76,7 @@ def digits_m(split: Split = "train") -> tuple[Images, Labels]:
     if split not in BLENDS:
         raise DataError(f"digits-m has the splits 'train' and 'test', not {split!r}.")
     path = cache_folder() / f"digits-m-v{VERSION}-seed{SEED}-{split}.bin"
-    built = _read_cache(path, _images_in(split))
+    built = _read_cache(path)
     if built is None:
         built = _build(split)
         _write_cache(path, *built)
@@ -89,7 +89,7 @@ def plan(split: Split, seed: int = SEED) -> Plan:
     digits = digits[:TEST_DIGITS] if split == "test" else digits[TEST_DIGITS:]
     random = _random(seed, 1 if split == "train" else 2)
     digit = random.permutation(np.repeat(digits, BLENDS[split]))
-    n = _images_in(split)
+    n = len(digit)
     side = random.integers(*DIGIT_SIDES, size=n, endpoint=True)
     corner = random.integers(0, SIDE - side[:, None], size=(n, 2), endpoint=True)
     crop = random.integers(*CROP_SIDES, size=(n, TRIES), endpoint=True)
@@ -104,10 +104,6 @@ def plan(split: Split, seed: int = SEED) -> Plan:
         box=np.stack([left, top, left + crop, top + crop], axis=-1),
         channels=random.permuted(np.tile(np.arange(3), (n, 1)), axis=1),
     )
-
-
-def _images_in(split: Split) -> int:
-    return BLENDS[split] * (TEST_DIGITS if split == "test" else DIGITS - TEST_DIGITS)
 
 
 def _random(seed: int, use: int) -> np.random.Generator:
@@ -155,7 +151,7 @@ def _blend(crop: Images, stroke: NDArray[np.int16]) -> tuple[Images, float]:
     return image.astype(np.uint8), float(change.mean()) if change.size else 0.0
 
 
-def _read_cache(path: Path, images: int) -> tuple[Images, Labels] | None:
+def _read_cache(path: Path) -> tuple[Images, Labels] | None:
     """Images and labels of a cache file, which holds a SHA-256 digest, the images and the labels; None if unusable."""
     try:
         data = path.read_bytes()
@@ -164,14 +160,13 @@ def _read_cache(path: Path, images: int) -> tuple[Images, Labels] | None:
     except OSError as error:
         _log.warning("Rebuilding digits-m: cannot read its cache %s (%s).", path, error)
         return None
-    pixels = images * SIDE * SIDE * 3
     body = memoryview(data)[32:]
-    if len(body) != pixels + images * 8 or hashlib.sha256(body).digest() != data[:32]:
+    if hashlib.sha256(body).digest() != data[:32]:
         _log.warning("Rebuilding digits-m: its cache %s is damaged.", path)
         return None
-    flat = np.frombuffer(body, np.uint8, count=pixels)
-    labels = np.frombuffer(body, "<i8", offset=pixels)
-    return flat.reshape(images, SIDE, SIDE, 3).copy(), labels.astype(np.int64)  # copies can be written to
+    images = len(body) // (SIDE * SIDE * 3 + 8)
+    pixels, labels = np.frombuffer(body[: -8 * images], np.uint8), np.frombuffer(body[-8 * images :], "<i8")
+    return pixels.reshape(images, SIDE, SIDE, 3).copy(), labels.astype(np.int64)  # copies can be written to
 
 
 def _write_cache(path: Path, images: Images, labels: Labels) -> None:
