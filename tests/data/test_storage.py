@@ -306,6 +306,18 @@ def test_folders_and_patterns_in_memory(served):
         memory.rm("/bucket", recursive=True)
 
 
+def test_tables_of_captions_beside_shards_behind_a_url(served, tmp_path):
+    memory = fsspec.filesystem("memory")
+    shards(served)
+    pq.write_table(pa.table({"caption": ["x"]}), tmp_path / "0.parquet")
+    memory.pipe("/captions/0.tar", (served / "shard-0.tar").read_bytes())
+    memory.pipe("/captions/0.parquet", (tmp_path / "0.parquet").read_bytes())
+    try:
+        assert open_source("memory://captions").id(0) == "0.tar:000.png"
+    finally:
+        memory.rm("/captions", recursive=True)
+
+
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(DataError, match=r"s3://bucket/x\.tar needs a package.*pip install 'ssole\[remote\]'"):

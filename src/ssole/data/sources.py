@@ -66,8 +66,9 @@ def open_source(spec: Spec, *, split: Split = "train") -> Source:
         split: For a folder with ``train/`` beside ``test/`` (or ``val/``, ``valid/``, ``validation/``, the first that
             exists, in any case), the sub-folder; likewise for files with these words in their paths, and for arrays of
             a ``.npz`` with these words in their names. A folder or files without such names are all "train". Asking
-            them for "test" is an error, so that no model is tested on its training images by accident. One folder or
-            file that is itself named after a test split is opened for either, and so are sources, arrays and objects.
+            them for "test" is an error, so that no model is tested on its training images by accident. One folder of
+            images, or one file, that is itself named after a test split is opened for either, and so are sources,
+            arrays and objects.
 
     Raises:
         DataError: nothing of that name exists (the message suggests close names), no image is found, the split is
@@ -125,9 +126,8 @@ def _open_url(url: str, split: Split) -> Source:
         return _open_files([url], None, split)
     root = url.rstrip("/")
     files = files_below(root)
-    for kind in (".parquet", ".tar"):
-        if chosen := [file for file in files if _kind(file) == kind]:
-            return _open_files(chosen, root, split)
+    if shards := _shards_among(files, root):
+        return _open_files(shards, root, split)
     raise DataError(
         f"There are no .parquet or .tar files below {url}, only {len(files)} others. Images behind a URL are read from "
         "such files, or from a list of them (.txt or .csv) that lies there."
@@ -184,11 +184,14 @@ def _open_images(root: Path, split: Split) -> FolderSource:
 
 
 def _shards_below(root: Path) -> list[str]:
+    return _shards_among([str(root / path) for path in find_files(root, _SHARD_SUFFIXES)[0]], str(root))
+
+
+def _shards_among(files: list[str], root: str) -> list[str]:
     """Parquet files if the first holds images, else tars, else the parquet files, which then fail with a reason.
 
     Tar shards often have tables of captions beside them, but images in both are an error.
     """
-    files = [str(root / path) for path in find_files(root, _SHARD_SUFFIXES)[0]]
     parquet, tars = ([file for file in files if suffix_of(file) == kind] for kind in (".parquet", ".tar"))
     tars = tars or [file for file in files if _kind(file) == ".tar"]  # compressed ones, if there are no others
     if not parquet or not tars:
