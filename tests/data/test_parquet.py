@@ -117,6 +117,13 @@ def test_parquet_descriptions_that_do_not_name_the_labels(tmp_path, features):
     assert (source.labels.tolist(), source.classes) == ([0, 1], None)
 
 
+def test_texts_name_their_classes_themselves(tmp_path):
+    """A column that was turned into texts may still be described as numbers of classes in another order."""
+    path = write(tmp_path / "x.parquet", [1, 2], labels=["dog", "cat"], names=["dog", "cat"])
+    source = open_source(path)
+    assert [source.classes[label] for label in source.labels] == ["dog", "cat"]
+
+
 def test_parquet_without_labels_or_with_null_images(tmp_path):
     source = open_source(write(tmp_path / "x.parquet", [1, None]))
     assert source.labels is None

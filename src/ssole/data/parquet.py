@@ -81,7 +81,8 @@ class ParquetSource(Source):
                 else:
                     self.why_unlabelled = f"the column {label!r} holds numbers that are not whole"
             names = features.get(label, {}).get("names")
-            if self.labels is not None and isinstance(names, list) and len(names) > self.labels.max():
+            integers = self.labels if self.classes is None else None  # texts name their classes themselves
+            if integers is not None and isinstance(names, list) and len(names) > integers.max():
                 self.classes = names
         elif unread := [f"{field.name!r} is of type {field.type}" for field in schema if field.name in _LABEL_NAMES]:
             self.why_unlabelled = f"the column {unread[0]}, and labels are integers or texts"
