@@ -88,7 +88,7 @@ class TarSource(Source):
         for problem in [index.problem for index in indices if index.problem is not None]:
             warnings.warn(problem, stacklevel=2)
         self._starts = np.cumsum([0] + [len(index.table) for index in indices])
-        table = pa.concat_tables([index.table for index in indices]).combine_chunks()
+        table = pa.concat_tables([index.table for index in indices])
         if len(table) == 0:
             others = suffix_counts(self.ignored) or "nothing"
             raise DataError(f"{self.name} holds no images (known by suffixes such as .jpg), only {others}.")
@@ -170,32 +170,30 @@ def build_index(location: str) -> TarIndex:
             )
         shard = _Shard()
         problem = shard.read(file, location)
-    samples = [sample for sample in shard.samples.values() if sample.size >= 0]
-    labels = [next((s.labels[kind] for kind in _LABELS if kind in s.labels), None) for s in samples]
+    found = [(image, shard.labels.get(key, {})) for key, image in shard.images.items() if image is not None]
     columns = {
-        "name": pa.array([os.fsencode(sample.name) for sample in samples], pa.large_binary()),
-        "offset": pa.array([sample.offset for sample in samples], pa.int64()),
-        "size": pa.array([sample.size for sample in samples], pa.int64()),
-        "label": pa.array(labels, pa.string()),
+        "name": pa.array([os.fsencode(image.name) for image, _ in found], pa.large_binary()),
+        "offset": pa.array([image.offset for image, _ in found], pa.int64()),
+        "size": pa.array([image.size for image, _ in found], pa.int64()),
+        "label": pa.array([next((t[kind] for kind in _LABELS if kind in t), None) for _, t in found], pa.string()),
     }
     return TarIndex(pa.table(columns), shard.ignored, shard.hidden, problem)
 
 
-@dataclass
-class _Sample:
-    """Members of one key: position of the image (size -1 before it is found) and texts of the labels."""
+class _Image(NamedTuple):
+    """Name of an image in a tar, and where its bytes are."""
 
-    name: str = ""
-    offset: int = 0
-    size: int = -1
-    labels: dict[str, str] = field(default_factory=dict)  # by extension
+    name: str
+    offset: int
+    size: int
 
 
 @dataclass
 class _Shard:
-    """State while a tar is read: everything found so far."""
+    """Everything found so far while a tar is read, by the key of its sample."""
 
-    samples: dict[str, _Sample] = field(default_factory=dict)  # by key, in the order of their first members
+    images: dict[str, _Image | None] = field(default_factory=dict)  # in the order of first members; None if none yet
+    labels: dict[str, dict[str, str]] = field(default_factory=dict)  # texts of a sample, by extension
     ignored: Counter[str] = field(default_factory=Counter)
     hidden: int = 0
 
@@ -221,31 +219,32 @@ class _Shard:
 
     def add(self, member: tarfile.TarInfo, file: BinaryIO) -> None:
         """Add one member as an image, a label or neither."""
-        folder, _, name = member.name.rpartition("/")
-        key, _, extension = name.partition(".")
-        extension, suffix = extension.lower(), os.path.splitext(name)[1].lower()
         if member.isdir():
             return
+        folder, _, name = member.name.rpartition("/")
+        stem, _, extension = name.partition(".")
+        key, extension, suffix = f"{folder}/{stem}", extension.lower(), os.path.splitext(name)[1].lower()
         if name.startswith("."):
             self.hidden += 1
         elif not member.isreg() or member.issparse():  # links name other files; sparse ones are not stored in one piece
             self.ignored["link, device or sparse file"] += 1
         elif suffix in image_suffixes():
-            self.add_image(self.samples.setdefault(f"{folder}/{key}", _Sample()), member)
+            self.add_image(key, _Image(member.name, member.offset_data, member.size))
         elif (text := _label(member, extension, file)) is not None:
-            self.samples.setdefault(f"{folder}/{key}", _Sample()).labels[extension] = text
+            self.images.setdefault(key, None)
+            self.labels.setdefault(key, {})[extension] = text
         else:
             self.ignored[suffix] += 1
 
-    def add_image(self, sample: _Sample, member: tarfile.TarInfo) -> None:
+    def add_image(self, key: str, image: _Image) -> None:
         """Add an image. Of several with one key (``1.jpg``, ``1.mask.png``), the first without a second dot is kept."""
-        if sample.size >= 0 and sample.name != member.name:  # an equal name was appended to replace the first
-            old, new = (path.rpartition("/")[2].count(".") for path in (sample.name, member.name))
-            better = new < 2 <= old
-            self.ignored[os.path.splitext(sample.name if better else member.name)[1].lower()] += 1
-            if not better:
-                return
-        sample.name, sample.offset, sample.size = member.name, member.offset_data, member.size
+        other = self.images.get(key)
+        if other is not None and other.name != image.name:  # an equal name was appended to replace the first
+            new, old = (path.rpartition("/")[2].count(".") for path in (image.name, other.name))
+            if not new < 2 <= old:
+                image, other = other, image
+            self.ignored[os.path.splitext(other.name)[1].lower()] += 1
+        self.images[key] = image
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
