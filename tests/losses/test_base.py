@@ -24,7 +24,7 @@ from ssole.losses.base import (
     check_rows,
     frobenius_squares,
     named_terms,
-    unit_rows,
+    to_unit_length,
 )
 
 B, V, D = 9, 3, 4
@@ -287,7 +287,7 @@ def test_frobenius_squares(shape):
 def test_unit_rows_of_any_length(scale):
     z = torch.randn(5, 8, dtype=torch.float64)
     expected = z / z.norm(dim=-1, keepdim=True)
-    torch.testing.assert_close(unit_rows((expected * scale).float()).double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(to_unit_length((expected * scale).float()).double(), expected, rtol=1e-5, atol=1e-6)
 
 
 # Checks of embeddings

@@ -228,7 +228,7 @@ def check_count(name: str, value: int, least: int) -> int:
     return value
 
 
-def unit_rows(z: Tensor) -> Tensor:
+def to_unit_length(z: Tensor) -> Tensor:
     """Rows (..., D) scaled to unit length."""
     # The largest entry first, a constant: squares of finite numbers may overflow or vanish.
     z = z / z.detach().abs().amax(-1, keepdim=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ssole.losses.base import EmbeddingLoss, check_number, unit_rows
+from ssole.losses.base import EmbeddingLoss, check_number, to_unit_length
 from ssole.losses.nuclear import nuclear_norm
 
 
@@ -50,7 +50,7 @@ class MMCRLoss(EmbeddingLoss[MMCRTerms]):
         self.local_weight = check_number("local_weight", local_weight)
 
     def _terms(self, z_BVD: Tensor) -> MMCRTerms:
-        z_BVD = unit_rows(z_BVD)
+        z_BVD = to_unit_length(z_BVD)
         centroids = nuclear_norm(z_BVD.mean(1))
         local = nuclear_norm(z_BVD if self.local_weight > 0 else z_BVD.detach()).mean()
         total = -centroids + self.local_weight * local if self.local_weight > 0 else -centroids

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ssole.losses.base import EmbeddingLoss, check_number, unit_rows
+from ssole.losses.base import EmbeddingLoss, check_number, to_unit_length
 
 
 class SimCLRTerms(NamedTuple):
@@ -52,7 +52,7 @@ class SimCLRLoss(EmbeddingLoss[SimCLRTerms]):
         self.temperature = check_number("temperature", temperature, positive=True)
 
     def _terms(self, z_BVD: Tensor) -> SimCLRTerms:
-        z_BVD, (images, views, dims) = unit_rows(z_BVD), z_BVD.shape
+        z_BVD, (images, views, dims) = to_unit_length(z_BVD), z_BVD.shape
         rows = z_BVD.transpose(0, 1).reshape(views * images, dims)
         logits = (rows @ rows.T) / self.temperature
         itself = torch.eye(views * images, dtype=torch.bool, device=logits.device)

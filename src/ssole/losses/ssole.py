@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssole import distributed
-from ssole.losses.base import EmbeddingLoss, check_count, check_embeddings, check_number, unit_rows
+from ssole.losses.base import EmbeddingLoss, check_count, check_embeddings, check_number, to_unit_length
 from ssole.losses.kernels import helmert
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, nuclear_norm, unit_norms
 from ssole.losses.roots import Root, frobenius_root, inverse_root, kernel_root
@@ -233,7 +233,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         if self.gradient == "exact":
             x_Nmn = x_Nmn.double()
         if self.normalize:
-            x_Nmn = unit_rows(x_Nmn)
+            x_Nmn = to_unit_length(x_Nmn)
         if contrasts is None:
             return x_Nmn
         if self.gradient == "reference":
