@@ -15,14 +15,14 @@ from ssole.data.arrays import ArraySource
 from ssole.data.decode import decode
 from ssole.data.sources import open_source
 from ssole.report.record import Record
-from ssole.report.sample import Sample, open_examples, open_sample
+from ssole.report.sample import RunSample, open_examples, open_sample
 from ssole.training.run import Run
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 
 
-def opened(run: Run, data: Any = None, limit: int = 40) -> tuple[Sample | None, str]:
+def opened(run: Run, data: Any = None, limit: int = 40) -> tuple[RunSample | None, str]:
     return open_sample(Record.read(run.path), data, limit=limit, device=CPU, progress=False)
 
 

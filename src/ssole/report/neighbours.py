@@ -9,7 +9,7 @@ import torch
 from ssole.data.base import evenly_spaced
 from ssole.evaluation.accuracy import confusion_matrix
 from ssole.evaluation.knn import knn_classify, nearest_others
-from ssole.report.sample import Part, Sample
+from ssole.report.sample import Part, RunSample
 from ssole.search.rows import NEAR_DUPLICATE
 
 SHOWN = 6
@@ -43,7 +43,7 @@ def similar_pairs(part: Part, count: int) -> list[tuple[int, int, float]]:
     return found
 
 
-def confusions(sample: Sample, most: int) -> dict[str, Any] | None:
+def confusions(sample: RunSample, most: int) -> dict[str, Any] | None:
     """Classes that kNN gives to a sample's test images, as the template shows them; None without labels.
 
     `rows` are the accuracies of classes, worst first. `matrix` is None if it is too large to read. `mistakes` has at

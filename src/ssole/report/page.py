@@ -21,7 +21,7 @@ from ssole.report import charts
 from ssole.report.neighbours import confusions, sample_neighbours, similar_pairs
 from ssole.report.points import colourings, place
 from ssole.report.record import Record
-from ssole.report.sample import Part, Sample
+from ssole.report.sample import Part, RunSample
 from ssole.report.verdict import assess
 from ssole.search.rows import outliers, unit_rows
 
@@ -39,7 +39,7 @@ class Facts:
     """Facts about a run: its record, and a sample of its images or the reason why there is none."""
 
     record: Record
-    sample: Sample | None
+    sample: RunSample | None
     reason: str
     broken: str = ""
     """Why the network is of no use; empty otherwise."""
@@ -112,7 +112,7 @@ def _digest(record: Record) -> str:
     return f"{text}, of the contents of {len(contents)} of them {digest}"
 
 
-def _pictures(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
+def _pictures(fact: Facts, sample: RunSample, runs: int) -> dict[str, Any]:
     """Sections of a run that need its images."""
     train = sample.train
     seen = functools.partial(_seen, sample, train)
@@ -135,13 +135,13 @@ def _pictures(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
     }
 
 
-def _seen(sample: Sample, part: Part, row: int) -> dict[str, Any]:
+def _seen(sample: RunSample, part: Part, row: int) -> dict[str, Any]:
     """An image as the template shows it."""
     label = sample.name_of(int(part.labels[row])) if sample.labelled else None
     return {"src": data_uri(part.pictures([row], _SIDE)[0]), "id": part.id(row), "label": label}
 
 
-def _neighbours(sample: Sample, query: int, after: list[int], before: list[int]) -> dict[str, Any]:
+def _neighbours(sample: RunSample, query: int, after: list[int], before: list[int]) -> dict[str, Any]:
     part = sample.train
     own = int(part.labels[query])
 
@@ -163,7 +163,7 @@ def _views(record: Record, images: list[Tensor], indices: Tensor) -> dict[str, s
     return {"src": data_uri(sheet), "alt": f"{len(images)} images, each beside its views ({crops})"}
 
 
-def _map(fact: Facts, sample: Sample, runs: int) -> dict[str, Any]:
+def _map(fact: Facts, sample: RunSample, runs: int) -> dict[str, Any]:
     """Chart, and the data by which the page's script colours, filters and explains it, in the run's share of bytes."""
     part = sample.train
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(1))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ssole.errors import DataError
 from ssole.evaluation.knn import nearest
-from ssole.report.sample import Sample
+from ssole.report.sample import RunSample
 
 LANDMARKS = 2000
 """Points that t-SNE places; others lie between the three landmarks that they are most similar to."""
@@ -70,7 +70,7 @@ def place(features: Tensor) -> NDArray[np.float32]:
     return points
 
 
-def colourings(sample: Sample, table: Path | None) -> list[Colouring]:
+def colourings(sample: RunSample, table: Path | None) -> list[Colouring]:
     """Columns to colour a sample by: its labels, clusters of its features, and those of a CSV file."""
     found = []
     if sample.labelled:
@@ -82,7 +82,7 @@ def colourings(sample: Sample, table: Path | None) -> list[Colouring]:
     return found
 
 
-def _clusters(sample: Sample) -> Colouring:
+def _clusters(sample: RunSample) -> Colouring:
     from sklearn.cluster import MiniBatchKMeans
 
     features = F.normalize(sample.train.after.float(), dim=1).numpy()

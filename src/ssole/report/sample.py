@@ -59,7 +59,7 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class RunSample:
     """Some images of a run's data, and what the network makes of them."""
 
     train: Part
@@ -82,7 +82,7 @@ class Sample:
 
 def open_sample(
     record: Record, data: Spec | None, *, limit: int, device: torch.device, progress: bool
-) -> tuple[Sample | None, str]:
+) -> tuple[RunSample | None, str]:
     """Sample of at most `limit` images of a run's data; or None and the reason why there is none.
 
     A network that gives NaN or infinity is a NotFiniteError.
@@ -116,7 +116,7 @@ def open_examples(record: Record, data: Spec | None, *, limit: int) -> tuple[lis
     return (images, indices) if images else None
 
 
-def _open(record: Record, data: Any, limit: int, device: torch.device, progress: bool) -> Sample:
+def _open(record: Record, data: Any, limit: int, device: torch.device, progress: bool) -> RunSample:
     trained, start = load(record.path), untrained(record.path)
     both, preprocessing = _SideBySide([trained, start]), Preprocessing.from_model(trained)
     whole = open_source(data, split="train")
@@ -128,7 +128,7 @@ def _open(record: Record, data: Any, limit: int, device: torch.device, progress:
         return Part(subset=subset.readable_part(), after=after.contiguous(), before=before.contiguous())
 
     train = part(found.train)
-    return Sample(
+    return RunSample(
         train=train,
         test=None if found.test is None else part(found.test),
         classes=found.names,

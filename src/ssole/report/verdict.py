@@ -10,7 +10,7 @@ from ssole.evaluation import verdict as unlabelled
 from ssole.evaluation.label_free import centred_effective_rank, label_free_figures
 from ssole.evaluation.results import METRICS, Score
 from ssole.report.record import Record
-from ssole.report.sample import Sample
+from ssole.report.sample import RunSample
 
 Level = Literal["good", "look", "bad"]
 
@@ -38,7 +38,7 @@ class Verdict:
     """What the label-free figures say; empty without images."""
 
 
-def assess(record: Record, sample: Sample | None, broken: str = "") -> Verdict:
+def assess(record: Record, sample: RunSample | None, broken: str = "") -> Verdict:
     """Verdict on a run, from its evaluation, its sample and its metrics, whichever there are.
 
     - bad: the network is `broken`, for the reason given; the features have collapsed, by
@@ -90,7 +90,7 @@ def _compare(record: Record) -> tuple[str, Score, str, Score] | None:
     return metric, trained[metric], name, others[name]
 
 
-def _without_labels(sample: Sample | None) -> str:
+def _without_labels(sample: RunSample | None) -> str:
     if sample is None:
         return "Finished, but nothing here says how good the features are: run ssole eval, or give the images."
     after, before = sample.agreement
@@ -102,7 +102,7 @@ def _without_labels(sample: Sample | None) -> str:
 
 
 def _figures(
-    compared: tuple[str, Score, str, Score] | None, record: Record, sample: Sample | None, rank: float | None
+    compared: tuple[str, Score, str, Score] | None, record: Record, sample: RunSample | None, rank: float | None
 ) -> list[Figure]:
     found = []
     if compared is not None:
