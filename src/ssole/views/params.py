@@ -93,8 +93,8 @@ def sample_params(
     u = {use: draws.flatten(0, 1) for use, draws in u.items()}
     sizes = sizes.expand(len(ids), 2).repeat_interleave(len(views), dim=0, output_size=len(ids) * len(views))
     jitter, blur, turn = u[Use.JITTER], u[Use.BLUR], u[Use.TURN]
-    ranges = [_around_one(recipe.brightness), _around_one(recipe.contrast), _around_one(recipe.saturation)]
-    ranges.append((-recipe.hue, recipe.hue))
+    strengths = (recipe.brightness, recipe.contrast, recipe.saturation)
+    ranges = [*((max(0.0, 1 - strength), 1 + strength) for strength in strengths), (-recipe.hue, recipe.hue)]
     jittered = jitter[:, 0] < recipe.jitter
     factors = [low + (high - low) * u_N for u_N, (low, high) in zip(jitter[:, 1:5].unbind(-1), ranges, strict=True)]
     factors = [f.masked_fill(~jittered, neutral) for f, neutral in zip(factors, (1, 1, 1, 0), strict=True)]
@@ -111,11 +111,6 @@ def sample_params(
         sigma=(blur[:, 0] < recipe.blur) * sigma,
         solarize=u[Use.SOLARIZE][:, 0] < recipe.solarize,
     )
-
-
-def _around_one(strength: float) -> tuple[float, float]:
-    """Range of a factor."""
-    return max(0.0, 1 - strength), 1 + strength
 
 
 def _boxes(crop: Crop, u: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
