@@ -194,6 +194,17 @@ def test_attributes_that_are_no_labels(targets):
     assert open_source(Items([RGB] * 3, targets=targets)).labels is None
 
 
+def test_an_attribute_that_raises_gives_no_labels():
+    """As of a torchvision data set whose split has none."""
+
+    class Unlabelled(Items):
+        @property
+        def targets(self):
+            raise NotImplementedError("this split has no targets")
+
+    assert open_source(Unlabelled([RGB] * 3, labels=[1, 0, 1])).labels.tolist() == [1, 0, 1]
+
+
 def test_labels_beyond_63_bits_are_numbered():
     source = open_source(Items([RGB] * 3, targets=np.array([2**64 - 1, 4, 2**64 - 1], np.uint64)))
     assert source.labels.tolist() == [1, 0, 1]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ssole.data.base import MAX_FILES, Indexable, Pixels, Source, evenly_spaced
 from ssole.data.decode import pillow_pixels
+from ssole.data.describe import are_paths
 from ssole.data.labels import number_integers
 from ssole.data.storage import data_errors, is_remote, read_bytes
 from ssole.errors import DataError, without_secrets
@@ -54,10 +55,8 @@ class ObjectSource(Source):
         self._items = items
         given = getattr(items, "name", None)
         self.name = name or (given if isinstance(given, str) else type(items).__name__)
-        is_list = isinstance(items, (list, tuple))
-        self._holds_paths = is_list and all(isinstance(items[i], (str, os.PathLike)) for i in range(len(items)))
-        self._items_lock = nullcontext() if is_list or thread_safe else threading.Lock()
-        self._ids = _ids(items) if self._holds_paths else None
+        self._items_lock = nullcontext() if isinstance(items, (list, tuple)) or thread_safe else threading.Lock()
+        self._ids = _ids(items) if are_paths(items) else None
         self._pillow_lock = threading.Lock()  # one image may be the item of several indices
         self.labels, self.classes = _labels(items)
         if len(items):
@@ -83,7 +82,7 @@ class ObjectSource(Source):
             return copy if isinstance(copy, bytes) else pillow_pixels(copy, where)
 
     def files(self) -> list[str] | None:
-        if not self._holds_paths:
+        if self._ids is None:
             return None
         files = [os.fspath(self._items[i]) for i in evenly_spaced(len(self), MAX_FILES)]
         return None if any(map(is_remote, files)) else files
@@ -163,12 +162,11 @@ def _copy(image: Image.Image) -> Image.Image | bytes:
 
 def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:
     for name in ("targets", "labels"):
-        found = getattr(items, name, None)
         try:
-            labels = None if found is None else np.asarray(found)
-        except (TypeError, ValueError, RuntimeError):  # rows of different lengths, a tensor on a GPU
+            labels = np.asarray(getattr(items, name, None))
+        except (TypeError, ValueError, RuntimeError):  # rows of different lengths, a tensor on a GPU, no such labels
             continue
-        if labels is not None and labels.shape == (len(items),) and np.issubdtype(labels.dtype, np.integer):
+        if labels.shape == (len(items),) and np.issubdtype(labels.dtype, np.integer):
             classes = getattr(items, "classes", None)
             if not isinstance(classes, (list, tuple)) or (labels.size and len(classes) <= labels.max()):
                 return number_integers(labels)
