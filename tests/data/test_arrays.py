@@ -50,6 +50,12 @@ def test_arrays_that_are_wrong(images, labels, said):
         ArraySource(images, labels)
 
 
+def test_labels_without_a_name_are_refused():
+    """Else an evaluation would look for the name of a label that has none."""
+    with pytest.raises(DataError, match="a label is 5, and there are 2 names of classes"):
+        ArraySource(IMAGES, np.array([0, 1, 5, 0, 1, -1]), classes=["cat", "dog"])
+
+
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
 @pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 4, 1), (6, 5, 4, 3), (6, 5, 4, 13)])
 def test_npy(tmp_path, kind, shape):

@@ -33,7 +33,7 @@ class ArraySource(Source):
         name: Beginning of the ids, ``name:row``.
 
     Raises:
-        DataError: the images or labels have another shape or type.
+        DataError: the images or labels have another shape or type, or a label has no name among the classes.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class ArraySource(Source):
                 raise DataError(
                     f"{name}: {len(images)} images need as many integer labels; got {labels.dtype} {labels.shape}."
                 )
+            if classes is not None and labels.max() >= len(classes):
+                raise DataError(f"{name}: a label is {labels.max()}, and there are {len(classes)} names of classes.")
         self.name, self.images = name, images
         self.labels, self.classes = (None, None) if labels is None else number_integers(labels)
         self.classes = self.classes if classes is None else list(classes)
