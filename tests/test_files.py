@@ -193,6 +193,11 @@ def test_a_pipe_is_written_to_and_a_link_stays(tmp_path: Path) -> None:
     assert os.read(reader, 9) == b"text"
     os.close(reader)
     assert pipe.is_fifo()
+    reader, writer = os.pipe()
+    write_bytes_atomically(Path(f"/dev/fd/{writer}"), b"text")  # a link to a name that is no path
+    assert os.read(reader, 9) == b"text"
+    os.close(reader)
+    os.close(writer)
     (target := tmp_path / "target").write_bytes(b"old")
     (link := tmp_path / "link").symlink_to(target)
     write_bytes_atomically(link, b"new")

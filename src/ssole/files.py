@@ -39,15 +39,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     pipe or a device, such as /dev/stdout, is written to.
     """
     with naming(path):
-        _write_atomically(Path(os.path.realpath(path)), write)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            with tempfile.TemporaryDirectory() as folder:
+                write(temporary := Path(folder, path.name))
+                path.write_bytes(temporary.read_bytes())
+        else:  # /dev/stdout would be no path of a pipe any more if it were resolved before
+            _replace(Path(os.path.realpath(path)), write)
 
 
-def _write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    if path.exists() and not path.is_file() and not path.is_dir():
-        with tempfile.TemporaryDirectory() as folder:
-            write(temporary := Path(folder, path.name))
-            path.write_bytes(temporary.read_bytes())
-        return
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Replace a file, or make it."""
     temporary = path.parent / f".{_beginning(path.name)}.{secrets.token_hex(4)}{LEFTOVER}"
     open(temporary, "xb").close()
     permissions = stat.S_IMODE(temporary.stat().st_mode)
