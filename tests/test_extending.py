@@ -164,6 +164,7 @@ def test_an_extension_that_was_interrupted_is_made_again(
         ({"epochs": 1, "steps": 1}, "give one of --epochs and --steps"),
         ({"steps": 0}, "at least 1 step, got epochs = None, steps = 0"),
         ({"epochs": -1}, "at least 1 step, got epochs = -1"),
+        ({"steps": 2.5}, "whole epochs or steps, .*steps = 2.5"),
         ({"steps": 1, "factor": 0.0}, "positive and finite, got 0.0"),
         ({"steps": 1, "factor": float("nan")}, "positive and finite, got nan"),
     ],

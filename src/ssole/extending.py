@@ -85,8 +85,11 @@ def _check(run: Run, epochs: int | None, steps: int | None, factor: float) -> No
     _ = run.config, extensions(run)  # errors for a folder that is no run, and for a damaged file
     if (epochs is None) == (steps is None):
         raise ConfigError("an extension has a number of epochs or of steps: give one of --epochs and --steps")
-    if (epochs or steps or 0) < 1:
-        raise ConfigError(f"an extension has at least 1 step, got epochs = {epochs}, steps = {steps}")
+    length = steps if epochs is None else epochs
+    if not isinstance(length, int) or length < 1:
+        raise ConfigError(
+            f"an extension has whole epochs or steps, and at least 1 step, got epochs = {epochs}, steps = {steps}"
+        )
     if not 0 < factor < math.inf:
         raise ConfigError(f"the factor of the learning rate must be positive and finite, got {factor}")
     if not run.finished:
