@@ -33,6 +33,12 @@ def test_settings_for_all_arms_stand_beside_the_options(tmp_path: Path) -> None:
     assert read_experiment(tmp_path / "a.yaml") == {"batch_size": 8, "seeds": 2, "methods": ["ssole", "simclr"]}
 
 
+def test_a_setting_whose_name_is_a_number_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("set: {1: 2}\n")
+    with pytest.raises(ConfigError, match="unknown setting '1'"):
+        load("digits-m", **read_experiment(tmp_path / "a.yaml"))
+
+
 def test_a_recipe_may_lie_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "small.yaml").write_text("steps: 3\n")

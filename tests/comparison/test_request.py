@@ -78,6 +78,12 @@ def test_nested_settings_are_those_with_dots() -> None:
     assert first.pinned == second.pinned == ("loss.high_rank_weight", "loss.name", "model.projector_dim")
 
 
+@pytest.mark.parametrize(("given", "name"), [({1: 2}, "1"), ({"optim": {1: 2}}, "optim.1")])
+def test_a_setting_whose_name_is_a_number_is_unknown(given: dict[str, int], name: str) -> None:
+    with pytest.raises(ConfigError, match=f"unknown setting '{name}'"):
+        make_arms({"mine": given, "other": {"loss.name": "simclr"}}, tiny.config(), projector="recipe")
+
+
 @pytest.mark.parametrize("name", ["epochs", "steps", "budget", "seed", "data", "eval_data", "knn_every"])
 def test_an_arm_cannot_set_what_all_runs_share(name: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} of the arm 'mine' would have no effect: "):

@@ -39,6 +39,7 @@ def read_experiment(path: Path) -> dict[str, Any]:
     settings = values.pop("set", {})
     if not isinstance(settings, dict):
         raise ConfigError(f"{path}: set must be a mapping of settings, got {settings!r}")
+    settings = {str(name): value for name, value in settings.items()}  # YAML has names that are numbers
     check_settings(settings)
     if (beside := path.parent / str(values.get("recipe", ""))).is_file():
         values["recipe"] = beside

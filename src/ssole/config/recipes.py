@@ -164,29 +164,30 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     Raises:
         ConfigError: as :func:`from_dict`.
     """
-    values, overrides = to_dict(config), {name: json.loads(_to_json(value)) for name, value in overrides.items()}
-    preset = overrides.pop("preset", None)
+    values = to_dict(config)
+    given: dict[str, Any] = json.loads(_to_json(dict(overrides)))
+    preset = given.pop("preset", None)
     if preset is not None:  # first, so that single settings override it
         kept = {name: values["augment"][name] for name in ("crops", "early_size", "early_share")}
         values["augment"] = to_dict(view_preset(str(preset))) | kept
-    lengths = [name for name in ("epochs", "steps", "budget") if overrides.get(name) is not None]
+    lengths = [name for name in ("epochs", "steps", "budget") if given.get(name) is not None]
     if "budget" in lengths and len(lengths) > 1:
         raise ConfigError(f"a budget decides how long a run is: leave out either budget or {lengths[0]}")
     if lengths:
         values |= {"steps": None, "budget": None}
-    backbone = _chosen(overrides, "model", "backbone")
+    backbone = _chosen(given, "model", "backbone")
     if backbone not in (None, values["model"]["backbone"]):
         arguments = values["model"].pop("backbone_args")
         if "resne" in str(backbone) and not str(backbone).startswith(_OTHERS):  # also seresnext50, wide_resnet50_2
             values["model"]["backbone_args"] = {k: v for k, v in arguments.items() if k == "zero_init_last"}
         else:
             values["model"] |= {"backbone_args": {}, "stem": "auto", "stem_init": "timm"}
-    name = _chosen(overrides, "loss", "name")
+    name = _chosen(given, "loss", "name")
     if name not in (None, values["loss"]["name"]):
         values["loss"] = {"name": name}
         if name != "custom":
             values["model"] |= {f"projector_{field}": None for field in Projector._fields}
-    for name, value in overrides.items():
+    for name, value in given.items():
         _merge(values, ("augment.crops.0.count" if name == "views" else name).split("."), value, name)
     return from_dict(values)
 

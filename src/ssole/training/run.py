@@ -245,7 +245,7 @@ def leaves(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, 
         if isinstance(value, dict) and value:
             yield from leaves(value, f"{group}{name}.")
         else:
-            yield group + name, value
+            yield f"{group}{name}", value
 
 
 def rewind(run: Run, step: int, row: dict[str, Any] | None = None) -> None:
