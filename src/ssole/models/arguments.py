@@ -40,12 +40,12 @@ def checked_arguments(config: ModelConfig) -> dict[str, Any]:
             known = sorted(_ARGUMENTS)
             allowed = f"Allowed are sizes, shapes and rates of the network: {', '.join(known)}"
             reason = f"{name!r} is not allowed.{did_you_mean(name, known)} {allowed}"
-            raise ConfigError(f"{misfit(config.backbone)}: {reason}")
+            raise ConfigError(f"{unfit_arguments(config.backbone)}: {reason}")
         numbers = list(_numbers(value))
         if any(abs(number) > _MAX_NUMBER or number != number for number in numbers):
-            raise ConfigError(f"{misfit(config.backbone)}: {name} has a number above {_MAX_NUMBER}")
+            raise ConfigError(f"{unfit_arguments(config.backbone)}: {name} has a number above {_MAX_NUMBER}")
         if name in _DEPTHS and sum(numbers) > _MAX_BLOCKS:
-            raise ConfigError(f"{misfit(config.backbone)}: {name} asks for more than {_MAX_BLOCKS} blocks")
+            raise ConfigError(f"{unfit_arguments(config.backbone)}: {name} asks for more than {_MAX_BLOCKS} blocks")
     return dict(config.backbone_args)
 
 
@@ -60,7 +60,7 @@ def _numbers(value: Any) -> Iterator[float]:
         raise ConfigError(f"model.backbone_args holds {value!r}: it takes numbers, words and lists of them")
 
 
-def misfit(name: str) -> str:
+def unfit_arguments(name: str) -> str:
     """Beginning of a message about arguments that a model does not take."""
     return f"model.backbone_args do not fit {name}"
 
@@ -72,7 +72,7 @@ def require_room_for_weights(name: str, arguments: dict[str, Any]) -> None:
         _SIZES[key] = _weight_bytes(name, arguments)
     if (size := _SIZES[key]) > limit:
         amounts = f"its weights would take {size / 2**30:.1f} GiB, and {limit / 2**30:.1f} GiB may be used"
-        raise ConfigError(f"{misfit(name)}: {amounts}")
+        raise ConfigError(f"{unfit_arguments(name)}: {amounts}")
 
 
 def _weight_bytes(name: str, arguments: dict[str, Any]) -> int:

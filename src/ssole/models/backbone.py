@@ -13,7 +13,7 @@ from torch import nn
 from ssole import distributed
 from ssole.config import ConfigError, ModelConfig, PretrainConfig, Projector
 from ssole.errors import did_you_mean
-from ssole.models.arguments import checked_arguments, misfit, require_room_for_weights
+from ssole.models.arguments import checked_arguments, require_room_for_weights, unfit_arguments
 from ssole.models.custom import CustomBackbone, custom_name, is_custom, missing_module_error, network_errors
 from ssole.models.stages import freeze_stages
 from ssole.runtime import one_thread
@@ -102,7 +102,7 @@ def create_backbone(
         arguments = {"in_chans": channels, **arguments}
     if arguments:
         require_room_for_weights(config.backbone, arguments)
-    with network_errors(misfit(config.backbone)):  # timm passes them on
+    with network_errors(unfit_arguments(config.backbone)):  # timm passes them on
         model: nn.Module = timm.create_model(config.backbone, pretrained=False, num_classes=0, **arguments)
         if feature_dim(model) < 1:  # odd arguments, such as nested lists, may first be felt here
             raise ValueError("it would have no features")
