@@ -191,7 +191,9 @@ def test_images_that_moved_can_be_named_again() -> None:
     run = pretrain(data, steps=2)
     run.backbone_path.unlink()
     data.rename("moved")
-    with pytest.raises(DataError, match=r"images of .*tiny are no longer there \(.*photos\): pass --data"):
+    with pytest.raises(
+        DataError, match=r"images of .*tiny are no longer there \(.*photos\): pass --data, or ssole\.resume"
+    ):
         ssole.resume(run)
     assert ssole.resume(run, data="moved", progress=False).finished
 
@@ -212,7 +214,7 @@ def test_resuming_images_in_memory_asks_for_them() -> None:
     run = pretrain()
     assert run.config.data == "in memory: ndarray (22, 12, 12, 3)"
     run.backbone_path.unlink()
-    with pytest.raises(DataError, match=r"started on images in memory: pass them, ssole\.resume\(run, data=images\)"):
+    with pytest.raises(DataError, match=r"trained on images in memory: pass them, ssole\.resume\(run, data=images\)"):
         ssole.resume(run)
     assert ssole.resume(run, data=tiny.images(), progress=False).finished
 

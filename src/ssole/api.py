@@ -15,10 +15,9 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, CustomConfig, PretrainConfig
-from ssole.data.describe import canonical, describe, gone, is_in_memory, why_not_reopened
+from ssole.data.describe import canonical, describe, images_of_run, is_in_memory, why_not_reopened
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
-from ssole.errors import DataError, listed
 from ssole.evaluation.online import default_evaluators
 from ssole.models.custom import custom_settings, is_custom, missing_module_error
 from ssole.progress import say
@@ -100,9 +99,7 @@ def pretrain(
     from ssole.doctor.choose import choose  # here, because the doctor would make `import ssole` slower
 
     name, config = choose(data, recipe, overrides)
-    folder = new_folder(out, name)
-    spent = time.monotonic() - begin
-    return start(config, folder, given, data=data, spent=spent)
+    return start(config, new_folder(out, name), given, data=data, spent=time.monotonic() - begin)
 
 
 @one_thread()
@@ -221,12 +218,10 @@ def continue_run(
     `prepare` is called with the number of steps of an epoch, after these checks and while the run is locked.
     """
     config = found.config
-    if data is None and (reason := why_not_reopened(config.data)) is not None:
-        how = "pass them," if is_in_memory(config.data) else "pass them again, --data URL, or"
-        call = "extend" if found.finished else "resume"
-        raise DataError(f"{found.path} was started on {reason}: {how} ssole.{call}(run, data=images)")
-    if data is None and (missing := gone(config.data)):
-        raise DataError(f"the images of {found.path} are no longer there ({listed(missing, 1)}): pass --data (data=)")
+    if data is None:
+        call = f"ssole.{'extend' if found.finished else 'resume'}(run, data=images)"
+        how = f"pass them, {call}" if is_in_memory(config.data) else f"pass --data, or {call}"
+        data = images_of_run(config.data, found.path, how)
     eval_data = eval_data_to_open(config, found.path, eval_data) if given.evaluators is None else None
     if given.evaluators is None and (steps := found.environment.get("evaluators")):
         known = f"{found.path} was measured every {str(steps).strip('[]')} steps"
@@ -241,12 +236,11 @@ def continue_run(
         distributed.on_rank_0(lambda: require_same_recipe(found, allowed=allow_changes))
         device = distributed.own_device(resolve_device(config.device))
         distributed.on_rank_0(lambda: require_memory(config, device))
-        images = config.data if data is None else data
-        with open_store(config, images, given.progress) as store, ExitStack() as stack:
+        with open_store(config, data, given.progress) as store, ExitStack() as stack:
             changed = "images" in allow_changes
             distributed.on_rank_0(lambda: stack.enter_context(lock_run(found)))
             distributed.on_rank_0(lambda: _check_images(found, store.source, allowed=changed))
-            given = _with_evaluators(given, config, images, eval_data, store)
+            given = _with_evaluators(given, config, data, eval_data, store)
             plan = make_plan(config, len(store))
             # A kill may have come before the initial weights were written.
             begun = distributed.on_rank_0(lambda: bool(checkpoint_steps(found)))

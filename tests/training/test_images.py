@@ -205,7 +205,7 @@ def test_a_signed_url_leaves_no_trace_in_the_run(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(sys, "argv", ["ssole", "pretrain", "--data", url])
         run = tiny.start(tmp_path / "run", data=url)
         run.backbone_path.unlink()
-        with pytest.raises(DataError, match=r"started on images behind a URL, .*pass them again, --data URL"):
+        with pytest.raises(DataError, match=r"trained on images behind a URL, .*pass --data, or ssole\.resume"):
             api.resume(run, progress=False)
         assert api.resume(run, data=url.replace("abc", "of another day"), progress=False).finished
         server.shutdown()

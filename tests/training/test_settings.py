@@ -76,12 +76,12 @@ def test_a_run_folder_fetches_nothing_unless_its_user_names_it(
     for command in (["eval", words], ["embed", words, "--out", str(tmp_path / "x.npz")], ["index", words]):
         assert tiny.main(*command) == 2
         assert f"was trained on {REASON}: pass --data" in " ".join(capsys.readouterr().err.split())
-    with pytest.raises(ConfigError, match=f"was trained on {REASON}"):
+    with pytest.raises(DataError, match=f"was trained on {REASON}"):
         search(run, "item 0")
     assert tiny.main("report", words) == 0
     assert REASON in (run.path / "report.html").read_text()
     run.backbone_path.unlink()
-    with pytest.raises(DataError, match=f"was started on {REASON}: pass them again, --data URL"):
+    with pytest.raises(DataError, match=rf"was trained on {REASON}: pass --data, or ssole\.resume\(run, data=images\)"):
         api.resume(run, progress=False)
     assert len(server.asked) == asked
     assert tiny.main("pretrain", "--resume", words, "--data", server.url) == 0

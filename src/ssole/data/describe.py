@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from ssole.data.arrays import TORCHVISION
 from ssole.data.base import Spec
 from ssole.data.storage import has_pattern, is_remote
-from ssole.errors import SECRET, ConfigError, DataError, listed, without_secrets
+from ssole.errors import SECRET, DataError, listed, without_secrets
 
 MAX_PATHS = 100_000
 """Most paths given one by one, which a run folder's config then lists."""
@@ -70,18 +70,19 @@ def why_not_reopened(described: str | Sequence[str] | None) -> str | None:
     return "images in memory" if is_in_memory(described) else None
 
 
-def gone(described: str | Sequence[str]) -> list[str]:
-    """Absolute paths among the texts of :func:`describe` where there is nothing any more."""
-    paths = [described] if isinstance(described, str) else described
-    return [one for one in paths if os.path.isabs(one) and not has_pattern(one) and not os.path.exists(one)]
+def images_of_run(
+    described: str | Sequence[str], run: str | os.PathLike[str], how: str = "pass --data"
+) -> str | Sequence[str]:
+    """Images that a run was trained on, as its config names them.
 
-
-def images_of_run(described: str | Sequence[str], run: str | os.PathLike[str]) -> str | Sequence[str]:
-    """Images that a run was trained on, as its config names them; a ConfigError if they cannot be opened again."""
+    A DataError, which says `how` to give them, if they cannot be opened again without the user, or are gone.
+    """
     if (reason := why_not_reopened(described)) is not None:
-        raise ConfigError(f"{run} was trained on {reason}: pass --data")
-    if missing := gone(described):
-        raise ConfigError(f"the images of {run} are no longer there ({listed(missing, 1)}): pass --data")
+        raise DataError(f"{run} was trained on {reason}: {how}")
+    paths = [described] if isinstance(described, str) else described
+    gone = [one for one in paths if os.path.isabs(one) and not has_pattern(one) and not os.path.exists(one)]
+    if gone:
+        raise DataError(f"the images of {run} are no longer there ({listed(gone, 1)}): {how}")
     return described
 
 
