@@ -22,9 +22,9 @@ from ssole.comparison.plan import (
     measure_plan,
     ranked,
     rungs,
-    share_of,
-    short_epochs,
+    short_search_notes,
     shortened,
+    steps_for_share,
 )
 from ssole.comparison.request import Arm, make_arms
 from ssole.config import LOSS_CONFIGS, ConfigError, SSOLEConfig, apply_overrides
@@ -80,8 +80,8 @@ def measured(monkeypatch: pytest.MonkeyPatch, *seconds: float | Exception) -> li
 
 
 def test_a_share_of_the_steps_is_rounded_and_at_least_one() -> None:
-    assert [share_of(steps, 1 / 9) for steps in (1, 4, 9, 14, 100)] == [1, 1, 1, 2, 11]
-    assert share_of(100, 1.0) == 100
+    assert [steps_for_share(steps, 1 / 9) for steps in (1, 4, 9, 14, 100)] == [1, 1, 1, 2, 11]
+    assert steps_for_share(100, 1.0) == 100
 
 
 @pytest.mark.parametrize(("trials", "steps"), [(0, 0), (2, 2 * 30), (3, 3 * 30), (6, 6 * 10 + 2 * 30)])
@@ -94,7 +94,7 @@ def test_a_plan_is_measured_once_and_read_from_its_file(
 ) -> None:
     timed = request(budget="60s", one={}, two={"batch_size": 8})
     calls = measured(monkeypatch, 0.5, 0.25)
-    found = measure_plan(tmp_path, timed, store, fewest=20)
+    found = measure_plan(tmp_path, timed, store, smallest=20)
     expected = {"one": ArmPlan(steps=120, step_seconds=0.5), "two": ArmPlan(steps=240, step_seconds=0.25)}
     assert found == expected
     assert [call["config"].batch_size for call in calls] == [4, 8]
@@ -102,7 +102,7 @@ def test_a_plan_is_measured_once_and_read_from_its_file(
     assert json.loads((tmp_path / "plan.json").read_text())["two"] == {
         "steps": 240, "step_seconds": 0.25, "error": None
     }  # fmt: skip
-    assert measure_plan(tmp_path, timed, store, fewest=1) == expected
+    assert measure_plan(tmp_path, timed, store, smallest=1) == expected
     assert len(calls) == 2
 
 
@@ -113,7 +113,7 @@ def test_measuring_takes_a_fifth_of_a_budget_of_time_at_most(
     budget: str, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ImageStore
 ) -> None:
     calls = measured(monkeypatch, 1.0, 1.0)
-    measure_plan(tmp_path, request(budget=budget, one={}, two={}), store, fewest=20)
+    measure_plan(tmp_path, request(budget=budget, one={}, two={}), store, smallest=20)
     assert [call["limit"] for call in calls] == [limit, limit]
 
 
@@ -121,13 +121,13 @@ def test_an_arm_that_fails_is_planned_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: ImageStore
 ) -> None:
     measured(monkeypatch, RuntimeError("no such thing\nas this"), 1.0)
-    found = measure_plan(tmp_path, request(one=Broken(), two={}, three={"batch_size": 21}), store, fewest=20)
+    found = measure_plan(tmp_path, request(one=Broken(), two={}, three={"batch_size": 21}), store, smallest=20)
     assert found["one"] == ArmPlan(steps=0, step_seconds=0.0, error="RuntimeError: no such thing")
     assert found["two"] == ArmPlan(steps=6, step_seconds=1.0)
     error = found["three"].error
     assert error is not None
     assert error.startswith("DataError: a batch of 21 images was asked for and the data hold 20")
-    assert measure_plan(tmp_path, request(one={}, two={}, three={}), store, fewest=20) == found
+    assert measure_plan(tmp_path, request(one={}, two={}, three={}), store, smallest=20) == found
 
 
 def test_what_all_arms_fail_with_is_an_error_and_leaves_no_plan(
@@ -135,12 +135,12 @@ def test_what_all_arms_fail_with_is_an_error_and_leaves_no_plan(
 ) -> None:
     measured(monkeypatch, ConfigError("the first"), ConfigError("the second"))
     with pytest.raises(ConfigError, match="the first"):
-        measure_plan(tmp_path, request(one={}, two={}), store, fewest=20)
+        measure_plan(tmp_path, request(one={}, two={}), store, smallest=20)
     with pytest.raises(DataError, match="hold 3"):
-        measure_plan(tmp_path, request(one={}, two={}), store, fewest=3)
+        measure_plan(tmp_path, request(one={}, two={}), store, smallest=3)
     measured(monkeypatch, OSError("the disk is full"))  # which is no failure of a method
     with pytest.raises(OSError, match="the disk is full"):
-        measure_plan(tmp_path, request(one={}, two={}), store, fewest=20)
+        measure_plan(tmp_path, request(one={}, two={}), store, smallest=20)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -168,11 +168,11 @@ def test_a_search_that_sees_less_than_an_epoch_is_told() -> None:
     plans = {name: ArmPlan(steps=90, step_seconds=1.0) for name in arms}
     plans["failed"] = ArmPlan(steps=0, step_seconds=0.0, error="RuntimeError: no")
     searched = request(search=6, **arms)
-    (note,) = short_epochs(searched, plans, images=2000)
+    (note,) = short_search_notes(searched, plans, images=2000)
     assert note.startswith("small: the search begins with runs of 10 steps, 40 of 2,000 images, less than one epoch.")
-    assert len(list(short_epochs(searched, plans, images=4001))) == 2
-    assert list(short_epochs(searched, plans, images=40)) == []
-    assert list(short_epochs(request(search=0, **arms), plans, images=2000)) == []
+    assert len(list(short_search_notes(searched, plans, images=4001))) == 2
+    assert list(short_search_notes(searched, plans, images=40)) == []
+    assert list(short_search_notes(request(search=0, **arms), plans, images=2000)) == []
 
 
 def test_a_short_run_has_a_short_warmup() -> None:

@@ -152,14 +152,14 @@ def test_when_stopped_it_names_the_folder_to_go_on_in(tmp_path: Path, monkeypatc
 
 @pytest.mark.slow
 def test_a_trial_that_fails_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = module.figures
+    score_run = module.score_run
 
     def some(run: Run, **how: object) -> dict[str, float]:
         if run.path.name in failing:
             raise ValueError("features are not finite")
-        return figures(run, **how)  # type: ignore[arg-type]
+        return score_run(run, **how)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "figures", some)
+    monkeypatch.setattr(module, "score_run", some)
     failing = {"trial-0", "trial-1"}
     found = tuned(tmp_path)
     assert found.chosen == 2
@@ -184,6 +184,8 @@ def test_strength() -> None:
 
 
 def test_wrong_input(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tuning compares 2 trials or more, got '8'"):
+        tune("digits-m", trials="8")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="tuning compares 2 trials or more, got 1"):
         tuned(tmp_path, trials=1)
     with pytest.raises(ConfigError, match=r"a budget of 0\.001 s is too small for 3 trials"):

@@ -14,10 +14,10 @@ from ssole.comparison.plan import measure_plan
 from ssole.comparison.request import (
     Methods,
     Request,
-    check_not_of_runs,
     check_numbers,
     load_request,
     make_arms,
+    refuse_settings_of_runs,
     save_request,
 )
 from ssole.comparison.result import Comparison
@@ -76,19 +76,19 @@ def compare(
 
     check_numbers(seeds=seeds, search=search, images=images)  # before the data are opened
     # the budget is made of lengths, and kNN while training is part of every recipe
-    check_not_of_runs(overrides, "the settings", allowed=("epochs", "steps", "budget", "knn_every"))
+    refuse_settings_of_runs(overrides, "the settings", allowed=("epochs", "steps", "budget", "knn_every"))
     name, config = choose(data, recipe, overrides)
     say_reasons(config, enabled=progress)
     base = replace(config, knn_every=None, eval_data=None, reasons=())
     arms = make_arms(methods, replace(base, budget=None), projector=projector)
-    limit = None if budget is None else Budget.parse(budget)
+    given = None if budget is None else Budget.parse(budget)
     data = canonical(base.data if data is None else data)
     opened = open_images(data, test if test is None else canonical(test), most=images)
     request = Request(
         arms=arms,
         data=describe(data),
         test=test if test is None else describe(test),
-        budget=limit or Budget.parse(base.budget or f"{make_plan(base, len(opened.train)).total}steps"),
+        budget=given or Budget.parse(base.budget or f"{make_plan(base, len(opened.train)).total}steps"),
         seeds=seeds,
         search=search,
         images=images,
@@ -120,13 +120,13 @@ def _run(
         command = f"the same call of ssole.compare with out={str(folder)!r}"
     else:
         command = f"ssole compare --resume {quoted(folder)}"
-    learned = images.search_train if request.search else images.train
-    require_neighbours(learned)
+    smallest = images.search_train if request.search else images.train
+    require_neighbours(smallest)
     with resumable(folder, command):
         save_request(folder, request)
         with api.open_store(request.arms[0].config, images.train, progress) as store:
             arms = [replace(arm, config=with_statistics(arm.config, store)) for arm in request.arms]
-            plan = measure_plan(folder, replace(request, arms=tuple(arms)), store, len(learned))
+            plan = measure_plan(folder, replace(request, arms=tuple(arms)), store, len(smallest))
         return Runner(
             request=request,
             arms=arms,

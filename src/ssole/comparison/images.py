@@ -44,7 +44,7 @@ def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Im
     are scored by, are a DataError, and so are images that runs could not be tested on.
     """
     source = open_source(data)
-    labels = _known_labels(source)
+    labels = _required_labels(source)
     test_source, why_not = find_test_images(source, data, test)
     notes = []
     is_part = test_source is None
@@ -53,13 +53,13 @@ def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Im
         source, test_source = _part(source, kept, "train"), _part(source, held, "test")
         notes.append(f"No test split ({why_not}): tested on {len(held)} images held out by seed {SPLIT_SEED}.")
     else:
-        _known_labels(test_source)
+        _required_labels(test_source)
         train_labels, test_labels, names = shared_labels(source, test_source)
         in_train, in_test = (set(labels[labels >= 0].tolist()) for labels in (train_labels, test_labels))
         require_classes(in_train, in_test, names, (source.name, test_source.name))
     if most is not None and most < len(source):
         source, is_part = sample(source, most), True
-    labels = _known_labels(source)
+    labels = _required_labels(source)
     kept, held = _split(labels, VALIDATION_SHARE)
     return Images(
         train=source,
@@ -73,7 +73,7 @@ def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Im
 
 def sample(source: Source, most: int) -> Source:
     """Evenly spaced sample of so many labelled images of a source, and one more of each class that it lacks."""
-    labels = _known_labels(source).numpy()
+    labels = _required_labels(source).numpy()
     labelled = np.flatnonzero(labels >= 0)
     spaced = labelled[evenly_spaced(len(labelled), most)]
     classes, first = np.unique(labels[labelled], return_index=True)
@@ -83,14 +83,14 @@ def sample(source: Source, most: int) -> Source:
 
 def require_neighbours(train: Source) -> None:
     """Raise a DataError, before anything is trained, if kNN would have too few images to learn from."""
-    if (count := int((_known_labels(train) >= 0).sum())) < NEIGHBOURS:
+    if (count := int((_required_labels(train) >= 0).sum())) < NEIGHBOURS:
         raise DataError(
             f"methods are ranked by kNN with k = {NEIGHBOURS}, and {train.name} has {count} images with labels: give "
             f"at least {NEIGHBOURS}"
         )
 
 
-def _known_labels(source: Source) -> torch.Tensor:
+def _required_labels(source: Source) -> torch.Tensor:
     if source.labels is None or source.labels.max() < 0:
         advice = source.why_unlabelled or "give images in a folder a class"
         raise DataError(f"methods are scored by labels, and {source.name} has none: {advice}")

@@ -33,7 +33,7 @@ LR_FACTORS = (0.25, 4.0)
 WEIGHT_DECAY_FACTORS = (0.1, 10.0)
 KEPT = 3
 """Reduction factor of successive halving: one in KEPT trials goes on to the next rung, with KEPT times the steps."""
-_GUESS = 0.1
+_ASSUMED_STEP_SECONDS = 0.1
 """Assumed seconds of a step until it is measured, to tell whether a run in a budget is long enough to compile."""
 _MEASURING_SHARE = 0.2
 """Share of a budget of time that measuring a step may take."""
@@ -109,7 +109,7 @@ class ArmPlan:
 
     def search_steps(self, trials: int) -> int:
         """Steps of the whole search."""
-        return sum(rung.trials * share_of(self.steps, rung.share) for rung in rungs(trials))
+        return sum(rung.trials * steps_for_share(self.steps, rung.share) for rung in rungs(trials))
 
 
 def shortened(config: PretrainConfig, steps: int, whole: int) -> PretrainConfig:
@@ -118,17 +118,17 @@ def shortened(config: PretrainConfig, steps: int, whole: int) -> PretrainConfig:
     return apply_overrides(config, {"steps": steps, "optim.warmup_steps": warmup})
 
 
-def share_of(steps: int, share: float) -> int:
+def steps_for_share(steps: int, share: float) -> int:
     """Steps of a run that has a share of the budget."""
     return max(1, round(steps * share))
 
 
-def measure_plan(folder: Path, request: Request, store: ImageStore, fewest: int) -> dict[str, ArmPlan]:
+def measure_plan(folder: Path, request: Request, store: ImageStore, smallest: int) -> dict[str, ArmPlan]:
     """Plan by arm, measured at the first call for a folder and read from it later.
 
     So runs keep their number of steps, however busy the machine is when a comparison goes on. An arm that fails is
-    planned with its error, unless all of them fail. A batch may not have more images than `fewest`,
-    the smallest training set of a run.
+    planned with its error, unless all of them fail. A batch may not have more images than the
+    `smallest` training set of a run.
     """
     path = folder / PLAN_FILE
     if path.is_file():
@@ -140,9 +140,9 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, fewest: int)
     plan, failures = {}, []
     for arm in request.arms:
         try:
-            make_plan(arm.config, fewest)  # raises an error for too few images
+            make_plan(arm.config, smallest)  # raises an error for too few images
             initial_weights(arm.config)  # and this for weights that are not there, or do not fit
-            device, steps = resolve_device(arm.config.device), _steps(request, arm, _GUESS)
+            device, steps = resolve_device(arm.config.device), _steps(request, arm, _ASSUMED_STEP_SECONDS)
             seconds = step_seconds(arm.config, store, device, loss=arm.module, steps=steps, limit=limit)
         except FAILURES as error:
             failures.append(error)
@@ -177,12 +177,11 @@ def cost_lines(request: Request, plan: Mapping[str, ArmPlan]) -> Iterator[str]:
     yield f"in all about {duration(total)} of training, and the time for evaluating each run"
 
 
-def short_epochs(request: Request, plan: Mapping[str, ArmPlan], images: int) -> Iterator[str]:
+def short_search_notes(request: Request, plan: Mapping[str, ArmPlan], images: int) -> Iterator[str]:
     """A note for each arm whose first rung of the search sees less than one epoch."""
-    for arm in request.arms:
-        if not (stages := rungs(request.search)):
-            return
-        steps = share_of(plan[arm.name].steps, stages[0].share)
+    stages = rungs(request.search)
+    for arm in request.arms if stages else ():
+        steps = steps_for_share(plan[arm.name].steps, stages[0].share)
         seen = steps * arm.config.batch_size
         if plan[arm.name].error is None and seen < images:
             yield (

@@ -25,7 +25,7 @@ Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module
 PLAN_FILE = "plan.json"
 """File with the plan, which is written when every setting has been tried in a step."""
 _FILE = "comparison.yaml"
-_OF_RUNS = {
+_SET_FOR_RUNS = {
     **dict.fromkeys(("epochs", "steps", "budget"), "all runs have the length that budget (--budget) gives them"),
     "seed": "runs have the seeds 0, 1, ..., as many as seeds (--seeds) says",
     "data": "all runs have the images of the comparison (--data)",
@@ -139,7 +139,7 @@ def _make_arm(name: str, given: Mapping[str, Any] | nn.Module, base: PretrainCon
         raise ConfigError(
             f"the arm {name!r} needs settings, such as loss.name: simclr, or a loss module; got {given!r}"
         )
-    check_not_of_runs(given, f"the arm {name!r}")
+    refuse_settings_of_runs(given, f"the arm {name!r}")
     settings = dict(leaves(given))
     config = apply_overrides(base, given)
     if projector == "recipe" and config.loss.projector.layers:  # a loss without a projector stays without
@@ -148,11 +148,11 @@ def _make_arm(name: str, given: Mapping[str, Any] | nn.Module, base: PretrainCon
     return Arm(name=name, config=with_absolute_init(config), pinned=tuple(sorted(settings)))
 
 
-def check_not_of_runs(settings: Mapping[str, Any], whose: str, *, allowed: Collection[str] = ()) -> None:
+def refuse_settings_of_runs(settings: Mapping[str, Any], whose: str, *, allowed: Collection[str] = ()) -> None:
     """Raise a ConfigError if settings name one that a comparison gives its runs itself, unless it is `allowed`."""
     for name in settings:
-        if name in _OF_RUNS and name not in allowed:
-            raise ConfigError(f"{name} of {whose} would have no effect: {_OF_RUNS[name]}")
+        if name in _SET_FOR_RUNS and name not in allowed:
+            raise ConfigError(f"{name} of {whose} would have no effect: {_SET_FOR_RUNS[name]}")
 
 
 def save_request(folder: Path, request: Request, *, what: str = "comparison") -> None:

@@ -18,14 +18,14 @@ from ssole.comparison.plan import (
     ranked,
     rungs,
     settings_text,
-    share_of,
-    short_epochs,
+    short_search_notes,
     shortened,
+    steps_for_share,
 )
 from ssole.comparison.plots import draw
 from ssole.comparison.request import Arm, Request
 from ssole.comparison.result import RESULT_FILE, ArmResult, Comparison, SearchTrial
-from ssole.comparison.trial import RANKED_BY, Trial, figures, other_version, run_trial
+from ssole.comparison.trial import RANKED_BY, Trial, other_version_error, run_trial, score_run
 from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.base import Spec
 from ssole.data.store import ImageStore
@@ -66,13 +66,11 @@ class Runner:
     def __post_init__(self) -> None:
         plan, images = self.plan, self.images
         self._train: Spec = images.train if images.is_part else self.data  # run folders name data where they can
-        self._results = {
-            one.name: ArmResult(steps=plan[one.name].steps, error=plan[one.name].error) for one in self.arms
-        }
+        self._results = {name: ArmResult(steps=one.steps, error=one.error) for name, one in plan.items()}
         self._are_checked = False
         self._versions = _versions(self.folder) or [__version__]
         self._curve_stores: dict[Preprocessing, list[ImageStore]] = {}
-        self._notes = [*images.notes, *short_epochs(self.request, plan, len(images.search_train))]
+        self._notes = [*images.notes, *short_search_notes(self.request, plan, len(images.search_train))]
 
     def run(self) -> Comparison:
         """Run all trials that have not finished, and save the result."""
@@ -117,15 +115,15 @@ class Runner:
 
     def _search_trial(self, arm: Arm, trial: int, number: int, rung: Rung) -> SearchTrial:
         """Train a trial in a rung of this number, and score it on the validation images."""
-        images = self.images
+        train, validation = self.images.search_train, self.images.validation
         record = self._trial(
             arm,
             f"search-{number}-trial-{trial}",
             draw_settings(arm, trial),
-            steps=share_of(self._results[arm.name].steps, rung.share),
+            steps=steps_for_share(self._results[arm.name].steps, rung.share),
             seed=self.request.seeds,  # which no run of the result has
-            data=images.search_train,
-            measure=partial(figures, data=images.search_train, test=images.validation, protocol="knn", progress=False),
+            data=train,
+            measure=partial(score_run, data=train, test=validation, protocol="knn", progress=False),
         )
         score = None if record.error is not None else record.scores[RANKED_BY]
         return SearchTrial(trial=trial, steps=record.steps, settings=record.settings, score=score, error=record.error)
@@ -141,7 +139,7 @@ class Runner:
             steps=result.steps,
             seed=seed,
             data=self._train,
-            measure=partial(figures, data=images.train, test=images.test, protocol=protocol, progress=self.progress),
+            measure=partial(score_run, data=images.train, test=images.test, protocol=protocol, progress=self.progress),
             with_curve=True,
         )
         result.runs.append(record)
@@ -170,7 +168,7 @@ class Runner:
             measure,
             settings=settings,
             loss=arm.module,
-            evaluators=partial(self._curve, config) if with_curve else dict,
+            evaluators=partial(self._curve_evaluator, config) if with_curve else dict,
             progress=self.progress,
             check=self._check_unchanged,
             allow_changes=self.allow_changes,
@@ -185,13 +183,13 @@ class Runner:
             return
         if __version__ not in self._versions:
             if "version" not in self.allow_changes:
-                raise other_version(self.folder, self._versions[0], __version__)
+                raise other_version_error(self.folder, self._versions[0])
             self._versions.append(__version__)
         for name, source in (("images.json", self.images.train), ("test-images.json", self.images.test)):
             keep_or_compare_images(Run(self.folder), source, name=name, allowed="images" in self.allow_changes)
         self._are_checked = True
 
-    def _curve(self, config: PretrainConfig) -> dict[int, Evaluator]:
+    def _curve_evaluator(self, config: PretrainConfig) -> dict[int, Evaluator]:
         """Evaluator of kNN accuracy along a run, on a sample of the images."""
         assert config.steps is not None
         preprocessing = Preprocessing.from_config(config)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 
-from ssole import api
+from ssole import __version__, api
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Spec
 from ssole.errors import DataError, DiskError, change_refused
@@ -75,9 +75,9 @@ def resumable(folder: Path, command: str) -> Iterator[None]:
         raise OSError(f"{problem}. Once this is fixed, go on with: {command}") from error
 
 
-def other_version(folder: Path, begun: str, now: str) -> ConfigError:
+def other_version_error(folder: Path, begun: str) -> ConfigError:
     """Error for trials in a folder that another version of ssole has begun."""
-    return change_refused(f"{folder} was begun with ssole {begun}, and this is {now}", "version")
+    return change_refused(f"{folder} was begun with ssole {begun}, and this is {__version__}", "version")
 
 
 def describe_failure(error: Exception) -> str:
@@ -102,7 +102,7 @@ def read_record(path: Path, make: Callable[[dict[str, Any]], T], *, hint: str) -
         raise ConfigError(f"{path} is damaged ({error}): {hint}") from None
 
 
-def figures(run: Run, data: Spec, **options: Any) -> dict[str, float]:
+def score_run(run: Run, data: Spec, **options: Any) -> dict[str, float]:
     """Scores of a run's trained backbone by metric; `options` are those of :func:`ssole.evaluate`."""
     result = evaluate(run, data, baselines=False, device=run.config.device, **options)
     scores = {name: score.value for name, score in result.rows["trained"].items()}

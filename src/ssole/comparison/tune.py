@@ -19,7 +19,7 @@ import numpy as np
 from ssole import __version__, api
 from ssole.comparison.plan import draw_settings, measure_plan, ranked, settings_text, shortened
 from ssole.comparison.request import PLAN_FILE, Arm, Request, save_request
-from ssole.comparison.trial import Trial, figures, other_version, resumable, run_trial
+from ssole.comparison.trial import Trial, other_version_error, resumable, run_trial, score_run
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, to_dict
 from ssole.config.budget import Budget
 from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced
@@ -43,8 +43,8 @@ FIGURE = max(CORRELATION, key=lambda name: abs(CORRELATION[name]))
 STRENGTHS = (0.3, 2.0)
 """Range of the factor of the augmentation's strength, on a logarithmic scale."""
 _ARM = "tune"
-_TRAINING = 0.85  # share of the budget for training; the rest is for measuring
-_SCORED_IMAGES = 2000
+_TRAINING_SHARE = 0.85  # share of the budget for training; the rest is for measuring
+_MOST_SCORED = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +90,15 @@ def tune(
     """
     from ssole.doctor.choose import choose  # here, because the doctor would make `import ssole` slower
 
-    if trials < 2:
-        raise ConfigError(f"tuning compares 2 trials or more, got {trials}")
+    if not isinstance(trials, int) or trials < 2:
+        raise ConfigError(f"tuning compares 2 trials or more, got {trials!r}")
     name, config = choose(data, recipe, overrides)
     say_reasons(config, enabled=progress)
     base = with_absolute_init(replace(config, knn_every=None, eval_data=None, budget=None))
     data = canonical(base.data if data is None else data)
-    request = _request(base, data, Budget.parse(budget), trials)
+    # without reasons, which may name the memory that was free
+    arm = Arm(name=_ARM, config=replace(base, reasons=()))
+    request = Request(arms=(arm,), data=describe(data), test=None, budget=Budget.parse(budget), seeds=1, search=trials)
     folder = api.new_folder(out, f"tune-{name}")
     with resumable(folder, f"the same command and --out {quoted(folder)}"):
         save_request(folder, request, what="tuning")
@@ -107,12 +109,6 @@ def tune(
             images = store.source
         records = _run_trials(folder, config, data, images, trials, progress, allow_changes)
     return _outcome(folder, replace(base, data=describe(data)), records)
-
-
-def _request(base: PretrainConfig, data: Spec, budget: Budget, trials: int) -> Request:
-    """Settings that all trials in a folder share."""
-    arm = Arm(name=_ARM, config=replace(base, reasons=()))  # without reasons, which may name the memory that was free
-    return Request(arms=(arm,), data=describe(data), test=None, budget=budget, seeds=1, search=trials)
 
 
 def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning:
@@ -139,9 +135,9 @@ def _run_trials(
     records: list[Trial] = []
     arm = Arm(name=_ARM, config=config)
     views = partial(make_views, recipe=config.augment.main_views(VIEWS), seed=config.seed, epoch=0)
-    sample = SubsetSource(images, np.asarray(evenly_spaced(len(images), _SCORED_IMAGES)))
+    sample = SubsetSource(images, np.asarray(evenly_spaced(len(images), _MOST_SCORED)))
     sample.labels = None
-    measure = partial(figures, data=sample, protocol="label-free", views=views, progress=False)
+    measure = partial(score_run, data=sample, protocol="label-free", views=views, progress=False)
 
     def check() -> None:
         """Raise an error unless images and version of ssole are those of the trials before, or may have changed."""
@@ -149,7 +145,7 @@ def _run_trials(
         done = [Run(folder / f"trial-{trial}") for trial, record in enumerate(records) if record.error is None]
         for version in {run.environment.get("ssole", __version__) for run in done} - {__version__}:
             if "version" not in allow_changes:
-                raise other_version(folder, version, __version__)
+                raise other_version_error(folder, version)
 
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
@@ -179,10 +175,10 @@ def stronger(recipe: ViewRecipe, factor: float) -> dict[str, Any]:
     if factor == 1:
         return {}
     low, high = recipe.crops[0].scale
-    found: dict[str, Any] = {"augment.crops.0.scale": [_digits(min(high, max(0.05, 1 - (1 - low) * factor))), high]}
+    found: dict[str, Any] = {"augment.crops.0.scale": [_rounded(min(high, max(0.05, 1 - (1 - low) * factor))), high]}
     for name, most in (("brightness", 1.0), ("contrast", 1.0), ("saturation", 1.0), ("hue", 0.5)):
         if (value := getattr(recipe, name)) > 0:
-            found[f"augment.{name}"] = _digits(min(max(most, value), value * factor))
+            found[f"augment.{name}"] = _rounded(min(max(most, value), value * factor))
     return found
 
 
@@ -198,7 +194,7 @@ def _steps(folder: Path, request: Request, config: PretrainConfig, store: ImageS
     """Steps of a trial, decided once for a folder."""
     budget = replace(request.budget, amount=request.budget.amount / request.search)
     if budget.unit == "seconds":
-        budget = replace(budget, amount=_TRAINING * budget.amount)
+        budget = replace(budget, amount=_TRAINING_SHARE * budget.amount)
     one = replace(request, budget=budget, arms=(replace(request.arms[0], config=config),))
     plan = measure_plan(folder, one, store, len(store))[_ARM]
     if budget.unit == "seconds" and plan.step_seconds > budget.amount:
@@ -210,5 +206,5 @@ def _steps(folder: Path, request: Request, config: PretrainConfig, store: ImageS
     return plan.steps
 
 
-def _digits(value: float) -> float:
+def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
