@@ -9,7 +9,7 @@
 
 Called by `training` and by users. Results must stay the same to the last bit on the CPU, so the order of operations in
 `nuclear`, `kernels` and `roots` may change only on purpose. Formulas and their sources are in docs/design.md and
-docs/losses.md.
+docs/losses.md, which also has the published settings of each method.
 """
 
 from collections.abc import Callable

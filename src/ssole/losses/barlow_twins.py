@@ -1,8 +1,5 @@
 """The Barlow Twins loss: the cross-correlation matrix of two views becomes the identity.
 
-Published setting (Zbontar et al. 2021): projector of 3 linear layers, 8192 wide, 8192 dimensions, batch normalisation;
-redundancy weight 0.005, batch 2048, LARS, lr 0.2 * batch / 256 for weights, weight decay 1.5e-6.
-
 Shape suffixes: B images, V views, P pairs of views, D embedding dimensions.
 """
 

@@ -1,8 +1,5 @@
 """The FroSSL loss: Frobenius norms spread the spectrum of each view, and views agree with their mean.
 
-Published setting (Skean et al. 2024): projector of 3 linear layers, 2048 wide, 1024 dimensions, batch normalisation
-(hidden layers 4096 wide on ImageNet-100); invariance weight 1, batch 256, LARS, lr 0.3, weight decay 1e-4.
-
 Shape suffixes: B images, V views, D embedding dimensions.
 """
 

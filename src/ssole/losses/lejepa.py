@@ -1,9 +1,5 @@
 """The LeJEPA loss: views agree, and embeddings are distributed as an isotropic Gaussian.
 
-Published setting (Balestriero and LeCun 2025): projector of 3 linear layers, 2048 wide, 64 dimensions (16 in the
-authors' example on Imagenette), batch normalisation; SIGReg weight 0.05, AdamW, lr 5e-4, weight decay 0.05 (5e-4 for
-ResNets), 2 large and 6 small crops.
-
 Shape suffixes: B images, V views, D embedding dimensions, S slices.
 """
 

@@ -1,8 +1,5 @@
 """The MMCR loss: the mean views of the images span as many directions as they can.
 
-Published setting (Yerxa et al. 2023): projector of 3 linear layers, 8192 wide, 512 dimensions, batch normalisation;
-local weight 0, batch 2048, LARS, lr 0.6 * batch / 256, weight decay 1e-6.
-
 Shape suffixes: B images, V views, D embedding dimensions.
 """
 

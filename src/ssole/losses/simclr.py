@@ -1,9 +1,5 @@
 """The SimCLR loss, NT-Xent: each view picks out its partner among all other images of the batch.
 
-Published setting (Chen et al. 2020): projector of 2 linear layers, 2048 wide (the width of the ResNet-50's features),
-128 dimensions, batch normalisation; temperature 0.1 on ImageNet with a batch of 4096, LARS, lr 0.3 * batch / 256,
-weight decay 1e-6; temperature 0.5 on CIFAR-10.
-
 Shape suffixes: B images, V and W views, D embedding dimensions.
 """
 

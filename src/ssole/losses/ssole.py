@@ -67,9 +67,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
     rank within a view only. Source: Huang, Qiu and Sapiro, "SSOLE" (ICLR 2025), after OLE (Lezama et al.
     2018).
 
-    In a process group B is the global batch, and local batches may differ in size. The value is the same on every
-    process and equals that of one process with the concatenated batch. The gradient does too once it is averaged over
-    processes, as DistributedDataParallel does.
+    In a process group B is the global batch, as for every :class:`~ssole.losses.base.EmbeddingLoss`.
 
     Except for `normalize` and `check_input`, the arguments are the fields of `ssole.config.SSOLEConfig`.
 

@@ -1,7 +1,5 @@
 """Supervised cross-entropy on the same views, the upper bound that self-supervised losses are compared with.
 
-Published setting: none; the common one is a linear classifier on the features, without a projector.
-
 Shape suffixes: B images, V views, D embedding dimensions, K classes.
 """
 

@@ -1,8 +1,5 @@
 """The VICReg loss: views agree, and every dimension varies on its own.
 
-Published setting (Bardes et al. 2022): projector of 3 linear layers, 8192 wide, 8192 dimensions, batch normalisation;
-weights 25, 25 and 1, batch 2048, LARS, lr 0.2 * batch / 256, weight decay 1e-6.
-
 Shape suffixes: B images, V views, D embedding dimensions.
 """
 

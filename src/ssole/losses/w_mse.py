@@ -1,9 +1,5 @@
 """The W-MSE loss: views agree after whitening, which rules out collapse.
 
-Published setting (Ermolov et al. 2021): projector of 2 linear layers, 1024 wide, 64 dimensions (128 on STL-10 and Tiny
-ImageNet), batch normalisation; sub-batches of twice as many images as dimensions, batch 512 with 2 views or 256 with 4,
-Adam, lr 0.003, weight decay 1e-6; 1 iteration, or 4 with 128 dimensions and 2 views.
-
 Shape suffixes: B images (b in a sub-batch), V views, D embedding dimensions.
 """
 
