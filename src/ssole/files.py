@@ -224,6 +224,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
+@contextmanager
+def reading(path: Path, hint: str) -> Iterator[None]:
+    """Context of taking values out of a file: those that are missing or wrong are a ConfigError with the hint."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is damaged ({error!r}): {hint}") from None
+
+
 def parse_json(text: str) -> dict[str, Any]:
     """Mapping that a JSON text holds; `ValueError` if it holds something else."""
     try:

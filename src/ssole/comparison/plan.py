@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssole.comparison.request import PLAN_FILE, Arm, Request
-from ssole.comparison.trial import FAILURES, describe_failure, read_record
+from ssole.comparison.request import PLAN_FILE, START_ANEW, Arm, Request
+from ssole.comparison.trial import FAILURES, describe_failure
 from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.store import ImageStore
-from ssole.files import write_json_atomically
+from ssole.files import read_json, reading, write_json_atomically
 from ssole.progress import duration
 from ssole.runtime import resolve_device
 from ssole.training.feed import make_plan
@@ -132,8 +132,9 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, smallest: in
     """
     path = folder / PLAN_FILE
     if path.is_file():
-        names, hint = [arm.name for arm in request.arms], "start the comparison anew in another folder"
-        return read_record(path, lambda saved: {name: ArmPlan(**saved[name]) for name in names}, hint=hint)
+        with reading(path, START_ANEW):
+            saved = read_json(path)
+            return {arm.name: ArmPlan(**saved[arm.name]) for arm in request.arms}
     limit = TRIAL_SECONDS
     if request.budget.unit == "seconds":
         limit = min(limit, _MEASURING_SHARE * request.budget.amount)

@@ -14,7 +14,7 @@ from torch import nn
 from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides, from_dict, to_dict
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
-from ssole.files import is_leftover, write_yaml_atomically
+from ssole.files import is_leftover, reading, write_yaml_atomically
 from ssole.models.weights_file import digest_of
 from ssole.training.initial import with_absolute_init
 from ssole.training.run import leaves
@@ -24,6 +24,8 @@ Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module
 
 PLAN_FILE = "plan.json"
 """File with the plan, which is written when every setting has been tried in a step."""
+START_ANEW = "start the comparison anew in another folder"
+"""Advice for a folder whose files are damaged."""
 _FILE = "comparison.yaml"
 _SET_FOR_RUNS = {
     **dict.fromkeys(("epochs", "steps", "budget"), "all runs have the length that budget (--budget) gives them"),
@@ -188,7 +190,7 @@ def load_request(folder: Path) -> Request:
     path = folder / _FILE
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a comparison: it has no {_FILE}")
-    try:
+    with reading(path, START_ANEW):
         saved = read_mapping(path)
         if coded := [name for name, arm in saved["arms"].items() if arm["code"]]:
             raise ConfigError(
@@ -200,8 +202,6 @@ def load_request(folder: Path) -> Request:
         )
         data, test = (tuple(one) if isinstance(one, list) else one for one in (saved.pop("data"), saved.pop("test")))
         return Request(arms=arms, budget=Budget(**saved.pop("budget")), data=data, test=test, **saved)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is damaged ({error!r}): start the comparison anew in another folder") from None
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,7 +17,7 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Spec
 from ssole.errors import DataError, DiskError, change_refused
 from ssole.evaluation.evaluate import evaluate
-from ssole.files import read_json, write_json_atomically
+from ssole.files import read_json, reading, write_json_atomically
 from ssole.runtime import forget_peak_memory, peak_memory, resolve_device
 from ssole.training.loop import Given
 from ssole.training.run import Change, Run, lock_run, making
@@ -25,8 +25,6 @@ from ssole.training.stopping import Interrupted
 
 if TYPE_CHECKING:
     from ssole.training.monitor import Evaluator
-
-T = TypeVar("T")
 
 RANKED_BY = "knn20"
 """Metric that arms are ranked by, in the search and in the result."""
@@ -90,16 +88,8 @@ def read_trial(folder: Path) -> Trial | None:
     path = folder / _FILE
     if not path.is_file():
         return None
-    return read_record(path, lambda saved: Trial(**saved), hint=f"remove {folder} to train that run anew")
-
-
-def read_record(path: Path, make: Callable[[dict[str, Any]], T], *, hint: str) -> T:
-    """Record that is made of what a JSON file holds; a ConfigError with the hint if the file is damaged."""
-    saved = read_json(path)
-    try:
-        return make(saved)
-    except (KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is damaged ({error}): {hint}") from None
+    with reading(path, f"remove {folder} to train that run anew"):
+        return Trial(**read_json(path))
 
 
 def score_run(run: Run, data: Spec, **options: Any) -> dict[str, float]:
