@@ -194,13 +194,14 @@ def trained(model: Witness, images: Subset, preprocessing: Preprocessing) -> Non
 
 
 @pytest.mark.parametrize("use", [extracted, views_extracted, fine_tuned, trained])
-@pytest.mark.parametrize("before", ["default", "tf32", "ieee"])
+@pytest.mark.parametrize("before", ["default", "tf32", "ieee", "tf32 in cuDNN", "tf32 in torch"])
 def test_float32_convolutions_are_exact_wherever_a_network_is_used(use: Callable[..., None], before: str) -> None:
     cudnn: Any = torch.backends.cudnn
+    if before != "default" and not hasattr(cudnn, "conv"):
+        pytest.skip("flags by kind of operation came with torch 2.9")
+    flags: Any = {"in cuDNN": cudnn, "in torch": torch.backends}.get(before[5:], getattr(cudnn, "conv", None))
     if before != "default":
-        if not hasattr(cudnn, "conv"):
-            pytest.skip("flags by kind of operation came with torch 2.9")
-        cudnn.conv.fp32_precision = before
+        flags.fp32_precision = before[:4]
     try:
         kept, model = convolution_precision(), Witness()
         with ImageStore(ArraySource(tiny.images(8), np.arange(8) % 2)) as store:
@@ -210,7 +211,7 @@ def test_float32_convolutions_are_exact_wherever_a_network_is_used(use: Callable
         assert convolution_precision() == kept
     finally:
         if before != "default":
-            cudnn.conv.fp32_precision = "tf32"
+            flags.fp32_precision = "tf32" if flags is cudnn.conv else "none"
 
 
 def test_torchs_own_context_works_in_that_of_exact_convolutions() -> None:

@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -124,18 +124,32 @@ def reuse_freed_blocks() -> None:
 def exact_convolutions() -> Iterator[None]:
     """Context of full float32 convolutions on a GPU, where cuDNN rounds to TF32 (10 bits) by default."""
     cudnn: Any = torch.backends.cudnn
-    exact: Any
+    kinds = [kind for kind in (getattr(cudnn, "conv", None), getattr(cudnn, "rnn", None)) if kind is not None]
+    before, old_flag = [kind.fp32_precision for kind in kinds], None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch 2.9 warns of the old flag, which torch's own code reads
-        try:
-            flags, name, before, exact = cudnn, "allow_tf32", cudnn.allow_tf32, False
-        except RuntimeError:  # the caller has set the newer flags, by kind of operation
-            flags, name, before, exact = cudnn.conv, "fp32_precision", cudnn.conv.fp32_precision, "ieee"
-        setattr(flags, name, exact)
+        with suppress(RuntimeError):  # the caller has set the newer flags, by kind of operation, to different values
+            old_flag, cudnn.allow_tf32 = cudnn.allow_tf32, False
+    for kind in kinds:  # the old flag leaves them to flags for all of cuDNN, or all of torch
+        kind.fp32_precision = "ieee"
     try:
         yield
     finally:
-        setattr(flags, name, before)
+        if old_flag is not None:
+            cudnn.allow_tf32 = old_flag
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
+
+
+@contextmanager
+def untuned_convolutions() -> Iterator[None]:
+    """Context in which cuDNN does not try its algorithms for each new shape, which pays for shapes of many batches."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 _TORCH = threading.RLock()

@@ -16,7 +16,7 @@ from torch import nn
 
 import tiny
 from ssole.comparison.compare import resume_comparison
-from ssole.comparison.trial import FAILURES, Trial, describe_failure, read_trial, resumable, run_trial
+from ssole.comparison.trial import BROKEN_GPU, FAILURES, Trial, describe_failure, read_trial, resumable, run_trial
 from ssole.config import ConfigError
 from ssole.errors import DataError, DiskError
 from ssole.training.run import Run, writing
@@ -218,7 +218,14 @@ def test_a_folder_that_cannot_be_made_says_so(tmp_path: Path) -> None:
         pytest.fail("there is no folder")
 
 
-@pytest.mark.parametrize("error", [DiskError("the disk is full"), DataError("photos/a.png cannot be read")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        DiskError("the disk is full"),
+        DataError("photos/a.png cannot be read"),
+        *(broken("CUDA error: an illegal memory access was encountered") for broken in BROKEN_GPU),
+    ],
+)
 def test_what_is_no_fault_of_the_method_is_not_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:

@@ -326,6 +326,24 @@ def test_one_copy_of_all_bytes_gives_every_tensor_back(tmp_path: Path, monkeypat
     assert all(one()["filters"].any() for one in taken)  # of the time when they were taken
 
 
+def test_copies_without_room_on_the_gpu_travel_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    class OnGPU(torch.Tensor):
+        device = torch.device("cuda")
+
+        def cpu(self) -> torch.Tensor:
+            return self.as_subclass(torch.Tensor)
+
+    monkeypatch.setattr(checkpoint, "flat_copies", refuse)
+    filters = torch.randn(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    found = copies({"there": filters.as_subclass(OnGPU), "here": torch.ones(3)})()
+    assert torch.equal(found["there"], filters)
+    assert found["there"].is_contiguous()
+    assert found["here"].tolist() == [1, 1, 1]
+
+
 @pytest.mark.parametrize(("free", "stays"), [(4 * 80 + 4, True), (4 * 80, False)])
 def test_copies_stay_on_a_gpu_only_if_there_is_much_room(
     monkeypatch: pytest.MonkeyPatch, free: int, stays: bool

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 import tiny
 from ssole.config import ConfigError
 from ssole.training import graph as graph_module
-from ssole.training.graph import WARM_UP, StepGraph, wants_graph
+from ssole.training.graph import WARM_UP, StepGraph, lent, wants_graph
 from ssole.training.optim import set_learning_rate, use_tensor_rates
 from ssole.training.step import Learner, StepResult
 from ssole.training.watch import LossWatch, NonFiniteLossError
@@ -129,6 +129,44 @@ def test_replayed_steps_are_those_that_are_launched() -> None:
     assert captured.captures == 1
     require_equal(launched, captured.learner)
     captured.learner.check_weights()
+
+
+def test_weights_that_were_moved_are_captured_anew() -> None:
+    torch.set_num_threads(1)
+    launched, captured = plain(), Captured()
+    for step in range(2 * WARM_UP + 4):
+        launched.step_on_views([views_of(step)], lr=rate_of(step))
+        captured.step(views_of(step), rate_of(step))
+        if step > WARM_UP:
+            with lent(captured.learner.encoder.backbone, captured.learner.forget_graph) as backbone:
+                if step == WARM_UP + 2:
+                    backbone.double().float()  # new memory, as by backbone.cpu() and back on a GPU
+    assert captured.captures == 2
+    require_equal(launched, captured.learner)
+
+
+def test_cudnn_tries_no_algorithms_while_a_backbone_is_lent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with lent(nn.Linear(2, 2), lambda: None):
+        assert not torch.backends.cudnn.benchmark
+    assert torch.backends.cudnn.benchmark
+
+
+def test_images_of_another_dtype_are_launched() -> None:
+    def mean(images: torch.Tensor, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+        return images.float().mean()
+
+    stand_ins = {"on_side_stream": lambda body, _: body(), "captured": lambda body, _: body}
+    stand_ins["with_waits"] = lambda body: (body(), [])
+    graph, small = StepGraph(mean, LossWatch(CUDA)), torch.full((4, 3, 2, 2), 200, dtype=torch.uint8)
+    with mock.patch.multiple(graph_module, **stand_ins):
+        for step in range(WARM_UP + 1):
+            graph.step(step, small, IDS, 0)
+        assert graph.is_captured
+        large = torch.full((4, 3, 2, 2), 30_000, dtype=torch.uint16)
+        assert graph.step(WARM_UP + 1, large, IDS, 0) == 30_000
+        assert graph.step(WARM_UP + 2, small, IDS, 0) == 200
+    assert graph.is_captured
 
 
 @pytest.mark.parametrize("looked_at", [0, WARM_UP])

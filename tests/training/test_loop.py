@@ -401,6 +401,15 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, step: int) 
     assert not run.finished
 
 
+def test_an_evaluator_that_leaves_the_backbone_elsewhere_is_an_error(tmp_path: Path) -> None:
+    def moving(backbone: nn.Module) -> dict[str, float]:
+        backbone.to("meta")
+        return {"x": 1.0}
+
+    with pytest.raises(RuntimeError, match=r"^an evaluator left .*weight on meta: bring the backbone back to cpu$"):
+        tiny.start(tmp_path / "run", evaluators={2: moving})
+
+
 def test_an_evaluator_that_looks_at_the_backbone_changes_nothing(tmp_path: Path) -> None:
     def looking(backbone: nn.Module) -> dict[str, float]:
         backbone.requires_grad_(False)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 
 import pytest
 import torch
@@ -47,6 +49,19 @@ def test_memory_that_was_freed_before_a_trial_is_not_counted() -> None:
     trial.step(4)
     assert before is not None
     assert 0 < trial.memory(4) < before - (800 << 20)
+
+
+def test_a_learner_is_freed_with_its_trial() -> None:
+    trial = DryRun(tiny.config(), draw, CPU)
+    trial.step(4)
+    learner = weakref.ref(trial.learner)
+    gc.collect()
+    gc.disable()
+    try:
+        del trial
+        assert learner() is None
+    finally:
+        gc.enable()
 
 
 def test_the_optimizer_is_timed_apart_from_the_rest_of_the_step() -> None:

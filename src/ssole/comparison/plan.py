@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssole.comparison.request import PLAN_FILE, START_ANEW, Arm, Request
-from ssole.comparison.trial import FAILURES, describe_failure
+from ssole.comparison.trial import BROKEN_GPU, FAILURES, describe_failure
 from ssole.config import PretrainConfig, apply_overrides
 from ssole.data.store import ImageStore
 from ssole.files import read_json, reading, write_json_atomically
@@ -146,6 +146,8 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, smallest: in
             device, steps = resolve_device(arm.config.device), _steps(request, arm, _ASSUMED_STEP_SECONDS)
             seconds = step_seconds(arm.config, store, device, loss=arm.module, steps=steps, limit=limit)
         except FAILURES as error:
+            if isinstance(error, BROKEN_GPU):
+                raise
             failures.append(error)
             plan[arm.name] = ArmPlan(steps=0, step_seconds=0.0, error=describe_failure(error))
         else:

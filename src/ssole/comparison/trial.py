@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from ssole import __version__, api
@@ -32,6 +33,8 @@ _FILE = "trial.json"
 FAILURES = (ArithmeticError, ImportError, MemoryError, RuntimeError, ValueError)
 """What a method may fail with. A full disk, unusable images or Ctrl-C is no failure of a method: it ends the
 comparison."""
+BROKEN_GPU: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
+"""Errors after which a GPU does nothing more in this process, whatever the method. Older torch has no such class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,8 +123,8 @@ def run_trial(
     takes. `settings` are recorded as those of the trial. `loss` is the module of a loss of your own. `check` is
     called before training, and `allow_changes` is for a trial that goes on, as in :func:`ssole.resume`.
 
-    What is no failure of its method is raised, and nothing is recorded: a DataError or DiskError, or a ConfigError if
-    the trial has begun and cannot go on here, such as with another version of ssole.
+    What is no failure of its method is raised, and nothing is recorded: a DataError, DiskError or broken GPU, or a
+    ConfigError if the trial has begun and cannot go on here, such as with another version of ssole.
     """
     if (done := read_trial(folder)) is not None:
         return done
@@ -142,7 +145,7 @@ def run_trial(
         memory = peak_memory(device) if measures_memory else None
         record = _finished(record, run, measure(run), memory)
     except FAILURES as error:
-        if isinstance(error, (DataError, DiskError)) or (has_begun and isinstance(error, ConfigError)):
+        if isinstance(error, (DataError, DiskError, *BROKEN_GPU)) or (has_begun and isinstance(error, ConfigError)):
             raise
         record = replace(record, error=describe_failure(error))
         folder.mkdir(parents=True, exist_ok=True)

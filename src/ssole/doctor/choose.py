@@ -30,7 +30,7 @@ from ssole.training.settings import require_named
 from ssole.training.trial import DryRun
 
 _LARGEST_CROP = 512  # pixels; photographs are decoded no larger than the largest views can use
-_TRIAL_BATCH = 32  # images of the steps that are measured; their time grows with the batch
+_TRIAL_BATCH = 32  # images of the steps that are measured on a CPU, where their time grows with the batch
 _TRIAL_PART, _TRIAL_SECONDS = 0.02, 10.0  # of the budget and at most, for measuring one network
 _NOT_CHOSEN = {"data", "budget", "device", "channels"}  # settings that the choice is told, or does not touch
 _SPARE = 0.5  # share of the free memory that a step of a trial may take
@@ -99,5 +99,7 @@ def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.devic
         trial = DryRun(
             with_normalisation(config, sample), lambda size: sample.batch(size, device), device, seconds=limit
         )
-        batch = trial.grow(min(_TRIAL_BATCH, config.batch_size), most_bytes=_SPARE * free_memory(device))
+        # Launching its kernels takes a GPU as long for few images as for many.
+        most = config.batch_size if device.type == "cuda" else min(_TRIAL_BATCH, config.batch_size)
+        batch = trial.grow(most, most_bytes=_SPARE * free_memory(device))
         return statistics.median(trial.repeat(batch))

@@ -167,8 +167,8 @@ def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Snapsh
 def copies(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
     """Contiguous copies of tensors. On a GPU they stay there as one piece, which travels when they are asked for.
 
-    If that piece is a quarter of what is then free or more, which training may need, it travels at once. safetensors
-    stores neither channels_last nor two names for the same memory.
+    If that piece is a quarter of what is then free or more, which training may need, it travels at once; and tensor by
+    tensor if there is no room for it. safetensors stores neither channels_last nor two names for the same memory.
     """
     here = {name: tensor.detach() for name, tensor in tensors.items() if tensor.device.type == "cpu"}
     there = {name: tensor.detach() for name, tensor in tensors.items() if name not in here}
@@ -176,7 +176,11 @@ def copies(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
     if not there:
         return lambda: clones
     device = next(iter(there.values())).device
-    flat = flat_copies(there)
+    try:
+        flat = flat_copies(there)
+    except torch.OutOfMemoryError:  # one at a time needs no more
+        on_host = clones | {name: tensor.cpu().contiguous() for name, tensor in there.items()}
+        return lambda: on_host
     if sum(tensor.nbytes for tensor in there.values()) < free_memory(device) // 4:
         return lambda: clones | flat()
     on_host = clones | flat()

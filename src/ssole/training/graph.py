@@ -7,17 +7,19 @@ place where the loss watch writes. The rows of the views are drawn by epoch, at 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
+from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.errors import one_line
-from ssole.runtime import out_of_memory_reason
+from ssole.runtime import out_of_memory_reason, untuned_convolutions
 from ssole.training.muon import Muon
 from ssole.training.watch import LossWatch
 
@@ -81,7 +83,8 @@ class StepGraph(Generic[_Result]):
             self._watch.check()
         if self._replay is None and self._taken >= WARM_UP and not self._failed:
             self._record(images, ids, epoch)
-        if self._replay is None:
+        fits = images.shape == self._images.shape and images.dtype == self._images.dtype
+        if self._replay is None or not fits:
             return self._launch(images, ids, epoch)
         self._images.copy_(images)
         self._ids.copy_(ids)
@@ -122,6 +125,29 @@ class StepGraph(Generic[_Result]):
             self._give_up(one_line(cause))
         finally:
             self._names = self._watch.drop(self._watch.count - before)
+
+
+@contextmanager
+def lent(backbone: nn.Module, forget_graph: Callable[[], None]) -> Iterator[nn.Module]:
+    """Context in which an evaluator has the backbone; a RuntimeError if it leaves weights on another device.
+
+    A captured step knows its weights by their place in memory: `forget_graph` is called if they came back to another.
+    """
+    before = _places(backbone)
+    with untuned_convolutions():  # an evaluation has few batches of each shape
+        yield backbone
+    after = _places(backbone)
+    for name, (device, _) in after.items():
+        if name in before and before[name][0] != device:
+            raise RuntimeError(f"an evaluator left {name} on {device}: bring the backbone back to {before[name][0]}")
+    if after != before:
+        forget_graph()
+
+
+def _places(module: nn.Module) -> dict[str, tuple[torch.device, int]]:
+    """Devices and addresses of a module's weights and buffers, by name."""
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    return {name: (tensor.device, tensor.data_ptr()) for name, tensor in tensors}
 
 
 @lru_cache

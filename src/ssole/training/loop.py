@@ -30,6 +30,7 @@ from ssole.training.checkpoint import (
     write_checkpoint,
 )
 from ssole.training.feed import Feed, Plan
+from ssole.training.graph import lent
 from ssole.training.guardian import Guardian
 from ssole.training.initial import InitialWeights
 from ssole.training.monitor import Evaluator, Monitor, check_evaluators
@@ -175,7 +176,8 @@ class _Loop:
         self.guardian.look(self.monitor.log(epoch, lr, terms, z_BD), self.monitor.note)
 
     def _evaluate(self, evaluator: Evaluator) -> None:
-        self.stop.interruptible_by_any(lambda: self.monitor.evaluate(evaluator, self.learner.encoder.backbone))
+        with lent(self.learner.encoder.backbone, self.learner.forget_graph) as backbone:
+            self.stop.interruptible_by_any(lambda: self.monitor.evaluate(evaluator, backbone))
         self.learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
 
     def _evaluate_missed(self) -> None:

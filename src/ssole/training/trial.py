@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import statistics
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 
 from ssole.config import PretrainConfig
 from ssole.data.store import ImageStore
-from ssole.runtime import forget_peak_memory, peak_memory, synchronize, torch_state
+from ssole.runtime import forget_peak_memory, peak_memory, synchronize, torch_state, untuned_convolutions
 from ssole.training.graph import wants_graph
 from ssole.training.needs import saved_bytes
 from ssole.training.step import Learner
@@ -66,7 +67,8 @@ class DryRun:
         launched = replace(config, cuda_graph="never")
         self.learner = Learner(launched, device, loss=loss, backbone=backbone, labels=labels, images=images)
         wants_graph(config, device, self.learner.optimizer)  # an error that the run would have
-        self.learner.optimizer.register_step_pre_hook(lambda *_: self._before_update())
+        this = weakref.ref(self)  # a cycle would keep the learner's memory on a GPU until it is collected
+        self.learner.optimizer.register_step_pre_hook(lambda *_: cast(DryRun, this())._before_update())
         self.compile_seconds = 0.0
         self._saved: dict[int, int] = {}  # by batch size: bytes kept for the backward pass
         self._used: dict[int, int] = {}  # by batch size: peak of the bytes in use up to the update
@@ -105,8 +107,9 @@ class DryRun:
         """Largest batch to measure on: `most` images, or as many as time and memory allow."""
         batch = min(SMALLEST_BATCH, most)
         while batch < most:
-            # The faster of two steps: the first has to set things up, and other work may slow down either.
-            compute, update = min(self.step(batch), self.step(batch))
+            with untuned_convolutions():
+                # The faster of two steps: the first has to set things up, and other work may slow down either.
+                compute, update = min(self.step(batch), self.step(batch))
             larger = min(2 * batch, most)
             seconds = (1 + MIN_TRIAL_STEPS) * (compute * larger / batch + update)
             if seconds > self._seconds_left or self.memory(larger) > most_bytes:
