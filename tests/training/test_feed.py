@@ -13,7 +13,7 @@ from ssole.config import PretrainConfig
 from ssole.data.arrays import ArraySource
 from ssole.data.store import AHEAD, ImageStore
 from ssole.errors import DataError
-from ssole.training.feed import Feed, Plan, _resident, make_plan, pack, unpack
+from ssole.training.feed import Feed, Plan, _resident, make_plan
 
 CPU = torch.device("cpu")
 PLAN = Plan(images=22, batch_size=4, seed=0, total=12)
@@ -113,17 +113,6 @@ def test_images_are_those_of_the_store(uniform: bool) -> None:
             expected = store.get(ids)
             assert len(images) == 4
             assert all(torch.equal(a, b) for a, b in zip(images, expected, strict=True))
-
-
-def test_images_of_any_size_and_depth_travel_together() -> None:
-    images = [
-        torch.arange(3 * 5 * n).view(3, 5, n).to(dtype) for n in (1, 7, 64) for dtype in (torch.uint8, torch.uint16)
-    ]
-    flat, starts = pack(images, pin_memory=False)
-    assert all(start % 64 == 0 for start in starts)
-    for found, image in zip(unpack(flat.clone(), starts, images), images, strict=True):
-        assert found.dtype == image.dtype
-        assert torch.equal(found, image)
 
 
 @pytest.mark.parametrize(("size", "fits"), [(0, True), (249, True), (250, False), (999, False)])

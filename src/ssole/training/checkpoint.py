@@ -29,8 +29,8 @@ from ssole.memory import free_memory
 from ssole.models.custom import CustomBackbone
 from ssole.models.weights_file import read_tensors
 from ssole.progress import data_size
-from ssole.training.feed import pack, unpack
 from ssole.training.needs import checkpoint_bytes
+from ssole.training.packing import pack, unpack
 from ssole.training.run import Run, writing
 
 MOST_CHECKPOINTS = 3
@@ -190,9 +190,9 @@ def copies(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
 def flat_copies(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
     """Contiguous copies as one tensor of bytes."""
     parts = list(tensors.values())
-    flat, starts = pack(parts, parts[0].device)
+    flat = pack(parts, parts[0].device)
     like = [torch.empty_like(part, device="meta") for part in parts]  # the tensors themselves need not stay
-    return lambda: dict(zip(tensors, unpack(flat.cpu(), starts, like), strict=True))
+    return lambda: dict(zip(tensors, unpack(flat.cpu(), like), strict=True))
 
 
 def _description(values: dict[str, int | float | str]) -> str:

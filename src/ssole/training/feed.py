@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 
@@ -18,9 +17,8 @@ from ssole.errors import DataError
 from ssole.memory import free_memory
 from ssole.rng import epoch_order
 from ssole.runtime import copy_to
+from ssole.training.packing import pack, unpack
 from ssole.views.geometry import ImageBatch
-
-_ALIGN = 64  # bytes; images begin at multiples within a copy, as vector loads and 16-bit values need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,33 +160,9 @@ class _Upload:
     def _copy(self, load: Callable[[], ImageBatch]) -> tuple[torch.Tensor, ImageBatch, torch.cuda.Event]:
         batch = load()
         parts = [batch] if isinstance(batch, torch.Tensor) else batch
-        pinned, starts = pack(parts, pin_memory=True)
+        pinned = pack(parts, pin_memory=True)
         with torch.cuda.stream(self._stream):
             flat = pinned.to(self._device, non_blocking=True)
             copied = self._stream.record_event()
-        images = unpack(flat, starts, parts)
+        images = unpack(flat, parts)
         return flat, images[0] if isinstance(batch, torch.Tensor) else images, copied
-
-
-def pack(
-    parts: Sequence[torch.Tensor], device: torch.device | str = "cpu", *, pin_memory: bool = False
-) -> tuple[torch.Tensor, list[int]]:
-    """Bytes of tensors of any shapes and dtypes in one tensor on a device, and where each begins."""
-    *starts, end = pack_starts(parts)
-    flat = torch.empty(end, dtype=torch.uint8, device=device, pin_memory=pin_memory)
-    for start, part in zip(starts, parts, strict=True):
-        flat[start : start + part.nbytes] = part.flatten().view(torch.uint8)
-    return flat, starts
-
-
-def pack_starts(parts: Sequence[torch.Tensor]) -> list[int]:
-    """Byte at which each tensor begins in the result of :func:`pack`, and the end."""
-    return [0, *accumulate(-(-part.nbytes // _ALIGN) * _ALIGN for part in parts)]
-
-
-def unpack(flat: torch.Tensor, starts: Sequence[int], like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """The tensors that :func:`pack` packed, without a copy; `like` has their shapes and dtypes."""
-    return [
-        flat[start : start + part.nbytes].view(part.dtype).view(part.shape)
-        for start, part in zip(starts, like, strict=True)
-    ]

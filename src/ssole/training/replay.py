@@ -21,7 +21,7 @@ from ssole.data.decode import as_batch
 from ssole.files import read_json, write_json_atomically, write_tensors_atomically
 from ssole.models.weights_file import not_finite, read_tensors
 from ssole.runtime import environment, resolve_device, torch_state
-from ssole.training.feed import pack, pack_starts, unpack
+from ssole.training.packing import pack, unpack
 from ssole.training.run import Run
 from ssole.training.step import Batch, Learner
 from ssole.training.watch import NonFiniteLossError
@@ -60,9 +60,7 @@ def whole_batch(batch: Batch | None) -> Batch:
     own = [(list(image.shape), str(image.dtype).removeprefix("torch.")) for image in batch.images]
     kinds = [kind for share in distributed.collect(own) for kind in share]
     like = [torch.empty(shape, dtype=getattr(torch, dtype), device="meta") for shape, dtype in kinds]
-    flat, _ = pack(list(batch.images))
-    *starts, _ = pack_starts(like)
-    images = unpack(distributed.gather(flat, equal=False), starts, like)
+    images = unpack(distributed.gather(pack(list(batch.images)), equal=False), like)
     return batch._replace(images=as_batch(images), ids=distributed.gather(batch.ids))
 
 
