@@ -20,7 +20,7 @@ from ssole.config import ConfigError, PretrainConfig
 from ssole.config import load as load_config
 from ssole.errors import one_line
 from ssole.models.load import described, load
-from ssole.models.small_stem import register_with_timm
+from ssole.models.timm_registry import register_with_timm
 from ssole.models.weights_file import SUFFIXES, classifier_prefixes, load_whole, read_weights
 from ssole.runtime import out_of_memory_reason
 

@@ -7,6 +7,6 @@ of formats, and of files in the folders, may not change. Everything else may.
 
 from __future__ import annotations
 
-from ssole.models.small_stem import register_with_timm
+from ssole.models.timm_registry import register_with_timm
 
 __all__ = ["register_with_timm"]

@@ -17,7 +17,7 @@ from torch import nn
 from ssole.config import ConfigError
 from ssole.files import write_json_atomically, write_tensors_atomically
 from ssole.models.load import LoadedBackbone
-from ssole.models.small_stem import NAME, register_with_timm, small_stem_kernel
+from ssole.models.timm_registry import NAME, register_with_timm, small_stem_kernel
 
 _REASON = "timm itself has no ResNet with this first layer"
 _LIKE_STOCK = ("fixed_input_size", "first_conv", "classifier")

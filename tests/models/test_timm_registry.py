@@ -9,7 +9,7 @@ import torch
 import tiny
 from ssole.export import register_with_timm
 from ssole.models.backbone import create_encoder, small_stem
-from ssole.models.small_stem import NAME, small_stem_kernel
+from ssole.models.timm_registry import NAME, small_stem_kernel
 
 
 @pytest.mark.parametrize(("stem", "kernel"), [("2x2", 2), ("3x3", 3), ("4x4", 4), ("timm", None)])
