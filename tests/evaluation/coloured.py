@@ -45,9 +45,15 @@ def coloured(n: int, *, seed: int, noise: int = 60, names: tuple[str, ...] | Non
 
 def case_of(features_of: Any, train: Any, test: Any = None, model: nn.Module | None = None) -> Case:
     """Case of a function from decoded images to features, without a bar."""
+
+    class Known(Case):
+        def features_of(self, images: Any, **_: object) -> torch.Tensor:
+            features: torch.Tensor = features_of(images)
+            return features
+
     data = open_data(train, test, PREPROCESSING, seed=0, progress=False)
     how: dict[str, Any] = {"views": None, "seed": 0, "device": torch.device("cpu"), "progress": False}
-    return Case(row="mine", data=data, features_of=features_of, preprocessing=PREPROCESSING, model=model, **how)
+    return Known(row="mine", data=data, preprocessing=PREPROCESSING, model=model, precision="auto", **how)
 
 
 class Damaged(ArraySource):

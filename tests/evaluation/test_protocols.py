@@ -231,6 +231,27 @@ def test_the_attentive_probe_sees_as_many_images_as_memory_allows(monkeypatch: p
     assert len(case.notes) == 1
 
 
+@pytest.mark.parametrize("protocol", ["attentive", "semi-supervised"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_protocols_that_extract_anew_have_the_precision_asked_for(protocol: str, precision: Any) -> None:
+    found = set[bool]()
+
+    class Spatial(MeanColour):
+        def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+            found.add(torch.is_autocast_enabled("cpu"))
+            return images * self.scale
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            if not self.training:  # fine-tuning itself is in float32
+                found.add(torch.is_autocast_enabled("cpu"))
+            return super().forward(images)
+
+    train, test = coloured(60, seed=0), coloured(30, seed=1)
+    how: dict[str, Any] = {"device": "cpu", "baselines": False, "progress": False}
+    evaluate(Spatial(), train, test=test, protocol=protocol, precision=precision, **how)
+    assert found == {precision == "bfloat16"}
+
+
 def test_a_network_without_parameters_is_not_fine_tuned() -> None:
     model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten())
     case = case_of(right_but_for(0), coloured(60, seed=0), coloured(30, seed=1), model=model)

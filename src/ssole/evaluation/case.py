@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ssole.evaluation.datasets import EvaluationData, Subset
-from ssole.evaluation.features import Views
+from ssole.evaluation.features import DecodedImages, Views, extract, raw_pixels
 from ssole.evaluation.linear import C_GRID, LinearProbe, linear_probe
 from ssole.evaluation.preprocessing import Preprocessing
+from ssole.runtime import Precision
 
 
 @dataclass(kw_only=True)
@@ -25,14 +26,13 @@ class Case:
     row: str
     """Name in the table."""
     data: EvaluationData
-    features_of: Callable[..., Tensor]
-    """Function from decoded images to features (N, F); ``progress=False`` leaves out its bar."""
     preprocessing: Preprocessing
     model: nn.Module | None
     """None for raw pixels."""
     views: Views | None
     seed: int
     device: torch.device
+    precision: Precision
     progress: bool
     notes: list[str] = field(default_factory=list)
     """What a reader of the figures must know; protocols add to it."""
@@ -50,6 +50,17 @@ class Case:
         """Features (Q, F) and labels (Q,) of the test images."""
         assert self.data.test is not None
         return self._features(self.data.test)
+
+    def features_of(self, images: DecodedImages, *, progress: bool) -> Tensor:
+        """Features (N, F) of decoded images."""
+        if self.model is None:
+            return raw_pixels(images, self.preprocessing, progress=progress)
+        return self.extract(self.model, images, progress=progress)
+
+    def extract(self, model: nn.Module, images: DecodedImages, *, progress: bool) -> Tensor:
+        """Features (N, F) of a network that takes the same input as the model."""
+        how: dict[str, Any] = {"device": self.device, "precision": self.precision, "progress": progress}
+        return extract(model, images, self.preprocessing, **how)
 
     @property
     def classes(self) -> int:
@@ -72,7 +83,7 @@ class Case:
         self.notes.append(f"{self.row}: {text}")
 
     def _features(self, subset: Subset) -> tuple[Tensor, Tensor]:
-        features, labels = subset.readable_rows(self.features_of(subset))
+        features, labels = subset.readable_rows(self.features_of(subset, progress=self.progress))
         if len(features) < len(subset):
             unread = len(subset) - len(features)
             self.notes.append(f"{unread} images of {subset.store.source.name} cannot be read: left out.")

@@ -21,7 +21,7 @@ from ssole.evaluation.case import Case
 from ssole.evaluation.clustering import clustering_figures
 from ssole.evaluation.corruptions import CORRUPTIONS, STRENGTHS, CorruptedImages
 from ssole.evaluation.datasets import Subset
-from ssole.evaluation.features import DecodedImages, extract, extract_views, for_each_batch
+from ssole.evaluation.features import DecodedImages, extract_views, for_each_batch
 from ssole.evaluation.few_shot import INTERVAL, few_shot_accuracies
 from ssole.evaluation.fine_tune import EPOCHS, balanced_split, fine_tune, split_digest
 from ssole.evaluation.knn import knn_classify
@@ -128,7 +128,7 @@ def _attentive(case: Case) -> Outcome:
 
 def _tokens(case: Case, tokens: Tokens, subset: Subset) -> tuple[Tensor, Tensor]:
     """Tokens (N, T, F) float16 and labels of as many images, evenly spaced, as a gigabyte holds."""
-    first = extract(tokens, subset.select(torch.arange(1)), case.preprocessing, device=case.device, progress=False)
+    first = case.extract(tokens, subset.select(torch.arange(1)), progress=False)
     count = min(len(subset), TOKEN_BYTES // (2 * first.shape[1]))
     if count < len(subset):
         case.note(f"attentive probe: {count} of {len(subset)} images of {subset.store.source.name}, to bound memory.")
@@ -141,7 +141,8 @@ def _tokens(case: Case, tokens: Tokens, subset: Subset) -> tuple[Tensor, Tensor]
             raise NoTokensError("its spatial features go beyond 65,504, the largest number of float16")
         kept[start : start + len(rows)] = halves
 
-    for_each_batch(tokens, chosen, case.preprocessing, keep, device=case.device, progress=case.progress)
+    how: dict[str, Any] = {"device": case.device, "precision": case.precision, "progress": case.progress}
+    for_each_batch(tokens, chosen, case.preprocessing, keep, **how)
     rows, labels = chosen.readable_rows(kept)
     return rows.view(len(rows), -1, tokens.width), labels
 
@@ -170,7 +171,7 @@ def _semi(case: Case) -> Outcome:
             case.note(f"no fine-tuning: {error}.")
             return Outcome()
         with distributed.alone():  # each process has tuned a network, and on GPUs their last digits differ
-            logits = extract(model, case.data.test, case.preprocessing, device=case.device, progress=case.progress)
+            logits = case.extract(model, case.data.test, progress=case.progress)
         logits, labels = case.data.test.readable_rows(logits)
         name = f"semi{round(100 * share)}"
         outcome = classified(name, logits.softmax(1, dtype=torch.float64), labels)

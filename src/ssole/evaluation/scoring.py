@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssole.evaluation.case import Case
 from ssole.evaluation.datasets import EvaluationData
-from ssole.evaluation.features import Views, adapted_views, extract, raw_pixels
+from ssole.evaluation.features import Views, adapted_views
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.protocols import PROTOCOLS, chosen_protocols
 from ssole.evaluation.results import METRICS, EvaluationResult, Outcome, Score
@@ -71,9 +70,6 @@ class Scoring:
 
     def _measured(self, row: str, model: nn.Module | None, preprocessing: Preprocessing) -> Outcome:
         """Figures of all protocols for one model or baseline."""
-        features_of: Callable[..., Tensor] = partial(raw_pixels, progress=self.progress)
-        if model is not None:
-            features_of = partial(extract, model, device=self.device, precision=self.precision, progress=self.progress)
         data = self._data(preprocessing)
         self._first = self._first or preprocessing
         views = None
@@ -84,12 +80,12 @@ class Scoring:
         case = Case(
             row=row,
             data=data,
-            features_of=partial(features_of, preprocessing=preprocessing),
             preprocessing=preprocessing,
             model=model,
             views=views,
             seed=self.seed,
             device=self.device,
+            precision=self.precision,
             progress=self.progress,
         )
         outcome = Outcome.joined([PROTOCOLS[name].measure(case) for name in self._able(data)])
