@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePath
 from typing import Any
 
@@ -53,6 +53,10 @@ class Suggestion:
         """Config of the recipe with its overrides."""
         return load(self.recipe, **self.overrides)
 
+    def having(self, overrides: Overrides, reason: str) -> Suggestion:
+        """The same with further settings, and the reason for them."""
+        return replace(self, overrides=self.overrides | overrides, reasons=[*self.reasons, reason])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Budgeted:
@@ -92,16 +96,15 @@ def suggest(
         reasons.append(f"preset {shared['preset']}: {channels} channels, none of which is known to be a colour")
     ladder = _ladder(side, images, device)
     if isinstance(data, str) and data == "digits-m":
-        recipe, overrides = "digits-m", Overrides()
-        reasons = ["it is made for these images"]
+        choice = Suggestion(recipe="digits-m", reasons=["it is made for these images"], overrides=shared)
     elif budget is None:
-        recipe = _by_device(ladder, side, images, device, reasons)
-        overrides = _length_overrides(load(recipe), images, reasons)
-        overrides |= _views_overrides(load(recipe, **shared, **overrides), device, memory, reasons, long=True)
+        recipe, why = _by_device(ladder, side, images, device)
+        choice = Suggestion(recipe=recipe, reasons=reasons + why, overrides=shared)
+        choice = _with_views(_with_length(choice, images), device, memory, long=True)
     else:
-        recipe, overrides = _by_budget(budget, ladder, shared, images, device, memory, reasons)
-    overrides = shared | overrides
-    return Suggestion(recipe=recipe, reasons=reasons, overrides=overrides, command=_command(data, recipe, overrides))
+        choice = _by_budget(budget, ladder, shared, images, device, memory)
+        choice = replace(choice, reasons=reasons + choice.reasons)
+    return replace(choice, command=_command(data, choice.recipe, choice.overrides))
 
 
 def channel_overrides(channels: int | None) -> Overrides:
@@ -112,17 +115,16 @@ def channel_overrides(channels: int | None) -> Overrides:
 
 
 def _by_device(
-    ladder: Sequence[tuple[str, int]], side: int, images: int, device: torch.device, reasons: list[str]
-) -> str:
-    """Recipe for a run without a budget: the dearest with a GPU, else the cheapest."""
+    ladder: Sequence[tuple[str, int]], side: int, images: int, device: torch.device
+) -> tuple[str, list[str]]:
+    """Recipe for a run without a budget, and why: the dearest with a GPU, else the cheapest."""
     if device.type != "cuda":
         slow = "there is no GPU" if side <= SMALL_IMAGE else "without a GPU, views of 224 px would take too long"
-        reasons.append(slow)
-        return ladder[0][0]
-    reasons.append("there is a GPU")
+        return ladder[0][0], [slow]
+    why = ["there is a GPU"]
     if ladder[-1][0] == "photos-resnet50":
-        reasons += [f"{images:,} images are enough for a ResNet-50", "the GPU's memory is large enough"]
-    return ladder[-1][0]
+        why += [f"{images:,} images are enough for a ResNet-50", "the GPU's memory is large enough"]
+    return ladder[-1][0], why
 
 
 def _ladder(side: int, images: int, device: torch.device) -> list[tuple[str, int]]:
@@ -144,39 +146,35 @@ def _by_budget(
     images: int,
     device: torch.device,
     memory: float,
-    reasons: list[str],
-) -> tuple[str, Overrides]:
-    """Recipe and overrides that make the most of a budget."""
-    chosen: tuple[str, Overrides, float, list[str]] | None = None
+) -> Suggestion:
+    """Suggestion that makes the most of a budget; all measurements are among its reasons."""
+    chosen: tuple[Suggestion, float] | None = None
+    measured = []
     for recipe, size in ladder:
-        why: list[str] = []
-        overrides = {"augment.crops.0.size": size, "budget": budget.text}
-        overrides |= _batch_overrides(load(recipe), images, why)
-        overrides |= _views_overrides(load(recipe, **shared, **overrides), device, memory, why)
-        seconds = budget.step_seconds(load(recipe, **shared, **overrides))
+        overrides = {**shared, "augment.crops.0.size": size, "budget": budget.text}
+        tried = _with_batch(Suggestion(recipe=recipe, reasons=[], overrides=overrides), images)
+        tried = _with_views(tried, device, memory)
+        seconds = budget.step_seconds(tried.config)
         steps = max(0, int(budget.seconds / seconds))
         what = f"{recipe} with views of {size} px: {seconds:.2g} s a step, {steps:,} steps fit into {budget.text}"
         few = steps < MIN_RUN_STEPS
-        reasons.append(what + (f", and {MIN_RUN_STEPS:,} are wanted" if few else ""))
+        measured.append(what + (f", and {MIN_RUN_STEPS:,} are wanted" if few else ""))
         if chosen is None or not few:
-            chosen = recipe, overrides, seconds, why
+            chosen = tried, seconds
         if few:  # dearer ones are not measured: even fewer of their steps would fit
             break
     assert chosen is not None  # the ladder is not empty, and its cheapest recipe is always taken
-    recipe, overrides, seconds, why = chosen
-    reasons += why
-    return recipe, overrides | _short_overrides(load(recipe, **shared, **overrides), budget, seconds, reasons)
+    choice, seconds = chosen
+    return _with_shortness(replace(choice, reasons=measured + choice.reasons), budget, seconds)
 
 
-def _views_overrides(
-    config: PretrainConfig, device: torch.device, memory: float, reasons: list[str], *, long: bool = False
-) -> Overrides:
-    """Views of each image: the recipe's in a long run, else four; if memory lacks, fewer, then smaller batches."""
+def _with_views(choice: Suggestion, device: torch.device, memory: float, *, long: bool = False) -> Suggestion:
+    """The same with views of each image: the recipe's in a long run, else four; fewer where memory lacks."""
+    config = choice.config
     wanted = config.augment.views if long else _VIEWS
+    reason = f"{wanted} views of each image, as published for so many images and epochs"
     if wanted == _VIEWS:
-        reasons.append(f"{_VIEWS} views of each image: 3 or 4 gave better features of small images than 2 or 8")
-    else:
-        reasons.append(f"{wanted} views of each image, as published for so many images and epochs")
+        reason = f"{_VIEWS} views of each image: 3 or 4 gave better features of small images than 2 or 8"
     choices = [(wanted, config.batch_size)]
     choices += [(views, config.batch_size) for views in range(min(wanted, _VIEWS + 1) - 1, 1, -1)]
     while choices[-1][1] >= 2 * _SMALLEST_BATCH:
@@ -185,50 +183,49 @@ def _views_overrides(
         needed = step_bytes(apply_overrides(config, {_COUNT: views, "batch_size": batch}), device)
         if needed is None or needed <= _FILLED * memory:
             break
-    if (views, batch) != choices[0]:
-        reasons.append(f"{views} views of {batch} images instead, because {data_size(memory)} of memory are free")
     overrides: Overrides = {} if views == config.augment.views else {_COUNT: views}
-    return overrides | ({} if batch == config.batch_size else {"batch_size": batch})
+    choice = choice.having(overrides | ({} if batch == config.batch_size else {"batch_size": batch}), reason)
+    if (views, batch) == choices[0]:
+        return choice
+    return choice.having({}, f"{views} views of {batch} images instead, because {data_size(memory)} of memory are free")
 
 
-def _short_overrides(config: PretrainConfig, budget: Budgeted, seconds: float, reasons: list[str]) -> Overrides:
-    """Smaller batches where few steps fit, a warmup no longer than a tenth of them, and no compiling in minutes."""
-    overrides: Overrides = {}
+def _with_shortness(choice: Suggestion, budget: Budgeted, seconds: float) -> Suggestion:
+    """The same for a budget of few steps: smaller batches, a short warmup, and no compiling in minutes."""
+    config = choice.config
     batch, steps = config.batch_size, max(0.0, budget.seconds / seconds)  # the examination may have taken all of it
     while steps < _FEW_STEPS and batch >= 2 * _SMALLEST_BATCH:
         batch, steps = batch // 2, 2 * steps
     if batch < config.batch_size:
-        overrides["batch_size"] = batch
-        reasons.append(
-            f"batches of {batch} instead of {config.batch_size}: about {int(steps):,} steps instead of fewer"
-        )
-    if config.optim.warmup_steps > _WARMUP_PART * steps:
-        overrides["optim.warmup_steps"] = int(_WARMUP_PART * steps)
-        reasons.append(f"a warmup of {overrides['optim.warmup_steps']} steps, a tenth of the run")
+        reason = f"batches of {batch} instead of {config.batch_size}: about {int(steps):,} steps instead of fewer"
+        choice = choice.having({"batch_size": batch}, reason)
+    if config.optim.warmup_steps > (warmup := int(_WARMUP_PART * steps)):
+        choice = choice.having({"optim.warmup_steps": warmup}, f"a warmup of {warmup} steps, a tenth of the run")
     if budget.seconds < _UNCOMPILED:
-        overrides["compile"] = "never"
-        reasons.append(f"compiling the network does not pay in {duration(budget.seconds)}")
-    return overrides
+        reason = f"compiling the network does not pay in {duration(budget.seconds)}"
+        choice = choice.having({"compile": "never"}, reason)
+    return choice
 
 
-def _batch_overrides(config: PretrainConfig, images: int, reasons: list[str]) -> Overrides:
-    """Smaller batch size for few images, so that an epoch has at least four batches."""
-    if images >= 4 * config.batch_size:
-        return {}
-    reasons.append(f"{images:,} images are too few for batches of {config.batch_size}")
+def _with_batch(choice: Suggestion, images: int) -> Suggestion:
+    """The same with a smaller batch size for few images, so that an epoch has at least four batches."""
+    batch = choice.config.batch_size
+    if images >= 4 * batch:
+        return choice
     # a power of two, and 2 at least, which the loss needs
-    return {"batch_size": 1 << max(1, (images // 4).bit_length() - 1)}
+    smaller = 1 << max(1, (images // 4).bit_length() - 1)
+    return choice.having({"batch_size": smaller}, f"{images:,} images are too few for batches of {batch}")
 
 
-def _length_overrides(config: PretrainConfig, images: int, reasons: list[str]) -> Overrides:
-    """A batch size that the images fill, and a number of steps large enough to learn something."""
-    overrides = _batch_overrides(config, images, reasons)
-    batch = overrides.get("batch_size", config.batch_size)
-    steps = config.steps or config.epochs * max(1, images // batch)
-    if steps < MIN_RUN_STEPS:
-        overrides["steps"] = MIN_RUN_STEPS
-        reasons.append(f"{config.epochs} epochs of so few images would be only {steps:,} steps")
-    return overrides
+def _with_length(choice: Suggestion, images: int) -> Suggestion:
+    """The same with a batch size that the images fill, and a number of steps large enough to learn something."""
+    choice = _with_batch(choice, images)
+    config = choice.config
+    steps = config.steps or config.epochs * max(1, images // config.batch_size)
+    if steps >= MIN_RUN_STEPS:
+        return choice
+    reason = f"{config.epochs} epochs of so few images would be only {steps:,} steps"
+    return choice.having({"steps": MIN_RUN_STEPS}, reason)
 
 
 def _command(data: Spec, recipe: str, overrides: Overrides) -> str:
