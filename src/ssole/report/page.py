@@ -82,19 +82,15 @@ def _run(fact: Facts, runs: int) -> dict[str, Any]:
     record, sample = fact.record, fact.sample
     cells = [] if record.evaluation is None else record.evaluation.cells()
     return {
-        "name": record.name,
+        "record": record,
         "verdict": assess(record, sample, fact.broken),
         "reason": fact.reason,
-        "evaluation": record.evaluation,
         "table": list(zip(*cells, strict=True)),  # a metric a row, because many columns would not fit
-        "cost": record.cost(),
-        "command": record.command(),
         "digest": _digest(record),
         "environment": {
             key: str(value) for key, value in record.environment.items() if not isinstance(value, (dict, list))
         },
         "config": (record.path / "config.yaml").read_text(encoding="utf-8"),
-        "unreadable": record.unreadable,
         "views": _views(record, *fact.examples) if fact.examples is not None else None,
         "pictures": None if sample is None else _pictures(fact, sample, runs),
     }
