@@ -69,7 +69,7 @@ class Monitor:
     @property
     def seconds(self) -> float:
         """Training time of the whole run so far, evaluation left out."""
-        return self._done.seconds + self._trained
+        return self._done.seconds + self._prepared + self._stepped
 
     @property
     def evaluating(self) -> float:
@@ -77,14 +77,9 @@ class Monitor:
         return self._done.evaluating + self._evaluated
 
     @property
-    def _trained(self) -> float:
-        """Training time in this process."""
-        return time.perf_counter() - self._start - self._evaluated
-
-    @property
     def _stepped(self) -> float:
         """Training time in this process, preparation left out."""
-        return self._trained - self._prepared
+        return time.perf_counter() - self._start - self._evaluated - self._prepared
 
     @contextmanager
     def preparing(self, what: str) -> Iterator[None]:
