@@ -18,6 +18,7 @@ from ssole.config import ConfigError
 from ssole.files import write_json_atomically, write_tensors_atomically
 from ssole.models.load import LoadedBackbone
 from ssole.models.timm_registry import NAME, register_with_timm, small_stem_kernel
+from ssole.training.checkpoint import copies
 
 _REASON = "timm itself has no ResNet with this first layer"
 _LIKE_STOCK = ("fixed_input_size", "first_conv", "classifier")
@@ -200,9 +201,4 @@ def _other_layers(model: LoadedBackbone, name: str) -> ConfigError:
 
 def _save_weights(model: LoadedBackbone, folder: Path) -> None:
     """Write model.safetensors, under timm's names of the layers, which are torchvision's too."""
-    # copies, because some networks have one tensor under two names, which safetensors refuses
-    state = {
-        name: tensor.clone(memory_format=torch.contiguous_format)
-        for name, tensor in model.backbone.state_dict().items()
-    }
-    write_tensors_atomically(folder / "model.safetensors", state, {"format": "pt"})
+    write_tensors_atomically(folder / "model.safetensors", copies(model.backbone.state_dict())(), {"format": "pt"})
