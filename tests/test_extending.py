@@ -18,8 +18,10 @@ from ssole.evaluation.results import EvaluationResult, Score
 from ssole.report.record import Record
 from ssole.training.checkpoint import checkpoint_steps
 from ssole.training.feed import make_plan
+from ssole.training.loop import _title
 from ssole.training.pace import Extension, Pace, extensions
 from ssole.training.run import Run, create_run
+from ssole.training.step import Learner
 from tiny import Crash, crash, figures
 
 KEPT = f"backbone-step-{tiny.STEPS:08d}.safetensors"
@@ -84,6 +86,8 @@ def test_after_a_budget_of_time_an_extension_has_its_own_steps(tmp_path: Path) -
     plan = make_plan(tiny.config(steps=20), tiny.IMAGES)
     pace = Pace(run, plan)
     assert pace.total == 40
+    title = _title(Learner(run.config, torch.device("cpu")), plan, pace)
+    assert f"{tiny.IMAGES} images, 40 steps of" in title  # and not the budget, which is no longer obeyed
     assert pace.learning_rate(29) == pytest.approx(0.0)
     assert pace.learning_rate(30) == pytest.approx(0.05)
     pace.start(30, 1e9)  # the budget is long gone, and does not count

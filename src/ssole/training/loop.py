@@ -93,8 +93,8 @@ def train(
     learner.go_on_from(done.step)
     pace.start(done.step, done.seconds + done.evaluating)
     guardian = Guardian(run, learner, pace)
-    feed, title = Feed(store, device), _title(learner, plan, pace.total)
-    monitor = Monitor(run, title, total=pace.total, done=done, feed=feed, progress=given.progress)
+    feed = Feed(store, device)
+    monitor = Monitor(run, _title(learner, plan, pace), total=pace.total, done=done, feed=feed, progress=given.progress)
     saver = Saver(run, learner, pace, monitor.flush)
     stopping = stop_signal(monitor.screen.show_stopping)
     # the saver within the handler of signals: it waits for the last checkpoint, which a second signal must not cut
@@ -256,10 +256,10 @@ def _check_and_rewind(run: Run, learner: Learner, plan: Plan, done: Progress) ->
     rewind(run, done.step)
 
 
-def _title(learner: Learner, plan: Plan, total: int) -> str:
+def _title(learner: Learner, plan: Plan, pace: Pace) -> str:
     """Line that is shown at the start: images, steps, device, number format and disk."""
     config, device, world = learner.config, learner.device, distributed.world_size()
-    steps = f"{total} steps" if config.budget is None else f"{config.budget}, about {total} steps"
+    steps = f"{pace.total} steps" if pace.budget is None else f"{config.budget}, about {pace.total} steps"
     where = str(device) if world == 1 else f"{world} processes ({device.type})"
     if resolve_precision(config.precision, device) is None:
         form = "float32"

@@ -70,14 +70,15 @@ class Pace:
     """Length and schedule of a run, whose earlier corrections are read.
 
     `total` is the number of steps of the whole run, as expected now; with a budget, that of the given plan is the one
-    expected at the start. `plan` is that of the images to feed, without an end if that is not known.
+    expected at the start. `plan` is that of the images to feed, without an end if that is not known. `budget` is the
+    time in seconds that decides on the length, or None: an extension has none.
     """
 
     def __init__(self, run: Run, plan: Plan, config: PretrainConfig | None = None) -> None:
         self._run, self._config = run, config or run.config
         self.plan, self._planned, self.total = plan, plan.total, plan.total
         budget = self._config.budget
-        self._budget = None if budget is None else budget_seconds(budget)
+        self.budget = None if budget is None else budget_seconds(budget)
         augment = self._config.augment
         self._early = augment.early
         # work of a step on the crops of the first part, as a share of that on the later ones: by their pixels
@@ -88,20 +89,20 @@ class Pace:
         added = distributed.on_rank_0(lambda: [dataclasses.asdict(extension) for extension in extensions(run)])
         self._extensions = [Extension(**fields) for fields in added]
         if self._extensions:
-            self.total, self._budget = self._extensions[-1].total, None
+            self.total, self.budget = self._extensions[-1].total, None
         self._next, self._work = 0, 0.0
 
     def _read_corrections(self) -> list[tuple[int, int]]:
         """Steps of the earlier corrections, and the number of steps of the run that each of them expected."""
         path = self._run.path / _NAME
-        rows = [] if self._budget is None else read_lines(path, step=int, total=int)
+        rows = [] if self.budget is None else read_lines(path, step=int, total=int)
         if bad := [row for row in rows if not 0 < row["step"] <= row["total"]]:
             raise ConfigError(f"{path} is damaged: {bad[0]}")
         return [(row["step"], row["total"]) for row in rows]
 
     def start(self, step: int, spent: float | None = None) -> None:
         """Start, or go back to, a step. `spent` are the seconds of the budget so far; None keeps the clock running."""
-        endless = self._budget is not None and step < self.total
+        endless = self.budget is not None and step < self.total
         self.plan = dataclasses.replace(self.plan, total=sys.maxsize if endless else self.total)
         if spent is not None:
             self._begin = monotonic() - spent
@@ -147,7 +148,7 @@ class Pace:
         """Count a step as taken, and return whether it was the last. With a budget, correct the number of steps."""
         done = step + 1
         self._work += self._early_work if self.is_early(step) else 1.0
-        if self._budget is not None and done >= self._next and done < self.total:
+        if self.budget is not None and done >= self._next and done < self.total:
             total = distributed.on_rank_0(lambda: self._total_now(done))  # the clocks of other processes differ
             if total is not None:
                 self.total = total
@@ -157,11 +158,11 @@ class Pace:
 
     def _total_now(self, done: int) -> int | None:
         """Number of steps that the budget allows by the speed so far; written to the run. None in the first step."""
-        assert self._budget is not None
+        assert self.budget is not None
         now, total = monotonic() - self._begin, None
         if self._marks:  # not after the first step, which has to set things up
             work, then = self._marks[0]
-            left = (self._budget - now) * (self._work - work) / max(1e-9, now - then)
+            left = (self.budget - now) * (self._work - work) / max(1e-9, now - then)
             total = done + max(0, round(left / self._mean_work(done)))
             with writing(self._run, _NAME):
                 corrections = [*self._corrections, (done, total)]
