@@ -42,12 +42,12 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", no_network)
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("suffix", [".pth", ".PTH", ".safetensors"])
 def test_a_checkpoint_of_timm(tmp_path: Path, suffix: str) -> None:
     torch.manual_seed(0)
     whole = timm.create_model(NAME, num_classes=7).eval()
     path = tmp_path / f"weights{suffix}"
-    if suffix == ".pth":
+    if suffix.lower() == ".pth":
         torch.save({"state_dict": whole.state_dict()}, path)  # noqa: TID251
     else:
         save_file(whole.state_dict(), path)

@@ -61,8 +61,8 @@ def open_model(given: nn.Module | str | PathLike[str] | Any) -> nn.Module:
     path = Path(text)
     if path.suffix.lower() == ".onnx":
         return OnnxModel(path)
-    is_weights = path.suffix in SUFFIXES and path.is_file()
-    if is_weights and (path.suffix != ".safetensors" or described(path) is None):
+    is_weights = path.suffix.lower() in SUFFIXES and path.is_file()
+    if is_weights and (path.suffix.lower() != ".safetensors" or described(path) is None):
         raise ConfigError(f"{path} does not say which network its weights belong to: give timm:NAME={path}")
     if not path.exists():
         raise ConfigError(f"there is no {path}: {_NO_PLACE}")
