@@ -1,6 +1,6 @@
 """Draw the two pictures of the README.
 
-    python benchmarks/pictures.py curve runs/demo-seed0 runs/demo-seed1 runs/demo-seed2 --raw-pixels 57 --untrained 26
+    python benchmarks/pictures.py curve runs/demo-seed0 runs/demo-seed1 runs/demo-seed2 --raw-pixels 57 --untrained 33
     python benchmarks/pictures.py views --recipe digits-m
 
 `curve` reads each run's metrics.jsonl: every line has a `step`, and those with `low_rank`, `high_rank` or `knn20` give

@@ -22,7 +22,7 @@ from ssole.models.backbone import SMALL_IMAGE
 from ssole.progress import data_size, duration
 from ssole.training.needs import step_bytes
 
-_VIEWS = 4  # of each image: 3 or 4 gave better features than 2 or 8 at equal computation (docs/experiments.md)
+_VIEWS = 4  # of each image: of 2, 3, 4 and 8 they had the best means at equal computation (docs/experiments.md)
 MANY_IMAGES = 500_000  # from here on, a larger network is worth its cost
 LARGE_GPU = 64 << 30  # bytes of memory that a ResNet-50 needs for eight views of 224 px
 MIN_RUN_STEPS = 2000  # in fewer steps, a network hardly begins to learn
@@ -174,7 +174,9 @@ def _with_views(choice: Suggestion, device: torch.device, memory: float, *, long
     wanted = config.augment.views if long else _VIEWS
     reason = f"{wanted} views of each image, as published for so many images and epochs"
     if wanted == _VIEWS:
-        reason = f"{_VIEWS} views of each image: 3 or 4 gave better features of small images than 2 or 8"
+        reason = (
+            f"{_VIEWS} views of each image: of 2 to 8, they had the best means on small images at equal computation"
+        )
     choices = [(wanted, config.batch_size)]
     choices += [(views, config.batch_size) for views in range(min(wanted, _VIEWS + 1) - 1, 1, -1)]
     while choices[-1][1] >= 2 * _SMALLEST_BATCH:

@@ -3,9 +3,9 @@
 Images are taken in blocks that bound the memory. There are three routes from a block to its views, for speed:
 
 - Many views at once on a CPU, in chunks that stay near its caches from crop to normalisation. A call of torch costs as
-  much as the arithmetic of a small view, so that one call must serve many views: 12 times faster at 32 px on 2 cores.
+  much as the arithmetic of a small view, so that one call must serve many views.
 - Large views on a CPU one at a time. One view then stays in the caches, and plain numbers select only the operations
-  that it needs: 1.3 times faster at 224 px. The routes are equally fast at about 150 px.
+  that it needs. The routes are equally fast at about 180 px (docs/views.md).
 - All views at once on an accelerator: :mod:`ssole.views.device`.
 
 (Chunks side by side in Python threads were half as fast: operations of microseconds queue for the interpreter.)
