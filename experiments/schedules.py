@@ -2,9 +2,9 @@
 
     python experiments/schedules.py --data cifar10-train.parquet --test cifar10-test.parquet --out runs/schedules
 
-SSOLE as the larger recipes had it then, on the small recipe: 300 steps on 10,000 images, three paired seeds. lambda falls
-from 8 to 2 (spread first, align later), or rises from 2 to 8 or from 1 to 12; gamma falls from 1 to 0 or rises; or each
-view's mean over the batch is taken away from its embeddings before both terms. 24 runs, an hour on one core of an EPYC
+SSOLE as the larger recipes had it then, on the small recipe: 300 steps on 10,000 images, three paired seeds. lambda
+falls from 8 to 2 (spread first, align later), or rises from 2 to 8 or from 1 to 12; gamma falls from 1 to 0 or rises;
+or each view's mean over the batch is taken away from its embeddings before both terms. 24 runs, an hour on one core of an EPYC
 (Zen 3).
 """
 
