@@ -4,8 +4,8 @@
 
 SSOLE as the larger recipes had it then, on the small recipe: 300 steps on 10,000 images, three paired seeds. lambda
 falls from 8 to 2 (spread first, align later), or rises from 2 to 8 or from 1 to 12; gamma falls from 1 to 0 or rises;
-or each view's mean over the batch is taken away from its embeddings before both terms. 24 runs, an hour on one core of an EPYC
-(Zen 3).
+or each view's mean over the batch is taken away from its embeddings before both terms. 24 runs, an hour on one core of
+an EPYC (Zen 3).
 """
 
 from __future__ import annotations

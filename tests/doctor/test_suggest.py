@@ -148,7 +148,7 @@ def views_of(found: Suggestion) -> tuple[int, int]:
 
 def test_an_image_gets_four_views_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (80 * GIB, 80 * GIB))
-    measured = "4 views of each image: of 2 to 8, they had the best means on small images at equal computation"
+    measured = "4 views of each image: of 2 to 8, they had the best means at equal time, on small images"
     for side, device in [(32, CPU), (32, GPU), (300, CPU), (300, GPU)]:
         found = choose(side, 50_000, device)
         assert found.config.augment.views == 4

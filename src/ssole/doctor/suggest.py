@@ -174,9 +174,7 @@ def _with_views(choice: Suggestion, device: torch.device, memory: float, *, long
     wanted = config.augment.views if long else _VIEWS
     reason = f"{wanted} views of each image, as published for so many images and epochs"
     if wanted == _VIEWS:
-        reason = (
-            f"{_VIEWS} views of each image: of 2 to 8, they had the best means on small images at equal computation"
-        )
+        reason = f"{_VIEWS} views of each image: of 2 to 8, they had the best means at equal time, on small images"
     choices = [(wanted, config.batch_size)]
     choices += [(views, config.batch_size) for views in range(min(wanted, _VIEWS + 1) - 1, 1, -1)]
     while choices[-1][1] >= 2 * _SMALLEST_BATCH:
