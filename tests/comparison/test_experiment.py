@@ -53,10 +53,11 @@ def test_a_recipe_may_lie_beside_the_file(tmp_path: Path) -> None:
         ("method: [ssole]", r"a\.yaml: unknown key 'method'\. Did you mean 'methods'\?"),
         ("set: 3", "set must be a mapping of settings, got 3"),
         ("[ssole]", "must hold a mapping of settings"),
+        ("methods: {a: {loss.gamma: 0.5}, a: {loss.gamma: 1.0}}", r"a\.yaml .* line 1 has 'a' a second time"),
         ("set: {seeds: 5}", "seeds is no setting of the arms but an option"),
     ],
 )
-def test_refused(tmp_path: Path, text: str, words: str) -> None:
+def test_a_wrong_experiment_is_refused_with_the_reason(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ConfigError, match=words):
         read_experiment(tmp_path / "a.yaml")

@@ -153,6 +153,7 @@ BOMB += "".join(f"{name}: &{name} [{', '.join(['*' + inner] * 9)}]\n" for inner,
 STRANGE = {
     "an alias bomb": (BOMB, r"line 2 has an alias \(\*a\): write the value out"),
     "a list in itself": ("a: &a [*a]", "has an alias"),
+    "a key twice": ("epochs: 3\noptim:\n  lr: 1.0\n  lr: 2.0", "line 4 has 'lr' a second time"),
     "merged mappings": ("a: &a {epochs: 1}\nb: {<<: *a}", "has an alias"),
     "deep lists": ("a: " + "[" * 50_000, "nested more than 20 levels deep|exceeded maximum nesting depth"),
     "deep mappings": ("a: " + "{a: " * 5_000, "nested more than 20 levels deep"),

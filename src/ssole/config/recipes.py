@@ -68,7 +68,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     """Mapping in a YAML file, read with limits because the file may be untrusted.
 
     Aliases (``*name``) are not read, because a few lines of them can stand for more values than fit into memory. A file
-    that is no YAML, no mapping, too long, nested too deeply, or has aliases is a ConfigError.
+    that is no YAML, no mapping, too long, nested too deeply, or has aliases or a key twice is a ConfigError.
     """
     import yaml
 
@@ -79,6 +79,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
         text = data.decode("utf-8")
         _check_limits(text)
+        _check_keys(yaml.compose(text, _yaml_loader()))
         values = yaml.load(text, _yaml_loader())
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # the last two from odd numbers and dates
         raise ConfigError(f"{path} is not valid YAML: {error}") from None
@@ -108,6 +109,22 @@ def _check_limits(text: str) -> None:
             raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
         if number > _MAX_VALUES:
             raise ValueError(f"it has more than {_MAX_VALUES} values")
+
+
+def _check_keys(node: Any) -> None:
+    """Raise a `ValueError` for a key that a mapping has twice: YAML would drop the first value in silence."""
+    import yaml
+
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, value in node.value:
+            if (name := str(key.value)) in seen:
+                raise ValueError(f"line {key.start_mark.line + 1} has {name!r} a second time: leave one of them")
+            seen.add(name)
+            _check_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _check_keys(value)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
