@@ -42,7 +42,7 @@ def write(path: Path, values, *, labels=None, names=None, kind="struct", column=
 
 
 @pytest.mark.parametrize("kind", ["struct", pa.binary(), pa.large_binary()])
-def test_parquet(tmp_path, kind):
+def test_images_labels_and_ids_are_those_of_the_rows(tmp_path, kind):
     path = write(tmp_path / "x.parquet", range(200), labels=[i % 3 for i in range(200)], kind=kind, row_group_size=64)
     source = open_source(str(path))
     assert isinstance(source, Source)
@@ -54,7 +54,7 @@ def test_parquet(tmp_path, kind):
     assert source.classes is None
 
 
-def test_parquet_location(tmp_path, monkeypatch):
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path, monkeypatch):
     for folder in ("a", "b"):
         write(tmp_path / folder / "x.parquet", [1])
     monkeypatch.chdir(tmp_path)
@@ -80,7 +80,7 @@ def test_columns_of_views_as_polars_writes_them(tmp_path, kind):
 
 
 @pytest.mark.parametrize("dictionary", [False, True])
-def test_parquet_string_and_missing_labels(tmp_path, dictionary):
+def test_texts_are_numbered_in_alphabetical_order_and_null_is_unknown(tmp_path, dictionary):
     labels = pa.array(["dog", None, "cat", "dog"])
     path = write(tmp_path / "x.parquet", range(4), labels=labels.dictionary_encode() if dictionary else labels)
     source = open_source(path)
@@ -107,7 +107,7 @@ def test_parquet_labels_that_cannot_be_read(tmp_path):
 
 @pytest.mark.parametrize(
     "features",
-    [[1], None, *({"label": {"_type": "ClassLabel", "names": names}} for names in (["a"], "ab", {"0": "a"}))],
+    [[1], None, *({"label": {"_type": "ClassLabel", "names": names}} for names in (["a"], "ab", {"0": "a"}, [{}, 1]))],
 )
 def test_parquet_descriptions_that_do_not_name_the_labels(tmp_path, features):
     table = pa.table({"image": [png(0), png(1)], "label": [0, 1]})

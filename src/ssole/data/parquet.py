@@ -1,4 +1,4 @@
-"""Parquet files of images in the layout of Hugging Face as sources."""
+"""Source of images in parquet files, in the layout of Hugging Face."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BATCH_ROWS = 1024  # Arrow cannot read nested columns of more than 2 GiB; small
 
 
 class ParquetSource(Source):
-    """Source of images in parquet files that share a schema, one image a row.
+    """Images in parquet files that share a schema, one image a row.
 
     The image column holds encoded images: a struct with `bytes` (Hugging Face's ``Image``), or binary. The label
     column, if any, holds integers or strings; a null label is −1. Class names come from Hugging Face's ``ClassLabel``
@@ -69,23 +69,32 @@ class ParquetSource(Source):
         if len(self._images) == 0:
             raise DataError(f"{listed(paths, 1)} holds no rows.")
         if label is not None:
-            with data_errors(f"{listed(paths, 1)}: the labels are damaged, or of different types"):
-                # integers of several widths become those of the widest
-                tables = [pa.table({label: chunk}) for _, labels in parts for chunk in labels]
-                table = pa.concat_tables(tables, promote_options="permissive")
-                column = whole_numbers(table.column(label))
-                if column is not None:
-                    self.labels, self.classes = number_labels(column)
-                elif label_column is not None:
-                    raise DataError(f"{listed(paths, 1)}: the column {label!r} holds numbers that are not whole")
-                else:
-                    self.why_unlabelled = f"the column {label!r} holds numbers that are not whole"
-            names = features.get(label, {}).get("names")
-            integers = self.labels if self.classes is None else None  # texts name their classes themselves
-            if integers is not None and isinstance(names, list) and len(names) > integers.max():
-                self.classes = names
+            chunks = [chunk for _, labels in parts for chunk in labels]
+            self._set_labels(label, chunks, features.get(label, {}).get("names"), required=label_column is not None)
         elif unread := [f"{field.name!r} is of type {field.type}" for field in schema if field.name in _LABEL_NAMES]:
             self.why_unlabelled = f"the column {unread[0]}, and labels are integers or texts"
+
+    def _set_labels(self, column: str, chunks: list[Any], names: Any, *, required: bool) -> None:
+        """Set labels and class names, or the reason why there are none, which is an error if they are `required`.
+
+        `names` are the class names that Hugging Face's description of the column has, if any.
+        """
+        import pyarrow as pa
+
+        with data_errors(f"{listed(self._files, 1)}: the labels are damaged, or of different types"):
+            # integers of several widths become those of the widest
+            table = pa.concat_tables([pa.table({column: chunk}) for chunk in chunks], promote_options="permissive")
+            numbers = whole_numbers(table.column(column))
+            if numbers is not None:
+                self.labels, self.classes = number_labels(numbers)
+            elif required:
+                raise DataError(f"{listed(self._files, 1)}: the column {column!r} holds numbers that are not whole")
+            else:
+                self.why_unlabelled = f"the column {column!r} holds numbers that are not whole"
+        integers = self.labels if self.classes is None else None  # texts name their classes themselves
+        are_names = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if integers is not None and are_names and len(names) > integers.max():
+            self.classes = names
 
     def __len__(self) -> int:
         return len(self._images)
@@ -105,7 +114,7 @@ class ParquetSource(Source):
 
     def state_of(self, files: list[str]) -> str | None:
         now = files_fingerprint(files)
-        # files that were written anew since they were read must pass neither for those in memory nor for themselves
+        # If a file changed since it was read, the images in memory may be of either state: their cache is for neither.
         return now if now is None or now == self._state_read else f"{self._state_read} {now}"
 
 
@@ -172,6 +181,7 @@ def _features(schema: Any) -> dict[str, Any]:
 
 
 def _image_column(schema: Any, features: dict[str, Any], given: str | None, path: str) -> str:
+    """Name of the image column: the one given, else found by Hugging Face's description, name or type."""
     import pyarrow as pa
 
     def holds_images(kind: Any) -> bool:
@@ -196,6 +206,7 @@ def _image_column(schema: Any, features: dict[str, Any], given: str | None, path
 
 
 def _label_column(schema: Any, features: dict[str, Any], given: str | None, path: str) -> str | None:
+    """Name of the label column: the one given, else found by name, else by Hugging Face's description, else None."""
     import pyarrow.types as types
 
     def holds_labels(kind: Any) -> bool:
@@ -207,5 +218,5 @@ def _label_column(schema: Any, features: dict[str, Any], given: str | None, path
         raise DataError(f"{path}: there is no column {given!r} of integers or strings. Columns: {schema.names}.")
     named = [name for name in _LABEL_NAMES if name in possible]
     named += [name for name in possible if features.get(name, {}).get("_type") == "ClassLabel"]
-    named.sort(key=lambda name: is_fractional(schema.field(name).type))  # last: they may be no classes
+    named.sort(key=lambda name: is_fractional(schema.field(name).type))  # fractions last: they may be no classes
     return given or (named[0] if named else None)
