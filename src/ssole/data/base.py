@@ -1,4 +1,4 @@
-"""Source, the base class of image sources, and subsets of sources."""
+"""Source, the base class of image sources; a part of a source; and hashes of images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from ssole.data.storage import CONNECTIONS, files_fingerprint
 from ssole.errors import DataError
 
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
-"""(H, W) or (H, W, C), channels last."""
+"""Decoded image, (H, W) or (H, W, C)."""
 
 Split = Literal["train", "test"]
 
 MAX_FILES = 100_000
-"""Largest number of files for a fingerprint, which then takes about a second."""
+"""Most files that a fingerprint looks at, in about a second; of more, an evenly spaced sample."""
 
 
 class NoTestImages(DataError):
@@ -77,9 +77,9 @@ class Source(ABC):
 
     @cached_property
     def identity(self) -> str:
-        """Text that identifies the data set and stays when images are added or changed, such as a folder's path.
+        """Text that names the data set: best one that stays when images are added or changed, such as a folder's path.
 
-        By default it is a hash of the ids. A subclass may set it.
+        By default it is a hash of the ids, which changes with them. A subclass may set it.
         """
         return self.ids_fingerprint
 
@@ -149,7 +149,7 @@ class SubsetSource(Source):
         return self._base.state_of(files)
 
     def fingerprint(self) -> str | None:
-        if type(self._base).fingerprint is Source.fingerprint:
+        if type(self._base).fingerprint is Source.fingerprint:  # from files, of which only those of the part count
             return super().fingerprint()
         whole = self._base.fingerprint()
         return None if whole is None else hashlib.sha256(f"{self.ids_fingerprint} {whole}".encode()).hexdigest()
@@ -185,10 +185,10 @@ def content_digests(source: Source, count: int) -> dict[str, str]:
     chosen = evenly_spaced(len(source), count)
 
     def digest(i: int) -> str | None:
-        with suppress(DataError):  # reading the image again will raise it, or it has passed
+        with suppress(DataError):  # training meets the error again, unless it was temporary
             return content_digest(source.read(i))
         return None
 
     with ThreadPoolExecutor(CONNECTIONS) as pool:
         found = dict(zip(map(source.id, chosen), pool.map(digest, chosen), strict=True))
-    return {name: hash for name, hash in found.items() if hash is not None}
+    return {name: text for name, text in found.items() if text is not None}

@@ -39,7 +39,7 @@ from ssole.files import write_json_atomically
 from ssole.progress import data_size
 
 DISK_SHARE = 0.5
-"""Default share of the disk for caches: of the bytes that are free or taken by caches."""
+"""Default share for caches of the bytes that are free or taken by caches."""
 
 DECODER = 2
 """Version of :func:`ssole.data.decode.decode`: raise it with every change of the pixels that it returns."""
@@ -49,7 +49,7 @@ DECODER = 2
 _RECORD = np.dtype([("offset", "<i8"), ("shape", "<i4", 3), ("itemsize", "<i4"), ("checksum", "<u4")])
 _DTYPES = {1: torch.uint8, 2: torch.uint16}  # by bytes per value
 _ALIGN = 64  # images begin at multiples of 64 bytes: 16-bit values need 2, and vector instructions load fast
-_PAGE = 4096
+_PAGE = 4096  # bytes of a page of memory, on most systems
 _PATIENCE = 10.0  # seconds to wait for another process to append one image, which takes milliseconds
 _TEMPORARY = "-temporary"  # end of the name of a folder that only one run uses
 
@@ -69,7 +69,7 @@ def open_cache(
     Args:
         parent: By default the folder ``packed`` in :func:`~ssole.data.storage.cache_folder`.
         decoding: `shrink_to` and `channels` of :func:`ssole.data.decode.decode`.
-        limit: Bytes of pixels; by default half of what is free on the disk and of what this cache has.
+        limit: Bytes of pixels; by default half of the free bytes of the disk and this cache's own together.
         expected: Bytes that the pixels of all images will take, roughly.
     """
     import PIL
@@ -230,9 +230,9 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def _make_room(folder: Path, prefix: str, name: str, expected: int) -> int:
-    """Bytes that a cache may take, after removing others: those out of date, then those opened longest ago."""
+    """Remove other caches, those out of date and then those opened longest ago; return the bytes that one may take."""
     others = _caches(folder.parent)
-    there = others.pop(folder, 0)
+    own = others.pop(folder, 0)
     for other in list(others):
         of_these_images, left_by_a_killed_run = other.name.startswith(prefix), other.name.endswith(_TEMPORARY)
         if (of_these_images or left_by_a_killed_run) and remove_unless_open(other):
@@ -244,9 +244,9 @@ def _make_room(folder: Path, prefix: str, name: str, expected: int) -> int:
                     stacklevel=3,
                 )
     free, taken = shutil.disk_usage(folder).free, sum(others.values())
-    together = int(DISK_SHARE * (free + there + taken))
+    together = int(DISK_SHARE * (free + own + taken))
     for other, size in others.items():
-        if taken + max(there, expected) <= together:
+        if taken + max(own, expected) <= together:
             break
         if remove_unless_open(other):
             free, taken = free + size, taken - size
@@ -254,7 +254,7 @@ def _make_room(folder: Path, prefix: str, name: str, expected: int) -> int:
                 f"the decoded images in {other} are removed, as used least recently, to make room for those of {name}",
                 stacklevel=3,
             )
-    return int(DISK_SHARE * (free + there))
+    return int(DISK_SHARE * (free + own))
 
 
 def _caches(parent: Path) -> dict[Path, int]:

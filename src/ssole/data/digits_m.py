@@ -30,8 +30,8 @@ from ssole.files import write_bytes_atomically
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-VERSION = 1  # part of the cache's name: raise it with every change of the images
-SEED = 0  # part of it too
+VERSION = 1  # part of the name of the cache, as is the seed: raise it with every change of the images
+SEED = 0
 SIDE = 32
 CLASSES = [str(digit) for digit in range(10)]
 SPLIT_COLUMN = 400  # photographs are 427 x 640; both have objects and plain background on either side of this column
@@ -48,7 +48,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Random choices for the N images of a split. A test uses them to prove that splits share nothing."""
+    """Random choices for the N images of a split. A test checks by them that splits share nothing."""
 
     digit: NDArray[np.int64]  # (N,) index into load_digits
     side: NDArray[np.int64]  # (N,) of the digit, in pixels
@@ -145,14 +145,14 @@ def _enlarge(tile: Any, side: int, corner: NDArray[np.int64]) -> NDArray[np.int1
 
 
 def _blend(crop: Images, stroke: NDArray[np.int16]) -> tuple[Images, float]:
-    """Image |photo − digit| of MNIST-M, and the contrast of strokes with the photograph (mid-grey would hide them)."""
+    """Image |photo − digit|, and how much the strokes changed the photograph: mid-grey inverts to itself."""
     image = np.abs(crop.astype(np.int16) - stroke[..., None])
     change = np.abs(image - crop).mean(axis=-1)[stroke > 127]
     return image.astype(np.uint8), float(change.mean()) if change.size else 0.0
 
 
 def _read_cache(path: Path) -> tuple[Images, Labels] | None:
-    """Images and labels of a cache file, which holds a SHA-256 digest, the images and the labels; None if unusable."""
+    """Images and labels of a cache file (a SHA-256 digest, images, labels); None if it is missing or damaged."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:

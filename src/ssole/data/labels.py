@@ -1,4 +1,4 @@
-"""Labels of sources as numbers: from columns of texts or numbers, and of two sources in one numbering."""
+"""Numbers for labels: those of a column of texts or numbers, and those of two sources that share classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ssole.errors import DataError
 
 
 def is_text(kind: Any) -> bool:
-    """Whether an Arrow type is one of texts."""
+    """Whether an Arrow type is a type of text."""
     import pyarrow.types as types
 
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
@@ -73,7 +73,7 @@ def number_integers(labels: NDArray[np.integer]) -> tuple[NDArray[np.int64], lis
 def number_texts(column: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:
     """Labels of an Arrow column of texts: integers if all are integers, else numbered names; None if all are null.
 
-    `3.0` is an integer: pandas writes a column of integers so if some are missing.
+    `3.0` is an integer: pandas writes integers like this where some of a column are missing.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -82,7 +82,7 @@ def number_texts(column: Any) -> tuple[NDArray[np.int64] | None, list[str] | Non
         return None, None
     with suppress(pa.ArrowInvalid):  # some texts are names
         return number_labels(column.cast(pa.int64()))
-    if pc.all(pc.match_substring_regex(column, r"^-?[0-9]{1,15}(\.0*)?$")).as_py():
+    if pc.all(pc.match_substring_regex(column, r"^-?[0-9]{1,15}(\.0*)?$")).as_py():  # 15 digits: exact in float64
         column = column.cast(pa.float64()).cast(pa.int64())
     return number_labels(column)
 
@@ -91,8 +91,8 @@ def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArr
     """Labels of two sources in one numbering, since each numbers only the classes that it contains.
 
     Classes are matched by name: first come those of train in their order, then further ones of test. If only one source
-    has names, the integers of the other are names too where one of them is ("7" of a list with "other"), else positions
-    among the names.
+    has names, the integers of the other are names too if at least one of them is among the names ("7" beside "other").
+    Otherwise they are positions among the names.
 
     Returns:
         Train labels (N,) int64, test labels (M,) int64, and the class names or None.
@@ -103,18 +103,19 @@ def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArr
     if train.labels is None or test.labels is None:
         part, source = ("training", train) if train.labels is None else ("test", test)
         raise DataError(f"The {part} images ({source.name}) have no labels.")
-    (train_labels, of_train), (test_labels, of_test) = _named(train, test.classes), _named(test, train.classes)
-    if of_train is None or of_test is None or of_train == of_test:
-        return train_labels, test_labels, of_train or of_test
-    known = set(of_train)
-    classes = of_train + [name for name in of_test if name not in known]
+    train_labels, train_names = _named(train, test.classes)
+    test_labels, test_names = _named(test, train.classes)
+    if train_names is None or test_names is None or train_names == test_names:
+        return train_labels, test_labels, train_names or test_names
+    known = set(train_names)
+    classes = train_names + [name for name in test_names if name not in known]
     number_of = {name: number for number, name in reversed([*enumerate(classes)])}  # of equal names, the first
-    number = np.array([number_of[name] for name in of_test] or [-1], dtype=np.int64)  # [-1] if no test label is known
-    return train_labels, np.where(test_labels < 0, -1, number[test_labels]), classes
+    numbers = np.array([number_of[name] for name in test_names] or [-1], dtype=np.int64)  # [-1]: no label to look up
+    return train_labels, np.where(test_labels < 0, -1, numbers[test_labels]), classes
 
 
 def _named(source: Source, names: list[str] | None) -> tuple[NDArray[np.int64], list[str] | None]:
-    """Labels and class names of a source; without names, its integers become names if one is among `names`."""
+    """Labels and class names of a source. If it has no names, its integers are names if one of them is in `names`."""
     assert source.labels is not None
     if source.classes is None and names is not None:
         values = np.unique(source.labels[source.labels >= 0])
@@ -124,7 +125,7 @@ def _named(source: Source, names: list[str] | None) -> tuple[NDArray[np.int64], 
 
 
 def number_ids(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels (N,), -1 where unknown; ids that are larger than the number of images are numbered in their order."""
+    """Labels (N,), −1 where unknown; if one is N or more, such as an id, all are numbered in their order."""
     if labels.max(initial=-1) < len(labels):
         return labels
     numbers = np.full_like(labels, -1)

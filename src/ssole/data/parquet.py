@@ -22,7 +22,7 @@ _BATCH_ROWS = 1024  # Arrow cannot read nested columns of more than 2 GiB; small
 
 
 class ParquetSource(Source):
-    """Images in parquet files that share a schema, one image a row.
+    """Source of images in parquet files that share a schema, one image a row.
 
     The image column holds encoded images: a struct with `bytes` (Hugging Face's ``Image``), or binary. The label
     column, if any, holds integers or strings; a null label is −1. Class names come from Hugging Face's ``ClassLabel``

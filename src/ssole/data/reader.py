@@ -1,6 +1,6 @@
 """Reader: reads, decodes and caches images for the threads of an `ImageStore`, and records which cannot be read.
 
-It is apart from the store because the pool of threads refers to it, and would keep a store from being freed.
+It is apart from the store because the threads hold a reference to it, and would keep a store from being freed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ from ssole.errors import DataError
 
 
 class Reader:
-    """Reader of images by index, from the cache or decoded and then cached; safe to use from several threads."""
+    """Reader of images by index, from the cache or decoded and then cached; safe to use from several threads.
+
+    Args:
+        decoding: `shrink_to` and `channels` of :func:`ssole.data.decode.decode`.
+        allowed: Number of images that may be unreadable.
+    """
 
     def __init__(self, source: Source, decoding: dict[str, int | None], *, allowed: int) -> None:
         self.source, self._decoding, self._allowed = source, decoding, allowed
@@ -44,7 +49,7 @@ class Reader:
         return image
 
     def read_or_next(self, i: int) -> torch.Tensor:
-        """Image i or, if it is unreadable, the next readable one by index; after the last comes the first."""
+        """Image i, or the next readable one by index; after the last comes the first."""
         n = len(self.source)
         for step in range(n):
             if (image := self.read((i + step) % n)) is not None:
@@ -52,7 +57,10 @@ class Reader:
         raise self._too_many()
 
     def fill(self, images: torch.Tensor, chunk: range, stop: threading.Event) -> bool:
-        """Decode the readable images of a chunk into their rows; False on another shape or dtype, or when stopped."""
+        """Decode the readable images of a chunk into their rows of `images` (N, C, H, W).
+
+        Returns False if it was stopped, or at an image of another shape or dtype.
+        """
         rows = images.numpy()  # NumPy copies, because torch would start more threads for each of ours
         for i in chunk:
             if stop.is_set():
