@@ -17,15 +17,15 @@ from ssole.config import Crop, ViewRecipe
 from ssole.rng import Use, uniforms_of_uses
 
 _CROP_TRIES = 10  # as torchvision's RandomResizedCrop, before it falls back to a centre crop
-# Draws of each view. They are part of the format, as is their order: a change here changes every run.
+# Number of uniform draws of each view. A change of their number or meaning changes every run.
 _DRAWS = {
-    Use.CROP: 2 * _CROP_TRIES + 2,
+    Use.CROP: 2 * _CROP_TRIES + 2,  # areas, aspect ratios; left, top
     Use.HFLIP: 1,
     Use.VFLIP: 1,
-    Use.TURN: 2,
-    Use.JITTER: 9,
+    Use.TURN: 2,  # whether, how far
+    Use.JITTER: 9,  # whether, four factors, four keys whose order is that of the operations
     Use.GREY: 1,
-    Use.BLUR: 2,
+    Use.BLUR: 2,  # whether, sigma
     Use.SOLARIZE: 1,
 }
 
@@ -64,7 +64,7 @@ class ViewParams:
 def sample_groups(
     recipe: ViewRecipe, ids: torch.Tensor, sizes: torch.Tensor, *, seed: int, epoch: int
 ) -> Iterator[tuple[Crop, ViewParams]]:
-    """Crop groups of a recipe, with the parameters of their views. Arguments as of :func:`sample_params`."""
+    """Crop groups of a recipe, with the parameters of their views. Arguments as for :func:`sample_params`."""
     first = 0
     for crop in recipe.crops:
         views = torch.arange(first, first + crop.count, device=ids.device)
@@ -92,23 +92,23 @@ def sample_params(
     u = uniforms_of_uses(seed, epoch, ids, views, _DRAWS)
     u = {use: draws.flatten(0, 1) for use, draws in u.items()}
     sizes = sizes.expand(len(ids), 2).repeat_interleave(len(views), dim=0, output_size=len(ids) * len(views))
-    jitter, blur, turn = u[Use.JITTER], u[Use.BLUR], u[Use.TURN]
+    jitter_u, blur_u, turn_u = u[Use.JITTER], u[Use.BLUR], u[Use.TURN]
     strengths = (recipe.brightness, recipe.contrast, recipe.saturation)
     ranges = [*((max(0.0, 1 - strength), 1 + strength) for strength in strengths), (-recipe.hue, recipe.hue)]
-    jittered = jitter[:, 0] < recipe.jitter
-    factors = [low + (high - low) * u_N for u_N, (low, high) in zip(jitter[:, 1:5].unbind(-1), ranges, strict=True)]
-    factors = [f.masked_fill(~jittered, neutral) for f, neutral in zip(factors, (1, 1, 1, 0), strict=True)]
-    sigma = recipe.blur_sigma[0] + (recipe.blur_sigma[1] - recipe.blur_sigma[0]) * blur[:, 1]
+    jitter = jitter_u[:, 0] < recipe.jitter
+    factors = [low + (high - low) * u_N for u_N, (low, high) in zip(jitter_u[:, 1:5].unbind(-1), ranges, strict=True)]
+    factors = [f.masked_fill(~jitter, neutral) for f, neutral in zip(factors, (1, 1, 1, 0), strict=True)]
+    sigma = recipe.blur_sigma[0] + (recipe.blur_sigma[1] - recipe.blur_sigma[0]) * blur_u[:, 1]
     return ViewParams(
         box=_boxes(crop, u[Use.CROP], sizes),
         hflip=u[Use.HFLIP][:, 0] < recipe.hflip,
         vflip=u[Use.VFLIP][:, 0] < recipe.vflip,
-        turns=(turn[:, 0] < recipe.turn) * (1 + (3 * turn[:, 1]).long().clamp(max=2)),
-        jitter=jittered,
+        turns=(turn_u[:, 0] < recipe.turn) * (1 + (3 * turn_u[:, 1]).long()),
+        jitter=jitter,
         factors=torch.stack(factors, dim=-1),
-        order=jitter[:, 5:9].argsort(dim=-1, stable=True),
+        order=jitter_u[:, 5:9].argsort(dim=-1, stable=True),
         grey=u[Use.GREY][:, 0] < recipe.grey,
-        sigma=(blur[:, 0] < recipe.blur) * sigma,
+        sigma=(blur_u[:, 0] < recipe.blur) * sigma,
         solarize=u[Use.SOLARIZE][:, 0] < recipe.solarize,
     )
 
@@ -127,7 +127,7 @@ def _boxes(crop: Crop, u: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
 def _sides(
     crop: Crop, u: torch.Tensor, height: torch.Tensor, width: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Width and height (N,) of each box, and whether a try fitted."""
+    """Width and height (N,) of each box, and whether a try fitted (bool)."""
     area_u, ratio_u = u.chunk(2, dim=1)
     area = (height * width)[:, None] * (crop.scale[0] + (crop.scale[1] - crop.scale[0]) * area_u)
     log_low, log_high = math.log(crop.ratio[0]), math.log(crop.ratio[1])
@@ -144,6 +144,6 @@ def _sides(
 
 
 def _start(room: torch.Tensor, u: torch.Tensor, found: torch.Tensor) -> torch.Tensor:
-    """First pixel (N,) of each box along one side, of which `room` pixels are left over: random, or central."""
+    """First pixel (N,) of each box along a side with `room` pixels beside the box: random, or central if not found."""
     # The + 1 makes both ends possible. The minimum guards against u * (n + 1) rounding up to n + 1.
     return torch.where(found, torch.minimum((u * (room + 1)).floor(), room), (room / 2).round())
