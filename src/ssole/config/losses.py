@@ -1,8 +1,8 @@
 """Settings of the losses: one frozen dataclass a method, chosen by `loss.name`.
 
-Fields are arguments of the classes in :mod:`ssole.losses`, which explain them. Each method's published projector stands
-in `projector`; the model takes it where `model.projector_*` are left open. `search` holds the range of each setting
-that `ssole compare` searches, on a logarithmic scale. Sources are in docs/losses.md.
+Fields are arguments of the classes in :mod:`ssole.losses`, which explain them. `projector` is the published one of each
+method; the model takes it where `model.projector_*` are left open. `search` holds the range of each setting that
+`ssole compare` searches, on a logarithmic scale. Sources are in docs/losses.md.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias, get_args
 from ssole.config.checks import check, check_non_negative, check_positive
 
 SearchRanges: TypeAlias = dict[str, tuple[float, float]]
-"""Lowest and highest value of settings, by name."""
+"""Lowest and highest value of each setting, by name."""
 
 
 class Projector(NamedTuple):
@@ -171,7 +171,8 @@ class WMSEConfig(_Settings):
     """Share of the identity in the covariance, in [0, 1)."""
 
     def __post_init__(self) -> None:
-        check(self.subset_size is None or self.subset_size >= 2, f"subset_size must be 2 or more: {self.subset_size}")
+        large = self.subset_size is None or self.subset_size >= 2
+        check(large, f"subset_size must be at least 2, or null, got {self.subset_size}")
         check(self.iterations >= 1, f"iterations must be at least 1, got {self.iterations}")
         check(0 <= self.shrinkage < 1, f"shrinkage must be in [0, 1), got {self.shrinkage}")
 
@@ -190,7 +191,7 @@ class LeJEPAConfig(_Settings):
     knots: int = 17
     """Points at which the characteristic functions are compared."""
     domain: float = 5.0
-    """Largest of these points."""
+    """Largest of these points, which are evenly spaced from -domain."""
 
     def __post_init__(self) -> None:
         check(0 <= self.sigreg_weight <= 1, f"sigreg_weight must be in [0, 1], got {self.sigreg_weight}")
@@ -203,7 +204,7 @@ class LeJEPAConfig(_Settings):
 class SupervisedConfig(_Settings):
     """Cross-entropy with the labels, on the same views: the upper bound of the other methods."""
 
-    projector: ClassVar[Projector] = Projector(0, 1, 1, "none")
+    projector: ClassVar[Projector] = Projector(0, 1, 1, "none")  # none, so widths have no effect
     name: Literal["supervised"] = "supervised"
 
 

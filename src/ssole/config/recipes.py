@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config")
 DEFAULT_RECIPE = "digits-m"
-"""Recipe of a run without a recipe and data."""
-_OTHERS = ("inception_", "legacy_", "nf_", "tresnet", "vit_")
-"""Beginnings of timm's names of networks that are no ResNets, or do not take their arguments."""
+"""Recipe of a run that is given neither a recipe nor data."""
+_NO_RESNETS = ("inception_", "legacy_", "nf_", "tresnet", "vit_")
+"""Prefixes of timm's names with "resne" of networks that do not take the arguments of a ResNet."""
 _RECIPES = Path(__file__).parent.parent / "recipes"
 
 
@@ -89,14 +89,14 @@ def read_mapping(path: Path) -> dict[str, Any]:
 
 
 def _yaml_loader() -> Any:
-    """YAML's safe loader: in C where it is there, ten times as fast."""
+    """Safe loader of YAML; if possible the one in C, which is ten times as fast."""
     import yaml
 
     return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def _check_limits(text: str) -> None:
-    """Raise a `ValueError` for aliases, deep nesting and very many values, before any of them is made."""
+    """Raise a `ValueError` for aliases, deep nesting or too many values, before any object is made."""
     import yaml
 
     depth = 0
@@ -155,7 +155,7 @@ def from_dict(values: Mapping[str, Any]) -> PretrainConfig:
 
 
 def _validated(cls: type[Config], values: Mapping[str, Any], *prefix: str) -> Config:
-    """Config of a class from plain values; `prefix` is where its settings stand."""
+    """Config of a class from plain values; `prefix` is their path in the whole config, for messages."""
     from pydantic import ValidationError
 
     try:
@@ -172,11 +172,12 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
 
     Args:
         overrides: dotted field names to values (``{"optim.lr": 1.0, "augment.crops.0.size": 64, "epochs": 5}``).
-            A dict value replaces only the fields it names. ``views`` is short for the count of the first crop group.
+            A dict replaces only the fields it names, but ``backbone_args`` as a whole. ``views`` is short for the count
+            of the first crop group.
             ``preset`` replaces all of ``augment`` but crops and early ones (:func:`~ssole.config.presets.view_preset`).
-            ``epochs``, ``steps`` and ``budget`` clear those of the recipe. A budget beside another is an error.
-            ``loss.name`` clears the recipe's own settings of loss and projector, which are those of another method;
-            ``model.backbone`` the arguments of another network, and its stem unless the new one is a ResNet.
+            ``epochs``, ``steps`` and ``budget`` clear those of the recipe. A budget beside another of them is an error.
+            Another ``loss.name`` clears the recipe's settings of loss and projector; another ``model.backbone`` its
+            arguments, and its stem unless the new one is a ResNet.
 
     Raises:
         ConfigError: as :func:`from_dict`.
@@ -195,7 +196,7 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     backbone = _chosen(given, "model", "backbone")
     if backbone not in (None, values["model"]["backbone"]):
         arguments = values["model"].pop("backbone_args")
-        if "resne" in str(backbone) and not str(backbone).startswith(_OTHERS):  # also seresnext50, wide_resnet50_2
+        if "resne" in str(backbone) and not str(backbone).startswith(_NO_RESNETS):  # also seresnext50, wide_resnet50_2
             values["model"]["backbone_args"] = {k: v for k, v in arguments.items() if k == "zero_init_last"}
         else:
             values["model"] |= {"backbone_args": {}, "stem": "auto", "stem_init": "timm"}
@@ -225,6 +226,8 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 
 
 def _to_json(value: Any) -> str:
+    """Settings as JSON; a ConfigError for values that no recipe can hold."""
+
     def plain(part: Any) -> Any:
         if dataclasses.is_dataclass(part) and not isinstance(part, type):
             return dataclasses.asdict(part)
