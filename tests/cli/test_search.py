@@ -19,7 +19,7 @@ def indexed(trained: Command) -> Command:
     return trained
 
 
-def test_search(indexed: Command) -> None:
+def test_similar_images_are_listed_and_drawn_with_the_best_first(indexed: Command) -> None:
     outcome = indexed("search", "run", "labeled/cat/004.png", "-k", "5")
     assert outcome.code == 0, outcome.err
     rows = re.findall(r"^(\d)\s+(\S+)\s+(\S+\.png)\s+(cat|dog)\s*$", outcome.out, flags=re.MULTILINE)
@@ -52,6 +52,14 @@ def test_duplicates_and_outliers(indexed: Command) -> None:
     outcome = indexed("search", "run", "--outliers", "-k", "3")
     assert "mean similarity to 10 neighbours" in outcome.out
     assert len(re.findall(r"\.png +(?:cat|dog)", outcome.out)) == 3
+
+
+def test_outliers_among_few_images_have_fewer_neighbours(trained: Command) -> None:
+    Path("few").mkdir()
+    for image in sorted(Path("labeled/cat").glob("*.png"))[:4]:
+        shutil.copy(image, "few")
+    assert trained("index", "run", "--data", "few", "--out", "few-index").code == 0
+    assert "mean similarity to 3 neighbours" in trained("search", "few-index", "--outliers", "-k", "2").out
 
 
 def test_without_the_images_there_is_a_table_and_a_note(indexed: Command) -> None:

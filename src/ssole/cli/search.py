@@ -13,7 +13,7 @@ from ssole.config import ConfigError
 from ssole.data.describe import why_not_reopened
 from ssole.errors import printable
 from ssole.files import write_atomically
-from ssole.search.rows import NEAR_DUPLICATE
+from ssole.search.rows import CROWD, NEAR_DUPLICATE
 
 if TYPE_CHECKING:
     from ssole.search.index import Index
@@ -45,7 +45,7 @@ class Search:
     duplicates: bool = False
     """Find groups of near duplicates instead: images that the model can hardly tell apart."""
     least: float = NEAR_DUPLICATE
-    """With --duplicates: least cosine similarity of duplicates."""
+    """With --duplicates: lowest cosine similarity of duplicates."""
     outliers: bool = False
     """Find images that are similar to no other instead."""
     exact: bool = False
@@ -72,7 +72,7 @@ class Search:
             _print_groups(groups, index)
         elif self.outliers:
             groups = [index.outliers(self.k)]
-            _print_table(groups[0], "mean similarity to 10 neighbours")
+            _print_table(groups[0], f"mean similarity to {min(CROWD, len(index) - 1)} neighbours")
         else:
             groups = [index.search(self.query, self.k, model=self.model, device=self.device, exact=self.exact)]
             _print_table(groups[0], "similarity")
@@ -87,11 +87,13 @@ def _print_table(found: Matches, title: str) -> None:
     from rich.text import Text
 
     table = Table("", title, "image", box=None, pad_edge=False)
-    if any(found.labels):
+    has_labels = any(found.labels)
+    if has_labels:
         table.add_column("label")
-    for rank, (name, value) in enumerate(zip(found.ids, found.similarity.tolist(), strict=True)):
-        label = [Text(printable(found.labels[rank]))] if any(found.labels) else []
-        table.add_row(str(rank + 1), f"{value:.4f}", Text(printable(name), overflow="fold"), *label)
+    rows = zip(found.ids, found.similarity.tolist(), found.labels, strict=True)
+    for rank, (name, value, label) in enumerate(rows, start=1):
+        cells = [Text(printable(name), overflow="fold"), *([Text(printable(label))] if has_labels else [])]
+        table.add_row(str(rank), f"{value:.4f}", *cells)
     Console().print(table)
 
 
@@ -107,7 +109,7 @@ def _print_groups(groups: list[Matches], index: Index) -> None:
 
 
 def _draw(args: Search, index: Index, groups: list[Matches], file_format: str) -> None:
-    """Draw the picture, or say why there is none: the images may be gone, and the table needs none."""
+    """Draw the picture, or say why there is none. The images may be gone: the table does not need them."""
     from ssole.search.sheet import contact_sheet
 
     given = data_spec(args.data)
