@@ -1,8 +1,8 @@
 """Live report: the page of runs that are still training, served to the browsers of this machine.
 
 The server listens on 127.0.0.1 only. Every request needs the token in the printed address, so that other users of the
-machine cannot read the page. A request to another host name is refused, so that no page elsewhere can reach this one by
-a name of its own that leads to 127.0.0.1.
+machine cannot read the page. A request to another host name is refused, against web pages whose name was made to lead
+to 127.0.0.1 (DNS rebinding).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from ssole.runtime import resolve_device
 
 ADDRESS = "127.0.0.1"
 _HOSTS = {ADDRESS, "localhost"}
-_WATCHED = ("metrics.jsonl", "evaluation.json", "backbone.safetensors", "unreadable.jsonl")
+_WATCHED = ("metrics.jsonl", "evaluation.json", "backbone.safetensors", "unreadable.jsonl")  # in each run folder
 
 
 def serve(
@@ -52,7 +52,7 @@ def serve(
         run, data, images, columns, device: as for :func:`ssole.report`.
         announce: function that is given the address once the server listens.
         port: port to listen on; 0 for any that is free.
-        every: seconds between two looks of the browser for news.
+        every: seconds after which the browser looks for news.
 
     Raises:
         ConfigError: as :func:`ssole.report`, or the port is taken.
@@ -77,8 +77,12 @@ def serve(
 class LivePage:
     """Page of runs, made anew when their folders have changed.
 
-    Features of the images of a finished run take the longest, and are computed once for its weights. `make` gives the
-    facts that the page shows of a run; the browser looks for news `every` so many seconds.
+    Features of the images of a finished run take the longest, and are computed once for its weights.
+
+    Args:
+        paths: run folders.
+        make: function from the record of a run to the facts that the page shows.
+        every: seconds after which the browser looks for news.
     """
 
     def __init__(self, paths: Sequence[Path], make: Callable[[Record], Facts], every: float) -> None:
@@ -88,15 +92,15 @@ class LivePage:
         self._facts: dict[Path, tuple[str, Facts]] = {}
 
     def version(self) -> str:
-        """Text that changes when a file changes that the page shows."""
+        """Text that changes with the files that the page shows."""
         return " ".join(_state(path / name) for path in self._paths for name in _WATCHED)
 
     def html(self) -> str:
         """The page."""
-        with self._lock:  # of several windows, one computes
+        with self._lock:  # the windows of several browsers share one page
             version = self.version()
             if self._made[0] != version:
-                # Before the records: weights that are written meanwhile are news for the next page.
+                # Before the records are read: weights that are written meanwhile are shown by the next page.
                 weights = [_state(path / "backbone.safetensors") for path in self._paths]
                 facts = list(map(self._facts_of, read_records(self._paths), weights))
                 self._made = version, render(facts, live={"version": version, "every": self._every})
@@ -109,6 +113,7 @@ class LivePage:
 
 
 def _state(path: Path) -> str:
+    """Text that changes with a file."""
     try:
         status = path.stat()
     except OSError:
@@ -131,7 +136,7 @@ class LiveServer(ThreadingHTTPServer):
         return f"http://{ADDRESS}:{self.server_address[1]}/?token={self.token}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Nothing for a browser that went away before its answer; else as usual."""
+        """Print the error, unless the browser went away before it had its answer."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -155,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             try:
                 status, text = HTTPStatus.OK, self.server.page.html()
-            except (ValueError, OSError) as error:  # a damaged file in the run folder: its repair shows the page again
+            except (ValueError, OSError) as error:  # a damaged file in a run folder; once repaired, the page is back
                 status = HTTPStatus.INTERNAL_SERVER_ERROR
                 text = f"<!doctype html><meta http-equiv=refresh content=10><p>error: {html.escape(str(error))}"
             self._answer(status, text, kind="text/html")
@@ -177,4 +182,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """No line for each request: it would hold the token."""
+        """Print no line for a request: it would hold the token."""
