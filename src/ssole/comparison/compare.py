@@ -63,7 +63,7 @@ def compare(
         data, recipe, overrides: labelled images and the settings that all arms share, as for :func:`ssole.pretrain`.
         budget: what each run may take: a time (`10m`), `2000steps`, `300kimages`, `1.2Mviews`; default the recipe's.
         seeds, search: runs of each arm; and settings that its search tries, its own among them (0: no search).
-        images: use an evenly spaced sample of so many training images, and one of each class it lacks; default all.
+        images: size of an evenly spaced sample of the training images, plus one of each class it lacks; default all.
         test: test images; by default the test split of the data, else a stratified fifth that is held out.
         projector: `recipe` gives all arms the recipe's projector, `published` each the one published for its loss.
         out: folder for the result, its plots and the run folders; by default a new one, `runs/compare-RECIPE`.
@@ -75,7 +75,7 @@ def compare(
     from ssole.doctor.choose import choose  # here, because the doctor would make `import ssole` slower
 
     check_numbers(seeds=seeds, search=search, images=images)  # before the data are opened
-    # the budget is made of lengths, and kNN while training is part of every recipe
+    # lengths are allowed, as the default of the budget; and knn_every, which recipes set
     refuse_settings_of_runs(overrides, "the settings", allowed=("epochs", "steps", "budget", "knn_every"))
     name, config = choose(data, recipe, overrides)
     say_reasons(config, enabled=progress)
@@ -102,7 +102,7 @@ def resume_comparison(
     """Continue an interrupted comparison of data that its folder names, or read a finished one.
 
     Raises:
-        ConfigError: no comparison's folder, or arms or images that are code or arrays from Python; else as `compare`.
+        ConfigError: not the folder of a comparison, or one with losses or images from Python; else as `compare`.
     """
     folder = Path(folder)
     request = load_request(folder)
@@ -115,8 +115,8 @@ def resume_comparison(
 def _run(
     request: Request, folder: Path, data: Spec, images: Images, progress: bool, allow_changes: Collection[Change]
 ) -> Comparison:
-    in_python = any(arm.module is not None for arm in request.arms)
-    if in_python or why_not_reopened(request.data) or why_not_reopened(request.test):
+    has_code = any(arm.module is not None for arm in request.arms)
+    if has_code or why_not_reopened(request.data) or why_not_reopened(request.test):
         command = f"the same call of ssole.compare with out={str(folder)!r}"
     else:
         command = f"ssole compare --resume {quoted(folder)}"

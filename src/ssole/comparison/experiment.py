@@ -41,13 +41,13 @@ def read_experiment(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: set must be a mapping of settings, got {settings!r}")
     settings = {str(name): value for name, value in settings.items()}  # YAML has names that are numbers
     check_settings(settings)
-    if (beside := path.parent / str(values.get("recipe", ""))).is_file():
+    if (beside := path.parent / str(values.get("recipe", ""))).is_file():  # a recipe from this file
         values["recipe"] = beside
     return {**settings, **values}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise a `ConfigError` if one of the settings for all arms is an option of the comparison itself."""
+    """Raise a ConfigError if a setting for all arms is an option of the comparison itself."""
     if options := _OPTIONS & settings.keys():
         name = min(options)
         raise ConfigError(f"{name} is no setting of the arms but an option: give it as `{name}`, or by --{name}")

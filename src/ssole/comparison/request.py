@@ -23,7 +23,7 @@ Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module
 """Names of losses; or arms by name, each with its settings, or with a loss of your own."""
 
 PLAN_FILE = "plan.json"
-"""File with the plan, which is written when every setting has been tried in a step."""
+"""File of the plan, which is written when a step of each arm has been measured."""
 START_ANEW = "start the comparison anew in another folder"
 """Advice for a folder whose files are damaged."""
 _FILE = "comparison.yaml"
@@ -65,7 +65,7 @@ class Request:
     search: int
     """Number of settings tried for each arm; 0 for no search."""
     images: int | None = None
-    """Training images to use, but for one more of each class that they lack; None for all."""
+    """Size of the sample of training images, to which one of each class that it lacks is added; None for all."""
 
     def __post_init__(self) -> None:
         check_numbers(seeds=self.seeds, search=self.search, images=self.images)
@@ -86,9 +86,9 @@ class Request:
 
 
 def _identity(module: nn.Module) -> str:
-    """Text that tells a module from others: its `repr`, and a digest of its plain attributes and its buffers.
+    """Text that tells a module from others: its `repr`, and a digest of its plain attributes and buffers.
 
-    Not of its weights, which may be random, and so others each time that it is made.
+    Weights do not count, because a module may be made with random ones.
     """
     facts = []
     for name, part in module.named_modules():
@@ -98,9 +98,9 @@ def _identity(module: nn.Module) -> str:
 
 
 def check_numbers(*, seeds: int, search: int, images: int | None) -> None:
-    """Raise a ConfigError unless a request can have these numbers."""
+    """Raise a ConfigError for a number that a request cannot have."""
     for name, value in (("seeds", seeds), ("search", search), ("images", images)):
-        if not isinstance(value, int) and (name, value) != ("images", None):
+        if not isinstance(value, int) and not (name == "images" and value is None):
             raise ConfigError(f"{name} must be a whole number, got {value!r}")
     if seeds < 1:
         raise ConfigError(f"a comparison needs at least 1 seed, got {seeds}")
@@ -111,10 +111,10 @@ def check_numbers(*, seeds: int, search: int, images: int | None) -> None:
 
 
 def make_arms(methods: Methods, base: PretrainConfig, *, projector: Literal["recipe", "published"]) -> tuple[Arm, ...]:
-    """Arms of methods, which share all settings of the recipe `base` that they do not change.
+    """Arms of methods: the settings of the recipe `base`, with the changes that each arm makes.
 
-    They keep its projector, or take the one published for their loss. A ConfigError for a loss that does not exist (the
-    message names close ones), a wrong setting or projector, or fewer than two arms.
+    Arms keep the recipe's projector, or take the one published for their loss. A ConfigError for a loss that does not
+    exist (the message names a close one), a wrong setting or projector, or fewer than two arms.
     """
     if isinstance(methods, str) or not isinstance(methods, (Mapping, Sequence)):
         raise ConfigError(f"methods are a list of losses, or arms by name with their settings, got {methods!r}")
@@ -151,7 +151,7 @@ def _make_arm(name: str, given: Mapping[str, Any] | nn.Module, base: PretrainCon
 
 
 def refuse_settings_of_runs(settings: Mapping[str, Any], whose: str, *, allowed: Collection[str] = ()) -> None:
-    """Raise a ConfigError if settings name one that a comparison gives its runs itself, unless it is `allowed`."""
+    """Raise a ConfigError for a setting that the comparison itself gives its runs, unless it is `allowed`."""
     for name in settings:
         if name in _SET_FOR_RUNS and name not in allowed:
             raise ConfigError(f"{name} of {whose} would have no effect: {_SET_FOR_RUNS[name]}")
@@ -160,8 +160,8 @@ def refuse_settings_of_runs(settings: Mapping[str, Any], whose: str, *, allowed:
 def save_request(folder: Path, request: Request, *, what: str = "comparison") -> None:
     """Write the request to `WHAT.yaml` in a folder, or check that it is the one that the folder was made with.
 
-    A folder without a plan has not begun, such as after a wrong setting: its request is written anew. One that holds
-    another comparison, or something else, is a ConfigError that names the differences.
+    Without a plan, as after a wrong setting, nothing has been trained, and the request is written anew. A folder with
+    another comparison is a ConfigError that names the differences; so is one with other files.
     """
     path, new = folder / f"{what}.yaml", request.to_dict()
     if not (path.is_file() and (folder / PLAN_FILE).is_file()):
@@ -177,7 +177,7 @@ def save_request(folder: Path, request: Request, *, what: str = "comparison") ->
 
 
 def _with_new_settings(saved: dict[str, Any]) -> dict[str, Any]:
-    """A saved request, with defaults for settings that did not exist yet when it was saved."""
+    """Saved request, with defaults for settings that are newer than it."""
     arms = saved.get("arms")
     if not isinstance(arms, dict) or not all(isinstance(arm, dict) and "config" in arm for arm in arms.values()):
         return saved
@@ -186,7 +186,10 @@ def _with_new_settings(saved: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_request(folder: Path) -> Request:
-    """Request that a comparison's folder was made with; a ConfigError for others, and for code, which no file holds."""
+    """Request that a comparison's folder was made with.
+
+    A ConfigError for another folder, and for arms that are modules, which no file holds.
+    """
     path = folder / _FILE
     if not path.is_file():
         raise ConfigError(f"{folder} is not the folder of a comparison: it has no {_FILE}")
