@@ -43,7 +43,7 @@ class Doctor:
     json: OptionalFile = None
     """Also write everything as JSON. With -, JSON goes to standard output, and the page to standard error."""
     limit: Annotated[int, tyro.conf.arg(metavar="INT")] = LIMIT
-    """Most images to examine, evenly spaced over DATA (and over TEST)."""
+    """Largest number of images to examine, evenly spaced over DATA (and over TEST)."""
     estimate: bool = True
     """Run a few training steps (about 20 s) to estimate time and memory."""
 

@@ -17,8 +17,8 @@ class Embed:
       ssole embed runs/mine --data photos/
       ssole embed runs/mine --data photos/ --out photos.parquet
 
-    Similar images have features with a high cosine similarity. When it is interrupted, the same command goes on from
-    there. For very many images, choose .parquet: memory does not grow with their number.
+    Similar images have features with a high cosine similarity. After an interruption, the same command goes on where it
+    stopped. For very many images, choose .parquet: memory does not grow with their number.
     """
 
     run: RunPath

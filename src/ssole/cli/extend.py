@@ -16,22 +16,22 @@ class Extend:
     Example:
       ssole extend runs/mine --epochs 50
 
-    The learning rate begins and falls once more, from --factor times its peak. The weights until now are kept as
-    backbone-step-N.safetensors. If it is interrupted: ssole pretrain --resume RUN.
+    The learning rate has its schedule once more, times --factor. The weights until now are kept as
+    backbone-step-N.safetensors. After an interruption: ssole pretrain --resume RUN.
     """
 
     run: RunPath
     """Folder of a finished run."""
     epochs: OptionalNumber = None
-    """Epochs more."""
+    """Number of epochs to add."""
     steps: OptionalNumber = None
-    """Steps more, instead of epochs."""
+    """Number of steps to add, instead of epochs."""
     factor: float = extending.FACTOR
     """Factor of the run's learning rates."""
     data: DataWords = ()
-    """The images, if the run cannot open them again by itself."""
+    """Images of the run, if it cannot open them again by itself."""
     eval_data: DataWords = ()
-    """The images that it is measured on, if they are behind a URL."""
+    """Images that the run is measured on, if they are behind a URL."""
     allow_changes: Changes = ()
     """Kinds of change since the start of the run to accept. By default, every change is an error that shows it."""
 

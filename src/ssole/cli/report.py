@@ -47,8 +47,8 @@ class Report:
     """With --live: seconds after which the browser looks for news."""
 
     def __call__(self) -> int:
-        how: dict[str, Any] = {name: getattr(self, name) for name in ("images", "columns", "device")}
-        how["data"] = data_spec(self.data)
+        options: dict[str, Any] = {name: getattr(self, name) for name in ("images", "columns", "device")}
+        options["data"] = data_spec(self.data)
         if self.live:
             from ssole.report.live import serve
 
@@ -58,9 +58,9 @@ class Report:
             def announce(url: str) -> None:
                 print(f"{url}\nopen it in a browser on this machine; Ctrl-C ends it", flush=True)
 
-            serve(list(self.runs), announce, port=self.port, every=self.every, **how)
+            serve(list(self.runs), announce, port=self.port, every=self.every, **options)
             print("\nended")
             return 0
-        path = write(list(self.runs), out=self.out, **how)
+        path = write(list(self.runs), out=self.out, **options)
         show(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
         return 0

@@ -19,7 +19,7 @@ class Select:
       ssole select photos-index --count 100 --given photos/to-label.csv --out photos/more.csv
 
     Greedy k-center: each image is the one that is least similar to those chosen before it. The first n of a list are
-    what --count n chooses. Written to the folder of the images, the list can be opened as data once it has labels.
+    what --count n chooses. A list in the folder of the images can be opened as data once it has labels.
     """
 
     index: IndexPath
@@ -44,6 +44,6 @@ class Select:
         found, worst = index.select(self.count, given=given)
         found.save(self.out)
         show(f"{len(found):,} of {len(index):,} images: {self.out}")
-        chosen = "one of them" + " or those given" * bool(given)
+        chosen = "one of them or those given" if given else "one of them"
         print(f"every image has a cosine similarity of at least {worst:.3f} to {chosen}")
         return 0

@@ -30,7 +30,7 @@ class Tune:
     recipe: OptionalName = None
     """Settings to begin with: a recipe's name, or the path of a YAML file. By default, those that suit the data."""
     budget: Annotated[str, tyro.conf.arg(metavar="TIME")] = "30m"
-    """What all trials together may take: 30m, 2h, 2000steps or 300kimages."""
+    """Length of all trials together: 30m, 2h, 2000steps or 300kimages."""
     trials: int = 8
     """Number of trials, the recipe's own settings among them."""
     out: OptionalFolder = None
@@ -55,7 +55,7 @@ class Tune:
         show(f"* has the best {METRICS[FIGURE]}, whose {trust}")
         show("such a choice found 7 % of what labels would have gained, in four searches (docs/compare.md)")
         show(f"recipe: {found.recipe}")
-        by_name = why_not_reopened(self.data) is not None  # a URL, which the recipe's word is not enough for
-        words = without_secrets(f"--data {shlex.join(self.data)} ") if by_name else ""
-        show(f"train with it: ssole pretrain {words}--recipe {quoted(found.recipe)}")
+        # the recipe names the images too, but those behind a URL are fetched only if the user names it
+        option = without_secrets(f"--data {shlex.join(self.data)} ") if why_not_reopened(self.data) is not None else ""
+        show(f"train with it: ssole pretrain {option}--recipe {quoted(found.recipe)}")
         return 0
