@@ -55,15 +55,15 @@ ROOT_PAGES = {DOCS.parent / file: DOCS / f"{page}.md" for page, file in ROOT_FIL
 
 
 def reference(docname: str) -> str:
-    """Sections of `api/ROOM`: the room and its modules. `api/other` has the rooms that have no page of their own.
+    """Sections of `api/PACKAGE`: the package and its modules. `api/other` has those that have no page of their own.
 
-    Three rooms are called as functions of `ssole` are, which are on the page of the public names.
+    Three packages are called as functions of `ssole` are, which are on the page of the public names.
     """
     folder, _, page = docname.rpartition("/")
     if folder != "api" or page == "index":
         return ""
     own = {path.stem for path in (DOCS / "api").glob("*.md")}
-    modules = [name for name in MODULES if page == (room if (room := name.split(".")[1]) in own else "other")]
+    modules = [name for name in MODULES if page == (part if (part := name.split(".")[1]) in own else "other")]
     text = ""
     for name in modules:
         options = "   :no-members:\n" if importlib.util.find_spec(name).submodule_search_locations else ""

@@ -1,4 +1,4 @@
-"""The house rules of docs/design.md: who may import whom, and what importing `ssole` costs."""
+"""The table of docs/design.md, which says what each package may import, and what importing `ssole` costs."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HEAVY = {
     "transformers", "tyro",
 }  # fmt: skip
 
-# Rooms that nothing imports until they are asked for, and the package that makes them what they are.
+# Parts of ssole that nothing imports until they are asked for, and the heavy package that each is made of.
 NEEDED = {"cli": {"tyro"}, "transformer": {"sklearn"}}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -111,7 +111,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
     for name, path in modules.items():
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         found = [imported for _, imported in imported_names(ast.parse(path.read_text(encoding="utf-8")), package)]
-        # `from ssole.room import name` imports the module room.name if there is one, else ssole.room
+        # `from ssole.part import name` imports the module part.name if there is one, else ssole.part
         targets = {one if one in modules else one.rpartition(".")[0] for one in found}
         arrows[name] = {target for target in targets & modules.keys() if target not in ("ssole", name)}
 

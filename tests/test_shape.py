@@ -43,11 +43,11 @@ def test_long_files_and_functions_say_why(path: Path) -> None:
 
 
 def test_every_test_file_is_named_after_its_module() -> None:
-    rooms = [folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").is_file()]
+    packages = [folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").is_file()]
     wrong = []
-    for room in rooms:
-        for path in (ROOT / "tests" / room).glob("test_*.py"):
+    for package in packages:
+        for path in (ROOT / "tests" / package).glob("test_*.py"):
             name = path.stem.removeprefix("test_")
-            if name not in SCENARIOS and not (PACKAGE / room / f"{name}.py").is_file():
+            if name not in SCENARIOS and not (PACKAGE / package / f"{name}.py").is_file():
                 wrong.append(path.relative_to(ROOT).as_posix())
     assert wrong == []

@@ -7,6 +7,6 @@ measures it. `loop.py` runs it: `feed.py` brings batches in a planned order, `pa
 that fail. Before it, `settings.py` measures, `initial.py` loads weights, and `needs.py` counts memory. `run.py`,
 `images.py`, `checkpoint.py` and `saving.py` are the run folder, and `packing.py` makes one copy of many tensors.
 `ssole.api` calls `loop.train`. The files of a run folder and their keys are a format, and every draw is a function of
-(seed, epoch, image): changing either breaks resuming. Evaluators come in as callables; this room never imports
-`evaluation`.
+(seed, epoch, image): changing either breaks resuming. Evaluators come in as callables: `evaluation` is
+never imported here.
 """
