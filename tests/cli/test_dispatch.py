@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import re
 import signal
 import subprocess
@@ -13,8 +15,10 @@ import pytest
 import torch
 from commands import TINY, Command
 
+import ranks
 import ssole
 import tiny
+from ssole import distributed
 from ssole.cli import COMMANDS
 from ssole.training.run import Run
 
@@ -212,3 +216,30 @@ def test_a_warning_is_one_line(trained: Command) -> None:
     (line,) = [line for line in outcome.err.splitlines() if "warning" in line]
     assert line.startswith("warning: 1 of 61 images cannot be read")
     assert ".py" not in line
+
+
+def say(folder: Path) -> None:
+    """Wrong input and help in one of many processes, and what it prints."""
+    os.chdir(folder)
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context((folder / f"{os.environ['RANK']}.txt").open("w"))
+        stack.enter_context(contextlib.redirect_stderr(file))
+        stack.enter_context(contextlib.redirect_stdout(file))
+        assert tiny.main("eval", "nothing") == 2  # an error within the group of processes
+        assert tiny.main("pretrain", "--resume", "no-run") == 2  # and one before they meet
+        assert tiny.main("pretrain", "--nonsense") == 2
+        assert tiny.main("pretend") == 2
+        assert tiny.main("embed", "--help") == 0
+        assert tiny.main("--version") == 0
+        with distributed.processes(60):  # the first one serves the store, which the other still needs
+            distributed.collect(None)
+
+
+@pytest.mark.slow
+def test_of_many_processes_one_says_what_all_have_to_say(tmp_path: Path) -> None:
+    ranks.run(2, say, tmp_path)
+    said = "".join((tmp_path / f"{rank}.txt").read_text() for rank in range(2))
+    once = ("there is no nothing", "there is no no-run", "options: --nonsense", "Did you mean", "usage: ssole embed")
+    for words in once:
+        assert said.count(words) == 1, said
+    assert said.count(f"ssole {ssole.__version__}\n") == 1

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Spec
 from ssole.data.describe import are_paths, images_of_run
@@ -34,9 +35,13 @@ Changes = Annotated[tuple[Change, ...], tyro.conf.arg(metavar="images|settings|v
 
 
 def parse(command: Callable[..., Command], argv: Sequence[str]) -> Command:
-    """Command with its options, parsed from arguments; --help prints the docstring of the class and exits."""
+    """Command with its options, parsed from arguments; --help prints the docstring of the class and exits.
+
+    Of many processes, the first one prints help and errors.
+    """
     prog = f"ssole {command.__name__.lower()}"
-    return tyro.cli(command, args=list(argv), prog=prog, description=inspect.getdoc(command))
+    prints = not distributed.launch().rank
+    return tyro.cli(command, args=list(argv), prog=prog, description=inspect.getdoc(command), console_outputs=prints)
 
 
 def show(text: str) -> None:

@@ -82,17 +82,9 @@ def _prepare_output() -> None:
 
 
 def _main(argv: list[str]) -> int:
-    if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
-        return 0 if argv else 2
-    if argv[0] == "--version":
-        print(f"ssole {__version__}")
-        return 0
-    command = COMMANDS.get(argv[0])
+    command, place = COMMANDS.get(argv[0]) if argv else None, distributed.launch()
     if command is None:
-        print(f"error: no command {argv[0]!r}.{did_you_mean(argv[0], COMMANDS)}\n\n{_usage()}", file=sys.stderr)
-        return 2
-    place = distributed.launch()
+        return _without_command(argv)
     if command not in (pretrain, Extend, Eval, Embed) and place.world_size > 1:
         if place.rank:  # the first process does all the work, with the threads of those on its machine
             return 0
@@ -102,6 +94,21 @@ def _main(argv: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _run(command, argv[1:])
+
+
+def _without_command(argv: list[str]) -> int:
+    """Exit code of arguments that name no command. The first process prints the help, the version or an error."""
+    first = argv[0] if argv else ""
+    code = 0 if first in ("-h", "--help", "--version") else 2
+    if distributed.launch().rank:
+        return code
+    if first == "--version":
+        print(f"ssole {__version__}")
+    elif first in ("", "-h", "--help"):
+        print(_usage())
+    else:
+        print(f"error: no command {first!r}.{did_you_mean(first, COMMANDS)}\n\n{_usage()}", file=sys.stderr)
+    return code
 
 
 def _usage() -> str:
@@ -157,9 +164,10 @@ def _run(command: Command, argv: Sequence[str]) -> int:
 
 
 def _print_error(error: object) -> None:
-    rank = distributed.launch().rank
-    where = f"process {rank}: " if rank else ""
-    print(f"error: {where}{printable(without_secrets(str(error)))}", file=sys.stderr)
+    """Print an error that no other process has printed yet: all of them have that of a wrong path."""
+    rank, text = distributed.launch().rank, printable(without_secrets(str(error)))
+    if distributed.says_first(text):
+        print(f"error: {f'process {rank}: ' if rank else ''}{text}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:

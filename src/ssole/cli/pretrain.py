@@ -126,7 +126,9 @@ def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
         f"Every setting of a recipe can be overridden. The defaults below are those of {recipe}."
     )
     default = PretrainArgs(recipe=recipe, preset=preset, config=config)
-    return tyro.cli(PretrainArgs, default=default, args=list(argv), prog="ssole pretrain", description=about), given
+    how: dict[str, Any] = {"prog": "ssole pretrain", "description": about}
+    how["console_outputs"] = not distributed.launch().rank  # all processes have the same options
+    return tyro.cli(PretrainArgs, default=default, args=list(argv), **how), given
 
 
 def print_finished(run: Run) -> None:

@@ -23,10 +23,10 @@ from ssole.distributed.agreement import (
     stopping_points,
 )
 from ssole.distributed.collectives import all_reduce, alone, average_gradients, gather, mean, rank, world_size
-from ssole.distributed.group import ProcessError, is_torchrun, launch, own_device, processes
+from ssole.distributed.group import ProcessError, is_torchrun, launch, own_device, processes, says_first
 
 __all__ = [
     "ElsewhereError", "ProcessError", "Stopping", "all_reduce", "alone", "average_gradients", "broadcast",
     "collect", "first_on_each_node", "gather", "is_torchrun", "launch", "maximum", "mean", "on_rank_0",
-    "own_device", "processes", "rank", "shares_work", "stopping_point", "stopping_points", "world_size",
+    "own_device", "processes", "rank", "says_first", "shares_work", "stopping_point", "stopping_points", "world_size",
 ]  # fmt: skip

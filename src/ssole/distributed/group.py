@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 import sys
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +30,9 @@ _FEW_BEATS = 3  # missed ones that tell which process is gone, once a collective
 _START = timedelta(minutes=10)  # that processes may take to start
 _POLL = 0.05  # seconds between looks for the first process
 _GONE = 1  # exit code of a process that ends because another is gone
+_AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # set where torchrun itself serves the store, whatever the processes do
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_said: Counter[str] = Counter()  # how often this process has said a text
 
 
 class ProcessError(RuntimeError):
@@ -69,6 +73,23 @@ def launch() -> Launch:
 def is_torchrun() -> bool:
     """Whether torchrun started this process, alone or with others."""
     return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def says_first(text: str) -> bool:
+    """Whether this process is the first to say this text, such as an error that all of them have.
+
+    Said once more by the same process, it counts as another text. True also where the others cannot be asked.
+    """
+    place = launch()
+    asks = _store.cache_info().currsize or os.environ.get(_AGENT) == "True"
+    if place.world_size == 1 or not asks:
+        return True
+    _said[text] += 1
+    words = f"said {place.restarts} {_said[text]} {hashlib.sha256(text.encode()).hexdigest()}"
+    try:
+        return int(_store().add(words, 1)) == 1
+    except RuntimeError:  # nobody serves the store any more
+        return True
 
 
 def own_device(device: torch.device) -> torch.device:
