@@ -86,6 +86,15 @@ def test_names_and_weights_stay() -> None:
     assert all(after[name] is before[name] for name in before)
 
 
+def test_a_layer_that_is_used_twice_is_replaced_under_both_names() -> None:
+    norm = nn.BatchNorm2d(5)
+    model = synchronize_batch_norms(nn.Sequential(norm, nn.ReLU(), norm), CPU)
+    assert isinstance(model[0], SyncedBatchNorm)
+    assert isinstance(model[2], SyncedBatchNorm)  # or it would average over the images of one process
+    assert model[0].weight is model[2].weight is norm.weight
+    assert model[0].running_mean is model[2].running_mean is norm.running_mean
+
+
 def test_half_precision_is_averaged_in_float32() -> None:
     x = torch.randn(64, 5, 4, 4).add(3)
     expected = layer("2d").float()(x)

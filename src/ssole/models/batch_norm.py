@@ -40,8 +40,8 @@ def synchronize_batch_norms(model: nn.Module, device: torch.device) -> nn.Module
 def replace_layers(model: nn.Module, which: Callable[[nn.Module], bool], new: Callable[[Any], nn.Module]) -> nn.Module:
     """Model with new layers in place of some of its own, changed in place; names stay."""
     for module in list(model.modules()):
-        for name, child in module.named_children():
-            if which(child):
+        for name, child in list(module._modules.items()):  # `named_children` leaves out a second name of a layer
+            if child is not None and which(child):
                 setattr(module, name, new(child))
     return model
 
