@@ -116,6 +116,15 @@ def test_too_many_unreadable_images(limit):
     assert len(store.unreadable) == 25
 
 
+def test_unreadable_images_that_other_processes_found_count_too():
+    store = ImageStore(Listed([b"broken" if i == 1 else image for i, image in enumerate(IMAGES)]), memory_limit=0)
+    store.get([1])
+    store.take_unreadable((i, f"item {i}", "broken") for i in range(10, 19))
+    assert len(store.unreadable) == 10
+    with pytest.raises(DataError, match=r"11 of the 1000 images in listed(?s:.*)at most 10 "):
+        store.take_unreadable([(1, "item 1", "broken"), (40, "item 40", "broken")])
+
+
 def test_limits_at_the_edges():
     one_bad = [b"x", *IMAGES[:9]]
     assert len(ImageStore(Listed(one_bad)).unreadable) == 1  # 1 % of ten images is rounded up to one

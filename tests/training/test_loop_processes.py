@@ -21,6 +21,7 @@ import ranks
 import tiny
 from ssole import distributed
 from ssole.config import ConfigError
+from ssole.errors import DataError
 from ssole.losses import SSOLELoss
 from ssole.training import pace
 from ssole.training.checkpoint import checkpoint_steps
@@ -137,6 +138,17 @@ def refuse(folder: Path) -> None:
         train(folder)  # holds other files
 
 
+def find_too_many(folder: Path) -> None:
+    """Train on images of which each process finds no more unreadable than may be, and both together do."""
+    os.environ["SSOLE_CACHE"] = str(folder / "cache")
+    photos = tiny.write_folder(folder / f"photos {os.environ['RANK']}", 64)
+    for number in (1, 3, 5, 7):  # not among those that are decoded first
+        next(photos.glob(f"*/{2 * number:03}.png")).write_bytes(b"damaged")
+    settings = {"batch_size": 64, "max_unreadable": 3 / 64, "augment__mean": [0.5] * 3, "augment__std": [0.2] * 3}
+    with pytest.raises(DataError, match=r"4 of the 64 images in .* cannot be read, and at most 3 may be"):
+        train(folder / "too many", data=str(photos), **{**settings, "steps": 1})
+
+
 def written(folder: Path) -> list[str]:
     """Files below a folder that this process opens to write, renames or removes from now on."""
     found = []
@@ -161,6 +173,7 @@ def with_two(folder: Path) -> None:
     keep_pace(folder / "pace")
     refuse(folder)
     assert bool(by_this_process) == (os.environ["RANK"] == "0"), by_this_process  # all of the above
+    find_too_many(folder)
 
 
 def with_four(folder: Path) -> None:
@@ -219,3 +232,9 @@ def test_a_refused_run_leaves_nothing(runs: Path) -> None:
     assert not (runs / "odd").exists()
     assert not (runs / "config.yaml").exists()
     assert (runs / "pace" / "schedule.jsonl").is_file()
+
+
+def test_unreadable_images_of_all_processes_are_counted_together(runs: Path) -> None:
+    run = Run(runs / "too many")
+    assert len(run.unreadable) == 4  # both processes raised: `with_two` asserts it
+    assert checkpoint_steps(run)[-1] == 1

@@ -6,6 +6,7 @@ It is apart from the store because the threads hold a reference to it, and would
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 import torch
 
@@ -70,6 +71,13 @@ class Reader:
                     return False
                 rows[i] = image.numpy()
         return True
+
+    def take(self, found: Iterable[tuple[int, str, str]]) -> None:
+        """Take over images that others found unreadable, as :meth:`unreadable`; `DataError` if these are too many."""
+        with self._lock:
+            self.reasons |= {i: reason for i, _, reason in found}
+        if len(self.reasons) > self._allowed:
+            raise self._too_many()
 
     def unreadable(self) -> list[tuple[int, str, str]]:
         """(index, id, reason) of every image found unreadable so far, in the order of indices."""

@@ -146,8 +146,8 @@ class ImageStore:
         return self._reader.unreadable()
 
     def take_unreadable(self, found: Iterable[tuple[int, str, str]]) -> None:
-        """Take over what stores of the same images in other processes found unreadable."""
-        self._reader.reasons |= {i: reason for i, _, reason in found}
+        """Take over what stores of the same images in other processes found unreadable; `DataError` if too many."""
+        self._reader.take(found)
 
     @property
     def readable(self) -> NDArray[np.bool_]:

@@ -199,6 +199,7 @@ class _Loop:
         distributed.on_rank_0(lambda: record_unreadable(self.run, found))
         times = self.monitor.seconds, self.monitor.evaluating
         self.saver.save(Progress(self.learner.steps_done, len(self.store), *times), must=must)
+        self.store.take_unreadable(found)  # last: those of all processes may be too many
 
     @contextmanager
     def _saved_when_stopped(self) -> Iterator[None]:
