@@ -27,7 +27,7 @@ from ssole.training.feed import check_shares, make_plan
 from ssole.training.images import IMAGES_FILE, keep_or_compare_images
 from ssole.training.initial import initial_weights
 from ssole.training.loop import Given, train
-from ssole.training.monitor import Evaluator, figures_of
+from ssole.training.monitor import Evaluator, figures_of, require_same_evaluators
 from ssole.training.needs import require_memory
 from ssole.training.run import Change, Run, lock_run, new_run, require_free, require_same_recipe
 from ssole.training.settings import agreed_config, eval_data_to_open, with_measurements
@@ -160,6 +160,7 @@ def _with_evaluators(
     given: Given, config: PretrainConfig, data: Spec, eval_data: Spec | None, store: ImageStore
 ) -> Given:
     """The same with evaluators that all processes call: those given, in the first process only, or the default ones."""
+    require_same_evaluators(given.evaluators)
     evaluators: Mapping[int, Evaluator]
     if given.evaluators is not None:
         evaluators = {every: partial(figures_of, evaluator) for every, evaluator in given.evaluators.items()}

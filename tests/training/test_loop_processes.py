@@ -136,6 +136,9 @@ def refuse(folder: Path) -> None:
         train(folder / "odd", batch_size=9)
     with pytest.raises(kind, match="not empty"):
         train(folder)  # holds other files
+    one = {4: lambda backbone: {"x": 1.0}} if os.environ["RANK"] == "0" else None
+    with pytest.raises(ConfigError, match=r"given evaluators of the steps \[4\], and another one of none"):
+        train(folder / "evaluators", evaluators=one)
 
 
 def find_too_many(folder: Path) -> None:
@@ -230,6 +233,7 @@ def test_a_failure_on_one_process_takes_all_back(runs: Path) -> None:
 def test_a_refused_run_leaves_nothing(runs: Path) -> None:
     """All processes raise, and follow the clock of the first one: `with_two` asserts both."""
     assert not (runs / "odd").exists()
+    assert not (runs / "evaluators").exists()
     assert not (runs / "config.yaml").exists()
     assert (runs / "pace" / "schedule.jsonl").is_file()
 

@@ -202,6 +202,16 @@ def check_evaluators(given: object) -> None:
             )
 
 
+def require_same_evaluators(given: Mapping[int, Evaluator] | None) -> None:
+    """Raise a ConfigError unless all processes were given evaluators of the same steps: they would wait forever."""
+    steps = distributed.collect(None if given is None else list(given))
+    if others := [found for found in steps if found != steps[0]]:
+        raise ConfigError(
+            f"the first process was given evaluators of the steps {steps[0] or 'none'}, and another one of "
+            f"{others[0] or 'none'}: give all processes the same, of which the first alone calls them"
+        )
+
+
 def figures_of(evaluator: Evaluator, backbone: nn.Module) -> dict[str, float]:
     """Figures of a custom evaluator, called by the first process alone, as plain numbers on every process.
 
