@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import ranks
 import tiny
+from ssole import distributed
 from ssole.errors import ConfigError, DataError
 from ssole.training import step as step_module
 from ssole.training.step import Learner
@@ -200,3 +202,20 @@ def test_a_loss_of_ones_own_that_needs_labels() -> None:
     loss.needs_labels = True
     with pytest.raises(DataError, match="the loss Contrast needs labels, and the images have none"):
         Learner(tiny.config(), CPU, loss=loss)
+
+
+def spoil_one() -> None:
+    """Weights of which one is NaN, in the last of several processes alone."""
+    with distributed.processes(60):
+        learner = Learner(tiny.config(), CPU)
+        learner.check_weights()
+        name, tensor = next(iter(learner.encoder.named_buffers()))
+        if last := distributed.rank() == distributed.world_size() - 1:
+            tensor.fill_(math.nan)
+        with pytest.raises(NonFiniteLossError, match=name if last else "of another process"):
+            learner.check_weights()
+
+
+@pytest.mark.slow
+def test_weights_that_are_not_finite_in_one_process_are_an_error_in_all() -> None:
+    ranks.run(2, spoil_one)  # or it would go back alone, and wait for the others

@@ -242,11 +242,16 @@ class Learner:
         return self._graph is not None and self._graph.is_captured
 
     def check_weights(self) -> None:
-        """Raise NonFiniteLossError if a loss or an updated weight is not finite. Call it before weights are saved."""
+        """Raise NonFiniteLossError if a loss or an updated weight is not finite. Call it before weights are saved.
+
+        All processes raise it together: buffers of a backbone of your own may differ between them.
+        """
         self.watch.check()
         state = self.modules.state_dict()
-        if bad := not_finite({name: tensor for name, tensor in state.items() if name not in self._infinite}):
-            raise NonFiniteLossError(self.steps_done, f"it left weights that are not finite ({listed(bad, 1)})")
+        bad = not_finite({name: tensor for name, tensor in state.items() if name not in self._infinite})
+        if distributed.maximum(len(bad)):
+            which = listed(bad, 1) if bad else "of another process"
+            raise NonFiniteLossError(self.steps_done, f"it left weights that are not finite ({which})")
 
     def wants_compiling(self, steps: int) -> bool:
         """Whether a run of so many steps compiles the encoder: as its config says, or where it is known to pay."""
