@@ -157,14 +157,19 @@ def test_labels_make_no_difference(plain: Run, tmp_path: Path, labels: np.ndarra
     assert weights(tiny.start(tmp_path / "labels", data=ArraySource(tiny.images(), labels))) == weights(plain)
 
 
+@pytest.mark.parametrize("one_size", [True, False])
 def test_unreadable_images_have_no_label_in_supervised_training(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_size: bool
 ) -> None:
-    """The pixels in such a place are those of the next image, which may be of another class."""
+    """The pixels in such a place are those of the next image, which may be of another class.
+
+    Whether all images are in memory, as they may be if they have one size, makes no difference: many processes, which
+    share a cache, have none there.
+    """
     photos = tiny.write_folder(tmp_path / "photos", 22)
     sizes = iter(range(12, 100))
-    for path in photos.rglob("*.png"):  # of several sizes, so that images are decoded when they are asked for
-        Image.new("RGB", (next(sizes), 12)).save(path)
+    for path in photos.rglob("*.png"):
+        Image.new("RGB", (12 if one_size else next(sizes), 12)).save(path)
     source = open_source(photos)
     labels = source.labels.copy()
     bad = 7

@@ -147,7 +147,7 @@ class _Loop:
         batches = self.feed.batches(pace.plan, learner.steps_done)
         while (batch := self.stop.interruptible(lambda: next(batches, None))) is not None:
             step, epoch, ids, images = batch
-            if learner.labels is not None and not self.store.uniform and (bad := self.store.unreadable):
+            if learner.labels is not None and (bad := self.store.unreadable):
                 learner.labels[[i for i, _, _ in bad]] = -1  # other images take their places
             lr = self.guardian.rate * pace.learning_rate(step)
             terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr, early=pace.is_early(step))
