@@ -152,6 +152,8 @@ def test_what_is_refused_leaves_no_folder(given: dict[str, Any], error: type[Exc
 
 
 def test_unknown_recipe_and_data() -> None:
+    with pytest.raises(ConfigError, match=r"there is no recipe file nope\.yaml"):
+        ssole.pretrain(tiny.images(), recipe="nope.yaml")
     with pytest.raises(ConfigError, match=r"no recipe 'cifar-10'\. Did you mean 'cifar10'"):
         ssole.pretrain(tiny.images(), recipe="cifar-10")
     with pytest.raises(DataError, match="no dataset, folder or file named 'photo'"):
@@ -173,7 +175,7 @@ def test_nothing_is_overwritten() -> None:
     Path("thesis/chapter.tex").write_text("x")
     with pytest.raises(ConfigError, match="thesis is not empty, and nothing is overwritten"):
         pretrain(out="thesis")
-    with pytest.raises(ConfigError, match=r"cannot make the run folder thesis/chapter\.tex"):
+    with pytest.raises(ConfigError, match=r"cannot make the run folder thesis/chapter\.tex: .*\.tex is a file"):
         pretrain(out="thesis/chapter.tex")
 
 

@@ -169,6 +169,7 @@ def test_what_a_killed_writer_left_is_removed_and_no_other_file(tmp_path: Path) 
     left: list[Path] = []
     write_atomically(tmp_path / "a.txt", lambda temporary: left.append(temporary))
     left[0].write_text("half")
+    (tmp_path / ".tmpx8Jq0a").write_text("safetensors writes to such a file first")
     (tmp_path / ".hidden").write_text("someone's")
     remove_leftovers(tmp_path)
     assert {entry.name for entry in tmp_path.iterdir()} == {"a.txt", ".hidden"}

@@ -52,7 +52,13 @@ def test_none_in_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.
     assert capsys.readouterr() == ("", "")
 
 
-def test_in_a_file_a_line_a_minute(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dumb", [False, True])
+def test_in_a_file_or_on_a_terminal_that_cannot_draw_a_line_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, dumb: bool
+) -> None:
+    if dumb:
+        monkeypatch.setenv("TERM", "dumb")
+        monkeypatch.setattr(rich.console.Console, "is_terminal", True)
     minutes = iter(range(0, 600, 30))
     monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(minutes)))
     work(8)

@@ -166,8 +166,9 @@ def require_new_folder(folder: Path) -> None:
 
 
 def is_leftover(path: Path) -> bool:
-    """Whether a path has the name of a writer's temporary file or folder, which stays if the writer is killed."""
-    return path.name.startswith(".") and path.name.endswith(LEFTOVER)
+    """Whether a path has the name of a temporary file or folder of ours or of safetensors, as a kill leaves it."""
+    ours = path.name.startswith(".") and path.name.endswith(LEFTOVER)
+    return ours or re.fullmatch(r"\.tmp\w{6}", path.name) is not None
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -25,6 +25,11 @@ class Advance(Protocol):
     def __call__(self, amount: int = 1) -> None: ...
 
 
+def shows_live(console: Console) -> bool:
+    """Whether a console can draw over what it has drawn; rich draws nothing on a terminal that cannot."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
 def error_console() -> Console:
     """Console on standard error. If that is a closed pipe, as after ``2>&1 | head``, nothing more is printed."""
     from rich.console import Console
@@ -42,12 +47,12 @@ def error_console() -> Console:
 def progress_bar(what: str, total: int, *, enabled: bool) -> Iterator[Advance]:
     """Progress bar with ETA, which disappears when the work is done; the block calls what it yields to advance it.
 
-    Where there is no terminal, a line says once a minute how far the work is.
+    Where there is no terminal, or one that cannot draw, a line says once a minute how far the work is.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = error_console()
-    if enabled and not console.is_terminal:
+    if enabled and not shows_live(console):
         yield _lines(what, total)
         return
     left = (TimeRemainingColumn(), TextColumn("left"))
@@ -86,7 +91,7 @@ def _lines(what: str, total: int) -> Advance:
 def spinner(what: str, *, enabled: bool) -> Iterator[None]:
     """Spinner for work whose length is not known."""
     console = error_console()
-    if not (enabled and console.is_terminal):
+    if not (enabled and shows_live(console)):
         yield
         return
     with console.status(what):

@@ -69,6 +69,8 @@ def test_eval_without_labels_says_so(trained: Command) -> None:
         (["eval", "run", "--data", "phots"], "'phots'"),
         (["eval", "run", "--protocols", "knn,svm"], "protocol is ['knn', 'svm']; choose from knn, linear, sgd"),
         (["eval", "run", "--device", "tpu"], "auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["eval", "run", "--save", "nowhere/mine.json"], "there is no folder nowhere to write mine.json to"),
+        (["eval", "run", "--save", "labeled"], "labeled is a folder: name a file to write"),
     ],
 )
 def test_wrong_input_to_eval(trained: Command, arguments: list[str], words: str) -> None:

@@ -93,3 +93,14 @@ def test_wrong_input_to_search(indexed: Command, arguments: list[str], words: st
     outcome = indexed(*arguments)
     assert outcome.code == 2
     assert words in outcome.err
+
+
+@pytest.mark.parametrize("query", [["few/000.png"], ["--outliers"]])
+def test_by_default_all_of_a_small_index_are_found(trained: Command, query: list[str]) -> None:
+    Path("few").mkdir()
+    for image in sorted(Path("photos").rglob("*.png"))[:4]:
+        shutil.copy(image, "few")
+    assert trained("index", "run", "--data", "few", "--out", "few-index").code == 0
+    outcome = trained("search", "few-index", *query)
+    assert outcome.code == 0, outcome.err
+    assert len(outcome.out.splitlines()) > 4

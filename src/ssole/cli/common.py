@@ -74,9 +74,16 @@ def picture_format(out: Path) -> str:
     file_format = Image.registered_extensions().get(out.suffix.lower())
     if file_format not in Image.SAVE:
         raise ConfigError(f"--out names the picture to write, such as picture.png; got {out}")
+    require_file_to_write(out)
+    return file_format
+
+
+def require_file_to_write(out: Path) -> None:
+    """Raise a ConfigError if a file to write is a folder, or is to lie in one that does not exist."""
+    if out.is_dir():
+        raise ConfigError(f"{out} is a folder: name a file to write")
     if not out.parent.is_dir():
         raise ConfigError(f"there is no folder {out.parent} to write {out.name} to")
-    return file_format
 
 
 def require_apart(out: Path, images: Spec) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ssole.cli.common import OptionalFile, OptionalName, OptionalNumber, data_spec, show
+from ssole.cli.common import OptionalFile, OptionalName, OptionalNumber, data_spec, require_file_to_write, show
 from ssole.config import ConfigError
 from ssole.doctor.examine import LIMIT
 
@@ -57,8 +57,8 @@ class Doctor:
             example = "ssole doctor photos/ (ssole doctor --help explains the options)"
             raise ConfigError(f"which images? For example: {example}")
         to_stdout = self.json == Path("-")
-        if self.json is not None and not self.json.absolute().parent.is_dir():
-            raise ConfigError(f"there is no folder {self.json.absolute().parent} for {self.json.name}")
+        if self.json is not None and not to_stdout:
+            require_file_to_write(self.json)
         report = examine(
             data_spec(self.data),
             against=data_spec(self.against),

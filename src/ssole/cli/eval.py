@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from ssole import distributed
-from ssole.cli.common import DataWords, Device, OptionalFile, data_spec, run_config, run_data, show
+from ssole.cli.common import (
+    DataWords,
+    Device,
+    OptionalFile,
+    data_spec,
+    require_file_to_write,
+    run_config,
+    run_data,
+    show,
+)
 from ssole.config import ConfigError, PretrainConfig
 from ssole.errors import distinct
 from ssole.evaluation.models import is_run, name_of
@@ -75,6 +84,8 @@ class Eval:
 
         if not self.run:
             raise ConfigError("give a RUN to evaluate, such as a run folder or timm:resnet18")
+        if self.save is not None:
+            require_file_to_write(self.save)
         models = dict(zip(distinct([name_of(one) for one in self.run], self.run), self.run, strict=True))
         alone = len(self.run) == 1 and is_run(self.run[0])
         run = next((Path(one) for one in models.values() if is_run(one)), None)

@@ -40,8 +40,8 @@ class Search:
     """Folder that ssole index wrote; or a run, whose images are indexed the first time."""
     query: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="[QUERY]", help_behavior_hint="")] = None
     """Image to look for: a file, or the id of an image in the index."""
-    k: Annotated[int, tyro.conf.arg(aliases=("-k",), metavar="INT")] = 20
-    """Number of images to find."""
+    k: Annotated[int | None, tyro.conf.arg(aliases=("-k",), metavar="INT", help_behavior_hint="")] = None
+    """Number of images to find; by default 20, or all of a smaller index."""
     duplicates: bool = False
     """Find groups of near duplicates instead: images that the model can hardly tell apart."""
     least: float = NEAR_DUPLICATE
@@ -67,14 +67,16 @@ class Search:
         require_apart(self.out, [*self.data, *([] if self.query is None else [self.query])])
         index = open_index(self.index, data=data_spec(self.data), device=self.device)
         require_apart(self.out, index.data)
+        # an image of the index is not compared with itself
+        k = min(20, max(1, len(index) - (self.query is not None))) if self.k is None else self.k
         if self.duplicates:
             groups = index.duplicates(self.least)
             _print_groups(groups, index)
         elif self.outliers:
-            groups = [index.outliers(self.k)]
+            groups = [index.outliers(k)]
             _print_table(groups[0], f"mean similarity to {min(CROWD, len(index) - 1)} neighbours")
         else:
-            groups = [index.search(self.query, self.k, model=self.model, device=self.device, exact=self.exact)]
+            groups = [index.search(self.query, k, model=self.model, device=self.device, exact=self.exact)]
             _print_table(groups[0], "similarity")
         if groups:
             _draw(self, index, groups, file_format)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from ssole.cli.common import DataWords, Device, FilePath, OptionalFile, data_spec, show
 from ssole.cli.search import IndexPath
@@ -24,8 +27,8 @@ class Select:
 
     index: IndexPath
     """Folder that ssole index wrote; or a run, whose images are indexed the first time."""
-    count: int = 100
-    """Number of images to choose."""
+    count: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
+    """Number of images to choose; by default 100, or all of a smaller index."""
     data: DataWords = ()
     """Images of a run's index, if it has to be made; by default those that the run was trained on."""
     given: OptionalFile = None
@@ -41,7 +44,7 @@ class Select:
         require_new(self.out)
         given = [] if self.given is None else saved_ids(self.given)
         index = open_index(self.index, data=data_spec(self.data), device=self.device)
-        found, worst = index.select(self.count, given=given)
+        found, worst = index.select(min(100, len(index)) if self.count is None else self.count, given=given)
         found.save(self.out)
         show(f"{len(found):,} of {len(index):,} images: {self.out}")
         chosen = "one of them or those given" if given else "one of them"

@@ -46,6 +46,8 @@ def load(name: str | PathLike[str], /, **overrides: Any) -> PretrainConfig:
     if path.suffix not in {".yaml", ".yml"}:
         path = _RECIPES / f"{name}.yaml"
     if not path.is_file():
+        if path == Path(name):
+            raise ConfigError(f"there is no recipe file {path}")
         hint = did_you_mean(path.stem, names := recipe_names())
         raise ConfigError(f"no recipe {str(name)!r}.{hint} Shipped: {', '.join(names)}; or give a .yaml file")
     try:

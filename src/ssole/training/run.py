@@ -141,6 +141,8 @@ def making(path: Path, what: str = "run folder") -> Iterator[None]:
     """Context for making a folder: an `OSError` is a DiskError."""
     try:
         yield
+    except NotADirectoryError as error:
+        raise ConfigError(f"cannot make the {what} {path}: {error.filename} is a file, not a folder") from None
     except OSError as error:
         raise DiskError(f"cannot make the {what} {path}: {error}") from None
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from ssole.errors import printable
-from ssole.progress import duration, error_console
+from ssole.progress import duration, error_console, shows_live
 
 _PLAIN_EVERY = 15.0  # seconds between lines where there is no terminal to draw a bar on
 
@@ -28,7 +28,7 @@ class Screen:
 
         console = error_console()
         self._console, self._total, self._first, self._step = console, total, done, done
-        self._show, self._live = show, show and console.is_terminal
+        self._show, self._live = show, show and shows_live(console)
         left = (TimeRemainingColumn(), TextColumn("left"))
         self._bar = ProgressBar(TextColumn("step"), MofNCompleteColumn(), BarColumn(), *left, console=console)
         self._task = self._bar.add_task("", total=total, completed=done)
