@@ -152,7 +152,7 @@ def test_what_is_refused_leaves_no_folder(given: dict[str, Any], error: type[Exc
 
 
 def test_unknown_recipe_and_data() -> None:
-    with pytest.raises(ConfigError, match=r"there is no recipe file nope\.yaml"):
+    with pytest.raises(ConfigError, match=r"there is no recipe file 'nope\.yaml'"):
         ssole.pretrain(tiny.images(), recipe="nope.yaml")
     with pytest.raises(ConfigError, match=r"no recipe 'cifar-10'\. Did you mean 'cifar10'"):
         ssole.pretrain(tiny.images(), recipe="cifar-10")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 
 import pytest
 import rich.console
@@ -31,6 +32,16 @@ def test_long_work_has_a_bar(terminal: io.StringIO, monkeypatch: pytest.MonkeyPa
     work(7)
     assert "counting sheep" in terminal.getvalue()
     assert "7/7" in terminal.getvalue()
+
+
+def test_output_to_a_pipe_that_was_closed_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    with pytest.raises(BrokenPipeError):
+        progress.output_console().print("table")
 
 
 def test_short_work_has_none(terminal: io.StringIO) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from ssole.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 PATIENCE = 2.0
 """Seconds of work before a bar appears."""
@@ -96,6 +98,28 @@ def spinner(what: str, *, enabled: bool) -> Iterator[None]:
         return
     with console.status(what):
         yield
+
+
+def as_text(table: Table, width: int = 120) -> str:
+    """Text of a table of rich, without colours, as a notebook shows it."""
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    console.print(table)
+    return cast(io.StringIO, console.file).getvalue().rstrip()
+
+
+def output_console() -> Console:
+    """Console on standard output. A pipe that was closed, as by ``| head``, is a BrokenPipeError."""
+    from rich.console import Console
+
+    console = Console()
+
+    def on_broken_pipe() -> None:
+        raise BrokenPipeError
+
+    console.on_broken_pipe = on_broken_pipe  # type: ignore[method-assign]  # rich's own ends the process with 1
+    return console
 
 
 def say(line: str, *, enabled: bool = True) -> None:

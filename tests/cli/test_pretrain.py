@@ -203,7 +203,7 @@ def test_what_cannot_be_resumed_says_why(command: Command) -> None:
     assert "there is no nowhere" in command("pretrain", "--resume", "nowhere").err
     outcome = command("pretrain", "--resume", "photos", "--epochs", "3", "--optim.lr=1")
     assert outcome.code == 2
-    assert "--resume keeps the run's own settings; leave out --epochs, --optim.lr" in outcome.err
+    assert "--resume keeps the run's own settings; leave out --epochs, --optim.lr; ssole extend trains" in outcome.err
 
 
 def test_resuming_a_finished_run_says_so(command: Command) -> None:

@@ -76,4 +76,5 @@ def test_the_table_names_the_best_and_every_failure(tmp_path: Path) -> None:
     assert ", unclear" in text
     assert r"broken failed: RuntimeError: [red]no such \x1bthing" in text
     assert "A note." in text
+    assert "62.0±1.7" in repr(three(tmp_path))
     console.print(comparison(tmp_path).table())  # before anything has finished

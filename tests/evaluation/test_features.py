@@ -145,6 +145,7 @@ def test_embeddings_are_saved_whole(tmp_path: Path) -> None:
     array = np.arange(6, dtype=np.float32).reshape(3, 2)
     names = ["a/ü.png", "b.png", "c.png"]
     kept = Embeddings(array=array, ids=names, labels=np.array([1, -1, 0]), classes=["cat", "dog"])
+    assert repr(kept) == "Embeddings(3 images, 2 features)"
     with np.load(kept.save(tmp_path / "e.npz")) as file:
         assert sorted(file.files) == ["array", "classes", "ids", "labels"]
         assert np.array_equal(file["array"], array)

@@ -28,6 +28,7 @@ def test_results_are_shown_and_saved(tmp_path: Path) -> None:
     text = console.export_text()
     assert "100.0 % ± 0.0" in text
     assert "linear probe" in text
+    assert "linear probe" in repr(result)
     assert "raw pixels (8x8)" in text
     assert Score.over_runs([Score.accuracy(0.5, 100)]).std == pytest.approx(0.05)
 

@@ -19,6 +19,7 @@ from ssole.cli.common import (
 )
 from ssole.config import ConfigError
 from ssole.errors import one_line
+from ssole.progress import output_console
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +65,6 @@ class Compare:
     """Kinds of change since the start to accept. By default, every change is an error that shows it."""
 
     def __call__(self) -> int:
-        from rich.console import Console
-
         from ssole.comparison.compare import compare as run
         from ssole.comparison.compare import resume_comparison
 
@@ -75,7 +74,7 @@ class Compare:
             result = resume_comparison(self.resume, allow_changes=self.allow_changes)
         else:
             result = run(**_arguments(self))
-        Console().print(result.table())
+        output_console().print(result.table())
         show(f"saved: {result.path / 'comparison.json'}")
         return 0 if result.best is not None else 1
 

@@ -27,6 +27,7 @@ from ssole.errors import distinct
 from ssole.evaluation.models import is_run, name_of
 from ssole.evaluation.results import LABEL_FREE, EvaluationResult
 from ssole.evaluation.verdict import assess, last_rise
+from ssole.progress import output_console
 from ssole.training.run import Run
 
 if TYPE_CHECKING:
@@ -77,8 +78,6 @@ class Eval:
     """Standard deviation of each channel, likewise."""
 
     def __call__(self) -> int:
-        from rich.console import Console
-
         from ssole.evaluation.evaluate import evaluate as measure
         from ssole.evaluation.transfer import transfer as measure_transfer
 
@@ -114,7 +113,7 @@ class Eval:
             # figures of another preprocessing than the run's own are not what its folder is to say of it
             saved = _save(result, self, run if alone and not changed else None)
         finally:
-            Console().print(result.table())
+            output_console().print(result.table())
             _print_verdicts(result, {"trained": self.run[0]} if alone else models)
         if saved is not None:
             show(f"saved: {saved}")

@@ -61,10 +61,11 @@ def pretrain(argv: Sequence[str]) -> int:
     args, given = parse_options(argv)
     if args.resume is not None:
         if others := sorted(given - {"--resume", "--data", "--eval-data", "--allow-changes"}):
-            raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(others)}")
+            longer = "; ssole extend trains a finished run for longer" if {"--epochs", "--steps"} & {*others} else ""
+            raise ConfigError(f"--resume keeps the run's own settings; leave out {', '.join(others)}{longer}")
         run = Run(args.resume)
         if run.finished and not distributed.launch().rank:
-            show(f"{run.path} has finished already: there is nothing to resume.")
+            show(f"{run.path} has finished already: there is nothing to resume. ssole extend trains it for longer.")
         data = args.config.data if "--data" in given else None
         eval_data = args.config.eval_data if "--eval-data" in given else None
         print_finished(api.resume(run, data=data, eval_data=eval_data, allow_changes=args.allow_changes))

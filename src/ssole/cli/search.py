@@ -13,6 +13,7 @@ from ssole.config import ConfigError
 from ssole.data.describe import why_not_reopened
 from ssole.errors import printable
 from ssole.files import write_atomically
+from ssole.progress import output_console
 from ssole.search.rows import CROWD, NEAR_DUPLICATE
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ class Search:
 
 
 def _print_table(found: Matches, title: str) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -96,7 +96,7 @@ def _print_table(found: Matches, title: str) -> None:
     for rank, (name, value, label) in enumerate(rows, start=1):
         cells = [Text(printable(name), overflow="fold"), *([Text(printable(label))] if has_labels else [])]
         table.add_row(str(rank), f"{value:.4f}", *cells)
-    Console().print(table)
+    output_console().print(table)
 
 
 def _print_groups(groups: list[Matches], index: Index) -> None:

@@ -30,7 +30,9 @@ def read_experiment(path: Path) -> dict[str, Any]:
     A file that is missing, is no YAML mapping, or has a key that does not exist is a ConfigError.
     """
     if not path.is_file():
-        raise ConfigError(f"there is no experiment {path}: give a YAML file, or --methods")
+        raise ConfigError(
+            f"there is no experiment {path}: give a YAML file, or --methods with commas between them (ssole,simclr)"
+        )
     values = read_mapping(path)
     for key in values:
         if key not in _KEYS:

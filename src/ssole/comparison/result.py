@@ -13,7 +13,7 @@ from ssole.comparison.trial import RANKED_BY, Trial
 from ssole.errors import printable
 from ssole.evaluation.results import METRICS
 from ssole.files import write_json_atomically
-from ssole.progress import data_size
+from ssole.progress import as_text, data_size
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -121,7 +121,7 @@ class ArmResult:
         return statistics.fmean(run.scores[RANKED_BY] for run in whole) if whole else None
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
     """Result of a comparison."""
 
@@ -134,6 +134,9 @@ class Comparison:
     """Names and numbers of the images: `train`, `test`, `search_train`, `validation`."""
     notes: list[str] = field(default_factory=list)
     """What a reader must know: a hold-out split, a search of less than one epoch, missing plots."""
+
+    def __repr__(self) -> str:
+        return as_text(self.table())
 
     @property
     def best(self) -> str | None:

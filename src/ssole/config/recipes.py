@@ -47,7 +47,7 @@ def load(name: str | PathLike[str], /, **overrides: Any) -> PretrainConfig:
         path = _RECIPES / f"{name}.yaml"
     if not path.is_file():
         if path == Path(name):
-            raise ConfigError(f"there is no recipe file {path}")
+            raise ConfigError(f"there is no recipe file {str(name)!r}")
         hint = did_you_mean(path.stem, names := recipe_names())
         raise ConfigError(f"no recipe {str(name)!r}.{hint} Shipped: {', '.join(names)}; or give a .yaml file")
     try:

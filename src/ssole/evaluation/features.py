@@ -214,7 +214,7 @@ def _device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Embeddings:
     """Frozen features of images, one row for each, with their ids and labels."""
 
@@ -232,6 +232,10 @@ class Embeddings:
             raise ValueError(f"an array of shape {self.array.shape} with {len(self.ids)} ids; (N, F) and N are needed")
         if self.labels is not None and self.labels.shape != (len(self.array),):
             raise ValueError(f"labels have shape {self.labels.shape}; ({len(self.array)},) is needed")
+
+    def __repr__(self) -> str:
+        images, features = self.array.shape
+        return f"{type(self).__name__}({images:,} images, {features:,} features)"
 
     def __len__(self) -> int:
         return len(self.array)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssole.errors import printable
 from ssole.files import write_text_atomically
+from ssole.progress import as_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -124,7 +125,7 @@ DECIMALS = {
 """Decimal places of the metrics that are no shares, and are shown as they are."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class EvaluationResult:
     """Result of an evaluation: scores by row (a model or baseline) and by metric, both in the order to show them."""
 
@@ -144,6 +145,9 @@ class EvaluationResult:
     ``converged``, ``iterations`` and ``validation``. Of few-shot accuracy: its ``episodes``. Of RankMe: the number of
     ``features``, for the verdict. Of fine-tuning: the number of ``images`` and the SHA-256 of their ``split``. Of
     robustness: accuracy by corruption and strength."""
+
+    def __repr__(self) -> str:
+        return as_text(self.table())
 
     def table(self) -> Table:
         """Table for ``rich.print``."""

@@ -86,6 +86,9 @@ class Index:
         self.data: Any = self._description.get("data")
         self.channels: int | None = self._description.get("channels")
 
+    def __repr__(self) -> str:
+        return f"Index({str(self.path)!r}: {len(self):,} images, {self.features.shape[1]:,} features)"
+
     def __len__(self) -> int:
         return len(self.features)
 
