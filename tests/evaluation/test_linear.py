@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ssole.evaluation import linear
 from ssole.evaluation.datasets import stratified_split
 from ssole.evaluation.linear import LinearProbe, linear_probe
 
@@ -57,8 +58,9 @@ def test_classes_that_can_be_told_apart_are_fitted_to_the_minimum() -> None:
     assert torch.equal(probe.scores(x).argmax(1), exact.scores(x).argmax(1))
 
 
-def test_the_gradient_of_the_plain_objective_vanishes() -> None:
-    x, y = problem()
+@pytest.mark.parametrize(("n", "f"), [(600, 10), (20, 50)])
+def test_the_gradient_of_the_plain_objective_vanishes(n: int, f: int) -> None:
+    x, y = problem(n, f)
     probe = linear_probe(x, y, c=0.1, tolerance=1e-9)
     mean, std = x.mean(0), x.std(0, correction=0)
     weight = (probe.weight * std).requires_grad_()
@@ -69,6 +71,55 @@ def test_the_gradient_of_the_plain_objective_vanishes() -> None:
     assert weight.grad is not None
     assert bias.grad is not None
     assert max(weight.grad.abs().max(), bias.grad.abs().max()) < 1e-8
+
+
+def all_axes(standard: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    variance, axes = torch.linalg.eigh((standard.T @ standard).double() / len(standard))
+    return variance, axes
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance", "c", "atol"),
+    [
+        (torch.float64, 1e-8, 1e-3, 1e-10),
+        (torch.float64, 1e-8, 1.0, 1e-8),
+        (torch.float64, 1e-8, 100.0, 1e-5),
+        (torch.float32, 1e-4, 1.0, 1e-4),
+    ],
+)
+@pytest.mark.parametrize(("n", "f", "distinct"), [(30, 50, 30), (30, 30, 30), (29, 30, 29), (30, 50, 10)])
+def test_fewer_images_than_features_come_to_the_same_fit(
+    n: int,
+    f: int,
+    distinct: int,
+    dtype: torch.dtype,
+    tolerance: float,
+    c: float,
+    atol: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, y = problem(n, f)
+    x[:, 0] = 3.0  # a constant feature
+    x = x[torch.arange(n) % distinct].to(dtype)  # repeated images lower the rank
+    probe = linear_probe(x, y, c=c, tolerance=tolerance)
+    monkeypatch.setattr(linear, "_principal_axes", all_axes)
+    reference = linear_probe(x, y, c=c, tolerance=tolerance)
+    assert probe.converged
+    assert reference.converged
+    for images in (x, x + torch.randn(n, f) * x.std(0)):
+        np.testing.assert_allclose(probe.scores(images).numpy(), reference.scores(images).numpy(), rtol=0, atol=atol)
+
+
+def test_no_decomposition_is_larger_than_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, plain = [], torch.linalg.eigh
+
+    def eigh(matrix: torch.Tensor) -> Any:
+        shapes.append(tuple(matrix.shape))
+        return plain(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", eigh)
+    linear_probe(*problem(30, 50), c=1.0)
+    assert shapes == [(30, 30)]
 
 
 def test_float32_comes_to_the_same_probabilities() -> None:

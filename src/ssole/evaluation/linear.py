@@ -9,7 +9,7 @@ The objective is convex, so it has one minimum, and L-BFGS finds it. Features of
 which costs plain L-BFGS hundreds of steps. So the solver uses coordinates in which the objective is nearly round: the
 principal axes of x, each divided by the square root of an estimate of the curvature along it. The minimum is the same.
 
-Shape suffixes: N images, F features, C classes.
+Shape suffixes: N images, F features, C classes, K principal axes: the smaller of N and F.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def _validate(
 class _Logistic:
     """Objective of the probe on some images, and its current solution.
 
-    ``solution_GC`` (F + 1, C) holds the weights in principal axes; the last row is the bias.
+    ``solution_GC`` (K + 1, C) holds the weights in principal axes; the last row is the bias.
     """
 
     def __init__(self, features_NF: Tensor, labels_N: Tensor) -> None:
@@ -131,14 +131,14 @@ class _Logistic:
         with exact_float32(features_NF.device):
             self.mean_F, self.std_F = feature_moments(features_NF)
             standard_NF = (features_NF - self.mean_F.to(features_NF.dtype)) / self.std_F.to(features_NF.dtype)
-            variance_F, self.axes_FF = torch.linalg.eigh((standard_NF.T @ standard_NF).double() / len(labels_N))
-            self.inputs_NF = standard_NF @ self.axes_FF.to(standard_NF.dtype)
+            variance_K, self.axes_FK = _principal_axes(standard_NF)
+            self.inputs_NK = standard_NF @ self.axes_FK.to(standard_NF.dtype)
         self.labels_N1 = labels_N[:, None]
-        self.variance_G = torch.cat([variance_F.clamp_min(0), variance_F.new_ones(1)])  # 1: the bias's constant input
+        self.variance_G = torch.cat([variance_K.clamp_min(0), variance_K.new_ones(1)])  # 1: the bias's constant input
         self.classes = int(labels_N.max()) + 1
         # Columns are padded to a multiple of 16: products of so few columns then run 2 to 4 times as fast.
         self.padded = -(-self.classes // 16) * 16
-        self.solution_GC = variance_F.new_zeros(len(self.variance_G), self.classes)
+        self.solution_GC = variance_K.new_zeros(len(self.variance_G), self.classes)
         self.converged = False
 
     def solve(self, c: float, tolerance: float, max_iterations: int) -> int:
@@ -192,7 +192,7 @@ class _Logistic:
 
     def classifier(self) -> tuple[Tensor, Tensor]:
         """Weights (C, F) and biases (C,) for features as they are, float64."""
-        weight_CF = (self.axes_FF @ self.solution_GC[:-1]).T / self.std_F
+        weight_CF = (self.axes_FK @ self.solution_GC[:-1]).T / self.std_F
         return weight_CF, self.solution_GC[-1] - weight_CF @ self.mean_F
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
@@ -200,22 +200,38 @@ class _Logistic:
         return int((_logits(features, *self.classifier()).argmax(1) == labels).sum()) / len(labels)
 
     def _forward(self, weight_GC: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy (float64 scalar) and class probabilities (N, C) of weights (F + 1, C)."""
+        """Mean cross-entropy (float64 scalar) and class probabilities (N, C) of weights (K + 1, C)."""
         with exact_float32(weight_GC.device):
-            padded_GP = F.pad(weight_GC, (0, self.padded - self.classes)).to(self.inputs_NF.dtype)
-            logits_NC = torch.addmm(padded_GP[-1], self.inputs_NF, padded_GP[:-1])[:, : self.classes]
+            padded_GP = F.pad(weight_GC, (0, self.padded - self.classes)).to(self.inputs_NK.dtype)
+            logits_NC = torch.addmm(padded_GP[-1], self.inputs_NK, padded_GP[:-1])[:, : self.classes]
             log_NC = logits_NC.log_softmax(1)
             return -log_NC.gather(1, self.labels_N1).mean(dtype=torch.float64), log_NC.exp_()
 
     def _loss(self, weight_GC: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean cross-entropy, and its gradient (F + 1, C), both float64."""
+        """Mean cross-entropy, and its gradient (K + 1, C), both float64."""
         loss, residual_NC = self._forward(weight_GC)
         residual_NC.scatter_add_(1, self.labels_N1, residual_NC.new_full((1, 1), -1.0).expand_as(self.labels_N1))
         with exact_float32(weight_GC.device):
             padded_NP = F.pad(residual_NC, (0, self.padded - self.classes))
-            gradient_FC = (padded_NP.T @ self.inputs_NF)[: self.classes].T
-        gradient_GC = torch.cat([gradient_FC.double(), residual_NC.sum(0, dtype=torch.float64)[None]])
+            gradient_KC = (padded_NP.T @ self.inputs_NK)[: self.classes].T
+        gradient_GC = torch.cat([gradient_KC.double(), residual_NC.sum(0, dtype=torch.float64)[None]])
         return loss, gradient_GC / len(residual_NC)
+
+
+def _principal_axes(standard_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """Variances (K,) along the principal axes (F, K) of standardised features, both float64.
+
+    With fewer images than features, the axes span the images alone. The weights at the minimum lie in that span:
+    a part outside of it changes no logit and adds to the penalty.
+    """
+    images, features = standard_NF.shape
+    if images >= features:
+        variance_F, axes_FF = torch.linalg.eigh((standard_NF.T @ standard_NF).double() / images)
+        return variance_F, axes_FF
+    # With X^T = Q R, the covariance is Q (R R^T / N) Q^T. Q is orthonormal whatever the rank of X.
+    basis_FN, triangle_NN = torch.linalg.qr(standard_NF.T.double())
+    variance_N, rotation_NN = torch.linalg.eigh(triangle_NN @ triangle_NN.T / images)
+    return variance_N, basis_FN @ rotation_NN
 
 
 def _logits(features_NF: Tensor, weight_CF: Tensor, bias_C: Tensor) -> Tensor:
