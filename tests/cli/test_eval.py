@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 import ssole
 import tiny
+from ssole.evaluation.label_free import label_free_figures
 from ssole.evaluation.models import name_of
 from ssole.evaluation.results import EvaluationResult
 
@@ -42,6 +43,21 @@ def test_protocols_are_named_with_commas_or_spaces(trained: Command) -> None:
         assert "retrieval, mAP" in outcome.out
         assert "5-shot" in outcome.out
         assert "kNN" not in outcome.out
+
+
+def test_the_verdict_knows_the_number_of_images(trained: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two steps leave features that are nearly equal; those below vary in as many directions as there are images.
+    features = torch.eye(2, 16)
+    monkeypatch.setattr(
+        "ssole.evaluation.protocols.label_free_figures", lambda _, views: label_free_figures(features, views)
+    )
+    tiny.write_folder(Path("few"), 2, classes=(".",))
+    outcome = trained("eval", "run", "--data", "few")
+    assert outcome.code == 0, outcome.err
+    said = (
+        "verdict on run: no verdict: the figures are of 2 images, and RankMe cannot exceed their number; give at least"
+    )
+    assert said in " ".join(outcome.out.split())
 
 
 def test_eval_of_a_run_whose_images_are_gone(trained: Command) -> None:

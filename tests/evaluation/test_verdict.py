@@ -74,7 +74,7 @@ def test_the_documentation_has_the_figures_of_the_experiment(fitted: dict[str, A
     ],
 )
 def test_states(change: dict[str, float], rise: float, state: str, words: str) -> None:
-    verdict = assess({**GOOD, **change}, 128, rise)
+    verdict = assess({**GOOD, **change}, 128, 4000, rise)
     assert verdict is not None
     assert verdict.state == state
     assert verdict.sentence.startswith(f"{state}: {words}")
@@ -91,17 +91,36 @@ def test_features_that_are_what_the_words_say() -> None:
     equal = torch.ones(500, 128) + 1e-3 * noise
     states = []
     for features in (noise, few, equal, torch.ones(500, 128)):
-        verdict = assess(label_free_figures(features), 128)
+        verdict = assess(label_free_figures(features), 128, len(features))
         assert verdict is not None
         states.append(verdict.state)
     assert states == ["healthy", "dimension-starved", "collapsed", "collapsed"]
 
 
 def test_narrow_networks_are_judged_by_their_width_and_no_figures_by_nothing() -> None:
-    narrow = assess({"rankme": 12.0, "uniformity": -2.0}, 16)
+    narrow = assess({"rankme": 12.0, "uniformity": -2.0}, 16, 4000)
     assert narrow is not None
     assert narrow.state == "healthy"
-    assert assess({}, 128) is None
+    assert assess({}, 128, 4000) is None
+
+
+@pytest.mark.parametrize(("width", "least"), [(128, 41), (512, 41), (16, 6)])
+def test_no_verdict_of_fewer_images_than_the_limit_on_rankme(width: int, least: int) -> None:
+    for images in (1, 2, 3, least - 1, least):
+        best = torch.eye(images, width)  # RankMe is the number of images
+        verdict = assess(label_free_figures(best), width, images)
+        assert verdict is not None
+        assert verdict.state == ("healthy" if images == least else "no verdict")
+        if images < least:
+            plural = "image" if images == 1 else "images"
+            said = f"no verdict: the figures are of {images} {plural}, and RankMe cannot exceed their number"
+            assert verdict.sentence == f"{said}; give at least {least}."
+
+
+def test_few_images_show_a_collapse_all_the_same() -> None:
+    verdict = assess(label_free_figures(torch.ones(5, 128)), 128, 5)
+    assert verdict is not None
+    assert verdict.state == "collapsed"
 
 
 def test_the_last_rise_of_accuracy() -> None:

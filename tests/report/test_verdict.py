@@ -90,5 +90,6 @@ def test_features_are_judged_without_labels_too(record: Record) -> None:
         verdict = assess(record, sample_of(features))
         assert verdict.level == "bad"
         assert words in verdict.sentence
+    assert assess(record, sample_of(good[:5])).label_free.startswith("no verdict: the figures are of 5 images")
     measured = evaluated(record, 0.8, 0.5)  # an accuracy counts for more, but not that of equal features
     assert [assess(measured, sample_of(features)).level for features in (good, near, equal)] == ["good", "good", "bad"]

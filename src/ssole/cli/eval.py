@@ -139,7 +139,7 @@ def _print_verdicts(result: EvaluationResult, models: Mapping[str, str]) -> None
         if figures:
             width = result.details[row]["rankme"][0]["features"]
             rise = last_rise(Run(Path(model)).metrics) if Path(model).is_dir() else 0.0
-            verdict = assess(figures, width, rise)
+            verdict = assess(figures, width, result.rows[row]["rankme"].n, rise)
             assert verdict is not None  # there is RankMe
             show(f"verdict on {name_of(model)}: {verdict.sentence}")
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from ssole.evaluation.results import DECIMALS, METRICS
 
-State = Literal["collapsed", "dimension-starved", "still improving", "healthy"]
+State = Literal["collapsed", "dimension-starved", "still improving", "healthy", "no verdict"]
 
 COMPARED = 88
 """Number of runs behind `CORRELATION`: those of data sets and run lengths that have ten runs or more."""
@@ -51,12 +51,14 @@ class Verdict:
     state: State
     reason: str
     figure: str | None
-    """Name of the figure that decided, in `METRICS`; None for the curve of accuracy."""
+    """Name of the figure that decided, in `METRICS`; None for the curve of accuracy and for no verdict."""
 
     @property
     def sentence(self) -> str:
         """The verdict as shown, with the correlation that says how far to trust it."""
         text = f"{self.state}: {self.reason}"
+        if self.state == "no verdict":
+            return f"{text}."
         if self.figure is None:
             against = f"this rise with the gain from four times as many steps, in {RISES} small runs"
             return f"{text} (rank correlation of {against}: {RISE_CORRELATION:+.2f})."
@@ -64,30 +66,37 @@ class Verdict:
         return f"{text} (rank correlation of {METRICS[self.figure]} with kNN in {COMPARED} small runs: {trust:+.2f})."
 
 
-def assess(figures: Mapping[str, float], width: int, rise: float = 0.0) -> Verdict | None:
+def assess(figures: Mapping[str, float], width: int, images: int, rise: float = 0.0) -> Verdict | None:
     """Verdict from label-free figures and, of a run that measured it, the last rise of its accuracy.
 
     The first of these that applies:
 
     - collapsed: uniformity near 0, or an effective rank of the centred features below 2.
+    - no verdict: fewer images than the limit on RankMe, which cannot exceed their number.
     - dimension-starved: a low RankMe.
     - still improving: kNN accuracy rose by more than `IMPROVING_RISE` over the last fifth of training.
     - healthy: none of these.
 
     ``figures`` are by name, as in :func:`ssole.evaluation.label_free.label_free_figures`, ``width`` is the number of
-    features, and ``rise`` that of :func:`last_rise`. None without RankMe, unless the features have collapsed.
+    features, ``images`` that of the images behind the figures, and ``rise`` that of :func:`last_rise`. The effective
+    rank of centred features is at most one less than ``images``, and counts only where it can exceed its limit. None
+    without RankMe, unless the features have collapsed.
     """
 
     def by(name: str, state: State, words: str) -> Verdict:
         return Verdict(state, f"{METRICS[name]} is {figures[name]:.{DECIMALS[name]}f}: {words}", name)
 
-    if figures.get("centred_effective_rank", math.inf) < COLLAPSED_RANK:
+    if images - 1 > COLLAPSED_RANK and figures.get("centred_effective_rank", math.inf) < COLLAPSED_RANK:
         return by("centred_effective_rank", "collapsed", "all images look nearly the same to the network")
     if figures.get("uniformity", -math.inf) > COLLAPSED_UNIFORMITY:
         return by("uniformity", "collapsed", "all features point in nearly one direction")
     if "rankme" not in figures:
         return None
-    if figures["rankme"] < STARVED_RANKME * min(1, width / _FEATURES):
+    starved = STARVED_RANKME * min(1, width / _FEATURES)
+    if images < starved:
+        few = f"the figures are of {images} image{'s' * (images > 1)}, and RankMe cannot exceed their number"
+        return Verdict("no verdict", f"{few}; give at least {math.ceil(starved)}", None)
+    if figures["rankme"] < starved:
         return by("rankme", "dimension-starved", f"the {width} features vary in few directions")
     if rise > IMPROVING_RISE:
         reason = f"kNN accuracy rose by {100 * rise:.1f} points over the last fifth of training, so longer may help"

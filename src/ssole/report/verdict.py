@@ -58,7 +58,7 @@ def assess(record: Record, sample: RunSample | None, broken: str = "") -> Verdic
         return Verdict("bad", f"It did not work: {broken}.", figures)
     state, rise = None, unlabelled.last_rise(record.metrics)
     if sample is not None:
-        state = unlabelled.assess(measured, sample.train.after.shape[1], rise)
+        state = unlabelled.assess(measured, sample.train.after.shape[1], len(sample.train.after), rise)
     said = "" if state is None else state.sentence
     if state is not None and state.state == "collapsed" and (compared is None or state.figure == _RANK):
         return Verdict("bad", f"{said[0].upper()}{said[1:]}", figures)
