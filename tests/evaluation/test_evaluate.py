@@ -183,6 +183,9 @@ def test_images_are_as_unreadable_as_the_run_allows(tmp_path: Path) -> None:
         assert len(ssole.embed(run, data, progress=False).array) == 57
     build_index(run, data, tmp_path / "index", progress=False)
     assert evaluate_quietly(run, data).rows["trained"]["knn20"].n > 8
+    loaded = ssole.load(run)
+    assert len(ssole.embed(loaded, data, progress=False).array) == 57
+    assert next(iter(evaluate_quietly(loaded, data).rows.values()))["knn20"].n > 8
     strict = tiny.start(tmp_path / "strict", steps=1)
     with pytest.raises(DataError, match="cannot be read"):
         ssole.embed(strict, data, progress=False)

@@ -59,6 +59,16 @@ def test_the_same_images_every_time(run: Run) -> None:
     ]
 
 
+def test_images_are_as_unreadable_as_the_run_allows(tmp_path: Path) -> None:
+    data = tiny.write_folder(tmp_path / "images", 50)
+    for name in ("cat/000", "cat/002", "dog/001", "dog/003", "cat/004"):
+        (data / f"{name}.png").write_bytes(b"damaged")
+    run = tiny.start(tmp_path / "run", data=str(data), steps=1, max_unreadable=0.1)
+    for limit in (20, 50):  # the smaller sample may have a larger share of them, by chance
+        sample, reason = opened(run, limit=limit)
+        assert sample is not None, reason
+
+
 def test_unreadable_images_are_left_out(tmp_path: Path) -> None:
     data = tiny.write_folder(tmp_path / "images", 40)
     run = tiny.start(tmp_path / "run", data=str(data), steps=1)

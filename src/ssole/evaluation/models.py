@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig
-from ssole.config import load as load_config
 from ssole.errors import one_line
-from ssole.models.load import described, load
+from ssole.models.load import LoadedBackbone, described, load, max_unreadable
 from ssole.models.timm_registry import register_with_timm
 from ssole.models.weights_file import SUFFIXES, classifier_prefixes, load_whole, read_weights
 from ssole.runtime import out_of_memory_reason
@@ -78,13 +77,13 @@ def is_run(given: Any) -> bool:
 
 
 def most_unreadable(models: Iterable[Any]) -> float:
-    """Largest share of unreadable images that runs among some models were trained with; of others, the default."""
+    """Largest share of unreadable images that runs, loaded or not, were trained with; of other models, the default."""
     shares = [PretrainConfig.max_unreadable]
-    for one in filter(is_run, models):
-        path = Path(getattr(one, "path", one))
-        settings = (path if path.is_dir() else path.parent) / "config.yaml"
-        if settings.is_file():  # unlike beside a weight file alone
-            shares.append(load_config(settings).max_unreadable)
+    for one in models:
+        if isinstance(one, LoadedBackbone):
+            shares.append(one.max_unreadable)
+        elif is_run(one):
+            shares.append(max_unreadable(one))
     return max(shares)
 
 

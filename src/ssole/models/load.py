@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig, from_dict, to_dict
+from ssole.config import load as load_config
 from ssole.errors import one_line, quoted
 from ssole.files import parse_json
 from ssole.models.backbone import create_backbone, feature_dim, seeded_weights
@@ -32,6 +34,7 @@ class LoadedBackbone(nn.Module):
         channels: of images kept at full depth, or None for red, green and blue.
         mean, std: of each channel, for images in [0, 1].
         config: the description in the weight file, with the run's model settings and seed.
+        max_unreadable: share of unreadable images that the run was trained with; the default of a weight file alone.
     """
 
     def __init__(self, backbone: nn.Module, config: dict[str, Any]) -> None:
@@ -42,6 +45,7 @@ class LoadedBackbone(nn.Module):
         self.mean: tuple[float, ...] = tuple(config["mean"])
         self.std: tuple[float, ...] = tuple(config["std"])
         self.config = config
+        self.max_unreadable = PretrainConfig.max_unreadable
 
     @property
     def num_features(self) -> int:
@@ -88,6 +92,7 @@ def load(run: str | PathLike[str] | Any, *, backbone: nn.Module | None = None) -
     except (RuntimeError, ValueError) as error:
         what = f"the weights in {path} are not of the network that its header describes"
         raise ConfigError(f"{what}: {one_line(error)}") from None
+    model.max_unreadable = max_unreadable(run)
     return model
 
 
@@ -100,6 +105,19 @@ def untrained(run: str | PathLike[str] | Any) -> LoadedBackbone:
     # Weights are consecutive draws: `create_encoder` also makes the backbone first.
     with seeded_weights(description["seed"]):
         return _create(description)
+
+
+def max_unreadable(run: str | PathLike[str] | Any) -> float:
+    """Share of unreadable images that a run was trained with; the default where no run's config is beside the weights.
+
+    `run` is as for :func:`load`.
+    """
+    path = Path(getattr(run, "path", run))
+    settings = (path if path.is_dir() else path.parent) / "config.yaml"
+    if settings.is_file():  # unlike beside a weight file alone
+        with suppress(ConfigError):  # another program's config, which is no reason not to load the weights
+            return load_config(settings).max_unreadable
+    return PretrainConfig.max_unreadable
 
 
 def _create(description: dict[str, Any], module: nn.Module | None = None) -> LoadedBackbone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -120,7 +121,8 @@ def _open(record: Record, data: Any, limit: int, device: torch.device, progress:
     trained, start = load(record.path), untrained(record.path)
     both, preprocessing = _SideBySide([trained, start]), Preprocessing.from_model(trained)
     whole = open_source(data, split="train")
-    found = _open_data(whole, data, preprocessing, limit, progress)
+    most = record.config.max_unreadable
+    found = _open_data(whole, data, preprocessing, limit, progress=progress, max_unreadable=_by_chance(most, limit))
 
     def part(subset: Subset) -> Part:
         features = extract(both, subset, preprocessing, device=device, progress=progress)
@@ -138,7 +140,12 @@ def _open(record: Record, data: Any, limit: int, device: torch.device, progress:
     )
 
 
-def _open_data(whole: Source, data: Any, preprocessing: Preprocessing, limit: int, progress: bool) -> EvaluationData:
+def _by_chance(share: float, images: int) -> float:
+    """Share of unreadable images that a random sample may have where `share` of all images may be unreadable."""
+    return min(1.0, share + 3 * math.sqrt(share / images))  # three standard deviations more
+
+
+def _open_data(whole: Source, data: Any, preprocessing: Preprocessing, limit: int, **options: Any) -> EvaluationData:
     source = _some(whole, limit)
     tests = None
     if whole.labels is not None and (whole.labels >= 0).any():
@@ -149,12 +156,12 @@ def _open_data(whole: Source, data: Any, preprocessing: Preprocessing, limit: in
             train_labels, test_labels, _ = shared_labels(source, tests)
             known = np.flatnonzero((test_labels < 0) | np.isin(test_labels, train_labels))
             tests = SubsetSource(tests, known) if len(known) else None
-        return open_data(source, tests, preprocessing, seed=0, progress=progress)
+        return open_data(source, tests, preprocessing, seed=0, **options)
     except ValueError:  # one class alone, classes of which the sample has no image, ...: show it without labels
         if source.labels is None:
             raise
         source.labels = None
-        return open_data(source, None, preprocessing, seed=0, progress=progress)
+        return open_data(source, None, preprocessing, seed=0, **options)
 
 
 def _some(source: Source, limit: int) -> SubsetSource:
