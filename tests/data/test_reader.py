@@ -68,7 +68,8 @@ def test_too_many_are_an_error_that_names_the_first() -> None:
     assert found.read(2) is None
     said = (
         r"^3 of the 6 images in listed cannot be read, and at most 2 may be\. Repair or remove them "
-        r"\(ssole doctor lists all\) or set max_unreadable, the share that may be\. The first of them:"
+        r"\(ssole doctor DATA lists all\)\. Only training can be told to allow a larger share "
+        r"\(--max-unreadable, in Python max_unreadable\)\. The first of them:"
     )
     with pytest.raises(DataError, match=rf"{said}\n  item 0: .*\n  item 2: .*\n  item 5: [^\n]*$") as raised:
         found.read(0)

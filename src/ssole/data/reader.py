@@ -88,6 +88,7 @@ class Reader:
         first = "".join(f"\n  {name}: {reason}" for _, name, reason in self.unreadable()[:5])
         return DataError(
             f"{len(self.reasons)} of the {len(self.source)} images in {self.source.name} cannot be read, and at most "
-            f"{min(self._allowed, len(self.source) - 1)} may be. Repair or remove them (ssole doctor lists all) "
-            f"or set max_unreadable, the share that may be. The first of them:{first}"
+            f"{min(self._allowed, len(self.source) - 1)} may be. Repair or remove them (ssole doctor DATA lists "
+            "all). Only training can be told to allow a larger share (--max-unreadable, in Python max_unreadable). "
+            f"The first of them:{first}"
         )
