@@ -87,6 +87,20 @@ def test_nothing_but_broken_files(tmp_path: Path) -> None:
     assert json.loads(report.to_json()).keys() == KEYS
 
 
+def test_the_suggested_command_allows_the_unreadable_images(tmp_path: Path) -> None:
+    data = tiny.write_folder(tmp_path / "images", 60)
+    commands = []
+    for name in ("cat/000", "cat/002", "dog/001"):
+        (data / f"{name}.png").write_bytes(b"damaged")
+        report = report_on(data)
+        assert report.suggestion is not None
+        commands.append(report.suggestion.command)
+    assert "--max-unreadable" not in commands[0]  # one is allowed anyway
+    assert "--max-unreadable 0.05" in commands[2]
+    (finding,) = [one for one in report.findings if one.topic == "unreadable"]
+    assert "--max-unreadable 0.05" in finding.advice
+
+
 def test_arrays_and_sources_are_examined(pictures: list[NDArray[np.uint8]]) -> None:
     labels = np.array([0, 1] * 6)
     report = report_on(ArraySource(np.stack(pictures), labels, name="mine"))

@@ -21,6 +21,7 @@ from ssole.doctor.findings import (
     check_readable,
     check_recipe,
     check_statistics,
+    share_to_allow,
 )
 from ssole.doctor.report import SecondSet
 from ssole.doctor.scan import ChannelStatistics, Rate, Unreadable
@@ -60,6 +61,16 @@ def test_the_recipes_own_limit_of_unreadable_images_counts() -> None:
     found = check_readable(1000, 1000, unreadable, max_unreadable=0.045)
     assert found.level == "stop"
     assert "more than 4.5 %" in found.advice
+    assert found.advice.endswith("or allow them: --max-unreadable 0.05")
+    assert "--max" not in check_readable(50, 50, unreadable, max_unreadable=0.01).advice  # not one image is left
+
+
+@pytest.mark.parametrize(("broken", "images"), [(6, 315), (7, 100), (29, 100), (57, 100), (99, 100), (3, 30)])
+def test_the_share_that_is_advised_suffices(broken: int, images: int) -> None:
+    unreadable = [Unreadable(i, f"{i}", "damaged") for i in range(broken)]
+    share = share_to_allow(broken, images, 0)
+    assert check_readable(images, images, unreadable, max_unreadable=share).level == "look"
+    assert broken / images <= share < broken / images + 0.011
 
 
 def test_the_store_of_images_has_the_same_limit_by_default() -> None:

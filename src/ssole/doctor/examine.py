@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from ssole.doctor.findings import (
     check_readable,
     check_recipe,
     check_statistics,
+    share_to_allow,
 )
 from ssole.doctor.report import Finding, Report, SecondSet
 from ssole.doctor.scan import Readable, Sample, draw_sample, scan, view_rate
@@ -77,7 +79,9 @@ def examine(
     if report.contents is None:
         return report
     with spinner("measuring decoding, views and training steps", enabled=progress):
-        suggestion = suggest(data, report.contents, len(source), device, channels=channels, memory=free_memory(device))
+        how: dict[str, Any] = {"channels": channels, "memory": free_memory(device)}
+        how["max_unreadable"] = share_to_allow(len(report.unreadable), report.examined, PretrainConfig.max_unreadable)
+        suggestion = suggest(data, report.contents, len(source), device, **how)
         config = config or suggestion.config
         sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
         report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)

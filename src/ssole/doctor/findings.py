@@ -24,11 +24,21 @@ def check_readable(images: int, examined: int, unreadable: Sequence[Unreadable],
         which = "all images" if examined == images else f"all {examined:,} images examined"
         return Finding("ok", "unreadable", f"{which} can be read")
     text = f"cannot be read: {_share(count, examined)}"
-    if count > math.ceil(max_unreadable * examined) or count == examined:
+    share = share_to_allow(count, examined, max_unreadable)
+    if share > max_unreadable or count == examined:
         advice = f"training stops if more than {100 * max_unreadable:g} % cannot be read: repair or remove them first"
+        if count < examined:
+            advice += f", or allow them: --max-unreadable {share:g}"
         return Finding("stop", "unreadable", text, advice)
     advice = "training leaves them out and continues; repair them if you need them"
     return Finding("look", "unreadable", text, advice)
+
+
+def share_to_allow(unreadable: int, examined: int, allowed: float) -> float:
+    """Share of unreadable images that training must allow: the one that it allows, or else one in whole percents."""
+    if unreadable <= math.ceil(allowed * examined):
+        return allowed
+    return math.ceil(100 * unreadable / examined) / 100
 
 
 def check_duplicates(exact: Sequence[Copies], near: Sequence[Copies], images: int, examined: int) -> Iterator[Finding]:

@@ -79,6 +79,7 @@ def suggest(
     budget: Budgeted | None = None,
     channels: int | None = None,
     memory: float = math.inf,
+    max_unreadable: float = PretrainConfig.max_unreadable,
 ) -> Suggestion:
     """Suggestion by the shorter side of the images, their number, the device and, if there is one, the budget.
 
@@ -87,13 +88,17 @@ def suggest(
     image has four views. Where memory lacks it has fewer, and then batches are smaller.
 
     `data` are as the user gave them, for the command; `channels` are those of images that are not photographs; and
-    `memory` are the bytes that are free on the device.
+    `memory` are the bytes that are free on the device. `max_unreadable` is the share of unreadable images that must be
+    allowed.
     """
     side = contents.shorter_side.median
     reasons = [f"the images are {'small' if side <= SMALL_IMAGE else 'large'} (median shorter side {side} px)"]
     shared = channel_overrides(channels)
     if "preset" in shared:
         reasons.append(f"preset {shared['preset']}: {channels} channels, none of which is known to be a colour")
+    if max_unreadable > PretrainConfig.max_unreadable:
+        shared["max_unreadable"] = max_unreadable
+        reasons.append(f"up to {100 * max_unreadable:g} % of the images may be unreadable, so that training begins")
     ladder = _ladder(side, images, device)
     if isinstance(data, str) and data == "digits-m":
         choice = Suggestion(recipe="digits-m", reasons=["it is made for these images"], overrides=shared)
