@@ -13,7 +13,7 @@ from image_files import ids, png, special_files, tree, value
 from PIL import Image
 
 from ssole.data.base import Source
-from ssole.data.folder import FolderSource, ListSource, image_suffixes
+from ssole.data.folder import FolderSource, ListSource, image_suffixes, unread_images
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
@@ -29,6 +29,14 @@ def test_folder_is_recursive_sorted_and_counts_what_it_leaves(tmp_path):
     assert source.hidden == 2
     assert source.labels is None
     assert source.name == tmp_path.name
+
+
+def test_files_of_formats_that_are_not_read_are_noted(monkeypatch):
+    ignored = {".heic": 60, ".nef": 2, ".txt": 9, ".png": 1}
+    assert unread_images(ignored).startswith("not read, though they look like images: 60 .heic, 2 .nef (")
+    assert unread_images({".txt": 9, "": 1}) == ""
+    monkeypatch.setattr("ssole.data.folder.image_suffixes", lambda: frozenset({".heic", ".png"}))  # a plugin reads them
+    assert unread_images({".heic": 60}) == ""
 
 
 def test_labels_from_first_level_folders(tmp_path):

@@ -423,3 +423,13 @@ def test_an_evaluator_that_looks_at_the_backbone_changes_nothing(tmp_path: Path)
     plain, looked_at = tiny.start(tmp_path / "plain"), tiny.start(tmp_path / "looked at", evaluators={2: looking})
     assert looked_at.backbone_path.read_bytes() == plain.backbone_path.read_bytes()
     assert sum("mean" in row for row in looked_at.metrics) == tiny.STEPS // 2
+
+
+def test_files_that_look_like_images_and_are_not_read_are_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.write_folder(tmp_path / "images", 20)
+    for number in range(3):
+        (data / "cat" / f"{number}.HEIC").write_bytes(b"no image")
+    api.start(tiny.config(data=str(data), steps=1), tmp_path / "run", api.Given(progress=True))
+    assert "not read, though they look like images: 3 .heic (" in capsys.readouterr().err

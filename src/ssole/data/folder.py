@@ -25,6 +25,8 @@ from ssole.errors import DataError, listed, without_secrets
 _NOT_PHOTOS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 SPECIAL = "pipe, socket or device"
 """Key of special files in `Source.ignored`."""
+_CAMERA_FILES = {".dng", ".cr2", ".cr3", ".crw", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw"}
+_OTHER_IMAGES = {".heic", ".heif", ".hif", ".avif", ".jxl"} | _CAMERA_FILES
 
 _TABLES = {".csv": ",", ".tsv": "\t"}
 LIST_SUFFIXES = (".txt", *_TABLES)
@@ -154,6 +156,14 @@ def image_suffixes() -> frozenset[str]:
 def suffix_counts(ignored: Mapping[str, int]) -> str:
     """Most frequent suffixes in words, with the number of files of each."""
     return ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in Counter(ignored).most_common(8))
+
+
+def unread_images(ignored: Mapping[str, int]) -> str:
+    """Note on ignored files whose suffixes are of image formats that Pillow does not open; empty if there are none."""
+    others = {suffix: count for suffix, count in ignored.items() if suffix in _OTHER_IMAGES - image_suffixes()}
+    if not others:
+        return ""
+    return f"not read, though they look like images: {suffix_counts(others)} (to use them, convert them to JPEG or PNG)"
 
 
 def find_files(folder: Path, suffixes: Set[str]) -> tuple[list[str], Counter[str], int]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError, from_dict, to_dict
+from ssole.data.folder import unread_images
 from ssole.data.store import ImageStore
 from ssole.distributed import Stopping
 from ssole.errors import DataError, quoted
@@ -99,6 +100,8 @@ def train(
     stopping = stop_signal(monitor.screen.show_stopping)
     # the saver within the handler of signals: it waits for the last checkpoint, which a second signal must not cut
     with torch_state(deterministic=config.deterministic), monitor, stopping as stop, saver:
+        if note := unread_images(store.source.ignored):
+            monitor.screen.print_line(note)
         loop = _Loop(run, store, learner, pace, guardian, feed, monitor, saver, evaluators, stop)
         loop.train(compiles=learner.wants_compiling(plan.total))
     learner.forget_graph()  # now, and not in the midst of another run: they share a stream and its workspace
