@@ -79,8 +79,11 @@ def examine(
     if report.contents is None:
         return report
     with spinner("measuring decoding, views and training steps", enabled=progress):
-        how: dict[str, Any] = {"channels": channels, "memory": free_memory(device)}
-        how["max_unreadable"] = share_to_allow(len(report.unreadable), report.examined, PretrainConfig.max_unreadable)
+        how: dict[str, Any] = {
+            "channels": channels,
+            "memory": free_memory(device),
+            "max_unreadable": _max_unreadable(report),
+        }
         suggestion = suggest(data, report.contents, len(source), device, **how)
         config = config or suggestion.config
         sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
@@ -140,6 +143,11 @@ def _read(
         findings=findings,
     )
     return source, found.readable, report
+
+
+def _max_unreadable(report: Report) -> float:
+    """Share of unreadable images that training on these images must allow, or that it allows by default."""
+    return share_to_allow(len(report.unreadable), report.examined, PretrainConfig.max_unreadable)
 
 
 def with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfig:
