@@ -28,7 +28,7 @@ from ssole.doctor.findings import (
 )
 from ssole.doctor.report import Finding, Report, SecondSet
 from ssole.doctor.scan import Readable, Sample, draw_sample, scan, view_rate
-from ssole.doctor.suggest import suggest
+from ssole.doctor.suggest import Suggestion, suggest
 from ssole.errors import DataError
 from ssole.files import write_atomically
 from ssole.memory import free_memory
@@ -79,12 +79,7 @@ def examine(
     if report.contents is None:
         return report
     with spinner("measuring decoding, views and training steps", enabled=progress):
-        how: dict[str, Any] = {
-            "channels": channels,
-            "memory": free_memory(device),
-            "max_unreadable": _max_unreadable(report),
-        }
-        suggestion = suggest(data, report.contents, len(source), device, **how)
+        suggestion = _suggestion(data, report, device, channels)
         config = config or suggestion.config
         sample = draw_sample(source, images, shrink_to=config.augment.useful_size, channels=config.channels)
         report = dataclasses.replace(report, suggestion=suggestion, recipe=recipe or suggestion.recipe)
@@ -93,6 +88,14 @@ def examine(
         _save_preview(preview, sample, config.augment, seed=config.seed)
         report = dataclasses.replace(report, preview=str(preview))
     return report
+
+
+def _suggestion(data: Spec, report: Report, device: torch.device, channels: int | None) -> Suggestion:
+    """Suggestion that allows as many unreadable images as were found."""
+    assert report.contents is not None
+    allow = share_to_allow(len(report.unreadable), report.examined, PretrainConfig.max_unreadable)
+    how: dict[str, Any] = {"channels": channels, "memory": free_memory(device), "max_unreadable": allow}
+    return suggest(data, report.contents, report.images, device, **how)
 
 
 def _read(
@@ -143,11 +146,6 @@ def _read(
         findings=findings,
     )
     return source, found.readable, report
-
-
-def _max_unreadable(report: Report) -> float:
-    """Share of unreadable images that training on these images must allow, or that it allows by default."""
-    return share_to_allow(len(report.unreadable), report.examined, PretrainConfig.max_unreadable)
 
 
 def with_normalisation(config: PretrainConfig, sample: Sample) -> PretrainConfig:
