@@ -183,7 +183,7 @@ class Runner:
             return
         if __version__ not in self._versions:
             if "version" not in self.allow_changes:
-                raise other_version_error(self.folder, self._versions[0])
+                raise other_version_error(self.folder, self._versions[0], __version__)
             self._versions.append(__version__)
         for name, source in (("images.json", self.images.train), ("test-images.json", self.images.test)):
             keep_or_compare_images(Run(self.folder), source, name=name, allowed="images" in self.allow_changes)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ssole import __version__, api
+from ssole import api
 from ssole.config import ConfigError, PretrainConfig
 from ssole.data.base import Spec
 from ssole.errors import DataError, DiskError, change_refused
@@ -76,9 +76,9 @@ def resumable(folder: Path, command: str) -> Iterator[None]:
         raise OSError(f"{problem}. Once this is fixed, go on with: {command}") from error
 
 
-def other_version_error(folder: Path, begun: str) -> ConfigError:
+def other_version_error(folder: Path, begun: str, now: str) -> ConfigError:
     """Error for trials in a folder that another version of ssole has begun."""
-    return change_refused(f"{folder} was begun with ssole {begun}, and this is {__version__}", "version")
+    return change_refused(f"{folder} was begun with ssole {begun}, and this is {now}", "version")
 
 
 def describe_failure(error: Exception) -> str:

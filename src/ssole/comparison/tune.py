@@ -145,7 +145,7 @@ def _run_trials(
         done = [Run(folder / f"trial-{trial}") for trial, record in enumerate(records) if record.error is None]
         for version in {run.environment.get("ssole", __version__) for run in done} - {__version__}:
             if "version" not in allow_changes:
-                raise other_version_error(folder, version)
+                raise other_version_error(folder, version, __version__)
 
     for trial in range(trials):
         settings = draw_settings(arm, trial) | stronger(config.augment, _strength(trial))
