@@ -100,11 +100,11 @@ def spinner(what: str, *, enabled: bool) -> Iterator[None]:
         yield
 
 
-def as_text(table: Table, width: int = 120) -> str:
+def as_text(table: Table) -> str:
     """Text of a table of rich, without colours, as a notebook shows it."""
     from rich.console import Console
 
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    console = Console(file=io.StringIO(), width=120, color_system=None)
     console.print(table)
     return cast(io.StringIO, console.file).getvalue().rstrip()
 

@@ -202,7 +202,10 @@ def test_an_attribute_that_raises_gives_no_labels():
         def targets(self):
             raise NotImplementedError("this split has no targets")
 
-    assert open_source(Unlabelled([RGB] * 3, labels=[1, 0, 1])).labels.tolist() == [1, 0, 1]
+    labelled = open_source(Unlabelled([RGB] * 3, labels=[1, 0, 1]))
+    assert (labelled.labels.tolist(), labelled.why_unlabelled) == ([1, 0, 1], None)
+    reason = open_source(Unlabelled([RGB] * 3)).why_unlabelled
+    assert reason == "targets of the data set are no array (this split has no targets)"
 
 
 def test_labels_beyond_63_bits_are_numbered():

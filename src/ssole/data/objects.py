@@ -16,7 +16,7 @@ from ssole.data.decode import pillow_pixels
 from ssole.data.describe import are_paths
 from ssole.data.labels import number_integers
 from ssole.data.storage import data_errors, is_remote, read_bytes
-from ssole.errors import DataError, without_secrets
+from ssole.errors import DataError, one_line, without_secrets
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -58,7 +58,7 @@ class ObjectSource(Source):
         self._items_lock = nullcontext() if isinstance(items, (list, tuple)) or thread_safe else threading.Lock()
         self._ids = _ids(items) if are_paths(items) else None
         self._pillow_lock = threading.Lock()  # one image may be the item of several indices
-        self.labels, self.classes = _labels(items)
+        self.labels, self.classes, self.why_unlabelled = _labels(items)
         if len(items):
             self._check_first()
 
@@ -160,15 +160,18 @@ def _copy(image: Image.Image) -> Image.Image | bytes:
     return data
 
 
-def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None]:
+def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None, str | None]:
+    """Labels and class names of a data set; or None, and the reason why those that it seems to have are none."""
+    reason = None
     for name in ("targets", "labels"):
         try:
             labels = np.asarray(getattr(items, name, None))
-        except (TypeError, ValueError, RuntimeError):  # rows of different lengths, a tensor on a GPU, no such labels
+        except (TypeError, ValueError, RuntimeError) as error:  # rows of other lengths, a GPU's tensor, none in a split
+            reason = f"{name} of the data set are no array ({one_line(error)})"
             continue
         if labels.shape == (len(items),) and np.issubdtype(labels.dtype, np.integer):
             classes = getattr(items, "classes", None)
             if not isinstance(classes, (list, tuple)) or (labels.size and len(classes) <= labels.max()):
-                return number_integers(labels)
-            return labels.astype(np.int64), [str(name) for name in classes]
-    return None, None
+                return *number_integers(labels), None
+            return labels.astype(np.int64), [str(name) for name in classes], None
+    return None, None, reason
