@@ -56,6 +56,20 @@ def test_it_says_what_it_will_cost_before_it_trains(capsys: pytest.CaptureFixtur
     assert "less than one epoch" in said
 
 
+@pytest.mark.usefixtures("in_a_folder")
+def test_a_budget_below_a_step_says_what_the_least_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "step_seconds", lambda config, *_, **__: 0.5 if config.loss.name == "ssole" else 0.25)
+    with pytest.raises(
+        ConfigError, match=r"a budget of 0\.4 s is too small: a step of ssole takes 0\.5 s here\. .* 1s "
+    ):
+        compare(budget="0.4s", seeds=1)
+    with pytest.raises(
+        ConfigError, match=r"the shortest runs of the search have 1/3 of the budget\. Give at least 2s "
+    ):
+        compare(budget="1s", seeds=1, search=2)
+    assert compare(budget="2s", seeds=1, search=2).best is not None  # in the same folder
+
+
 # The functions themselves
 
 

@@ -12,8 +12,10 @@ from torch import nn
 
 import tiny
 from ssole.comparison.request import Request, load_request, make_arms, save_request
+from ssole.comparison.trial import resumable
 from ssole.config import ConfigError
 from ssole.config.budget import Budget
+from ssole.errors import DiskError
 
 
 def request() -> Request:
@@ -119,3 +121,15 @@ def test_losses_of_ones_own_are_told_apart(other: Mine, tmp_path: Path) -> None:
     save_request(tmp_path, with_loss(Mine(1.0)))
     with pytest.raises(ConfigError, match="holds another comparison"):
         save_request(tmp_path, with_loss(other))
+
+
+def test_a_full_disk_before_there_is_anything_to_go_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with (
+        pytest.raises(DiskError, match=r"^cannot make the comparison .*No space left on device: .*comparison\.yaml'$"),
+        resumable(tmp_path, "ssole compare --resume here"),
+    ):
+        save_request(tmp_path, request())

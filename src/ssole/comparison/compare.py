@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from ssole import api
 from ssole.comparison.images import Images, open_images, require_neighbours
-from ssole.comparison.plan import measure_plan
+from ssole.comparison.plan import measure_plan, require_time
 from ssole.comparison.request import (
+    PLAN_FILE,
     Methods,
     Request,
     check_numbers,
@@ -126,7 +127,10 @@ def _run(
         save_request(folder, request)
         with api.open_store(request.arms[0].config, images.train, progress) as store:
             arms = [replace(arm, config=with_statistics(arm.config, store)) for arm in request.arms]
+            planned = (folder / PLAN_FILE).is_file()
             plan = measure_plan(folder, replace(request, arms=tuple(arms)), store, len(smallest))
+            if not planned:
+                require_time(folder, request, plan)
         return Runner(
             request=request,
             arms=arms,

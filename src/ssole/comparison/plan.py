@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ssole.comparison.request import PLAN_FILE, START_ANEW, Arm, Request
 from ssole.comparison.trial import BROKEN_GPU, FAILURES, describe_failure
-from ssole.config import PretrainConfig, apply_overrides
+from ssole.config import ConfigError, PretrainConfig, apply_overrides
 from ssole.data.store import ImageStore
 from ssole.files import read_json, reading, write_json_atomically
 from ssole.progress import duration
@@ -156,6 +156,21 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, smallest: in
         raise failures[0]
     write_json_atomically(path, {name: asdict(one) for name, one in plan.items()})
     return plan
+
+
+def require_time(folder: Path, request: Request, plan: Mapping[str, ArmPlan]) -> None:
+    """Raise a ConfigError, and remove the new plan, if a budget of time is too short for a step of the shortest run."""
+    slowest = max(plan, key=lambda name: plan[name].step_seconds)
+    share = min([1.0, *(rung.share for rung in rungs(request.search))])
+    least = plan[slowest].step_seconds / share
+    if request.budget.unit == "seconds" and request.budget.amount < least:
+        (folder / PLAN_FILE).unlink()  # so that the folder is free for a larger budget
+        part = "" if share == 1 else f", and the shortest runs of the search have 1/{round(1 / share)} of the budget"
+        raise ConfigError(
+            f"a budget of {request.budget.amount:g} s is too small: a step of {slowest} takes "
+            f"{plan[slowest].step_seconds:.2g} s here{part}. Give at least {math.ceil(least)}s (--budget), "
+            "and far more to learn anything"
+        )
 
 
 def _steps(request: Request, arm: Arm, step_seconds: float) -> int:

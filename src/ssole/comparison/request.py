@@ -17,7 +17,7 @@ from ssole.config.recipes import read_mapping
 from ssole.files import is_leftover, reading, write_yaml_atomically
 from ssole.models.weights_file import digest_of
 from ssole.training.initial import with_absolute_init
-from ssole.training.run import leaves
+from ssole.training.run import leaves, making
 
 Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module]"
 """Names of losses; or arms by name, each with its settings, or with a loss of your own."""
@@ -167,7 +167,8 @@ def save_request(folder: Path, request: Request, *, what: str = "comparison") ->
     if not (path.is_file() and (folder / PLAN_FILE).is_file()):
         if any(entry.name not in (".lock", path.name) and not is_leftover(entry) for entry in folder.iterdir()):
             raise ConfigError(f"{folder} is not empty, and nothing is overwritten: choose another folder (--out)")
-        write_yaml_atomically(path, new)
+        with making(folder, what):  # there is nothing to go on with yet, as an `OSError` would have it
+            write_yaml_atomically(path, new)
     elif changes := _differences(_with_new_settings(read_mapping(path)), new):
         more = f"; and {len(changes) - 5} more" if len(changes) > 5 else ""
         raise ConfigError(
