@@ -74,6 +74,8 @@ def test_untrained_weights_leave_the_generators_of_a_user(
 
 
 def test_what_cannot_be_loaded_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"give a run, its folder or its backbone\.safetensors, got 3$"):
+        load(3)
     with pytest.raises(ConfigError, match="there is no"):
         load(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="not a run folder"):

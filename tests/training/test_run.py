@@ -240,3 +240,9 @@ def test_a_link_to_itself_is_named(crashed: Run) -> None:
     (crashed.path / "loop").symlink_to("loop")
     with pytest.raises(ConfigError, match=r"loop is a link that leads nowhere .*: remove it"):
         tiny.resume(crashed)
+
+
+@pytest.mark.parametrize("name", ["config", "environment", "finished", "metrics", "unreadable"])
+def test_a_mistyped_folder_is_no_run_that_has_not_begun(name: str) -> None:
+    with pytest.raises(ConfigError, match="there is no typo: give a run folder"):
+        getattr(Run("typo"), name)  # type: ignore[arg-type]

@@ -132,7 +132,10 @@ def _create(description: dict[str, Any], module: nn.Module | None = None) -> Loa
 
 def weights_path(run: str | PathLike[str] | Any) -> Path:
     """Path of the weight file of a run, or of a weight file itself. Raises as :func:`load`."""
-    path = Path(getattr(run, "path", run))
+    place = getattr(run, "path", run)
+    if not isinstance(place, (str, PathLike)):
+        raise ConfigError(f"give a run, its folder or its backbone.safetensors, got {run!r:.100}")
+    path = Path(place)
     if path.is_file():
         return path
     weights = path / "backbone.safetensors"

@@ -55,9 +55,7 @@ class Run:
     @property
     def config(self) -> PretrainConfig:
         """Settings that the run was started with; ConfigError if it is no run folder, or config.yaml was damaged."""
-        file = self.path / "config.yaml"
-        if not self.path.exists():
-            raise ConfigError(f"there is no {self.path}: give a run folder")
+        file = self._file("config.yaml")
         if not file.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
         return load(file)
@@ -74,23 +72,29 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether training ran to its end."""
-        return self.backbone_path.is_file()
+        """Whether training ran to its end. Here and below, a ConfigError if there is no such folder."""
+        return self._file(self.backbone_path.name).is_file()
 
     @property
     def environment(self) -> dict[str, Any]:
         """Versions, hardware and settings that the run was started with; ConfigError if the file was damaged."""
-        return read_json(self.path / "environment.json")
+        return read_json(self._file("environment.json"))
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """Lines of metrics.jsonl; ConfigError if the file was damaged."""
-        return read_lines(self.path / "metrics.jsonl", step=int)
+        return read_lines(self._file("metrics.jsonl"), step=int)
 
     @property
     def unreadable(self) -> list[dict[str, Any]]:
         """Images that could not be read and were left out, each as {"index", "id", "reason"}."""
-        return read_lines(self.path / "unreadable.jsonl", index=int, id=str, reason=str)
+        return read_lines(self._file("unreadable.jsonl"), index=int, id=str, reason=str)
+
+    def _file(self, name: str) -> Path:
+        """Path of a file in the folder, which must exist: a mistyped name is no run that has not begun."""
+        if not self.path.exists():
+            raise ConfigError(f"there is no {self.path}: give a run folder")
+        return self.path / name
 
 
 def create_run(path: Path, config: PretrainConfig, evaluators: Collection[int] = ()) -> Run:
