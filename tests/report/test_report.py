@@ -150,6 +150,10 @@ def test_refused_input(hostile_run: Run, tmp_path: Path, monkeypatch: pytest.Mon
         ssole.report(hostile_run, out=tmp_path / "nowhere" / "x.html")
     with pytest.raises(ConfigError, match=r"is a folder: the report is one file"):
         ssole.report(hostile_run, out=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "facts_of", lambda *_, **__: pytest.fail("the file was not read first"))
+        with pytest.raises(DataError, match=r"nowhere\.csv is not a CSV file"):
+            ssole.report(hostile_run, columns=tmp_path / "nowhere.csv", progress=False)
     (tmp_path / "columns.csv").write_text("path,size\nunknown.png,1\n")
     with pytest.raises(DataError, match=r"names none of the images: it has 'unknown\.png'"):
         ssole.report(hostile_run, columns=tmp_path / "columns.csv", out=tmp_path / "x.html", images=20, progress=False)

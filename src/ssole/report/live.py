@@ -59,7 +59,7 @@ def serve(
     """
     if not 0.1 <= every <= 3600:
         raise ConfigError(f"the browser may look for news every 0.1 to 3600 seconds, got {every}")
-    check_request(images)
+    check_request(images, columns)
     make = partial(facts_of, data=data, columns=columns, limit=images, device=resolve_device(device), progress=False)
     page = LivePage([record.path for record in read_records(run)], make, every)
     try:

@@ -92,13 +92,19 @@ def _clusters(sample: RunSample) -> Colouring:
     return _by_value("cluster", [f"cluster {code + 1:02}" for code in codes])
 
 
-def _read_columns(path: Path, ids: list[str]) -> list[Colouring]:
-    """Columns of a CSV file whose first column names images."""
+def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a CSV file; a DataError for any other file."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             heading, *rows = list(csv.reader(file))
     except (OSError, ValueError, csv.Error) as error:  # ValueError: an empty file, or bytes that are no text
         raise DataError(f"{path} is not a CSV file with a line of headings: {error}") from None
+    return heading, rows
+
+
+def _read_columns(path: Path, ids: list[str]) -> list[Colouring]:
+    """Columns of a CSV file whose first column names images."""
+    heading, rows = read_table(path)
     by_id = {row[0]: row for row in rows if row}
     if not any(name in by_id for name in ids):
         example = next(iter(by_id), "nothing")

@@ -63,7 +63,7 @@ def report(
         DataError: the CSV file cannot be read, or names no image.
         ValueError: a damaged evaluation.json.
     """
-    check_request(images)
+    check_request(images, columns)
     chosen = resolve_device(device)
     from ssole.report.page import MAX_PAGE_BYTES, render  # here, because `import ssole` is to be quick
 
@@ -82,13 +82,17 @@ def report(
     return path
 
 
-def check_request(images: int) -> None:
-    """Raise a ConfigError if a package is missing, or for a number of images out of range."""
+def check_request(images: int, columns: str | PathLike[str] | None) -> None:
+    """Raise an error, before any work, for a missing package, a number out of range, or columns that cannot be read."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'ssole[report]'")
     if not 20 <= images <= _MAX_IMAGES:
         raise ConfigError(f"a report looks at 20 to {_MAX_IMAGES:,} images, got {images:,}")
+    if columns is not None:
+        from ssole.report.points import read_table
+
+        read_table(Path(columns))
 
 
 def read_records(run: Any) -> list[Record]:
