@@ -17,6 +17,11 @@ def test_export_says_where_and_how(trained: Command) -> None:
     assert Path("there/model.pt2").is_file()
 
 
+def test_an_export_for_transformers_shows_nothing_of_theirs(trained: Command) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    assert trained("export", "run", "--to", "hf").err == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

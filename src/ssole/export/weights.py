@@ -5,7 +5,9 @@ timm loads a folder by `local-dir:PATH`, transformers the same one by `AutoModel
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,7 +96,8 @@ def write_hf(model: LoadedBackbone, folder: Path) -> Written:
         return replace(written, unchecked="transformers is not installed, so it was read with timm")
     from transformers import AutoModel
 
-    loaded: Any = NormalisedBackbone(AutoModel.from_pretrained(folder).eval(), model.mean, model.std)
+    with redirect_stderr(io.StringIO()):  # a progress bar, and remarks on a network that it does not know
+        loaded: Any = NormalisedBackbone(AutoModel.from_pretrained(folder).eval(), model.mean, model.std)
     return replace(written, features=lambda images: loaded(images).pooler_output)
 
 
