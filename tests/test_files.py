@@ -63,6 +63,11 @@ def test_a_full_disk_names_the_file(tmp_path: Path) -> None:
     assert load_file(tmp_path / "a.file")["a"].shape == (20_000,)
 
 
+def test_an_error_of_the_temporary_file_names_the_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: '.*/no/a\.txt'$"):
+        write_text_atomically(tmp_path / "no" / "a.txt", "new")
+
+
 @pytest.mark.parametrize("is_there", [False, True])
 def test_a_new_folder_appears_when_it_is_whole(tmp_path: Path, is_there: bool) -> None:
     folder = tmp_path / "of" / "models"

@@ -19,6 +19,7 @@ from ssole.data.describe import canonical, describe, images_of_run, is_in_memory
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.evaluation.online import default_evaluators
+from ssole.files import free_path
 from ssole.models.custom import custom_settings, is_custom, missing_module_error
 from ssole.progress import say
 from ssole.runtime import environment, one_thread, resolve_device
@@ -269,10 +270,7 @@ def new_folder(out: str | PathLike[str] | None, name: str) -> Path:
         return Path(out)
     if distributed.launch().may_restart:
         raise ConfigError("after a restart, torchrun could not find the run again without its folder: add --out FOLDER")
-    path, number = Path("runs", name), 2
-    while path.exists():
-        path, number = Path("runs", f"{name}-{number}"), number + 1
-    return path
+    return free_path(Path("runs", name))
 
 
 def open_store(config: PretrainConfig, data: Spec, progress: bool) -> ImageStore:

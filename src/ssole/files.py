@@ -22,11 +22,12 @@ LEFTOVER = ".ssole-tmp"
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Context in which an `OSError` of no file gets the name of this one: that of a full disk has none."""
+    """Context in which an `OSError` of no file, as of a full disk, or of a temporary one gets the name of this one."""
     try:
         yield
     except OSError as error:
-        if error.errno is None or error.filename is not None:
+        named = error.filename is not None and not is_leftover(Path(os.fsdecode(error.filename)))
+        if error.errno is None or named:
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
@@ -163,6 +164,14 @@ def require_new_folder(folder: Path) -> None:
     there = next((path for path in (folder, *Path(os.path.abspath(folder)).parents) if path.exists()), None)
     if there is None or not os.access(there, os.W_OK | os.X_OK):
         raise ConfigError(f"{there or folder} may not be written to: choose another folder (--out)")
+
+
+def free_path(path: Path, suffix: str = "") -> Path:
+    """Path with a suffix that nothing has yet: as given, or with the first free number from 2 on, ``runs/mine-2``."""
+    free, number = path.with_name(f"{path.name}{suffix}"), 2
+    while free.exists():
+        free, number = path.with_name(f"{path.name}-{number}{suffix}"), number + 1
+    return free
 
 
 def is_leftover(path: Path) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import shlex
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -244,6 +245,13 @@ def test_the_command_keeps_no_secrets() -> None:
 )
 def test_the_command_writes_to_a_folder_with_a_name(data: str, out: str) -> None:
     assert choose(32, 50_000, CPU, data=data).command.endswith(f" --out runs/{out}")
+
+
+def test_the_command_writes_to_a_folder_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for out in ("runs/photos", "runs/photos-2", "runs/photos-3"):
+        assert choose(32, 50_000, CPU, data="photos").command.endswith(f" --out {out}")
+        Path(out).mkdir(parents=True)
 
 
 def test_images_in_memory_are_called_data_in_the_command() -> None:

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ssole.data.base import Spec
 from ssole.data.describe import are_paths
 from ssole.doctor.contents import Contents
 from ssole.errors import without_secrets
+from ssole.files import free_path
 from ssole.models.backbone import SMALL_IMAGE
 from ssole.progress import data_size, duration
 from ssole.training.needs import step_bytes
@@ -240,7 +241,8 @@ def _command(data: Spec, recipe: str, overrides: Overrides) -> str:
     given = [without_secrets(os.fspath(path)) for path in data] if are_paths(data) else ["DATA"]
     # a pattern or .. may leave no name
     name = "" if given == ["DATA"] else re.sub(r"[^\w.]+", "-", PurePath(given[0]).stem).strip(".-")
-    words = ["ssole", "pretrain", "--data", *given, "--recipe", recipe, "--out", f"runs/{name or recipe}"]
+    out = free_path(Path("runs", name or recipe)).as_posix()
+    words = ["ssole", "pretrain", "--data", *given, "--recipe", recipe, "--out", out]
     for setting, value in overrides.items():
         values = value if isinstance(value, list) else [value]
         words += [f"--{setting.replace('_', '-')}", *map(str, values)]
