@@ -113,9 +113,10 @@ def test_epochs_and_a_second_extension(tmp_path: Path) -> None:
 def test_figures_stay_with_their_weights(tmp_path: Path) -> None:
     run = tiny.start(tmp_path / "run")
     result = EvaluationResult(rows={"trained": {"knn20": Score.accuracy(0.5, 99)}}, train="a", test="b")
-    for name in ("evaluation.json", "transfer.json"):
+    for name in ("evaluation.json", "evaluation-2.json", "transfer.json"):
         result.save(run.path / name)
     extend(run, steps=1)
+    assert not (run.path / "evaluation-2.json").exists()
     assert Record.read(run.path).evaluation is None
     assert not (run.path / "transfer.json").exists()
     cards = [

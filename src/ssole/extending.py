@@ -125,8 +125,10 @@ def add_extension(run: Run, *, steps: int, factor: float) -> None:
     try:
         write_lines(run.path / EXTENSIONS, [dataclasses.asdict(one) for one in (*earlier, new)])
         # the weights last: nothing may stand beside other weights than its own
-        for name in ("evaluation.json", "transfer.json", "export", "index", run.backbone_path.name):
-            if (path := run.path / name).exists():
+        kept = [path for kind in ("evaluation", "transfer") for path in run.path.glob(f"{kind}-[0-9]*.json")]
+        names = ("evaluation.json", "transfer.json", "export", "index", run.backbone_path.name)
+        for path in (*kept, *(run.path / name for name in names)):
+            if path.exists():
                 os.replace(path, _name_with_step(path, begin))
     except OSError as error:
         raise OSError(

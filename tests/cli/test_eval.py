@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,21 @@ def test_the_result_is_saved_before_it_is_printed(trained: Command, monkeypatch:
     monkeypatch.setattr(EvaluationResult, "table", unprintable)
     assert trained("eval", "run", "--protocol", "knn").code == 2
     assert EvaluationResult.load("run/evaluation.json").rows
+
+
+@pytest.mark.filterwarnings("default")
+def test_an_earlier_result_with_other_figures_is_kept(trained: Command) -> None:
+    def kept(*arguments: str) -> str:
+        outcome = trained("eval", "run", *arguments)
+        assert outcome.code == 0, outcome.err
+        return "".join(re.findall(r"^warning: the earlier result .* kept as (.*)$", outcome.err, flags=re.MULTILINE))
+
+    assert kept("--protocol", "label-free") == ""
+    assert kept("--protocol", "knn") == "run/evaluation-2.json"
+    assert "rankme" in EvaluationResult.load("run/evaluation-2.json").rows["trained"]
+    assert kept("--protocols", "knn,label-free") == ""  # which has those of the earlier
+    tiny.write_folder(Path("test"), 20)
+    assert kept("--protocols", "knn,label-free", "--test", "test") == "run/evaluation-3.json"
 
 
 def test_several_networks_in_one_table(trained: Command, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from ssole.errors import distinct
 from ssole.evaluation.models import is_run, name_of
 from ssole.evaluation.results import LABEL_FREE, EvaluationResult
 from ssole.evaluation.verdict import assess, last_rise
+from ssole.files import free_path
 from ssole.progress import output_console
 from ssole.training.run import Run
 
@@ -151,6 +152,8 @@ def _save(result: EvaluationResult, args: Eval, run: Path | None) -> Path | None
     if save is None:
         return None
     try:
+        if args.save is None:
+            _keep_earlier(save, result)
         return result.save(save)
     except OSError as error:
         if args.save is not None:
@@ -158,3 +161,16 @@ def _save(result: EvaluationResult, args: Eval, run: Path | None) -> Path | None
         why = f"{save} could not be written ({error.strerror})"
         warnings.warn(f"{why}: --save FILE saves the result elsewhere", stacklevel=1)
         return None
+
+
+def _keep_earlier(path: Path, new: EvaluationResult) -> None:
+    """Keep an earlier result under a new name if it has figures, or is of images, that the new one has not."""
+    try:
+        earlier = EvaluationResult.load(path)
+    except (OSError, ValueError):  # there is none, or a damaged one
+        return
+    figures = {(row, name) for row, scores in new.rows.items() for name in scores}
+    lost = any((row, name) not in figures for row, scores in earlier.rows.items() for name in scores)
+    if lost or (earlier.train, earlier.test) != (new.train, new.test):
+        kept = earlier.save(free_path(path.with_suffix(""), path.suffix))
+        warnings.warn(f"the earlier result has other figures or images: kept as {kept}", stacklevel=1)
