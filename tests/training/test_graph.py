@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -245,6 +246,7 @@ def test_warm_up_and_capture_share_a_stream_and_let_other_threads_work(monkeypat
     class Stream:
         def __init__(self, device: torch.device) -> None:
             assert device == second_gpu
+            self.device_index = 1
 
         def wait_stream(self, other: Any) -> None:
             calls.append(("waits for", other))
@@ -260,7 +262,8 @@ def test_warm_up_and_capture_share_a_stream_and_let_other_threads_work(monkeypat
     usual = Stream(second_gpu)
     for name, stand_in in {
         "Stream": Stream, "CUDAGraph": Graph, "graph": context, "stream": context, "device": context,
-        "current_stream": {second_gpu: usual}.__getitem__,
+        "current_stream": {second_gpu: usual}.__getitem__, "graph_pool_handle": lambda: (0, 7),
+        "default_generators": [None, mock.Mock()],
     }.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
     graph_module._side_stream.cache_clear()
@@ -273,7 +276,7 @@ def test_warm_up_and_capture_share_a_stream_and_let_other_threads_work(monkeypat
     assert device == ((second_gpu,), {})
     assert current == ((usual,), {})  # to which a capture that fails would not go back by itself
     assert isinstance(graph, Graph)
-    assert options == {"stream": side, "capture_error_mode": "thread_local"}
+    assert options == {"pool": (0, 7), "stream": side, "capture_error_mode": "thread_local"}
     assert replayed == "replay"
     graph_module._side_stream.cache_clear()
 
@@ -306,7 +309,7 @@ def test_a_capture_that_fails_leaves_steps_as_they_were() -> None:
 
 
 def test_a_step_that_waits_for_the_gpu_is_never_captured() -> None:
-    """A capture that fails would leave torch's memory and generators as if it went on."""
+    """A capture that fails would cost the memory of a step."""
     torch.set_num_threads(1)
     launched, captured = plain(), Captured()
     captured.waits = ["mine.py:7"]
@@ -347,6 +350,60 @@ def test_waits_are_found_by_torchs_debug_mode(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(KeyError):
         graph_module.with_waits(lambda: {}["missing"])
     assert modes[-1] == 0
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["torch 2.11", "newer torch"])
+def test_memory_and_random_numbers_are_as_before_a_capture_that_failed(
+    ended: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capturing = set[tuple[int, int]]()
+
+    class Generator:
+        state = "free"
+
+        def clone_state(self) -> str:
+            return self.state
+
+        def graphsafe_set_state(self, state: str) -> None:
+            self.state = state
+
+    generator = Generator()
+
+    @contextmanager
+    def capture(graph: object, *, pool: tuple[int, int], **options: object) -> Iterator[None]:
+        capturing.add(pool)
+        generator.state = "capturing"
+        try:
+            yield
+            generator.state = "free, and moved"
+        finally:
+            if ended or generator.state != "capturing":
+                capturing.remove(pool)
+
+    def end(device: int, pool: tuple[int, int]) -> None:
+        assert device == 2
+        if pool not in capturing:
+            raise RuntimeError("endAllocatePool: not currently recording to mempool_id")
+        capturing.remove(pool)
+
+    fakes: dict[str, Any] = {
+        "CUDAGraph": mock.Mock,
+        "current_stream": lambda device: None,
+        "device": nullcontext,
+        "stream": nullcontext,
+        "graph": capture,
+        "graph_pool_handle": lambda: (0, 7),
+        "default_generators": [None, None, generator],
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
+    monkeypatch.setattr(graph_module, "_side_stream", lambda device: SimpleNamespace(device_index=2))
+    with pytest.raises(KeyError):
+        graph_module.captured(lambda: {}["missing"], CUDA)
+    assert (generator.state, capturing) == ("free", set())
+    assert graph_module.captured(lambda: 5, CUDA)() == 5
+    assert generator.state == "free, and moved"
 
 
 def test_ctrl_c_in_a_capture_is_no_failure_of_it() -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -95,7 +95,7 @@ class StepGraph(Generic[_Result]):
     def _launch(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> _Result:
         """Take the step as it is. In the last one before a capture, nothing may make the host wait.
 
-        A capture would fail then, after which torch (up to 2.11 at least) takes its memory and generators for captured.
+        A capture would fail then, which costs the memory of a step: torch keeps what the capture has taken.
         """
         self._taken += 1
         take = partial(on_side_stream, partial(self._take, images, ids, epoch), images.device)
@@ -111,7 +111,8 @@ class StepGraph(Generic[_Result]):
         if self._required:
             raise RuntimeError(f"the step cannot be captured as a CUDA graph: {reason}")
         self._failed = True
-        warnings.warn(f"the step could not be captured as a CUDA graph, and is launched: {reason}", stacklevel=5)
+        words = f"the step could not be captured as a CUDA graph, and is launched: {reason}"
+        warnings.warn(f"{words}. If it fails later, pass --cuda-graph never", stacklevel=5)
 
     def _record(self, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> None:
         self._images, self._ids = images.clone(), ids.clone()
@@ -193,7 +194,8 @@ def captured(body: _Body[_Result], device: torch.device) -> _Body[_Result]:
     with (
         torch.cuda.device(device),
         torch.cuda.stream(current),
-        torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"),
+        _undone_if_it_fails(stream.device_index) as pool,
+        torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"),
     ):
         result = body()
 
@@ -202,3 +204,21 @@ def captured(body: _Body[_Result], device: torch.device) -> _Body[_Result]:
         return result
 
     return replay
+
+
+@contextmanager
+def _undone_if_it_fails(device: int) -> Iterator[Any]:
+    """Context of a capture on a GPU, which has the name of a memory pool for it.
+
+    torch up to 2.11 takes a capture that has failed for one that goes on: random numbers and `empty_cache` are errors
+    then, and memory that two streams have used is never freed.
+    """
+    pool, generator = torch.cuda.graph_pool_handle(), torch.cuda.default_generators[device]
+    state = generator.clone_state()
+    try:
+        yield pool
+    except BaseException:
+        generator.graphsafe_set_state(state)
+        with suppress(RuntimeError, AttributeError):  # newer versions of torch have ended it, or may end it elsewhere
+            torch._C._cuda_endAllocateToPool(device, pool)
+        raise
