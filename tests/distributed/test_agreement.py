@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import ranks
 from ssole import distributed
+from ssole.config import ConfigError
 from ssole.distributed import agreement
 
 
@@ -54,3 +56,28 @@ def test_one_process_agrees_with_itself() -> None:
     assert agreement.broadcast(tensors) == tensors
     with agreement.first_on_each_node():
         assert agreement.collect(None) == [None]
+
+
+def test_each_of_many_processes_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[torch.device] = []
+    of_all = ["GPU-a", "GPU-b", "GPU-c", "GPU-d"]
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="GPU-b"))
+    monkeypatch.setattr(agreement, "collect", lambda value: of_all)
+    for name, value in ranks.environment(1, 4, 29500).items():
+        monkeypatch.setenv(name, value)
+    cuda = torch.device("cuda")
+    assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")
+    with pytest.raises(ConfigError, match="cuda:0 is one GPU, and 4 processes"):
+        distributed.own_device(torch.device("cuda", 0))
+    for count, own in ((1, 0), (4, 1)):  # one, as `srun --gpus-per-task=1` shows it
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
+        assert distributed.own_device(cuda) == used.pop() == torch.device("cuda", own)
+    of_all[3] = "GPU-b"
+    with pytest.raises(ConfigError, match=r"processes \[1, 3\] have one GPU, GPU-b: start one process for each GPU"):
+        distributed.own_device(cuda)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match="4 processes were started on a machine with 2 GPUs"):
+        distributed.own_device(cuda)
+    assert not used

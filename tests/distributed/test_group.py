@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -179,12 +180,6 @@ def test_the_environment_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     assert place.may_restart
     assert place.restarts == 0
     assert place.job is None
-    assert distributed.own_device(torch.device("cpu")) == torch.device("cpu")
-    with pytest.raises(ConfigError, match="cuda:0 is one GPU, and 4 processes"):
-        distributed.own_device(torch.device("cuda", 0))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="2 processes were started on a machine with 1 GPUs"):
-        distributed.own_device(torch.device("cuda"))
     monkeypatch.setenv("WORLD_SIZE", "1")  # torchrun starts a single process anew, too
     assert distributed.launch() == distributed.group.Launch(may_restart=True)
     with pytest.raises(ConfigError, match="add --out FOLDER"):
@@ -200,6 +195,24 @@ def test_a_group_of_someone_else_is_refused(tmp_path: Path, monkeypatch: pytest.
     assert list(tmp_path.iterdir()) == []
     assert distributed.on_rank_0(lambda: "done") == "done"
     assert distributed.collect("value") == ["value"]
+
+
+def hang_at_the_end() -> None:
+    """Fail in the group, as a process does whose group NCCL would not let it leave."""
+    dist, group = torch.distributed, distributed.group
+    with (
+        mock.patch.object(dist, "destroy_process_group", threading.Event().wait),
+        mock.patch.object(group, "_PATIENCE", 0.1),
+        pytest.raises(KeyError, match="seen"),
+        distributed.processes(60),
+    ):
+        raise KeyError("seen")
+
+
+def test_an_error_is_seen_though_the_group_cannot_be_left() -> None:
+    for process in ranks.start(2, hang_at_the_end):
+        process.join(timeout=60)
+        assert process.exitcode == 0
 
 
 def test_what_the_first_process_fails_at_is_no_lost_contact() -> None:

@@ -18,12 +18,13 @@ from ssole.distributed.agreement import (
     first_on_each_node,
     maximum,
     on_rank_0,
+    own_device,
     shares_work,
     stopping_point,
     stopping_points,
 )
 from ssole.distributed.collectives import all_reduce, alone, average_gradients, gather, mean, rank, world_size
-from ssole.distributed.group import ProcessError, is_torchrun, launch, own_device, processes, says_first
+from ssole.distributed.group import ProcessError, is_torchrun, launch, processes, says_first
 
 __all__ = [
     "ElsewhereError", "ProcessError", "Stopping", "all_reduce", "alone", "average_gradients", "broadcast",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ssole.distributed.collectives import STATE, alone, rank, world_size
 from ssole.distributed.group import launch
+from ssole.errors import ConfigError
 
 T = TypeVar("T")
 _WAIT = 0.002  # seconds between looks at the store
@@ -80,6 +81,37 @@ def collect(value: T) -> list[T]:
     number = next(_calls)
     STATE.store.set(f"call {number} of {rank()}", json.dumps(value))
     return [json.loads(_wait_for(f"call {number} of {other}")) for other in range(world_size())]
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Device of this process: with many, the GPU of its local rank, or the only one that it sees.
+
+    One GPU that was named for many processes, fewer GPUs than processes, or two processes with one GPU are a
+    ConfigError. All processes must call it.
+    """
+    place = launch()
+    if place.world_size == 1:
+        return device
+    if device.type != "cuda":
+        collect(None)
+        return device
+    if device.index is not None:
+        raise ConfigError(f"device {device} is one GPU, and {place.world_size} processes were started: give cuda")
+    count = torch.cuda.device_count()
+    own = torch.device("cuda", 0 if count == 1 else place.local_rank)  # SLURM may show each process its own alone
+    if own.index >= count:
+        raise ConfigError(
+            f"{place.local_world_size} processes were started on a machine with {count} GPUs: "
+            "start one for each (torchrun --nproc-per-node)"
+        )
+    name = str(torch.cuda.get_device_properties(own).uuid)  # type: ignore[attr-defined]
+    same = [rank for rank, other in enumerate(collect(name)) if other == name]
+    if len(same) > 1:
+        raise ConfigError(
+            f"processes {same} have one GPU, {name}: start one process for each GPU (torchrun --nproc-per-node)"
+        )
+    torch.cuda.set_device(own)
+    return own
 
 
 def maximum(number: int) -> int:

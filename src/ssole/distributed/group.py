@@ -29,6 +29,7 @@ _BEATS = 10  # within the time after which a process is taken for dead
 _FEW_BEATS = 3  # missed ones that tell which process is gone, once a collective has failed
 _START = timedelta(minutes=10)  # that processes may take to start
 _POLL = 0.05  # seconds between looks for the first process
+_PATIENCE = 5.0  # seconds in which a process with an error leaves the group
 _GONE = 1  # exit code of a process that ends because another is gone
 _AGENT = "TORCHELASTIC_USE_AGENT_STORE"  # set where torchrun itself serves the store, whatever the processes do
 _NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -92,26 +93,6 @@ def says_first(text: str) -> bool:
         return True
 
 
-def own_device(device: torch.device) -> torch.device:
-    """Device of this process: with many, the GPU of its local rank.
-
-    One GPU that was named for many processes, or fewer GPUs than processes, are a ConfigError.
-    """
-    place = launch()
-    if device.type != "cuda" or place.world_size == 1:
-        return device
-    if device.index is not None:
-        raise ConfigError(f"device {device} is one GPU, and {place.world_size} processes were started: give cuda")
-    if place.local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"{place.local_world_size} processes were started on a machine with {torch.cuda.device_count()} GPUs: "
-            "start one for each (torchrun --nproc-per-node)"
-        )
-    own = torch.device("cuda", place.local_rank)
-    torch.cuda.set_device(own)
-    return own
-
-
 @contextmanager
 def processes(timeout: float) -> Iterator[None]:
     """Context in which the processes that torchrun started are one group; nothing for a single process.
@@ -134,9 +115,11 @@ def processes(timeout: float) -> Iterator[None]:
     watch = _Watch(group, place, timeout)
     STATE.store = group
     watch.start()
+    failed = True
     try:
         yield
         dist.all_reduce(torch.zeros(1))  # the first process may serve the store, which the others still need
+        failed = False
     except RuntimeError as error:
         if not _is_lost_contact(error):
             raise
@@ -144,7 +127,17 @@ def processes(timeout: float) -> Iterator[None]:
     finally:
         watch.stop()
         STATE.store = None
+        _leave(failed)
+
+
+def _leave(failed: bool) -> None:
+    """Leave the group. After an error, NCCL may wait for processes that never come: the error shall be seen soon."""
+    if not failed:
         dist.destroy_process_group()
+        return
+    leaving = threading.Thread(target=dist.destroy_process_group, daemon=True, name="ssole-leave")
+    leaving.start()
+    leaving.join(timeout=_PATIENCE)
 
 
 @lru_cache(maxsize=1)  # one for the whole life of a process: torchrun's environment names one address
