@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,6 +139,21 @@ def exact_convolutions() -> Iterator[None]:
             cudnn.allow_tf32 = old_flag
         for kind, precision in zip(kinds, before, strict=True):
             kind.fp32_precision = precision
+
+
+@contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Context of full float32 matrix products on a device, whatever precision the caller has set."""
+    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
+    matmul: Any = getattr(backend, "matmul", None)
+    is_new = hasattr(matmul, "fp32_precision")  # torch 2.9; once it was set, the old getter raises
+    use = partial(setattr, matmul, "fp32_precision") if is_new else torch.set_float32_matmul_precision
+    before = matmul.fp32_precision if is_new else torch.get_float32_matmul_precision()
+    use("ieee" if is_new else "highest")
+    try:
+        yield
+    finally:
+        use(before)
 
 
 @contextmanager

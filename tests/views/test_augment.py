@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,6 +188,27 @@ def test_autocast_does_not_apply(photos: torch.Tensor) -> None:
     (expected,) = make_views(photos, ids, recipe=FULL, seed=0, epoch=0)
     with torch.autocast("cpu", torch.bfloat16):
         (views,) = make_views(photos, ids, recipe=FULL, seed=0, epoch=0)
+    assert torch.equal(views, expected)
+
+
+def test_products_are_exact_whatever_the_caller_has_set(photos: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, jitter_many = [], photometric.jitter_many
+
+    def witness(*arguments: Any) -> torch.Tensor:
+        seen.append((torch.full((64, 64), 1 + 2.0**-20) @ torch.eye(64)).unique().tolist())
+        return jitter_many(*arguments)
+
+    ids, before = torch.arange(8), torch.get_float32_matmul_precision()
+    (expected,) = make_views(photos, ids, recipe=FULL, seed=0, epoch=0)
+    monkeypatch.setattr(photometric, "jitter_many", witness)
+    torch.set_float32_matmul_precision("medium")  # bfloat16 on a processor that multiplies it
+    try:
+        (views,) = make_views(photos, ids, recipe=FULL, seed=0, epoch=0)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen
+    assert all(values == [1 + 2.0**-20] for values in seen)
     assert torch.equal(views, expected)
 
 

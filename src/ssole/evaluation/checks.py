@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from ssole.runtime import exact_products
 
 
 class NotFiniteError(ValueError):
@@ -59,16 +59,5 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
     TF32 or bfloat16 similarities would reorder close neighbours, and stop a solver far from its tolerance.
     """
-    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
-    matmul: Any = getattr(backend, "matmul", None)
-    use: Callable[[str], None] = torch.set_float32_matmul_precision
-    if hasattr(matmul, "fp32_precision"):  # torch 2.9; once it was set, the old getter raises
-        use, exact, before = partial(setattr, matmul, "fp32_precision"), "ieee", matmul.fp32_precision
-    else:
-        exact, before = "highest", torch.get_float32_matmul_precision()
-    use(exact)
-    try:
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        use(before)
+    with exact_products(device), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
