@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+import ranks
 import tiny
 from listed import Listed, png
+from ssole import distributed
 from ssole.distributed import Stopping
 from ssole.training import monitor as module
 from ssole.training import screen
@@ -158,3 +161,21 @@ def test_a_figure_that_is_not_finite_is_null(tmp_path: Path) -> None:
 def test_a_figure_that_is_no_number_is_named(figure: object) -> None:
     with pytest.raises(ValueError, match="the figure 'a' of an evaluator is a number; got "):
         module.figures_of(lambda backbone: {"a": figure}, nn.Identity())
+
+
+def advance_where_nothing_can_be_written(folder: Path) -> None:
+    feed: Any = SimpleNamespace(waited=0.0)
+    done = Progress(step=0, images=10, seconds=0.0)
+    with distributed.processes(60):
+        error = OSError if distributed.rank() == 0 else distributed.ElsewhereError
+        with Monitor(Run(folder), "a title", total=9, done=done, feed=feed, progress=False) as monitor:
+            with pytest.raises(error, match="could not be written"):
+                monitor.advance(4, 9)
+            with pytest.raises(error, match="could not be written"):
+                monitor.evaluate(lambda backbone: {"figure": 1.0}, nn.Identity())
+
+
+def test_other_processes_hear_of_metrics_that_cannot_be_written(tmp_path: Path) -> None:
+    """They would wait for the first one otherwise, until it is taken for dead."""
+    (tmp_path / "metrics.jsonl").mkdir()  # so that no such file can be opened
+    ranks.run(2, advance_where_nothing_can_be_written, tmp_path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import tiny
 from ssole import api, extending
@@ -93,6 +94,24 @@ def test_a_run_ends_with_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert rates[-1] < 1e-4  # the schedule comes to its end
     fall = max(earlier - later for earlier, later in itertools.pairwise(rates))
     assert fall < 0.1 * 10 * math.pi / steps  # and never jumps: no step is longer than ten even ones
+
+
+def test_steps_that_a_gpu_has_not_taken_yet_are_no_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host launches steps in a tenth of the time that they take, until it has to wait for them."""
+    clock, owed, gpu = Clock(monkeypatch), 0.0, torch.device("cuda")
+
+    def wait(device: torch.device) -> None:
+        nonlocal owed
+        assert device == gpu
+        clock.now, owed = clock.now + owed, 0.0
+
+    monkeypatch.setattr(module, "synchronize", wait)
+    pace = Pace(create_run(tmp_path / "run", tiny.config(budget="100s")), plan(1000), device=gpu)
+    pace.start(0, 0.0)
+    for step in range(60):
+        clock.now, owed = clock.now + 0.02, owed + 0.18
+        pace.advance(step)
+    assert pace.total == pytest.approx(500, abs=5)
 
 
 def test_corrections_leave_earlier_steps_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,7 +88,7 @@ def train(
         )
     distributed.on_rank_0(lambda: _write_first_checkpoint(run, learner, initial, Progress(0, plan.images, spent)))
     distributed.on_rank_0(prepare)
-    pace = Pace(run, plan, config)
+    pace = Pace(run, plan, config, device=device)
     done = load_checkpoint(run, learner.modules, learner.optimizer, last_step=pace.total)
     distributed.on_rank_0(lambda: _check_and_rewind(run, learner, plan, done))
     learner.go_on_from(done.step)

@@ -91,10 +91,10 @@ class Monitor:
 
     def advance(self, images: int, total: int) -> None:
         """Count one step of so many images, in a run of so many steps."""
+        if not self._images:
+            distributed.on_rank_0(self._open_file)
         self._step += 1
         self._images += images
-        if self._writes:
-            self._open_file()
         self._waiting.add(self._stepped, self._feed.waited)
         self.screen.advance(self._step, total)
 
@@ -127,10 +127,9 @@ class Monitor:
             figures = evaluator(backbone)
         finally:  # a signal may leave it
             self._evaluated += time.perf_counter() - begin
-        if not self._writes:
-            return
         known = {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}  # as JSON has it
-        self._write({"step": self._step, "seconds": round(self.seconds, 3), **known})
+        row = {"step": self._step, "seconds": round(self.seconds, 3), **known}
+        distributed.on_rank_0(lambda: self._write(row))
         if figures:
             self.screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
 
@@ -171,18 +170,18 @@ class Monitor:
             self._hinted = True
             self.screen.print_line(f"{share:.0%} of the time is spent waiting for data: {hint}")
 
-    def _open_file(self) -> TextIO:
-        """metrics.jsonl, open for writing at its end."""
+    def _open_file(self) -> None:
+        """Open metrics.jsonl for writing at its end, unless it is open."""
         if self._file is None:
             with writing(self._run, "metrics.jsonl"):
                 self._file = open(self._run.path / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 - closed on exit
-        return self._file
 
     def _write(self, row: dict[str, Any]) -> None:
-        file = self._open_file()
+        self._open_file()
+        assert self._file is not None
         with writing(self._run, "metrics.jsonl"):
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in row.items():
                 if name not in {"step", "epoch"} and isinstance(value, (int, float)):

@@ -17,9 +17,12 @@ from collections import deque
 from dataclasses import dataclass
 from time import monotonic
 
+import torch
+
 from ssole import distributed
 from ssole.config import ConfigError, OptimConfig, PretrainConfig
 from ssole.config.budget import budget_seconds
+from ssole.runtime import synchronize
 from ssole.training.feed import Plan
 from ssole.training.optim import learning_rate
 from ssole.training.run import Run, read_lines, write_lines, writing
@@ -28,6 +31,7 @@ EXTENSIONS = "extensions.jsonl"
 _NAME = "schedule.jsonl"
 _CORRECTIONS = 50  # in a run
 _WINDOW = 5  # corrections back, from where speed is measured
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +75,14 @@ class Pace:
 
     `total` is the number of steps of the whole run, as expected now; with a budget, that of the given plan is the one
     expected at the start. `plan` is that of the images to feed, without an end if that is not known. `budget` is the
-    time in seconds that decides on the length, or None: an extension has none.
+    time in seconds that decides on the length, or None: an extension has none. Before the speed is measured, the host
+    waits for the steps that a GPU, as the `device` may be one, has not taken yet.
     """
 
-    def __init__(self, run: Run, plan: Plan, config: PretrainConfig | None = None) -> None:
-        self._run, self._config = run, config or run.config
+    def __init__(
+        self, run: Run, plan: Plan, config: PretrainConfig | None = None, *, device: torch.device = _CPU
+    ) -> None:
+        self._run, self._config, self._device = run, config or run.config, device
         self.plan, self._planned, self.total = plan, plan.total, plan.total
         budget = self._config.budget
         self.budget = None if budget is None else budget_seconds(budget)
@@ -159,6 +166,7 @@ class Pace:
     def _total_now(self, done: int) -> int | None:
         """Number of steps that the budget allows by the speed so far; written to the run. None in the first step."""
         assert self.budget is not None
+        synchronize(self._device)  # 50 times in a run, beside the waits of each log line
         now, total = monotonic() - self._begin, None
         if self._marks:  # not after the first step, which has to set things up
             work, then = self._marks[0]
