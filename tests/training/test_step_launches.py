@@ -45,6 +45,13 @@ def test_a_step_launches_few_kernels(launches: ModuleType, name: str) -> None:
     assert {part: counted.totals[part] for part in ceilings if counted.totals[part] > ceilings[part]} == {}
 
 
+def test_learning_rates_are_on_the_device_as_in_a_captured_step(launches: ModuleType) -> None:
+    kinds = [launches.settings(cuda_graph=kind) for kind in ("auto", "never")]
+    auto, never = (launches.launches(config).by_part["optimizer"] for config in kinds)
+    added = {name: count - never[name] for name, count in auto.items() if count != never[name]}
+    assert added == {"mul": 1, "rsub": 1, "neg": 1}  # of the rate, by Muon
+
+
 @pytest.mark.parametrize("name", ["ssole", "supervised", "a module"])
 def test_from_images_to_the_update_nothing_waits(
     launches: ModuleType, monkeypatch: pytest.MonkeyPatch, name: str
