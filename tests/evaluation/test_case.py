@@ -60,7 +60,7 @@ def test_images_that_cannot_be_read_are_left_out_with_their_labels() -> None:
     assert found.tolist() == whole.labels[kept].tolist()
     expected = torch.from_numpy(whole.images).float().mean((1, 2))[kept]
     torch.testing.assert_close(features, expected)
-    assert case.notes == ["1 images of damaged cannot be read: left out."]
+    assert case.notes == ["1 training images of damaged cannot be read: left out."]
 
 
 def test_equal_features_are_told_of_train_alone_and_only_with_labels() -> None:

@@ -67,6 +67,7 @@ def test_without_labels_it_says_so_and_gives_label_free_figures() -> None:
     result = evaluate_quietly(MeanColour(), unlabelled, views=views)
     assert result.test is None
     assert "unlabelled has no labels" in result.notes[0]
+    assert result.notes[0].endswith(": only the protocol label-free, because all others need labels.")
     assert set(result.rows["trained"]) == set(LABEL_FREE)
     assert result.rows["trained"]["alignment"].value == pytest.approx(4)  # opposite features
     assert 1 < result.rows["trained"]["rankme"].value <= 3
@@ -79,8 +80,8 @@ def test_images_without_a_label_or_that_cannot_be_read_are_left_out() -> None:
     result = evaluate_quietly(
         MeanColour(), Damaged(whole.images, labels, name="damaged"), test=coloured(90, seed=1), baselines=False
     )
-    assert "5 of 240 images of damaged have no label: left out." in result.notes
-    assert "1 images of damaged cannot be read: left out." in result.notes
+    assert "5 of 240 training images of damaged have no label: left out." in result.notes
+    assert "1 training images of damaged cannot be read: left out." in result.notes
     with pytest.warns(UserWarning, match="1 of 240 images cannot be read"):
         kept = embed(MeanColour(), Damaged(whole.images, labels), device="cpu", progress=False)
     assert kept.ids == [f"array:{i}" for i in range(240) if i != 7]
@@ -98,6 +99,18 @@ def test_images_without_a_label_or_that_cannot_be_read_are_left_out() -> None:
 
     evaluate_quietly(MeanColour(), Damaged(whole.images), views=views, baselines=False)
     assert seen == [i for i in range(240) if i != 7]
+
+
+def test_notes_on_train_and_test_images_of_one_name_are_apart() -> None:
+    whole = coloured(60, seed=0)
+    train, test = (
+        Damaged(images, np.where(np.arange(60) < 5, -1, whole.labels), name="photos")
+        for images in (whole.images, whole.images[:, ::-1].copy())
+    )
+    result = evaluate_quietly(MeanColour(), train, test=test, baselines=False)
+    for kind in ("training", "test"):
+        assert f"5 of 60 {kind} images of photos have no label: left out." in result.notes
+        assert f"1 {kind} images of photos cannot be read: left out." in result.notes
 
 
 def test_a_run_is_set_beside_itself_untrained(monkeypatch: pytest.MonkeyPatch) -> None:

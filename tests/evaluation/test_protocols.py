@@ -220,7 +220,7 @@ def test_the_attentive_probe_sees_as_many_images_as_memory_allows(monkeypatch: p
     model = Spatial()
     case = case_of(right_but_for(0), coloured(60, seed=0), coloured(20, seed=1), model=model)
     rows, labels = protocols._tokens(case, Tokens(model), case.data.train)
-    assert case.notes == ["mine: attentive probe: 20 of 60 images of coloured-0, to bound memory."]
+    assert case.notes == ["mine: attentive probe: 20 of 60 training images of coloured-0, to bound memory."]
     assert (rows.shape, rows.dtype) == ((20, 49, 3), torch.float16)
     chosen = [59 * i // 19 for i in range(20)]  # evenly spaced, from the first to the last
     assert labels.tolist() == [i % 3 for i in chosen]

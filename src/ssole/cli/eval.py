@@ -64,7 +64,7 @@ class Eval:
     """Several labelled data sets: the linear probe on each of them, instead of --data and --protocols."""
     protocols: Words = ("knn", "linear")
     """What to measure, separated by commas: knn, linear, sgd, attentive, semi-supervised, few-shot, cluster, retrieval,
-    robustness, label-free."""
+    robustness, label-free. All but label-free need labels."""
     device: Device = "auto"
     seed: int = 0
     """Seed of the held-out part, where one has to be made, and of the probe's validation split."""

@@ -78,6 +78,11 @@ class Case:
             self.note(f"the linear probe chose C = {probe.c:g}, an end of the range tried.")
         return probe
 
+    def kind(self, subset: Subset) -> str:
+        """Name of the images of a subset, in the plural: train and test images may be of one name."""
+        kind = "test " if subset is self.data.test else "training " if self.data.test is not None else ""
+        return f"{kind}images of {subset.store.source.name}"
+
     def note(self, text: str) -> None:
         """Add a note about this case."""
         self.notes.append(f"{self.row}: {text}")
@@ -86,5 +91,5 @@ class Case:
         features, labels = subset.readable_rows(self.features_of(subset, progress=self.progress))
         if len(features) < len(subset):
             unread = len(subset) - len(features)
-            self.notes.append(f"{unread} images of {subset.store.source.name} cannot be read: left out.")
+            self.notes.append(f"{unread} {self.kind(subset)} cannot be read: left out.")
         return features.to(self.device), labels

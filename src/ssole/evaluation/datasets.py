@@ -104,7 +104,7 @@ def open_data(
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
         reason = source.why_unlabelled or "or a single class"
-        note = f"{source.name} has no labels, {reason}: only label-free figures, none of them an accuracy."
+        note = f"{source.name} has no labels, {reason}: only the protocol label-free, because all others need labels."
         store, count = preprocessing.open_store(source, **options), len(source)
         train = Subset(store=store, positions=torch.arange(count), labels=torch.full((count,), -1))
         return EvaluationData(train=train, test=None, notes=[note])
@@ -112,7 +112,7 @@ def open_data(
     store = preprocessing.open_store(source, **options)
     if test_source is not None:
         return match(store, preprocessing.open_store(test_source, **options))
-    subset, notes = _labelled(store, source.labels)
+    subset, notes = _labelled(store, source.labels, "images")
     kept, held = stratified_split(subset.labels, HELD_OUT, seed=seed)
     note = (
         f"No test split ({why_not}): tested on {len(held)} images held out of {len(subset)} by seed {seed}. A run that "
@@ -127,18 +127,20 @@ def match(train: ImageStore, test: ImageStore) -> EvaluationData:
     It is a DataError if either has no labels, or if test has classes that train lacks.
     """
     train_labels, test_labels, names = shared_labels(train.source, test.source)
-    (train_part, train_notes), (test_part, test_notes) = _labelled(train, train_labels), _labelled(test, test_labels)
+    train_part, train_notes = _labelled(train, train_labels, "training images")
+    test_part, test_notes = _labelled(test, test_labels, "test images")
     return _checked(train_part, test_part, names, train_notes + test_notes)
 
 
-def _labelled(store: ImageStore, labels: NDArray[np.int64]) -> tuple[Subset, list[str]]:
-    """The images of a store with a known label (not negative), and a note where others lack one."""
+def _labelled(store: ImageStore, labels: NDArray[np.int64], kind: str) -> tuple[Subset, list[str]]:
+    """The images of a store with a known label (not negative), and a note where others of this kind lack one."""
     all_labels = torch.from_numpy(np.array(labels, dtype=np.int64))
     known = (all_labels >= 0).nonzero()[:, 0]
     if not len(known):
-        raise DataError(f"none of the {len(store)} images of {store.source.name} has a label")
+        raise DataError(f"none of the {len(store)} {kind} of {store.source.name} has a label")
     missing = len(store) - len(known)
-    notes = [f"{missing} of {len(store)} images of {store.source.name} have no label: left out."] if missing else []
+    name = store.source.name
+    notes = [f"{missing} of {len(store)} {kind} of {name} have no label: left out."] if missing else []
     return Subset(store=store, positions=known, labels=all_labels[known]), notes
 
 

@@ -131,7 +131,7 @@ def _tokens(case: Case, tokens: Tokens, subset: Subset) -> tuple[Tensor, Tensor]
     first = case.extract(tokens, subset.select(torch.arange(1)), progress=False)
     count = min(len(subset), TOKEN_BYTES // (2 * first.shape[1]))
     if count < len(subset):
-        case.note(f"attentive probe: {count} of {len(subset)} images of {subset.store.source.name}, to bound memory.")
+        case.note(f"attentive probe: {count} of {len(subset)} {case.kind(subset)}, to bound memory.")
     chosen = subset.thinned(count)
     kept = torch.empty(len(chosen), first.shape[1], dtype=torch.float16)
 
