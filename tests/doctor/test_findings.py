@@ -191,3 +191,9 @@ def test_a_sample_is_not_said_to_be_all() -> None:
     second = SecondSet(name="test", images=50, examined=50, unreadable=[], leaked=[])
     words = "none of 50 images of test is among 100,000 images examined here"
     assert check_leakage(second, 1_280_000, 100_000).text == words
+
+
+@pytest.mark.parametrize(("images", "words"), [(99, "99 images are far too few"), (100, "100 images are few")])
+def test_a_hundred_images_are_few_and_less_are_far_too_few(images: int, words: str) -> None:
+    (finding,) = check_recipe(tiny.config(), "tiny", CONTENTS, images)
+    assert finding.text == f"{words} for learning a representation"

@@ -13,6 +13,7 @@ from ssole.doctor.scan import ChannelStatistics, Rate, Unreadable
 from ssole.progress import data_size
 
 FEW_IMAGES = 1000
+FAR_TOO_FEW = 100  # by judgement: three of the smallest batches that are suggested
 _MANY_SHARE = 0.05  # smallest share of the images for reporting a minor point
 _TIGHT = 0.8  # share of the memory above which other programs may need the rest
 
@@ -103,8 +104,10 @@ def check_recipe(config: PretrainConfig, name: str, contents: Contents, images: 
         advice = f"pass --batch-size {max(2, images // 4)}, or find more images"
         yield Finding("stop", "too_few", text, advice)
     elif images < FEW_IMAGES:
-        text = f"{images:,} images are few for learning a representation"
-        yield Finding("look", "few", text, "compare with a pretrained network (timm) as well")
+        few, advice = "few", "compare with a pretrained network (timm) as well"
+        if images < FAR_TOO_FEW:
+            few, advice = "far too few", "find more images, or use a pretrained network (timm)"
+        yield Finding("look", "few", f"{images:,} images are {few} for learning a representation", advice)
     side, size = contents.shorter_side.median, max(crop.size for crop in config.augment.crops)
     if side < size:
         text = f"half of the images have a shorter side of {side} px or less; views of {name} have {size} px"

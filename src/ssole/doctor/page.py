@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssole.doctor.contents import ASPECTS, Contents, Copies, Leak, Range
 from ssole.doctor.estimate import Estimate
+from ssole.doctor.findings import FAR_TOO_FEW
 from ssole.doctor.report import Finding, Level, Report
 from ssole.doctor.scan import Unreadable
 from ssole.errors import printable
@@ -144,8 +145,10 @@ def _findings(report: Report) -> Table:
             rows.append(("", Text(printable(finding.advice), style="italic")))
         rows += [("", Text(f"  {printable(example)}", style="dim")) for example in _examples(finding, report)]
     rows.append(("", ""))
-    summary = Text(_SUMMARIES[report.verdict], style=_STYLES[report.verdict])
-    rows.append((Text("verdict", style="bold"), summary))
+    summary = _SUMMARIES[report.verdict]
+    if report.verdict == "look" and report.images < FAR_TOO_FEW:
+        summary = "training would work, but so few images teach a network nothing of use"
+    rows.append((Text("verdict", style="bold"), Text(summary, style=_STYLES[report.verdict])))
     return _grid(rows, {"no_wrap": True, "min_width": 12}, {"overflow": "fold"})
 
 
