@@ -16,7 +16,7 @@ from ssole.config import ConfigError
 from ssole.data.base import Spec
 from ssole.errors import listed, valid_text
 from ssole.evaluation.checks import NotFiniteError
-from ssole.files import write_text_atomically
+from ssole.files import require_writable, write_text_atomically
 from ssole.models.weights_file import not_finite, read_weights
 from ssole.progress import say
 from ssole.report.record import Record, unique_names
@@ -29,6 +29,7 @@ _PACKAGES = ("bokeh", "jinja2")
 IMAGES = 4000
 """Images of a run that a report looks at by default."""
 _MAX_IMAGES = 50_000
+_PICTURES = '<section id="map">'  # in pages with pictures of the images
 _EXAMPLES = 4  # images of which the views are shown
 
 
@@ -53,13 +54,14 @@ def report(
     Args:
         run: a run folder or :class:`Run`, or several, which the page shows side by side.
         data: images, as for pretraining; by default those of each run.
-        out: file to write; by default `report.html` in the (first) run folder. An older report is replaced.
+        out: file to write; by default `report.html` in the (first) run folder. An older report is replaced; one with
+            pictures that cannot be made again only if ``out`` names it.
         images: largest number of images that are looked at, at most 50,000; they are drawn at random.
         columns: CSV file with the ids of images in its first column; its other columns can colour the map.
         device, progress: as for :func:`evaluate`.
 
     Raises:
-        ConfigError: no run folder, a missing package, or an argument out of range.
+        ConfigError: no run folder, a missing package, an argument out of range, or an older report that stays.
         DataError: the CSV file cannot be read, or names no image.
         ValueError: a damaged evaluation.json.
     """
@@ -72,7 +74,13 @@ def report(
     if path.is_dir() or not path.parent.is_dir():
         wrong = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise ConfigError(f"{wrong}: the report is one file, such as report.html")
+    if out is None:
+        require_writable(path.parent, "write the page elsewhere (--out FILE)")
     facts = [facts_of(one, data, columns, limit=images, device=chosen, progress=progress) for one in records]
+    gone = out is None and all(one.sample is None and one.record.finished and not one.broken for one in facts)
+    if gone and path.is_file() and _PICTURES in path.read_text(encoding="utf-8", errors="replace"):
+        stays = f"{path} has pictures from before, and stays as it is"
+        raise ConfigError(f"{facts[0].reason} {stays}: --out FILE writes a page without pictures")
     for one in facts:
         say(f"{one.record.path}: {one.reason}", enabled=progress and bool(one.reason))
     text = render(facts)
