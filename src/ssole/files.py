@@ -161,9 +161,14 @@ def require_new_folder(folder: Path) -> None:
         raise ConfigError(
             f"{folder} is not an empty folder, and nothing is overwritten: remove it, or choose another (--out)"
         )
+    require_writable(folder, "choose another folder (--out)")
+
+
+def require_writable(folder: Path, otherwise: str) -> None:
+    """Raise a `ConfigError` that says what to do unless a folder, or the nearest one above it, can be written to."""
     there = next((path for path in (folder, *Path(os.path.abspath(folder)).parents) if path.exists()), None)
     if there is None or not os.access(there, os.W_OK | os.X_OK):
-        raise ConfigError(f"{there or folder} may not be written to: choose another folder (--out)")
+        raise ConfigError(f"{there or folder} may not be written to: {otherwise}")
 
 
 def free_path(path: Path, suffix: str = "") -> Path:

@@ -104,3 +104,14 @@ def test_by_default_all_of_a_small_index_are_found(trained: Command, query: list
     outcome = trained("search", "few-index", *query)
     assert outcome.code == 0, outcome.err
     assert len(outcome.out.splitlines()) > 4
+
+
+@pytest.mark.parametrize("arguments", [["search", "run", "cat/000.png"], ["select", "run"]])
+def test_a_run_that_may_not_be_written_to_has_its_index_elsewhere(
+    trained: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "run")  # root may write everywhere
+    outcome = trained(*arguments)
+    assert outcome.code == 2
+    elsewhere = "make the index elsewhere (ssole index run --out FOLDER), and name that FOLDER"
+    assert f"run may not be written to: {elsewhere}" in outcome.err

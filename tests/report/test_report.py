@@ -95,6 +95,26 @@ def test_a_run_whose_images_are_gone(tmp_path: Path) -> None:
     assert not outline.ids & {"map", "neighbours", "views"}
 
 
+def test_pictures_that_cannot_be_made_again_are_kept(tmp_path: Path) -> None:
+    data = tiny.write_folder(tmp_path / "images")
+    run = tiny.start(tmp_path / "run", data=str(data), steps=2)
+    path = ssole.report(run, progress=False)
+    shutil.rmtree(data)
+    with pytest.raises(ConfigError, match=r"There are no pictures: .*report\.html has pictures from before, and stays"):
+        ssole.report(run, progress=False)
+    assert "map" in Outline(path).ids
+    assert "map" not in Outline(ssole.report(run, out=path, progress=False)).ids
+    ssole.report(run, progress=False)  # there are none to keep any more
+
+
+def test_a_run_folder_that_may_not_be_written_to_is_refused_at_once(
+    hostile_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ConfigError, match=r"run may not be written to: write the page elsewhere \(--out FILE\)"):
+        ssole.report(hostile_run)
+
+
 def test_images_in_memory_must_be_given(tmp_path: Path, sections: frozenset[str]) -> None:
     run = tiny.start(tmp_path / "run", steps=2)
     assert "trained on images in memory" in Outline(ssole.report(run, progress=False)).text

@@ -17,11 +17,19 @@ from ssole.config import ConfigError
 from ssole.data.base import Spec
 from ssole.data.describe import canonical, describe, images_of_run
 from ssole.data.sources import open_source
+from ssole.errors import quoted
 from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
 from ssole.evaluation.models import OnnxModel, is_run, most_unreadable, name_of, open_model
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.files import LEFTOVER, folder_atomically, locked, require_new_folder, write_json_atomically
+from ssole.files import (
+    LEFTOVER,
+    folder_atomically,
+    locked,
+    require_new_folder,
+    require_writable,
+    write_json_atomically,
+)
 from ssole.models.load import folder_beside, weights_path
 from ssole.runtime import Precision
 from ssole.search.cells import CELLS_ABOVE, faiss_installed, make_cells
@@ -90,6 +98,7 @@ def open_index(
         return index
     if data is None:
         data = images_of_run(Run(path).config.data, path)
+    require_writable(own, f"make the index elsewhere (ssole index {quoted(path)} --out FOLDER), and name that FOLDER")
     return build_index(path, data, own, device=device, progress=progress)
 
 
