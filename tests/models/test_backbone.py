@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
+import yaml
 from torch import nn
 
 import tiny
@@ -134,6 +137,23 @@ def test_a_backbone_is_tried_before_a_run() -> None:
     crops = [{"count": 2, "size": 8}, {"count": 2, "size": 12}]
     with pytest.raises(ConfigError, match=r"vit_tiny_patch16_224 does not take images of 12 x 12 pixels: .*img_size"):
         checked_encoder(tiny.config(**vit, augment__crops=crops))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "arguments"),
+    [([12], {"img_size": 12}), ([8, 12], {"img_size": 12, "dynamic_img_size": True})],
+)
+def test_the_arguments_that_an_error_advises_make_a_transformer_take_the_images(
+    sizes: list[int], arguments: dict[str, Any]
+) -> None:
+    small = {"patch_size": 4, "depth": 1, "embed_dim": 12, "num_heads": 2}
+    settings: dict[str, Any] = {"model__backbone": "vit_tiny_patch16_224", "model__backbone_args": small}
+    settings["augment__crops"] = [{"count": 2, "size": size} for size in sizes]
+    with pytest.raises(ConfigError, match=r"\(224\)\. Choose .* model: (\{.*\})$") as raised:
+        checked_encoder(tiny.config(**settings))
+    advised = yaml.safe_load(str(raised.value).partition("model: ")[2])["backbone_args"]
+    assert advised == arguments
+    checked_encoder(tiny.config(**settings | {"model__backbone_args": small | advised}))
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("... DefaultCPUAllocator: can't allocate memory: ...")])

@@ -121,12 +121,14 @@ def checked_encoder(config: PretrainConfig, module: nn.Module | None = None) -> 
     A ConfigError as :func:`create_backbone`; also for arguments or image sizes that the model does not take.
     """
     name, channels, encoder = config.model.backbone, config.input_channels, create_encoder(config, module).eval()
+    sizes = list(dict.fromkeys(crop.size for recipe in config.augment.parts for crop in recipe.crops))
+    arguments = f"img_size: {max(sizes)}" + (", dynamic_img_size: true" if len(sizes) > 1 else "")
     advice = (
-        "Choose another augment.crops.N.size or augment.early_size, or what the model needs in model.backbone_args "
-        "(such as img_size)"
+        "Choose another augment.crops.N.size or augment.early_size, or name what the model needs in a recipe (a YAML "
+        f"file), for a Vision Transformer model: {{backbone_args: {{{arguments}}}}}"
     )
     with torch.random.fork_rng(devices=[]):
-        for size in dict.fromkeys(crop.size for recipe in config.augment.parts for crop in recipe.crops):
+        for size in sizes:
             with network_errors(f"{name} does not take images of {size} x {size} pixels", advice):
                 features = encoder.backbone(torch.zeros(1, channels, size, size))
             if features.shape != (1, feature_dim(encoder.backbone)):

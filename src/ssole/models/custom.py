@@ -58,7 +58,8 @@ def network_errors(what: str, advice: str = "") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, ConfigError) or out_of_memory_reason(error):
             raise
-        raise ConfigError(f"{what}: {one_line(error) or type(error).__name__}{advice and f'. {advice}'}") from None
+        reason = one_line(error).rstrip(".") or type(error).__name__
+        raise ConfigError(f"{what}: {reason}{advice and f'. {advice}'}") from None
 
 
 class CustomBackbone(nn.Module):
