@@ -19,11 +19,12 @@ import ssole
 import tiny
 from ssole.cli.tune import Tune as command
 from ssole.comparison import tune as module
+from ssole.comparison.plan import settings_text
 from ssole.comparison.tune import FIGURE, stronger, tune
 from ssole.config import ConfigError, Crop, ViewRecipe, load
 from ssole.config.recipes import read_mapping
 from ssole.errors import DataError
-from ssole.evaluation.results import LABEL_FREE
+from ssole.evaluation.results import LABEL_FREE, METRICS
 from ssole.evaluation.verdict import CORRELATION
 from ssole.training.run import Run
 
@@ -46,6 +47,8 @@ def test_trials_are_equal_and_the_best_figure_wins(tmp_path: Path) -> None:
     for name, value in found.trials[found.chosen].settings.items():
         if name.startswith("optim."):
             assert getattr(config.optim, name.removeprefix("optim.")) == value
+    why = f"of 3 trials, this had the best {METRICS[FIGURE]} (ssole tune)"
+    assert config.reasons == (f"{settings_text(found.trials[found.chosen].settings)}: {why}",)
     assert config.steps == load(tiny.recipe(tmp_path)).steps  # the length is the recipe's, not a trial's
     assert ssole.pretrain(tiny.images(), recipe=found.recipe, steps=1, out=tmp_path / "run", progress=False).finished
 

@@ -118,7 +118,9 @@ def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning
     if not scores:
         raise ConfigError(f"all trials failed, the last one by {records[-1].error}")
     chosen, path = ranked(scores)[0], folder / "tuned.yaml"
-    write_yaml_atomically(path, to_dict(apply_overrides(base, records[chosen].settings)))
+    settings = records[chosen].settings
+    why = f"{settings_text(settings)}: of {len(records)} trials, this had the best {METRICS[FIGURE]} (ssole tune)"
+    write_yaml_atomically(path, to_dict(apply_overrides(base, {**settings, "reasons": (*base.reasons, why)})))
     return Tuning(recipe=path, trials=records, chosen=chosen)
 
 
