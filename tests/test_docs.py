@@ -304,3 +304,8 @@ def test_the_reference_has_every_public_name() -> None:
     text = (ROOT / "docs" / "api" / "index.md").read_text(encoding="utf-8")
     names = re.findall(r"auto(?:function|class|exception):: ssole\.(\w+)$", text, flags=re.MULTILINE)
     assert sorted(names) == sorted(ssole.__all__)
+
+
+def test_no_page_has_the_address_of_a_page_that_sphinx_makes() -> None:
+    """A docs/search.md would be lost: Sphinx writes its own search.html over it."""
+    assert {"search", "genindex", "py-modindex"} & {page.stem for page in (ROOT / "docs").glob("*.md")} == set()
