@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
 import pkgutil
 import re
@@ -13,6 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
 import ssole
+from ssole.cli import COMMANDS, main
 
 project = "ssole"
 author = "The ssole authors"
@@ -54,12 +57,22 @@ MODULES = sorted(
 ROOT_PAGES = {DOCS.parent / file: DOCS / f"{page}.md" for page, file in ROOT_FILES.items()}
 
 
+def help_page(command: str) -> str:
+    """Section of `api/commands`: what `ssole COMMAND --help` prints."""
+    os.environ["COLUMNS"] = "100"
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    return f"\n## `ssole {command}`\n\n```text\n{text.getvalue()}```\n"
+
+
 def reference(docname: str) -> str:
     """Sections of `api/PACKAGE`: the package and its modules. `api/other` has those that have no page of their own.
 
     Three packages are called as functions of `ssole` are, which are on the page of the public names.
     """
     folder, _, page = docname.rpartition("/")
+    if docname == "api/commands":
+        return "".join(map(help_page, COMMANDS))
     if folder != "api" or page == "index":
         return ""
     own = {path.stem for path in (DOCS / "api").glob("*.md")}

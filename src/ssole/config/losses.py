@@ -47,7 +47,7 @@ class _Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class SSOLEConfig(_Settings):
-    """SSOLE loss; :class:`ssole.SSOLELoss` explains each field."""
+    """SSOLE loss; `ssole.SSOLELoss` explains each field."""
 
     search: ClassVar[SearchRanges] = {"high_rank_weight": (0.2, 16.0), "temperature": (0.05, 1.0)}
     name: Literal["ssole"] = "ssole"
