@@ -8,6 +8,7 @@ import io
 import os
 import pkgutil
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,11 @@ ROOT_PAGES = {DOCS.parent / file: DOCS / f"{page}.md" for page, file in ROOT_FIL
 
 def help_page(command: str) -> str:
     """Section of `api/commands`: what `ssole COMMAND --help` prints."""
-    os.environ["COLUMNS"] = "100"
-    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+    os.environ["COLUMNS"] = "90"  # as wide as the page
+    with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.suppress(SystemExit):
         main([command, "--help"])
-    return f"\n## `ssole {command}`\n\n```text\n{text.getvalue()}```\n"
+    text = "\n".join(textwrap.fill(line, 90, subsequent_indent="    ") for line in printed.getvalue().splitlines())
+    return f"\n## `ssole {command}`\n\n```text\n{text}\n```\n"
 
 
 def reference(docname: str) -> str:
