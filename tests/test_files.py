@@ -162,14 +162,6 @@ def test_a_folder_that_may_not_be_written_to_is_refused_at_once(
         require_new_folder(tmp_path / "of" / "models")
 
 
-def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
-    def read_only(temporary: Path) -> None:
-        raise OSError(30, "Read-only file system", str(temporary))
-
-    with pytest.raises(OSError, match=r"^\[Errno 30\] Read-only file system: '.*/a\.txt'$"):
-        write_atomically(tmp_path / "a.txt", read_only)
-
-
 @pytest.mark.parametrize("name", ["a" * 255, "ä" * 127])
 def test_the_longest_names_are_written(tmp_path: Path, name: str) -> None:
     write_text_atomically(tmp_path / name, "text")
