@@ -17,9 +17,3 @@ class Outcome(NamedTuple):
 Command = Callable[..., Outcome]
 
 TINY = ("pretrain", "--recipe", "tiny.yaml", "--data", "photos")
-
-
-def tiny_with(*options: str) -> tuple[str, ...]:
-    """Arguments of the smallest run, with options in place of its own."""
-    own = [word for pair in (TINY[1:3], TINY[3:]) if pair[0] not in options for word in pair]
-    return (TINY[0], *own, *options)

@@ -39,20 +39,9 @@ def parse(command: Callable[..., Command], argv: Sequence[str]) -> Command:
 
     Of many processes, the first one prints help and errors.
     """
-    option_names(argv)  # raises an error for an option that is given twice
     prog = f"ssole {command.__name__.lower()}"
     prints = not distributed.launch().rank
     return tyro.cli(command, args=list(argv), prog=prog, description=inspect.getdoc(command), console_outputs=prints)
-
-
-def option_names(argv: Sequence[str]) -> set[str]:
-    """Names of the options among arguments, such as --batch-size; a ConfigError for one that is given twice."""
-    names = [word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(
-            f"{twice[0]} is given twice, and one of them would be lost: give it once, with all its values"
-        )
-    return set(names)
 
 
 def show(text: str) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from ssole import api, distributed
-from ssole.cli.common import Changes, OptionalFolder, OptionalNumber, option_names, show
+from ssole.cli.common import Changes, OptionalFolder, OptionalNumber, show
 from ssole.config import DEFAULT_RECIPE, LOSS_CONFIGS, PRESETS, ConfigError, PretrainConfig, load, recipe_names, to_dict
 from ssole.config.hints import hint_at_setting
 from ssole.doctor.suggest import ANY_VIEWS, channel_overrides
@@ -102,7 +102,7 @@ def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
     """Parsed options, with the values of the recipe as defaults, and the names of those given."""
     if argv and not argv[0].startswith("-"):
         raise ConfigError(f"got {argv[0]!r} before any option: images go with --data, as in --data {quoted(argv[0])}")
-    given = option_names(argv)
+    given = {word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")}
     # the full parser can only be made once these are known
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--recipe", "--preset", "--loss.name", "--channels"):

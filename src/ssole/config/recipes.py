@@ -177,7 +177,7 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
             A dict replaces only the fields it names, but ``backbone_args`` as a whole. ``views`` is short for the count
             of the first crop group.
             ``preset`` replaces all of ``augment`` but crops and early ones (:func:`~ssole.config.presets.view_preset`).
-            ``epochs``, ``steps`` and ``budget`` clear those of the recipe. Two of them are an error.
+            ``epochs``, ``steps`` and ``budget`` clear those of the recipe. A budget beside another of them is an error.
             Another ``loss.name`` clears the recipe's settings of loss and projector; another ``model.backbone`` its
             arguments, and its stem unless the new one is a ResNet.
 
@@ -190,9 +190,9 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     if preset is not None:  # first, so that single settings override it
         kept = {name: values["augment"][name] for name in ("crops", "early_size", "early_share")}
         values["augment"] = to_dict(view_preset(str(preset))) | kept
-    lengths = [name for name in ("budget", "steps", "epochs") if given.get(name) is not None]
-    if len(lengths) > 1:
-        raise ConfigError(f"one setting says how long a run is: leave out either {lengths[0]} or {lengths[1]}")
+    lengths = [name for name in ("epochs", "steps", "budget") if given.get(name) is not None]
+    if "budget" in lengths and len(lengths) > 1:
+        raise ConfigError(f"a budget decides how long a run is: leave out either budget or {lengths[0]}")
     if lengths:
         values |= {"steps": None, "budget": None}
     backbone = _chosen(given, "model", "backbone")
