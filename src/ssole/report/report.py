@@ -70,17 +70,10 @@ def report(
     from ssole.report.page import MAX_PAGE_BYTES, render  # here, because `import ssole` is to be quick
 
     records = read_records(run)
-    path = Path(out) if out is not None else records[0].path / "report.html"
-    if path.is_dir() or not path.parent.is_dir():
-        wrong = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise ConfigError(f"{wrong}: the report is one file, such as report.html")
-    if out is None:
-        require_writable(path.parent, "write the page elsewhere (--out FILE)")
+    path = _page_path(out, records[0].path)
     facts = [facts_of(one, data, columns, limit=images, device=chosen, progress=progress) for one in records]
-    gone = out is None and all(one.sample is None and one.record.finished and not one.broken for one in facts)
-    if gone and path.is_file() and _PICTURES in path.read_text(encoding="utf-8", errors="replace"):
-        stays = f"{path} has pictures from before, and stays as it is"
-        raise ConfigError(f"{facts[0].reason} {stays}: --out FILE writes a page without pictures")
+    if out is None:
+        _keep_pictures(path, facts)
     for one in facts:
         say(f"{one.record.path}: {one.reason}", enabled=progress and bool(one.reason))
     text = render(facts)
@@ -88,6 +81,25 @@ def report(
         warnings.warn(f"{path} has {len(text) / 1e6:.1f} MB, more than intended: use fewer images", stacklevel=2)
     write_text_atomically(path, valid_text(text))
     return path
+
+
+def _page_path(out: str | PathLike[str] | None, folder: Path) -> Path:
+    """Path of the page, by default in a run folder; ConfigError if it cannot be written there."""
+    path = Path(out) if out is not None else folder / "report.html"
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise ConfigError(f"{wrong}: the report is one file, such as report.html")
+    if out is None:
+        require_writable(path.parent, "write the page elsewhere (--out FILE)")
+    return path
+
+
+def _keep_pictures(path: Path, facts: Sequence[Facts]) -> None:
+    """Raise a ConfigError if an earlier page has pictures and the images of all runs, which are finished, are gone."""
+    gone = all(one.sample is None and one.record.finished and not one.broken for one in facts)
+    if gone and path.is_file() and _PICTURES in path.read_text(encoding="utf-8", errors="replace"):
+        stays = f"{path} has pictures from before, and stays as it is"
+        raise ConfigError(f"{facts[0].reason} {stays}: --out FILE writes a page without pictures")
 
 
 def check_request(images: int, columns: str | PathLike[str] | None) -> None:
