@@ -59,8 +59,8 @@ def test_terms_of_two_losses_have_dashes_that_differ(record: Record, monkeypatch
 def test_figures_without_labels_are_no_accuracies(record: Record) -> None:
     rows = [{"step": step, "knn20": 0.5, "rankme": 9.0} for step in (1, 2)]
     found = curves([replace(record, metrics=rows)])
-    assert found["Accuracy while training"]["label"] == "Accuracy while training: knn20 from 0.5 to 0.5"
-    assert found["Label-free figures while training"]["label"].endswith(": rankme from 9 to 9")
+    assert found["Accuracy while training"]["label"] == "Accuracy while training: kNN k=20 from 0.5 to 0.5"
+    assert found["Label-free figures while training"]["label"].endswith(": RankMe from 9 to 9")
 
 
 def test_one_point_is_no_curve(record: Record) -> None:

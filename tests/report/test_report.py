@@ -57,6 +57,13 @@ def test_the_page_has_all_sections_and_fits(page: Path, sections: frozenset[str]
         assert words in outline.text, words
 
 
+def test_what_the_page_says_of_its_sample_holds(page: Path) -> None:
+    text = Outline(page).text
+    assert "kNN (k = 20) among 48 images: " in text
+    assert "of 12 test images. The table above is of images, 12 images." in text
+    assert "torchrun" not in text  # which is null in environment.json
+
+
 def test_nothing_from_outside_becomes_markup(page: Path) -> None:
     outline = Outline(page)
     assert "<script>alert(1)<" in outline.text  # a class, as text

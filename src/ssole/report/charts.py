@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssole.evaluation.results import LABEL_FREE
+from ssole.evaluation.results import LABEL_FREE, METRICS
 from ssole.report.record import Record, Series
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f")
@@ -49,7 +49,7 @@ def _style(run: int, key: int, records: Sequence[Record]) -> tuple[str, str]:
 
 def _line_name(record: Record, key: str, records: Sequence[Record], keys: Sequence[str]) -> str:
     words = [record.name] if len(records) > 1 else []
-    words += [key.replace("_", " ")] if len(keys) > 1 or not words else []
+    words += [METRICS.get(key, key.replace("_", " "))] if len(keys) > 1 or not words else []
     return ", ".join(words)
 
 
@@ -62,7 +62,7 @@ def spectrum(parts: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Any]:
             values = singular_values(features)
             hue = number if len(parts) > 1 or word == "trained" else 1
             lines.append((prefix + word, (list(range(1, len(values) + 1)), values), COLOURS[hue % len(COLOURS)], dash))
-    return _chart("Singular values", "direction, strongest first", lines, log=True)
+    return _chart("Singular values", "direction, strongest first", lines, y="share", log=True)
 
 
 def singular_values(features: Tensor) -> list[float]:
@@ -73,7 +73,9 @@ def singular_values(features: Tensor) -> list[float]:
     return (values / values.sum()).tolist() if len(values) else []
 
 
-def _chart(title: str, x: str, lines: Sequence[tuple[str, Series, str, str]], *, log: bool = False) -> dict[str, Any]:
+def _chart(
+    title: str, x: str, lines: Sequence[tuple[str, Series, str, str]], *, y: str | None = None, log: bool = False
+) -> dict[str, Any]:
     from bokeh.models import HoverTool
     from bokeh.plotting import figure
 
@@ -83,6 +85,7 @@ def _chart(title: str, x: str, lines: Sequence[tuple[str, Series, str, str]], *,
         tools="pan,box_zoom,reset,save",
         y_axis_type="log" if log else "auto",
         x_axis_label=x,
+        y_axis_label=lines[0][0] if len(lines) == 1 else y,  # a single line has no legend
     )
     for name, (steps, values), colour, dash in lines:
         drawn = plot.line(steps, values, legend_label=name, color=colour, line_dash=dash, line_width=2, name=name)

@@ -88,7 +88,9 @@ def _run(fact: Facts, runs: int) -> dict[str, Any]:
         "table": list(zip(*cells, strict=True)),  # a metric a row, because many columns would not fit
         "digest": _digest(record),
         "environment": {
-            key: str(value) for key, value in record.environment.items() if not isinstance(value, (dict, list))
+            key: str(value)
+            for key, value in record.environment.items()
+            if not isinstance(value, (dict, list, type(None)))
         },
         "config": (record.path / "config.yaml").read_text(encoding="utf-8"),
         "views": _views(record, *fact.examples) if fact.examples is not None else None,
