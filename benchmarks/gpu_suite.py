@@ -378,7 +378,10 @@ def speedrun_rows(suite: Suite) -> Iterator[Row]:
     for seed in suite.seeds:
         config = speedrun_config(suite, seed)
         begun = time.perf_counter()
-        run = start(config, suite.folder / f"speedrun-{seed}", Given(progress=False), data=train)
+        try:
+            run = start(config, suite.folder / f"speedrun-{seed}", Given(progress=False), data=train)
+        finally:  # also of a run that is cut off
+            keep_metrics(suite, suite.folder / f"speedrun-{seed}")
         trained = time.perf_counter() - begun
         last = [row for row in run.metrics if "loss" in row][-1]
         done = {
@@ -388,7 +391,6 @@ def speedrun_rows(suite: Suite) -> Iterator[Row]:
             "views_per_second": last["images_per_second"] * config.augment.views,
         }
         yield done
-        keep_metrics(suite, run.path)
         result = ssole.evaluate(
             run.path, train, test=test, baselines=False, device=suite.device, progress=False,
             protocol=("linear",) if suite.tiny else ("knn", "linear"),

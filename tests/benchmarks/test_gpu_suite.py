@@ -171,6 +171,27 @@ def test_a_step_that_fails_is_a_row(suite: ModuleType, tmp_path: Path, monkeypat
     assert [row["views"] for row in rows] == [2, 4]
 
 
+def test_the_metrics_of_a_speedrun_that_is_cut_off_are_kept(
+    suite: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pieces = importlib.import_module("pieces")
+    folder, out = tmp_path / "runs", tmp_path / "out"
+    out.mkdir()
+
+    def start(config: Any, path: Path, *rest: Any, **options: Any) -> Any:
+        path.mkdir(parents=True)
+        (path / "metrics.jsonl").write_text("{}\n")
+        raise pieces.TimeUp
+
+    monkeypatch.setattr("ssole.api.start", start)
+    monkeypatch.setattr(suite, "projection_rows", lambda *given: iter(()))
+    short = tiny(suite, folder, out=out)
+    short.__dict__["decoded"] = (None, None, 1.0)
+    with pytest.raises(pieces.TimeUp):
+        list(suite.speedrun_rows(short))
+    assert (out / "speedrun-0-metrics.jsonl").read_text() == "{}\n"
+
+
 def test_a_speedrun_may_have_less_time(suite: ModuleType, tmp_path: Path) -> None:
     short = suite.Suite(torch.device("cpu"), tmp_path, budget="5m")
     assert suite.speedrun_config(short, 3).budget == "5m"

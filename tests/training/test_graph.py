@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 import tiny
 from ssole.config import ConfigError
+from ssole.runtime import torch_state
 from ssole.training import graph as graph_module
 from ssole.training.graph import WARM_UP, StepGraph, lent, wants_graph
 from ssole.training.optim import set_learning_rate, use_tensor_rates
@@ -404,6 +405,41 @@ def test_memory_and_random_numbers_are_as_before_a_capture_that_failed(
     assert (generator.state, capturing) == ("free", set())
     assert graph_module.captured(lambda: 5, CUDA)() == 5
     assert generator.state == "free, and moved"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif("not torch.cuda.is_available()", reason="needs an NVIDIA GPU")
+def test_replayed_steps_are_those_that_are_launched_on_a_gpu() -> None:
+    losses = [losses_of_steps(CUDA, kind) for kind in ("never", "always")]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+def losses_of_steps(device: torch.device, kind: str) -> list[float]:
+    """Losses of steps over several epochs and learning rates, in float32, that are captured as `kind` says."""
+    images, found = torch.from_numpy(tiny.images()).permute(0, 3, 1, 2).contiguous().to(device), []
+    with torch_state(deterministic=False):
+        config = tiny.config(**MUON, cuda_graph=kind, precision="float32")
+        learner = Learner(config, device, images=len(images))
+        for step in range(12):
+            ids = torch.arange(4 * step, 4 * step + 4, device=device) % len(images)
+            terms = learner.step(images.index_select(0, ids), ids, epoch=step // 5, lr=rate_of(step)).terms
+            found.append(float(terms["loss"]))
+        learner.watch.check()
+        assert learner.is_captured == (kind == "always")
+        learner.forget_graph()
+    return found
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif("not torch.cuda.is_available()", reason="needs an NVIDIA GPU")
+def test_memory_and_random_numbers_work_on_a_gpu_after_a_capture_that_failed() -> None:
+    x = torch.ones(5, device=CUDA)
+    with pytest.raises(RuntimeError):
+        graph_module.captured(lambda: float((x + torch.rand_like(x)).sum()), CUDA)
+    torch.cuda.empty_cache()
+    assert torch.rand(5, device=CUDA).sum() > 0
+    replay = graph_module.captured(lambda: x * 2, CUDA)
+    assert replay().tolist() == [2.0] * 5
 
 
 def test_ctrl_c_in_a_capture_is_no_failure_of_it() -> None:
