@@ -104,7 +104,7 @@ def own_device(device: torch.device) -> torch.device:
             f"{place.local_world_size} processes were started on a machine with {count} GPUs: "
             "start one for each (torchrun --nproc-per-node)"
         )
-    name = str(torch.cuda.get_device_properties(own).uuid)  # type: ignore[attr-defined]
+    name = str(torch.cuda.get_device_properties(own).uuid)
     same = [rank for rank, other in enumerate(collect(name)) if other == name]
     if len(same) > 1:
         raise ConfigError(
