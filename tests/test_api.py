@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -97,11 +98,8 @@ def test_a_loss_of_ones_own_trains_and_resumes_exactly() -> None:
     assert whole.config.model.projector_dim == 8  # the recipe's projector stays
     assert all({"loss", "align"} <= row.keys() for row in whole.metrics)
 
-    def crash(backbone: nn.Module) -> dict[str, float]:
-        raise RuntimeError
-
     with pytest.raises(RuntimeError):
-        pretrain(out="half", loss=Spread(), evaluators={5: crash}, **settings)
+        pretrain(out="half", loss=Spread(), evaluators={5: crash_in_python}, **settings)
     with pytest.raises(ConfigError, match=r"code from Python \(Spread\).* pass loss=module to ssole.pretrain or ssole"):
         ssole.resume("half", data=tiny.images(), progress=False)
     with pytest.raises(ConfigError, match="half began with the loss 'Spread', and the one given is 'SSOLELoss'"):
@@ -110,6 +108,47 @@ def test_a_loss_of_ones_own_trains_and_resumes_exactly() -> None:
     assert half.backbone_path.read_bytes() == whole.backbone_path.read_bytes()
     last = "checkpoints/step-00000008.safetensors"
     assert (half.path / last).read_bytes() == (whole.path / last).read_bytes()
+
+
+class Noise(nn.Module):
+    """A loss of one's own with a setting, and a buffer that is drawn anew for each of them."""
+
+    queue: torch.Tensor
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight, self.form = weight, lambda x: x
+        self.register_buffer("queue", torch.randn(4))
+
+    def extra_repr(self) -> str:
+        return f"{self.form}"
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        return self.weight * (z[:, 0] - z[:, 1]).square().mean()
+
+
+def test_a_loss_with_other_settings_does_not_go_on() -> None:
+    def resume(folder: str, weight: float, **options: Any) -> Run:
+        return ssole.resume(folder, data=tiny.images(), loss=Noise(weight), progress=False, **options)
+
+    for folder in ("refused", "allowed", "old"):
+        with pytest.raises(RuntimeError):
+            pretrain(out=folder, loss=Noise(1.0), evaluators={5: crash_in_python}, steps=8)
+    words = r"refused was started with the loss Noise\(.*, and this is Noise\(.*Undo the change, or accept it"
+    with pytest.raises(ConfigError, match=words):
+        resume("refused", 500.0)
+    assert resume("refused", 1.0).finished  # another queue is none: that of the checkpoint takes its place
+    with pytest.warns(UserWarning, match=r"allowed was started with the loss Noise\("):
+        assert resume("allowed", 500.0, allow_changes=["settings"]).finished
+    record = Path("old/environment.json")
+    facts = json.loads(record.read_text())
+    assert facts.pop("loss").startswith("Noise(")
+    record.write_text(json.dumps(facts))  # as of a version that kept no such record
+    assert resume("old", 500.0).finished
+
+
+def crash_in_python(backbone: nn.Module) -> dict[str, float]:
+    raise RuntimeError
 
 
 def test_a_recipe_cannot_name_code() -> None:

@@ -132,11 +132,11 @@ def start(
             trial = partial(step_seconds, store=store, device=device, loss=given.loss, backbone=given.backbone)
             config = with_measurements(config, store, begin, trial)
             plan = make_plan(config, len(store))
-            steps = given.evaluators or ()  # before the default ones take their place
+            facts = given.facts()  # before the default ones take their place
             given = _with_evaluators(given, config, data, eval_data, store)
 
             def make() -> str:
-                run = stack.enter_context(new_run(out, config, steps))
+                run = stack.enter_context(new_run(out, config, facts))
                 keep_or_compare_images(run, store.source)
                 return str(run.path)
 
@@ -192,7 +192,8 @@ def resume(
         loss, backbone: the modules, needed only if the run was started with such.
         evaluators, progress: as for :func:`pretrain`.
         allow_changes: what may have changed since the run was started, and is a warning then: "images" (their contents,
-            sizes or times; names and order must be the same), "settings" (config.yaml) and "version" (of ssole).
+            sizes or times; names and order must be the same), "settings" (config.yaml, and those of a loss module) and
+            "version" (of ssole).
 
     Raises:
         As :func:`pretrain`; also ConfigError if this is no run folder, no checkpoint can be read, or settings or
@@ -235,7 +236,7 @@ def continue_run(
         before = getattr(config.loss, "module", config.loss.name)
         raise ConfigError(f"{found.path} began with the loss {before!r}, and the one given is {now!r}")
     with one_thread(), distributed.processes(config.process_timeout):
-        distributed.on_rank_0(lambda: require_same_recipe(found, allowed=allow_changes))
+        distributed.on_rank_0(lambda: require_same_recipe(found, given.facts(), allowed=allow_changes))
         device = distributed.own_device(resolve_device(config.device))
         distributed.on_rank_0(lambda: require_memory(config, device))
         with open_store(config, data, given.progress) as store, ExitStack() as stack:

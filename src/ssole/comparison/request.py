@@ -15,7 +15,7 @@ from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides
 from ssole.config.budget import Budget
 from ssole.config.recipes import read_mapping
 from ssole.files import is_leftover, reading, write_yaml_atomically
-from ssole.models.weights_file import digest_of
+from ssole.models.custom import identity_of
 from ssole.training.initial import with_absolute_init
 from ssole.training.run import leaves, making
 
@@ -76,25 +76,13 @@ class Request:
             arm.name: {
                 "config": to_dict(arm.config),
                 "pinned": list(arm.pinned),
-                "code": None if arm.module is None else _identity(arm.module),
+                "code": None if arm.module is None else identity_of(arm.module),
             }
             for arm in self.arms
         }
         plain = {name: getattr(self, name) for name in ("data", "test", "seeds", "search", "images")}
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
         return {**plain, "budget": dataclasses.asdict(self.budget), "arms": arms}
-
-
-def _identity(module: nn.Module) -> str:
-    """Text that tells a module from others: its `repr`, and a digest of its plain attributes and buffers.
-
-    Weights do not count, because a module may be made with random ones.
-    """
-    facts = []
-    for name, part in module.named_modules():
-        public = {key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"}
-        facts.append((name, {key: value for key, value in public.items() if isinstance(value, (int, float, str))}))
-    return f"{module!r} {digest_of(dict(module.named_buffers()), repr(facts))[:16]}"
 
 
 def check_numbers(*, seeds: int, search: int, images: int | None) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from ssole.config import ConfigError, ModelConfig
 from ssole.errors import one_line
+from ssole.models.weights_file import digest_of
 from ssole.runtime import out_of_memory_reason
 
 _MARK = "module:"
@@ -48,6 +50,20 @@ def missing_module_error(config: ModelConfig) -> ConfigError:
         "holds: pass backbone=module to ssole.pretrain, ssole.resume, ssole.extend or ssole.load, and what ssole.load "
         "returns to ssole.evaluate and ssole.embed"
     )
+
+
+def identity_of(module: nn.Module, *, but: Collection[str] = ()) -> str:
+    """Text that tells a module from others: its `repr`, and a digest of its plain attributes and buffers.
+
+    Weights do not count, because a module may be made with random ones; nor do buffers named in `but`.
+    """
+    facts = []
+    for name, part in module.named_modules():
+        public = {key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"}
+        facts.append((name, {key: value for key, value in public.items() if isinstance(value, (int, float, str))}))
+    buffers = {name: buffer for name, buffer in module.named_buffers() if name not in but}
+    text = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # of functions, whose places differ between processes
+    return f"{text} {digest_of(buffers, repr(facts))[:16]}"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from ssole.data.folder import unread_images
 from ssole.data.store import ImageStore
 from ssole.distributed import Stopping
 from ssole.errors import DataError, quoted
+from ssole.models.custom import identity_of
 from ssole.models.load import backbone_metadata
 from ssole.progress import data_size
 from ssole.runtime import resolve_precision, torch_state
@@ -60,6 +62,12 @@ class Given:
     def __post_init__(self) -> None:
         if self.evaluators is not None:
             check_evaluators(self.evaluators)
+
+    def facts(self) -> dict[str, Any]:
+        """What the run folder records of them, for resuming. Checkpoints hold the buffers of the loss themselves."""
+        steps, loss = sorted(self.evaluators or ()), self.loss
+        code = {} if loss is None else {"loss": identity_of(loss, but=loss.state_dict().keys())}
+        return code | ({"evaluators": steps} if steps else {})
 
 
 def train(

@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
-from ssole.errors import DiskError, change_refused, quoted
+from ssole.errors import DiskError, change_refused, one_line, quoted
 from ssole.files import (
     is_leftover,
     locked,
@@ -41,6 +41,7 @@ from ssole.runtime import environment
 
 Change = Literal["images", "settings", "version"]
 """What may be allowed to have changed between start and resuming."""
+_NOTHING: Mapping[str, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,11 @@ class Run:
         return self.path / name
 
 
-def create_run(path: Path, config: PretrainConfig, evaluators: Collection[int] = ()) -> Run:
-    """New run in a folder without files; `OSError` if it cannot be written. `evaluators` are the steps of such."""
+def create_run(path: Path, config: PretrainConfig, given: Mapping[str, Any] = _NOTHING) -> Run:
+    """New run in a folder without files; `OSError` if it cannot be written. `given` are further facts to record."""
     run, settings = Run(path), to_dict(config)
     run.checkpoints.mkdir(parents=True)
-    facts = environment() | {"torchrun": distributed.launch().job, "settings": settings}
-    facts |= {"evaluators": sorted(evaluators)} if evaluators else {}
+    facts = environment() | {"torchrun": distributed.launch().job, "settings": settings, **given}
     write_text_atomically(path / "environment.json", json.dumps(facts, indent=2) + "\n")
     # last, because a folder with a config.yaml counts as a run
     write_yaml_atomically(path / "config.yaml", settings)
@@ -110,7 +110,7 @@ def create_run(path: Path, config: PretrainConfig, evaluators: Collection[int] =
 
 
 @contextmanager
-def new_run(path: Path, config: PretrainConfig, evaluators: Collection[int] = ()) -> Iterator[Run]:
+def new_run(path: Path, config: PretrainConfig, given: Mapping[str, Any] = _NOTHING) -> Iterator[Run]:
     """New run and its folder, locked for this process.
 
     Files of a start that was killed before its first step are removed. If the block fails before the first step, what
@@ -128,7 +128,7 @@ def new_run(path: Path, config: PretrainConfig, evaluators: Collection[int] = ()
                     _empty(path)
                 _require_no_files(path)
                 is_ours = True
-                run = create_run(path, config, evaluators)
+                run = create_run(path, config, given)
             yield run
     except BaseException:
         if is_ours and not (path / "metrics.jsonl").exists():  # the first step makes it
@@ -226,20 +226,25 @@ def lock_run(run: Run) -> Iterator[None]:
         yield
 
 
-def require_same_recipe(run: Run, *, allowed: Collection[Change] = ()) -> None:
-    """Raise a ConfigError that lists what differs from the run's start in settings or version; warn of what may."""
+def require_same_recipe(run: Run, given: Mapping[str, Any] = _NOTHING, *, allowed: Collection[Change] = ()) -> None:
+    """Raise a ConfigError that lists what differs from the run's start in settings or version; warn of what may.
+
+    The loss of the facts `given` (:meth:`ssole.training.loop.Given.facts`) counts as a setting.
+    """
     from ssole import __version__
 
     facts, now = run.environment, dict(leaves(to_dict(run.config)))
     before = dict(leaves(settings)) if isinstance(settings := facts.get("settings"), dict) else {}
     others = sorted(name for name in before.keys() & now.keys() if now[name] != before[name])
     changed = [f"{name} was {before[name]!r} and is {now[name]!r}" for name in others]
-    found: dict[Change, str] = {}
+    found: list[tuple[Change, str]] = []
     if changed:
-        found["settings"] = f"config.yaml of {run.path} changed since the run was started: {'; '.join(changed)}"
+        found += [("settings", f"config.yaml of {run.path} changed since the run was started: {'; '.join(changed)}")]
+    if (old := facts.get("loss")) != (new := given.get("loss")) and old and new:  # older runs have no record of it
+        found += [("settings", f"{run.path} was started with the loss {one_line(old)}, and this is {one_line(new)}")]
     if facts.get("ssole", __version__) != __version__:
-        found["version"] = f"{run.path} was started with ssole {facts['ssole']}, and this is {__version__}"
-    for change, words in found.items():
+        found += [("version", f"{run.path} was started with ssole {facts['ssole']}, and this is {__version__}")]
+    for change, words in found:
         if change not in allowed:
             raise change_refused(words, change)
         warnings.warn(f"{words}; the run goes on with that", stacklevel=2)
