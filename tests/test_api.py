@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,22 @@ def test_two_threads_train_one_after_the_other() -> None:
     with ThreadPoolExecutor(1) as pool:
         runs = [pretrain(out="one", steps=2, evaluators={9: meanwhile}), others[0].result()]
     assert [run.backbone_path.read_bytes() for run in runs] == 2 * [alone.backbone_path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)], ids=range(3)
+)
+def test_the_callers_modes_change_nothing(mode: Callable[[], AbstractContextManager[None]]) -> None:
+    def train(out: str) -> bytes:
+        with pytest.raises(RuntimeError):
+            pretrain(out=out, evaluators={2: crash_in_python}, steps=4, checkpoint_every=1)
+        return ssole.resume(out, data=tiny.images(), progress=False).backbone_path.read_bytes()
+
+    with mode():
+        within = train("within")
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+        assert torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled()
+    assert within == train("without")
 
 
 def test_runs_are_named_after_their_recipe_and_numbered() -> None:

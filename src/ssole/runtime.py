@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -175,9 +175,13 @@ def one_thread() -> Iterator[None]:
     """Context that one thread is in at a time, and others wait for; also a decorator.
 
     torch's generators and its choice of algorithms belong to the whole process: two threads that set them would train
-    from wrong weights.
+    from wrong weights. The caller's inference_mode, no_grad and autocast are off in it: training takes gradients, and
+    has a number format of its own.
     """
-    with _TORCH:
+    with _TORCH, torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
         yield
 
 
