@@ -234,3 +234,5 @@ def test_what_was_measured() -> None:
         "preview views.png",
     ):
         assert line in found, line
+    alone = lines(report(decode=Rate(value=9.0, threads=1, images=9)))
+    assert "decoding 9 images/s on 1 thread, from files that are in memory already" in alone

@@ -104,7 +104,8 @@ def _facts(report: Report) -> Iterator[tuple[str, RenderableType]]:
         mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (pixels.mean, pixels.std))
         yield "channels", f"mean {mean}, std {std} (in [0, 1], of {pixels.images} images)"
     if (rate := report.decode) is not None:
-        yield "decoding", f"{rate.value:,.0f} images/s on {rate.threads} threads, from files that are in memory already"
+        threads = "1 thread" if rate.threads == 1 else f"{rate.threads} threads"
+        yield "decoding", f"{rate.value:,.0f} images/s on {threads}, from files that are in memory already"
     if (rate := report.views) is not None:
         yield "views", f"{rate.value:,.0f} views/s with the recipe {report.recipe}"
     if report.preview is not None:
