@@ -95,8 +95,7 @@ def keep_freed_memory() -> bool:
 
     By default glibc returns blocks of some megabytes to the system as soon as they are freed. Each training step on a
     CPU allocates the same blocks again, and waits for thousands of page faults while the system fills them with zeros:
-    5 to 20 % of a step in `benchmarks/step.py`. In exchange the process keeps its peak memory, which training needs
-    again in the next step.
+    5 to 20 % of a step in `benchmarks/step.py`. In exchange the process keeps its peak memory between steps.
     """
     if sys.platform != "linux":
         return False
@@ -144,8 +143,7 @@ def exact_convolutions() -> Iterator[None]:
 @contextmanager
 def exact_products(device: torch.device) -> Iterator[None]:
     """Context of full float32 matrix products on a device, whatever precision the caller has set."""
-    backend = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
-    matmul: Any = getattr(backend, "matmul", None)
+    matmul: Any = getattr(torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn, "matmul", None)
     is_new = hasattr(matmul, "fp32_precision")  # torch 2.9; once it was set, the old getter raises
     use = partial(setattr, matmul, "fp32_precision") if is_new else torch.set_float32_matmul_precision
     before = matmul.fp32_precision if is_new else torch.get_float32_matmul_precision()
@@ -175,8 +173,7 @@ def one_thread() -> Iterator[None]:
     """Context that one thread is in at a time, and others wait for; also a decorator.
 
     torch's generators and its choice of algorithms belong to the whole process: two threads that set them would train
-    from wrong weights. The caller's inference_mode, no_grad and autocast are off in it: training takes gradients, and
-    has a number format of its own.
+    from wrong weights. The caller's inference_mode, no_grad and autocast are off: training sets its own.
     """
     with _TORCH, torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         for device in ("cpu", "cuda"):
@@ -297,8 +294,7 @@ def _processor() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    numbers = [
-        f"{label} {facts[name]}" for name, label in (("cpu family", "family"), ("model", "model")) if name in facts
-    ]
+    labels = {"cpu family": "family", "model": "model"}
+    numbers = [f"{label} {facts[name]}" for name, label in labels.items() if name in facts]
     name = facts.get("model name") or platform.processor()
     return f"{name} ({', '.join([*numbers, torch.backends.cpu.get_cpu_capability()])})"

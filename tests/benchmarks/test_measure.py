@@ -58,6 +58,7 @@ def test_batches_go_round_until_stopped(measure: ModuleType) -> None:
     assert next(iter(order)) == [0, 1, 2]
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single processor
 def test_workers_live_on_between_blocks_and_idle_there(measure: ModuleType) -> None:
     order = measure.UntilStopped(images=100, batch=2)
     loader = DataLoader(WhoAndWhat(), batch_sampler=order, num_workers=2, persistent_workers=True)

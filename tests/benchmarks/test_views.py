@@ -107,6 +107,7 @@ class Slow(Dataset[int]):
         return i
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single processor
 def test_batches_that_a_loader_has_ready_are_not_counted_as_fast(views: ModuleType) -> None:
     order = views.UntilStopped(100, 1)
     loader = DataLoader(Slow(), batch_sampler=order, num_workers=2, persistent_workers=True)

@@ -104,8 +104,7 @@ def create_run(path: Path, config: PretrainConfig, given: Mapping[str, Any] = _N
     run.checkpoints.mkdir(parents=True)
     facts = environment() | {"torchrun": distributed.launch().job, "settings": settings, **given}
     write_text_atomically(path / "environment.json", json.dumps(facts, indent=2) + "\n")
-    # last, because a folder with a config.yaml counts as a run
-    write_yaml_atomically(path / "config.yaml", settings)
+    write_yaml_atomically(path / "config.yaml", settings)  # last, because a folder that has it counts as a run
     return run
 
 
@@ -271,8 +270,8 @@ def rewind(run: Run, step: int, row: dict[str, Any] | None = None) -> None:
 
 def record_unreadable(run: Run, found: Iterable[tuple[int, str, str]]) -> None:
     """Add images (index, id, reason) to unreadable.jsonl. It keeps those that a resumed run does not meet again."""
-    rows = {row["index"]: row for row in run.unreadable}
     new = {index: {"index": index, "id": name, "reason": reason} for index, name, reason in found}
+    rows = {row["index"]: row for row in run.unreadable} if new else {}
     if new.keys() - rows.keys():
         with writing(run, "unreadable.jsonl"):
             write_lines(run.path / "unreadable.jsonl", [row for _, row in sorted((rows | new).items())])
