@@ -199,6 +199,13 @@ def test_names_of_files_neither_steer_the_terminal_nor_are_markup() -> None:
     assert "because [why]" in found
 
 
+def test_long_reasons_are_indented() -> None:
+    suggestion = Suggestion(recipe="photos", reasons=["many words " * 9], command="ssole pretrain")
+    found = page(report(suggestion=suggestion), width=60)
+    block = found[found.index("Suggested") :].splitlines()[1:3]
+    assert [len(line) - len(line.lstrip()) for line in block] == [2, 2]
+
+
 def test_cost_in_words() -> None:
     found = lines(report(recipe="tiny", estimate=COST))
     start = found.index("Estimated cost on this machine") + 1

@@ -40,6 +40,7 @@ _SUMMARIES: dict[Level, str] = {
 
 def print_page(report: Report, console: Console) -> None:
     """Print a report for people to read."""
+    from rich.padding import Padding
     from rich.text import Text
 
     count = f"{report.images:,} images"
@@ -59,7 +60,7 @@ def print_page(report: Report, console: Console) -> None:
     if (suggestion := report.suggestion) is not None:
         console.print(f"[bold]Suggested recipe:[/] {suggestion.recipe}", highlight=False)
         for reason in suggestion.reasons:
-            console.print(f"  because {reason}", highlight=False, markup=False)
+            console.print(Padding(Text(f"because {reason}"), (0, 0, 0, 2)))
         # The command is neither wrapped nor coloured, so that it can be copied.
         console.print(f"\n  {printable(suggestion.command)}", highlight=False, markup=False, soft_wrap=True)
 
