@@ -77,7 +77,7 @@ class Source(ABC):
 
     @cached_property
     def identity(self) -> str:
-        """Text that names the data set: best one that stays when images are added or changed, such as a folder's path.
+        """Text that names the data set, such as a folder's path. It should stay the same when images change.
 
         By default it is a hash of the ids, which changes with them. A subclass may set it.
         """
@@ -88,7 +88,7 @@ class Source(ABC):
         return None
 
     def files_of(self, positions: Sequence[int] | NDArray[np.int64]) -> list[str] | None:
-        """As `files`, for some of the images; by default for all, since they may share a file."""
+        """Files of some of the images, as :meth:`files`. By default those of all, because images may share a file."""
         return self.files()
 
     def fingerprint(self) -> str | None:
@@ -149,7 +149,7 @@ class SubsetSource(Source):
         return self._base.state_of(files)
 
     def fingerprint(self) -> str | None:
-        if type(self._base).fingerprint is Source.fingerprint:  # from files, of which only those of the part count
+        if type(self._base).fingerprint is Source.fingerprint:  # made from files: here from those of the part alone
             return super().fingerprint()
         whole = self._base.fingerprint()
         return None if whole is None else hashlib.sha256(f"{self.ids_fingerprint} {whole}".encode()).hexdigest()

@@ -39,7 +39,7 @@ from ssole.files import write_json_atomically
 from ssole.progress import data_size
 
 DISK_SHARE = 0.5
-"""Default share for caches of the bytes that are free or taken by caches."""
+"""Share of the disk that caches may take by default: of the bytes that are free, or theirs already."""
 
 DECODER = 2
 """Version of :func:`ssole.data.decode.decode`: raise it with every change of the pixels that it returns."""
@@ -230,7 +230,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def _make_room(folder: Path, prefix: str, name: str, expected: int) -> int:
-    """Remove other caches, those out of date and then those opened longest ago; return the bytes that one may take."""
+    """Remove caches that are out of date, then those opened longest ago; returns the bytes that this one may take."""
     others = _caches(folder.parent)
     own = others.pop(folder, 0)
     for other in list(others):

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 _EXIF_ORIENTATION = 0x0112
 # Rounding leaves the variance of a constant at up to 1e-15. Values that differ by one step of 16 bits have 5e-11.
 _ROUNDING = 1e-12
-_PNG_DEPTH = 24  # position of the byte of a PNG that holds the bits per channel
-_PNG_COLOUR_TYPE, _GREY_WITH_ALPHA = 25, 4  # position of that of its kind, and a value of it
+_PNG_DEPTH, _PNG_COLOUR_TYPE = 24, 25  # positions of two bytes of a PNG: bits per channel, and colour type
+_GREY_WITH_ALPHA = 4  # a colour type
 # First bytes of files that often have the name of an image but are none, and descriptions of these files.
 _NOT_IMAGES = {
     b"<!doctype html": "an HTML page, so probably a failed download",
@@ -257,7 +257,7 @@ def _shrunk(image: Image.Image, shrink_to: int | None) -> Image.Image:
 
 
 def _shrunk_array(array: Pixels, shrink_to: int | None) -> Pixels:
-    """Reduced pixels of an array (H, W, C) of any depth and number of channels; see :func:`_shrunk`."""
+    """Array (H, W, C) of any depth and number of channels, reduced like an image by :func:`_shrunk`."""
     from PIL import Image
 
     if shrink_to is None or min(array.shape[:2]) <= shrink_to:

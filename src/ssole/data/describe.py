@@ -45,9 +45,10 @@ def describe(spec: Spec) -> str | tuple[str, ...]:
 
 
 def canonical(spec: Spec) -> Spec:
-    """Data argument in the form in which a resumed run opens it, that of :func:`describe`, so that ids agree.
+    """Data argument as a resumed run will find it in the config, so that both runs open it with equal ids.
 
-    Data that this text cannot open stay as they are: those in memory, or behind a URL that lost its secrets.
+    That is the text of :func:`describe`. Data that it cannot open stay as they are: those in memory, or behind a URL
+    that lost its secrets.
     """
     described = describe(spec)
     parts = [described] if isinstance(described, str) else described
@@ -61,7 +62,7 @@ def is_in_memory(described: str | Sequence[str] | None) -> bool:
 
 
 def why_not_reopened(described: str | Sequence[str] | None) -> str | None:
-    """Reason why data named in a run folder or recipe are not opened without the user; None if they are.
+    """Reason why data named in a run folder or recipe are only opened if the user names them again; None if others.
 
     They were in memory, or are behind a URL, which anyone may have written there.
     """

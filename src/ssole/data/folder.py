@@ -210,7 +210,7 @@ def entry_kind(entry: os.DirEntry[str]) -> str:
 
 
 def _folder_labels(paths: list[str]) -> tuple[NDArray[np.int64] | None, list[str] | None, str | None]:
-    """Labels and class names from the first-level folders; or why there are none, if most images lie in such."""
+    """Labels and class names from the first-level folders, or the reason for none if a few images lie outside them."""
     tops = [path.partition("/")[0] for path in paths if "/" in path]
     classes = sorted(set(tops))
     if len(classes) < 2 or 2 * len(tops) <= len(paths):

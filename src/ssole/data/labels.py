@@ -20,14 +20,14 @@ def is_text(kind: Any) -> bool:
 
 
 def is_fractional(kind: Any) -> bool:
-    """Whether values of an Arrow type may have a fraction, as those of pandas' integers with missing values do."""
+    """Whether an Arrow type can hold fractions. pandas writes integers as such a type where some are missing."""
     import pyarrow.types as types
 
     return bool(types.is_floating(kind) or types.is_decimal(kind))
 
 
 def whole_numbers(column: Any) -> Any:
-    """The column; if its type allows fractions, as integers, with null for NaN. None if some have a fraction."""
+    """The column, as integers (null for NaN) if its type can hold fractions; None if some values have a fraction."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -125,7 +125,7 @@ def _named(source: Source, names: list[str] | None) -> tuple[NDArray[np.int64], 
 
 
 def number_ids(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Labels (N,), −1 where unknown; if one is N or more, such as an id, all are numbered in their order."""
+    """Labels (N,), −1 where unknown. If some are N or more, such as ids of species, all are numbered anew from 0."""
     if labels.max(initial=-1) < len(labels):
         return labels
     numbers = np.full_like(labels, -1)

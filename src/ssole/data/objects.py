@@ -161,12 +161,12 @@ def _copy(image: Image.Image) -> Image.Image | bytes:
 
 
 def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None, str | None]:
-    """Labels and class names of a data set; or None, and the reason why those that it seems to have are none."""
+    """Labels, class names, and the reason why labels cannot be used if there seem to be some; each may be None."""
     reason = None
     for name in ("targets", "labels"):
         try:
             labels = np.asarray(getattr(items, name, None))
-        except (TypeError, ValueError, RuntimeError) as error:  # rows of other lengths, a GPU's tensor, none in a split
+        except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths, a tensor on a GPU, ...
             reason = f"{name} of the data set are no array ({one_line(error)})"
             continue
         if labels.shape == (len(items),) and np.issubdtype(labels.dtype, np.integer):

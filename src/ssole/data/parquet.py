@@ -75,7 +75,7 @@ class ParquetSource(Source):
             self.why_unlabelled = f"the column {unread[0]}, and labels are integers or texts"
 
     def _set_labels(self, column: str, chunks: list[Any], names: Any, *, required: bool) -> None:
-        """Set labels and class names, or the reason why there are none, which is an error if they are `required`.
+        """Set labels and class names, or the reason why there are none; a DataError if they are `required`.
 
         `names` are the class names that Hugging Face's description of the column has, if any.
         """

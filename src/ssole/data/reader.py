@@ -1,6 +1,6 @@
 """Reader: reads, decodes and caches images for the threads of an `ImageStore`, and records which cannot be read.
 
-It is apart from the store because the threads hold a reference to it, and would keep a store from being freed.
+It is apart from the store because the threads hold a reference to it: a store that they referred to would not be freed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Reader:
         self._lock = threading.Lock()
 
     def read(self, i: int) -> torch.Tensor | None:
-        """Image i, or None if it is unreadable; `DataError` if that makes too many."""
+        """Image i, or None if it is unreadable; `DataError` if more than allowed are."""
         if i in self.reasons:
             return None
         if self.cache is not None and (kept := self.cache.get(i)) is not None:

@@ -102,11 +102,11 @@ def open_test_images(spec: Spec) -> Source:
 
 
 def _open_path(text: str, split: Split) -> Source:
-    place = os.path.expanduser(text)  # as text, because the path of an empty text is the working directory
-    path = Path(place)
-    if os.path.isdir(place):
+    expanded = os.path.expanduser(text)  # as text, because the path of an empty text is the working directory
+    path = Path(expanded)
+    if os.path.isdir(expanded):
         return _open_folder(path, split)
-    if os.path.exists(place):
+    if os.path.exists(expanded):
         return _open_files([str(path)], None, split)
     if has_pattern(text):
         return _open_files(expand(text), None, split)
@@ -188,9 +188,10 @@ def _shards_below(root: Path) -> list[str]:
 
 
 def _shards_among(files: list[str], root: str) -> list[str]:
-    """Parquet files if the first holds images, else tars, else the parquet files, which then fail with a reason.
+    """The parquet files or the tars among files: those that hold images. Images in both are a DataError.
 
-    Tar shards often have tables of captions beside them, but images in both are an error.
+    Tar shards often have tables of captions beside them. Files of one kind are not looked into: opening them fails
+    with a reason.
     """
     parquet, tars = ([file for file in files if suffix_of(file) == kind] for kind in (".parquet", ".tar"))
     tars = tars or [file for file in files if _kind(file) == ".tar"]  # compressed ones, if there are no others
@@ -252,7 +253,7 @@ def _open_files(files: list[str], root: str | None, split: Split) -> Source:
 
 
 def _kind(file: str) -> str:
-    """Suffix of a file; .tar for compressed tars too, because opening them says how to unpack them."""
+    """Suffix of a file. That of compressed tars is .tar too: the error on opening them says how to unpack them."""
     return ".tar" if _COMPRESSED_TAR.search(name_of(file).lower()) else suffix_of(file)
 
 

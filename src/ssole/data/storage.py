@@ -153,7 +153,7 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def file_fingerprint(location: str) -> tuple[str, bool]:
-    """Text that changes when the file does, and whether it is sure to change.
+    """Text that changes when the file does, and whether that is certain.
 
     For a local file it holds the size and time of change, for a remote file the size and any versions that the server
     tells. With the size alone, a changed file of the same size has the same text.

@@ -62,7 +62,7 @@ class ImageStore:
         cache: Keep decoded images that do not fit into memory in this folder, or (True) in ``packed`` in the cache
             folder, which the environment variable ``SSOLE_CACHE`` names. All runs on the same images share them. They
             are removed on closing if the source cannot tell whether its images changed. Arrays are never kept.
-        cache_limit: Bytes that the cache may take, as far as images fit; by default half of what its disk could give.
+        cache_limit: Bytes that the cache may take; by default half of those that are free on its disk or its own.
         processes: Processes of this machine that open these images. With a cache they share it, and none holds all
             images in memory. If the source cannot tell whether its images changed, they have no cache, and each holds
             images in its part of the memory.
@@ -183,7 +183,7 @@ class ImageStore:
         return mean_and_std([m for part in parts for m in map(moments, self.get(part))])
 
     def hint(self) -> str | None:
-        """One line on how to get images sooner; None in memory, or while the cache, which will help, is filling."""
+        """Advice in one line on how to get images sooner; None if they are in memory, or the cache is still filling."""
         if self.uniform:
             return None
         cache, readable = self.cache, len(self) - len(self._reader.reasons)

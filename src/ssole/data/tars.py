@@ -42,8 +42,8 @@ _LABELS = {"cls": 256, "json": 1 << 20, "txt": 64}
 _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\x00": "unxz", b"\x28\xb5\x2f\xfd": "unzstd"}
 _BLOCK = 512  # bytes; a tar consists of blocks of this size
 _PADDING = 1 << 20  # bytes of zeros after the last member; tar writes 10 KiB or less unless told otherwise
-_FURTHER = 8  # images of a sample beside the first: with more, names were hardly meant to be of one sample
-_FACTS = b"ssole"
+_MOST_LEFT_OUT = 8  # for each image that is kept; with more, the names were hardly meant to form samples
+_METADATA_KEY = b"ssole"  # in the index: conditions of its making, and what is known of the whole tar
 
 
 class TarSource(Source):
@@ -93,7 +93,7 @@ class TarSource(Source):
             others = suffix_counts(self.ignored) or "nothing"
             raise DataError(f"{self.name} holds no images (known by suffixes such as .jpg), only {others}.")
         left_out = sum(count for suffix, count in self.ignored.items() if suffix in image_suffixes())
-        if left_out > _FURTHER * len(table):
+        if left_out > _MOST_LEFT_OUT * len(table):
             said = f"{self.name}: {left_out} of {len(table) + left_out} images are left out as further ones of a sample"
             warnings.warn(f"{said}: its name ends at the first dot, so rename images with more dots", stacklevel=2)
         self._members = table.column("name").combine_chunks()
@@ -136,7 +136,7 @@ def tar_index(location: str) -> TarIndex:
         DataError: the file cannot be read, is no tar, or is compressed.
     """
     fingerprint, _ = file_fingerprint(location)
-    changed = None if is_remote(location) else os.stat(location).st_ctime_ns  # many tars have one size and time
+    changed = None if is_remote(location) else os.stat(location).st_ctime_ns  # two tars may share size and time
     conditions = {"version": _VERSION, "fingerprint": [fingerprint, changed], "suffixes": sorted(image_suffixes())}
     key = hashlib.sha256(os.fsencode(absolute(location))).hexdigest()[:32]
     paths = [cache_folder() / "tar-index" / f"{key}.arrow"]
@@ -175,13 +175,13 @@ def build_index(location: str) -> TarIndex:
         "name": pa.array([os.fsencode(image.name) for image, _ in found], pa.large_binary()),
         "offset": pa.array([image.offset for image, _ in found], pa.int64()),
         "size": pa.array([image.size for image, _ in found], pa.int64()),
-        "label": pa.array([next((t[kind] for kind in _LABELS if kind in t), None) for _, t in found], pa.string()),
+        "label": pa.array([next((texts[k] for k in _LABELS if k in texts), None) for _, texts in found], pa.string()),
     }
     return TarIndex(pa.table(columns), shard.ignored, shard.hidden, problem)
 
 
 class _Image(NamedTuple):
-    """Name of an image in a tar, and where its bytes are."""
+    """Name of an image in a tar, and position of its bytes."""
 
     name: str
     offset: int
@@ -190,7 +190,7 @@ class _Image(NamedTuple):
 
 @dataclass
 class _Shard:
-    """Everything found so far while a tar is read, by the key of its sample."""
+    """Contents of a tar, as far as it was read; images and labels by the key of their sample."""
 
     images: dict[str, _Image | None] = field(default_factory=dict)  # in the order of first members; None if none yet
     labels: dict[str, dict[str, str]] = field(default_factory=dict)  # texts of a sample, by extension
@@ -283,7 +283,7 @@ def _load(path: Path, conditions: dict[str, object]) -> TarIndex | None:
     try:
         table = feather.read_table(path, memory_map=False)
         table.validate(full=True)  # nothing later checks offsets within Arrow's buffers
-        facts = json.loads(table.schema.metadata[_FACTS])
+        facts = json.loads(table.schema.metadata[_METADATA_KEY])
         if any(facts[name] != value for name, value in conditions.items()):
             return None
         return TarIndex(table, Counter(facts["ignored"]), facts["hidden"], facts["problem"])
@@ -295,5 +295,5 @@ def _save(path: Path, index: TarIndex, conditions: dict[str, object]) -> None:
     from pyarrow import feather
 
     facts = {**conditions, "ignored": index.ignored, "hidden": index.hidden, "problem": index.problem}
-    table = index.table.replace_schema_metadata({_FACTS: json.dumps(facts)})
+    table = index.table.replace_schema_metadata({_METADATA_KEY: json.dumps(facts)})
     write_atomically(path, lambda temporary: feather.write_feather(table, str(temporary), compression="zstd"))
