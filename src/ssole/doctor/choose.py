@@ -31,18 +31,18 @@ from ssole.training.trial import DryRun
 
 _LARGEST_CROP = 512  # pixels; photographs are decoded no larger than the largest views can use
 _TRIAL_BATCH = 32  # images of the steps that are measured on a CPU, where their time grows with the batch
-_TRIAL_PART, _TRIAL_SECONDS = 0.02, 10.0  # of the budget and at most, for measuring one network
-_NOT_CHOSEN = {"data", "budget", "device", "channels"}  # settings that the choice is told, or does not touch
+_TRIAL_PART, _TRIAL_SECONDS = 0.02, 10.0  # time for measuring one network: share of the budget, and seconds at most
+_INPUTS = {"data", "budget", "device", "channels"}  # settings on which the choice depends; it sets only others
 _SPARE = 0.5  # share of the free memory that a step of a trial may take
 
 
 def suggest_for(data: Spec, given: Mapping[str, Any], *, spent: float = 0.0) -> Suggestion:
     """Settings of a run without a recipe, with reasons: :func:`ssole.doctor.suggest.suggest` on 256 of the images.
 
-    `given` are settings by dotted name that hold whatever is chosen; the last reason names them. With a `budget`, of
-    which `spent` seconds are gone already, networks are tried on this machine for a few steps each. `device` and
-    `channels` count for the choice too. Without images that can be read it is a DataError; no such device, or what is
-    no time, is a ConfigError.
+    `given` are settings by dotted name that the user has fixed; the last reason names them. With a `budget`, of which
+    `spent` seconds are gone already, networks are tried on this machine for a few steps each. `device` and `channels`
+    count for the choice too. It is a DataError if no image can be read, and a ConfigError if the device does not exist
+    or the budget is no time.
     """
     budget, channels = given.get("budget"), given.get("channels")
     begin, on = time.monotonic() - spent, resolve_device(given.get("device", "auto"))
@@ -61,17 +61,16 @@ def suggest_for(data: Spec, given: Mapping[str, Any], *, spent: float = 0.0) -> 
     free = free_memory(on)
     about = contents(found.readable)
     choice = suggest(data, about, len(source), on, budget=budgeted, channels=channels, memory=free)
-    held = sorted(set(given) - _NOT_CHOSEN)
+    held = sorted(set(given) - _INPUTS)
     return replace(choice, reasons=[*choice.reasons, f"as given: {', '.join(held)}"]) if held else choice
 
 
 def choose(
     data: Spec | None, recipe: str | PathLike[str] | None, overrides: Mapping[str, Any], *, spent: float = 0.0
 ) -> tuple[str, PretrainConfig]:
-    """Name and config, with overrides, of the given recipe, else of one that suits the data; without data, of digits-m.
+    """Name and config, with overrides, of a recipe: the given one, else one that suits the data, else digits-m.
 
-    `spent` is as for :func:`suggest_for`. Raises as that, and a ConfigError for a recipe that names images behind a
-    URL.
+    `spent` and errors are as for :func:`suggest_for`; also a ConfigError for a recipe that names images behind a URL.
     """
     if recipe is None and (data is None or (isinstance(data, str) and data == DEFAULT_RECIPE)):
         recipe, overrides = DEFAULT_RECIPE, {**channel_overrides(overrides.get("channels")), **overrides}
@@ -93,7 +92,7 @@ def choose(
 
 
 def _step_seconds(config: PretrainConfig, *, sample: Sample, device: torch.device, limit: float) -> float:
-    """Time of a step on whole batches, of which each process has a part, from a few steps on smaller ones."""
+    """Seconds of a step on this process's part of a whole batch, extrapolated from a few steps on smaller batches."""
     config = replace(config, batch_size=max(2, config.batch_size // distributed.launch().world_size))
     with torch_state(deterministic=config.deterministic):
         trial = DryRun(

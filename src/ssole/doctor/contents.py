@@ -86,7 +86,7 @@ def contents(images: Sequence[Readable]) -> Contents:
     height = np.array([header.height for header in headers])
     size = np.array([header.bytes for header in headers], dtype=np.int64)
     ratio, bounds = width / height, [most for most, _ in ASPECTS.values()]
-    # 1:2 and 2:1 are not yet beyond these
+    # exactly 1:2 is still a portrait, and exactly 2:1 a landscape
     shape = np.where(ratio > 1, np.searchsorted(bounds, ratio), np.searchsorted(bounds, ratio, side="right"))
     aspects = np.bincount(shape, minlength=len(ASPECTS)).tolist()
     return Contents(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -94,14 +93,14 @@ def _suggestion(data: Spec, report: Report, device: torch.device, channels: int 
     """Suggestion that allows as many unreadable images as were found."""
     assert report.contents is not None
     allow = share_to_allow(len(report.unreadable), report.examined, PretrainConfig.max_unreadable)
-    how: dict[str, Any] = {"channels": channels, "memory": free_memory(device), "max_unreadable": allow}
-    return suggest(data, report.contents, report.images, device, **how)
+    free = free_memory(device)
+    return suggest(data, report.contents, report.images, device, channels=channels, memory=free, max_unreadable=allow)
 
 
 def _read(
     data: Spec, against: Spec | None, channels: int | None, config: PretrainConfig | None, limit: int, progress: bool
 ) -> tuple[Source, list[Readable], Report]:
-    """Source of the images, records of the readable images, and the report so far, from reading and comparing."""
+    """Source of the images, records of the readable ones, and a report that lacks what is measured afterwards."""
     begin = time.perf_counter()
     source = open_source(data, split="train")
     second = None if against is None else open_test_images(against)

@@ -36,7 +36,7 @@ def check_readable(images: int, examined: int, unreadable: Sequence[Unreadable],
 
 
 def share_to_allow(unreadable: int, examined: int, allowed: float) -> float:
-    """Share of unreadable images that training must allow: the one that it allows, or else one in whole percents."""
+    """Share of unreadable images that training must allow: `allowed` if that is enough, else a whole percentage."""
     if unreadable <= math.ceil(allowed * examined):
         return allowed
     return math.ceil(100 * unreadable / examined) / 100
@@ -63,7 +63,7 @@ def check_duplicates(exact: Sequence[Copies], near: Sequence[Copies], images: in
 
 
 def check_leakage(second: SecondSet, images: int, examined: int) -> Finding:
-    """Finding on images that are in both sets, of which `examined` of the first and some of the second were read."""
+    """Finding on images that are in both sets; of the first, which has so many images, `examined` were read."""
     exact = sum(leak.exact for leak in second.leaked)
     near = len(second.leaked) - exact
     if not second.leaked:

@@ -27,7 +27,7 @@ _VIEWS = 4  # of each image: of 2, 3, 4 and 8 they had the best means at equal c
 MANY_IMAGES = 500_000  # from here on, a larger network is worth its cost
 LARGE_GPU = 64 << 30  # bytes of memory that a ResNet-50 needs for eight views of 224 px
 MIN_RUN_STEPS = 2000  # in fewer steps, a network hardly begins to learn
-_FEW_STEPS, _SMALLEST_BATCH = 1000, 32  # with fewer steps, smaller batches are better, down to this one
+_FEW_STEPS, _SMALLEST_BATCH = 1000, 32  # in fewer steps, smaller batches learn more, down to this size
 _SMALL_VIEWS, _MEDIUM_VIEWS = 32, 128  # pixels of views that are smaller than the recipe's own
 _UNCOMPILED = 600.0  # seconds; in less, compiling the network, half a minute or more, does not pay
 _WARMUP_PART = 0.1  # of a run, at most
@@ -55,7 +55,7 @@ class Suggestion:
         return load(self.recipe, **self.overrides)
 
     def having(self, overrides: Overrides, reason: str) -> Suggestion:
-        """The same with further settings, and the reason for them."""
+        """Copy with further settings, and the reason for them."""
         return replace(self, overrides=self.overrides | overrides, reasons=[*self.reasons, reason])
 
 
@@ -64,7 +64,7 @@ class Budgeted:
     """Time for a run, and how fast the machine is."""
 
     text: str
-    """The budget, such as 2h."""
+    """The budget as the user wrote it, such as 2h."""
     seconds: float
     """What is left of it."""
     step_seconds: Callable[[PretrainConfig], float]
@@ -85,12 +85,15 @@ def suggest(
     """Suggestion by the shorter side of the images, their number, the device and, if there is one, the budget.
 
     Without a budget, the device decides on the recipe. With one, recipes and sizes of views are tried from the cheapest
-    to the dearest, while 2,000 steps fit. Where fewer than 1,000 steps of the choice fit, batches become smaller. Each
-    image has four views. Where memory lacks it has fewer, and then batches are smaller.
+    to the most expensive, while 2,000 steps fit. If fewer than 1,000 steps of the choice fit, batches are made smaller.
+    Each image has four views. If they do not fit into memory it has fewer, and if two do not, batches are smaller.
 
-    `data` are as the user gave them, for the command; `channels` are those of images that are not photographs; and
-    `memory` are the bytes that are free on the device. `max_unreadable` is the share of unreadable images that must be
-    allowed.
+    Args:
+        data: as the user gave them, for the command.
+        contents, images: what the doctor found, and the number of images.
+        channels: number of channels of images that are not photographs.
+        memory: bytes that are free on the device.
+        max_unreadable: share of unreadable images that must be allowed.
     """
     side = contents.shorter_side.median
     reasons = [f"the images are {'small' if side <= SMALL_IMAGE else 'large'} (median shorter side {side} px)"]
@@ -100,15 +103,15 @@ def suggest(
     if max_unreadable > PretrainConfig.max_unreadable:
         shared["max_unreadable"] = max_unreadable
         reasons.append(f"up to {100 * max_unreadable:g} % of the images may be unreadable, so that training begins")
-    ladder = _ladder(side, images, device)
+    candidates = _candidates(side, images, device)
     if isinstance(data, str) and data == "digits-m":
         choice = Suggestion(recipe="digits-m", reasons=["it is made for these images"], overrides=shared)
     elif budget is None:
-        recipe, why = _by_device(ladder, side, images, device)
+        recipe, why = _by_device(candidates, side, images, device)
         choice = Suggestion(recipe=recipe, reasons=reasons + why, overrides=shared)
         choice = _with_views(_with_length(choice, images), device, memory, long=True)
     else:
-        choice = _by_budget(budget, ladder, shared, images, device, memory)
+        choice = _by_budget(budget, candidates, shared, images, device, memory)
         choice = replace(choice, reasons=reasons + choice.reasons)
     return replace(choice, command=_command(data, choice.recipe, choice.overrides))
 
@@ -121,42 +124,42 @@ def channel_overrides(channels: int | None) -> Overrides:
 
 
 def _by_device(
-    ladder: Sequence[tuple[str, int]], side: int, images: int, device: torch.device
+    candidates: Sequence[tuple[str, int]], side: int, images: int, device: torch.device
 ) -> tuple[str, list[str]]:
-    """Recipe for a run without a budget, and why: the dearest with a GPU, else the cheapest."""
+    """Recipe for a run without a budget, and the reasons: the most expensive one with a GPU, else the cheapest."""
     if device.type != "cuda":
         slow = "there is no GPU" if side <= SMALL_IMAGE else "without a GPU, views of 224 px would take too long"
-        return ladder[0][0], [slow]
+        return candidates[0][0], [slow]
     why = ["there is a GPU"]
-    if ladder[-1][0] == "photos-resnet50":
+    if candidates[-1][0] == "photos-resnet50":
         why += [f"{images:,} images are enough for a ResNet-50", "the GPU's memory is large enough"]
-    return ladder[-1][0], why
+    return candidates[-1][0], why
 
 
-def _ladder(side: int, images: int, device: torch.device) -> list[tuple[str, int]]:
-    """Recipes and sizes of their views that suit images of this size, from the cheapest to the dearest."""
+def _candidates(side: int, images: int, device: torch.device) -> list[tuple[str, int]]:
+    """Recipes and sizes of their views that suit images of this size, from the cheapest to the most expensive."""
     if side <= SMALL_IMAGE:
         own = max(_SMALL_VIEWS, side // 8 * 8)  # no larger than the images
         sizes = sorted({_SMALL_VIEWS, own})
         return [*(("small-images", size) for size in sizes), ("small-images-resnet18", own)]
-    ladder = [("photos-fast", _SMALL_VIEWS), ("photos-fast", SMALL_IMAGE), ("photos", _MEDIUM_VIEWS), ("photos", 224)]
+    found = [("photos-fast", _SMALL_VIEWS), ("photos-fast", SMALL_IMAGE), ("photos", _MEDIUM_VIEWS), ("photos", 224)]
     if images >= MANY_IMAGES and device.type == "cuda" and torch.cuda.mem_get_info(device)[1] >= LARGE_GPU:
-        ladder.append(("photos-resnet50", 224))
-    return ladder
+        found.append(("photos-resnet50", 224))
+    return found
 
 
 def _by_budget(
     budget: Budgeted,
-    ladder: Sequence[tuple[str, int]],
+    candidates: Sequence[tuple[str, int]],
     shared: Overrides,
     images: int,
     device: torch.device,
     memory: float,
 ) -> Suggestion:
-    """Suggestion that makes the most of a budget; all measurements are among its reasons."""
+    """Suggestion for a budget: the most expensive candidate of which enough steps fit; its reasons have the figures."""
     chosen: tuple[Suggestion, float] | None = None
     measured = []
-    for recipe, size in ladder:
+    for recipe, size in candidates:
         overrides = {**shared, "augment.crops.0.size": size, "budget": budget.text}
         tried = _with_batch(Suggestion(recipe=recipe, reasons=[], overrides=overrides), images)
         tried = _with_views(tried, device, memory)
@@ -167,15 +170,15 @@ def _by_budget(
         measured.append(what + (f", and {MIN_RUN_STEPS:,} are wanted" if few else ""))
         if chosen is None or not few:
             chosen = tried, seconds
-        if few:  # dearer ones are not measured: even fewer of their steps would fit
+        if few:  # more expensive ones are not measured: even fewer of their steps would fit
             break
-    assert chosen is not None  # the ladder is not empty, and its cheapest recipe is always taken
+    assert chosen is not None  # the first candidate is always taken
     choice, seconds = chosen
-    return _with_shortness(replace(choice, reasons=measured + choice.reasons), budget, seconds)
+    return _for_few_steps(replace(choice, reasons=measured + choice.reasons), budget, seconds)
 
 
 def _with_views(choice: Suggestion, device: torch.device, memory: float, *, long: bool = False) -> Suggestion:
-    """The same with views of each image: the recipe's in a long run, else four; fewer where memory lacks."""
+    """Suggestion with a number of views: the recipe's in a `long` run, else four; fewer if memory does not suffice."""
     config = choice.config
     wanted = config.augment.views if long else _VIEWS
     reason = f"{wanted} views of each image, as published for so many images and epochs"
@@ -196,8 +199,8 @@ def _with_views(choice: Suggestion, device: torch.device, memory: float, *, long
     return choice.having({}, f"{views} views of {batch} images instead, because {data_size(memory)} of memory are free")
 
 
-def _with_shortness(choice: Suggestion, budget: Budgeted, seconds: float) -> Suggestion:
-    """The same for a budget of few steps: smaller batches, a short warmup, and no compiling in minutes."""
+def _for_few_steps(choice: Suggestion, budget: Budgeted, seconds: float) -> Suggestion:
+    """Suggestion for a budget of few steps of so many seconds: smaller batches, a short warmup, and no compiling."""
     config = choice.config
     batch, steps = config.batch_size, max(0.0, budget.seconds / seconds)  # the examination may have taken all of it
     while steps < _FEW_STEPS and batch >= 2 * _SMALLEST_BATCH:
@@ -214,7 +217,7 @@ def _with_shortness(choice: Suggestion, budget: Budgeted, seconds: float) -> Sug
 
 
 def _with_batch(choice: Suggestion, images: int) -> Suggestion:
-    """The same with a smaller batch size for few images, so that an epoch has at least four batches."""
+    """Suggestion with a smaller batch size for few images, so that an epoch has at least four batches."""
     batch = choice.config.batch_size
     if images >= 4 * batch:
         return choice
@@ -224,7 +227,7 @@ def _with_batch(choice: Suggestion, images: int) -> Suggestion:
 
 
 def _with_length(choice: Suggestion, images: int) -> Suggestion:
-    """The same with a batch size that the images fill, and a number of steps large enough to learn something."""
+    """Suggestion with a batch size that the images fill, and a number of steps large enough to learn something."""
     choice = _with_batch(choice, images)
     config = choice.config
     steps = config.steps or config.epochs * max(1, images // config.batch_size)
