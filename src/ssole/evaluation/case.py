@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,8 +58,8 @@ class Case:
 
     def extract(self, model: nn.Module, images: DecodedImages, *, progress: bool) -> Tensor:
         """Features (N, F) of a network that takes the same input as the model."""
-        how: dict[str, Any] = {"device": self.device, "precision": self.precision, "progress": progress}
-        return extract(model, images, self.preprocessing, **how)
+        device, precision = self.device, self.precision
+        return extract(model, images, self.preprocessing, device=device, precision=precision, progress=progress)
 
     @property
     def classes(self) -> int:
@@ -79,7 +78,7 @@ class Case:
         return probe
 
     def kind(self, subset: Subset) -> str:
-        """Name of the images of a subset, in the plural: train and test images may be of one name."""
+        """Name of the images of a subset, in the plural. It says which, as train and test images may share a name."""
         kind = "test " if subset is self.data.test else "training " if self.data.test is not None else ""
         return f"{kind}images of {subset.store.source.name}"
 

@@ -188,7 +188,7 @@ def embed(
 
 
 def readable_embeddings(features: torch.Tensor, store: ImageStore, first: int = 0) -> Embeddings:
-    """Embeddings of the readable images among those of a store, from number ``first`` on, that have these features."""
+    """Embeddings of images of a store, from number ``first`` on, by their features (B, F), without unreadable ones."""
     readable = first + np.flatnonzero(store.readable[first : first + len(features)])
     return Embeddings(
         array=features.numpy()[readable - first],

@@ -69,7 +69,7 @@ def open_model(given: nn.Module | str | PathLike[str] | Any) -> nn.Module:
 
 
 def is_run(given: Any) -> bool:
-    """Whether this is a run, or the weight file of one, which knows its network untrained."""
+    """Whether this is a run or a run's weight file, from which the untrained network can be built too."""
     if isinstance(given, nn.Module):
         return False
     text = str(getattr(given, "path", given))

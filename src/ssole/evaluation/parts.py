@@ -216,7 +216,7 @@ def _depends_on(
 def _open_folder(folder: Path, work: dict[str, Any]) -> None:
     """Make the folder of the parts, or check that its parts, if there are any, are those of this work.
 
-    Parts of work that is not known are removed.
+    Parts without a description of their work are removed.
     """
     file = folder / "work.json"
     if not file.exists() or not any(folder.glob("*.parquet")):

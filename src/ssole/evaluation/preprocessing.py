@@ -46,7 +46,7 @@ class Preprocessing:
 
     @classmethod
     def from_config(cls, config: PretrainConfig) -> Preprocessing:
-        """Preprocessing of the backbone of a run whose config has mean and std, as it has once they are measured."""
+        """Preprocessing of the backbone of a run. The config must have mean and std, which a run measures first."""
         augment = config.augment
         assert augment.mean is not None
         assert augment.std is not None

@@ -52,7 +52,7 @@ class Score:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Figures of one run: scores by metric, and what there is to say beyond a number."""
+    """Figures of one run: scores by metric, and details beside them."""
 
     scores: dict[str, Score] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)
