@@ -75,7 +75,8 @@ class Captured:
     def record(self, body: Callable[[], StepResult], device: torch.device) -> Callable[[], StepResult]:
         self.captures += 1
         state = [t for t in tree_leaves(self.learner.optimizer.state_dict()) if isinstance(t, torch.Tensor)]
-        state += [*self.learner.modules.state_dict().values(), self.learner.watch._ring, self.learner.watch._place]
+        watch = self.learner.watch
+        state += [*self.learner.modules.state_dict().values(), watch._buffer, watch._position]
         before = [tensor.clone() for tensor in state]
         recorder = Recorder()
         with recorder:

@@ -28,7 +28,7 @@ def test_the_watch_names_the_first_step_wherever_it_looks(device: str) -> None:
 
 def test_one_tensor_that_is_overwritten_in_place_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a CUDA graph overwrites its loss; also when more steps pass than the ring has places."""
-    monkeypatch.setattr(watch_module, "_RING", 8)
+    monkeypatch.setattr(watch_module, "_CAPACITY", 8)
     watch, loss = LossWatch(torch.device("cuda")), torch.zeros(())
     for step in range(1, 30):
         loss.fill_(math.nan if step in (27, 28) else step)
@@ -41,7 +41,7 @@ def test_one_tensor_that_is_overwritten_in_place_is_enough(monkeypatch: pytest.M
 
 
 def test_a_ring_that_is_full_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "_RING", 2)
+    monkeypatch.setattr(watch_module, "_CAPACITY", 2)
     watch = LossWatch(torch.device("cuda"))
     watch.add(1, torch.tensor(math.inf), "the loss")
     watch.add(2, torch.tensor(1.0), "the loss")

@@ -53,9 +53,11 @@ def wants_graph(
 
 
 class StepGraph(Generic[_Result]):
-    """Graph of a training step: `take`, on images (B, C, H, W), ids (B,) and the number of an epoch, adds to the watch.
+    """CUDA graph of a training step.
 
-    If it is `required`, a step that cannot be captured is an error. Otherwise steps go on as before, with a warning.
+    The step is `take`, a function of images (B, C, H, W), ids (B,) and the number of the epoch, which adds its values
+    to the `watch`. If it is `required`, a step that cannot be captured is an error. Otherwise steps go on as before,
+    with a warning.
     """
 
     def __init__(
@@ -208,7 +210,7 @@ def captured(body: _Body[_Result], device: torch.device) -> _Body[_Result]:
 
 @contextmanager
 def _undone_if_it_fails(device: int) -> Iterator[Any]:
-    """Context of a capture on a GPU, which has the name of a memory pool for it.
+    """Context of a capture on a GPU, which gives the id of a memory pool for it.
 
     torch up to 2.11 takes a capture that has failed for one that goes on: random numbers and `empty_cache` are errors
     then, and memory that two streams have used is never freed.

@@ -1,6 +1,7 @@
 """Initial weights from a run, a weight file or timm (`init`).
 
-They are its checkpoint of step 0, so that resuming needs their source no more. `init.json` says what was loaded.
+They are written as the run's checkpoint of step 0, so resuming does not need their source. `init.json` says what was
+loaded.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class InitialWeights:
 
 
 def read_initial_weights(config: PretrainConfig, encoder: Encoder, *, progress: bool = False) -> InitialWeights | None:
-    """Initial weights that a config asks for by `init`, or that its encoder has from a custom module; else None.
+    """Initial weights that a config names by `init`, or that a custom module brings with it; None without either.
 
     All weights of the backbone must be there, unless `init_partial` is set. A classifier is left out. The projector is
     taken from a run or checkpoint, if it has the same shape; a new one is no error. With `progress`, what was loaded by
@@ -116,7 +117,7 @@ def initial_weights(
     def read() -> None:
         found.append(read_initial_weights(config, checked_encoder(config, module), progress=progress))
 
-    distributed.on_rank_0(read)  # which returns nothing, because weights are no JSON
+    distributed.on_rank_0(read)  # `read` returns nothing, because results must be JSON
     return found[0] if found else None
 
 

@@ -64,7 +64,10 @@ class Given:
             check_evaluators(self.evaluators)
 
     def facts(self) -> dict[str, Any]:
-        """What the run folder records of them, for resuming. Checkpoints hold the buffers of the loss themselves."""
+        """Record of these objects for the run folder, with which a resumed run compares its own.
+
+        It leaves out the buffers of the loss, which checkpoints hold.
+        """
         steps, loss = sorted(self.evaluators or ()), self.loss
         code = {} if loss is None else {"loss": identity_of(loss, but=loss.state_dict().keys())}
         return code | ({"evaluators": steps} if steps else {})
@@ -83,10 +86,9 @@ def train(
 ) -> Run:
     """Train a run to its end, from its newest checkpoint if it has one.
 
-    All processes call its evaluators. `spent` is the time in seconds that a new run has taken before, `initial` the
-    weights that it starts from, in place of random ones. `prepare` is called by the first process when nothing is left
-    to check but the checkpoint.
-    Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
+    All processes call its evaluators. `spent` are the seconds that preparing a new run has taken, and `initial` the
+    weights that it starts from, in place of random ones. `prepare` is called by the first process after all checks but
+    that of the checkpoint. Raises NonFiniteLossError, CollapseError, Interrupted, DataError or ConfigError.
     """
     distributed.collect(None)  # a barrier that waits however long it takes; later collectives have a timeout
     config, evaluators = from_dict(distributed.on_rank_0(lambda: to_dict(run.config))), given.evaluators or {}
@@ -120,7 +122,7 @@ def train(
 
 @dataclass(frozen=True)
 class _Loop:
-    """Loop over the steps of a run, and what it goes through."""
+    """Loop over the steps of a run, with the parts that it uses."""
 
     run: Run
     store: ImageStore
@@ -134,7 +136,7 @@ class _Loop:
     stop: Stop
 
     def train(self, *, compiles: bool) -> None:
-        """Train from where the learner is to the end of the run."""
+        """Train from the learner's step to the end of the run."""
         with self._saved_when_stopped():
             if compiles:
                 with self.monitor.preparing("compiling the encoder: up to half a minute"):
@@ -159,7 +161,7 @@ class _Loop:
         while (batch := self.stop.interruptible(lambda: next(batches, None))) is not None:
             step, epoch, ids, images = batch
             if learner.labels is not None and (bad := self.store.unreadable):
-                learner.labels[[i for i, _, _ in bad]] = -1  # other images take their places
+                learner.labels[[i for i, _, _ in bad]] = -1  # the store gives other images in their place
             lr = self.guardian.rate * pace.learning_rate(step)
             terms, z_BVD = learner.step(images, ids, epoch=epoch, lr=lr, early=pace.is_early(step))
             last = pace.advance(step)
@@ -183,7 +185,7 @@ class _Loop:
                 return
 
     def _log(self, epoch: int, lr: float, terms: Mapping[str, torch.Tensor], z_BD: torch.Tensor) -> None:
-        """Line of metrics, and what the guardian makes of it; z_BD are the embeddings of one view of all images."""
+        """Write a line of metrics and show it to the guardian. z_BD are the embeddings of one view of each image."""
         self.guardian.look(self.monitor.log(epoch, lr, terms, z_BD), self.monitor.note)
 
     def _evaluate(self, evaluator: Evaluator) -> None:
@@ -192,7 +194,7 @@ class _Loop:
         self.learner.encoder.train()  # an evaluator may have left the backbone in evaluation mode
 
     def _evaluate_missed(self) -> None:
-        """Make up for evaluations of the restored step that a signal interrupted; an undisturbed run has them."""
+        """Run the evaluations of the restored step that are missing because a signal interrupted them."""
         done = self.learner.steps_done
 
         def written() -> int:
@@ -205,16 +207,16 @@ class _Loop:
             self._evaluate(evaluator)
 
     def _save(self, *, must: bool) -> None:
-        """Record the images that could not be read, and keep the learner's state: on the disk at once if it must be."""
+        """Record the images that could not be read, and save the learner's state: at once if it `must` be, or later."""
         found = [(i, name, why) for rows in distributed.collect(self.store.unreadable) for i, name, why in rows]
         distributed.on_rank_0(lambda: record_unreadable(self.run, found))
         times = self.monitor.seconds, self.monitor.evaluating
         self.saver.save(Progress(self.learner.steps_done, len(self.store), *times), must=must)
-        self.store.take_unreadable(found)  # last: those of all processes may be too many
+        self.store.take_unreadable(found)  # last: it raises an error if all processes together found too many
 
     @contextmanager
     def _saved_when_stopped(self) -> Iterator[None]:
-        """Context that saves the steps done so far when a signal stops it."""
+        """Context that saves the steps done so far if a signal stops the work in it."""
         try:
             yield
         except DataError:

@@ -125,7 +125,7 @@ class Monitor:
         begin = time.perf_counter()
         try:
             figures = evaluator(backbone)
-        finally:  # a signal may leave it
+        finally:  # also if a signal interrupts it
             self._evaluated += time.perf_counter() - begin
         known = {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}  # as JSON has it
         row = {"step": self._step, "seconds": round(self.seconds, 3), **known}
@@ -152,7 +152,7 @@ class Monitor:
     def note(self, step: int, intervention: Mapping[str, Any]) -> None:
         """Write an intervention of the guardian that does not change where the run is, and show a warning."""
         self._write({"step": step, "seconds": round(self.seconds, 3), **intervention})
-        if intervention["guardian"] == "warning":  # the error that ends the run says it otherwise
+        if intervention["guardian"] == "warning":  # if not, an error ends the run and says it
             self.screen.print_line(f"guardian: {intervention['reason']}")
 
     def flush(self) -> None:

@@ -19,7 +19,7 @@ from ssole.runtime import resolve_precision
 
 _IMAGES = 2  # in the batch whose tensors are counted
 _COUNTED: dict[str, tuple[int, int] | None] = {}  # by settings: a comparison trains one network many times
-_SURE = 1.4  # times the memory: compiled encoders keep less for the backward pass than is counted
+_ERROR_ABOVE = 1.4  # times the memory; compiled encoders keep less for the backward pass than is counted
 
 
 def checkpoint_bytes(modules: nn.Module, checkpoints: int) -> int:
@@ -82,7 +82,7 @@ def require_memory(config: PretrainConfig, device: torch.device) -> None:
     needed *= 1 if on_gpu else distributed.launch().local_world_size  # the processes of a machine share its memory
     free, total = torch.cuda.mem_get_info(device) if on_gpu else (available_memory(), total_memory())
     text = f"a step on {config.batch_size} images needs about {data_size(needed)} of memory"
-    if needed > _SURE * total:
+    if needed > _ERROR_ABOVE * total:
         raise ConfigError(
             f"{text}, and {device} has {data_size(total)}: lower --batch-size, --views or --augment.crops.0.size"
         )

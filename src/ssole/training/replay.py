@@ -146,7 +146,7 @@ def _prepare(
     loss: nn.Module | None,
     backbone: nn.Module | None,
 ) -> tuple[Learner, Batch]:
-    """Learner as it was before the step, and what the step was given."""
+    """Learner as it was before the step, and the arguments of the step."""
     config = from_dict(facts["settings"])
     try:
         device = resolve_device(facts["device"])

@@ -104,7 +104,7 @@ def create_run(path: Path, config: PretrainConfig, given: Mapping[str, Any] = _N
     run.checkpoints.mkdir(parents=True)
     facts = environment() | {"torchrun": distributed.launch().job, "settings": settings, **given}
     write_text_atomically(path / "environment.json", json.dumps(facts, indent=2) + "\n")
-    write_yaml_atomically(path / "config.yaml", settings)  # last, because a folder that has it counts as a run
+    write_yaml_atomically(path / "config.yaml", settings)  # last: a folder with a config.yaml counts as a run
     return run
 
 
@@ -116,7 +116,7 @@ def new_run(path: Path, config: PretrainConfig, given: Mapping[str, Any] = _NOTH
     was made is removed. A folder that holds anything else is a ConfigError, and so is what :func:`lock_run` refuses.
     """
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    is_ours = False  # until then, what is in the folder is someone else's
+    is_ours = False  # whether the content of the folder may be removed
     require_free(path)  # before anything is made; the same check under the lock decides
     with making(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def new_run(path: Path, config: PretrainConfig, given: Mapping[str, Any] = _NOTH
                 _empty(path)
                 (path / ".lock").unlink(missing_ok=True)
                 for folder in missing:
-                    folder.rmdir()  # an error where another run has come to lie in it
+                    folder.rmdir()  # an error if it now holds another run
         raise
 
 
@@ -226,9 +226,9 @@ def lock_run(run: Run) -> Iterator[None]:
 
 
 def require_same_recipe(run: Run, given: Mapping[str, Any] = _NOTHING, *, allowed: Collection[Change] = ()) -> None:
-    """Raise a ConfigError that lists what differs from the run's start in settings or version; warn of what may.
+    """Raise a ConfigError if settings or version differ from those of the run's start; warn if that is `allowed`.
 
-    The loss of the facts `given` (:meth:`ssole.training.loop.Given.facts`) counts as a setting.
+    The message lists the differences. A loss in `given` counts as a setting (:meth:`ssole.training.loop.Given.facts`).
     """
     from ssole import __version__
 
@@ -283,18 +283,18 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_lines(path: Path, **kinds: type) -> list[dict[str, Any]]:
-    """Mappings in the lines of a file, each with values of these names and types."""
+    """Mappings in the lines of a file; a ConfigError unless each has values of these names and types."""
     if not path.is_file():
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
     # A kill may have cut the last line short: only lines that end in a newline are complete.
     rows = []
-    for place, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
+    for number, line in enumerate(text[: text.rfind("\n") + 1].split("\n")[:-1], start=1):
         try:
             row = parse_json(line)
             if missing := [name for name, kind in kinds.items() if type(row.get(name)) is not kind]:
                 raise ValueError(f"it has no {missing[0]}")
         except ValueError as error:
-            raise ConfigError(f"line {place} of {path} is damaged ({error}): repair or remove this line") from None
+            raise ConfigError(f"line {number} of {path} is damaged ({error}): repair or remove this line") from None
         rows.append(row)
     return rows

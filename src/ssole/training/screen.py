@@ -46,7 +46,7 @@ class Screen:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """Context that shows what is waited for. The remaining time is estimated from the steps after it."""
+        """Context that shows `what` is being done. The remaining time is estimated from the steps after it."""
         self._text.plain = what
         if not self._live:
             self.print_line(what)

@@ -81,7 +81,7 @@ class Learner:
         steps_done: number of steps taken so far.
         labels: of all images, if the loss needs them, else None.
         watch: where losses and norms of gradients are checked.
-        batch: what the newest step was given.
+        batch: arguments of the newest step.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class Learner:
         self.config, self.device = config, device
         self.embedder = Embedder(config, device, backbone)
         self.encoder = self.embedder.encoder
-        given, loss = loss, create_loss(config, self.encoder, labels) if loss is None else copy_of_loss(loss)
-        self.loss = loss.to(device).train()
+        own_loss = create_loss(config, self.encoder, labels) if loss is None else copy_of_loss(loss)
+        self.loss = own_loss.to(device).train()
         if device.type != "cpu" and isinstance(self.loss, EmbeddingLoss):
             self.loss.check_input = False  # looking at values makes an accelerator wait; the watch finds them later
         needs_labels = bool(getattr(self.loss, "needs_labels", False))
@@ -113,10 +113,10 @@ class Learner:
         self.optimizer = create_optimizer(self.modules, config.optim)
         self.steps_done, self.is_compiled = 0, False
         self.watch = LossWatch(device)
-        self._infinite = infinite_buffers({"encoder.backbone.module": backbone, "loss": given})
+        self._infinite = infinite_buffers({"encoder.backbone.module": backbone, "loss": loss})
         self._images = images
         self._graph: StepGraph[StepResult] | None = None
-        own_code = backbone is not None or type(loss) not in LOSSES.values()
+        own_code = backbone is not None or type(own_loss) not in LOSSES.values()
         if wants_graph(config, device, self.optimizer, own_code=own_code):
             use_tensor_rates(self.optimizer, device)
             self._graph = StepGraph(self._take, self.watch, required=config.cuda_graph == "always")
@@ -125,7 +125,7 @@ class Learner:
         self.batch: Batch | None = None
 
     def _use_recipe(self, recipe: ViewRecipe) -> None:
-        """Make the views of the steps to come by this recipe."""
+        """Make the views of the following steps by this recipe."""
         self._recipe = recipe
         self._rows = EpochRows(recipe, self._images, self.config.input_channels, self.config.seed)
         self.forget_graph()
@@ -163,8 +163,9 @@ class Learner:
         return result
 
     def _may_replay(self, images: ImageBatch, epoch: int) -> bool:
-        """Whether this step may be captured or replayed: it is not the first, which may whiten the stem; none of its
-        values is looked at at once; and the rows of its views are drawn.
+        """Whether this step may be captured or replayed: not the first, because it may whiten the stem.
+
+        Nor may one whose values are checked at once, or whose views have no rows.
         """
         if self.steps_done == 0 or self.watch.looks_at_once(self.steps_done + 1):
             return False
@@ -199,7 +200,7 @@ class Learner:
         except NonFiniteLossError as error:
             if distributed.world_size() == 1:
                 raise
-            terms, name = {"loss": z_BVD.sum() * torch.nan}, f"the loss ({error.what})"  # the mean tells the others
+            terms, name = {"loss": z_BVD.sum() * torch.nan}, f"the loss ({error.what})"  # NaN tells the others
         # A custom loss may differ between processes, and be finite on some: all of them must see the same.
         mean_terms = terms | {"loss": distributed.mean(terms["loss"])}
         self.watch.add(self.steps_done + 1, mean_terms["loss"], name)
@@ -281,7 +282,7 @@ class Learner:
 def create_loss(config: PretrainConfig, encoder: Encoder, labels: NDArray[np.int64] | None = None) -> nn.Module:
     """Loss that a config names, for the embeddings of an encoder.
 
-    A ConfigError if the config records a module that was given in Python; a DataError if it needs labels that lack.
+    A ConfigError if the config records a module that was given in Python; a DataError if labels are needed and missing.
     """
     if isinstance(config.loss, CustomConfig):
         raise ConfigError(

@@ -101,7 +101,7 @@ class DryRun:
     def _before_update(self) -> None:
         synchronize(self._device)
         self._update_begin = time.perf_counter()
-        self._in_use = (peak_memory(self._device) if self._measures_peak else _resident()) or _PROCESS
+        self._in_use = (peak_memory(self._device) if self._measures_peak else _process_memory()) or _PROCESS
 
     def grow(self, most: int, *, most_bytes: float) -> int:
         """Largest batch to measure on: `most` images, or as many as time and memory allow."""
@@ -139,7 +139,7 @@ class DryRun:
         return [compute * self._batch_size / batch + update for compute, update in taken]
 
     def _mean_step(self, batch: int) -> tuple[float, float]:
-        """Mean step of the run, in the parts of :meth:`step`."""
+        """Seconds of a mean step of the run, in two parts as :meth:`step` returns them."""
         compute, update = self.step(batch)
         if self._augment.early is None:
             return compute, update
@@ -195,7 +195,7 @@ def step_seconds(
         return statistics.median(trial.repeat(config.batch_size))
 
 
-def _resident() -> int | None:
-    """Bytes of memory that this process has; None where the system does not tell."""
+def _process_memory() -> int | None:
+    """Bytes of memory that this process has now; None where the system does not tell."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None

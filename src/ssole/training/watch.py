@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 _HINT = "Training has diverged: lower optim.lr, or set optim.warmup_steps or optim.clip_grad_norm"
-_RING = 4096  # values that the buffer holds; when it is full, they are checked early
+_CAPACITY = 4096  # values that the buffer holds; when it is full, they are checked early
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -34,8 +34,8 @@ class LossWatch:
     def __init__(self, device: torch.device) -> None:
         self._is_cpu, self.at_once_until = device.type == "cpu", 0
         self._added: list[tuple[int, str]] = []
-        self._ring: torch.Tensor | None = None
-        self._place: torch.Tensor | None = None
+        self._buffer: torch.Tensor | None = None
+        self._position: torch.Tensor | None = None
 
     def looks_at_once(self, step: int) -> bool:
         """Whether the values of a step, counted from 1, are looked at before its weights are updated."""
@@ -47,13 +47,13 @@ class LossWatch:
             self.check()
             self._require_finite(step, name, float(value.detach()))
             return
-        if self._ring is None or self._place is None:
-            self._ring = torch.zeros(_RING, dtype=torch.float64, device=value.device)
-            self._place = torch.zeros(1, dtype=torch.int64, device=value.device)
+        if self._buffer is None or self._position is None:
+            self._buffer = torch.zeros(_CAPACITY, dtype=torch.float64, device=value.device)
+            self._position = torch.zeros(1, dtype=torch.int64, device=value.device)
         if not self.room:
             self.check()
-        self._ring.index_copy_(0, self._place, value.detach().double().view(1))
-        self._place += 1
+        self._buffer.index_copy_(0, self._position, value.detach().double().view(1))
+        self._position += 1
         self._added.append((step, name))
 
     def drop(self, count: int) -> list[str]:
@@ -68,21 +68,21 @@ class LossWatch:
 
     @property
     def room(self) -> int:
-        """Number of values that still fit before the next look."""
-        return _RING - len(self._added)
+        """Number of values that still fit into the buffer."""
+        return _CAPACITY - len(self._added)
 
     @property
     def count(self) -> int:
-        """Number of values since the last look."""
+        """Number of values in the buffer, which are not checked yet."""
         return len(self._added)
 
     def check(self) -> None:
         """Look at all values since the last check."""
-        if not self._added or self._ring is None or self._place is None:
+        if not self._added or self._buffer is None or self._position is None:
             return
         added, self._added = self._added, []
-        values = self._ring[: len(added)].tolist()
-        self._place.zero_()
+        values = self._buffer[: len(added)].tolist()
+        self._position.zero_()
         for (step, name), value in zip(added, values, strict=True):
             self._require_finite(step, name, value)
 
