@@ -156,7 +156,7 @@ def exact_products(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def untuned_convolutions() -> Iterator[None]:
-    """Context in which cuDNN does not try its algorithms for each new shape, which pays for shapes of many batches."""
+    """Context in which cuDNN does not try all its algorithms for a new shape: that pays only for many batches of it."""
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
     try:
@@ -165,17 +165,17 @@ def untuned_convolutions() -> Iterator[None]:
         torch.backends.cudnn.benchmark = before
 
 
-_TORCH = threading.RLock()
+_TORCH_LOCK = threading.RLock()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Context that one thread is in at a time, and others wait for; also a decorator.
+    """Context of one thread at a time, for which other threads wait; also a decorator.
 
     torch's generators and its choice of algorithms belong to the whole process: two threads that set them would train
     from wrong weights. The caller's inference_mode, no_grad and autocast are off: training sets its own.
     """
-    with _TORCH, torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+    with _TORCH_LOCK, torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
@@ -189,30 +189,25 @@ def torch_state(*, deterministic: bool) -> Iterator[None]:
     Otherwise cuDNN tries its algorithms for each new shape, of which a run has few, and keeps the quickest. Afterwards
     torch and its generators are as they were.
     """
-    with one_thread(), _changed_state(deterministic):
-        yield
-
-
-@contextmanager
-def _changed_state(deterministic: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    workspace, benchmark = os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.backends.cudnn.benchmark
-    try:
-        torch.backends.cudnn.benchmark = not deterministic
-        if deterministic:
-            torch.use_deterministic_algorithms(True)
-            # a debugging aid that writes every new tensor twice
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
-        with exact_convolutions(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
-        torch.backends.cudnn.benchmark = benchmark
-        if workspace is None:
-            os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    with one_thread():
+        before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+        fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+        workspace, benchmark = os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.backends.cudnn.benchmark
+        try:
+            torch.backends.cudnn.benchmark = not deterministic
+            if deterministic:
+                torch.use_deterministic_algorithms(True)
+                # a debugging aid that writes every new tensor twice
+                torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS requires it
+            with exact_convolutions(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                yield
+        finally:
+            torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+            torch.backends.cudnn.benchmark = benchmark
+            if workspace is None:
+                os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
 
 
 def forget_peak_memory(device: torch.device) -> bool:
