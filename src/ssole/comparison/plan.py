@@ -62,7 +62,8 @@ def rungs(trials: int) -> tuple[Rung, ...]:
 def draw_settings(arm: Arm, trial: int) -> dict[str, float]:
     """Settings of a trial by dotted name, as overrides of the arm's; none for trial 0.
 
-    A learning rate below the arm's final one lowers that too, or is that if it is pinned.
+    If the learning rate drawn is below the arm's final one, the final one is lowered to it. If the final one is pinned,
+    it is the learning rate of the trial.
     """
     if trial == 0:
         return {}
@@ -113,7 +114,7 @@ class ArmPlan:
 
 
 def shortened(config: PretrainConfig, steps: int, whole: int) -> PretrainConfig:
-    """Config of a run of so many steps in place of `whole`: its warmup is as large a share of it."""
+    """Config of a run of `steps` steps in place of `whole`, whose warmup has the same share of the run."""
     warmup = round(config.optim.warmup_steps * min(1.0, steps / whole))
     return apply_overrides(config, {"steps": steps, "optim.warmup_steps": warmup})
 
@@ -127,8 +128,8 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, smallest: in
     """Plan by arm, measured at the first call for a folder and read from it later.
 
     So runs keep their number of steps, however busy the machine is when a comparison goes on. An arm that fails is
-    planned with its error, unless all of them fail. A batch may not have more images than the
-    `smallest` training set of a run.
+    planned with its error, unless all of them fail. `smallest` is the number of images in the smallest training set of
+    a run, which must fill a batch.
     """
     path = folder / PLAN_FILE
     if path.is_file():
@@ -152,7 +153,7 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, smallest: in
             plan[arm.name] = ArmPlan(steps=0, step_seconds=0.0, error=describe_failure(error))
         else:
             plan[arm.name] = ArmPlan(steps=_steps(request, arm, seconds), step_seconds=seconds)
-    if len(failures) == len(plan):  # a wrong setting or image that all share
+    if len(failures) == len(plan):  # so the cause is probably in what they share
         raise failures[0]
     write_json_atomically(path, {name: asdict(one) for name, one in plan.items()})
     return plan
@@ -174,7 +175,7 @@ def require_time(folder: Path, request: Request, plan: Mapping[str, ArmPlan]) ->
 
 
 def _steps(request: Request, arm: Arm, step_seconds: float) -> int:
-    """Steps of each whole run of an arm, if a step takes `step_seconds`."""
+    """Number of steps of each whole run of an arm, if a step takes `step_seconds`."""
     config = arm.config
     return request.budget.steps(batch_size=config.batch_size, views=config.augment.views, step_seconds=step_seconds)
 

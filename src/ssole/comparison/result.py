@@ -89,7 +89,7 @@ class SearchTrial:
 
 @dataclass(frozen=True, kw_only=True)
 class ArmResult:
-    """Result of an arm so far."""
+    """Result of an arm, as far as its runs have finished."""
 
     steps: int
     """Steps of each run of the result."""
@@ -99,7 +99,7 @@ class ArmResult:
     runs: list[Trial] = field(default_factory=list)
     """Finished runs of the result, by seed."""
     error: str | None = None
-    """Why the arm has no result."""
+    """Why the arm has no result; None if it has one, or may get one."""
 
     def summary(self) -> dict[str, Summary]:
         """Means by name: scores, `images_per_second` and `peak_memory`."""

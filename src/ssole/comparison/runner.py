@@ -90,7 +90,7 @@ class Runner:
         return self._saved()
 
     def _search(self, arm: Arm) -> None:
-        """Choose the settings of an arm by its search."""
+        """Search the settings of an arm, and record those chosen in its result."""
         result = self._results[arm.name]
         candidates = list(range(self.request.search))  # best first, from the second rung on
         for number, rung in enumerate(rungs(self.request.search)):
@@ -114,7 +114,7 @@ class Runner:
             self._say(f"{arm.name}: chosen {settings_text(result.chosen)}")
 
     def _search_trial(self, arm: Arm, trial: int, number: int, rung: Rung) -> SearchTrial:
-        """Train a trial in a rung of this number, and score it on the validation images."""
+        """Train a trial in the rung number `number`, and score it on the validation images."""
         train, validation = self.images.search_train, self.images.validation
         record = self._trial(
             arm,
@@ -129,7 +129,7 @@ class Runner:
         return SearchTrial(trial=trial, steps=record.steps, settings=record.settings, score=score, error=record.error)
 
     def _run_seed(self, arm: Arm, seed: int) -> None:
-        """Train the run of an arm that has a seed, on all images, and evaluate it on the test images."""
+        """Train the run of an arm with this seed on all training images, and evaluate it on the test images."""
         result, images = self._results[arm.name], self.images
         protocol = ("knn", "linear", "label-free")
         record = self._trial(
@@ -178,7 +178,7 @@ class Runner:
         return record
 
     def _check_unchanged(self) -> None:
-        """Raise an error, once, unless images and version of ssole are those of the trials that have finished."""
+        """Raise an error if images or version of ssole differ from those of the finished trials. Checked only once."""
         if self._are_checked:
             return
         if __version__ not in self._versions:
@@ -227,7 +227,7 @@ class Runner:
 
 
 def _versions(folder: Path) -> list[str]:
-    """Versions of ssole that trained what is in a comparison's folder."""
+    """Versions of ssole that trained the runs in a comparison's folder."""
     path = folder / RESULT_FILE
     found = read_json(path).get("environment") if path.is_file() else None
     return str(found["ssole"]).split(" and ") if isinstance(found, dict) and "ssole" in found else []

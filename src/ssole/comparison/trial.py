@@ -31,15 +31,14 @@ RANKED_BY = "knn20"
 """Metric that arms are ranked by, in the search and in the result."""
 _FILE = "trial.json"
 FAILURES = (ArithmeticError, ImportError, MemoryError, RuntimeError, ValueError)
-"""What a method may fail with. A full disk, unusable images or Ctrl-C is no failure of a method: it ends the
-comparison."""
+"""Errors that count as the failure of a method. A full disk, unusable images or Ctrl-C end the comparison instead."""
 BROKEN_GPU: tuple[type[Exception], ...] = (torch.AcceleratorError,) if hasattr(torch, "AcceleratorError") else ()
 """Errors after which a GPU does nothing more in this process, whatever the method. Older torch has no such class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """Record of a trial: what it gave and what it took, or why it failed."""
+    """Record of a trial: its scores, time and memory, or why it failed."""
 
     steps: int
     seed: int
@@ -72,7 +71,7 @@ def resumable(folder: Path, command: str) -> Iterator[None]:
     except BrokenPipeError:  # of the program that reads the output
         raise
     except OSError as error:
-        problem = getattr(error, "problem", error)  # a run's own command would not go on with the others
+        problem = getattr(error, "problem", error)  # without the command that goes on with one run alone
         raise OSError(f"{problem}. Once this is fixed, go on with: {command}") from error
 
 
@@ -123,8 +122,8 @@ def run_trial(
     takes. `settings` are recorded as those of the trial. `loss` is the module of a loss of your own. `check` is
     called before training, and `allow_changes` is for a trial that goes on, as in :func:`ssole.resume`.
 
-    What is no failure of its method is raised, and nothing is recorded: a DataError, DiskError or broken GPU, or a
-    ConfigError if the trial has begun and cannot go on here, such as with another version of ssole.
+    An error that is no failure of the method is raised, and nothing is recorded: a DataError, a DiskError, a broken
+    GPU, or a ConfigError if the trial has begun and cannot go on, such as with another version of ssole.
     """
     if (done := read_trial(folder)) is not None:
         return done

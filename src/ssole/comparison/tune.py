@@ -112,7 +112,7 @@ def tune(
 
 
 def _outcome(folder: Path, base: PretrainConfig, records: list[Trial]) -> Tuning:
-    """Outcome of the trials; the recipe with the settings of the best one is written."""
+    """Write the recipe with the settings of the best trial, and return the outcome."""
     sign = 1 if CORRELATION[FIGURE] > 0 else -1
     scores = {trial: sign * one.scores[FIGURE] for trial, one in enumerate(records) if FIGURE in one.scores}
     if not scores:
@@ -142,7 +142,7 @@ def _run_trials(
     measure = partial(score_run, data=sample, protocol="label-free", views=views, progress=False)
 
     def check() -> None:
-        """Raise an error unless images and version of ssole are those of the trials before, or may have changed."""
+        """Raise an error if images or version of ssole differ from those of earlier trials, unless that is allowed."""
         keep_or_compare_images(Run(folder), images, allowed="images" in allow_changes)
         done = [Run(folder / f"trial-{trial}") for trial, record in enumerate(records) if record.error is None]
         for version in {run.environment.get("ssole", __version__) for run in done} - {__version__}:
@@ -185,7 +185,7 @@ def stronger(recipe: ViewRecipe, factor: float) -> dict[str, Any]:
 
 
 def _strength(trial: int) -> float:
-    """Factor of a trial: 1 for trial 0, then points that spread over the range."""
+    """Factor of a trial: 1 for trial 0, later points of a low-discrepancy sequence over the range."""
     if trial == 0:
         return 1.0
     share = sum((trial >> bit & 1) / 2 ** (bit + 1) for bit in range(trial.bit_length()))  # van der Corput, base 2
