@@ -1,4 +1,4 @@
-"""Arguments and look-ups that several commands share."""
+"""Options, checks and look-ups that several commands share."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run_data(config: PretrainConfig | None, run: Path | str) -> Any:
 
 
 def picture_format(out: Path) -> str:
-    """Pillow's name of the format of a picture to write; a ConfigError if it has none, or there is no such folder."""
+    """Pillow's name for the format of a picture to write; a ConfigError if there is none, or no such folder."""
     from PIL import Image
 
     file_format = Image.registered_extensions().get(out.suffix.lower())
@@ -89,6 +89,6 @@ def require_file_to_write(out: Path) -> None:
 def require_apart(out: Path, images: Spec) -> None:
     """Raise a ConfigError if a picture to write would be one of these images, or take the place of one."""
     given = images if are_paths(images) else [images]
-    for place in [Path(one) for one in given if isinstance(one, (str, os.PathLike)) and os.path.exists(one)]:
-        if out.resolve().is_relative_to(place.resolve()):
-            raise ConfigError(f"{out} would be one of the images in {place}: name another place by --out")
+    for path in [Path(one) for one in given if isinstance(one, (str, os.PathLike)) and os.path.exists(one)]:
+        if out.resolve().is_relative_to(path.resolve()):
+            raise ConfigError(f"{out} would be one of the images in {path}: name another place by --out")

@@ -82,15 +82,15 @@ def _prepare_output() -> None:
 
 
 def _main(argv: list[str]) -> int:
-    command, place = COMMANDS.get(argv[0]) if argv else None, distributed.launch()
+    command, launch = COMMANDS.get(argv[0]) if argv else None, distributed.launch()
     if command is None:
         return _without_command(argv)
-    if command not in (pretrain, Extend, Eval, Embed) and place.world_size > 1:
-        if place.rank:  # the first process does all the work, with the threads of those on its machine
+    if command not in (pretrain, Extend, Eval, Embed) and launch.world_size > 1:
+        if launch.rank:  # the first process does all the work, with the threads of those on its machine
             return 0
         os.environ["WORLD_SIZE"] = "1"
         # as many threads as all processes of this machine have together, at most one for each usable processor
-        torch.set_num_threads(max(1, min(usable_cpus(), place.local_world_size * torch.get_num_threads())))
+        torch.set_num_threads(max(1, min(usable_cpus(), launch.local_world_size * torch.get_num_threads())))
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         return _run(command, argv[1:])
@@ -164,7 +164,7 @@ def _run(command: Command, argv: Sequence[str]) -> int:
 
 
 def _print_error(error: object) -> None:
-    """Print an error that no other process has printed yet: all of them have that of a wrong path."""
+    """Print an error, unless another process has printed the same: a wrong path is an error in all of them."""
     rank, text = distributed.launch().rank, printable(without_secrets(str(error)))
     if distributed.says_first(text):
         print(f"error: {f'process {rank}: ' if rank else ''}{text}", file=sys.stderr)

@@ -111,7 +111,7 @@ class Eval:
         if distributed.rank():
             return 0
         try:  # saved first: printing fails where a pipe was closed
-            # figures of another preprocessing than the run's own are not what its folder is to say of it
+            # a run's folder gets no figures of another preprocessing than its own
             saved = _save(result, self, run if alone and not changed else None)
         finally:
             output_console().print(result.table())
@@ -122,7 +122,7 @@ class Eval:
 
 
 def _views(config: PretrainConfig, seed: int, changed: Mapping[str, Any]) -> Views:
-    """Views of a run's recipe, as input of a preprocessing of which a part is changed."""
+    """Views by a run's recipe, adapted to its preprocessing with some `changed` settings."""
     from ssole.evaluation.features import adapted_views
     from ssole.evaluation.label_free import VIEWS
     from ssole.evaluation.preprocessing import Preprocessing
@@ -134,7 +134,7 @@ def _views(config: PretrainConfig, seed: int, changed: Mapping[str, Any]) -> Vie
 
 
 def _print_verdicts(result: EvaluationResult, models: Mapping[str, str]) -> None:
-    """Verdict on each network whose label-free figures were measured, in a line."""
+    """Print a line with the verdict on each network whose label-free figures were measured."""
     for row, model in models.items():
         figures = {name: score.value for name, score in result.rows.get(row, {}).items() if name in LABEL_FREE}
         if figures:
@@ -146,7 +146,7 @@ def _print_verdicts(result: EvaluationResult, models: Mapping[str, str]) -> None
 
 
 def _save(result: EvaluationResult, args: Eval, run: Path | None) -> Path | None:
-    """Write the result where it was asked for, else to the folder of the run; where, or None if nowhere."""
+    """Write the result to --save, else to the folder of the run. Returns its path, or None if it was not written."""
     name = "transfer.json" if args.transfer else "evaluation.json"
     save = args.save or (run / name if run is not None and run.is_dir() else None)
     if save is None:
@@ -164,7 +164,7 @@ def _save(result: EvaluationResult, args: Eval, run: Path | None) -> Path | None
 
 
 def _keep_earlier(path: Path, new: EvaluationResult) -> None:
-    """Keep an earlier result under a new name if it has figures, or is of images, that the new one has not."""
+    """Keep an earlier result under a new name if the new one lacks some of its figures, or is of other images."""
     try:
         earlier = EvaluationResult.load(path)
     except (OSError, ValueError):  # there is none, or a damaged one

@@ -1,4 +1,4 @@
-"""`ssole pretrain`: learning of features from unlabeled images. Every setting of a recipe is an option."""
+"""`ssole pretrain`: features learned from unlabeled images. Every setting of a recipe is an option."""
 
 from __future__ import annotations
 
@@ -110,14 +110,14 @@ def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
     first.add_argument("--data", nargs="*")
     known = vars(first.parse_known_args(argv)[0])
     recipe, preset, channels = known["recipe"] or DEFAULT_RECIPE, known["preset"], known["channels"] or ""
-    # The defaults decide which options there are, and must accept all that suits the recipe chosen later from the data:
-    # other channels than those of digits-m, and settings for larger views than its own.
-    shaping: dict[str, Any] = {"preset": preset, "loss.name": known["loss.name"]}
+    # The defaults decide which options there are. They must accept all settings of a recipe that is only chosen later,
+    # from the data: other channels than those of digits-m, and settings for larger views than its own.
+    overrides: dict[str, Any] = {"preset": preset, "loss.name": known["loss.name"]}
     if not given & {"--recipe", "--preset"} and channels.isascii() and channels.isdecimal():
-        shaping |= channel_overrides(int(channels))
+        overrides |= channel_overrides(int(channels))
     if "--recipe" not in given and known["data"] not in (None, [DEFAULT_RECIPE]) and not {"-h", "--help"} & {*argv}:
-        shaping |= ANY_VIEWS
-    config = load(recipe, **{name: value for name, value in shaping.items() if value is not None})
+        overrides |= ANY_VIEWS
+    config = load(recipe, **{name: value for name, value in overrides.items() if value is not None})
     for option in (one for one in given if one.startswith("--loss.")):
         name = option.removeprefix("--loss.").removeprefix("no-").replace("-", "_")
         if name not in vars(config.loss) and any(name in loss.__dataclass_fields__ for loss in LOSS_CONFIGS.values()):
@@ -127,9 +127,11 @@ def parse_options(argv: Sequence[str]) -> tuple[PretrainArgs, set[str]]:
         f"Every setting of a recipe can be overridden. The defaults below are those of {recipe}."
     )
     default = PretrainArgs(recipe=recipe, preset=preset, config=config)
-    how: dict[str, Any] = {"prog": "ssole pretrain", "description": about}
-    how["console_outputs"] = not distributed.launch().rank  # all processes have the same options
-    return tyro.cli(PretrainArgs, default=default, args=list(argv), **how), given
+    prints = not distributed.launch().rank  # all processes have the same options
+    args = tyro.cli(
+        PretrainArgs, default=default, args=list(argv), prog="ssole pretrain", description=about, console_outputs=prints
+    )
+    return args, given
 
 
 def print_finished(run: Run) -> None:
