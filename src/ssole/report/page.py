@@ -36,7 +36,7 @@ _SIDE = 96  # most pixels of an image beside the others
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """Facts about a run: its record, and a sample of its images or the reason why there is none."""
+    """Facts about a run that a page shows: its record, and a sample of its images or the reason why there is none."""
 
     record: Record
     sample: RunSample | None
@@ -52,7 +52,7 @@ class Facts:
 def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str:
     """HTML of the page on some runs.
 
-    ``live`` is for a page that a server keeps up to date: its "version", and the seconds "every" of which it asks anew.
+    ``live`` is for a page that a server keeps up to date: its "version", and "every" how many seconds it asks for news.
     """
     from bokeh.resources import Resources
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -78,7 +78,7 @@ def render(facts: Sequence[Facts], *, live: dict[str, Any] | None = None) -> str
 
 
 def _run(fact: Facts, runs: int) -> dict[str, Any]:
-    """Values that the template shows of one run of several."""
+    """Values for the template of one run; `runs` is the number of runs on the page."""
     record, sample = fact.record, fact.sample
     cells = [] if record.evaluation is None else record.evaluation.cells()
     return {
@@ -134,7 +134,7 @@ def _pictures(fact: Facts, sample: RunSample, runs: int) -> dict[str, Any]:
 
 
 def _seen(sample: RunSample, part: Part, row: int) -> dict[str, Any]:
-    """An image as the template shows it."""
+    """Values for the template of one image."""
     label = sample.name_of(int(part.labels[row])) if sample.labelled else None
     return {"src": data_uri(part.pictures([row], _SIDE)[0]), "id": part.id(row), "label": label}
 
@@ -162,7 +162,7 @@ def _views(record: Record, images: list[Tensor], indices: Tensor) -> dict[str, s
 
 
 def _map(fact: Facts, sample: RunSample, runs: int) -> dict[str, Any]:
-    """Chart, and the data by which the page's script colours, filters and explains it, in the run's share of bytes."""
+    """Map of a run: the chart, and the data for the page's script, within the run's share of the bytes of a page."""
     part = sample.train
     order = torch.randperm(len(part), generator=torch.Generator().manual_seed(1))
     columns = colourings(sample, fact.columns)

@@ -23,9 +23,9 @@ LANDMARKS = 2000
 """Points that t-SNE places; others lie between the three landmarks that they are most similar to."""
 MAX_NAMES = 19
 """Values of a column with a colour of their own; the rarer ones share one."""
-_BINS = 8  # of a column of numbers
-_CLUSTERS = 10  # where there are no labels
-_TEMPERATURE = 0.05  # of the weights of landmarks
+_BINS = 8  # ranges of a column of numbers
+_CLUSTERS = 10  # clusters of images without labels
+_TEMPERATURE = 0.05  # of the softmax by which the nearest landmarks are weighted
 
 
 @dataclass(frozen=True, kw_only=True)

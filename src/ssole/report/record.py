@@ -1,4 +1,4 @@
-"""Record of a run: what its folder says, without its images."""
+"""Record of a run: the contents of its folder, without its images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WATTS = {"GPU": 350.0, "CPU": 65.0}
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Run folder as read."""
+    """Contents of a run folder."""
 
     path: Path
     name: str
@@ -112,7 +112,7 @@ class Record:
 def unique_names(records: Sequence[Record]) -> list[Record]:
     """Records with names that differ: folders of one name have their path, and a run given again has a number."""
     names = distinct([record.name for record in records], [str(record.path) for record in records])
-    times = [names[: place + 1].count(name) for place, name in enumerate(names)]
+    times = [names[: number + 1].count(name) for number, name in enumerate(names)]
     return [
         replace(record, name=f"{name} ({n})" if n > 1 else name)
         for record, name, n in zip(records, names, times, strict=True)

@@ -29,7 +29,7 @@ _PACKAGES = ("bokeh", "jinja2")
 IMAGES = 4000
 """Images of a run that a report looks at by default."""
 _MAX_IMAGES = 50_000
-_PICTURES = '<section id="map">'  # in pages with pictures of the images
+_PICTURES = '<section id="map">'  # text of a page with pictures of the images
 _EXAMPLES = 4  # images of which the views are shown
 
 
@@ -95,7 +95,10 @@ def _page_path(out: str | PathLike[str] | None, folder: Path) -> Path:
 
 
 def _keep_pictures(path: Path, facts: Sequence[Facts]) -> None:
-    """Raise a ConfigError if an earlier page has pictures and the images of all runs, which are finished, are gone."""
+    """Raise a ConfigError if an earlier page has pictures that cannot be made again.
+
+    That is so if all runs are finished, and none of their images can be opened.
+    """
     gone = all(one.sample is None and one.record.finished and not one.broken for one in facts)
     if gone and path.is_file() and _PICTURES in path.read_text(encoding="utf-8", errors="replace"):
         stays = f"{path} has pictures from before, and stays as it is"

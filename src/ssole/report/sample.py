@@ -61,7 +61,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSample:
-    """Some images of a run's data, and what the network makes of them."""
+    """Some images of a run's data, with their features by the trained and the untrained network."""
 
     train: Part
     test: Part | None
@@ -141,7 +141,7 @@ def _open(record: Record, data: Any, limit: int, device: torch.device, progress:
 
 
 def _by_chance(share: float, images: int) -> float:
-    """Share of unreadable images that a random sample may have where `share` of all images may be unreadable."""
+    """Share of unreadable images to allow in a random sample, if `share` of all images may be unreadable."""
     return min(1.0, share + 3 * math.sqrt(share / images))  # three standard deviations more
 
 
@@ -165,7 +165,7 @@ def _open_data(whole: Source, data: Any, preprocessing: Preprocessing, limit: in
 
 
 def _some(source: Source, limit: int) -> SubsetSource:
-    """At most `limit` images, drawn at random but the same every time, in their order."""
+    """At most `limit` images of a source, drawn at random but the same every time, in the order of the source."""
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))
     return SubsetSource(source, order[:limit].sort().values.numpy())
 

@@ -14,7 +14,7 @@ from ssole.report.sample import RunSample
 
 Level = Literal["good", "look", "bad"]
 
-_RANK = "centred_effective_rank"  # below its limit, features are nearly constant, and an accuracy is one by chance
+_RANK = "centred_effective_rank"  # below its limit, features are nearly constant, and accuracy is that of chance
 _ERRORS = 2.0  # standard errors of a difference that chance does not explain
 
 
