@@ -44,7 +44,7 @@ class Cells:
     """(C + 1,) where each cell begins in `rows`, and the end."""
 
     def near(self, query_F: Rows, least: int, probed: int) -> NDArray[np.int64]:
-        """Rows, in order, of the `probed` cells nearest to a query, and of more until there are at least so many."""
+        """Rows of the `probed` cells nearest to a query, in order; of more cells if these have fewer than `least`."""
         order = scores(self.centres, query_F[None])[0].sort(descending=True, stable=True).indices.numpy()
         counts = np.diff(self.starts)[order].cumsum()
         order = order[: max(probed, int(np.searchsorted(counts, least)) + 1)]

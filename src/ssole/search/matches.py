@@ -42,7 +42,7 @@ class Matches:
     ids: list[str]
     """Their names: the path of each image below the data's root, or ``file:row``."""
     similarity: NDArray[np.float64]
-    """(K,) cosine similarity; what it is to, each search says. NaN where there is nothing to compare with."""
+    """(K,) cosine similarity; each search says to which image. NaN where there is nothing to compare with."""
     labels: list[str]
     """Their classes or labels; an empty text where unknown."""
 

@@ -30,7 +30,7 @@ Group = tuple[NDArray[np.int64], NDArray[np.float64]]
 NEAR_DUPLICATE = 0.98
 """Least cosine similarity of images that count as near duplicates, unless another is given."""
 CROWD = 10
-"""Neighbours whose mean similarity says how alone an image is."""
+"""Number of neighbours over which the similarity of an image is averaged to find outliers."""
 _SCORE_BYTES = 256 * 2**20  # largest block of products that is kept
 _BLOCK = 2**22  # numbers that are converted at once: 16 MiB in float32
 
@@ -83,7 +83,8 @@ def near_duplicates(rows_NF: Rows, least: float = NEAR_DUPLICATE, *, progress: b
                 if is_copy[row := start + number]:
                     continue
                 own = exact_products(rows_NF, np.array([row]), rows_NF[row])[0]
-                enough = min(least, own or least)  # rounding may leave a copy's product below 1; zeros have no copies
+                # equal rows may have a product below 1 by rounding; rows of zeros have no copies
+                enough = min(least, own or least)
                 later = row + 1 + np.flatnonzero(scores_L[number + 1 :] >= enough - rounding(rows_NF))
                 later = later[~is_copy[later]]
                 similarity = exact_products(rows_NF, later, rows_NF[row])

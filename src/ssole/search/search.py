@@ -146,16 +146,16 @@ def build_index(
         how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
         how["max_unreadable"] = most_unreadable([model_or_run])
         parts = embed_parts(model, preprocessing, source, work, **how)
-        with folder_atomically(folder) as place:
-            _write(parts, place, "float16" if half else "float32", description, weights)
+        with folder_atomically(folder) as new:
+            _write(parts, new, "float16" if half else "float32", description, weights)
             if cells == "always" or (cells == "auto" and parts.images > CELLS_ABOVE and faiss_installed()):
-                make_cells(np.load(place / FEATURES, mmap_mode="c"), progress=progress).save(place / CELLS)
+                make_cells(np.load(new / FEATURES, mmap_mode="c"), progress=progress).save(new / CELLS)
         parts.remove()
     return Index(folder)
 
 
 def _folder(out: str | PathLike[str] | None, weights: Path | None, cells: str) -> Path:
-    """Folder to write, which is new or empty; an error if what it is to hold cannot be made."""
+    """Folder of a new index; a ConfigError if it is not given, not new or empty, or if faiss is missing for cells."""
     if cells == "always" and not faiss_installed():
         raise ConfigError("cells are made by faiss: pip install 'ssole[search]'")
     if out is not None:
@@ -172,14 +172,15 @@ def _folder(out: str | PathLike[str] | None, weights: Path | None, cells: str) -
 
 @contextmanager
 def _work_folder(folder: Path) -> Iterator[Path]:
-    """Folder for the features of an index until they are complete: beside its own, or in that if it exists.
+    """Context of a folder for the features of an index until they are complete.
 
-    It is this process's alone; if another one is writing this index, a ConfigError.
+    It lies beside the folder of the index, or in it if that exists. A ConfigError if another process is writing this
+    index.
     """
-    place = Path(os.path.realpath(folder))
-    work, lock_path = place.with_name(f"{place.name}.parts"), place.with_name(f".{place.name}.lock")
-    if place.exists():  # with names that do not make it a folder in use
-        work, lock_path = place / f".parts{LEFTOVER}", place / f".parts-lock{LEFTOVER}"
+    target = Path(os.path.realpath(folder))
+    work, lock_path = target.with_name(f"{target.name}.parts"), target.with_name(f".{target.name}.lock")
+    if target.exists():  # names of leftovers, so that the folder still counts as empty
+        work, lock_path = target / f".parts{LEFTOVER}", target / f".parts-lock{LEFTOVER}"
     work.parent.mkdir(parents=True, exist_ok=True)
     with locked(lock_path, f"another process is writing the index {folder}: wait for it", remove=True):
         require_new_folder(folder)  # another process may have written it meanwhile
