@@ -97,5 +97,5 @@ def _code(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text from outside that Markdown takes for text: names of data sets and classes."""
+    """Text from outside, such as names of data sets and classes, escaped for Markdown."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|" else c for c in text.replace("\n", " "))

@@ -63,8 +63,8 @@ def export(run: str | PathLike[str] | Any, *, to: Format, out: str | PathLike[st
     folder = Path(out) if out is not None else folder_beside(weights, "export") / to
     require_new_folder(folder)
     model = load(run)
-    with folder_atomically(folder) as place:
-        written = write(model, place)
+    with folder_atomically(folder) as new:
+        written = write(model, new)
         difference = _compare(model, written)
         if not difference <= TOLERANCE:
             raise ConfigError(
@@ -72,7 +72,7 @@ def export(run: str | PathLike[str] | Any, *, to: Format, out: str | PathLike[st
                 f"so it was not kept: {to} cannot hold this backbone; try another format"
             )
         card = model_card(model, written, weights=weights, difference=difference)
-        (place / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")  # of any folder's name
+        (new / "README.md").write_text(card, encoding="utf-8", errors="backslashreplace")  # names need not be text
     return folder
 
 

@@ -52,9 +52,9 @@ class Written:
     snippet: str
     """Python code that reads the result, run in its folder."""
     needs: str
-    """What must be installed to read it."""
+    """Packages that must be installed to read it."""
     input: str = "normalised images"
-    """What the result takes."""
+    """Description of the images that the result takes."""
     library: str | None = None
     """Name of the library in the card's header, by the Hugging Face Hub's list."""
     unchecked: str | None = None
@@ -85,7 +85,7 @@ def write_timm(model: LoadedBackbone, folder: Path) -> Written:
 
 
 def write_hf(model: LoadedBackbone, folder: Path) -> Written:
-    """Write the same files, and read them with transformers if it is installed, else with timm.
+    """Write the files of :func:`write_timm`, and read them with transformers if it is installed, else with timm.
 
     transformers recognises timm's config.json and wraps the timm model.
     """
@@ -139,7 +139,7 @@ def _write_folder(model: LoadedBackbone, folder: Path) -> None:
 
 
 def _how_to_read(model: LoadedBackbone, libraries: str, imports: str, load: str) -> dict[str, Any]:
-    """What `needs` and `snippet` say of a folder that timm reads; it needs ssole for a small-image ResNet."""
+    """Fields `needs` and `snippet` of :class:`Written` for a folder that timm reads; small-image ResNets need ssole."""
     if small_stem_kernel(model.backbone) is not None:
         libraries += f", and ssole: {_REASON}"
         imports += "\nfrom ssole.export import register_with_timm"
@@ -181,7 +181,7 @@ def write_torchvision(model: LoadedBackbone, folder: Path) -> Written:
 
 
 def _adapt_stem(twin: nn.Module, backbone: nn.Module) -> list[str]:
-    """Give torchvision's model the first layer of the backbone; the lines of code that do the same."""
+    """Give torchvision's model the first layer of the backbone. Returns the lines of code that do the same."""
     conv, lines = getattr(backbone, "conv1", None), []
     if isinstance(conv, nn.Conv2d) and isinstance(getattr(twin, "conv1", None), nn.Conv2d):
         kernel, stride, padding = conv.kernel_size[0], conv.stride[0], int(conv.padding[0])

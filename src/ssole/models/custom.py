@@ -19,7 +19,7 @@ _MARK = "module:"
 
 
 def custom_name(module: nn.Module) -> str:
-    """Value of `model.backbone` that records a custom module: its class. What is no module is a ConfigError."""
+    """Value of `model.backbone` that records a custom module by its class; a ConfigError for any other object."""
     if not isinstance(module, nn.Module):
         raise ConfigError(
             f"backbone is a module of your own, got {module!r}; a network of timm is a setting, such as "

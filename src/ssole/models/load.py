@@ -132,10 +132,10 @@ def _create(description: dict[str, Any], module: nn.Module | None = None) -> Loa
 
 def weights_path(run: str | PathLike[str] | Any) -> Path:
     """Path of the weight file of a run, or of a weight file itself. Raises as :func:`load`."""
-    place = getattr(run, "path", run)
-    if not isinstance(place, (str, PathLike)):
+    given = getattr(run, "path", run)
+    if not isinstance(given, (str, PathLike)):
         raise ConfigError(f"give a run, its folder or its backbone.safetensors, got {run!r:.100}")
-    path = Path(place)
+    path = Path(given)
     if path.is_file():
         return path
     weights = path / "backbone.safetensors"
@@ -154,11 +154,11 @@ def weights_path(run: str | PathLike[str] | Any) -> Path:
 def described(path: Path) -> str | None:
     """Description of the network in the header of a safetensors file; None if `ssole pretrain` did not write it.
 
-    What is no whole safetensors file is a ConfigError.
+    A ConfigError if it is no whole safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
-    path.open("rb").close()  # an error that is right: safetensors says of files without permission that there are none
+    path.open("rb").close()  # for the right error: safetensors reports a file without permission as missing
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(_KEY)
@@ -167,7 +167,7 @@ def described(path: Path) -> str | None:
 
 
 def folder_beside(weights: Path, name: str) -> Path:
-    """Folder for what is made of weights, in their folder; weights that an extension kept have one of their own."""
+    """Folder beside weights for their export or index: NAME, or NAME-step-N for weights that an extension kept."""
     _, kept, step = weights.stem.partition("backbone-")  # backbone-step-N
     return weights.parent / (f"{name}-{step}" if kept else name)
 

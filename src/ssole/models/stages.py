@@ -12,7 +12,7 @@ from ssole.models.custom import CustomBackbone
 
 
 def stage_numbers(backbone: nn.Module, *, coarse: bool) -> dict[str, int]:
-    """Number of the stage (coarse) or of the layer of each parameter by name; a ConfigError if it is not known."""
+    """Number of the stage (`coarse`) or layer of each parameter, by name; a ConfigError if they are not known."""
     from timm.models import group_parameters
 
     if isinstance(backbone, CustomBackbone):

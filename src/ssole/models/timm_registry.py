@@ -1,4 +1,4 @@
-"""Small-image ResNets under a name of their own in timm, which has no option for their first layers."""
+"""Name in timm's registry for small-image ResNets, since timm has no option for their first layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weight files of other programs: reading them without pickle's dangers, and loading them whole or not at all."""
+"""Weight files: reading those of other programs without pickle's dangers, and loading them whole or not at all."""
 
 from __future__ import annotations
 
