@@ -169,31 +169,31 @@ def batch_rows(
 def fill_views(images_BCHW: torch.Tensor, rows_BVF: torch.Tensor, recipe: ViewRecipe, out_NCSS: torch.Tensor) -> None:
     """Fill out with the views of a crop group of images uint8 or uint16."""
     channels, size = out_NCSS.shape[1:3]
-    n = RowParts.from_rows(rows_BVF.flatten(0, 1), channels)
-    x = _crops(images_BCHW, n, size)
+    parts = RowParts.from_rows(rows_BVF.flatten(0, 1), channels)
+    x = _crops(images_BCHW, parts, size)
     if recipe.turn > 0:
-        x = torch.where(n.transposed[:, None, None, None] > 0, x.mT, x)
+        x = torch.where(parts.transposed[:, None, None, None] > 0, x.mT, x)
     x = x.flatten(2)
     if recipe.jitter > 0:
-        x = photometric.jitter_many(x, photometric.Jitter(n.jitter, n.contrast, n.shift), recipe, hue_at=None)
+        jitter = photometric.Jitter(parts.jitter, parts.contrast, parts.shift)
+        x = photometric.jitter_many(x, jitter, recipe, hue_at=None)
     if recipe.blur > 0:
-        x = torch.where(
-            n.sigma[:, None, None] > 0, _blurred(x.unflatten(2, (size, size)), n.sigma, recipe).flatten(2), x
-        )
+        blurred = _blurred(x.unflatten(2, (size, size)), parts.sigma, recipe).flatten(2)
+        x = torch.where(parts.sigma[:, None, None] > 0, blurred, x)
     if recipe.solarize > 0:
-        x = torch.bmm(n.grey, x)
-        x = torch.where(n.solarize[:, None, None] > 0, photometric.solarize(x), x)
-    torch.baddbmm(n.offset[..., None], n.matrix, x, out=out_NCSS.flatten(2))
+        x = torch.bmm(parts.grey, x)
+        x = torch.where(parts.solarize[:, None, None] > 0, photometric.solarize(x), x)
+    torch.baddbmm(parts.offset[..., None], parts.matrix, x, out=out_NCSS.flatten(2))
 
 
-def _crops(images_BCHW: torch.Tensor, n: RowParts, size: int) -> torch.Tensor:
+def _crops(images_BCHW: torch.Tensor, parts: RowParts, size: int) -> torch.Tensor:
     """Crops (N, C, S, S) in [0, 1], before the transposition of quarter turns; the filter of `geometry.resize_taps`."""
     images, channels, height, width = images_BCHW.shape
-    device, views = images_BCHW.device, len(n.start) // images
+    device, views = images_BCHW.device, len(parts.start) // images
     pixel = torch.arange(0.5, max(height, width), device=device)
-    centre_N2S = torch.addcmul(n.start[..., None], n.slope[..., None], torch.arange(0.5, size, device=device))
-    weight_N2SX = (pixel - centre_N2S[..., None]).abs_().mul_(n.reach[..., None, None]).add_(1).clamp_(min=0)
-    weight_N2SX.mul_(((pixel - n.middle[..., None]).abs_() < n.half[..., None])[:, :, None])
+    centre_N2S = torch.addcmul(parts.start[..., None], parts.slope[..., None], torch.arange(0.5, size, device=device))
+    weight_N2SX = (pixel - centre_N2S[..., None]).abs_().mul_(parts.reach[..., None, None]).add_(1).clamp_(min=0)
+    weight_N2SX.mul_(((pixel - parts.middle[..., None]).abs_() < parts.half[..., None])[:, :, None])
     weight_N2SX.div_(weight_N2SX.sum(dim=-1, keepdim=True))
     rows_NSH, columns_NSW = weight_N2SX[:, 0, :, :height], weight_N2SX[:, 1, :, :width]
     x_BVHCW = images_BCHW.transpose(1, 2)[:, None].expand(-1, views, -1, -1, -1)
