@@ -69,7 +69,7 @@ def extend(
 
 
 def _lengthen(run: Run, steps_per_epoch: int, *, epochs: int | None, steps: int | None, factor: float) -> None:
-    """Extend a finished run. An unfinished one must be in this very extension, which a restart goes on with."""
+    """Extend a finished run. An unfinished run is left as it is if this extension has begun already; else an error."""
     added = steps or (epochs or 0) * steps_per_epoch
     if run.finished:
         warn_of_warmup(added, run.config.optim.warmup_steps, "the extension")
@@ -112,19 +112,18 @@ def _unfinished(run: Run) -> ConfigError:
 def add_extension(run: Run, *, steps: int, factor: float) -> None:
     """Extend a finished run by so many steps: from here on it is an unfinished run, which resuming finishes.
 
-    It counts from the last rename on, that of the weights: after a kill before that, the run is as finished as it was,
-    and can be extended anew. What was made of the weights, figures, export and index, stays under a new name with the
-    step in it.
+    The last rename, that of the weights, decides: after a kill before that, the run still counts as finished and can be
+    extended anew. Figures, export and index of the weights so far are kept under new names that have the step in them.
 
     Raises:
         OSError: the folder cannot be written to.
     """
     begin = max(checkpoint_steps(run))
     new = Extension(step=begin, total=begin + steps, factor=factor)
-    earlier = [one for one in extensions(run) if one.step < begin]  # without one that did not come to count
+    earlier = [one for one in extensions(run) if one.step < begin]  # without one that was killed in between
     try:
         write_lines(run.path / EXTENSIONS, [dataclasses.asdict(one) for one in (*earlier, new)])
-        # the weights last: nothing may stand beside other weights than its own
+        # the weights last: no result may lie beside weights that it does not belong to
         kept = [path for kind in ("evaluation", "transfer") for path in run.path.glob(f"{kind}-[0-9]*.json")]
         names = ("evaluation.json", "transfer.json", "export", "index", run.backbone_path.name)
         for path in (*kept, *(run.path / name for name in names)):
@@ -139,7 +138,10 @@ def add_extension(run: Run, *, steps: int, factor: float) -> None:
 
 
 def _name_with_step(path: Path, step: int) -> Path:
-    """New name of what was made of the weights of a step; with a number if a folder has it, after a try that failed."""
+    """New name, with the step, for a file or folder that belongs to earlier weights.
+
+    It has a number too if a folder has that name already, from an extension that failed.
+    """
     named, number = path.with_stem(f"{path.stem}-step-{step:08d}"), 2
     while named.is_dir():
         named, number = path.with_stem(f"{path.stem}-step-{step:08d}-{number}"), number + 1

@@ -22,7 +22,7 @@ LEFTOVER = ".ssole-tmp"
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Context in which an `OSError` of no file, as of a full disk, or of a temporary one gets the name of this one."""
+    """Context that adds the name of this file to an `OSError` without one (a full disk) or of a temporary file."""
     try:
         yield
     except OSError as error:

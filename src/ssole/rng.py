@@ -38,7 +38,7 @@ class Use(IntEnum):
 
 
 def _wrapped(x: Word) -> Word:
-    """A number modulo 2^64, from -2^63 on, as the sums and products of int64 tensors are by themselves."""
+    """A number modulo 2^64 as a signed 64-bit integer. Tensors of int64 overflow in this way by themselves."""
     return x if isinstance(x, torch.Tensor) else ((x + (1 << 63)) & ((1 << 64) - 1)) - (1 << 63)
 
 

@@ -69,7 +69,8 @@ def on_rank_0(work: Callable[[], T]) -> T:
 def shares_work() -> bool:
     """Whether the processes of the group work together at this point.
 
-    They do not in work of the first one alone, nor in a group of someone else's, who may call this in one process only.
+    They do not in work that the first one does alone, nor in a group that the caller has made: there, this may be
+    called by one process only.
     """
     return world_size() > 1 and STATE.store is not None
 
@@ -159,7 +160,7 @@ def broadcast(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def first_on_each_node() -> Iterator[None]:
-    """Context that one process of each machine goes through before the others of that machine: it fills a cache."""
+    """Context that one process of each machine leaves before the others of it enter, so that it can fill a cache."""
     if not shares_work():
         yield
         return

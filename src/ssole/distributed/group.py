@@ -77,9 +77,9 @@ def is_torchrun() -> bool:
 
 
 def says_first(text: str) -> bool:
-    """Whether this process is the first to say this text, such as an error that all of them have.
+    """Whether this process is the first to print this text, such as an error that all of them have.
 
-    Said once more by the same process, it counts as another text. True also where the others cannot be asked.
+    If one process prints it twice, the second counts as another text. True also if the others cannot be asked.
     """
     place = launch()
     asks = _store.cache_info().currsize or os.environ.get(_AGENT) == "True"
