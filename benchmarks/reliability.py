@@ -158,7 +158,7 @@ def after_kills(config: PretrainConfig, folder: Path, kills: int, most: float) -
 def after_kill(recipe: Path, run: Run, pause: float) -> dict[str, float]:
     """:func:`after_kills` for one run, killed so many seconds after its first checkpoint of a step."""
     child, begin = command("--recipe", str(recipe), "--out", str(run.path)), time.perf_counter()
-    wait(child, lambda: bool(run.metrics))
+    wait(child, lambda: run.path.exists() and bool(run.metrics))
     starting = time.perf_counter() - begin
     wait(child, lambda: any(checkpoint_steps(run)))
     time.sleep(pause)

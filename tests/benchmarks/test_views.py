@@ -117,6 +117,7 @@ def test_batches_that_a_loader_has_ready_are_not_counted_as_fast(views: ModuleTy
         time.sleep(0.1)  # in which workers that were not stopped would get ahead
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a single processor
 @pytest.mark.slow
 def test_small_benchmark(views: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
