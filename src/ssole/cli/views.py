@@ -14,7 +14,6 @@ from ssole.data.folder import image_suffixes
 from ssole.data.objects import ObjectSource
 from ssole.data.sources import open_source
 from ssole.data.thumbnail import images_to_show
-from ssole.errors import DataError
 from ssole.files import write_atomically
 from ssole.progress import say
 
@@ -56,10 +55,8 @@ class Views:
         paths = [Path(word) for word in self.data]
         are_images = all(path.suffix.lower() in image_suffixes() and path.is_file() for path in paths)
         source = ObjectSource(self.data) if are_images else open_source(data_spec(self.data))
-        errors: list[DataError] = []  # of images that cannot be read: these are left out, unless all of them are
-        images, indices = images_to_show(
-            source, self.images, shrink_to=recipe.useful_size, channels=channels, unreadable=errors.append
-        )
+        size = recipe.useful_size
+        images, indices, errors = images_to_show(source, self.images, shrink_to=size, channels=channels)
         for error in errors:
             say(f"left out: {error}")
         if not images:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def images_to_show(
-    source: Source, count: int, *, shrink_to: int, channels: int | None, unreadable: Callable[[DataError], object]
-) -> tuple[list[torch.Tensor], torch.Tensor]:
+    source: Source, count: int, *, shrink_to: int, channels: int | None
+) -> tuple[list[torch.Tensor], torch.Tensor, list[DataError]]:
     """At most `count` evenly spaced images (C, h, w) of a source, decoded as in training, and their indices (K,).
 
-    Those that cannot be read are left out, and `unreadable` is called with each error.
+    Those that cannot be read are left out; the third value has their errors.
     """
-    images, indices = [], []
+    images, indices, errors = [], [], []
     for i in evenly_spaced(len(source), count):
         try:
             images.append(decode(source.read(i), where=source.id(i), shrink_to=shrink_to, channels=channels))
             indices.append(i)
         except DataError as error:
-            unreadable(error)
-    return images, torch.tensor(indices)
+            errors.append(error)
+    return images, torch.tensor(indices), errors
 
 
 def thumbnail(image: torch.Tensor, side: int) -> Image.Image:

@@ -109,9 +109,7 @@ def open_examples(record: Record, data: Spec | None, *, limit: int) -> tuple[lis
     config, size = record.config, record.config.augment.useful_size
     try:
         source = open_source(config.data if data is None else data, split="train")
-        images, indices = images_to_show(
-            source, limit, shrink_to=size, channels=config.channels, unreadable=lambda error: None
-        )
+        images, indices, _ = images_to_show(source, limit, shrink_to=size, channels=config.channels)
     except (ValueError, OSError):  # once the run is finished, the page says why there are no pictures
         return None
     return (images, indices) if images else None
