@@ -61,7 +61,7 @@ def write_checkpoint(
     *,
     is_regular: Callable[[int], bool] = lambda step: True,
 ) -> None:
-    """Write a checkpoint of what a :func:`snapshot` gave; remove all but it and the newest regular one before.
+    """Write a checkpoint of the tensors of a :func:`snapshot`; remove all but it and the newest regular one before.
 
     Regular checkpoints are those that an undisturbed run writes too. A run that fails goes back to one of them, so that
     the result does not depend on where it was interrupted. An OSError leaves the checkpoints before it untouched.
@@ -165,10 +165,11 @@ def snapshot(modules: nn.ModuleDict, optimizer: torch.optim.Optimizer) -> Snapsh
 
 
 def copies(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
-    """Contiguous copies of tensors. On a GPU they stay there as one piece, which travels when they are asked for.
+    """Contiguous copies of tensors. Those on a GPU stay there as one piece until they are asked for.
 
-    If that piece is a quarter of what is then free or more, which training may need, it travels at once; and tensor by
-    tensor if there is no room for it. safetensors stores neither channels_last nor two names for the same memory.
+    If the piece takes a quarter of the free memory or more, which training may need, it is copied to the host at once.
+    If there is no room for the piece, the tensors are copied one by one. (safetensors stores neither channels_last nor
+    two names for the same memory.)
     """
     here = {name: tensor.detach() for name, tensor in tensors.items() if tensor.device.type == "cpu"}
     there = {name: tensor.detach() for name, tensor in tensors.items() if name not in here}
@@ -178,7 +179,7 @@ def copies(tensors: Mapping[str, torch.Tensor]) -> Snapshot:
     device = next(iter(there.values())).device
     try:
         flat = flat_copies(there)
-    except torch.OutOfMemoryError:  # one at a time needs no more
+    except torch.OutOfMemoryError:
         on_host = clones | {name: tensor.cpu().contiguous() for name, tensor in there.items()}
         return lambda: on_host
     if sum(tensor.nbytes for tensor in there.values()) < free_memory(device) // 4:

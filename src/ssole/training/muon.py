@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Update all parameters that have a gradient. Returns what a closure does, which is called first."""
+        """Update all parameters that have a gradient. Returns the result of the closure, which is called first."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         for group in self.param_groups:
             used = [p for p in group["params"] if p.grad is not None]

@@ -174,7 +174,7 @@ def _prepare(
 
 
 def _failure(work: Callable[[], object]) -> str | None:
-    """What was not finite in some work, or None."""
+    """Name of the value that was not finite in some work; None if all values were."""
     try:
         work()
     except NonFiniteLossError as error:

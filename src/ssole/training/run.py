@@ -40,7 +40,7 @@ from ssole.files import (
 from ssole.runtime import environment
 
 Change = Literal["images", "settings", "version"]
-"""What may be allowed to have changed between start and resuming."""
+"""Kind of change since the start of a run that resuming may accept."""
 _NOTHING: Mapping[str, Any] = {}
 
 

@@ -73,7 +73,7 @@ def say_reasons(config: PretrainConfig, *, enabled: bool) -> None:
 def with_measurements(
     config: PretrainConfig, store: ImageStore, begin: float, step_seconds: Callable[..., float]
 ) -> PretrainConfig:
-    """Config with what is measured on images and machine, the same for all processes.
+    """Config with the settings that are measured on images and machine, the same for all processes.
 
     `begin` is when a budget of time began, and `step_seconds(config, limit=seconds)` measures a step.
     """
@@ -116,7 +116,7 @@ def with_statistics(config: PretrainConfig, store: ImageStore) -> PretrainConfig
 def _with_steps(
     config: PretrainConfig, images: int, spent: float, step_seconds: Callable[..., float]
 ) -> PretrainConfig:
-    """Config with the number of steps that its budget of time allows on this machine, of which some is spent.
+    """Config with the number of steps that the rest of its budget of time allows, after `spent` seconds.
 
     Fewer than an epoch are a warning, and too few to learn anything a ConfigError.
     """
