@@ -48,7 +48,7 @@ def extend(
 
     Weights and optimizer go on as they are, and the learning rate is that of a run of the added steps, times `factor`:
     see :class:`ssole.training.pace.Extension`. The weights until now are kept as `backbone-step-N.safetensors`, and
-    what was made of them as `evaluation-step-N.json`, `export-step-N` and so on. If torchrun starts the processes
+    their results as `evaluation-step-N.json`, `export-step-N` and so on. If torchrun starts the processes
     again, they go on with the extension.
 
     Args:

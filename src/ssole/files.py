@@ -17,7 +17,7 @@ from typing import Any
 from ssole.errors import ConfigError
 
 LEFTOVER = ".ssole-tmp"
-"""Suffix of what a writer leaves behind if it is killed; such names also begin with a dot."""
+"""Suffix of files and folders that a killed writer leaves behind; their names also begin with a dot."""
 
 
 @contextmanager

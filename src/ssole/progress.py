@@ -28,7 +28,7 @@ class Advance(Protocol):
 
 
 def shows_live(console: Console) -> bool:
-    """Whether a console can draw over what it has drawn; rich draws nothing on a terminal that cannot."""
+    """Whether a console can redraw its lines; rich draws nothing on a terminal that cannot."""
     return console.is_terminal and not console.is_dumb_terminal
 
 
@@ -47,7 +47,7 @@ def error_console() -> Console:
 
 @contextmanager
 def progress_bar(what: str, total: int, *, enabled: bool) -> Iterator[Advance]:
-    """Progress bar with ETA, which disappears when the work is done; the block calls what it yields to advance it.
+    """Progress bar with ETA, which disappears when the work is done. The block gets a function that advances it.
 
     Where there is no terminal, or one that cannot draw, a line says once a minute how far the work is.
     """
@@ -76,14 +76,14 @@ def progress_bar(what: str, total: int, *, enabled: bool) -> Iterator[Advance]:
 
 
 def _lines(what: str, total: int) -> Advance:
-    begin = told = time.monotonic()
+    begin = last_line = time.monotonic()
     done = 0
 
     def advance(amount: int = 1) -> None:
-        nonlocal done, told
+        nonlocal done, last_line
         done, now = done + amount, time.monotonic()
-        if now - told > LINE_EVERY:
-            told = now
+        if now - last_line > LINE_EVERY:
+            last_line = now
             say(f"{what}: {done:,} of {total:,}, about {duration((now - begin) / max(done, 1) * (total - done))} left")
 
     return advance
@@ -123,7 +123,7 @@ def output_console() -> Console:
 
 
 def say(line: str, *, enabled: bool = True) -> None:
-    """Print a line on what is going on to standard error, without characters of file names that steer a terminal."""
+    """Print a line about the work to standard error, without characters of file names that steer a terminal."""
     if enabled:
         with suppress(OSError):  # a pipe that is closed, or a terminal that has gone, ends no work
             print(printable(line), file=sys.stderr, flush=True)

@@ -239,7 +239,7 @@ def peak_memory(device: torch.device) -> int | None:
 
 
 def out_of_memory_reason(error: BaseException) -> str:
-    """What an error says about memory that ran out, or threads that cannot start, in one sentence; "" for others."""
+    """Sentence from an error about memory that ran out or threads that cannot start; "" for other errors."""
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error):

@@ -59,9 +59,9 @@ class Runner:
     """The training images as they were given."""
     images: Images
     progress: bool
-    """Whether to say what it costs, and to show progress."""
+    """Whether to print the cost, and to show progress."""
     allow_changes: Collection[Change] = ()
-    """What may have changed since the comparison began."""
+    """Kinds of change since the start that are accepted."""
 
     def __post_init__(self) -> None:
         plan, images = self.plan, self.images

@@ -172,7 +172,7 @@ def stronger(recipe: ViewRecipe, factor: float) -> dict[str, Any]:
     """Settings that make the augmentation stronger by a factor, by dotted name; none for a factor of 1.
 
     The part of the image that the main crops may cut away, and the ranges of brightness, contrast, saturation and hue,
-    are multiplied by it, within what they can be.
+    are multiplied by it, within their limits.
     """
     if factor == 1:
         return {}

@@ -43,7 +43,7 @@ _COMPRESSED = {b"\x1f\x8b": "gunzip", b"BZh": "bunzip2", b"\xfd7zXZ\x00": "unxz"
 _BLOCK = 512  # bytes; a tar consists of blocks of this size
 _PADDING = 1 << 20  # bytes of zeros after the last member; tar writes 10 KiB or less unless told otherwise
 _MOST_LEFT_OUT = 8  # for each image that is kept; with more, the names were hardly meant to form samples
-_METADATA_KEY = b"ssole"  # in the index: conditions of its making, and what is known of the whole tar
+_METADATA_KEY = b"ssole"  # of the index's entry with its conditions, and with the facts about the whole tar
 
 
 class TarSource(Source):

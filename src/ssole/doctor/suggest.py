@@ -34,7 +34,7 @@ _WARMUP_PART = 0.1  # of a run, at most
 _FILLED = 0.8  # largest share of the free memory for a step, whose estimate leaves out workspaces and gaps
 _COUNT = "augment.crops.0.count"
 ANY_VIEWS = {"augment.crops.0.size": 224}
-"""Override that lets the default recipe accept what a recipe for large images accepts."""
+"""Override by which the default recipe accepts settings that are made for large images."""
 
 Overrides = dict[str, Any]
 

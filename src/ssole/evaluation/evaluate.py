@@ -199,7 +199,7 @@ def readable_embeddings(features: torch.Tensor, store: ImageStore, first: int = 
 
 
 def model_and_preprocessing(given: ModelOrRun, **overrides: Any) -> tuple[nn.Module, Preprocessing]:
-    """Model of what a user gave as model or run, and its preprocessing, of which `overrides` change a part."""
+    """Model that a user gave, or that of a run, and its preprocessing, of which `overrides` replace a part."""
     model = open_model(given)
     preprocessing = Preprocessing.from_model(model, **overrides)
     if overrides.get("image_size") is not None and not isinstance(given, nn.Module):

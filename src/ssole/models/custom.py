@@ -106,7 +106,7 @@ class CustomBackbone(nn.Module):
 
 
 def _features(output: Any, images: int) -> torch.Tensor:
-    """Features (B, F) in what a module returned."""
+    """Features (B, F) in the output of a module."""
     if isinstance(output, torch.Tensor):
         found: Any = output
     elif (found := getattr(output, "pooler_output", None)) is None:

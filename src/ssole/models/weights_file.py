@@ -77,7 +77,7 @@ def is_count(name: str) -> bool:
 def misfits(
     weights: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], *, extra_prefixes: tuple[str, ...] = ()
 ) -> dict[str, list[str]]:
-    """Names by which weights differ from the state of a model, by what is wrong with them; empty if they fit.
+    """Differences between weights and the state of a model: names, by kind of difference; empty if they fit.
 
     Names with `extra_prefixes`, such as those of a classifier, may be too many.
     """

@@ -46,7 +46,7 @@ def serve(
     columns: str | PathLike[str] | None = None,
     device: torch.device | str = "auto",
 ) -> None:
-    """Serve the page of one run or several until Ctrl-C. It follows what they write.
+    """Serve the page of one run or several until Ctrl-C, and keep it up to date.
 
     Args:
         run, data, images, columns, device: as for :func:`ssole.report`.

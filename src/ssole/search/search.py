@@ -120,7 +120,7 @@ def build_index(
     The work can be interrupted: the same call goes on from there. Memory grows with the images' names only.
 
     Args:
-        model_or_run: a run, or what else :func:`ssole.evaluation.models.open_model` opens (``timm:resnet18``).
+        model_or_run: a run, or anything that :func:`ssole.evaluation.models.open_model` opens (``timm:resnet18``).
         data: images, as for pretraining.
         out: folder to write; by default `index` in the run folder. It must not exist or be empty.
         half: store features in float16, which halves the disk space and changes cosine similarities by up to 0.001.
