@@ -100,6 +100,17 @@ def test_features_that_are_none_are_refused(model: nn.Module, message: str) -> N
         extract(model, random_images((8, 8)), AT_8)
 
 
+def test_a_model_that_drops_images_is_refused() -> None:
+    """Its rows would be the features of other images, or of none."""
+
+    class First(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images[:1].flatten(1)
+
+    with pytest.raises(ValueError, match=r"the model gave shape \(1, 192\) for a batch of 3"):
+        extract(First(), random_images((8, 8), (8, 8), (8, 8)), AT_8)
+
+
 def test_bad_input_is_named() -> None:
     with pytest.raises(ValueError, match="there are no images"):
         extract(nn.Flatten(), Images([]), AT_8)

@@ -107,7 +107,7 @@ def for_each_batch(
     with frozen(model, device), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         for number, pixels in enumerate(_decoded(images, own_batches(batches), progress=progress)):
             inputs = preprocessing(pixels, device=device)
-            own = _as_rows(model(inputs.contiguous(memory_format=torch.channels_last)))
+            own = _as_rows(model(inputs.contiguous(memory_format=torch.channels_last)), len(inputs))
             for start, rows in batches_of_all(number, own, batches, images):
                 use(start, rows)
 
@@ -126,7 +126,8 @@ def extract_views(
             views_BVCSS = views(images.get(part), ids[part])[0]
             if views_BVCSS.shape[1] < 2:
                 raise ValueError("the first crop group makes one view of an image; comparing views needs two or more")
-            rows = _as_rows(model(views_BVCSS.flatten(0, 1).to(device))).cpu()
+            inputs = views_BVCSS.flatten(0, 1).to(device)
+            rows = _as_rows(model(inputs), len(inputs)).cpu()
             batches.append(rows.view(*views_BVCSS.shape[:2], -1))
     return torch.cat(batches)
 
@@ -199,13 +200,14 @@ def _decoded(images: DecodedImages, batches: Sequence[Tensor], *, progress: bool
         reader.shutdown(wait=False)  # a signal must not have to wait for a disk that is silent
 
 
-def _as_rows(output: object) -> Tensor:
-    """The model's output as float32 (B, F)."""
+def _as_rows(output: object, count: int) -> Tensor:
+    """The model's output for ``count`` images as float32 (B, F)."""
     if isinstance(output, Tensor) and output.ndim == 4 and output.shape[2:] == (1, 1):
         output = output.flatten(1)
-    if not isinstance(output, Tensor) or output.ndim != 2:
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != count:
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise ValueError(f"the model gave {got} for a batch; features (B, F) are needed: build it with num_classes=0")
+        what = f"for a batch of {count}; features (B, F), a row for each image, are needed: build it with num_classes=0"
+        raise ValueError(f"the model gave {got} {what}")
     return output.float()
 
 
