@@ -49,6 +49,19 @@ def test_given_test_images_leave_the_training_images_whole() -> None:
     assert (found.validation.name, found.search_train.name) == ("mine (validation)", "mine (for the search)")
 
 
+def test_test_images_among_the_training_images_are_noted(tmp_path: Path) -> None:
+    tiny.write_folder(tmp_path, 30)
+    folder = open_images(tmp_path, None).train
+    paths = sorted(ids(folder))
+    (tmp_path / "some.csv").write_text(
+        "\n".join(["path,label", *(f"{path},{path[: path.index('/')]}" for path in paths)])
+    )
+    assert (
+        f"{len(paths)} of {len(paths)} test images are training"
+        in open_images(tmp_path, tmp_path / "some.csv").notes[0]
+    )
+
+
 def test_without_test_images_a_fifth_of_each_class_is_held_out() -> None:
     data = labelled("mine", [0] * 60 + [1] * 20)
     found = open_images(data, None)

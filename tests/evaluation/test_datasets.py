@@ -36,6 +36,19 @@ def test_a_folder_without_splits_is_never_tested_on_itself(tmp_path: Path) -> No
         assert "held out of 60" in result.notes[0]
 
 
+class Labelled:
+    """A data set in memory, as of torch."""
+
+    def __init__(self, source: ArraySource) -> None:
+        self.source, self.targets = source, source.labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> object:
+        return self.source.read(index)
+
+
 def test_test_images_that_are_the_training_images_are_refused(tmp_path: Path) -> None:
     source, photos, other = coloured(60, seed=0), tmp_path / "photos", tmp_path / "other"
     for root, change in ((photos, 0), (other, 1)):  # of the same names, sizes and times
@@ -44,7 +57,8 @@ def test_test_images_that_are_the_training_images_are_refused(tmp_path: Path) ->
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(source.read(i) ^ change).save(folder / f"{i}.bmp")
             os.utime(folder / f"{i}.bmp", (0, 0))
-    for data, test in ((source, source), (photos, str(photos))):
+    in_memory = Labelled(source)
+    for data, test in ((source, source), (photos, str(photos)), (in_memory, in_memory)):
         with pytest.raises(DataError, match=r"the test images are the training images .* a fifth is held out"):
             evaluate_quietly(MeanColour(), data, test=test)
     (tmp_path / "both").mkdir()
@@ -55,6 +69,23 @@ def test_test_images_that_are_the_training_images_are_refused(tmp_path: Path) ->
     for data, test in ((source, coloured(60, seed=1)), (photos, other)):
         result = evaluate_quietly(MeanColour(), data, test=test, protocol=["knn"], baselines=False)
         assert result.rows["trained"]["knn20"].n == 60
+
+
+def test_test_images_among_the_training_images_are_noted(tmp_path: Path) -> None:
+    source = coloured(60, seed=0)
+    rows = [f"{i}.png,{label}" for i, label in enumerate(source.labels)]
+    for i in range(60):
+        Image.fromarray(source.read(i)).save(tmp_path / f"{i}.png")
+    (tmp_path / "all.csv").write_text("\n".join(["path,label", *rows]))
+    (tmp_path / "last.csv").write_text("\n".join(["path,label", *rows[48:]]))
+    unlabelled = [f"{row.partition(',')[0]}," for row in rows[48:]]
+    (tmp_path / "few.csv").write_text("\n".join(["path,label", *rows[:48], *unlabelled]))
+    how = {"test": tmp_path / "last.csv", "protocol": "knn", "baselines": False}
+    shared = evaluate_quietly(MeanColour(), tmp_path / "all.csv", **how)
+    where = f"such as {tmp_path / '48.png'}"
+    assert f"12 of 12 test images are training images too, {where}: every figure is too high." in shared.notes
+    apart = evaluate_quietly(MeanColour(), tmp_path / "few.csv", **how)  # images without a label teach nothing
+    assert not any("too high" in note for note in apart.notes)
 
 
 def test_labels_are_matched_by_class_name() -> None:

@@ -11,7 +11,13 @@ from ssole.data.base import Source, Spec, SubsetSource, evenly_spaced
 from ssole.data.labels import shared_labels
 from ssole.data.sources import open_source
 from ssole.errors import DataError
-from ssole.evaluation.datasets import HELD_OUT, find_test_images, require_classes, stratified_split
+from ssole.evaluation.datasets import (
+    HELD_OUT,
+    find_test_images,
+    notes_of_shared,
+    require_classes,
+    stratified_split,
+)
 from ssole.evaluation.online import NEIGHBOURS
 
 VALIDATION_SHARE = 0.1
@@ -57,6 +63,7 @@ def open_images(data: Spec, test: Spec | None, *, most: int | None = None) -> Im
         train_labels, test_labels, names = shared_labels(source, test_source)
         in_train, in_test = (set(labels[labels >= 0].tolist()) for labels in (train_labels, test_labels))
         require_classes(in_train, in_test, names, (source.name, test_source.name))
+        notes += notes_of_shared(source, test_source)
     if most is not None and most < len(source):
         source, is_part = sample(source, most), True
     labels = _required_labels(source)

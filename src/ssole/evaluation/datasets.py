@@ -129,7 +129,8 @@ def match(train: ImageStore, test: ImageStore) -> EvaluationData:
     train_labels, test_labels, names = shared_labels(train.source, test.source)
     train_part, train_notes = _labelled(train, train_labels, "training images")
     test_part, test_notes = _labelled(test, test_labels, "test images")
-    return _checked(train_part, test_part, names, train_notes + test_notes)
+    notes = [*notes_of_shared(train.source, test.source), *train_notes, *test_notes]
+    return _checked(train_part, test_part, names, notes)
 
 
 def _labelled(store: ImageStore, labels: NDArray[np.int64], kind: str) -> tuple[Subset, list[str]]:
@@ -230,7 +231,9 @@ def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Sou
     """
     if test is not None:
         other = open_test_images(test)
-        if _are_equal(source, other):
+        # a data set in memory, which is opened twice; of a path, the two splits may be meant
+        is_same = test is data and not isinstance(test, (str, os.PathLike))
+        if is_same or _are_equal(source, other):
             raise DataError(
                 f"the test images are the training images ({source.name}), so every figure would be too high: name "
                 "other test images, or none, and a fifth is held out"
@@ -245,6 +248,20 @@ def find_test_images(source: Source, data: Spec, test: Spec | None) -> tuple[Sou
         len(other) == len(source) and all(other.id(i) == source.id(i) for i in range(len(source)))
     )
     return (None, f"{source.name} is one set of images") if same else (other, "")
+
+
+def notes_of_shared(train: Source, test: Source) -> list[str]:
+    """Note on labelled test images that are labelled training images too, where the files of both can tell."""
+    if not isinstance(train, FileSource) or not isinstance(test, FileSource):
+        return []
+    files, others = (
+        [] if one.labels is None else one.files_of(np.flatnonzero(one.labels >= 0)) or [] for one in (train, test)
+    )
+    known = {os.path.abspath(file) for file in files}
+    if not (shared := [file for file in others if os.path.abspath(file) in known]):
+        return []
+    count = f"{len(shared)} of {len(others)} test images are training images too"
+    return [f"{count}, such as {shared[0]}: every figure is too high."]
 
 
 def _are_equal(one: Source, other: Source) -> bool:
