@@ -289,6 +289,12 @@ def test_a_number_of_more_than_64_bits_is_a_name(folder):
     assert open_source(write(folder / "list.csv", f"path,label\na.png,{10**30}\n")).classes == [str(10**30)]
 
 
+def test_a_list_whose_columns_hold_no_labels_says_so(folder):
+    source = open_source(write(folder / "list.csv", "path,Category\na.png,cat\n"))
+    assert source.why_unlabelled == "none of its columns path, category is called label, labels, class, target"
+    assert open_source(write(folder / "list.csv", "path\na.png\n")).why_unlabelled is None
+
+
 def test_labels_that_are_not_text(folder):
     (folder / "list.csv").write_bytes(b"path,label\na.png,caf\xe9\n")
     with pytest.raises(DataError, match=r"labels of .*list\.csv are not all UTF-8"):

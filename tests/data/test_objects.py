@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -189,9 +190,28 @@ def test_labels_come_from_attributes_alone(name, kind):
     assert items.asked == 1  # the first, to see of which kind they are
 
 
-@pytest.mark.parametrize("targets", [[[1], [2, 3], []], [1, 2], [0.5, 1.0, 2.0], ["a", "b", "c"], object()])
-def test_attributes_that_are_no_labels(targets):
-    assert open_source(Items([RGB] * 3, targets=targets)).labels is None
+@pytest.mark.parametrize(
+    ("targets", "why"),
+    [
+        ([[1], [2, 3], []], r"targets of the data set are no array"),
+        ([1, 2], r"targets of the data set are int64 \(2,\), and labels are one integer for each image"),
+        ([0.5, 1.0, 2.0], r"are float64 \(3,\), and"),
+        (["a", "b", "c"], r"are texts \(3,\), and"),
+        ([[0], [1], [2]], r"are int64 \(3, 1\), and"),
+        (object(), r"are object \(\), and"),
+    ],
+)
+def test_attributes_that_are_no_labels(targets, why):
+    source = open_source(Items([RGB] * 3, targets=targets))
+    assert source.labels is None
+    assert re.search(why, source.why_unlabelled)
+
+
+@pytest.mark.parametrize(("item", "is_told"), [((RGB, 1), True), ({"img": RGB, "label": 1}, True), ((RGB,), False)])
+def test_labels_in_the_items_are_not_read_and_that_is_told(item, is_told):
+    source = open_source([item] * 3)
+    assert source.labels is None
+    assert (source.why_unlabelled is not None) == is_told
 
 
 def test_an_attribute_that_raises_gives_no_labels():

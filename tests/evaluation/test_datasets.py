@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,15 @@ def test_other_classes_in_test_are_an_error_that_names_them() -> None:
         evaluate_quietly(MeanColour(), coloured(120, seed=0), test=test)
     with pytest.raises(DataError, match="have no labels"):
         evaluate_quietly(MeanColour(), coloured(120, seed=0), test=ArraySource(test.images))
+
+
+def test_labels_that_cannot_be_used_are_told() -> None:
+    texts = Labelled(coloured(30, seed=0))
+    texts.targets = np.array(["red", "green", "blue"])[texts.targets]
+    why = r"targets of the data set are texts \(30,\), and labels are one integer for each image"
+    assert re.match(rf"Labelled has no labels \({why}\): only", evaluate_quietly(MeanColour(), texts).notes[0])
+    with pytest.raises(DataError, match=rf"The test images \(Labelled\) have no labels: {why}"):
+        evaluate_quietly(MeanColour(), coloured(30, seed=0), test=texts)
 
 
 def test_a_folder_given_as_test_images_needs_no_special_name(tmp_path: Path) -> None:

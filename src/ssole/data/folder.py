@@ -130,7 +130,7 @@ class ListSource(FileSource):
         text = read_bytes(file, where=file).decode("utf-8-sig", errors="surrogateescape")
         labels: list[str] | None = None
         if delimiter := _TABLES.get(suffix_of(file)):
-            entries, labels = _columns(text, delimiter, file)
+            entries, labels, self.why_unlabelled = _columns(text, delimiter, file)
         else:
             entries = [stripped for line in text.split("\n") if (stripped := line.strip())]
         if not entries:
@@ -223,8 +223,11 @@ def _folder_labels(paths: list[str]) -> tuple[NDArray[np.int64] | None, list[str
     return np.array([number[top] for top in tops], dtype=np.int64), classes, None
 
 
-def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[str] | None]:
-    """Paths and labels of a table. A row without a path is a `DataError`: skipping it would shift the labels."""
+def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[str] | None, str | None]:
+    """Paths and labels of a table; or None, and why further columns hold no labels.
+
+    A row without a path is a `DataError`: skipping it would shift the labels.
+    """
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     entries: list[str] = []
     labels: list[str] = []
@@ -250,7 +253,10 @@ def _columns(text: str, delimiter: str, location: str) -> tuple[list[str], list[
         raise DataError(f"{location}, line {rows.line_num}: {error}.") from error
     except IndexError as error:
         raise DataError(f"{location}, line {rows.line_num}: fewer columns than the header {header}.") from error
-    return entries, None if label is None else labels
+    if label is not None:
+        return entries, labels, None
+    why = f"none of its columns {', '.join(header)} is called {', '.join(_LABEL_COLUMNS)}"
+    return entries, None, why if len(header) > 1 else None
 
 
 def _below_root(entries: list[str], root: str, location: str) -> Iterator[str]:

@@ -102,7 +102,8 @@ def shared_labels(train: Source, test: Source) -> tuple[NDArray[np.int64], NDArr
     """
     if train.labels is None or test.labels is None:
         part, source = ("training", train) if train.labels is None else ("test", test)
-        raise DataError(f"The {part} images ({source.name}) have no labels.")
+        why = f": {source.why_unlabelled}" if source.why_unlabelled else ""
+        raise DataError(f"The {part} images ({source.name}) have no labels{why}.")
     train_labels, train_names = _named(train, test.classes)
     test_labels, test_names = _named(test, train.classes)
     if train_names is None or test_names is None or train_names == test_names:

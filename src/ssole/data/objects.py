@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _IMAGE_KEYS = ("image", "img", "jpg", "png")
+_LABEL_KEYS = ("label", "labels", "target", "class", "cls")
+_ELSEWHERE = "it has no attribute targets or labels, an integer for each image, and those in items are not read"
 
 
 class ObjectSource(Source):
@@ -69,7 +71,8 @@ class ObjectSource(Source):
         return f"{self.name}:{i}" if self._ids is None else self._ids[i]
 
     def read(self, i: int) -> bytes | Pixels:
-        item, where = self._item(i), self.id(i)
+        where = self.id(i)
+        item = _image_of(self._item(i), where)
         if isinstance(item, (bytes, bytearray)):
             return bytes(item)
         if isinstance(item, (str, os.PathLike)):
@@ -90,24 +93,38 @@ class ObjectSource(Source):
     def _item(self, i: int) -> Any:
         try:
             with self._items_lock:
-                item = self._items[i]
+                return self._items[i]
         except Exception as error:
             raise DataError(f"{self.id(i)}: getting the item failed ({type(error).__name__}: {error}).") from error
-        if isinstance(item, Mapping):
-            key = next((key for key in _IMAGE_KEYS if key in item), None)
-            if key is None:
-                raise DataError(f"{self.id(i)}: none of the item's keys {list(item)} is {', '.join(_IMAGE_KEYS)}.")
-            return item[key]
-        return item[0] if isinstance(item, (tuple, list)) and item else item
 
     def _check_first(self) -> None:
         """Check the kind of the first item now, not in the middle of a run. It may be unreadable, which is no error."""
         try:
-            item = self._item(0)
+            whole = self._item(0)
+            item = _image_of(whole, self.id(0))
         except DataError:
             return
         if not isinstance(item, (bytes, bytearray, str, os.PathLike)) and not _is_pillow(item):
             _array(item, self.id(0))
+        if self.labels is None and _has_label(whole):
+            self.why_unlabelled = self.why_unlabelled or _ELSEWHERE
+
+
+def _image_of(item: Any, where: str) -> Any:
+    """Image of an item, which may hold more."""
+    if isinstance(item, Mapping):
+        key = next((key for key in _IMAGE_KEYS if key in item), None)
+        if key is None:
+            raise DataError(f"{where}: none of the item's keys {list(item)} is {', '.join(_IMAGE_KEYS)}.")
+        return item[key]
+    return item[0] if isinstance(item, (tuple, list)) and item else item
+
+
+def _has_label(item: Any) -> bool:
+    """Whether an item seems to hold a label beside its image."""
+    if isinstance(item, Mapping):
+        return any(key in item for key in _LABEL_KEYS)
+    return isinstance(item, (tuple, list)) and len(item) > 1
 
 
 def _ids(paths: Any) -> list[str]:
@@ -165,7 +182,9 @@ def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None, str
     reason = None
     for name in ("targets", "labels"):
         try:
-            labels = np.asarray(getattr(items, name, None))
+            if (given := getattr(items, name, None)) is None:
+                continue
+            labels = np.asarray(given)
         except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths, a tensor on a GPU, ...
             reason = f"{name} of the data set are no array ({one_line(error)})"
             continue
@@ -174,4 +193,6 @@ def _labels(items: Any) -> tuple[NDArray[np.int64] | None, list[str] | None, str
             if not isinstance(classes, (list, tuple)) or (labels.size and len(classes) <= labels.max()):
                 return *number_integers(labels), None
             return labels.astype(np.int64), [str(name) for name in classes], None
+        kind = "texts" if labels.dtype.kind in "US" else labels.dtype
+        reason = f"{name} of the data set are {kind} {labels.shape}, and labels are one integer for each image"
     return None, None, reason

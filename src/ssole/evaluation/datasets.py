@@ -103,8 +103,8 @@ def open_data(
     """
     source = open_source(data, split="train")
     if source.labels is None or not (source.labels >= 0).any():
-        reason = source.why_unlabelled or "or a single class"
-        note = f"{source.name} has no labels, {reason}: only the protocol label-free, because all others need labels."
+        why = f" ({source.why_unlabelled})" if source.why_unlabelled else ", or a single class"
+        note = f"{source.name} has no labels{why}: only the protocol label-free, because all others need labels."
         store, count = preprocessing.open_store(source, **options), len(source)
         train = Subset(store=store, positions=torch.arange(count), labels=torch.full((count,), -1))
         return EvaluationData(train=train, test=None, notes=[note])
