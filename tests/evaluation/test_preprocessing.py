@@ -128,3 +128,16 @@ def test_there_is_a_number_for_each_channel(count: int) -> None:
     with pytest.raises(ValueError, match="a number for each of 3 channels is needed, or one for all, std above 0"):
         Preprocessing(image_size=8, mean=(0.5,) * count, std=(0.5,) * count)
     assert Preprocessing(image_size=8, mean=(0.5,) * count, std=(0.5,) * count, channels=count).channels == count
+
+
+def test_settings_of_another_range_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"mean is \(127.0,\), and images are in \[0, 1\]: divide mean and std by 255"):
+        Preprocessing.from_model(nn.Flatten(), image_size=8, mean=(127.0,), std=(60.0,))
+    with pytest.raises(ValueError, match="image_size is 0; it is the side of the input in pixels, at least 1"):
+        Preprocessing.from_model(nn.Flatten(), image_size=0, **HALF)
+
+
+def test_one_number_stands_for_all_channels() -> None:
+    found = Preprocessing.from_model(nn.Flatten(), image_size=8, mean=0.5, std=0.25)  # type: ignore[arg-type]
+    images = torch.randint(256, (2, 3, 8, 8), dtype=torch.uint8)
+    assert torch.equal(found(images), Preprocessing(image_size=8, mean=(0.5,) * 3, std=(0.25,) * 3)(images))

@@ -24,7 +24,8 @@ class Preprocessing:
     embedding all use it, so the same weights always give the same accuracy.
 
     Raises:
-        ValueError: where mean and std are not one number for each channel, or for all, or a std is not above 0.
+        ValueError: where mean and std are not one number for each channel, or for all, or a std or the size is not
+            above 0.
     """
 
     image_size: int
@@ -41,8 +42,10 @@ class Preprocessing:
         if {len(self.mean), len(self.std)} not in ({1}, {channels}) or min(self.std) <= 0:
             raise ValueError(
                 f"mean is {tuple(self.mean)} and std {tuple(self.std)}; a number for each of {channels} channels is "
-                "needed, or one for all, std above 0"
+                "needed, or one for all, std above 0; as many in both"
             )
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}; it is the side of the input in pixels, at least 1")
 
     @classmethod
     def from_config(cls, config: PretrainConfig) -> Preprocessing:
@@ -76,6 +79,7 @@ class Preprocessing:
         for name, value in given.items():
             setting = value if value is not None else getattr(model, name, None)
             setting = setting.flatten().tolist() if isinstance(setting, Tensor) else setting
+            setting = (setting,) if name != "image_size" and isinstance(setting, (int, float)) else setting
             found[name] = fallback[name] if setting is None else setting
         missing = [name for name, value in found.items() if value is None]
         if missing:
@@ -91,6 +95,10 @@ class Preprocessing:
             channels = model.channels
         else:
             channels = None if input_size[0] == 3 else input_size[0]
+            if max(found["mean"]) > 1:
+                raise ValueError(
+                    f"mean is {tuple(found['mean'])}, and images are in [0, 1]: divide mean and std by 255"
+                )
         return cls(image_size=int(sides.pop()), mean=tuple(found["mean"]), std=tuple(found["std"]), channels=channels)
 
     @property
