@@ -115,6 +115,8 @@ def test_the_callers_precision_settings_neither_matter_nor_change() -> None:
         ({"train_labels": torch.zeros(3, dtype=torch.int64)}, "one integer for each of the 400"),
         ({"train_labels": torch.zeros(400)}, "dtype torch.float32"),
         ({"train_labels": torch.full((400,), -1)}, "labels range from -1"),
+        ({"train_features": np.zeros((400, 12))}, "train features are a ndarray; a tensor is needed"),
+        ({"train_labels": np.zeros(400, dtype=np.int64)}, "labels are a ndarray; a tensor is needed"),
         ({"test_features": torch.zeros(5, 11)}, "last dimensions must be equal"),
         ({"test_features": torch.zeros(0, 12)}, "there is nothing to evaluate"),
         ({"train_features": torch.zeros(0, 12), "train_labels": torch.zeros(0, dtype=torch.int64)}, "nothing to eval"),
@@ -127,6 +129,11 @@ def test_what_cannot_be_classified_is_named(change: dict[str, object], message: 
     arguments: dict[str, object] = {"train_features": train, "train_labels": labels, "test_features": test}
     with pytest.raises(ValueError, match=message):
         knn_classify(**(arguments | change))  # type: ignore[arg-type]
+
+
+def test_a_single_number_of_neighbours() -> None:
+    train, labels, test, _ = problem()
+    assert torch.equal(knn_classify(train, labels, test, k=20)[20], knn_classify(train, labels, test)[20])
 
 
 @pytest.mark.cuda

@@ -194,6 +194,8 @@ def test_it_tells_when_it_did_not_converge() -> None:
         (torch.randn(9, 3).fill_diagonal_(torch.inf), torch.arange(9), {}, "in 3 of 9 rows, the first being row 0"),
         (torch.randn(9, 3), torch.arange(9), {"c": 0.0}, "must be above 0"),
         (torch.randn(9, 3), torch.arange(9), {"c": ()}, "must be above 0"),
+        (torch.randn(9, 3), torch.arange(9), {"c": np.float32("nan")}, "must be above 0 and finite"),
+        (torch.randn(9, 3), torch.arange(9), {"c": (1.0, torch.inf)}, "must be above 0 and finite"),
         (torch.randn(9, 3), torch.arange(9), {}, "nothing can be held out"),
     ],
 )

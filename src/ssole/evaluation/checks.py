@@ -20,6 +20,7 @@ def check_features(features: Tensor, what: str) -> None:
 
     NaN or infinity is a NotFiniteError, whose message has the number of such rows and the first.
     """
+    _require_tensor(features, what)
     if features.ndim != 2 or not features.is_floating_point():
         raise ValueError(
             f"{what} have shape {tuple(features.shape)} and dtype {features.dtype}; a floating-point (N, F) is needed"
@@ -40,6 +41,7 @@ def check_labels(labels: Tensor, length: int, num_classes: int | None) -> tuple[
 
     Another length, a floating-point dtype, or a label outside [0, num_classes) is a ValueError.
     """
+    _require_tensor(labels, "labels")
     if labels.shape != (length,) or labels.is_floating_point():
         raise ValueError(
             f"labels have shape {tuple(labels.shape)} and dtype {labels.dtype}; one integer for each of the {length} "
@@ -51,6 +53,11 @@ def check_labels(labels: Tensor, length: int, num_classes: int | None) -> tuple[
     if lowest < 0 or highest >= classes:
         raise ValueError(f"labels range from {lowest} to {highest}; they must be in [0, {classes})")
     return labels, classes
+
+
+def _require_tensor(given: object, what: str) -> None:
+    if not isinstance(given, Tensor):
+        raise ValueError(f"{what} are a {type(given).__name__}; a tensor is needed: torch.as_tensor makes one")
 
 
 @contextmanager

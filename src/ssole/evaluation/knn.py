@@ -26,7 +26,7 @@ def knn_classify(
     train_labels: Tensor,
     test_features: Tensor,
     *,
-    k: Sequence[int] = (20, 10),
+    k: int | Sequence[int] = (20, 10),
     tau: float = 0.07,
     num_classes: int | None = None,
     progress: bool = False,
@@ -43,9 +43,10 @@ def knn_classify(
         train_features: (N, F), floating point, finite; need not be normalised. A zero row has similarity 0 to all.
         train_labels: (N,) integers in [0, C).
         test_features: (Q, F), on the same device.
-        k, tau: numbers of neighbours, each in [1, N]; and the temperature, above 0.
+        k, tau: numbers of neighbours, or a single one, each in [1, N]; and the temperature, above 0.
         num_classes: C; by default the largest label + 1.
     """
+    k = (k,) if isinstance(k, int) else k
     _check(train_features, test_features, k, tau)
     labels_N, classes = check_labels(train_labels, len(train_features), num_classes)
     similarity_QK, index_QK = nearest(train_features, test_features, max(k), progress=progress)

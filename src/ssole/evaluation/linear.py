@@ -9,12 +9,15 @@ The objective is convex, so it has one minimum, and L-BFGS finds it. Features of
 which costs plain L-BFGS hundreds of steps. So the solver uses coordinates in which the objective is nearly round: the
 principal axes of x, each divided by the square root of an estimate of the curvature along it. The minimum is the same.
 
+With two classes, scikit-learn has a single vector of weights, the difference of the two here: c is then half its ``C``.
+
 Shape suffixes: N images, F features, C classes, K principal axes: the smaller of N and F.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,16 +77,16 @@ def linear_probe(
     Args:
         train_features: (N, F), floating point, finite; the fit runs on their device, in float32 (float64 if they are).
         train_labels: (N,) integers in [0, C), of at least two classes.
-        c: inverse penalties to choose from, or a single one, above 0.
+        c: inverse penalties to choose from, or a single one, above 0 and finite.
         num_classes, seed: C, by default the largest label + 1; seed of the stratified hold-out.
         tolerance: largest entry of the preconditioned gradient at convergence.
         max_iterations: limit for each fit.
     """
     check_features(train_features, "train features")
     labels_N, classes = check_labels(train_labels, len(train_features), num_classes)
-    grid = (float(c),) if isinstance(c, (int, float)) else tuple(sorted(c))
-    if not grid or min(grid) <= 0:
-        raise ValueError(f"inverse penalties are {grid}; they must be above 0")
+    grid = tuple(sorted(float(value) for value in (c if isinstance(c, Iterable) else (c,))))
+    if not grid or not all(0 < value < math.inf for value in grid):
+        raise ValueError(f"inverse penalties are {grid}; they must be above 0 and finite")
     present, labels_N = labels_N.to(train_features.device).unique(return_inverse=True)
     if len(present) < 2:
         raise ValueError(f"all {len(labels_N)} labels are {present.item()}: a classifier needs at least two classes")
