@@ -203,6 +203,12 @@ def test_what_does_not_exist(given: str, words: str) -> None:
     assert not isinstance(caught.value, UnavailableError)
 
 
+@pytest.mark.parametrize("given", [lambda images: images.flatten(1), {"weight": torch.zeros(3, 3)}, [None]])
+def test_what_is_no_model_is_named(given: Any) -> None:
+    with pytest.raises(ConfigError, match=r"a model is a torch module, a run, or text that names one, got a [fTN]"):
+        evaluate_quietly(given, coloured(60, seed=0))
+
+
 def test_names_and_kinds(run: Run) -> None:
     assert [name_of(one) for one in ("timm:a=b/c.pth", "timm:a", "runs/mine", "x/y.onnx", MeanColour(), run)] == [
         "timm:a=c.pth", "timm:a", "mine", "y.onnx", "MeanColour", "run",

@@ -53,7 +53,11 @@ def open_model(given: nn.Module | str | PathLike[str] | Any) -> nn.Module:
     """
     if isinstance(given, nn.Module):
         return given
-    text = str(getattr(given, "path", given))
+    place = getattr(given, "path", given)
+    if not isinstance(place, (str, PathLike)):
+        kind = type(given).__name__
+        raise ConfigError(f"a model is a torch module, a run, or text that names one, got a {kind}: {_NO_PLACE}")
+    text = str(place)
     if text.startswith(_LIBRARIES):
         library, _, name = text.partition(":")
         return (_timm if library == "timm" else _torchvision)(name).eval()
@@ -70,9 +74,10 @@ def open_model(given: nn.Module | str | PathLike[str] | Any) -> nn.Module:
 
 def is_run(given: Any) -> bool:
     """Whether this is a run or a run's weight file, from which the untrained network can be built too."""
-    if isinstance(given, nn.Module):
+    text = getattr(given, "path", given)
+    if isinstance(given, nn.Module) or not isinstance(text, (str, PathLike)):
         return False
-    text = str(getattr(given, "path", given))
+    text = str(text)
     return not text.startswith(_LIBRARIES) and Path(text).suffix.lower() != ".onnx"
 
 
