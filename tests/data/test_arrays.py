@@ -75,6 +75,7 @@ def test_npy(tmp_path, kind, shape):
     ("content", "said"),
     [
         (np.zeros((2, 4, 4, 3), np.float32), r"x\.npy: .*float32 \(2, 4, 4, 3\)\. Scale"),
+        (np.zeros((2, 4, 4, 3), np.int64), r"x\.npy: .*int64 \(2, 4, 4, 3\)\. If they lie in 0\.\.255, use .astype"),
         (np.array([{}, []], dtype=object), r"x\.npy as a NumPy file without pickled objects"),
         (b"", r"Cannot read .*x\.npy"),
         (b"\x93NUMPY junk", r"Cannot read .*x\.npy"),

@@ -254,7 +254,7 @@ def test_classes_that_do_not_name_the_labels():
         (torch.zeros(3, 4, 4, dtype=torch.bfloat16), r"bfloat16 \(3, 4, 4\).*leave the transform out"),
         ((np.zeros((4, 4, 3)), 1), r"float64 \(4, 4, 3\).*leave the transform out"),
         (np.zeros((4, 4, 3), np.int64), r"int64 \(4, 4, 3\)\.$"),
-        (np.zeros((2, 4, 4, 3), np.uint8), r"uint8 \(2, 4, 4, 3\)"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"uint8 \(2, 4, 4, 3\)\. For an array of images with labels, give ssole"),
         (object(), "got object"),
         (3, "got int"),
         (None, "got NoneType"),

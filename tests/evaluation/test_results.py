@@ -63,3 +63,10 @@ def test_the_mean_of_classes_is_shown_where_it_differs() -> None:
         ["", "kNN k=20", "1-shot", "kNN k=20, mean of classes"],
         ["trained", "90.0 % ± 3.0", "50.0 % ± 4.7", "60.0 % ± 4.9"],  # of few-shot the interval
     ]
+
+
+def test_the_error_of_another_file_does_not_hold_its_content(tmp_path: Path) -> None:
+    (tmp_path / "features.npz").write_bytes(bytes(range(128, 256)) * 100)
+    with pytest.raises(ValueError, match="is not a result of ssole eval") as caught:
+        EvaluationResult.load(tmp_path / "features.npz")
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))

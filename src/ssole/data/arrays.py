@@ -50,6 +50,7 @@ class ArraySource(Source):
         if not right or channels_first:
             hint = " Move the channels last." if channels_first else ""
             hint += " Scale them to 0..255 and round." if np.issubdtype(images.dtype, np.floating) else ""
+            hint += " If they lie in 0..255, use .astype('uint8')." if images.dtype.kind == "i" else ""
             raise DataError(
                 f"{name}: an array of images must be uint8 or uint16 of shape (N, H, W) or (N, H, W, C); "
                 f"got {images.dtype} {images.shape}.{hint}"

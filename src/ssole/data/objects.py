@@ -151,10 +151,14 @@ def _array(item: Any, where: str) -> Pixels:
             f"{where}: an item must be an image, or a tuple that begins with one; got {type(item).__name__}."
         )
     if item.dtype not in (np.uint8, np.uint16, torch.uint8, torch.uint16) or item.ndim not in (2, 3):
-        made = " A transform made it so: leave the transform out, because ssole makes its views of whole images."
+        hint = ""
+        if item.ndim == 4:
+            hint = " For an array of images with labels, give ssole.data.arrays.ArraySource(images, labels)."
+        elif "float" in str(item.dtype):
+            hint = " A transform made it so: leave the transform out, because ssole makes its views of whole images."
         raise DataError(
             f"{where}: an item must hold uint8 or uint16 pixels of 2 or 3 dimensions; "
-            f"got {item.dtype} {tuple(item.shape)}.{made if 'float' in str(item.dtype) else ''}"
+            f"got {item.dtype} {tuple(item.shape)}.{hint}"
         )
     array: Pixels = item.detach().cpu().numpy() if is_tensor else item
     return array.transpose(1, 2, 0) if is_tensor and array.ndim == 3 else array

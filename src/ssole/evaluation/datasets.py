@@ -172,7 +172,8 @@ def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor
     for members in shuffled_classes(labels, torch.Generator().manual_seed(seed)):
         held[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
     if not held.any():
-        raise ValueError(f"no class of the {len(labels)} images has two of them: nothing can be held out")
+        few = f"no class of the {len(labels)} images has two of them"
+        raise ValueError(f"{few}, so that nothing can be held out: give two images or more of each class")
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 

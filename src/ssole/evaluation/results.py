@@ -213,7 +213,7 @@ class EvaluationResult:
             }
             return cls(**{**fields, "rows": rows})
         except (TypeError, KeyError, AttributeError, ValueError) as error:
-            raise ValueError(f"{path} is not a result of ssole eval ({error!r}): run ssole eval again") from None
+            raise ValueError(f"{path} is not a result of ssole eval ({error!r:.100}): run ssole eval again") from None
 
 
 def _cell(name: str, score: Score | None) -> str:
