@@ -95,6 +95,10 @@ def test_a_part_has_the_images_ids_and_labels_of_the_whole() -> None:
     assert part.classes == whole.classes
     assert np.array_equal(part.read(0), whole.read(4))
     assert part.fingerprint() is None  # an array cannot tell a change
+    assert SubsetSource(whole, [4, 1]).ids_fingerprint == part.ids_fingerprint
+    for wrong in (np.arange(6) > 3, [0.0], [6], []):  # a mask is no positions
+        with pytest.raises(DataError, match="A part of six needs positions from 0 to 5"):
+            SubsetSource(whole, wrong)
 
 
 def test_parts_of_a_folder_can_be_cached_apart(tmp_path: Path) -> None:

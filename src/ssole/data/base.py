@@ -111,15 +111,17 @@ class SubsetSource(Source):
 
     Args:
         whole: The other source.
-        positions: int64 (N,), indices of the chosen images, in the order to have them.
+        positions: (N,) integers, indices of the chosen images, in the order to have them.
         name: A short name for messages; by default that of `whole`.
 
     Raises:
         DataError: no position, or one that `whole` does not have.
     """
 
-    def __init__(self, whole: Source, positions: NDArray[np.int64], *, name: str | None = None) -> None:
-        if not len(positions) or positions.min() < 0 or positions.max() >= len(whole):
+    def __init__(self, whole: Source, positions: NDArray[np.int64] | Sequence[int], *, name: str | None = None) -> None:
+        positions = np.asarray(positions)
+        is_known = positions.ndim == 1 and positions.size > 0 and np.issubdtype(positions.dtype, np.integer)
+        if not is_known or positions.min() < 0 or positions.max() >= len(whole):
             raise DataError(f"A part of {whole.name} needs positions from 0 to {len(whole) - 1}; got {positions}.")
         self.name = name or whole.name
         self.labels = None if whole.labels is None else whole.labels[positions]
