@@ -97,6 +97,12 @@ def test_npy_that_was_cut(tmp_path):
         open_source(tmp_path / "x.npy")
 
 
+@pytest.mark.parametrize("channels", [3, 4])
+def test_one_image_is_no_array_of_images(channels):
+    with pytest.raises(DataError, match=r"got uint8 \(40, 48, .\)\. If it is one image, give image\[None\]"):
+        open_source(np.zeros((40, 48, channels), np.uint8))
+
+
 def test_npy_splits(tmp_path):
     for split in ("train", "test"):
         np.save(tmp_path / f"{split}.npy", IMAGES)

@@ -46,9 +46,11 @@ class ArraySource(Source):
     ) -> None:
         images = np.asanyarray(images)
         channels_first = images.ndim == 4 and images.shape[1] in (1, 3, 4) and images.shape[3] not in (1, 3, 4)
+        is_one = images.ndim == 3 and images.shape[1] >= 16 and images.shape[2] in (3, 4)  # no grey image is so narrow
         right = images.dtype in (np.uint8, np.uint16) and images.ndim in (3, 4) and images.size > 0
-        if not right or channels_first:
+        if not right or channels_first or is_one:
             hint = " Move the channels last." if channels_first else ""
+            hint += " If it is one image, give image[None]." if is_one else ""
             hint += " Scale them to 0..255 and round." if np.issubdtype(images.dtype, np.floating) else ""
             hint += " If they lie in 0..255, use .astype('uint8')." if images.dtype.kind == "i" else ""
             raise DataError(
