@@ -196,7 +196,7 @@ def test_it_tells_when_it_did_not_converge() -> None:
         (torch.randn(9, 3), torch.arange(9), {"c": ()}, "must be above 0"),
         (torch.randn(9, 3), torch.arange(9), {"c": np.float32("nan")}, "must be above 0 and finite"),
         (torch.randn(9, 3), torch.arange(9), {"c": (1.0, torch.inf)}, "must be above 0 and finite"),
-        (torch.randn(9, 3), torch.arange(9), {}, "nothing can be held out: give two images or more of each class"),
+        (torch.randn(9, 3), torch.arange(9), {}, "nothing can be held out: give more images of each class"),
     ],
 )
 def test_what_cannot_be_fitted_is_named(

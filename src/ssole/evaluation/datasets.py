@@ -173,7 +173,7 @@ def stratified_split(labels: Tensor, share: float, *, seed: int) -> tuple[Tensor
         held[members[: min(max(1, round(share * len(members))), len(members) - 1)]] = True
     if not held.any():
         few = f"no class of the {len(labels)} images has two of them"
-        raise ValueError(f"{few}, so that nothing can be held out: give two images or more of each class")
+        raise ValueError(f"{few}, so that nothing can be held out: give more images of each class")
     return (~held).nonzero()[:, 0], held.nonzero()[:, 0]
 
 

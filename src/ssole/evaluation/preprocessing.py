@@ -66,6 +66,8 @@ class Preprocessing:
     ) -> Preprocessing:
         """Preprocessing of a model: the arguments, else attributes of these names, else timm's ``pretrained_cfg``.
 
+        The number of channels is that of ``pretrained_cfg["input_size"]``, (C, S, S), or three.
+
         Raises:
             ValueError: a setting is found nowhere (the message names it), or the image size is not that of a square.
         """
