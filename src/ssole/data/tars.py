@@ -249,8 +249,7 @@ class _Shard:
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Members up to the end, or up to the first damaged header."""
-    while True:
-        here = tar.offset
+    while here := tar.offset:  # 0 after opening an empty archive, where Python 3.10 would seek to -1
         try:
             member = tar.next()
         except (tarfile.TarError, ValueError, OverflowError, RecursionError):  # some Python versions let these escape
