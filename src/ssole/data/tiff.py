@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ssole.data.base import Pixels
 from ssole.errors import DataError
 
-_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR = 258, 262, 274, 277, 284  # numbers of tags
+_BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR = 258, 259, 262, 274, 277, 284  # numbers of tags
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = range(4)  # values of the tag PHOTOMETRIC
 _ALPHA = ((1,), (2,))  # values of the tag EXTRASAMPLES
 _PLAIN, _LZW, _DEFLATE = 1, 5, (8, 32946)  # compressions
@@ -40,6 +40,9 @@ def pillow_reads(image: Any, channels: int | None) -> bool:
     if image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow does not invert these
         return False
     if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8:  # Pillow takes the bytes of a plane for its pixels
+        return False
+    plain_planes = tags.get(_PLANAR) == 2 and tags.get(_COMPRESSION, _PLAIN) == _PLAIN
+    if plain_planes and image.mode == "RGB" and tags.get(_SAMPLES, 1) > 3:  # Pillow before 12.2 opens these, then fails
         return False
     if channels is None:  # pages after the first do not matter then: not even whether they are damaged
         return True
