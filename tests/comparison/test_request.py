@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -104,21 +107,33 @@ def test_initial_weights_are_found_from_any_folder(tmp_path: Path, monkeypatch: 
 class Mine(nn.Module):
     """A loss whose settings its `repr` does not show."""
 
-    def __init__(self, weight: float, start: float = 0.0) -> None:
+    def __init__(self, weight: Any, start: float = 0.0) -> None:
         super().__init__()
         self.weight = weight
         self.register_buffer("centre", torch.full((3,), start))
         self.layer = nn.Linear(3, 2)  # with random weights
 
 
-@pytest.mark.parametrize("other", [Mine(8.0), Mine(1.0, start=2.0)], ids=["attribute", "weights"])
-def test_losses_of_ones_own_are_told_apart(other: Mine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Mine(1.0), Mine(8.0)),
+        (Mine(1.0), Mine(1.0, start=2.0)),
+        (Mine(np.float32(1.0)), Mine(np.float32(8.0))),
+        (Mine([1.0, abs]), Mine([8.0, abs])),
+        (Mine({"align": 1.0}), Mine({"align": 8.0})),
+        (Mine(np.ones(2000)), Mine(np.linspace(1.0, 1.000001, 2000))),
+        (Mine(torch.ones(2)), Mine(torch.tensor([1.0, 1.000001]))),
+    ],
+    ids=["attribute", "weights", "numpy", "list", "dict", "array", "tensor"],
+)
+def test_losses_of_ones_own_are_told_apart(one: Mine, other: Mine, tmp_path: Path) -> None:
     def with_loss(loss: Mine) -> Request:
         return dataclasses.replace(request(), arms=make_arms({"a": {}, "b": loss}, tiny.config(), projector="recipe"))
 
-    save_request(tmp_path, with_loss(Mine(1.0)))
+    save_request(tmp_path, with_loss(one))
     (tmp_path / "plan.json").touch()  # it has begun
-    save_request(tmp_path, with_loss(Mine(1.0)))
+    save_request(tmp_path, with_loss(copy.deepcopy(one)))
     with pytest.raises(ConfigError, match="holds another comparison"):
         save_request(tmp_path, with_loss(other))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from numbers import Number
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +18,7 @@ from ssole.models.weights_file import digest_of
 from ssole.runtime import out_of_memory_reason
 
 _MARK = "module:"
+_PLAIN = (Number, str, list, tuple, dict)  # attributes that tell modules apart
 
 
 def custom_name(module: nn.Module) -> str:
@@ -53,17 +56,23 @@ def missing_module_error(config: ModelConfig) -> ConfigError:
 
 
 def identity_of(module: nn.Module, *, but: Collection[str] = ()) -> str:
-    """Text that tells a module from others: its `repr`, and a digest of its plain attributes and buffers.
+    """Text that tells a module from others: its `repr`, and a digest of its plain attributes, tensors and buffers.
 
-    Weights do not count, because a module may be made with random ones; nor do buffers named in `but`.
+    Plain are numbers, texts, NumPy arrays, and lists, tuples and dicts. Weights do not count, because a module may be
+    made with random ones; nor do buffers named in `but`.
     """
-    facts = []
+    facts, tensors = [], {name: buffer for name, buffer in module.named_buffers() if name not in but}
     for name, part in module.named_modules():
         public = {key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"}
-        facts.append((name, {key: value for key, value in public.items() if isinstance(value, (int, float, str))}))
-    buffers = {name: buffer for name, buffer in module.named_buffers() if name not in but}
-    text = re.sub(r" at 0x[0-9a-f]+", "", repr(module))  # of functions, whose places differ between processes
-    return f"{text} {digest_of(buffers, repr(facts))[:16]}"
+        public = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in public.items()}
+        facts.append((name, {key: value for key, value in public.items() if isinstance(value, _PLAIN)}))
+        tensors |= {f"{name}.{key}": x.to_dense() for key, x in public.items() if isinstance(x, torch.Tensor)}
+    return f"{_without_addresses(module)} {digest_of(tensors, _without_addresses(facts))[:16]}"
+
+
+def _without_addresses(value: object) -> str:
+    """`repr` without the places of functions in memory, which differ between processes."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 @contextmanager
