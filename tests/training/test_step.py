@@ -178,6 +178,17 @@ def test_any_loss_has_embeddings_in_float32() -> None:
     Learner(tiny.config(precision="bfloat16"), CPU, loss=Linear()).step(IMAGES[:4], IDS, epoch=0, lr=0.1)
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_loss_that_learns_alone_is_refused(parts: int) -> None:
+    class Detached(Contrast):
+        def forward(self, z: Tensor) -> dict[str, Tensor]:
+            return super().forward(z.detach())
+
+    learner = Learner(tiny.config(accumulate=parts), CPU, loss=Detached())
+    with pytest.raises(ValueError, match=r"^the loss gives the encoder no gradient, .*do not detach the embeddings"):
+        learner.step(IMAGES[:4], IDS, epoch=0, lr=0.1)
+
+
 def test_a_mask_of_infinities_is_no_failure() -> None:
     loss = Contrast()
     loss.register_buffer("mask", torch.full((2, 2), -math.inf).triu(1))

@@ -105,11 +105,19 @@ class Embedder:
         return z_BVD
 
     def finish_backward(self) -> None:
-        """Second pass, after the backward pass of the loss: the gradients of the weights, averaged over processes."""
-        if self._second_pass is None:
+        """Second pass, after the backward pass of the loss: the gradients of the weights, averaged over processes.
+
+        A ValueError if the loss has given the encoder no gradient.
+        """
+        second, self._second_pass = self._second_pass, None
+        heads = self.encoder.parameters() if second is None else [second[1]]
+        if self._has_trainable_weights and all(tensor.grad is None for tensor in heads):
+            raise ValueError(
+                "the loss gives the encoder no gradient, so it would learn nothing: do not detach the embeddings"
+            )
+        if second is None:
             return
-        parts, z_BVD, step = self._second_pass
-        self._second_pass = None
+        parts, z_BVD, step = second
         assert z_BVD.grad is not None
         ddp = self._forward if isinstance(self._forward, DistributedDataParallel) else None
         for k, (part, grad_bVD) in enumerate(zip(parts, z_BVD.grad.chunk(len(parts)), strict=True)):
