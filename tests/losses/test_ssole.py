@@ -439,6 +439,17 @@ def test_terms_add_up_and_raw_form():
     assert raw.total == pytest.approx(float(raw.low_rank + 1.7 * raw.high_rank))
 
 
+def test_every_term_has_its_gradient():
+    z = embeddings(6, 3, 16).requires_grad_()
+    terms, raw = SSOLELoss().terms(z), SSOLELoss(form="raw").terms(z)
+    for term, same in ((terms.mean_low_nuclear, raw.low_rank), (terms.mean_high_nuclear, -raw.high_rank)):
+        (gradient,), (expected,) = (
+            torch.autograd.grad(term, z, retain_graph=True),
+            torch.autograd.grad(same, z, retain_graph=True),
+        )
+        torch.testing.assert_close(gradient, expected)
+
+
 @pytest.mark.parametrize("temperature", [None, 0.3])
 def test_groupings_are_means_over_batches_of_one_view_of_each_image(temperature):
     """The oracle is the loss as published, of embeddings whose views are in the order that the formula says."""

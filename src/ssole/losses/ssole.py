@@ -173,8 +173,7 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
                 low = squares / (images * (views - 1) ** (2 if self.low_rank_norm == "nuclear" else 1))
             high_V = collapse(r_V, rows, self.gamma)
         high = high_V.mean()
-        with torch.no_grad():
-            mean_n = distributed.all_reduce(n_B.sum()) / images
+        mean_n = distributed.all_reduce(n_B.sum()) / images
         return SSOLETerms(torch.add(low, high, alpha=self.high_rank_weight), low, high, mean_n, r_V.mean())
 
     @property
