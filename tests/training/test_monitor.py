@@ -153,8 +153,17 @@ def test_training_decodes_each_image_once_and_logs_its_waits(tmp_path: Path, mon
 
 def test_a_figure_that_is_not_finite_is_null(tmp_path: Path) -> None:
     figures = {"a": float("nan"), "b": -float("inf"), "c": 1}
-    run = tiny.start(tmp_path / "run", steps=1, evaluators={9: lambda backbone: figures})
-    assert '"a": null, "b": null, "c": 1.0}' in (run.path / "metrics.jsonl").read_text()
+    run = tiny.start(tmp_path / "run", steps=1, loss=WithoutNumber(), evaluators={9: lambda backbone: figures})
+    text = (run.path / "metrics.jsonl").read_text()
+    assert '"a": null, "b": null, "c": 1.0}' in text
+    assert '"term": null, ' in text
+
+
+class WithoutNumber(nn.Module):
+    """A loss with a term that is not a number."""
+
+    def forward(self, z: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": z.square().mean(), "term": torch.tensor(torch.nan)}
 
 
 @pytest.mark.parametrize("figure", ["high", None, torch.zeros(2)])

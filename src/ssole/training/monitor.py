@@ -106,7 +106,7 @@ class Monitor:
         row = {
             "step": self._step,
             "epoch": epoch,
-            **values,
+            **_as_json(values),
             "effective_rank": float(effective_rank(F.normalize(z_BD.double(), dim=-1))),
             "lr": lr,
             "images_per_second": round(rate, 1),
@@ -127,8 +127,7 @@ class Monitor:
             figures = evaluator(backbone)
         finally:  # also if a signal interrupts it
             self._evaluated += time.perf_counter() - begin
-        known = {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}  # as JSON has it
-        row = {"step": self._step, "seconds": round(self.seconds, 3), **known}
+        row = {"step": self._step, "seconds": round(self.seconds, 3), **_as_json(figures)}
         distributed.on_rank_0(lambda: self._write(row))
         if figures:
             self.screen.note("evaluation", "  ".join(f"{name} {value:.3f}" for name, value in figures.items()))
@@ -186,6 +185,11 @@ class Monitor:
             for name, value in row.items():
                 if name not in {"step", "epoch"} and isinstance(value, (int, float)):
                     self._board.add_scalar(name, value, row["step"])
+
+
+def _as_json(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures with None for those that are not finite, which JSON has no numbers for."""
+    return {name: figure if math.isfinite(figure) else None for name, figure in figures.items()}
 
 
 def check_evaluators(given: object) -> None:
