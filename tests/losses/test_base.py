@@ -472,6 +472,8 @@ def test_terms_of_ssole() -> None:
         ({"total": torch.tensor(1.0), "loss": torch.tensor(2.0)}, r"\(not both\) .* got \{total: .*, loss: .*\}"),
         ({"loss": torch.tensor(1.0), "lr": torch.tensor(1.0)}, "none as .*lr"),
         ({"loss": 1.0}, r"got \{loss: a float\}"),
+        ({"loss": torch.tensor(1.0), 1: torch.tensor(1.0)}, r"by name.* got \{loss: .*, 1: a tensor of shape \(\)\}"),
+        (torch.tensor(1j), r"not complex.* got a complex tensor of shape \(\)"),
         (None, "Returns must return a scalar tensor.* got a NoneType"),
     ],
 )

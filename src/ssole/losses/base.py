@@ -136,11 +136,12 @@ def named_terms(loss: nn.Module, z: Tensor, *arguments: Tensor) -> dict[str, Ten
     output = loss.terms(z, *arguments) if is_plain(loss) else loss(z, *arguments)  # type: ignore[operator]
     terms = _by_name(output)
     totals = {"total", "loss"} & terms.keys()
-    scalars = all(isinstance(term, Tensor) and term.ndim == 0 for term in terms.values())
-    if len(totals) != 1 or not scalars or RESERVED & terms.keys():
+    scalars = all(isinstance(term, Tensor) and term.ndim == 0 and not term.is_complex() for term in terms.values())
+    named = all(isinstance(name, str) for name in terms) and not RESERVED & terms.keys()
+    if len(totals) != 1 or not scalars or not named:
         raise ValueError(
-            f"{type(loss).__name__} must return a scalar tensor, or scalar tensors by name, the total as 'total' or "
-            f"'loss' (not both) and none as {', '.join(sorted(RESERVED))}; got {_described(output)}"
+            f"{type(loss).__name__} must return a scalar tensor, or scalar tensors by name, not complex, the total as "
+            f"'total' or 'loss' (not both) and none as {', '.join(sorted(RESERVED))}; got {_described(output)}"
         )
     if z.requires_grad and not terms[next(iter(totals))].requires_grad:
         raise ValueError(f"what {type(loss).__name__} returns does not depend on the embeddings, so nothing is learned")
@@ -157,7 +158,7 @@ def _by_name(output: object) -> dict[str, Any]:
 
 def _described(output: object) -> str:
     if isinstance(output, Tensor):
-        return f"a tensor of shape {tuple(output.shape)}"
+        return f"a {'complex ' if output.is_complex() else ''}tensor of shape {tuple(output.shape)}"
     if isinstance(output, Mapping):
         return "{" + ", ".join(f"{name}: {_described(term)}" for name, term in output.items()) + "}"
     return f"a {type(output).__name__}"
