@@ -252,6 +252,7 @@ def test_degenerate_input_stays_finite(name, dtype, kind):
         ("barlow-twins", {"redundancy_weight": -1.0}, "redundancy_weight.*-1"),
         ("vicreg", {"covariance_weight": math.inf}, "covariance_weight.*inf"),
         ("vicreg", {"invariance_weight": math.nan}, "invariance_weight.*nan"),
+        ("vicreg", {"variance_weight": "25"}, "variance_weight must be a number, got '25'"),
         ("frossl", {"invariance_weight": -1.0}, "invariance_weight.*-1"),
         ("mmcr", {"local_weight": -1.0}, "local_weight.*-1"),
         ("w-mse", {"subset_size": 1}, "subset_size.*at least 2.*1"),
@@ -266,6 +267,10 @@ def test_degenerate_input_stays_finite(name, dtype, kind):
 def test_bad_options_are_quoted(name, options, message):
     with pytest.raises(ValueError, match=message):
         LOSSES[name](**options)
+
+
+def test_counts_may_be_numpys():
+    assert repr(LOSSES["lejepa"](slices=np.int64(8))) == repr(LOSSES["lejepa"](slices=8))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -573,6 +573,8 @@ def test_bad_values_are_counted_and_located(shape, dtype):
         ({"temperature": math.inf}, "temperature.*inf"),
         ({"temperature": 0.1, "normalize": False}, "needs embeddings of unit length"),
         ({"gradient": "svd"}, "gradient.*exact.*'svd'"),
+        ({"high_rank_weight": True}, "high_rank_weight must be a number, got True"),
+        ({"temperature": torch.nn.Parameter(torch.tensor(0.2))}, "temperature get no gradient: pass numbers"),
     ],
 )
 def test_bad_options_are_quoted(options, message):

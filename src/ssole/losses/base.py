@@ -9,6 +9,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -216,7 +217,9 @@ def _where(bad: Tensor) -> str:
 
 
 def check_number(name: str, value: float, *, positive: bool = False) -> float:
-    """`value`, or a ValueError unless it is finite and at least 0, or above 0 if `positive`."""
+    """`value`, or a ValueError unless it is a number, finite and at least 0, or above 0 if `positive`."""
+    if isinstance(value, bool) or not isinstance(value, (Real, Tensor)):
+        raise ValueError(f"{name} must be a number, got {value!r}")
     if not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
         raise ValueError(f"{name} must be finite and {'above' if positive else 'at least'} 0, got {value}")
     return value
@@ -224,9 +227,9 @@ def check_number(name: str, value: float, *, positive: bool = False) -> float:
 
 def check_count(name: str, value: int, least: int) -> int:
     """`value`, or a ValueError unless it is an integer of at least `least`."""
-    if not (isinstance(value, int) and value >= least):
+    if not (isinstance(value, Integral) and value >= least):  # NumPy's too
         raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    return value
+    return int(value)
 
 
 def to_unit_length(z: Tensor) -> Tensor:

@@ -109,6 +109,8 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         check_input: bool = True,
     ) -> None:
         super().__init__(check_input=check_input)
+        if any(isinstance(value, Tensor) and value.requires_grad for value in (high_rank_weight, gamma, temperature)):
+            raise ValueError("high_rank_weight, gamma and temperature get no gradient: pass numbers, and no parameters")
         if not 0 <= gamma <= 1:
             raise ValueError(f"gamma must be in [0, 1], got {gamma}")
         if temperature is not None and not (math.isfinite(temperature) and temperature > 0):
