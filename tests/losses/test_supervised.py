@@ -66,6 +66,7 @@ def test_the_classifier_is_trained():
     ("labels", "message"),
     [
         (None, "needs the labels"),
+        ([0] * 6, "labels must be a torch.Tensor, got list"),
         (LABELS[:5], r"int64 of shape \(6,\), got torch.int64 of shape \(5,\)"),
         (LABELS.float(), "torch.float32"),
         (LABELS + 1, "2 labels are outside -1 .* to 2, such as 3"),

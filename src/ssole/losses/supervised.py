@@ -78,6 +78,8 @@ class SupervisedLoss(EmbeddingLoss[SupervisedTerms]):
         """Labels of the global batch, after checks of them and of the width of `z`."""
         if labels is None:
             raise ValueError("SupervisedLoss needs the labels of the images, int64 (B,), as a second argument")
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"labels must be a torch.Tensor, got {type(labels).__name__}")
         if labels.shape != z.shape[:1] or labels.dtype != torch.int64:
             raise ValueError(
                 f"labels must be int64 of shape ({z.shape[0]},), got {labels.dtype} of shape {tuple(labels.shape)}"
