@@ -198,6 +198,7 @@ def test_epochs_replace_the_steps_of_the_recipe() -> None:
         ),
         ({"loss": "simclr"}, ConfigError, 'a module, or settings such as loss={"name": "simclr"}, got \'simclr\''),
         ({"loss": ssole.SSOLELoss}, ConfigError, "a module, or settings such as .*, got <class"),
+        ({"loss": ssole.SSOLELoss(), "loss.name": "simclr"}, ConfigError, "loss.name has no effect on SSOLELoss"),
         ({"backbone": "resnet18"}, ConfigError, "a module of your own, got 'resnet18'; a network of timm is a setting"),
         ({"model": {"backbone": "convnext_atto", "stem": "3x3", "backbone_args": {}}}, ConfigError, "use stem 'timm'"),
     ],

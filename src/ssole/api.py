@@ -62,7 +62,7 @@ def pretrain(
         data: `digits-m`, a folder of images, a list of files, tar shards, parquet, NumPy files, a torchvision name such
             as `cifar10`, an array (N, H, W, C), or any object with a length and an index: all that
             :func:`ssole.data.sources.open_source` opens. The default is the recipe's own. Labels are
-            seen by evaluators and the loss `supervised` alone.
+            seen by evaluators and losses with `needs_labels` alone.
         recipe: name of a shipped recipe, or path of a YAML file. Without, :func:`ssole.doctor.choose.choose` makes one.
         out: run folder; by default `runs/RECIPE`, with a number if that exists. Nothing is ever overwritten.
         loss: a module of your own that maps embeddings (B, V, D), V views of B images, to a scalar or to named terms
@@ -91,6 +91,8 @@ def pretrain(
     if loss is not None:
         if not isinstance(loss, (nn.Module, Mapping)):
             raise ConfigError(f'loss is a module, or settings such as loss={{"name": "simclr"}}, got {loss!r}')
+        if module is not None and (lost := [name for name in overrides if name.startswith("loss.")]):
+            raise ConfigError(f"{lost[0]} has no effect on {type(module).__name__}, a loss module: set it up in Python")
         overrides["loss"] = loss if module is None else {"name": "custom", "module": type(module).__qualname__}
     given = Given(loss=module, backbone=backbone, evaluators=evaluators, progress=progress)
     if backbone is not None:
