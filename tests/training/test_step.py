@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from typing import Any
 
 import numpy as np
@@ -206,6 +207,10 @@ def test_a_loss_that_cannot_be_copied() -> None:
     loss = nn.Sequential(nn.utils.weight_norm(nn.Linear(8, 2)))
     with pytest.raises(ConfigError, match=r"the loss Sequential cannot be copied .*parametrizations"):
         Learner(tiny.config(), CPU, loss=loss)
+    locked = Contrast()
+    locked.lock = threading.Lock()
+    with pytest.raises(ConfigError, match=r"the loss Contrast cannot be copied .*no open files or locks"):
+        Learner(tiny.config(), CPU, loss=locked)
 
 
 def test_a_loss_of_ones_own_that_needs_labels() -> None:

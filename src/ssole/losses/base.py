@@ -105,10 +105,10 @@ def copy_of_loss(loss: nn.Module) -> nn.Module:
     """Copy of a loss, whose weights a run trains; a ConfigError if it cannot be copied."""
     try:
         return copy.deepcopy(loss)
-    except RuntimeError as error:  # of tensors that are computed, such as those of the old weight_norm
+    except (RuntimeError, TypeError) as error:  # of tensors that are computed, as by the old weight_norm; of a lock
         raise ConfigError(
             f"the loss {type(loss).__name__} cannot be copied ({error}): use torch.nn.utils.parametrizations where "
-            "weights are computed"
+            "weights are computed, and hold no open files or locks"
         ) from None
 
 
