@@ -204,6 +204,14 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_taken(run: Run, damage:
     assert len(list(run.checkpoints.iterdir())) == 4
 
 
+def test_other_modules_are_asked_for_where_no_checkpoint_fits(run: Run) -> None:
+    save(run, 6)
+    model = encoder(1)
+    model["loss"] = nn.PReLU()
+    with pytest.warns(UserWarning, match="loss.weight"), pytest.raises(ConfigError, match="give the loss and backbone"):
+        load_checkpoint(run, model, create_optimizer(model, OptimConfig()))
+
+
 @pytest.mark.parametrize("lost", ["checksum", "tensors"])
 def test_weights_whose_checksum_was_lost_are_damaged(run: Run, lost: str) -> None:
     save(run, 6)

@@ -106,15 +106,18 @@ def load_checkpoint(
     if there is none, if all of them are damaged, or if it is of a step after `last_step`.
     """
     tensors: Mapping[str, torch.Tensor] = {}
+    other = ""
 
     def restore_newest() -> dict[str, Any]:
-        nonlocal tensors
+        nonlocal tensors, other
         for step in reversed(checkpoint_steps(run)):
             try:
                 done, tensors = _read(run, step)
                 _restore(tensors, modules, optimizer)
             except (OSError, ValueError, RuntimeError, LookupError) as error:
                 warnings.warn(f"the checkpoint of step {step} is damaged and left out: {one_line(error)}", stacklevel=3)
+                if isinstance(error, RuntimeError):  # of load_state_dict: the file is what was written
+                    other = ", or give the loss and backbone that the run was started with: these have other weights"
                 continue
             if last_step is not None and step > last_step:
                 raise ConfigError(
@@ -122,7 +125,8 @@ def load_checkpoint(
                     "start anew in another folder (--out)"
                 )
             return asdict(done)
-        raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: start anew in another folder (--out)")
+        anew = f"start anew in another folder (--out){other}"
+        raise ConfigError(f"no checkpoint in {run.checkpoints} can be read: {anew}")
 
     done = Progress(**distributed.on_rank_0(restore_newest))
     tensors = distributed.broadcast(tensors)
