@@ -69,6 +69,26 @@ def test_a_fourth_channel_that_is_no_alpha_changes_no_colour(kind: Any, layout: 
     assert np.array_equal(decoded(data), bands[..., :3].astype(np.uint8))
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize(
+    ("photometric", "extra"), [("minisblack", [2]), ("minisblack", [0]), ("miniswhite", [0]), ("rgb", [2, 0])]
+)
+def test_planes_beside_the_colours_are_read_as_pixels_beside_them(
+    photometric: str, extra: list[int], compression: str | None
+) -> None:
+    """Pillow opens grey with alpha in planes, and gives white."""
+    pixels = np.random.default_rng(0).integers(
+        0, 256, (8, 9, (3 if photometric == "rgb" else 1) + len(extra)), np.uint8
+    )
+    how = {"photometric": photometric, "extrasamples": extra, "compression": compression}
+    data = tiff(pixels.transpose(2, 0, 1), planarconfig="separate", **how)
+    expected = decoded(tiff(pixels, planarconfig="contig", **how))
+    assert np.array_equal(decoded(data), expected)
+    assert expected.std() > 0
+    whole = decode(data, where="here", channels=pixels.shape[2]).permute(1, 2, 0).numpy()
+    assert np.array_equal(~whole if photometric == "miniswhite" else whole, pixels)
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.int16, np.uint32])
 def test_deep_pixels_without_an_agreed_range(kind: type[np.generic]) -> None:
     with pytest.raises(DataError, match=rf"^here: {np.dtype(kind)} pixels have no agreed range"):

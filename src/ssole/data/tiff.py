@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ssole.data.base import Pixels
 from ssole.errors import DataError
 
-_BITS, _COMPRESSION, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR = 258, 259, 262, 274, 277, 284  # numbers of tags
+_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _PLANAR = 258, 262, 274, 277, 284  # numbers of tags
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE = range(4)  # values of the tag PHOTOMETRIC
 _ALPHA = ((1,), (2,))  # values of the tag EXTRASAMPLES
 _PLAIN, _LZW, _DEFLATE = 1, 5, (8, 32946)  # compressions
@@ -26,6 +26,7 @@ _PLAIN, _LZW, _DEFLATE = 1, 5, (8, 32946)  # compressions
 _LIMITED = (_LZW, 32773, 34925, 34926, 50000)
 MAX_SIDE = 65_535
 """Largest side of an image, in pixels; a JPEG cannot have more. A longer one is no photograph, and costs gigabytes."""
+_USUAL = {"RGB": 3, "RGBA": 4, "CMYK": 4, "YCbCr": 3, "LAB": 3}  # channels that Pillow reads in planes, by mode
 BIG_TIFF = (b"II+\0", b"MM\0+")  # Pillow misreads the big-endian one
 
 
@@ -39,10 +40,8 @@ def pillow_reads(image: Any, channels: int | None) -> bool:
     tags = image.tag_v2
     if image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:  # Pillow does not invert these
         return False
-    if tags.get(_PLANAR) == 2 and max(tags.get(_BITS, (1,))) > 8:  # Pillow takes the bytes of a plane for its pixels
-        return False
-    plain_planes = tags.get(_PLANAR) == 2 and tags.get(_COMPRESSION, _PLAIN) == _PLAIN
-    if plain_planes and image.mode == "RGB" and tags.get(_SAMPLES, 1) > 3:  # Pillow before 12.2 opens these, then fails
+    is_in_planes, is_usual = tags.get(_PLANAR) == 2, tags.get(_SAMPLES, 1) == _USUAL.get(image.mode, 1)
+    if is_in_planes and (max(tags.get(_BITS, (1,))) > 8 or not is_usual):  # Pillow mixes these planes up, or fails
         return False
     if channels is None:  # pages after the first do not matter then: not even whether they are damaged
         return True
@@ -71,14 +70,22 @@ def read_tiff(data: bytes, channels: int | None, *, where: str) -> Pixels:
         own = 3 if _photometric(first) == _PALETTE else first.samplesperpixel
         if channels in (None, own):
             pixels = _page(first, 1, where)
-            if channels is None and _photometric(first) == _RGB and first.extrasamples[:1] not in _ALPHA:
-                pixels = pixels[..., :3]  # a fourth channel that is no alpha, such as infrared, as in Pillow
-            return _upright(pixels, first)
+            return _upright(_colours(pixels, first) if channels is None else pixels, first)
         pages = len(file.pages)
         if own == 1 and pages == channels:
             return _upright(np.concatenate([_page(page, pages, where) for page in file.pages], axis=2), first)
         found = f"{pages} pages of {own}" if pages > 1 else str(own)
         raise DataError(f"{where}: the image has {found} channels, and {channels} are asked for.")
+
+
+def _colours(pixels: Pixels, page: Any) -> Pixels:
+    """Grey, RGB or RGBA of (H, W, C) with further channels, as in Pillow: one that is no alpha, such as infrared."""
+    has_alpha = page.extrasamples[:1] in _ALPHA
+    if _photometric(page) == _RGB:
+        return pixels[..., : 4 if has_alpha else 3]
+    if pixels.shape[2] == 2 and page.extrasamples != (1,):  # grey that is multiplied by its alpha is left as it is
+        return pixels[..., [0, 0, 0, 1] if has_alpha else [0]]
+    return pixels
 
 
 def tiff_header(data: bytes) -> tuple[str, int, int]:
