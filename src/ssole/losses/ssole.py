@@ -89,7 +89,8 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
             that mode are arbitrary and add a random unit rank-one matrix to the gradient of each n_i (an error of 100 %
             at V = 2, of 1 / sqrt(3) at V = 4).
         check_input: whether to look for NaN, infinity and zero vectors. An accelerator must wait for this check. False
-            keeps a training step free of synchronization (check the loss value later instead). torch.compile skips it.
+            keeps a training step free of synchronization: check the loss value later instead (on a CPU, NaN ends in a
+            LinAlgError). torch.compile skips it.
     """
 
     def __init__(
