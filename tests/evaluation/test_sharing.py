@@ -101,7 +101,7 @@ def test_the_result_is_that_of_one_process(folder: Path) -> None:
     one, two = (json.loads((folder / name / "eval.json").read_text()) for name in ("one", "two"))
     assert one["rows"] == two["rows"]
     assert one["notes"] == two["notes"]
-    assert any("1 images" in note for note in one["notes"])
+    assert any("1 training images of" in note for note in one["notes"]), one["notes"]
     alone, shared = (np.load(folder / name / "embeddings.npz") for name in ("one", "two"))
     assert len(alone["array"]) == IMAGES - 1
     for name in alone.files:
