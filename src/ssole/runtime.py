@@ -141,7 +141,7 @@ def exact_convolutions() -> Iterator[None]:
 
 
 @contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
+def exact_matrix_products(device: torch.device) -> Iterator[None]:
     """Context of full float32 matrix products on a device, whatever precision the caller has set."""
     matmul: Any = getattr(torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn, "matmul", None)
     is_new = hasattr(matmul, "fp32_precision")  # torch 2.9; once it was set, the old getter raises

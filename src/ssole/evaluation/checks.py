@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ssole.runtime import exact_products
+from ssole.runtime import exact_matrix_products
 
 
 class NotFiniteError(ValueError):
@@ -66,5 +66,5 @@ def exact_float32(device: torch.device) -> Iterator[None]:
 
     TF32 or bfloat16 similarities would reorder close neighbours, and stop a solver far from its tolerance.
     """
-    with exact_products(device), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with exact_matrix_products(device), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield

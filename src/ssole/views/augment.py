@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from ssole.config import Crop, ViewRecipe
-from ssole.runtime import copy_to, exact_products, reuse_freed_blocks
+from ssole.runtime import copy_to, exact_matrix_products, reuse_freed_blocks
 from ssole.views import device, geometry, photometric
 from ssole.views.geometry import ImageBatch, filters_whole, image_sizes, longest_side
 from ssole.views.params import ViewParams, sample_groups
@@ -67,7 +67,8 @@ def make_views(
     """
     channels, on = _check_images(images, ids, recipe)
     outs = [torch.empty(len(ids) * crop.count, channels, crop.size, crop.size, device=on) for crop in recipe.crops]
-    with torch.autocast(on.type, enabled=False), exact_products(on):  # rounding to TF32 would move colours by 0.001
+    # rounding to TF32 would move colours by 0.001
+    with torch.autocast(on.type, enabled=False), exact_matrix_products(on):
         if on.type == "cpu":
             reuse_freed_blocks()
             _make_on_cpu(images, ids, outs, recipe, seed=seed, epoch=epoch)
