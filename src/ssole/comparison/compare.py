@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,6 @@ from ssole import api
 from ssole.comparison.images import Images, open_images, require_neighbours
 from ssole.comparison.plan import measure_plan, require_time
 from ssole.comparison.request import (
-    PLAN_FILE,
     Methods,
     Request,
     check_numbers,
@@ -127,10 +127,8 @@ def _run(
         save_request(folder, request)
         with api.open_store(request.arms[0].config, images.train, progress) as store:
             arms = [replace(arm, config=with_statistics(arm.config, store)) for arm in request.arms]
-            planned = (folder / PLAN_FILE).is_file()
-            plan = measure_plan(folder, replace(request, arms=tuple(arms)), store, len(smallest))
-            if not planned:
-                require_time(folder, request, plan)
+            measured, check = replace(request, arms=tuple(arms)), partial(require_time, request)
+            plan = measure_plan(folder, measured, store, len(smallest), check)
         return Runner(
             request=request,
             arms=arms,

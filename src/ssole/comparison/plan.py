@@ -13,7 +13,7 @@ Halton's; Jamieson and Talwalkar, "Non-stochastic best arm identification and hy
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,12 +124,19 @@ def steps_for_share(steps: int, share: float) -> int:
     return max(1, round(steps * share))
 
 
-def measure_plan(folder: Path, request: Request, store: ImageStore, smallest: int) -> dict[str, ArmPlan]:
+def measure_plan(
+    folder: Path,
+    request: Request,
+    store: ImageStore,
+    smallest: int,
+    check: Callable[[Mapping[str, ArmPlan]], None] = lambda plan: None,
+) -> dict[str, ArmPlan]:
     """Plan by arm, measured at the first call for a folder and read from it later.
 
     So runs keep their number of steps, however busy the machine is when a comparison goes on. An arm that fails is
     planned with its error, unless all of them fail. `smallest` is the number of images in the smallest training set of
-    a run, which must fill a batch.
+    a run, which must fill a batch. A new plan at which `check` raises an error is not written, so that the folder is
+    free for another budget.
     """
     path = folder / PLAN_FILE
     if path.is_file():
@@ -155,17 +162,17 @@ def measure_plan(folder: Path, request: Request, store: ImageStore, smallest: in
             plan[arm.name] = ArmPlan(steps=_steps(request, arm, seconds), step_seconds=seconds)
     if len(failures) == len(plan):  # so the cause is probably in what they share
         raise failures[0]
+    check(plan)
     write_json_atomically(path, {name: asdict(one) for name, one in plan.items()})
     return plan
 
 
-def require_time(folder: Path, request: Request, plan: Mapping[str, ArmPlan]) -> None:
-    """Raise a ConfigError, and remove the new plan, if a budget of time is too short for a step of the shortest run."""
+def require_time(request: Request, plan: Mapping[str, ArmPlan]) -> None:
+    """Raise a ConfigError if a budget of time is too short for a step of the shortest run."""
     slowest = max(plan, key=lambda name: plan[name].step_seconds)
     share = min([1.0, *(rung.share for rung in rungs(request.search))])
     least = plan[slowest].step_seconds / share
     if request.budget.unit == "seconds" and request.budget.amount < least:
-        (folder / PLAN_FILE).unlink()  # so that the folder is free for a larger budget
         part = "" if share == 1 else f", and the shortest runs of the search have 1/{round(1 / share)} of the budget"
         raise ConfigError(
             f"a budget of {request.budget.amount:g} s is too small: a step of {slowest} takes "

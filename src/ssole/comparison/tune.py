@@ -7,7 +7,7 @@ same views for all: those of the recipe. Labels are never read.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from ssole import __version__, api
-from ssole.comparison.plan import draw_settings, measure_plan, ranked, settings_text, shortened
-from ssole.comparison.request import PLAN_FILE, Arm, Request, save_request
+from ssole.comparison.plan import ArmPlan, draw_settings, measure_plan, ranked, settings_text, shortened
+from ssole.comparison.request import Arm, Request, save_request
 from ssole.comparison.trial import Trial, other_version_error, resumable, run_trial, score_run
 from ssole.config import ConfigError, PretrainConfig, ViewRecipe, apply_overrides, to_dict
 from ssole.config.budget import Budget
@@ -198,14 +198,16 @@ def _steps(folder: Path, request: Request, config: PretrainConfig, store: ImageS
     if budget.unit == "seconds":
         budget = replace(budget, amount=_TRAINING_SHARE * budget.amount)
     one = replace(request, budget=budget, arms=(replace(request.arms[0], config=config),))
-    plan = measure_plan(folder, one, store, len(store))[_ARM]
-    if budget.unit == "seconds" and plan.step_seconds > budget.amount:
-        (folder / PLAN_FILE).unlink()  # so that the folder is free for a larger budget
-        raise ConfigError(
-            f"a budget of {request.budget.amount:g} s is too small for {request.search} trials of steps that take "
-            f"{plan.step_seconds:.2g} s each"
-        )
-    return plan.steps
+
+    def check(plan: Mapping[str, ArmPlan]) -> None:
+        seconds = plan[_ARM].step_seconds
+        if budget.unit == "seconds" and seconds > budget.amount:
+            raise ConfigError(
+                f"a budget of {request.budget.amount:g} s is too small for {request.search} trials of steps that take "
+                f"{seconds:.2g} s each"
+            )
+
+    return measure_plan(folder, one, store, len(store), check)[_ARM].steps
 
 
 def _rounded(value: float) -> float:
