@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from ssole.config import PretrainConfig
 from ssole.data.arrays import ArraySource
 from ssole.data.store import AHEAD, ImageStore
 from ssole.errors import DataError
-from ssole.training.feed import Feed, Plan, _resident, make_plan
+from ssole.training.feed import Feed, Plan, StreamWaits, _resident, make_plan
 
 CPU = torch.device("cpu")
 PLAN = Plan(images=22, batch_size=4, seed=0, total=12)
@@ -105,6 +106,41 @@ def test_the_wait_is_measured_and_work_between_batches_is_not() -> None:
     assert feed.hint() == "be quick"
 
 
+class FakeEvent:
+    """Event of a GPU whose clock is `now`, in ms, and whose earlier work ends at `busy_until`."""
+
+    now = busy_until = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self, stream: object) -> None:
+        self.at = max(FakeEvent.now, FakeEvent.busy_until)
+
+    def query(self) -> bool:
+        return FakeEvent.now >= self.at
+
+    def elapsed_time(self, later: FakeEvent) -> float:
+        return later.at - self.at
+
+
+def test_a_gpu_waits_only_when_it_has_no_other_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    waits, stream = StreamWaits(), cast("torch.cuda.Stream", None)
+    FakeEvent.now, FakeEvent.busy_until = 0.0, 900.0
+    with waits.measured(stream):
+        FakeEvent.now = 400.0  # the loop waits for 400 ms, beside the GPU's earlier work
+    assert waits.seconds() == 0, "not known yet"
+    FakeEvent.now = 1000.0
+    with waits.measured(stream):
+        FakeEvent.now = 1250.0
+    assert waits.seconds() == waits.seconds() == 0.25
+    FakeEvent.busy_until = 1300.0
+    with waits.measured(stream):
+        FakeEvent.now = 1400.0  # 50 ms of earlier work, then 100 ms of nothing
+    assert waits.seconds() == pytest.approx(0.35)
+
+
 @pytest.mark.parametrize("uniform", [True, False])
 def test_images_are_those_of_the_store(uniform: bool) -> None:
     source = ArraySource(tiny.images()) if uniform else Listed([png(8 + i % 3, 9, i) for i in range(22)])
@@ -140,3 +176,18 @@ def test_images_on_a_gpu_are_those_of_the_store(
             for found, expected in zip(images, store.get(ids), strict=True):
                 assert found.is_cuda
                 assert torch.equal(found.cpu(), expected)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif("not torch.cuda.is_available()", reason="needs an NVIDIA GPU")
+def test_the_wait_of_a_gpu_is_that_of_its_stream() -> None:
+    feed = Feed(SlowStore(0.05), torch.device("cuda"))
+    for _ in feed.batches(PLAN, 0):
+        pass
+    torch.cuda.synchronize()
+    assert 0.3 < feed.waited < 1.5, "nothing else to do: 12 batches of 50 ms"
+    feed = Feed(SlowStore(0.05), torch.device("cuda"))
+    for _ in feed.batches(PLAN, 0):
+        torch.cuda._sleep(400_000_000)  # about 0.2 s
+    torch.cuda.synchronize()
+    assert feed.waited < 0.15, "the first batches alone"

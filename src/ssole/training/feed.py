@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -82,9 +83,17 @@ class Feed:
 
     def __init__(self, store: ImageStore, device: torch.device) -> None:
         self._store, self._device = store, device
-        self.waited = 0.0  # seconds that the training loop has waited for batches
+        self._loop_waited = 0.0
         self._images = None if store.images is None else _resident(store.images, device)
         self._upload = _Upload(device) if device.type == "cuda" and self._images is None else None
+
+    @property
+    def waited(self) -> float:
+        """Seconds that training has waited for images: those of the loop on a CPU, those of the GPU itself on a GPU.
+
+        0 for images in a GPU's memory. The loop runs ahead of a GPU, so that its own waits delay nothing there.
+        """
+        return self._loop_waited if self._upload is None else self._upload.waits.seconds()
 
     def batches(self, plan: Plan, start: int) -> Iterator[tuple[int, int, torch.Tensor, ImageBatch]]:
         """(step, epoch, ids (B,), images) from step `start` on; ids and images are on the device.
@@ -97,9 +106,9 @@ class Feed:
             device_ids = copy_to(ids, self._device)
             ahead.append((step, epoch, device_ids, self._begin(ids, device_ids)))
             if len(ahead) > AHEAD:
-                yield self._finish(*ahead.popleft())
+                yield _ready(*ahead.popleft())
         while ahead:
-            yield self._finish(*ahead.popleft())
+            yield _ready(*ahead.popleft())
 
     def hint(self) -> str | None:
         """Advice in one line on how to wait less for images; None if the waiting ends by itself."""
@@ -112,15 +121,19 @@ class Feed:
         self._store.prefetch(ids)
         if self._upload is not None:
             return self._upload.begin(lambda: self._store.get(ids))
-        return lambda: self._store.get(ids)
+        return lambda: self._get(ids)
 
-    def _finish(
-        self, step: int, epoch: int, ids: torch.Tensor, ready: Callable[[], ImageBatch]
-    ) -> tuple[int, int, torch.Tensor, ImageBatch]:
+    def _get(self, ids: torch.Tensor) -> ImageBatch:
         begin = time.perf_counter()
-        images = ready()
-        self.waited += time.perf_counter() - begin
-        return step, epoch, ids, images
+        images = self._store.get(ids)
+        self._loop_waited += time.perf_counter() - begin
+        return images
+
+
+def _ready(
+    step: int, epoch: int, ids: torch.Tensor, ready: Callable[[], ImageBatch]
+) -> tuple[int, int, torch.Tensor, ImageBatch]:
+    return step, epoch, ids, ready()
 
 
 def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor | None:
@@ -138,6 +151,7 @@ class _Upload:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self.waits = StreamWaits()
         self._stream = torch.cuda.Stream(device)
         # with this device as its current one, or the thread would set up GPU 0 as well
         self._thread = ThreadPoolExecutor(
@@ -149,9 +163,10 @@ class _Upload:
         future = self._thread.submit(self._copy, load)
 
         def ready() -> ImageBatch:
-            flat, images, copied = future.result()
             stream = torch.cuda.current_stream(self._device)
-            stream.wait_event(copied)
+            with self.waits.measured(stream):
+                flat, images, copied = future.result()
+                stream.wait_event(copied)
             flat.record_stream(stream)  # keeps its memory from being reused before this stream is done with it
             return images
 
@@ -166,3 +181,30 @@ class _Upload:
             copied = self._stream.record_event()
         images = unpack(flat, parts)
         return flat, images[0] if isinstance(batch, torch.Tensor) else images, copied
+
+
+class StreamWaits:
+    """Time that a GPU's stream stands still for something; neither the loop nor the GPU waits for the figure.
+
+    An event before and one after the wait say when the GPU got there. While it is busy with earlier work both come at
+    the same time, however long the loop waits in between.
+    """
+
+    def __init__(self) -> None:
+        self._seconds, self._open = 0.0, deque[tuple[torch.cuda.Event, torch.cuda.Event]]()
+
+    @contextmanager
+    def measured(self, stream: torch.cuda.Stream) -> Iterator[None]:
+        """Context around a wait of the current thread and of `stream`."""
+        reached, served = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        reached.record(stream)
+        yield
+        served.record(stream)
+        self._open.append((reached, served))
+
+    def seconds(self) -> float:
+        """Sum over the waits that the GPU is through with."""
+        while self._open and self._open[0][1].query():
+            reached, served = self._open.popleft()
+            self._seconds += reached.elapsed_time(served) / 1000
+        return self._seconds
