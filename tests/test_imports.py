@@ -35,10 +35,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {"config", "data", "distributed", "models", "runtime", "training", "views"},
     "api": BELOW_API | {"doctor"},
     "extending": {"api", "data", "distributed", "training"},
-    "transformer": {"config", "data", "evaluation", "models", "runtime"},
+    "scikit_learn": {"config", "data", "evaluation", "models", "runtime"},
     "comparison": BELOW_API | {"doctor", "api"},
     "cli": BELOW_API | {"doctor", "export", "search", "report", "api", "extending", "comparison"},
-    "__init__": BELOW_API | {"export", "search", "report", "api", "extending", "comparison", "transformer"},
+    "__init__": BELOW_API | {"export", "search", "report", "api", "extending", "comparison", "scikit_learn"},
     "__main__": {"cli"},
 }
 
@@ -50,7 +50,7 @@ HEAVY = {
 }  # fmt: skip
 
 # Parts of ssole that nothing imports until they are asked for, and the heavy package that each is made of.
-NEEDED = {"cli": {"tyro"}, "transformer": {"sklearn"}}
+NEEDED = {"cli": {"tyro"}, "scikit_learn": {"sklearn"}}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

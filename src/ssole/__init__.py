@@ -27,7 +27,7 @@ from ssole.training.run import Run
 from ssole.views import make_views
 
 if TYPE_CHECKING:
-    from ssole.transformer import SSOLEFeatures
+    from ssole.scikit_learn import SSOLEFeatures
 
 __all__ = [
     "Comparison",
@@ -66,7 +66,7 @@ if not TYPE_CHECKING:
         """`SSOLEFeatures`, imported when it is asked for: scikit-learn would make `import ssole` slow."""
         if name != "SSOLEFeatures":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ssole.transformer import SSOLEFeatures
+        from ssole.scikit_learn import SSOLEFeatures
 
         return SSOLEFeatures
 
