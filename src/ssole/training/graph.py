@@ -20,7 +20,7 @@ from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig
 from ssole.errors import one_line
 from ssole.runtime import out_of_memory_reason, untuned_convolutions
-from ssole.training.muon import Muon
+from ssole.training.optim import Muon
 from ssole.training.watch import LossWatch
 
 WARM_UP = 3
