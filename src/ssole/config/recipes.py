@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ssole.config.hints import explain, hint_at_setting
 from ssole.config.losses import LOSS_CONFIGS, CustomConfig, Projector
-from ssole.config.presets import view_preset
 from ssole.config.schema import ModelConfig, OptimConfig, PretrainConfig
-from ssole.config.view_recipe import Crop, ViewRecipe
+from ssole.config.view_recipe import Crop, ViewRecipe, view_preset
 from ssole.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -175,8 +174,8 @@ def apply_overrides(config: PretrainConfig, overrides: Mapping[str, Any]) -> Pre
     Args:
         overrides: dotted field names to values (``{"optim.lr": 1.0, "augment.crops.0.size": 64, "epochs": 5}``).
             A dict replaces only the fields it names, but ``backbone_args`` as a whole. ``views`` is short for the count
-            of the first crop group.
-            ``preset`` replaces all of ``augment`` but crops and early ones (:func:`~ssole.config.presets.view_preset`).
+            of the first crop group. ``preset`` (:func:`~ssole.config.view_recipe.view_preset`) replaces all of
+            ``augment`` but crops and early ones.
             ``epochs``, ``steps`` and ``budget`` clear those of the recipe. A budget beside another of them is an error.
             Another ``loss.name`` clears the recipe's settings of loss and projector; another ``model.backbone`` its
             arguments, and its stem unless the new one is a ResNet.
