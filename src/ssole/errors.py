@@ -1,8 +1,9 @@
-"""Errors a user can act on, and text from outside that is safe to show."""
+"""Errors a user can act on, checks that raise them, and text from outside that is safe to show."""
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -90,3 +91,19 @@ class DataError(_UserError):
 def change_refused(words: str, change: str) -> ConfigError:
     """Error for a change since the start that `--allow-changes` does not name; `words` say what changed."""
     return ConfigError(f"{words}. Undo the change, or accept it by --allow-changes {change}")
+
+
+def check(ok: bool, message: str) -> None:
+    """Raise a ConfigError with the message unless `ok`."""
+    if not ok:
+        raise ConfigError(message)
+
+
+def check_non_negative(name: str, value: float) -> None:
+    """Raise a ConfigError unless a setting is at least 0 and finite."""
+    check(0 <= value < math.inf, f"{name} must be at least 0 and finite, got {value}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise a ConfigError unless a setting is above 0 and finite."""
+    check(0 < value < math.inf, f"{name} must be above 0 and finite, got {value}")

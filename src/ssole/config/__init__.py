@@ -1,10 +1,10 @@
 """Settings of a run: immutable, and checked on creation.
 
 `schema.py` defines every setting, with those of losses in `losses.py` and of views, with their presets, in
-`view_recipe.py`; all use `checks.py`. `recipes.py` makes a :class:`PretrainConfig` from a recipe (YAML) and overrides
-by dotted name (``optim.lr``); `hints.py` explains wrong ones. Most parts use it; of the package it imports `errors`
-alone. Field names and defaults are part of the format of recipes and of a run's config.yaml: add fields freely, but do
-not rename any. Docstrings of fields are the help of `ssole pretrain`.
+`view_recipe.py`. `recipes.py` makes a :class:`PretrainConfig` from a recipe (YAML) and overrides by dotted name
+(``optim.lr``); `hints.py` explains wrong ones. Most parts use it; of the package it imports `errors` alone. Field
+names and defaults are part of the format of recipes and of a run's config.yaml: add fields freely, but do not rename
+any. Docstrings of fields are the help of `ssole pretrain`.
 """
 
 from __future__ import annotations

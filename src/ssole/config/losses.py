@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, TypeAlias, get_args
 
-from ssole.config.checks import check, check_non_negative, check_positive
+from ssole.errors import check, check_non_negative, check_positive
 
 SearchRanges: TypeAlias = dict[str, tuple[float, float]]
 """Lowest and highest value of each setting, by name."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ssole.config.budget import budget_seconds
-from ssole.config.checks import check, check_non_negative
 from ssole.config.losses import LossConfig, Projector, SSOLEConfig
 from ssole.config.view_recipe import ViewRecipe
+from ssole.errors import check, check_non_negative
 
 
 @dataclass(frozen=True, kw_only=True)

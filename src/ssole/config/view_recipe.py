@@ -9,8 +9,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ssole.config.checks import check, check_non_negative
-from ssole.errors import ConfigError, did_you_mean
+from ssole.errors import ConfigError, check, check_non_negative, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
