@@ -20,8 +20,7 @@ import tiny
 from disk import small_files
 from ssole.config import ConfigError
 from ssole.export import export as module
-from ssole.export.export import FORMATS
-from ssole.export.weights import NormalisedBackbone, Written
+from ssole.export.formats import FORMATS, NormalisedBackbone, Written
 
 STOCK: dict[str, Any] = {"model.stem": "timm", "augment.crops.0.size": 40}
 SMALL: dict[str, Any] = {"model.stem": "4x4"}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ssole.cli.common import OptionalFolder, RunPath, show
-from ssole.export.export import Format
 from ssole.export.export import export as write
+from ssole.export.formats import Format
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 from ssole import __version__
 from ssole.config import ConfigError, PretrainConfig
 from ssole.evaluation.results import EvaluationResult
-from ssole.export.weights import Written
+from ssole.export.formats import Written
 from ssole.models.load import LoadedBackbone
 from ssole.training.run import Run
 

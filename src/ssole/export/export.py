@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
 
@@ -13,19 +12,10 @@ from ssole.config import ConfigError
 from ssole.errors import did_you_mean
 from ssole.evaluation.checks import check_features
 from ssole.export.card import model_card
-from ssole.export.graphs import write_onnx, write_torch_export
-from ssole.export.weights import NormalisedBackbone, Written, write_hf, write_timm, write_torchvision
+from ssole.export.formats import FORMATS, Format, NormalisedBackbone, Written
 from ssole.files import folder_atomically, require_new_folder
 from ssole.models.load import LoadedBackbone, folder_beside, load, weights_path
 
-Format: TypeAlias = Literal["timm", "torchvision", "onnx", "torch-export", "hf"]
-FORMATS: dict[str, Callable[[LoadedBackbone, Path], Written]] = {
-    "timm": write_timm,
-    "torchvision": write_torchvision,
-    "onnx": write_onnx,
-    "torch-export": write_torch_export,
-    "hf": write_hf,
-}
 TOLERANCE = 1e-5
 """Largest difference between features of source and result, relative to the largest feature where that is above 1."""
 _BATCHES = (1, 3)  # sizes that are compared; two of them show a batch size that became a constant

@@ -1,10 +1,11 @@
-"""Weights of timm and torchvision: stock architectures, preprocessing, what a format cannot hold; and shared parts."""
+"""Each format: stock architectures, preprocessing, what it cannot hold, missing packages; and the shared parts."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +18,8 @@ from weight_files import Weights
 
 import ssole
 from ssole.config import ConfigError
-from ssole.export import weights as module
-from ssole.export.weights import NormalisedBackbone, Written, preprocessing_of
+from ssole.export import formats
+from ssole.export.formats import NormalisedBackbone, Written, preprocessing_of
 
 MEAN, STD = (0.1, 0.5, 0.7), (0.5, 0.25, 2.0)
 STOCK = {"model.stem": "timm", "augment.crops.0.size": 40, "model.backbone": "resnet18.a1_in1k"}
@@ -167,6 +168,38 @@ def test_tied_weights_are_written_twice(tmp_path: Path) -> None:
     """Safetensors refuses one tensor under two names, as CoaT has some."""
     first, second = nn.Linear(3, 3), nn.Linear(3, 3)
     second.weight = first.weight
-    module._save_weights(SimpleNamespace(backbone=nn.Sequential(first, second)), tmp_path)  # type: ignore[arg-type]
+    formats._save_weights(SimpleNamespace(backbone=nn.Sequential(first, second)), tmp_path)  # type: ignore[arg-type]
     saved = load_file(tmp_path / "model.safetensors")
     assert torch.equal(saved["0.weight"], saved["1.weight"])
+
+
+PREPROCESSING = {"image_size": 8, "channels": 3, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25]}
+
+
+def test_onnx_names_batch_and_metadata(weights: Weights) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+    folder = ssole.export(weights(), to="onnx")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.onnx"]  # weights are inside
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    (images,), (features,) = session.get_inputs(), session.get_outputs()
+    assert (images.name, images.shape) == ("images", ["batch", 3, 8, 8])
+    assert (features.name, features.shape) == ("features", ["batch", 16])
+    found = json.loads(session.get_modelmeta().custom_metadata_map["preprocessing"])
+    assert PREPROCESSING.items() <= found.items()
+
+
+def test_onnx_passes_its_checker(weights: Weights) -> None:
+    onnx = pytest.importorskip("onnx", reason="the extra export is not installed")
+    onnx.checker.check_model(ssole.export(weights(), to="onnx") / "model.onnx", full_check=True)
+
+
+def test_preprocessing_travels_in_the_torch_program(weights: Weights) -> None:
+    files = {"preprocessing.json": ""}
+    torch.export.load(ssole.export(weights(), to="torch-export") / "model.pt2", extra_files=files)
+    assert PREPROCESSING.items() <= json.loads(files["preprocessing.json"]).items()
+
+
+def test_a_missing_package_names_the_extra(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnxruntime" else find_spec("json"))
+    with pytest.raises(ConfigError, match=r"--to onnx needs onnxruntime: pip install 'ssole\[export\]'"):
+        ssole.export(weights(), to="onnx")
