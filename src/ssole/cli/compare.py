@@ -81,7 +81,7 @@ class Compare:
 
 def _arguments(args: Compare) -> dict[str, Any]:
     """Arguments of :func:`ssole.compare` from the experiment and the options, which override it."""
-    from ssole.comparison.experiment import check_settings, read_experiment
+    from ssole.comparison.compare import check_settings, read_experiment
 
     found = {} if args.experiment is None else read_experiment(args.experiment)
     given = {

@@ -1,8 +1,9 @@
-"""`compare`: methods in the same loop, on the same images and views, with equal budgets and an equal search."""
+"""`compare`: methods in the same loop, on the same images and views; and its arguments from a YAML file."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import inspect
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from os import PathLike
@@ -26,9 +27,10 @@ from ssole.comparison.runner import Runner
 from ssole.comparison.trial import resumable
 from ssole.config import ConfigError
 from ssole.config.budget import Budget
+from ssole.config.recipes import read_mapping
 from ssole.data.base import Spec
 from ssole.data.describe import canonical, describe, why_not_reopened
-from ssole.errors import quoted
+from ssole.errors import did_you_mean, quoted
 from ssole.training.feed import make_plan
 from ssole.training.run import Change
 from ssole.training.settings import say_reasons, with_statistics
@@ -139,3 +141,46 @@ def _run(
             progress=progress,
             allow_changes=allow_changes,
         ).run()
+
+
+_OPTIONS = inspect.signature(compare).parameters.keys() - {"overrides"}
+_KEYS = _OPTIONS - {"out", "progress", "allow_changes"} | {"set"}
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """Arguments of :func:`ssole.compare` from a file.
+
+        recipe: cifar10-cpu             a name, or a file's path from this file or from the working directory
+        budget: 600steps
+        search: 0
+        set: {optim.lr: 0.02}           settings for all arms
+        methods:                        a list of losses, or arms by name with their settings
+          lambda 1: {loss.name: ssole, loss.high_rank_weight: 1.0}
+          lambda 2: {loss.name: ssole, loss.high_rank_weight: 2.0}
+
+    A file that is missing, is no YAML mapping, or has a key that does not exist is a ConfigError.
+    """
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no experiment {path}: give a YAML file, or --methods with commas between them (ssole,simclr)"
+        )
+    values = read_mapping(path)
+    for key in values:
+        if key not in _KEYS:
+            hint = did_you_mean(str(key), _KEYS)
+            raise ConfigError(f"{path}: unknown key {key!r}.{hint} There are: {', '.join(sorted(_KEYS))}")
+    settings = values.pop("set", {})
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}: set must be a mapping of settings, got {settings!r}")
+    settings = {str(name): value for name, value in settings.items()}  # YAML has names that are numbers
+    check_settings(settings)
+    if (beside := path.parent / str(values.get("recipe", ""))).is_file():  # a recipe from this file
+        values["recipe"] = beside
+    return {**settings, **values}
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise a ConfigError if a setting for all arms is an option of the comparison itself."""
+    if options := _OPTIONS & settings.keys():
+        name = min(options)
+        raise ConfigError(f"{name} is no setting of the arms but an option: give it as `{name}`, or by --{name}")
