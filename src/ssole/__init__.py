@@ -12,8 +12,8 @@ from ssole.comparison.result import Comparison
 from ssole.comparison.tune import tune
 from ssole.config import ConfigError, Crop, PretrainConfig, ViewRecipe
 from ssole.errors import DataError
-from ssole.evaluation.evaluate import embed, evaluate
-from ssole.evaluation.features import Embeddings
+from ssole.evaluation.embed import Embeddings, embed
+from ssole.evaluation.evaluate import evaluate
 from ssole.export.export import export
 from ssole.extending import extend
 from ssole.losses import OLELoss, SSOLELoss, nuclear_norm

@@ -21,8 +21,8 @@ from ssole.data.base import Source
 from ssole.data.objects import ObjectSource
 from ssole.data.sources import open_source
 from ssole.errors import DataError
-from ssole.evaluation.evaluate import model_and_preprocessing
 from ssole.evaluation.features import extract
+from ssole.evaluation.models import model_and_preprocessing
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import Precision, resolve_device
 

@@ -17,7 +17,8 @@ from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
 from ssole.evaluation import evaluate as module
-from ssole.evaluation.evaluate import embed
+from ssole.evaluation import models
+from ssole.evaluation.embed import embed
 from ssole.evaluation.features import extract
 from ssole.evaluation.online import knn_evaluator
 from ssole.evaluation.preprocessing import Preprocessing
@@ -114,7 +115,7 @@ def test_notes_on_train_and_test_images_of_one_name_are_apart() -> None:
 
 
 def test_a_run_is_set_beside_itself_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "open_model", lambda run: MeanColour())
+    monkeypatch.setattr(models, "open_model", lambda run: MeanColour())
     monkeypatch.setattr(module, "untrained", lambda run: MeanColour(0.0))
     result = evaluate_quietly("runs/some", coloured(120, seed=0), test=coloured(60, seed=1), protocol=["knn"])
     assert list(result.rows) == ["trained", "raw pixels (8x8)", "untrained"]
@@ -122,7 +123,7 @@ def test_a_run_is_set_beside_itself_untrained(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_run_in_a_dict_keeps_its_own_preprocessing_also_untrained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "open_model", lambda run: MeanColour())
+    monkeypatch.setattr(models, "open_model", lambda run: MeanColour())
     monkeypatch.setattr(module, "untrained", lambda run: MeanColour())
     given = {"mean": (0.4, 0.4, 0.4), "std": (1.0, 1.0, 1.0)}  # for other networks of the table
     result = evaluate_quietly({"mine": "runs/some"}, coloured(60, seed=0), protocol="label-free", **given)

@@ -19,7 +19,7 @@ import ssole
 import tiny
 from ssole.config import ConfigError
 from ssole.evaluation import models
-from ssole.evaluation.evaluate import embed
+from ssole.evaluation.embed import embed
 from ssole.evaluation.models import OnnxModel, UnavailableError, is_run, name_of, open_model
 from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing

@@ -21,7 +21,7 @@ from listed import Listed, pngs
 from ssole.data.arrays import ArraySource
 from ssole.data.sources import open_source
 from ssole.evaluation import parts
-from ssole.evaluation.evaluate import model_and_preprocessing
+from ssole.evaluation.models import model_and_preprocessing
 from ssole.evaluation.parts import embed_to_file
 from ssole.training.run import Run
 

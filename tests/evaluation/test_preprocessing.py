@@ -16,7 +16,7 @@ from torch import nn
 from ssole.data.arrays import ArraySource
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
-from ssole.evaluation.evaluate import embed
+from ssole.evaluation.embed import embed
 from ssole.evaluation.preprocessing import Preprocessing, center_crop
 
 HALF: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3}

@@ -1,36 +1,33 @@
-"""Evaluation of frozen models: `evaluate` and `embed`."""
+"""`evaluate`: accuracy of simple classifiers on frozen features, beside baselines."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import chain
-from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from ssole import distributed
 from ssole.config import ConfigError
 from ssole.data.base import Spec
-from ssole.data.sources import open_source
-from ssole.data.store import ImageStore
 from ssole.evaluation.datasets import open_data
-from ssole.evaluation.features import RAW_PIXEL_SIZE, Embeddings, Views, extract, frozen
-from ssole.evaluation.models import UnavailableError, is_run, most_unreadable, open_model
+from ssole.evaluation.features import RAW_PIXEL_SIZE, Views
+from ssole.evaluation.models import (
+    ModelOrRun,
+    UnavailableError,
+    is_run,
+    model_and_preprocessing,
+    most_unreadable,
+)
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
 from ssole.evaluation.sharing import evaluation_device
 from ssole.models.load import untrained
 from ssole.runtime import Precision
-
-ModelOrRun = nn.Module | str | PathLike[str] | Any
-"""Module that returns features (B, F); or a run folder, its ``backbone.safetensors``, or the Run of pretraining; or
-anything else that :func:`ssole.evaluation.models.open_model` opens."""
 
 
 def evaluate(
@@ -148,65 +145,3 @@ def _add_baselines(
         scoring.add_models(scoring.free_name(row_name), models)
     if not different:
         scoring.notes.append("No untrained row: the initial weights of a module are unknown; give its run.")
-
-
-def embed(
-    model_or_run: ModelOrRun,
-    data: Spec,
-    *,
-    device: torch.device | str = "auto",
-    precision: Precision = "auto",
-    progress: bool = True,
-    image_size: int | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-) -> Embeddings:
-    """Frozen features of every readable image of ``data`` (its train split), with their ids and labels.
-
-    Images that cannot be read are left out, with a warning that says how many and names the first.
-
-    Args:
-        model_or_run, device, precision, progress, image_size, mean, std: as for :func:`evaluate`.
-        data: as for pretraining.
-
-    Raises:
-        DataError: data that cannot be opened, or too many unreadable images.
-        ValueError: unknown preprocessing, or features that are not finite.
-    """
-    device = evaluation_device(device)
-    model, preprocessing = model_and_preprocessing(model_or_run, image_size=image_size, mean=mean, std=std)
-    most = most_unreadable([model_or_run])
-    store = preprocessing.open_store(open_source(data), progress=progress, max_unreadable=most)
-    features = extract(model, store, preprocessing, device=device, precision=precision, progress=progress)
-    if store.unreadable:
-        _, first, reason = store.unreadable[0]
-        warnings.warn(
-            f"{len(store.unreadable)} of {len(store)} images cannot be read and are left out: {first} ({reason}), ...",
-            stacklevel=2,
-        )
-    return readable_embeddings(features, store)
-
-
-def readable_embeddings(features: torch.Tensor, store: ImageStore, first: int = 0) -> Embeddings:
-    """Embeddings of images of a store, from number ``first`` on, by their features (B, F), without unreadable ones."""
-    readable = first + np.flatnonzero(store.readable[first : first + len(features)])
-    return Embeddings(
-        array=features.numpy()[readable - first],
-        ids=[store.source.id(i) for i in readable.tolist()],
-        labels=None if store.source.labels is None else store.source.labels[readable],
-        classes=store.source.classes,
-    )
-
-
-def model_and_preprocessing(given: ModelOrRun, **overrides: Any) -> tuple[nn.Module, Preprocessing]:
-    """Model that a user gave, or that of a run, and its preprocessing, of which `overrides` replace a part."""
-    model = open_model(given)
-    preprocessing = Preprocessing.from_model(model, **overrides)
-    if overrides.get("image_size") is not None and not isinstance(given, nn.Module):
-        size = preprocessing.image_size
-        try:  # whether the network takes images of a size that it was perhaps not made for
-            with frozen(model, torch.device("cpu")):
-                model(torch.zeros(1, preprocessing.channels or 3, size, size))
-        except (AssertionError, RuntimeError) as error:  # what timm and torch raise
-            raise ConfigError(f"the network does not take images of {size} x {size} pixels: {error}") from None
-    return model, preprocessing

@@ -6,22 +6,15 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from os import PathLike
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ssole.errors import valid_text
 from ssole.evaluation.checks import check_features
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.sharing import batches_of_all, own_batches
-from ssole.files import write_atomically
 from ssole.progress import progress_bar
 from ssole.runtime import Precision, exact_convolutions, resolve_precision
 
@@ -214,73 +207,3 @@ def _as_rows(output: object, count: int) -> Tensor:
 def _device_of(model: nn.Module) -> torch.device:
     """Device of the model's parameters; the CPU for a model without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-@dataclass(frozen=True, kw_only=True, repr=False)
-class Embeddings:
-    """Frozen features of images, one row for each, with their ids and labels."""
-
-    array: NDArray[np.float32]
-    """(N, F)."""
-    ids: list[str]
-    """N names, stable between runs: the path of each image below the data's root, or ``file:row``."""
-    labels: NDArray[np.int64] | None = None
-    """(N,), -1 where unknown; or None."""
-    classes: list[str] | None = None
-    """Names of the labels 0, 1, ..., where known."""
-
-    def __post_init__(self) -> None:
-        if self.array.ndim != 2 or len(self.ids) != len(self.array):
-            raise ValueError(f"an array of shape {self.array.shape} with {len(self.ids)} ids; (N, F) and N are needed")
-        if self.labels is not None and self.labels.shape != (len(self.array),):
-            raise ValueError(f"labels have shape {self.labels.shape}; ({len(self.array)},) is needed")
-
-    def __repr__(self) -> str:
-        images, features = self.array.shape
-        return f"{type(self).__name__}({images:,} images, {features:,} features)"
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def save(self, path: str | PathLike[str]) -> Path:
-        """Write to ``.npz`` (keys array, ids, labels, classes) or ``.parquet`` (columns id, embedding, label, class).
-
-        The file appears whole or not at all. Neither form needs pickle to be read.
-
-        Raises:
-            ValueError: the name has another suffix.
-        """
-        path = Path(path)
-        require_embeddings_name(path)
-        write_atomically(path, self._write_npz if path.suffix == ".npz" else self._write_parquet)
-        return path
-
-    def _write_npz(self, path: Path) -> None:
-        columns: dict[str, Any] = {"array": self.array, "ids": np.array(self.ids, dtype=np.str_)}
-        if self.labels is not None:
-            columns["labels"] = self.labels
-        if self.classes is not None:
-            columns["classes"] = np.array(self.classes, dtype=np.str_)
-        with path.open("wb") as file:  # given a name, numpy would append .npz to it
-            np.savez(file, **columns)  # numbers and texts alone: nothing is pickled
-
-    def _write_parquet(self, path: Path) -> None:
-        import pyarrow as pa
-        from pyarrow import parquet
-
-        flat = pa.array(np.ascontiguousarray(self.array).ravel())
-        ids = pa.array([valid_text(name) for name in self.ids], type=pa.string())
-        columns = {"id": ids, "embedding": pa.FixedSizeListArray.from_arrays(flat, self.array.shape[1])}
-        if self.labels is not None:
-            columns["label"] = pa.array(self.labels)
-            if self.classes is not None:
-                known = [valid_text(name) for name in self.classes]
-                names = np.array([*known, None], dtype=object)  # -1, an unknown label, has no name
-                columns["class"] = pa.array(names[self.labels], type=pa.string())
-        parquet.write_table(pa.table(columns), path)
-
-
-def require_embeddings_name(path: Path) -> None:
-    """Raise a `ValueError` unless embeddings can be written to a file of this name."""
-    if path.suffix not in (".npz", ".parquet"):
-        raise ValueError(f"cannot write embeddings to {path.name!r}: end the name in .npz or .parquet")

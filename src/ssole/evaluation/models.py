@@ -18,6 +18,8 @@ from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig
 from ssole.errors import one_line
+from ssole.evaluation.features import frozen
+from ssole.evaluation.preprocessing import Preprocessing
 from ssole.models.load import LoadedBackbone, described, load, max_unreadable
 from ssole.models.timm_registry import register_with_timm
 from ssole.models.weights_file import SUFFIXES, classifier_prefixes, load_whole, read_weights
@@ -28,6 +30,11 @@ IMAGENET = {"image_size": 224, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.2
 _LIBRARIES = ("timm:", "torchvision:")
 _SCHEMES = ("local-dir:", "hf-hub:", "hf_hub:")  # after timm's prefix: places that timm itself opens
 _NO_PLACE = "give a run folder or its backbone.safetensors, timm:NAME, torchvision:NAME, timm:NAME=FILE, or FILE.onnx"
+
+
+ModelOrRun = nn.Module | str | PathLike[str] | Any
+"""Module that returns features (B, F); or a run folder, its ``backbone.safetensors``, or the Run of pretraining; or
+anything else that :func:`open_model` opens."""
 
 
 class UnavailableError(ConfigError):
@@ -70,6 +77,20 @@ def open_model(given: nn.Module | str | PathLike[str] | Any) -> nn.Module:
     if not path.exists():
         raise ConfigError(f"there is no {path}: {_NO_PLACE}")
     return load(given)
+
+
+def model_and_preprocessing(given: ModelOrRun, **overrides: Any) -> tuple[nn.Module, Preprocessing]:
+    """Model that a user gave, or that of a run, and its preprocessing, of which `overrides` replace a part."""
+    model = open_model(given)
+    preprocessing = Preprocessing.from_model(model, **overrides)
+    if overrides.get("image_size") is not None and not isinstance(given, nn.Module):
+        size = preprocessing.image_size
+        try:  # whether the network takes images of a size that it was perhaps not made for
+            with frozen(model, torch.device("cpu")):
+                model(torch.zeros(1, preprocessing.channels or 3, size, size))
+        except (AssertionError, RuntimeError) as error:  # what timm and torch raise
+            raise ConfigError(f"the network does not take images of {size} x {size} pixels: {error}") from None
+    return model, preprocessing
 
 
 def is_run(given: Any) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 from ssole.config import ConfigError
 from ssole.data.base import Spec
 from ssole.errors import DataError, distinct, without_secrets
-from ssole.evaluation.evaluate import ModelOrRun, evaluate
+from ssole.evaluation.evaluate import evaluate
+from ssole.evaluation.models import ModelOrRun
 from ssole.evaluation.results import METRICS, EvaluationResult, Score
 
 

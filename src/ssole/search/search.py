@@ -18,8 +18,15 @@ from ssole.data.base import Spec
 from ssole.data.describe import canonical, describe, images_of_run
 from ssole.data.sources import open_source
 from ssole.errors import quoted
-from ssole.evaluation.evaluate import ModelOrRun, model_and_preprocessing
-from ssole.evaluation.models import OnnxModel, is_run, most_unreadable, name_of, open_model
+from ssole.evaluation.models import (
+    ModelOrRun,
+    OnnxModel,
+    is_run,
+    model_and_preprocessing,
+    most_unreadable,
+    name_of,
+    open_model,
+)
 from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import (
