@@ -17,9 +17,8 @@ from ssole.data.base import Spec
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import valid_text
-from ssole.evaluation.features import extract
+from ssole.evaluation.features import evaluation_device, extract
 from ssole.evaluation.models import ModelOrRun, model_and_preprocessing, most_unreadable
-from ssole.evaluation.sharing import evaluation_device
 from ssole.files import write_atomically
 from ssole.runtime import Precision
 

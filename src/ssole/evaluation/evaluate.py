@@ -14,7 +14,7 @@ from ssole import distributed
 from ssole.config import ConfigError
 from ssole.data.base import Spec
 from ssole.evaluation.datasets import open_data
-from ssole.evaluation.features import RAW_PIXEL_SIZE, Views
+from ssole.evaluation.features import RAW_PIXEL_SIZE, Views, evaluation_device
 from ssole.evaluation.models import (
     ModelOrRun,
     UnavailableError,
@@ -25,7 +25,6 @@ from ssole.evaluation.models import (
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.evaluation.results import EvaluationResult
 from ssole.evaluation.scoring import Scoring
-from ssole.evaluation.sharing import evaluation_device
 from ssole.models.load import untrained
 from ssole.runtime import Precision
 

@@ -6,17 +6,18 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ssole import distributed
+from ssole.data.store import ImageStore
 from ssole.evaluation.checks import check_features
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.evaluation.sharing import batches_of_all, own_batches
 from ssole.progress import progress_bar
-from ssole.runtime import Precision, exact_convolutions, resolve_precision
+from ssole.runtime import Precision, exact_convolutions, resolve_device, resolve_precision
 
 RAW_PIXEL_SIZE = 32
 """Side of the images, in pixels, whose pixels serve as features: larger images only make the baseline worse."""
@@ -207,3 +208,40 @@ def _as_rows(output: object, count: int) -> Tensor:
 def _device_of(model: nn.Module) -> torch.device:
     """Device of the model's parameters; the CPU for a model without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def evaluation_device(device: torch.device | str) -> torch.device:
+    """Device of a setting; if processes share the work, that of this process."""
+    found = resolve_device(device)
+    return distributed.own_device(found) if distributed.shares_work() else found
+
+
+def own_batches(batches: Sequence[Tensor]) -> list[Tensor]:
+    """Batches that this process computes, one in each round. If the last round has none for it, a single image."""
+    if not distributed.shares_work():
+        return list(batches)
+    world, rank = distributed.world_size(), distributed.rank()
+    own = list(batches[rank::world])
+    return own if rank <= (len(batches) - 1) % world else [*own, batches[-1][:1]]
+
+
+def batches_of_all(number: int, rows: Tensor, batches: Sequence[Tensor], images: Any) -> Iterator[tuple[int, Tensor]]:
+    """Position of the first image, and the features, of each batch of a round, in order.
+
+    ``rows`` are the features (B, F) of this process's own batch, and ``batches`` the positions of the images of all
+    batches. ``images``, a store or a subset of one, is told which images other processes could not read.
+    """
+    if not distributed.shares_work():
+        yield int(batches[number][0]), rows
+        return
+    distributed.stopping_point()
+    store = getattr(images, "store", images)
+    if isinstance(store, ImageStore) and distributed.maximum(len(store.unreadable)):
+        store.take_unreadable(one for found in distributed.collect(store.unreadable) for one in found)
+    world = distributed.world_size()
+    if number * world + distributed.rank() >= len(batches):
+        rows = rows[:0]
+    gathered = distributed.gather(rows.contiguous(), equal=False)
+    for batch in batches[number * world : (number + 1) * world]:
+        yield int(batch[0]), gathered[: len(batch)]
+        gathered = gathered[len(batch) :]

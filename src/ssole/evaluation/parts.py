@@ -30,10 +30,9 @@ from ssole.errors import DataError, valid_text
 from ssole.evaluation.checks import check_features
 from ssole.evaluation.datasets import Subset
 from ssole.evaluation.embed import Embeddings, readable_embeddings, require_embeddings_name
-from ssole.evaluation.features import for_each_batch
+from ssole.evaluation.features import evaluation_device, for_each_batch
 from ssole.evaluation.models import ModelOrRun, model_and_preprocessing, most_unreadable
 from ssole.evaluation.preprocessing import Preprocessing
-from ssole.evaluation.sharing import evaluation_device
 from ssole.files import locked, read_json, remove_leftovers, write_atomically, write_json_atomically
 from ssole.models.weights_file import digest_of
 from ssole.runtime import Precision, resolve_precision
