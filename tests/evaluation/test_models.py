@@ -20,8 +20,8 @@ import tiny
 from ssole.config import ConfigError
 from ssole.evaluation import models
 from ssole.evaluation.embed import embed
+from ssole.evaluation.embed_to_file import backbone_digest
 from ssole.evaluation.models import OnnxModel, UnavailableError, is_run, name_of, open_model
-from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.training.run import Run
 

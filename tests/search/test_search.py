@@ -14,7 +14,7 @@ import ssole
 import tiny
 from ssole.config import ConfigError
 from ssole.data.sources import open_source
-from ssole.evaluation import parts
+from ssole.evaluation import embed_to_file
 from ssole.search import search as module
 from ssole.search.index import Index
 from ssole.search.search import open_index
@@ -52,8 +52,8 @@ def test_it_goes_on_after_an_interruption(
     run: Run, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The features are those of an index that was made at once, to the bit, since the batches are the same."""
-    monkeypatch.setattr(parts, "PART", 8)
-    monkeypatch.setattr(parts, "_BATCH", 8)
+    monkeypatch.setattr(embed_to_file, "PART", 8)
+    monkeypatch.setattr(embed_to_file, "_BATCH", 8)
     whole = ssole.index(run, photos, tmp_path / "whole" / "index", precision="float32", progress=False)
     with monkeypatch.context() as patch:
         patch.setattr(module, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

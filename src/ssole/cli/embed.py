@@ -30,7 +30,7 @@ class Embed:
     device: Device = "auto"
 
     def __call__(self) -> int:
-        from ssole.evaluation.parts import embed_to_file
+        from ssole.evaluation.embed_to_file import embed_to_file
 
         data = data_spec(self.data) or run_data(run_config(self.run), self.run)
         done = embed_to_file(self.run, data, self.out, device=self.device, progress=not distributed.rank())

@@ -1,8 +1,8 @@
 """Evaluation of a frozen model: its features, and the metrics computed on them.
 
 `evaluate` and `embed` hold what `cli` and `ssole` call; `models` opens the models they are given. `preprocessing`
-prepares images for a model, `features` runs it, also on a share of the images in each of many processes, `parts` runs
-it on very many images, `datasets` finds train and test images.
+prepares images for a model, `features` runs it, also on a share of the images in each of many processes,
+`embed_to_file` runs it on very many images, `datasets` finds train and test images.
 `knn`, `linear`, `sgd_probe`, `few_shot`, `clustering`, `retrieval` and `label_free` are algorithms on features, with
 shared parts in `checks` and `accuracy`; `attentive` needs feature maps, `fine_tune` trains the network. `corruptions`
 damages images, with `corruption_filters`. `protocols` lists what can be measured, each a function from a `case`, which

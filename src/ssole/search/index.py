@@ -26,8 +26,8 @@ from torch import nn
 from ssole.config import ConfigError
 from ssole.data.storage import data_errors
 from ssole.errors import DataError, valid_text
+from ssole.evaluation.embed_to_file import backbone_digest
 from ssole.evaluation.models import model_and_preprocessing, name_of
-from ssole.evaluation.parts import backbone_digest
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import read_json
 from ssole.search.cells import Cells, nearest_in_cells

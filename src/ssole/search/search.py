@@ -18,6 +18,7 @@ from ssole.data.base import Spec
 from ssole.data.describe import canonical, describe, images_of_run
 from ssole.data.sources import open_source
 from ssole.errors import quoted
+from ssole.evaluation.embed_to_file import Parts, backbone_digest, embed_parts
 from ssole.evaluation.models import (
     ModelOrRun,
     OnnxModel,
@@ -27,7 +28,6 @@ from ssole.evaluation.models import (
     name_of,
     open_model,
 )
-from ssole.evaluation.parts import Parts, backbone_digest, embed_parts
 from ssole.evaluation.preprocessing import Preprocessing
 from ssole.files import (
     LEFTOVER,

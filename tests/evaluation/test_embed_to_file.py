@@ -20,9 +20,9 @@ import tiny
 from listed import Listed, pngs
 from ssole.data.arrays import ArraySource
 from ssole.data.sources import open_source
-from ssole.evaluation import parts
+from ssole.evaluation import embed_to_file as module
+from ssole.evaluation.embed_to_file import embed_to_file
 from ssole.evaluation.models import model_and_preprocessing
-from ssole.evaluation.parts import embed_to_file
 from ssole.training.run import Run
 
 
@@ -33,8 +33,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parts, "PART", 4)
-    monkeypatch.setattr(parts, "_BATCH", 4)
+    monkeypatch.setattr(module, "PART", 4)
+    monkeypatch.setattr(module, "_BATCH", 4)
 
 
 class Interrupted(ArraySource):
@@ -101,14 +101,14 @@ def test_kill_loses_the_part_in_work_and_no_more(run: Run, tmp_path: Path) -> No
 import sys, time
 import torch
 from ssole.data.folder import FolderSource
-from ssole.evaluation import parts
+from ssole.evaluation import embed_to_file as module
 torch.set_num_threads(1)
-parts.PART = parts._BATCH = 4
+module.PART = module._BATCH = 4
 class Slow(FolderSource):
     def read(self, i):
         time.sleep(0.02 * (i > 11))
         return super().read(i)
-parts.embed_to_file({str(run.path)!r}, Slow({str(tmp_path / "photos")!r}), "killed.parquet", progress=False)
+module.embed_to_file({str(run.path)!r}, Slow({str(tmp_path / "photos")!r}), "killed.parquet", progress=False)
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(ssole.__file__).parent.parent)}
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environment)
@@ -123,21 +123,21 @@ parts.embed_to_file({str(run.path)!r}, Slow({str(tmp_path / "photos")!r}), "kill
     (folder / ".0000000008.parquet.abcd.ssole-tmp").write_bytes(b"half a part")
     embed_to_file(run, tmp_path / "photos", tmp_path / "whole.parquet", progress=False)
     model, preprocessing = model_and_preprocessing(run)
-    parts.embed_parts(model, preprocessing, open_source(tmp_path / "photos"), folder, progress=False)
+    module.embed_parts(model, preprocessing, open_source(tmp_path / "photos"), folder, progress=False)
     assert (folder / "0000000000.parquet").stat().st_mtime_ns == first  # not computed again
     embed_to_file(run, tmp_path / "photos", tmp_path / "killed.parquet", progress=False)
     assert (tmp_path / "killed.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
 def test_no_more_rows_are_held_than_a_part_has(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held, add = [], parts._PartWriter.add
+    held, add = [], module._PartWriter.add
 
     def spy(writer: Any, start: int, rows: Any) -> None:
         held.append(len(rows) + sum(map(len, writer._rows)))
         add(writer, start, rows)
 
-    monkeypatch.setattr(parts, "PART", 8)
-    monkeypatch.setattr(parts._PartWriter, "add", spy)
+    monkeypatch.setattr(module, "PART", 8)
+    monkeypatch.setattr(module._PartWriter, "add", spy)
     embed_to_file(run, tiny.images(60), tmp_path / "a.parquet", progress=False)
     assert held == [4, 8] * 7 + [4]
 
