@@ -91,23 +91,23 @@ class Eval:
         run = next((Path(one) for one in models.values() if is_run(one)), None)
         config = None if run is None else run_config(run)
         given: Any = self.run[0] if alone else models
-        how: dict[str, Any] = {"progress": not distributed.rank()}
-        how |= {name: getattr(self, name) for name in ("seed", "device", "image_size", "mean", "std")}
-        changed = {name: how[name] for name in ("image_size", "mean", "std") if how[name] is not None}
+        names = ("image_size", "mean", "std")
+        changed = {name: value for name in names if (value := getattr(self, name)) is not None}
         views = None
         if config is not None and is_run(self.run[0]):
             views = _views(config, self.seed, changed if alone else {})  # several models are not changed
         if self.transfer:
-            result = measure_transfer(given, self.transfer, **how)
+            measured = partial(measure_transfer, given, self.transfer)
         else:
-            result = measure(
+            measured = partial(
+                measure,
                 given,
                 data_spec(self.data) or run_data(config, run or self.run[0]),
                 test=data_spec(self.test),
                 protocol=[name for words in self.protocols for name in words.split(",")],
                 views=views,
-                **how,
             )
+        result = measured(seed=self.seed, device=self.device, progress=not distributed.rank(), **changed)
         if distributed.rank():
             return 0
         try:  # saved first: printing fails where a pipe was closed

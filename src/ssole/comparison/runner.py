@@ -195,9 +195,10 @@ class Runner:
         preprocessing = Preprocessing.from_config(config)
         if preprocessing not in self._curve_stores:
             both = zip((self.images.train, self.images.test), CURVE_IMAGES, strict=True)
-            how: Any = {"progress": False, "max_unreadable": config.max_unreadable}
-            stores = [preprocessing.open_store(sample(source, most), **how) for source, most in both]
-            self._curve_stores[preprocessing] = stores
+            self._curve_stores[preprocessing] = [
+                preprocessing.open_store(sample(source, most), progress=False, max_unreadable=config.max_unreadable)
+                for source, most in both
+            ]
         train, test = self._curve_stores[preprocessing]
         every = max(1, config.steps // CURVE_POINTS)
         return {every: knn_evaluator(train, test, preprocessing, precision=config.precision)}

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -101,12 +102,18 @@ def embed_to_file(
         raise ConfigError(f"{out} is a folder: embeddings are one file, so choose another name (--out)")
     model, preprocessing = model_and_preprocessing(model_or_run)
     source = open_source(data)
-    folder = out.with_name(out.name + ".parts")
-    how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
-    how["max_unreadable"] = most_unreadable([model_or_run])
     with ExitStack() as stack:
         distributed.on_rank_0(lambda: stack.enter_context(_only_writer(out)))
-        parts = embed_parts(model, preprocessing, source, folder, **how)
+        parts = embed_parts(
+            model,
+            preprocessing,
+            source,
+            out.with_name(out.name + ".parts"),
+            max_unreadable=most_unreadable([model_or_run]),
+            device=device,
+            precision=precision,
+            progress=progress,
+        )
         distributed.on_rank_0(lambda: _join(parts, source, out))
     return parts
 
@@ -144,7 +151,6 @@ def embed_parts(
     Many processes share the features, and the first one writes them.
     """
     device = evaluation_device(device)
-    how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
     files = [folder / f"{start:010}.parquet" for start in range(0, len(source), PART)]
 
     def begin() -> int:
@@ -155,11 +161,12 @@ def embed_parts(
     done = distributed.on_rank_0(begin)
     if done < len(files):
         positions = torch.arange(done * PART, len(source))
-        options: dict[str, Any] = {"memory_limit": 0, "max_unreadable": max_unreadable, "progress": progress}
-        with preprocessing.open_store(source, **options) as store:
+        for_each = partial(for_each_batch, batch_size=_BATCH, device=device, precision=precision, progress=progress)
+        store = preprocessing.open_store(source, memory_limit=0, max_unreadable=max_unreadable, progress=progress)
+        with store:
             writer = _PartWriter(Subset(store=store, positions=positions, labels=positions), files[done:])
             try:
-                for_each_batch(model, writer.images, preprocessing, writer.add, batch_size=_BATCH, **how)
+                for_each(model, writer.images, preprocessing, writer.add)
             except KeyboardInterrupt:
                 kept = min((done + writer.written) * PART, len(source))
                 raise KeyboardInterrupt(

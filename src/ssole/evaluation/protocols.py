@@ -141,8 +141,9 @@ def _tokens(case: Case, tokens: Tokens, subset: Subset) -> tuple[Tensor, Tensor]
             raise NoTokensError("its spatial features go beyond 65,504, the largest number of float16")
         kept[start : start + len(rows)] = halves
 
-    how: dict[str, Any] = {"device": case.device, "precision": case.precision, "progress": case.progress}
-    for_each_batch(tokens, chosen, case.preprocessing, keep, **how)
+    for_each_batch(
+        tokens, chosen, case.preprocessing, keep, device=case.device, precision=case.precision, progress=case.progress
+    )
     rows, labels = chosen.readable_rows(kept)
     return rows.view(len(rows), -1, tokens.width), labels
 

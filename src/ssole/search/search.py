@@ -148,11 +148,11 @@ def build_index(
     preprocessing = Preprocessing.from_model(model)
     description: dict[str, Any] = {"model": name_of(model_or_run), "backbone": backbone_digest(model, preprocessing)}
     description |= {"channels": preprocessing.channels, "data": describe(data)}
-    source = open_source(data)
+    data, most = open_source(data), most_unreadable([model_or_run])
     with _work_folder(folder) as work:
-        how: dict[str, Any] = {"device": device, "precision": precision, "progress": progress}
-        how["max_unreadable"] = most_unreadable([model_or_run])
-        parts = embed_parts(model, preprocessing, source, work, **how)
+        parts = embed_parts(
+            model, preprocessing, data, work, max_unreadable=most, device=device, precision=precision, progress=progress
+        )
         with folder_atomically(folder) as new:
             _write(parts, new, "float16" if half else "float32", description, weights)
             if cells == "always" or (cells == "auto" and parts.images > CELLS_ABOVE and faiss_installed()):
