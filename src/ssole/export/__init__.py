@@ -1,8 +1,8 @@
 """Export of trained backbones to the formats of other libraries.
 
 `export` is what `ssole.export` and the command line call: it writes a folder, loads it again, compares it with the
-source and adds a model card (`card`). `formats` writes each of them. Names of formats, and of files in the folders,
-may not change. Everything else may.
+source and adds a model card. `formats` writes the formats. Names of formats, and of files in the folders, may not
+change. Everything else may.
 """
 
 from __future__ import annotations
