@@ -98,7 +98,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(ssole, "pretrain", lambda *data, **given: pretrain(*data, **{**given, **SHORT}))
     monkeypatch.setattr(ssole, "evaluate", lambda *data, **given: evaluate(*data, **{"protocol": "knn", **given}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ssole.training.trial.MAX_TRIAL_STEPS", 3)  # by which the time of a step is measured
+    monkeypatch.setattr("ssole.training.dry_run.MAX_TRIAL_STEPS", 3)  # by which the time of a step is measured
     torch.set_num_threads(1)  # for work this small, a second one only waits
     tiny.write_folder(tmp_path / "photos", 32)
     tiny.write_folder(tmp_path / "photos-to-test-on", 8, size=16)

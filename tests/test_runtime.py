@@ -33,7 +33,7 @@ from ssole.runtime import (
     torch_state,
     usable_cpus,
 )
-from ssole.training.trial import step_seconds
+from ssole.training.dry_run import step_seconds
 
 
 @pytest.mark.parametrize(

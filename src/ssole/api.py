@@ -24,6 +24,7 @@ from ssole.models.custom import custom_settings, is_custom, missing_module_error
 from ssole.progress import say
 from ssole.runtime import environment, one_thread, resolve_device
 from ssole.training.checkpoint import checkpoint_steps
+from ssole.training.dry_run import step_seconds
 from ssole.training.feed import check_shares, make_plan
 from ssole.training.images import IMAGES_FILE, keep_or_compare_images
 from ssole.training.initial import initial_weights
@@ -32,7 +33,6 @@ from ssole.training.monitor import Evaluator, figures_of, require_same_evaluator
 from ssole.training.needs import require_memory
 from ssole.training.run import Change, Run, lock_run, new_run, require_free, require_same_recipe
 from ssole.training.settings import agreed_config, eval_data_to_open, with_measurements
-from ssole.training.trial import step_seconds
 
 if TYPE_CHECKING:
     from ssole.data.base import Source, Spec

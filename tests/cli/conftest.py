@@ -16,7 +16,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     """Run `ssole ARGUMENTS` in this process, in a folder with tiny.yaml and images in photos/. Never a traceback."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr("ssole.training.trial.MAX_TRIAL_STEPS", 3)  # by which the time of a step is measured
+    monkeypatch.setattr("ssole.training.dry_run.MAX_TRIAL_STEPS", 3)  # by which the time of a step is measured
     tiny.recipe(tmp_path)
     tiny.write_folder(tmp_path / "photos")
 

@@ -31,7 +31,7 @@ from ssole.config import LOSS_CONFIGS, ConfigError, SSOLEConfig, apply_overrides
 from ssole.data.arrays import ArraySource
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
-from ssole.training.trial import TRIAL_SECONDS
+from ssole.training.dry_run import TRIAL_SECONDS
 
 
 @pytest.mark.usefixtures("in_a_folder")

@@ -29,7 +29,7 @@ from ssole.comparison.trial import Trial
 from ssole.config import ConfigError
 from ssole.data.arrays import ArraySource
 from ssole.errors import DataError
-from ssole.training import trial
+from ssole.training import dry_run
 from ssole.training.run import Run
 
 
@@ -128,7 +128,7 @@ def test_another_version_ends_the_comparison_and_is_no_failure_of_a_method(
 
 @pytest.mark.usefixtures("in_a_folder")
 def test_a_method_that_fails_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 20)  # in which the second one fails
+    monkeypatch.setattr(dry_run, "MAX_TRIAL_STEPS", 20)  # in which the second one fails
     result = compare({"ssole": {"loss.name": "ssole"}, "broken": Broken(), "diverging": Diverging()})
     assert result.arms["broken"].reason == "RuntimeError: no such thing"
     assert result.arms["broken"].runs == []
@@ -148,7 +148,7 @@ def test_a_search_whose_trials_all_fail_ends_the_arm(monkeypatch: pytest.MonkeyP
             self.steps += 1
             return z.float().square().mean() / (len(z) * self.steps < 4 * 13).float()
 
-    monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 5)  # which do not fail yet
+    monkeypatch.setattr(dry_run, "MAX_TRIAL_STEPS", 5)  # which do not fail yet
     result = compare({"ssole": {"loss.name": "ssole"}, "late": Late()}, budget="60steps", seeds=1, search=2)
     reason = result.arms["late"].reason
     assert reason is not None

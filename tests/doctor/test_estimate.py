@@ -17,9 +17,9 @@ from ssole.doctor.contents import Contents, contents
 from ssole.doctor.estimate import estimate
 from ssole.doctor.scan import Sample, draw_sample, scan
 from ssole.errors import DataError
-from ssole.training import trial
+from ssole.training import dry_run
+from ssole.training.dry_run import DryRun
 from ssole.training.step import Learner
-from ssole.training.trial import DryRun
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_small_recipe_is_measured_whole(measured: tuple[Sample, Contents], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TRIAL_SECONDS", 60.0)  # so that a busy machine does not keep the batch small
-    monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 5)
+    monkeypatch.setattr(dry_run, "MAX_TRIAL_STEPS", 5)
     found = estimate(tiny.config(steps=50, batch_size=8), *measured, 22, CPU)
     assert (found.steps, found.batch_size, found.batch_measured, found.views) == (50, 8, 8, 2)
     assert (found.device, found.precision) == ("cpu", "float32")
@@ -95,7 +95,7 @@ def test_a_run_that_would_be_compiled_is_measured_compiled(
 ) -> None:
     """Saved bytes are counted before. The compiler is not under test, so a quick one takes its place."""
     monkeypatch.setattr(module, "TRIAL_SECONDS", 60.0)
-    monkeypatch.setattr(trial, "MAX_TRIAL_STEPS", 5)
+    monkeypatch.setattr(dry_run, "MAX_TRIAL_STEPS", 5)
     compiled = []
 
     def compile_eagerly(learner: Learner) -> bool:

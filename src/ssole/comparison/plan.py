@@ -25,9 +25,9 @@ from ssole.data.store import ImageStore
 from ssole.files import read_json, reading, write_json_atomically
 from ssole.progress import duration
 from ssole.runtime import resolve_device
+from ssole.training.dry_run import TRIAL_SECONDS, step_seconds
 from ssole.training.feed import make_plan
 from ssole.training.initial import initial_weights
-from ssole.training.trial import TRIAL_SECONDS, step_seconds
 
 LR_FACTORS = (0.25, 4.0)
 WEIGHT_DECAY_FACTORS = (0.1, 10.0)

@@ -26,8 +26,8 @@ from ssole.doctor.suggest import ANY_VIEWS, Budgeted, Suggestion, channel_overri
 from ssole.errors import DataError
 from ssole.memory import free_memory
 from ssole.runtime import resolve_device, torch_state
+from ssole.training.dry_run import DryRun
 from ssole.training.settings import require_named
-from ssole.training.trial import DryRun
 
 _LARGEST_CROP = 512  # pixels; photographs are decoded no larger than the largest views can use
 _TRIAL_BATCH = 32  # images of the steps that are measured on a CPU, where their time grows with the batch

@@ -19,9 +19,9 @@ from ssole.doctor.scan import Sample
 from ssole.memory import total_memory
 from ssole.runtime import resolve_precision, torch_state
 from ssole.training.checkpoint import MOST_CHECKPOINTS
+from ssole.training.dry_run import TRIAL_SECONDS, DryRun
 from ssole.training.feed import make_plan
 from ssole.training.needs import checkpoint_bytes
-from ssole.training.trial import TRIAL_SECONDS, DryRun
 
 _SPARE = 0.5  # share of the available memory that a step of the trial may take
 

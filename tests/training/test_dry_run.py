@@ -14,8 +14,8 @@ import tiny
 from ssole.data.arrays import ArraySource
 from ssole.data.store import ImageStore
 from ssole.runtime import forget_peak_memory, peak_memory
+from ssole.training.dry_run import DryRun, step_seconds
 from ssole.training.needs import saved_bytes
-from ssole.training.trial import DryRun, step_seconds
 
 CPU = torch.device("cpu")
 
