@@ -22,7 +22,7 @@ def test_results_are_shown_and_saved(tmp_path: Path) -> None:
     assert saved["rows"]["trained"]["linear"] == {"value": 1.0, "std": 0.0, "n": 90, "runs": 1, "interval": None}
     assert saved["details"]["trained"]["linear"][0]["c"] > 0
     assert "[ 30, 0, 0 ]" in (tmp_path / "result.json").read_text()  # a row of a confusion matrix is a line
-    assert EvaluationResult.load(tmp_path / "result.json").rows == result.rows
+    assert EvaluationResult.load(tmp_path / "result.json") == result
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(result.table())
     text = console.export_text()

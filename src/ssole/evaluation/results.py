@@ -8,6 +8,7 @@ import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -211,6 +212,10 @@ class EvaluationResult:
             rows = {
                 row: {name: Score(**score) for name, score in scores.items()} for row, scores in fields["rows"].items()
             }
+            for details in chain.from_iterable(row.values() for row in fields["details"].values()):
+                for one in details:
+                    if "validation" in one:  # JSON has texts for the numbers that are its names
+                        one["validation"] = {float(name): value for name, value in one["validation"].items()}
             return cls(**{**fields, "rows": rows})
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is not a result of ssole eval ({error!r:.100}): run ssole eval again") from None
