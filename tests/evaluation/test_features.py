@@ -26,6 +26,8 @@ from ssole.evaluation.preprocessing import Preprocessing
 from ssole.runtime import resolve_precision
 from ssole.training.run import Run
 
+CPU = torch.device("cpu")
+
 HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 AT_8 = Preprocessing(image_size=8, **HALF)
 
@@ -96,6 +98,19 @@ def test_bfloat16_is_close_to_float32() -> None:
     assert narrow.dtype == torch.float32
     assert not torch.equal(narrow, wide)
     torch.testing.assert_close(narrow, wide, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_model_of_another_number_format_gets_its_input_in_it(dtype: torch.dtype, precision: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    images = random_images(*[(8, 8)] * 6)
+    expected = extract(model, images, AT_8, precision="float32")
+    found = extract(model.to(dtype), images, AT_8, precision=precision)
+    assert found.dtype == torch.float32
+    views = extract_views(model, images, torch.arange(6), lambda *a: [torch.zeros(6, 2, 3, 8, 8)], device=CPU)
+    assert views.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize(

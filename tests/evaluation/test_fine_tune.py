@@ -54,6 +54,8 @@ def test_it_learns_and_leaves_the_network_and_the_random_state_as_they_were() ->
     inputs = preprocessing(torch.from_numpy(other.images).permute(0, 3, 1, 2))
     assert float((one(inputs).argmax(1) == torch.from_numpy(other.labels)).float().mean()) > 0.9
     assert torch.equal(one(inputs), two(inputs))
+    wide = fine_tune(network().double(), images, preprocessing, features=8, classes=3, epochs=1)  # in float32
+    assert wide(inputs).dtype == torch.float32
     with pytest.raises(ValueError, match="Identity has no parameters to fine-tune"):
         fine_tune(nn.Identity(), images, preprocessing, features=8, classes=3, epochs=1)
     program = nn.Flatten()

@@ -22,6 +22,8 @@ from ssole.runtime import Precision, exact_convolutions, resolve_device, resolve
 RAW_PIXEL_SIZE = 32
 """Side of the images, in pixels, whose pixels serve as features: larger images only make the baseline worse."""
 
+_FORMATS = (torch.float64, torch.float16, torch.bfloat16)  # of weights, besides float32, that images are converted to
+
 
 Views = Callable[[Tensor | list[Tensor], Tensor], Sequence[Tensor]]
 """Function from decoded images and their indices to views: for each crop group (B, V, C, S, S) float32 for the model.
@@ -51,7 +53,7 @@ def extract(
     """Features of every image, in order: (N, F) float32 on the CPU. The model is :func:`frozen` meanwhile.
 
     Args:
-        model: module from (B, C, S, S) float32 to (B, F) or (B, F, 1, 1).
+        model: module from (B, C, S, S) to (B, F) or (B, F, 1, 1); its input has the dtype of its weights.
         images: decoded images, such as :meth:`Preprocessing.open_store` gives.
         preprocessing: preprocessing of the model.
         batch_size: images in a forward pass; it changes speed and memory only.
@@ -101,7 +103,8 @@ def for_each_batch(
     with frozen(model, device), torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         for number, pixels in enumerate(_decoded(images, own_batches(batches), progress=progress)):
             inputs = preprocessing(pixels, device=device)
-            own = _as_rows(model(inputs.contiguous(memory_format=torch.channels_last)), len(inputs))
+            inputs = _of_its_format(inputs, model).contiguous(memory_format=torch.channels_last)
+            own = _as_rows(model(inputs), len(inputs))
             for start, rows in batches_of_all(number, own, batches, images):
                 use(start, rows)
 
@@ -121,7 +124,7 @@ def extract_views(
             if views_BVCSS.shape[1] < 2:
                 raise ValueError("the first crop group makes one view of an image; comparing views needs two or more")
             inputs = views_BVCSS.flatten(0, 1).to(device)
-            rows = _as_rows(model(inputs), len(inputs)).cpu()
+            rows = _as_rows(model(_of_its_format(inputs, model)), len(inputs)).cpu()
             batches.append(rows.view(*views_BVCSS.shape[:2], -1))
     return torch.cat(batches)
 
@@ -192,6 +195,13 @@ def _decoded(images: DecodedImages, batches: Sequence[Tensor], *, progress: bool
                 advance(len(batch))
     finally:
         reader.shutdown(wait=False)  # a signal must not have to wait for a disk that is silent
+
+
+def _of_its_format(inputs: Tensor, model: nn.Module) -> Tensor:
+    """Input in the number format of the model's weights, unless autocast converts both; it leaves float64 alone."""
+    own = next((weights.dtype for weights in model.parameters() if weights.is_floating_point()), inputs.dtype)
+    converted = own is not torch.float64 and torch.is_autocast_enabled(inputs.device.type)
+    return inputs if converted or own not in _FORMATS else inputs.to(own)
 
 
 def _as_rows(output: object, count: int) -> Tensor:

@@ -87,7 +87,7 @@ def fine_tune(
     """
     if next(model.parameters(), None) is None:
         raise ValueError(f"{type(model).__name__} has no parameters to fine-tune")
-    trained = copy.deepcopy(model).requires_grad_(True)
+    trained = copy.deepcopy(model).float().requires_grad_(True)
     batch, generator = min(BATCH, len(images)), torch.Generator().manual_seed(seed)
     steps = max(LEAST_STEPS, epochs * (len(images) // batch))
     with one_thread(), torch.random.fork_rng(devices=range(torch.cuda.device_count())), exact_convolutions():
