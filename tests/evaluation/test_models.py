@@ -90,6 +90,22 @@ def test_networks_of_torchvision_that_normalise_anew(name: str, monkeypatch: pyt
         assert torch.equal(model(images), whole(images))
 
 
+@pytest.mark.parametrize(("library", "name"), [("timm", "resnet18"), ("timm", "vit_tiny_patch16_224"), ("tv", "vgg11")])
+def test_a_classifier_is_a_warning_that_says_how_to_remove_it(library: str, name: str) -> None:
+    classes: dict[str, Any] = {"num_classes": 7}
+    model = timm.create_model(name, **classes) if library == "timm" else torchvision.models.get_model(name, **classes)
+    how = "reset_classifier(0)" if library == "timm" else 'set_submodule("classifier.6", torch.nn.Identity())'
+    words = f"still has its classifier, so its features are 7 scores of classes. .* remove it: model.{re.escape(how)}$"
+    with pytest.warns(UserWarning, match=words):
+        open_model(model)
+    if library == "timm":
+        model.reset_classifier(0)
+        assert open_model(timm.create_model(name, num_classes=0)).num_classes == 0
+    else:
+        model.set_submodule("classifier.6", nn.Identity())
+    assert open_model(model) is model  # a warning would be an error
+
+
 def test_exports_of_a_run_have_its_features(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime")
     source = ssole.load(run)

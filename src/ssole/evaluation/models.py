@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -47,7 +48,7 @@ def open_model(given: nn.Module | str | PathLike[str] | Any) -> nn.Module:
     Args:
         given: one of
 
-            - a module, which is returned as it is;
+            - a module, which is returned as it is; one of timm or torchvision with its classifier is a warning;
             - a run folder, its ``backbone.safetensors``, or a Run;
             - ``timm:NAME`` or ``torchvision:NAME``: a network with its pretrained weights, which may be downloaded
               (``timm:local-dir:FOLDER`` is a folder that `ssole export --to timm` wrote);
@@ -59,6 +60,7 @@ def open_model(given: nn.Module | str | PathLike[str] | Any) -> nn.Module:
         ConfigError: anything else that cannot be opened; the message says what to do.
     """
     if isinstance(given, nn.Module):
+        _warn_of_classifier(given)
         return given
     place = getattr(given, "path", given)
     if not isinstance(place, (str, PathLike)):
@@ -91,6 +93,24 @@ def model_and_preprocessing(given: ModelOrRun, **overrides: Any) -> tuple[nn.Mod
         except (AssertionError, RuntimeError) as error:  # what timm and torch raise
             raise ConfigError(f"the network does not take images of {size} x {size} pixels: {error}") from None
     return model, preprocessing
+
+
+def _warn_of_classifier(model: nn.Module) -> None:
+    """Warn of a network of timm or torchvision that gives the scores of classes, not features."""
+    scores, how = 0, "model.reset_classifier(0)"
+    if all(hasattr(model, name) for name in ("num_classes", "get_classifier", "reset_classifier")):  # as in timm
+        scores = 0 if isinstance(model.get_classifier(), nn.Identity) else model.num_classes  # type: ignore[operator, assignment]
+    elif type(model).__module__.startswith("torchvision.models"):
+        name, last = [(name, part) for name, part in model.named_modules() if not any(part.children())][-1]
+        scores = last.out_features if isinstance(last, nn.Linear) else 0
+        how = f'model.set_submodule("{name}", torch.nn.Identity())'
+    if scores:
+        kind = type(model).__name__
+        warnings.warn(
+            f"{kind} still has its classifier, so its features are {scores:,} scores of classes. For the features "
+            f"before it, remove it: {how}",
+            stacklevel=4,
+        )
 
 
 def is_run(given: Any) -> bool:
