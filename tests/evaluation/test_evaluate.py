@@ -74,6 +74,10 @@ def test_without_labels_it_says_so_and_gives_label_free_figures() -> None:
     assert "unlabelled has no labels" in result.notes[0]
     assert result.notes[0].endswith(": only the protocol label-free, because all others need labels.")
     assert set(result.rows["trained"]) == set(LABEL_FREE)
+    tested = evaluate_quietly(MeanColour(), unlabelled, test=data, baselines=False)
+    assert tested.notes[0].endswith("need labels. The test images (coloured-0) are not used: there is nothing to test.")
+    with pytest.raises(DataError, match="photoz"):
+        evaluate_quietly(MeanColour(), unlabelled, test="photoz")
     assert result.rows["trained"]["alignment"].value == pytest.approx(4)  # opposite features
     assert 1 < result.rows["trained"]["rankme"].value <= 3
     assert "alignment" not in result.rows["raw pixels (8x8)"]

@@ -105,6 +105,8 @@ def open_data(
     if source.labels is None or not (source.labels >= 0).any():
         why = f" ({source.why_unlabelled})" if source.why_unlabelled else ", or a single class"
         note = f"{source.name} has no labels{why}: only the protocol label-free, because all others need labels."
+        if test is not None:
+            note += f" The test images ({open_test_images(test).name}) are not used: there is nothing to test."
         store, count = preprocessing.open_store(source, **options), len(source)
         train = Subset(store=store, positions=torch.arange(count), labels=torch.full((count,), -1))
         return EvaluationData(train=train, test=None, notes=[note])
