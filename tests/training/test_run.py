@@ -159,6 +159,20 @@ def test_a_damaged_file_is_named_and_nothing_is_changed(crashed: Run, name: str,
     assert contents(crashed.path) == before
 
 
+def test_settings_that_were_cut_short_are_not_filled_with_defaults(crashed: Run) -> None:
+    file, record = crashed.path / "config.yaml", crashed.path / "environment.json"
+    whole, facts = file.read_text(), json.loads(record.read_text())
+    file.write_text(whole[: whole.index("augment:")])
+    with pytest.raises(ConfigError, match=r"config\.yaml was cut short, optim\.layer_decay is missing: environment"):
+        _ = crashed.config
+    del facts["settings"]["optim"]["layer_decay"]  # as of a version without it
+    record.write_text(json.dumps(facts))
+    file.write_text(whole[: whole.index("  layer_decay:")])
+    assert crashed.config.optim.layer_decay is None
+    record.write_text("{")
+    assert crashed.config.seed == 0
+
+
 def test_a_damaged_line_of_unreadable_images_is_named(crashed: Run) -> None:
     (crashed.path / "unreadable.jsonl").write_text('{"index": 1, "id": "a", "reason": "b"}\n{"index": null}\n')
     with pytest.raises(ConfigError, match=r"line 2 of .*unreadable\.jsonl"):

@@ -13,11 +13,11 @@ from torch import nn
 
 from ssole.config import ConfigError, PretrainConfig, Projector, apply_overrides, from_dict, to_dict
 from ssole.config.budget import Budget
-from ssole.config.recipes import read_mapping
+from ssole.config.recipes import leaves, read_mapping
 from ssole.files import is_leftover, reading, write_yaml_atomically
 from ssole.models.custom import identity_of
 from ssole.training.initial import with_absolute_init
-from ssole.training.run import leaves, making
+from ssole.training.run import making
 
 Methods: TypeAlias = "Sequence[str] | Mapping[str, Mapping[str, Any] | nn.Module]"
 """Names of losses; or arms by name, each with its settings, or with a loss of your own."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from os import PathLike
 from pathlib import Path
@@ -132,6 +132,25 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Config as plain dicts, lists and scalars, ready for YAML or JSON."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config)))
     return plain
+
+
+def leaves(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of nested settings."""
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{group}{name}.")
+        else:
+            yield f"{group}{name}", value
+
+
+def require_whole(path: Path, recorded: object) -> None:
+    """Raise a ConfigError if a run's config.yaml lacks the last of the settings that were recorded when it was written.
+
+    What else it lacks has its default, as in runs of older versions.
+    """
+    last = [name for name, _ in leaves(recorded)][-1:] if isinstance(recorded, dict) else []
+    if not set(last) <= dict(leaves(read_mapping(path))).keys():
+        raise ConfigError(f"{path} was cut short, {last[0]} is missing: environment.json has all settings, restore it")
 
 
 def from_dict(values: Mapping[str, Any]) -> PretrainConfig:

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from ssole import distributed
 from ssole.config import ConfigError, PretrainConfig, load, to_dict
+from ssole.config.recipes import leaves, require_whole
 from ssole.errors import DiskError, change_refused, one_line, quoted
 from ssole.files import (
     is_leftover,
@@ -59,7 +60,11 @@ class Run:
         file = self._file("config.yaml")
         if not file.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
-        return load(file)
+        config, recorded = load(file), None
+        with suppress(ConfigError, OSError):  # a record that is missing or damaged is an error where it is needed
+            recorded = self.environment.get("settings")
+        require_whole(file, recorded)
+        return config
 
     @property
     def checkpoints(self) -> Path:
@@ -247,15 +252,6 @@ def require_same_recipe(run: Run, given: Mapping[str, Any] = _NOTHING, *, allowe
         if change not in allowed:
             raise change_refused(words, change)
         warnings.warn(f"{words}; the run goes on with that", stacklevel=2)
-
-
-def leaves(settings: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of nested settings."""
-    for name, value in settings.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, f"{group}{name}.")
-        else:
-            yield f"{group}{name}", value
 
 
 def rewind(run: Run, step: int, row: dict[str, Any] | None = None) -> None:
