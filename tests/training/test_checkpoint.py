@@ -24,6 +24,7 @@ from ssole.training.checkpoint import (
     flat_copies,
     load_checkpoint,
     newest_weights,
+    require_space,
     snapshot,
     write_checkpoint,
 )
@@ -210,6 +211,15 @@ def test_other_modules_are_asked_for_where_no_checkpoint_fits(run: Run) -> None:
     model["loss"] = nn.PReLU()
     with pytest.warns(UserWarning, match="loss.weight"), pytest.raises(ConfigError, match="give the loss and backbone"):
         load_checkpoint(run, model, create_optimizer(model, OptimConfig()))
+
+
+def test_state_that_is_no_tensor_is_named(run: Run) -> None:
+    class Counting(nn.Identity):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"steps": 1}
+
+    with pytest.raises(ConfigError, match=r"state loss\._extra_state is a dict, .* let get_extra_state return one"):
+        require_space(run, nn.ModuleDict({"loss": Counting()}))
 
 
 @pytest.mark.parametrize("lost", ["checksum", "tensors"])

@@ -77,7 +77,14 @@ def write_checkpoint(
 
 
 def require_space(run: Run, modules: nn.ModuleDict) -> None:
-    """Raise a DiskError if the disk has no room for the checkpoints and final weights still to be written."""
+    """Raise a DiskError if the disk has no room for the checkpoints and final weights still to be written.
+
+    State of a module that is no tensor, which a checkpoint cannot hold, is a ConfigError.
+    """
+    for name, value in modules.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            what = f"the state {name} is a {type(value).__name__}, and checkpoints hold tensors alone"
+            raise ConfigError(f"{what}: let get_extra_state return one, or keep it in a buffer")
     needed = checkpoint_bytes(modules, MOST_CHECKPOINTS - len(done := checkpoint_steps(run)))
     if (free := shutil.disk_usage(run.path).free) < needed:
         raise DiskError(
