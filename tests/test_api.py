@@ -152,7 +152,9 @@ def test_a_loss_with_other_settings_does_not_go_on() -> None:
     for folder in ("refused", "allowed", "old"):
         with pytest.raises(RuntimeError):
             pretrain(out=folder, loss=Noise(1.0), evaluators={5: crash_in_python}, steps=8)
-    words = r"refused was started with the loss Noise\(.*, and this is Noise\(.*Undo the change, or accept it"
+    words = (
+        r"refused was started with the loss Noise\(.*, and this is Noise\(.*; they differ in weight\. Undo"
+    )
     with pytest.raises(ConfigError, match=words):
         resume("refused", 500.0)
     assert resume("refused", 1.0).finished  # another queue is none: that of the checkpoint takes its place
@@ -161,6 +163,7 @@ def test_a_loss_with_other_settings_does_not_go_on() -> None:
     record = Path("old/environment.json")
     facts = json.loads(record.read_text())
     assert facts.pop("loss").startswith("Noise(")
+    assert list(facts.pop("loss_attributes")) == ["weight"]
     record.write_text(json.dumps(facts))  # as of a version that kept no such record
     assert resume("old", 500.0).finished
 

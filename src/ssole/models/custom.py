@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ssole.config import ConfigError, ModelConfig
-from ssole.errors import one_line
+from ssole.errors import listed, one_line
 from ssole.models.weights_file import digest_of
 from ssole.runtime import out_of_memory_reason
 
@@ -61,13 +61,37 @@ def identity_of(module: nn.Module, *, but: Collection[str] = ()) -> str:
     Plain are numbers, texts, NumPy arrays, and lists, tuples and dicts. Weights do not count, because a module may be
     made with random ones; nor do buffers named in `but`.
     """
+    facts, tensors = _attributes(module, but)
+    return f"{_without_addresses(module)} {digest_of(tensors, _without_addresses(facts))[:16]}"
+
+
+def digests_of(module: nn.Module, *, but: Collection[str] = ()) -> dict[str, str]:
+    """Short digests, by dotted name, of the attributes, tensors and buffers that :func:`identity_of` compares."""
+    facts, tensors = _attributes(module, but)
+    found = {f"{name}.{key}": digest_of({}, _without_addresses(x)) for name, part in facts for key, x in part.items()}
+    found |= {name: digest_of({"": tensor}, "") for name, tensor in tensors.items()}
+    return {name.lstrip("."): digest[:8] for name, digest in found.items()}
+
+
+def which_differ(before: object, now: object) -> str:
+    """End of a sentence with the names under which two modules have other digests; empty if a record is missing."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return ""
+    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    return f"; they differ in {listed(names, 5)}" if names else ""
+
+
+def _attributes(
+    module: nn.Module, but: Collection[str]
+) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, torch.Tensor]]:
+    """Plain attributes of each part of a module; and its tensors, and buffers not named in `but`."""
     facts, tensors = [], {name: buffer for name, buffer in module.named_buffers() if name not in but}
     for name, part in module.named_modules():
         public = {key: value for key, value in vars(part).items() if not key.startswith("_") and key != "training"}
         public = {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in public.items()}
         facts.append((name, {key: value for key, value in public.items() if isinstance(value, _PLAIN)}))
         tensors |= {f"{name}.{key}": x.to_dense() for key, x in public.items() if isinstance(x, torch.Tensor)}
-    return f"{_without_addresses(module)} {digest_of(tensors, _without_addresses(facts))[:16]}"
+    return facts, tensors
 
 
 def _without_addresses(value: object) -> str:

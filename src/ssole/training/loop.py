@@ -18,7 +18,7 @@ from ssole.data.folder import unread_images
 from ssole.data.store import ImageStore
 from ssole.distributed import Stopping
 from ssole.errors import DataError, quoted
-from ssole.models.custom import identity_of
+from ssole.models.custom import digests_of, identity_of
 from ssole.models.load import backbone_metadata
 from ssole.progress import data_size
 from ssole.runtime import resolve_precision, torch_state
@@ -69,8 +69,11 @@ class Given:
         It leaves out the buffers of the loss, which checkpoints hold.
         """
         steps, loss = sorted(self.evaluators or ()), self.loss
-        code = {} if loss is None else {"loss": identity_of(loss, but=loss.state_dict().keys())}
-        return code | ({"evaluators": steps} if steps else {})
+        found: dict[str, Any] = {"evaluators": steps} if steps else {}
+        if loss is not None:
+            saved = loss.state_dict().keys()
+            found |= {"loss": identity_of(loss, but=saved), "loss_attributes": digests_of(loss, but=saved)}
+        return found
 
 
 def train(

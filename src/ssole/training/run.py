@@ -38,6 +38,7 @@ from ssole.files import (
     write_text_atomically,
     write_yaml_atomically,
 )
+from ssole.models.custom import which_differ
 from ssole.runtime import environment
 
 Change = Literal["images", "settings", "version"]
@@ -245,7 +246,9 @@ def require_same_recipe(run: Run, given: Mapping[str, Any] = _NOTHING, *, allowe
     if changed:
         found += [("settings", f"config.yaml of {run.path} changed since the run was started: {'; '.join(changed)}")]
     if (old := facts.get("loss")) != (new := given.get("loss")) and old and new:  # older runs have no record of it
-        found += [("settings", f"{run.path} was started with the loss {one_line(old)}, and this is {one_line(new)}")]
+        which = which_differ(facts.get("loss_attributes"), given.get("loss_attributes"))
+        words = f"{run.path} was started with the loss {one_line(old)}, and this is {one_line(new)}{which}"
+        found += [("settings", words)]
     if facts.get("ssole", __version__) != __version__:
         found += [("version", f"{run.path} was started with ssole {facts['ssole']}, and this is {__version__}")]
     for change, words in found:
