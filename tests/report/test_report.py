@@ -7,6 +7,7 @@ import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors import safe_open
@@ -16,6 +17,7 @@ import ssole
 import tiny
 from ssole.config import ConfigError
 from ssole.errors import DataError
+from ssole.report import page as pages
 from ssole.report import report as module
 from ssole.report.page import MAX_PAGE_BYTES
 from ssole.training.run import Run
@@ -164,6 +166,25 @@ def test_an_older_report_is_replaced(hostile_run: Run, tmp_path: Path) -> None:
     ssole.report(hostile_run, out=out, images=20, progress=False)
     assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html"]
+
+
+def test_columns_are_read_once_so_that_they_may_come_through_a_pipe(
+    hostile_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    def facts_of(record: object, data: object, columns: object, **_: object) -> SimpleNamespace:
+        given.append(columns)
+        return SimpleNamespace(record=record, reason="")
+
+    monkeypatch.setattr(module, "facts_of", facts_of)
+    monkeypatch.setattr(pages, "render", lambda facts: "")
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as file:
+        file.write("id,camera\na.png,left\n")
+    ssole.report(hostile_run, columns=f"/dev/fd/{reader}", out=tmp_path / "page.html", progress=False)
+    os.close(reader)
+    assert given == [(Path(f"/dev/fd/{reader}"), ["id", "camera"], [["a.png", "left"]])]
 
 
 def test_refused_input(hostile_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,8 +59,8 @@ def serve(
     """
     if not 0.1 <= every <= 3600:
         raise ConfigError(f"the browser may look for news every 0.1 to 3600 seconds, got {every}")
-    check_request(images, columns)
-    make = partial(facts_of, data=data, columns=columns, limit=images, device=resolve_device(device), progress=False)
+    table = check_request(images, columns)
+    make = partial(facts_of, data=data, columns=table, limit=images, device=resolve_device(device), progress=False)
     page = LivePage([record.path for record in read_records(run)], make, every)
     try:
         server = LiveServer(page, port)

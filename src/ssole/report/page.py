@@ -19,7 +19,7 @@ from torch import Tensor
 from ssole import __version__
 from ssole.report import charts
 from ssole.report.neighbours import confusions, sample_neighbours, similar_pairs
-from ssole.report.points import colourings, place
+from ssole.report.points import Table, colourings, place
 from ssole.report.record import Record
 from ssole.report.sample import Part, RunSample
 from ssole.report.verdict import assess
@@ -43,8 +43,8 @@ class Facts:
     reason: str
     broken: str = ""
     """Why the network is of no use; empty otherwise."""
-    columns: Path | None = None
-    """CSV file with columns to colour the map by."""
+    columns: Path | Table | None = None
+    """CSV file, or its content, with columns to colour the map by."""
     examples: tuple[list[Tensor], Tensor] | None = None
     """Images of which the page shows the views, and their indices in the data."""
 

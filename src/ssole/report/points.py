@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,6 +38,14 @@ class Colouring:
     """Name of each code in the legend, 20 at most."""
     codes: NDArray[np.uint8]
     """(N,) indices of `names`."""
+
+
+class Table(NamedTuple):
+    """Headings and rows of a CSV file."""
+
+    path: Path
+    heading: list[str]
+    rows: list[list[str]]
 
 
 def place(features: Tensor) -> NDArray[np.float32]:
@@ -70,7 +79,7 @@ def place(features: Tensor) -> NDArray[np.float32]:
     return points
 
 
-def colourings(sample: RunSample, table: Path | None) -> list[Colouring]:
+def colourings(sample: RunSample, table: Path | Table | None) -> list[Colouring]:
     """Columns to colour a sample by: its labels, clusters of its features, and those of a CSV file."""
     found = []
     if sample.labelled:
@@ -78,6 +87,7 @@ def colourings(sample: RunSample, table: Path | None) -> list[Colouring]:
         found.append(_by_value("label", [sample.name_of(label) for label in labels]))
     found.append(_clusters(sample))
     if table is not None:
+        table = read_table(table) if isinstance(table, Path) else table
         found += _read_columns(table, [sample.train.id(row) for row in range(len(sample.train))])
     return found
 
@@ -92,19 +102,19 @@ def _clusters(sample: RunSample) -> Colouring:
     return _by_value("cluster", [f"cluster {code + 1:02}" for code in codes])
 
 
-def read_table(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Headings and rows of a CSV file; a DataError for any other file."""
+def read_table(path: Path) -> Table:
+    """Table in a CSV file, which may be a pipe; a DataError for any other file."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             heading, *rows = list(csv.reader(file))
     except (OSError, ValueError, csv.Error) as error:  # ValueError: an empty file, or bytes that are no text
         raise DataError(f"{path} is not a CSV file with a line of headings: {error}") from None
-    return heading, rows
+    return Table(path, heading, rows)
 
 
-def _read_columns(path: Path, ids: list[str]) -> list[Colouring]:
-    """Columns of a CSV file whose first column names images."""
-    heading, rows = read_table(path)
+def _read_columns(table: Table, ids: list[str]) -> list[Colouring]:
+    """Columns of a table whose first column names images."""
+    path, heading, rows = table
     by_id = {row[0]: row for row in rows if row}
     if not any(name in by_id for name in ids):
         example = next(iter(by_id), "nothing")

@@ -24,6 +24,7 @@ from ssole.runtime import resolve_device
 
 if TYPE_CHECKING:
     from ssole.report.page import Facts
+    from ssole.report.points import Table
 
 _PACKAGES = ("bokeh", "jinja2")
 IMAGES = 4000
@@ -65,13 +66,13 @@ def report(
         DataError: the CSV file cannot be read, or names no image.
         ValueError: a damaged evaluation.json.
     """
-    check_request(images, columns)
+    table = check_request(images, columns)
     chosen = resolve_device(device)
     from ssole.report.page import MAX_PAGE_BYTES, render  # here, because `import ssole` is to be quick
 
     records = read_records(run)
     path = _page_path(out, records[0].path)
-    facts = [facts_of(one, data, columns, limit=images, device=chosen, progress=progress) for one in records]
+    facts = [facts_of(one, data, table, limit=images, device=chosen, progress=progress) for one in records]
     if out is None:
         _keep_pictures(path, facts)
     for one in facts:
@@ -105,17 +106,18 @@ def _keep_pictures(path: Path, facts: Sequence[Facts]) -> None:
         raise ConfigError(f"{facts[0].reason} {stays}: --out FILE writes a page without pictures")
 
 
-def check_request(images: int, columns: str | PathLike[str] | None) -> None:
-    """Raise an error, before any work, for a missing package, a number out of range, or columns that cannot be read."""
+def check_request(images: int, columns: str | PathLike[str] | None) -> Table | None:
+    """Table of columns, if any. What cannot be done is an error now, before any work."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'ssole[report]'")
     if not 20 <= images <= _MAX_IMAGES:
         raise ConfigError(f"a report looks at 20 to {_MAX_IMAGES:,} images, got {images:,}")
-    if columns is not None:
-        from ssole.report.points import read_table
+    if columns is None:
+        return None
+    from ssole.report.points import read_table
 
-        read_table(Path(columns))
+    return read_table(Path(columns))
 
 
 def read_records(run: Any) -> list[Record]:
@@ -129,7 +131,7 @@ def read_records(run: Any) -> list[Record]:
 def facts_of(
     record: Record,
     data: Spec | None,
-    columns: str | PathLike[str] | None,
+    columns: Table | None,
     *,
     limit: int,
     device: torch.device,
@@ -151,5 +153,4 @@ def facts_of(
                 bad = not_finite(read_weights(record.path / "backbone.safetensors"))
                 broken = f"the weights hold NaN or infinity: {listed(bad, 4)}" if bad else ""
         shown = None if record.finished and sample is None else open_examples(record, data, limit=_EXAMPLES)
-    table = None if columns is None else Path(columns)
-    return Facts(record=record, sample=sample, reason=reason, broken=broken, columns=table, examples=shown)
+    return Facts(record=record, sample=sample, reason=reason, broken=broken, columns=columns, examples=shown)
