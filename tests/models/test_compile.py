@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,24 @@ def test_the_trial_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert network.training
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_torchs_line_about_cuda_without_a_gpu_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("torch.utils.cpp_extension")
+
+    def embed() -> torch.Tensor:
+        logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local/cuda")
+        logger.warning("another line")
+        return torch.zeros(1)
+
+    logger.addHandler(caplog.handler)
+    try:
+        assert compile_encoder(encoder(), [embed], required=False)
+        assert {record.message for record in caplog.records} == {"another line"}
+        embed()  # outside, it is not this package's to hide
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "No CUDA runtime" in caplog.text
 
 
 # Failures of the compiler

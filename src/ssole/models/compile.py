@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sysconfig
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -72,7 +74,7 @@ def compile_encoder(
         # static shapes, because loops of fixed length are faster; and one whole graph, because with breaks in it the
         # encoder is slower than uncompiled
         encoder.compile(dynamic=False, fullgraph=not required)
-        with kept_buffers(encoder):
+        with kept_buffers(encoder), _quiet_about_cuda():
             for embed in embeds:
                 if (z := embed()).requires_grad:  # not if the whole encoder is frozen
                     z.sum().backward()
@@ -90,6 +92,21 @@ def compile_encoder(
     finally:
         encoder.zero_grad(set_to_none=True)
     return True
+
+
+@contextmanager
+def _quiet_about_cuda() -> Iterator[None]:
+    """Context without torch's line about a machine with CUDA's compiler and no GPU, which is of no use on a CPU."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return "No CUDA runtime is found" not in record.getMessage()
+
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def _gist(message: str) -> str:
