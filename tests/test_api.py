@@ -152,9 +152,7 @@ def test_a_loss_with_other_settings_does_not_go_on() -> None:
     for folder in ("refused", "allowed", "old"):
         with pytest.raises(RuntimeError):
             pretrain(out=folder, loss=Noise(1.0), evaluators={5: crash_in_python}, steps=8)
-    words = (
-        r"refused was started with the loss Noise\(.*, and this is Noise\(.*; they differ in weight\. Undo"
-    )
+    words = r"refused was started with the loss Noise\(.*, and this is Noise\(.*; they differ in weight\. Undo"
     with pytest.raises(ConfigError, match=words):
         resume("refused", 500.0)
     assert resume("refused", 1.0).finished  # another queue is none: that of the checkpoint takes its place
