@@ -200,6 +200,8 @@ def test_refused_input(hostile_run: Run, tmp_path: Path, monkeypatch: pytest.Mon
         ssole.report(hostile_run, out=tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(module, "facts_of", lambda *_, **__: pytest.fail("the file was not read first"))
+        with pytest.raises(DataError, match=r"named '.*nowhere'"):
+            ssole.report(hostile_run, data=tmp_path / "nowhere", progress=False)
         with pytest.raises(DataError, match=r"nowhere\.csv is not a CSV file"):
             ssole.report(hostile_run, columns=tmp_path / "nowhere.csv", progress=False)
     (tmp_path / "columns.csv").write_text("path,size\nunknown.png,1\n")

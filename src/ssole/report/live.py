@@ -59,7 +59,7 @@ def serve(
     """
     if not 0.1 <= every <= 3600:
         raise ConfigError(f"the browser may look for news every 0.1 to 3600 seconds, got {every}")
-    table = check_request(images, columns)
+    table = check_request(images, columns, data)
     make = partial(facts_of, data=data, columns=table, limit=images, device=resolve_device(device), progress=False)
     page = LivePage([record.path for record in read_records(run)], make, every)
     try:

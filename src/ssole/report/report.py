@@ -14,6 +14,7 @@ import torch
 
 from ssole.config import ConfigError
 from ssole.data.base import Spec
+from ssole.data.sources import open_source
 from ssole.errors import listed, valid_text
 from ssole.evaluation.checks import NotFiniteError
 from ssole.files import require_writable, write_text_atomically
@@ -63,10 +64,10 @@ def report(
 
     Raises:
         ConfigError: no run folder, a missing package, an argument out of range, or an older report that stays.
-        DataError: the CSV file cannot be read, or names no image.
+        DataError: the CSV file cannot be read, or names no image; or there are no such images as `data` names.
         ValueError: a damaged evaluation.json.
     """
-    table = check_request(images, columns)
+    table = check_request(images, columns, data)
     chosen = resolve_device(device)
     from ssole.report.page import MAX_PAGE_BYTES, render  # here, because `import ssole` is to be quick
 
@@ -106,13 +107,15 @@ def _keep_pictures(path: Path, facts: Sequence[Facts]) -> None:
         raise ConfigError(f"{facts[0].reason} {stays}: --out FILE writes a page without pictures")
 
 
-def check_request(images: int, columns: str | PathLike[str] | None) -> Table | None:
+def check_request(images: int, columns: str | PathLike[str] | None, data: Spec | None) -> Table | None:
     """Table of columns, if any. What cannot be done is an error now, before any work."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(f"a report needs {' and '.join(missing)}: pip install 'ssole[report]'")
     if not 20 <= images <= _MAX_IMAGES:
         raise ConfigError(f"a report looks at 20 to {_MAX_IMAGES:,} images, got {images:,}")
+    if data is not None:
+        open_source(data)  # a mistyped name is an error; a run's own images may be gone
     if columns is None:
         return None
     from ssole.report.points import read_table
