@@ -38,7 +38,7 @@ def test_eval_options(trained: Command) -> None:
 
 
 def test_protocols_are_named_with_commas_or_spaces(trained: Command) -> None:
-    for words in (["few-shot,retrieval"], ["few-shot", "retrieval"]):
+    for words in (["few-shot,retrieval"], ["few-shot", "retrieval"], ["few-shot,", "retrieval"]):
         outcome = trained("eval", "run", "--data", "labeled", "--protocols", *words)
         assert outcome.code == 0, outcome.err
         assert "retrieval, mAP" in outcome.out

@@ -104,7 +104,7 @@ class Eval:
                 given,
                 data_spec(self.data) or run_data(config, run or self.run[0]),
                 test=data_spec(self.test),
-                protocol=[name for words in self.protocols for name in words.split(",")],
+                protocol=[name for words in self.protocols for name in words.replace(",", " ").split()],
                 views=views,
             )
         result = measured(seed=self.seed, device=self.device, progress=not distributed.rank(), **changed)
