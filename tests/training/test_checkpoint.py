@@ -70,6 +70,15 @@ def load(run: Run) -> tuple[int, float]:
     return progress.step, float(model["encoder"][0].bias.detach()[0])  # type: ignore[index]
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not tell what is mapped")
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_checkpoint_that_was_loaded_is_not_held_since_windows_removes_no_mapped_file(run: Run, name: str) -> None:
+    write_checkpoint(run, snapshot(*trained(name))(), Progress(step=3, images=17, seconds=1.25))
+    modules, optimizer = trained(name, steps=0)
+    load_checkpoint(run, modules, optimizer)
+    assert str(run.checkpoints) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_weights_buffers_and_optimizer_come_back_in_value_type_and_memory_order(run: Run, name: str) -> None:
     model, optimizer = trained(name)

@@ -254,6 +254,8 @@ def _restore(tensors: Mapping[str, torch.Tensor], modules: nn.ModuleDict, optimi
             like = parameters[int(index)]
             if tensor.shape == like.shape:  # in the memory format that the optimizer had, so that the same kernels run
                 tensor = torch.empty_like(like).copy_(tensor)
+            else:  # a copy here too: what is read maps the file, which Windows then could not remove
+                tensor = tensor.clone()
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
