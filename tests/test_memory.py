@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +16,20 @@ from ssole.memory import available_memory, check_memory, total_memory
 
 def test_total_memory_is_plausible() -> None:
     assert 1 << 26 < total_memory() < 1 << 50
+
+
+def test_windows_is_asked_how_much_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(pointer: Any) -> int:
+        status = pointer._obj
+        assert status.length == ctypes.sizeof(status) == 64  # what Windows expects of its structure
+        status.total, status.available = 6 << 30, 2 << 30
+        return 1
+
+    library = SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=fill))
+    monkeypatch.setattr(ctypes, "windll", library, raising=False)
+    monkeypatch.setattr(os, "sysconf_names", {})
+    monkeypatch.setattr("ssole.memory._memory_groups", list)
+    assert (total_memory(), available_memory()) == (6 << 30, 2 << 30)
 
 
 def test_memory_of_files_that_were_read_is_available(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -15,9 +16,11 @@ def total_memory() -> int:
     amounts = []
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         amounts.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    if hasattr(ctypes, "windll"):
+        amounts.append(_windows_memory()[0])
     limits = [_number(group / name) for group in _memory_groups() for name in ("memory.max", "memory.limit_in_bytes")]
     amounts += [limit for limit in limits if limit is not None]
-    return min(amounts, default=8 << 30)  # a common size, where the system does not tell, as on Windows
+    return min(amounts, default=8 << 30)  # a common size, where the system does not tell
 
 
 def available_memory() -> int:
@@ -26,6 +29,8 @@ def available_memory() -> int:
     if meminfo.exists():  # Linux
         lines = meminfo.read_text().splitlines()
         amounts += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
+    if hasattr(ctypes, "windll"):
+        amounts.append(_windows_memory()[1])
     for group in _memory_groups():
         limit, used = _number(group / "memory.max"), _number(group / "memory.current")
         if limit is not None and used is not None:
@@ -34,6 +39,23 @@ def available_memory() -> int:
             cache = sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
             amounts.append(limit - used + cache)
     return max(0, min(amounts))
+
+
+class _WindowsStatus(ctypes.Structure):
+    """Structure MEMORYSTATUSEX, which Windows fills."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        *((name, ctypes.c_uint64) for name in ("total", "available", "a", "b", "c", "d", "e")),
+    )
+
+
+def _windows_memory() -> tuple[int, int]:
+    """Bytes of memory of a Windows machine, and those of them that nobody uses now."""
+    status = _WindowsStatus(length=ctypes.sizeof(_WindowsStatus), total=8 << 30, available=8 << 30)  # if it fails
+    ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status))  # type: ignore[attr-defined, unused-ignore]
+    return status.total, status.available
 
 
 def _memory_groups() -> list[Path]:
