@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ssole.errors import ConfigError, DataError, printable, without_secrets
+from ssole.errors import ConfigError, DataError, printable, quoted, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,10 @@ def test_long_texts_take_no_time() -> None:
 )
 def test_what_steers_a_terminal_is_shown_as_its_code(text: str, shown: str) -> None:
     assert printable(text) == shown
+
+
+def test_a_command_is_one_that_the_shell_of_the_system_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssole.errors._WINDOWS", False)
+    assert (quoted("runs/mine"), quoted("my runs/1")) == ("runs/mine", "'my runs/1'")
+    monkeypatch.setattr("ssole.errors._WINDOWS", True)
+    assert (quoted(r"runs\mine"), quoted(r"my runs\1")) == (r"runs\mine", r'"my runs\1"')

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Iterable, Sequence
 
+_WINDOWS = os.name == "nt"
 SECRET = "REMOVED"
 """Text in place of the password and the query of a URL."""
 
@@ -39,9 +42,9 @@ def valid_text(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def quoted(path: object) -> str:
-    """Path as a shell takes it, for a command that a message gives."""
-    return shlex.quote(str(path))
+def quoted(word: object) -> str:
+    """Word or path as the system's shell takes it, for a command that a message gives. cmd.exe knows only ``"``."""
+    return subprocess.list2cmdline([str(word)]) if _WINDOWS else shlex.quote(str(word))
 
 
 def listed(names: Sequence[str], most: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -56,6 +55,7 @@ class Tune:
         show("such a choice found 7 % of what labels would have gained, in four searches (docs/compare.md)")
         show(f"recipe: {found.recipe}")
         # the recipe names the images too, but those behind a URL are fetched only if the user names it
-        option = without_secrets(f"--data {shlex.join(self.data)} ") if why_not_reopened(self.data) is not None else ""
+        words = " ".join(map(quoted, self.data))
+        option = without_secrets(f"--data {words} ") if why_not_reopened(self.data) is not None else ""
         show(f"train with it: ssole pretrain {option}--recipe {quoted(found.recipe)}")
         return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
@@ -17,7 +16,7 @@ from ssole.config import PretrainConfig, apply_overrides, load
 from ssole.data.base import Spec
 from ssole.data.describe import are_paths
 from ssole.doctor.contents import Contents
-from ssole.errors import without_secrets
+from ssole.errors import quoted, without_secrets
 from ssole.files import free_path
 from ssole.models.backbone import SMALL_IMAGE
 from ssole.progress import data_size, duration
@@ -249,4 +248,4 @@ def _command(data: Spec, recipe: str, overrides: Overrides) -> str:
     for setting, value in overrides.items():
         values = value if isinstance(value, list) else [value]
         words += [f"--{setting.replace('_', '-')}", *map(str, values)]
-    return " ".join(word if word == "DATA" else shlex.quote(word) for word in words)
+    return " ".join(word if word == "DATA" else quoted(word) for word in words)

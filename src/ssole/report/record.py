@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,7 +104,7 @@ class Record:
         words = self.environment.get("command")
         plain = isinstance(words, list) and all(isinstance(word, str) for word in words)  # the file may be untrusted
         if plain and words and Path(words[0]).name == "ssole":
-            return shlex.join(["ssole", *words[1:]])
+            return " ".join(["ssole", *map(quoted, words[1:])])
         return f"ssole pretrain --recipe {quoted(self.path / 'config.yaml')}"
 
 
