@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import timm
@@ -162,6 +164,30 @@ def test_other_layers_are_refused(settings: dict[str, object], words: str, weigh
     with pytest.raises(ConfigError, match=words):
         ssole.export(source, to="torchvision")
     assert not (source.parent / "export" / "torchvision").exists()
+    assert "torchvision/model.safetensors" not in mapped()  # while the error is alive
+
+
+def mapped() -> str:
+    """Files that this process has mapped, where the system tells: Windows neither moves nor removes such files."""
+    maps = Path("/proc/self/maps")
+    return maps.read_text(encoding="utf-8") if maps.exists() else ""
+
+
+@pytest.mark.parametrize("to", ["timm", "hf"])
+def test_no_file_is_mapped_when_its_folder_is_moved(
+    to: Literal["timm", "hf"], weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    move, moved = os.replace, []
+
+    def note(old: str | Path, new: str | Path) -> None:
+        if Path(old).is_dir():
+            moved.append(f"{old}/" in mapped())
+        move(old, new)
+
+    monkeypatch.setattr("ssole.files.os.replace", note)
+    ssole.export(weights(), to=to)
+    assert moved == [False]
 
 
 def test_tied_weights_are_written_twice(tmp_path: Path) -> None:

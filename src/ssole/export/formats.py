@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -100,8 +102,11 @@ def write_hf(model: LoadedBackbone, folder: Path) -> Written:
         return replace(written, unchecked="transformers is not installed, so it was read with timm")
     from transformers import AutoModel
 
-    with redirect_stderr(io.StringIO()):  # a progress bar, and remarks on a network that it does not know
-        loaded: Any = NormalisedBackbone(AutoModel.from_pretrained(folder).eval(), model.mean, model.std)
+    # a copy is read: it stays mapped, and Windows moves no folder of a mapped file, nor removes it
+    with TemporaryDirectory(ignore_cleanup_errors=True) as copy, redirect_stderr(io.StringIO()):
+        shutil.copytree(folder, copy, dirs_exist_ok=True)
+        # with a progress bar, and remarks on a network that it does not know
+        loaded: Any = NormalisedBackbone(AutoModel.from_pretrained(copy).eval(), model.mean, model.std)
     return replace(written, features=lambda images: loaded(images).pooler_output)
 
 
@@ -169,11 +174,12 @@ def write_torchvision(model: LoadedBackbone, folder: Path) -> Written:
         raise _other_layers(model, name)
     setattr(twin, head, nn.Identity())
     lines = [f"model = models.{name}()", f"model.{head} = nn.Identity()", *_adapt_stem(twin, model.backbone)]
-    _save_weights(model, folder)
-    try:
-        twin.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    try:  # before the file is written and read: what an error holds of it would stay mapped, also when it is removed
+        twin.load_state_dict(model.backbone.state_dict(), strict=True)
     except RuntimeError:
         raise _other_layers(model, name) from None
+    _save_weights(model, folder)
+    twin.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     write_json_atomically(folder / "preprocessing.json", preprocessing_of(model), indent=2)
     imports = ["from safetensors.torch import load_file", "from torch import nn", "from torchvision import models"]
     read = ['model.load_state_dict(load_file("model.safetensors"))', "model.eval()"]
