@@ -34,7 +34,8 @@ def resolve_device(device: torch.device | str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {str(device)!r}") from None
     if found.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {str(device)!r}")
+        why = ": Apple's GPUs have no float64, which views and losses need, so use cpu" * (found.type == "mps")
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {str(device)!r}{why}")
     if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise ConfigError(f"device {str(device)!r} was asked for and torch sees {count} CUDA devices: use cpu, or auto")

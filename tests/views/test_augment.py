@@ -163,6 +163,14 @@ def test_wrong_ids_are_refused(photos: torch.Tensor, ids: torch.Tensor, got: str
         make_views(photos, ids, recipe=FULL, seed=0, epoch=0)
 
 
+def test_images_on_an_apple_gpu_are_refused(photos: torch.Tensor) -> None:
+    class OnMps(torch.Tensor):
+        device = torch.device("mps")  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="make the views of images on the CPU"):
+        make_views(photos.as_subclass(OnMps), torch.arange(8), recipe=FULL, seed=0, epoch=0)
+
+
 def test_ids_must_match_images(photos: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="3 ids and 8 images"):
         make_views(photos, torch.arange(3), recipe=FULL, seed=0, epoch=0)

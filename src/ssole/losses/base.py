@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ssole import distributed
 from ssole.errors import ConfigError
+from ssole.losses.kernels import where_float64_is
 
 # Keys of a line of metrics.jsonl that are not terms of the loss.
 RESERVED = {"step", "epoch", "effective_rank", "lr", "images_per_second", "data_wait", "seconds"}
@@ -202,7 +203,7 @@ def check_rows(z: Tensor, *, zero_is_error: bool) -> None:
                 f"embeddings of shape {tuple(z.shape)} hold {what}, at {_where(bad)}; look for the step that made them"
             )
         if zero_is_error:
-            zero = torch.linalg.vector_norm(z.double(), dim=-1) <= _ZERO_LENGTH
+            zero = torch.linalg.vector_norm(where_float64_is(z).double(), dim=-1) <= _ZERO_LENGTH
             if bool(zero.any()):
                 raise EmbeddingError(
                     f"{int(zero.sum())} of {zero.numel()} embeddings are zero vectors (shorter than {_ZERO_LENGTH}) "

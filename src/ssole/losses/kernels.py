@@ -25,6 +25,11 @@ _SINGLE_PRECISION_NOISE = 1e-5
 _SMALL = 1 << 14
 
 
+def where_float64_is(x: Tensor) -> Tensor:
+    """`x`; of one on an Apple GPU (MPS), which has neither float64 nor its eigenvalues, a copy on the CPU."""
+    return x.cpu() if x.device.type == "mps" else x
+
+
 def constant(rows: tuple[tuple[float, ...], ...], device: torch.device) -> Tensor:
     """A float64 matrix of constants, which callers must not change. Cached: a GPU would wait for a copy."""
     return _matrix(rows, device) if torch.compiler.is_compiling() else _kept_matrix(rows, device)

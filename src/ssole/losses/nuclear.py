@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from ssole.losses import device
-from ssole.losses.kernels import gram_product, multiply_into, product_dtype
+from ssole.losses.kernels import gram_product, multiply_into, product_dtype, where_float64_is
 from ssole.losses.roots import RANK_TOLERANCE, Root, inverse_root
 
 
@@ -45,7 +45,7 @@ def nuclear_norm(x: Tensor) -> Tensor:
 
     The gradient with respect to `x` is U V^T over the non-zero singular values, in the dtype of `x`. Relative to the
     largest, zero means below 3e-8 sqrt(k) on the CPU (for float64: max(m, n) * eps), and fades out below 1e-6 on
-    accelerators. Autocast does not apply inside.
+    accelerators. Autocast does not apply inside. Of `x` on an Apple GPU (MPS), the CPU computes it.
 
     Raises:
         ValueError: `x` has fewer than two dimensions, is empty, or is not of a floating-point dtype.
@@ -57,11 +57,12 @@ def nuclear_norm(x: Tensor) -> Tensor:
         raise ValueError(f"nuclear_norm got an empty tensor of shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise ValueError(f"nuclear_norm needs a floating-point tensor, got {x.dtype}; convert it with .float()")
+    home, x = x.device, where_float64_is(x)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     route = _Svd() if dtype == torch.float64 and x.device.type == "cpu" else _Gram()
     with torch.autocast(x.device.type, enabled=False):
         value_N: Tensor = _NuclearNorms.apply(x.reshape(-1, *x.shape[-2:]).to(dtype), route)
-    return value_N.to(dtype).reshape(x.shape[:-2])
+    return value_N.to(dtype).reshape(x.shape[:-2]).to(home)
 
 
 def all_modes_norm(x_Nmn: Tensor) -> Tensor:

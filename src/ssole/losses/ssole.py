@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssole import distributed
 from ssole.losses.base import EmbeddingLoss, check_count, check_embeddings, check_number, to_unit_length
-from ssole.losses.kernels import helmert
+from ssole.losses.kernels import helmert, where_float64_is
 from ssole.losses.nuclear import all_modes_norm, image_and_view_norms, nuclear_norm, unit_norms
 from ssole.losses.roots import Root, frobenius_root, inverse_root, kernel_root
 
@@ -147,9 +147,9 @@ class SSOLELoss(EmbeddingLoss[SSOLETerms]):
         """Named terms of the loss, with the arguments and errors of `forward`."""
         check_embeddings(z)
         with torch.autocast(z.device.type, enabled=False):
-            z_BVD = z if z.dtype == torch.float64 else z.float()
+            z_BVD = where_float64_is(z if z.dtype == torch.float64 else z.float())
             terms = self._compute(z_BVD, self._global_batch(z_BVD))
-        return SSOLETerms(*(term.to(z_BVD.dtype) for term in terms))
+        return SSOLETerms(*(term.to(z_BVD.dtype).to(z.device) for term in terms))
 
     def _compute(self, z_BVD: Tensor, batch_BVD: Tensor) -> SSOLETerms:
         """Terms of the embeddings of this process and of all processes."""

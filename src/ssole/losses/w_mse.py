@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssole import distributed
 from ssole.losses.base import EmbeddingLoss, check_count
+from ssole.losses.kernels import where_float64_is
 
 # Shortest whitened embedding that is scaled to unit length: an image at the mean of its sub-batch stays 0.
 _SHORTEST = 1e-12
@@ -78,17 +79,19 @@ class WMSELoss(EmbeddingLoss[WMSETerms]):
                 f"projector of {max(1, images // 2)} dimensions or fewer (published: 64)"
             )
         # Float64, as the covariance of embeddings squares their condition number.
-        whole_BVD = z_BVD.double()
+        whole_BVD = where_float64_is(z_BVD).double()
         cosines = whole_BVD.new_zeros(())
         for _ in range(self.iterations):
-            keys_B = distributed.all_reduce(torch.rand(images, device=z_BVD.device))  # the same sum on all processes
+            keys_B = distributed.all_reduce(
+                torch.rand(images, device=whole_BVD.device)
+            )  # the same sum on all processes
             for part_bVD in whole_BVD[keys_B.argsort()].tensor_split(images // size):
                 w_VbD = self._whiten(part_bVD.transpose(0, 1))
                 u_VbD = w_VbD / torch.linalg.vector_norm(w_VbD, dim=-1, keepdim=True).clamp(min=_SHORTEST)
                 # Over different views, the cosines of an image sum to |sum of its rows|^2 - sum of |row|^2.
                 cosines = cosines + u_VbD.sum(0).square().sum() - u_VbD.square().sum()
         cosine = cosines / (self.iterations * images * views * (views - 1))
-        return WMSETerms((2 - 2 * cosine).to(z_BVD.dtype), cosine.to(z_BVD.dtype))
+        return WMSETerms(*(term.to(z_BVD.dtype).to(z_BVD.device) for term in (2 - 2 * cosine, cosine)))
 
     def _whiten(self, z_VbD: Tensor) -> Tensor:
         """Embeddings of each view with mean 0 and, without shrinkage, the identity as covariance."""

@@ -213,6 +213,8 @@ def _check_images(images: ImageBatch, ids: torch.Tensor, recipe: ViewRecipe) -> 
                 "images must be torch tensors uint8 or uint16: (B, C, H, W), or a list of (C, h, w) with the same C "
                 f"and dtype; got {_kind(one)}"
             )
+    if first.device.type == "mps":
+        raise ValueError("images are on an Apple GPU (mps), which has no float64: make the views of images on the CPU")
     channels = first.shape[0]
     if recipe.mean is None or recipe.std is None:
         raise ValueError("the recipe has no mean and std to normalise with: give one of each per channel")
