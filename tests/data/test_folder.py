@@ -13,7 +13,7 @@ from image_files import ids, png, special_files, tree, value
 from PIL import Image
 
 from ssole.data.base import Source
-from ssole.data.folder import FolderSource, ListSource, image_suffixes, unread_images
+from ssole.data.folder import FolderSource, ListSource, find_files, image_suffixes, unread_images
 from ssole.data.sources import open_source
 from ssole.data.store import ImageStore
 from ssole.errors import DataError
@@ -90,6 +90,20 @@ def test_links_are_followed_once(tmp_path):
     assert ids(source) == ["a/1.png", "b/2.png", "gone.png"]
     with pytest.raises(DataError, match=r"gone.png: cannot read the file \(No such file"):
         source.read(2)
+
+
+def test_folders_without_a_number_are_all_looked_into(tmp_path, monkeypatch):
+    """As on some file systems under Windows, which give 0 for all. Loops end there too."""
+    tree(tmp_path, "a/1.png", "b/c/2.png")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    stat = os.stat
+
+    def without_number(path, **options):
+        values = list(stat(path, **options))
+        return os.stat_result([values[0], 0, *values[2:]])
+
+    monkeypatch.setattr("ssole.data.folder.os.stat", without_number)
+    assert find_files(tmp_path, {".png"})[0] == ["a/1.png", "b/c/2.png"]
 
 
 def test_a_link_to_itself_is_unreadable(tmp_path):
@@ -266,6 +280,13 @@ def test_tables(folder, text, labels, classes):
     assert [value(source, 0), value(source, 1)] == [0, 2 if "comma" in text else 1]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_list_that_powershell_or_excel_wrote(folder, encoding):
+    text = "a.png\r\nb/ä.png\r\n"
+    (folder / "list.txt").write_bytes(("\ufeff" * (encoding != "utf-16") + text).encode(encoding))
+    assert ids(ListSource(folder / "list.txt")) == ["a.png", "b/ä.png"]
+
+
 def test_tabs(folder):
     assert ids(open_source(write(folder / "list.tsv", "path\tlabel\nwith, comma.png\t1\n"))) == ["with, comma.png"]
 
@@ -325,6 +346,12 @@ def test_absolute_paths_and_dots_within_the_folder(folder):
     source = open_source(write(folder / "list.txt", f"{folder}/a.png\ndeep/../deep/./b.png\n"))
     assert ids(source) == ["a.png", "deep/b.png"]
     assert value(source, 1) == 1
+
+
+def test_an_absolute_path_may_have_other_capitals_where_the_system_knows_none(folder, monkeypatch):
+    monkeypatch.setattr("ssole.data.folder.os.path.normcase", str.lower)  # as on Windows
+    (folder / "list.txt").write_text(f"{str(folder.resolve()).upper()}/a.png\n")
+    assert ids(ListSource(folder / "list.txt")) == ["a.png"]
 
 
 def test_another_root(folder):

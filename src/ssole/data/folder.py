@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import os
@@ -127,7 +128,11 @@ class ListSource(FileSource):
         self.root = root.rstrip("/") if is_remote(root) else os.path.abspath(root)
         self.identity = without_secrets(f"{self.root}/{self.name}")  # two lists may have one root
         # names that are not valid text are kept, as they are in a folder
-        text = read_bytes(file, where=file).decode("utf-8-sig", errors="surrogateescape")
+        data = read_bytes(file, where=file)
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell's > and Excel write
+            text = data.decode("utf-16", errors="replace")
+        else:
+            text = data.decode("utf-8-sig", errors="surrogateescape")
         labels: list[str] | None = None
         if delimiter := _TABLES.get(suffix_of(file)):
             entries, labels, self.why_unlabelled = _columns(text, delimiter, file)
@@ -171,16 +176,18 @@ def find_files(folder: Path, suffixes: Set[str]) -> tuple[list[str], Counter[str
     paths: list[str] = []
     ignored: Counter[str] = Counter()
     hidden = 0
-    visited: set[tuple[int, int]] = set()
+    visited: set[tuple[int, int] | str] = set()
     waiting = [""]
     while waiting:
         here = waiting.pop()
         folders = []
         with data_errors(f"Cannot list the folder {folder / here}"):
             status = os.stat(folder / here)
-            if (status.st_dev, status.st_ino) in visited:
+            # some file systems, on Windows above all, have no numbers of files, and give 0 for all
+            this = (status.st_dev, status.st_ino) if status.st_ino else os.path.realpath(folder / here)
+            if this in visited:
                 continue
-            visited.add((status.st_dev, status.st_ino))
+            visited.add(this)
             entries = list(os.scandir(folder / here))
         prefix = f"{here}/" if here else ""
         for entry in entries:
@@ -277,7 +284,8 @@ def _below_root(entries: list[str], root: str, location: str) -> Iterator[str]:
 def _inside_folder(entry: str, prefix: str) -> str | None:
     # join takes an absolute entry as it is; the normalised path is the one read later, so no link can lead .. elsewhere
     path = os.path.normpath(os.path.join(prefix, entry))
-    return path[len(prefix) :].replace(os.sep, "/") if path.startswith(prefix) else None
+    is_inside = os.path.normcase(path).startswith(os.path.normcase(prefix))  # where Windows knows no capitals
+    return path[len(prefix) :].replace(os.sep, "/") if is_inside else None
 
 
 def _inside_url(entry: str, prefix: str) -> str | None:
