@@ -35,7 +35,8 @@ def test_value_and_gradient_are_those_of_a_cpu(
         values.append(compute(x))
         assert (values[-1].device, values[-1].dtype) == (x.device, torch.float32)
         values[-1].backward()
-    assert here.grad is not None and there.grad is not None
+    assert here.grad is not None
+    assert there.grad is not None
     assert torch.equal(values[1].detach().cpu(), values[0].detach())
     assert torch.equal(there.grad.cpu(), here.grad)
 
