@@ -67,6 +67,15 @@ def test_all_differences_are_named(tmp_path: Path) -> None:
         save_request(tmp_path, dataclasses.replace(request(), arms=other))
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(("lambda", "Lambda"), "lambda and Lambda differ in capitals alone"), (("a", "a."), "no dot at its end")],
+)
+def test_arms_whose_folders_macos_or_windows_cannot_tell_apart_are_refused(names: tuple[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_arms({name: {} for name in names}, tiny.config(), projector="recipe")
+
+
 @pytest.mark.parametrize("text", ["a: 1", "arms: 3", "arms: {}"])
 def test_a_damaged_file_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "comparison.yaml").write_text(text)

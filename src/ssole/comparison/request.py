@@ -116,8 +116,15 @@ def make_arms(methods: Methods, base: PretrainConfig, *, projector: Literal["rec
     if len(named) < 2 or (not isinstance(methods, Mapping) and len(named) < len(methods)):
         raise ConfigError(f"a comparison needs two different methods or more, got {', '.join(methods) or 'none'}")
     for name in named:
-        if not re.fullmatch(r"[\w.+= -]{1,80}", name) or name in (".", ".."):
-            raise ConfigError(f"the name of an arm is a folder's too: letters, digits, and . + = - _, got {name!r}")
+        if not re.fullmatch(r"[\w.+= -]{0,79}[\w+=-]", name):  # Windows drops a dot or blank at the end of a name
+            raise ConfigError(
+                f"the name of an arm is a folder's too: letters, digits, and . + = - _, no dot at its end, got {name!r}"
+            )
+    if alike := [name for name in named if [other.casefold() for other in named].count(name.casefold()) > 1]:
+        raise ConfigError(
+            f"{' and '.join(alike)} differ in capitals alone, and macOS and Windows would give them one folder: "
+            "name the arms differently"
+        )
     return tuple(_make_arm(name, given, base, projector) for name, given in named.items())
 
 
