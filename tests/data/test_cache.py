@@ -961,3 +961,20 @@ def test_after_close_nothing_is_found_or_kept_and_what_was_handed_out_stays(full
     assert kept.get(3) is None
     kept.keep(3, image(3))
     assert torch.equal(found, image(3))
+
+
+def test_a_cache_for_one_run_that_windows_holds_is_left_whole_for_later_runs_to_remove(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "about.json").touch()
+    one = ImageCache(tmp_path, 1, limit=1 << 20, temporary=True)
+    unlink = Path.unlink
+
+    def held(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "pixels.bin":
+            raise PermissionError(13, "mapped")
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", held)
+    one.close()
+    assert {path.name for path in tmp_path.iterdir()} >= {"about.json", "index.bin", "pixels.bin"}

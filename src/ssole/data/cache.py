@@ -189,7 +189,9 @@ class ImageCache:
             self._index.close()
             self._records, self._map = np.zeros_like(self._records), np.empty(0, np.uint8)
         if self._temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # on Windows while an image is in use; a later run removes it by its about.json
+                (self.folder / "pixels.bin").unlink(missing_ok=True)
+                shutil.rmtree(self.folder, ignore_errors=True)
 
     def _append(self, i: int, image: torch.Tensor) -> None:
         data = image.contiguous().numpy().reshape(-1).view(np.uint8).data
