@@ -23,6 +23,22 @@ from ssole.files import (
 )
 
 
+def test_a_file_that_a_virus_scanner_holds_for_a_moment_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, refused = os.replace, [PermissionError(13, "held"), PermissionError(13, "held")]
+
+    def held(old: Path, new: Path) -> None:
+        if refused:
+            raise refused.pop()
+        replace(old, new)
+
+    monkeypatch.setattr("ssole.files._WAITS", (0.0, 0.0))  # as on Windows
+    monkeypatch.setattr("ssole.files.os.replace", held)
+    write_text_atomically(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "new"
+
+
 def test_text_and_bytes_arrive_and_replace(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text_atomically(path, "zwölf\n")

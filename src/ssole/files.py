@@ -9,6 +9,7 @@ import re
 import secrets
 import stat
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,8 @@ from ssole.errors import ConfigError
 
 LEFTOVER = ".ssole-tmp"
 """Suffix of files and folders that a killed writer leaves behind; their names also begin with a dot."""
+
+_WAITS = (0.05, 0.1, 0.2, 0.4, 0.8) if os.name == "nt" else ()  # seconds between attempts to rename
 
 
 @contextmanager
@@ -57,11 +60,21 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
         write(temporary)
         temporary.chmod(permissions)  # the writer may have made another file in its place
         _flush(temporary)
-        os.replace(temporary, path)
+        _rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     _flush_folder(path.parent)
+
+
+def _rename(old: Path, new: Path) -> None:
+    """Rename, in place of what is there. On Windows, virus scanners and indexers hold new files for a moment."""
+    for wait in _WAITS:
+        try:
+            return os.replace(old, new)
+        except PermissionError:
+            time.sleep(wait)
+    return os.replace(old, new)
 
 
 def _beginning(name: str) -> str:
@@ -136,7 +149,7 @@ def folder_atomically(folder: Path) -> Iterator[Path]:
         if is_there:
             _move_entries(place, folder)
         else:
-            os.replace(place, folder)
+            _rename(place, folder)
     _flush_folder(home)
 
 
