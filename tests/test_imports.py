@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -211,6 +212,20 @@ print((now() - middle) / (middle - start))
     while len(shares) < 15 and min(shares, default=1.0) >= 0.25:
         shares.append(float(run_python(code)))
     assert min(shares) < 0.25, shares
+
+
+def test_a_torch_that_was_built_without_processes_is_enough() -> None:
+    code = """
+        import torch
+        import torch.distributed as dist
+        dist.is_available = lambda: False
+        for name in ("PrefixStore", "rendezvous", "DistError"):
+            delattr(dist, name)
+        import ssole
+        print(float(ssole.SSOLELoss()(torch.eye(4)[:, None].repeat(1, 2, 1))))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) == pytest.approx(0, abs=1e-6)
 
 
 def test_import_loads_no_heavy_package() -> None:

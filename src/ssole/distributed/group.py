@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
 
 from ssole.distributed.collectives import STATE, world_size
 from ssole.errors import ConfigError
@@ -142,19 +141,24 @@ def _leave(failed: bool) -> None:
 
 @lru_cache(maxsize=1)  # one for the whole life of a process: torchrun's environment names one address
 def _store() -> Any:
+    # here, as some builds of torch have no processes
+    from torch.distributed import PrefixStore, rendezvous  # type: ignore[attr-defined]
+
     store, _, _ = next(rendezvous("env://", timeout=_START))
     while isinstance(store, PrefixStore):  # by the restarts of each machine, which may differ
         store = store.underlying_store
     return store
 
 
-def _meet(store: Any, place: Launch) -> PrefixStore:
+def _meet(store: Any, place: Launch) -> Any:
     """Part of the store for one start of the processes, under a random name that the first process chooses.
 
     torchrun keeps the store when it restarts the processes, so the name in it may be an old one. Each other process
     writes a random word under the name that it finds, and accepts the name once the first process has returned the
     word. It returns them when all processes have written one. A ProcessError or RuntimeError if some are late.
     """
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+
     if place.rank == 0:
         name = uuid.uuid4().hex
         store.set("ssole group", name)
