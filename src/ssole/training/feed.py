@@ -93,7 +93,9 @@ class Feed:
 
         0 for images in a GPU's memory. The loop runs ahead of a GPU, so that its own waits delay nothing there.
         """
-        return self._loop_waited if self._upload is None else self._upload.waits.seconds()
+        if self._upload is not None:
+            return self._upload.waits.seconds()
+        return self._loop_waited if self._images is None else 0.0
 
     def batches(self, plan: Plan, start: int) -> Iterator[tuple[int, int, torch.Tensor, ImageBatch]]:
         """(step, epoch, ids (B,), images) from step `start` on; ids and images are on the device.
@@ -106,9 +108,9 @@ class Feed:
             device_ids = copy_to(ids, self._device)
             ahead.append((step, epoch, device_ids, self._begin(ids, device_ids)))
             if len(ahead) > AHEAD:
-                yield _ready(*ahead.popleft())
+                yield self._finish(*ahead.popleft())
         while ahead:
-            yield _ready(*ahead.popleft())
+            yield self._finish(*ahead.popleft())
 
     def hint(self) -> str | None:
         """Advice in one line on how to wait less for images; None if the waiting ends by itself."""
@@ -121,19 +123,15 @@ class Feed:
         self._store.prefetch(ids)
         if self._upload is not None:
             return self._upload.begin(lambda: self._store.get(ids))
-        return lambda: self._get(ids)
+        return lambda: self._store.get(ids)
 
-    def _get(self, ids: torch.Tensor) -> ImageBatch:
+    def _finish(
+        self, step: int, epoch: int, ids: torch.Tensor, ready: Callable[[], ImageBatch]
+    ) -> tuple[int, int, torch.Tensor, ImageBatch]:
         begin = time.perf_counter()
-        images = self._store.get(ids)
+        images = ready()
         self._loop_waited += time.perf_counter() - begin
-        return images
-
-
-def _ready(
-    step: int, epoch: int, ids: torch.Tensor, ready: Callable[[], ImageBatch]
-) -> tuple[int, int, torch.Tensor, ImageBatch]:
-    return step, epoch, ids, ready()
+        return step, epoch, ids, images
 
 
 def _resident(images: torch.Tensor, device: torch.device) -> torch.Tensor | None:
